@@ -1,0 +1,1 @@
+"""Llama-family models in JAX: pure functions over parameter pytrees and an immutable KV cache."""

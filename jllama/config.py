@@ -1,0 +1,265 @@
+"""The architecture of a model, as `config.json` or GGUF metadata states it."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.layers.mlp import ACTIVATIONS
+from jllama.layers.rope import Rope
+from jllama.rope_config import rope_from_gguf, rope_from_hf
+
+MODEL_TYPES = ("llama", "mistral")
+
+# Keys of config.json that do not change what inference computes.
+_NEUTRAL = frozenset(
+    """_name_or_path architectures attention_dropout auto_map bad_words_ids bos_token_id chunk_size_feed_forward
+    dtype eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_length min_length model_type num_labels output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict rope_interleaved
+    task_specific_params tokenizer_class torch_dtype torchscript transformers_version transformers.js_config
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict""".split()
+)
+# Keys that would change it, with the values that leave it alone.
+_UNSUPPORTED = {
+    "quantization_config": (None,),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "num_local_experts": (None, 0, 1),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    "clip_qkv": (None,),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "attention_multiplier": (None,),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "use_qk_norm": (None, False),
+    "qk_norm": (None, False),
+    "no_rope_layers": (None, [], ()),
+    "is_causal": (None, True),
+    "tie_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Llama-family architecture: the field names and defaults of Hugging Face's `config.json`.
+
+    Frozen and hashable, so that it can be a static argument of `jax.jit`.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope: Rope = Rope()
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model can attend to: more than it was trained for with dynamic RoPE."""
+        stretch = self.rope.factor if self.rope.rope_type == "dynamic" else 1.0
+        return int(self.max_position_embeddings * stretch)
+
+    @classmethod
+    def from_hf(cls, source: str | Path | Mapping[str, Any]) -> "ModelConfig":
+        """Reads a `config.json` (its path, or its content).
+
+        Raises:
+          JllamaError: unreadable, not JSON, a model type, key or value that is not supported.
+        """
+        keys = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
+        model_type = keys.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise JllamaError(
+                f"model_type {model_type!r} is not supported; jllama runs {' and '.join(MODEL_TYPES)}"
+            )
+        refuse_unsupported(keys)
+        return cls(**_hf_fields(keys))
+
+    @classmethod
+    def from_gguf(
+        cls,
+        metadata: Mapping[str, Any],
+        tensors: Collection[str],
+        frequency_factors: tuple[float, ...] | None = None,
+    ) -> "ModelConfig":
+        """Reads GGUF metadata (keys `llama.*`, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+
+        Args:
+          metadata: plain Python values by key.
+          tensors: the names of the file's tensors; biases and an output matrix show only there.
+          frequency_factors: the content of the tensor `rope_freqs.weight`, if there is one.
+
+        Raises:
+          JllamaError: an architecture, key or value that is not supported, or a key that is missing.
+        """
+        architecture = metadata.get("general.architecture")
+        if architecture not in MODEL_TYPES:
+            raise JllamaError(
+                f"GGUF architecture {architecture!r} is not supported; jllama runs {' and '.join(MODEL_TYPES)}"
+            )
+        return cls(**_gguf_fields(_GgufKeys(metadata, architecture), tensors, frequency_factors))
+
+
+def refuse_unsupported(keys: Mapping[str, Any]) -> None:
+    """Refuses keys of `config.json` that jllama would compute wrongly; warns of those it does not know."""
+    for key, harmless in _UNSUPPORTED.items():
+        if key in keys and keys[key] not in harmless:
+            raise JllamaError(f"config.json: {key}={keys[key]!r} is not supported")
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    read = fields | {
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "layer_types",
+        "use_sliding_window",
+    }
+    unknown = sorted(set(keys) - read - _NEUTRAL - set(_UNSUPPORTED))
+    if unknown:
+        warnings.warn(f"config.json: keys that jllama does not know: {', '.join(unknown)}", stacklevel=3)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JllamaError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise JllamaError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(keys, dict):
+        raise JllamaError(f"{path} holds no JSON object; it should be the model's config.json")
+    return keys
+
+
+def _hf_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ModelConfig`, with the defaults that Hugging Face's own classes give."""
+    mistral = keys["model_type"] == "mistral"
+
+    def get(key: str, default: Any) -> Any:
+        value = keys.get(key)
+        return default if value is None else value
+
+    hidden, heads = get("hidden_size", 4096), get("num_attention_heads", 32)
+    implied_head_dim = hidden // heads if isinstance(heads, int) and heads > 0 else 0
+    max_positions = get("max_position_embeddings", 131072 if mistral else 2048)
+    return dict(
+        vocab_size=get("vocab_size", 32000),
+        hidden_size=hidden,
+        intermediate_size=get("intermediate_size", 14336 if mistral else 11008),
+        num_hidden_layers=get("num_hidden_layers", 32),
+        num_attention_heads=heads,
+        num_key_value_heads=get("num_key_value_heads", 8 if mistral else heads),
+        head_dim=get("head_dim", implied_head_dim),
+        max_position_embeddings=max_positions,
+        rms_norm_eps=get("rms_norm_eps", 1e-6),
+        rope=rope_from_hf(keys, max_positions),
+        hidden_act=get("hidden_act", "silu"),
+        tie_word_embeddings=get("tie_word_embeddings", False),
+        attention_bias=get("attention_bias", False),
+        mlp_bias=get("mlp_bias", False),
+        sliding_window=_hf_window(keys, mistral),
+    )
+
+
+def _hf_window(keys: Mapping[str, Any], mistral: bool) -> int | None:
+    """Mistral slides (4096 where the key is missing, as in its own class) unless the key is null."""
+    kinds = set(keys.get("layer_types") or ())
+    if not kinds <= {"full_attention", "sliding_attention"} or len(kinds) > 1:
+        raise JllamaError(f"config.json: layer_types of kinds {sorted(kinds)} are not supported")
+    window = keys.get("sliding_window", 4096 if mistral else None)
+    if not mistral and window is not None:
+        raise JllamaError("config.json: model_type llama has no sliding_window; use model_type mistral")
+    return None if keys.get("use_sliding_window") is False else window
+
+
+class _GgufKeys:
+    """Metadata under an architecture's prefix."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata, self.prefix = metadata, architecture
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.metadata.get(f"{self.prefix}.{key}", default)
+
+    def need(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise JllamaError(f"GGUF metadata lacks {self.prefix}.{key}; convert or download the file again")
+        return value
+
+
+def _gguf_fields(
+    keys: _GgufKeys, tensors: Collection[str], frequency_factors: tuple[float, ...] | None
+) -> dict[str, Any]:
+    hidden, heads = keys.need("embedding_length"), keys.need("attention.head_count")
+    head_dim = keys.get("attention.key_length", hidden // heads if heads else 0)
+    for key, only in (
+        ("attention.value_length", head_dim),
+        ("rope.dimension_count", head_dim),
+        ("expert_count", 0),
+    ):
+        if keys.get(key, only) != only:
+            raise JllamaError(f"GGUF: {keys.prefix}.{key}={keys.get(key)} is not supported (only {only})")
+    words = keys.metadata.get("tokenizer.ggml.tokens")
+    return dict(
+        vocab_size=len(words) if words else keys.need("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=keys.need("feed_forward_length"),
+        num_hidden_layers=keys.need("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_position_embeddings=keys.need("context_length"),
+        rms_norm_eps=keys.need("attention.layer_norm_rms_epsilon"),
+        rope=rope_from_gguf(keys.get, keys.need("context_length"), frequency_factors),
+        tie_word_embeddings="output.weight" not in tensors,
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        sliding_window=keys.get("attention.sliding_window"),
+    )
+
+
+def _check(c: ModelConfig) -> None:
+    """Refuses sizes that no model has, each by name."""
+    for field in dataclasses.fields(c):
+        value = getattr(c, field.name)
+        if field.type is int and (type(value) is not int or not 0 < value < 2**31):
+            raise JllamaError(f"config: {field.name}={value!r} must be a positive whole number")
+        if field.type is bool and type(value) is not bool:
+            raise JllamaError(f"config: {field.name}={value!r} must be true or false")
+    if c.num_attention_heads % c.num_key_value_heads:
+        raise JllamaError(
+            f"config: num_attention_heads={c.num_attention_heads} is no multiple of "
+            f"num_key_value_heads={c.num_key_value_heads}"
+        )
+    if c.head_dim % 2:
+        raise JllamaError(f"config: head_dim={c.head_dim} must be even: RoPE rotates pairs")
+    if not isinstance(c.rms_norm_eps, int | float) or not 0 <= c.rms_norm_eps < 1:
+        raise JllamaError(f"config: rms_norm_eps={c.rms_norm_eps!r} must be a number from 0 to 1")
+    if c.hidden_act not in ACTIVATIONS:
+        raise JllamaError(
+            f"config: hidden_act={c.hidden_act!r} is not supported; use {', '.join(ACTIVATIONS)}"
+        )
+    if c.sliding_window is not None and (type(c.sliding_window) is not int or c.sliding_window < 1):
+        raise JllamaError(
+            f"config: sliding_window={c.sliding_window!r} must be a positive whole number or null"
+        )

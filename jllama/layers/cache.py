@@ -1,0 +1,78 @@
+"""The key-value cache: an immutable pytree. Every operation returns a new cache; the old one stays valid."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class CacheShape(Protocol):
+    """What a cache must know of a model (a `ModelConfig` is one)."""
+
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KVCache:
+    """Rotated keys and values of every layer, at exactly the rank that the attention products consume.
+
+    A reshape between the update and the product would make XLA copy the whole cache at each step.
+    """
+
+    keys: tuple[Array, ...]  # L of [B, K, S, H]
+    values: tuple[Array, ...]  # L of [B, K, S, H]
+    length: Array  # int32 [B]: how many positions of each row hold a token
+
+    @classmethod
+    def empty(cls, config: CacheShape, *, batch: int, max_len: int, dtype="bfloat16") -> "KVCache":
+        """A cache of `max_len` positions for `batch` rows, filled with nothing."""
+        shape = (batch, config.num_key_value_heads, max_len, config.head_dim)
+
+        def zeros() -> tuple[Array, ...]:
+            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+
+        return cls(keys=zeros(), values=zeros(), length=jnp.zeros((batch,), jnp.int32))
+
+    @property
+    def max_len(self) -> int:
+        """S: how many positions there are."""
+        return self.keys[0].shape[2]
+
+    def append(self, layer: int, keys: Array, values: Array) -> "KVCache":
+        """Writes `[B, T, K, H]` behind the valid positions of each row; `length` stays (see `advance`).
+
+        Positions past the end are dropped: nothing valid is ever overwritten.
+        """
+        rows = jnp.arange(keys.shape[0], dtype=jnp.int32)[:, None]
+        places = self.length[:, None] + jnp.arange(keys.shape[1], dtype=jnp.int32)[None, :]
+
+        def write(old: Array, new: Array) -> Array:
+            return old.at[rows, :, places].set(new.astype(old.dtype), mode="drop")
+
+        with jax.named_scope("cache_append"):
+            new_keys, new_values = write(self.keys[layer], keys), write(self.values[layer], values)
+        return dataclasses.replace(
+            self,
+            keys=self.keys[:layer] + (new_keys,) + self.keys[layer + 1 :],
+            values=self.values[:layer] + (new_values,) + self.values[layer + 1 :],
+        )
+
+    def read(self, layer: int) -> tuple[Array, Array]:
+        """Keys and values of one layer, each `[B, K, S, H]`, unfilled positions included."""
+        return self.keys[layer], self.values[layer]
+
+    def advance(self, count: Array) -> "KVCache":
+        """Makes the next `count` (int32 `[B]`) positions of each row valid, up to the end."""
+        return dataclasses.replace(self, length=jnp.minimum(self.length + count, self.max_len))
+
+    def rewind(self, length: Array) -> "KVCache":
+        """Forgets all but the first `length` (int32 `[B]`) positions of each row."""
+        return dataclasses.replace(self, length=jnp.minimum(self.length, length))

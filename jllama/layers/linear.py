@@ -1,0 +1,39 @@
+"""The one weight contraction of the code base."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.layers.quantized import QTensor, quantized_linear
+
+
+def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:
+    """Contracts the last axis of `x` with the last axis of `weight`: products in float32, rounded once.
+
+    Args:
+      weight: `[*out, in]`, an array or a quantised leaf of that shape.
+      x: `[..., in]`.
+      bias: `[*out]`, added before the rounding.
+      dtype: of the result; that of `x` when None (the unembedding asks for float32).
+
+    Returns:
+      `[..., *out]`.
+    """
+    with jax.named_scope("linear"):
+        if isinstance(weight, QTensor):
+            y = quantized_linear(weight, x)
+        elif x.size == x.shape[-1]:
+            y = _matvec(weight, x)
+        else:
+            contract_last = (((x.ndim - 1,), (weight.ndim - 1,)), ((), ()))
+            y = jax.lax.dot_general(x, weight, contract_last, preferred_element_type=jnp.float32)
+        if bias is not None:
+            y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
+        return y.astype(dtype or x.dtype)
+
+
+def _matvec(weight: Array, x: Array) -> Array:
+    """One row of `x`: multiply and reduce reads each weight once, without the upcast copy of a dot."""
+    row = x.reshape((1,) * (weight.ndim - 1) + x.shape[-1:])
+    y = jnp.sum(weight.astype(jnp.float32) * row.astype(jnp.float32), axis=-1)
+    return y.reshape(x.shape[:-1] + weight.shape[:-1])

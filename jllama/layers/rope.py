@@ -1,0 +1,128 @@
+"""Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864) and its long-context forms.
+
+The rotation pairs element i with element i + H/2 ("rotate half"), as Hugging Face checkpoints expect.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """How positions become angles: the config keys `rope_theta` and `rope_scaling` / `rope_parameters`.
+
+    `rope_type` is one of `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn`. A field that the type does
+    not use keeps its default.
+    """
+
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn; None: derived from the factor
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    truncate: bool = True  # yarn
+    frequency_factors: tuple[float, ...] | None = None  # H/2 divisors, as GGUF stores llama3's
+
+
+def rope_tables(rope: Rope, head_dim: int, positions: Array, context: Array) -> tuple[Array, Array]:
+    """Cosines and sines for the given positions.
+
+    Args:
+      rope: the kind of embedding.
+      head_dim: H, even.
+      positions: int32 `[B, T]`.
+      context: int32 `[B]`, the length of the whole text so far; only `dynamic` reads it.
+
+    Returns:
+      `(cos, sin)`, float32 `[B, T, H/2]`.
+    """
+    with jax.named_scope("rope_tables"):
+        if rope.rope_type == "dynamic":
+            frequencies = _dynamic_frequencies(rope, head_dim, context)
+        else:
+            frequencies = jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)[None]
+        angles = positions[:, :, None].astype(jnp.float32) * frequencies[:, None, :]
+        scale = attention_factor(rope)
+        return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates `x` `[B, T, K, M, H]` by the tables `[B, T, H/2]`, in float32; keeps the dtype of `x`."""
+    with jax.named_scope("rope"):
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        cos, sin = cos[:, :, None, None, :], sin[:, :, None, None, :]
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Angle per position of each pair, float64 `[H/2]`, for every type but `dynamic`."""
+    plain = 1.0 / rope.rope_theta ** (np.arange(0, head_dim, 2) / head_dim)
+    if rope.frequency_factors is not None:
+        plain = plain / np.asarray(rope.frequency_factors)
+    if rope.rope_type == "linear":
+        return plain / rope.factor
+    if rope.rope_type == "llama3":
+        return _llama3_frequencies(rope, plain)
+    if rope.rope_type == "yarn":
+        return _yarn_frequencies(rope, plain, head_dim)
+    return plain
+
+
+def _llama3_frequencies(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
+    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)
+    band = rope.high_freq_factor - rope.low_freq_factor
+    keep = np.clip((turns - rope.low_freq_factor) / band, 0.0, 1.0)
+    return keep * plain + (1.0 - keep) * plain / rope.factor
+
+
+def _yarn_frequencies(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
+    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071), its "NTK by parts"."""
+
+    def pair_that_turns(rotations: float) -> float:
+        wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.rope_theta))
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = (high - low) or 0.001
+    stretch = np.clip((np.arange(head_dim // 2) - low) / width, 0.0, 1.0)
+    return stretch * plain / rope.factor + (1.0 - stretch) * plain
+
+
+def _dynamic_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
+    """Dynamic NTK: the base grows with the text once it is longer than the model was trained for."""
+    trained = rope.original_max_position_embeddings
+    length = jnp.maximum(context.astype(jnp.float32), float(trained))
+    growth = (rope.factor * length / trained - (rope.factor - 1.0)) ** (head_dim / (head_dim - 2))
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    return 1.0 / (rope.rope_theta * growth[:, None]) ** exponents[None, :]
+
+
+def attention_factor(rope: Rope) -> float:
+    """What YaRN multiplies cosines and sines by (its attention temperature); 1 for the other types."""
+    if rope.rope_type != "yarn":
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+
+    def magnitude(mscale: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
+
+    if rope.mscale and rope.mscale_all_dim:
+        return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
+    return magnitude(1.0)

@@ -1,0 +1,109 @@
+"""The whole model: embed, blocks of attention and feed-forward, norm, unembed. Pure functions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.layers.attention import Attention, attention
+from jllama.layers.cache import KVCache
+from jllama.layers.linear import linear
+from jllama.layers.mlp import MLP, mlp
+from jllama.layers.norm import rms_norm
+from jllama.layers.quantized import QTensor, embed_rows
+from jllama.layers.rope import rope_tables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """One transformer layer."""
+
+    input_layernorm: Array  # [D]
+    attention: Attention
+    post_attention_layernorm: Array  # [D]
+    mlp: MLP
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Params:
+    """All weights of a model, in the run dtype."""
+
+    embed_tokens: Array | QTensor  # [V, D]
+    layers: tuple[Block, ...]  # L
+    norm: Array  # [D]
+    lm_head: Array | QTensor | None = None  # [V, D]; None: tied to embed_tokens
+
+
+def block(
+    config: ModelConfig,
+    p: Block,
+    x: Array,
+    cache: KVCache,
+    layer: int,
+    rope: tuple[Array, Array],
+) -> tuple[Array, KVCache]:
+    """One layer on the residual stream `x` `[B, T, D]`."""
+    with jax.named_scope(f"layer_{layer}"):
+        normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
+        mixed, cache = attention(p.attention, normed, cache, layer, rope=rope, window=config.sliding_window)
+        x = x + mixed
+        normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
+        return x + mlp(p.mlp, normed, config.hidden_act), cache
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    *,
+    n_valid: Array | None = None,
+    context: Array | None = None,
+    last_only: bool = False,
+) -> tuple[Array, KVCache]:
+    """Logits of T new tokens behind whatever the cache holds: prefill and decode alike.
+
+    Pure: `jit`, `vmap` and `grad` go through it, and `cache` stays valid.
+
+    Args:
+      config: the architecture (static under `jit`).
+      params: its weights.
+      tokens: int32 `[B, T]`, right-padded.
+      cache: what came before.
+      n_valid: int32 `[B]`, how many of the T tokens count; all when None.
+      context: int32 `[B]`, the length of the whole text that this call is a chunk of; up to its own last
+        token when None. Only RoPE type `dynamic` reads it.
+      last_only: only the logits of each row's last valid token.
+
+    Returns:
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
+    """
+    B, T = tokens.shape
+    n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
+    context = cache.length + n_valid if context is None else context
+    positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    rope = rope_tables(config.rope, config.head_dim, positions, context)
+    x = embed(params, tokens)
+    for layer, p in enumerate(params.layers):
+        x, cache = block(config, p, x, cache, layer, rope)
+    if last_only:
+        x = jnp.take_along_axis(x, jnp.maximum(n_valid - 1, 0)[:, None, None], axis=1)
+    return unembed(config, params, x), cache.advance(n_valid)
+
+
+def embed(params: Params, tokens: Array) -> Array:
+    """`[B, T, D]` in the run dtype. A token outside the vocabulary is NaN, not its neighbour."""
+    with jax.named_scope("embed"):
+        return embed_rows(params.embed_tokens, tokens, params.norm.dtype)
+
+
+def unembed(config: ModelConfig, params: Params, x: Array) -> Array:
+    """float32 logits `[B, T, V]`."""
+    with jax.named_scope("unembed"):
+        x = rms_norm(params.norm, x, config.rms_norm_eps)
+        head = params.embed_tokens if params.lm_head is None else params.lm_head
+        return linear(head, x, dtype=jnp.float32)
