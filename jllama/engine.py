@@ -1,0 +1,275 @@
+"""Token ids in, token ids out: prefill, the decode step and the loop around it. No text, no printing.
+
+`DecodeState` is one pytree and `decode_step` one function of it. `decode_block` runs the step up to `BLOCK`
+times inside one compiled loop, so that the device never waits for the host, and hands the tokens out together.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.kernels import decode_forward
+from jllama.layers.cache import KVCache
+from jllama.model import Params, forward
+from jllama.sampling import Sampling, TokenCounts, sample
+
+BLOCK = 16
+PREFILL_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 512, 2048)}
+NO_TOKEN = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeState:
+    """All that the next step depends on."""
+
+    cache: KVCache
+    token: Array  # int32 [B]: sampled last, not yet in the cache
+    generated: Array  # int32 [B]: how many tokens were sampled
+    limit: Array  # int32 [B]: how many may be
+    done: Array  # bool [B]
+    healthy: Array  # bool [B]: all logits so far were finite
+    keys: Array  # uint32 [B, 2]: the randomness of each row
+    stop_ids: Array  # int32 [E]: tokens that end a row
+    sampling: Sampling
+    counts: TokenCounts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """What a call of the loop hands out, apart from the state."""
+
+    tokens: Array  # int32 [B, up to BLOCK]: in order, then NO_TOKEN
+    done: Array  # bool [B]
+    healthy: Array  # bool [B]
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+def prefill_chunk(
+    config: ModelConfig, params: Params, cache: KVCache, tokens: Array, n_valid: Array, context: Array
+) -> tuple[Array, KVCache]:
+    """One chunk of right-padded prompts `[B, T]`: last logits `[B, V]` and the cache (donated)."""
+    logits, cache = forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True)
+    return logits[:, 0], cache
+
+
+def chunk_sizes(count: int, sizes: Sequence[int]) -> list[int]:
+    """How to cut `count` tokens into chunks of the given sizes, the last one padded.
+
+    Padding up to twice the rest beats several small calls; beyond that the next smaller size goes first.
+    """
+    chunks = []
+    while count > 0:
+        above = [size for size in sizes if count <= size <= 2 * count]
+        below = [size for size in sizes if size <= count]
+        chunks.append(min(above) if above else max(below) if below else min(sizes))
+        count -= chunks[-1]
+    return chunks
+
+
+def prefill(
+    config: ModelConfig, params: Params, cache: KVCache, prompts: Sequence[Sequence[int]]
+) -> tuple[Array, KVCache]:
+    """Puts prompts behind what the cache holds.
+
+    Args:
+      config: the architecture.
+      params: its weights.
+      cache: donated: it must not be used afterwards.
+      prompts: new token ids of each row, at least one; rows may differ in length.
+
+    Returns:
+      float32 `[B, V]`, the logits behind each row's last token, and the new cache.
+
+    Raises:
+      JllamaError: a row is empty or does not fit in the cache.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    used = np.asarray(cache.length)
+    check_fits(lengths, used, cache.max_len)
+    logits, start = None, 0
+    for size in chunk_sizes(int(lengths.max()), PREFILL_SIZES[platform_of(params)]):
+        tokens = _padded(prompts, start, size)
+        n_valid = np.clip(lengths - start, 0, size).astype(np.int32)
+        chunk_logits, cache = prefill_chunk(config, params, cache, tokens, n_valid, used + lengths)
+        # A row that ended in an earlier chunk keeps the logits it had.
+        logits = chunk_logits if logits is None else jnp.where(n_valid[:, None] > 0, chunk_logits, logits)
+        start += size
+    assert logits is not None
+    return logits, cache
+
+
+def check_fits(lengths: np.ndarray, used: np.ndarray, max_len: int) -> None:
+    """Refuses a prompt that is empty or leaves no room for an answer in the cache."""
+    if not lengths.size or lengths.min() < 1:
+        raise JllamaError("the prompt is empty: give at least one token")
+    need = int((used + lengths).max()) + 1
+    if need > max_len:
+        raise JllamaError(
+            f"prompt and answer need {need} positions at least and the cache has {max_len}: "
+            "shorten the prompt or raise max_seq_len"
+        )
+
+
+def _padded(prompts: Sequence[Sequence[int]], start: int, size: int) -> np.ndarray:
+    tokens = np.zeros((len(prompts), size), np.int32)
+    for row, prompt in enumerate(prompts):
+        piece = prompt[start : start + size]
+        tokens[row, : len(piece)] = piece
+    return tokens
+
+
+def platform_of(params: Params) -> str:
+    """`cpu` or `gpu`: where the weights lie."""
+    return next(iter(params.norm.devices())).platform.replace("cuda", "gpu")
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def start_decode(
+    cache: KVCache,
+    logits: Array,
+    sampling: Sampling,
+    counts: TokenCounts,
+    keys: Array,
+    limit: Array,
+    stop_ids: Array,
+) -> tuple[DecodeState, Block]:
+    """The state whose first token is sampled from the prompt's last logits `[B, V]`, and that token."""
+    B = logits.shape[0]
+    state = DecodeState(
+        cache=cache,
+        token=jnp.zeros((B,), jnp.int32),
+        generated=jnp.zeros((B,), jnp.int32),
+        limit=limit,
+        done=jnp.zeros((B,), bool),
+        healthy=jnp.ones((B,), bool),
+        keys=keys,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        counts=counts,
+    )
+    state = _take_token(state, logits)
+    return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
+
+
+def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
+    """Feeds each row's last token and samples its next one; rows that are done stay as they are."""
+    active = (~state.done).astype(jnp.int32)
+    logits, cache = decode_forward(
+        config, params, state.token[:, None], state.cache, n_valid=active, platform=platform
+    )
+    return _take_token(dataclasses.replace(state, cache=cache), logits[:, 0])
+
+
+def _take_token(state: DecodeState, logits: Array) -> DecodeState:
+    """Samples the next token of each row that is not done."""
+    active = ~state.done
+    token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
+    token = jnp.where(active, token, state.token)
+    generated = state.generated + active.astype(jnp.int32)
+    ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
+    finite = jnp.isfinite(jnp.max(logits, axis=-1)) | state.done
+    return dataclasses.replace(
+        state,
+        token=token,
+        generated=generated,
+        done=state.done | (ended & active) | ~finite,
+        healthy=state.healthy & finite,
+        counts=state.counts.add(token, active),
+    )
+
+
+def _uniform(keys: Array, position: Array) -> Array:
+    """Counter-based: the draw of a row depends on its key and position alone, never on its neighbours."""
+
+    def draw(key: Array, position: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
+
+    return jax.vmap(draw)(keys, position)
+
+
+@partial(jax.jit, static_argnames=("config", "platform"), donate_argnames=("state",))
+def decode_block(
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, platform: str
+) -> tuple[DecodeState, Block]:
+    """Up to `steps` (int32 scalar, at most `BLOCK`) decode steps, fewer once all rows are done.
+
+    The old state is donated: it must not be used afterwards.
+    """
+    tokens = jnp.full((state.token.shape[0], BLOCK), NO_TOKEN, jnp.int32)
+
+    def unfinished(carry: tuple[Array, DecodeState, Array]) -> Array:
+        step, state, _ = carry
+        return (step < steps) & ~jnp.all(state.done)
+
+    def body(carry: tuple[Array, DecodeState, Array]) -> tuple[Array, DecodeState, Array]:
+        step, state, tokens = carry
+        active = ~state.done
+        state = decode_step(config, params, state, platform)
+        new = jnp.where(active, state.token, NO_TOKEN)
+        return step + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
+
+    _, state, tokens = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, tokens))
+    return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)
+
+
+class Decoder:
+    """Runs a state to its end, always one block ahead of the reader: the device never waits for the host."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        state: DecodeState,
+        first: Block,
+        *,
+        block_seconds: float = 0.05,
+    ) -> None:
+        """Takes what `start_decode` gave. Blocks grow until one takes about `block_seconds`."""
+        self.config, self.params, self.state = config, params, state
+        self._ready, self._block_seconds = first, block_seconds
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Blocks of new tokens, int32 `[B, up to BLOCK]`; `NO_TOKEN` fills rows that are done.
+
+        Raises:
+          JllamaError: the logits of a row are not finite.
+        """
+        platform, steps, before = platform_of(self.params), 1, time.perf_counter()
+        while True:
+            self.state, ahead = decode_block(
+                self.config, self.params, self.state, np.int32(steps), platform=platform
+            )
+            tokens = np.asarray(self._ready.tokens)
+            _check_healthy(self._ready, self.state.cache.keys[0].dtype)
+            yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
+            if np.asarray(self._ready.done).all():
+                return
+            now = time.perf_counter()
+            steps = _next_steps(steps, now - before, self._block_seconds)
+            self._ready, before = ahead, now
+
+
+def _next_steps(steps: int, seconds: float, target: float) -> int:
+    """Twice as many steps while they took less than half of the target time, fewer when they took longer."""
+    if seconds < target / 2:
+        return min(2 * steps, BLOCK)
+    return max(1, steps // 2) if seconds > 2 * target else steps
+
+
+def _check_healthy(block: Block, dtype: jnp.dtype) -> None:
+    if np.asarray(block.healthy).all():
+        return
+    advice = (
+        "use --dtype=bfloat16, whose range is wider" if dtype == jnp.float16 else "is the checkpoint damaged?"
+    )
+    raise JllamaError(f"the model's logits are not finite in {dtype}: {advice}")
