@@ -16,15 +16,16 @@ MODEL_TYPES = ("llama", "mistral")
 
 # Keys of config.json that do not change what inference computes.
 _NEUTRAL = frozenset(
-    """_name_or_path architectures attention_dropout auto_map bad_words_ids bos_token_id chunk_size_feed_forward
-    dtype eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
-    keys_to_ignore_at_inference label2id max_length min_length model_type num_labels output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type return_dict rope_interleaved
-    task_specific_params tokenizer_class torch_dtype torchscript transformers_version transformers.js_config
-    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict""".split()
+    """_name_or_path architectures attention_dropout auto_map bad_words_ids bos_token_id
+    chunk_size_feed_forward dtype eos_token_id hidden_dropout id2label initializer_range is_decoder
+    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id max_length min_length
+    model_type num_labels output_attentions output_hidden_states pad_token_id pretraining_tp
+    problem_type return_dict rope_interleaved task_specific_params tokenizer_class torch_dtype
+    torchscript transformers_version transformers.js_config unk_token_id unsloth_fixed
+    unsloth_version use_bfloat16 use_cache use_return_dict""".split()
 )
 # Keys that would change it, with the values that leave it alone.
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "partial_rotary_factor": (None, 1, 1.0),
     "num_local_experts": (None, 0, 1),
@@ -115,7 +116,8 @@ class ModelConfig:
         architecture = metadata.get("general.architecture")
         if architecture not in MODEL_TYPES:
             raise JllamaError(
-                f"GGUF architecture {architecture!r} is not supported; jllama runs {' and '.join(MODEL_TYPES)}"
+                f"GGUF architecture {architecture!r} is not supported; "
+                f"jllama runs {' and '.join(MODEL_TYPES)}"
             )
         return cls(**_gguf_fields(_GgufKeys(metadata, architecture), tensors, frequency_factors))
 

