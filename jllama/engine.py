@@ -53,13 +53,24 @@ class Block:
     healthy: Array  # bool [B]
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache", "logits"))
 def prefill_chunk(
-    config: ModelConfig, params: Params, cache: KVCache, tokens: Array, n_valid: Array, context: Array
+    config: ModelConfig,
+    params: Params,
+    cache: KVCache,
+    logits: Array,
+    tokens: Array,
+    n_valid: Array,
+    context: Array,
 ) -> tuple[Array, KVCache]:
-    """One chunk of right-padded prompts `[B, T]`: last logits `[B, V]` and the cache (donated)."""
-    logits, cache = forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True)
-    return logits[:, 0], cache
+    """One chunk of right-padded prompts `[B, T]`: last logits `[B, V]` and the cache, both donated.
+
+    A row that ended in an earlier chunk (`n_valid` 0) keeps the logits it had.
+    """
+    new_logits, cache = forward(
+        config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True
+    )
+    return jnp.where(n_valid[:, None] > 0, new_logits[:, 0], logits), cache
 
 
 def chunk_sizes(count: int, sizes: Sequence[int]) -> list[int]:
@@ -96,15 +107,12 @@ def prefill(
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     used = np.asarray(cache.length)
     check_fits(lengths, used, cache.max_len)
-    logits, start = None, 0
+    logits, start = np.zeros((len(prompts), config.vocab_size), np.float32), 0
     for size in chunk_sizes(int(lengths.max()), PREFILL_SIZES[platform_of(params)]):
         tokens = _padded(prompts, start, size)
         n_valid = np.clip(lengths - start, 0, size).astype(np.int32)
-        chunk_logits, cache = prefill_chunk(config, params, cache, tokens, n_valid, used + lengths)
-        # A row that ended in an earlier chunk keeps the logits it had.
-        logits = chunk_logits if logits is None else jnp.where(n_valid[:, None] > 0, chunk_logits, logits)
+        logits, cache = prefill_chunk(config, params, cache, logits, tokens, n_valid, used + lengths)
         start += size
-    assert logits is not None
     return logits, cache
 
 

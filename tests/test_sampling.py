@@ -1,0 +1,125 @@
+"""`sample` against a plain float64 statement of its docstring."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.sampling import WINDOW, Sampling, TokenCounts, sample
+
+V = 500
+sample_fast = jax.jit(sample)
+
+
+def kept_probabilities(logits, *, temperature, top_k, top_p, min_p):
+    """Ids in order of falling probability, and what each is drawn with: steps 4 to 7, in float64."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")[: top_k or None]
+    shares = np.exp(scaled[order] - scaled.max())
+    shares /= shares.sum()
+    before = np.cumsum(shares) - shares
+    kept = ((before < top_p) | (top_p >= 1)) & (shares >= min_p * shares[0])
+    kept[0] = True
+    return order[kept], shares[kept] / shares[kept].sum()
+
+
+def empty_counts(batch=1, vocab=V):
+    return TokenCounts.of_prompt(jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch,), jnp.int32), vocab)
+
+
+CASES = [
+    dict(temperature=1.0),
+    dict(temperature=0.7, top_k=5),
+    dict(temperature=1.3, top_k=1),
+    dict(temperature=1.0, top_k=WINDOW + 50),
+    dict(temperature=1.0, top_p=0.3),
+    dict(temperature=5.0, top_p=0.95),
+    dict(temperature=1.0, top_p=1e-9),
+    dict(temperature=1.0, min_p=0.1),
+    dict(temperature=5.0, min_p=0.001),
+    dict(temperature=0.9, top_k=40, top_p=0.8, min_p=0.02),
+    dict(temperature=4.0, top_k=400, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_draws_are_those_of_the_definition(case, seed):
+    """Every candidate's share of [0, 1) is its probability: checked in the middle of each share."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(V) * 2).astype(np.float32)
+    ids, shares = kept_probabilities(logits, **{"top_k": 0, "top_p": 1.0, "min_p": 0.0, **case})
+    picks = rng.integers(len(ids), size=48)
+    middles = (np.cumsum(shares) - shares / 2)[picks].astype(np.float32)
+    batch = len(picks)
+    sampling = Sampling.build(batch=batch, vocab_size=V, **case)
+    tokens = sample_fast(
+        jnp.tile(jnp.asarray(logits)[None], (batch, 1)), sampling, empty_counts(batch), jnp.asarray(middles)
+    )
+    # Shares below the rounding of float32 can't be hit in their middle.
+    sure = shares[picks] > 1e-5
+    np.testing.assert_array_equal(np.asarray(tokens)[sure], ids[picks][sure])
+    assert set(np.asarray(tokens).tolist()) <= set(ids.tolist())
+
+
+def test_extremes_of_uniform_stay_inside_the_kept_set():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, V)), jnp.float32)
+    sampling = Sampling.build(batch=2, vocab_size=V, temperature=1.0, top_p=0.5)
+    uniform = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))], jnp.float32)
+    tokens = np.asarray(sample_fast(logits, sampling, empty_counts(2), uniform))
+    for row in range(2):
+        ids, _ = kept_probabilities(logits[row], temperature=1.0, top_k=0, top_p=0.5, min_p=0.0)
+        assert tokens[row] in ids
+
+
+def test_greedy_takes_the_lowest_of_equal_logits_and_mixes_with_drawn_rows():
+    logits = jnp.zeros((2, V), jnp.float32).at[:, jnp.array([7, 9])].set(3.0)
+    sampling = Sampling.build(batch=2, vocab_size=V, temperature=1.0, top_k=2)
+    sampling = jax.tree.map(jnp.asarray, sampling)
+    mixed = Sampling(**{**vars(sampling), "temperature": jnp.array([0.0, 1.0], jnp.float32)})
+    tokens = sample_fast(logits, mixed, empty_counts(2), jnp.array([0.99, 0.99], jnp.float32))
+    assert tokens.tolist() == [7, 9]
+
+
+def test_penalties_and_bias():
+    logits = jnp.asarray([[2.0, -2.0, 1.0, 0.5, 0.0]], jnp.float32)
+    prompt = jnp.asarray([[0, 1, 4]], jnp.int32)
+    counts = TokenCounts.of_prompt(prompt, jnp.array([2], jnp.int32), 5)  # the 4 is padding
+    for _ in range(3):
+        counts = counts.add(jnp.array([2], jnp.int32), jnp.array([True]))
+    counts = counts.add(jnp.array([3], jnp.int32), jnp.array([False]))
+    sampling = Sampling.build(
+        batch=1,
+        vocab_size=5,
+        repetition_penalty=2.0,
+        presence_penalty=0.25,
+        frequency_penalty=0.5,
+        logit_bias={4: 0.125},
+    )
+    from jllama.sampling import penalize
+
+    penalized = penalize(logits + sampling.logit_bias, sampling, counts)
+    expected = [[1.0, -4.0, 0.5 - 0.25 - 1.5, 0.5, 0.125]]
+    np.testing.assert_allclose(np.asarray(penalized), expected, rtol=1e-6)
+
+
+def test_a_large_bias_decides():
+    sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, logit_bias={123: 1000.0})
+    token = sample_fast(jnp.zeros((1, V), jnp.float32), sampling, empty_counts(), jnp.array([0.7], jnp.float32))
+    assert token.tolist() == [123]
+
+
+def test_neighbours_change_nothing():
+    rng = np.random.default_rng(5)
+    logits = jnp.asarray(rng.standard_normal((3, V)) * 3, jnp.float32)
+    uniform = jnp.asarray(rng.random(3), jnp.float32)
+    settings = dict(temperature=1.0, top_p=0.9)
+    together = sample_fast(logits, Sampling.build(batch=3, vocab_size=V, **settings), empty_counts(3), uniform)
+    for row in range(3):
+        alone = sample_fast(
+            logits[row : row + 1],
+            Sampling.build(batch=1, vocab_size=V, **settings),
+            empty_counts(),
+            uniform[row : row + 1],
+        )
+        assert alone[0] == together[row]
