@@ -1,0 +1,107 @@
+"""Which tensors make which leaf of `Params`: the one place that knows both."""
+
+import dataclasses
+from typing import Any
+
+from jllama.checkpoint.names import EMBED, HEAD, NORM
+from jllama.config import ModelConfig
+from jllama.layers.attention import Attention
+from jllama.layers.mlp import MLP
+from jllama.model import Block, Params
+
+ALL = slice(None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A tensor of the checkpoint and the place in the leaf that its rows fill, in order."""
+
+    name: str
+    shape: tuple[int, ...]
+    place: tuple[Any, ...] = ()  # an index of the leaf's array
+    rotary: bool = False  # RoPE turns its rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """An array of `Params`: its shape, and the tensors that it is made of."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+def layout(config: ModelConfig) -> Any:
+    """`Params` with a `Leaf` for each array."""
+    c = config
+    table = (c.vocab_size, c.hidden_size)
+    return Params(
+        embed_tokens=_whole(EMBED, *table),
+        layers=tuple(_block(c, f"layers.{i}") for i in range(c.num_hidden_layers)),
+        norm=_whole(NORM, c.hidden_size),
+        lm_head=None if c.tie_word_embeddings else _whole(HEAD, *table),
+    )
+
+
+def parts(config: ModelConfig) -> dict[str, Part]:
+    """Every tensor that a checkpoint of this configuration holds, by name."""
+    import jax
+
+    return {part.name: part for leaf in jax.tree.leaves(layout(config)) for part in leaf.parts}
+
+
+def _whole(name: str, *shape: int) -> Any:
+    return Leaf(shape=shape, parts=(Part(name=name, shape=shape),))
+
+
+def _block(c: ModelConfig, at: str) -> Block:
+    return Block(
+        input_layernorm=_whole(f"{at}.input_layernorm.weight", c.hidden_size),
+        attention=_attention(c, f"{at}.self_attn"),
+        post_attention_layernorm=_whole(f"{at}.post_attention_layernorm.weight", c.hidden_size),
+        mlp=_mlp(c, f"{at}.mlp"),
+    )
+
+
+def _attention(c: ModelConfig, at: str) -> Attention:
+    D, NH = c.hidden_size, c.num_attention_heads * c.head_dim
+    return Attention(
+        qkv_proj=_qkv(c, at, "weight", D),
+        o_proj=_whole(f"{at}.o_proj.weight", D, NH),
+        qkv_bias=_qkv(c, at, "bias") if c.attention_bias else None,
+        o_bias=_whole(f"{at}.o_proj.bias", D) if c.attention_bias else None,
+    )
+
+
+def _qkv(c: ModelConfig, at: str, kind: str, *columns: int) -> Any:
+    """Interleaved per key-value head: G query heads, their key, their value."""
+    K, H = c.num_key_value_heads, c.head_dim
+    G = c.num_attention_heads // K
+    rows, kv_rows = (K * G * H, *columns), (K * H, *columns)
+    return Leaf(
+        shape=(K, G + 2, H, *columns),
+        parts=(
+            Part(name=f"{at}.q_proj.{kind}", shape=rows, place=(ALL, slice(0, G)), rotary=True),
+            Part(name=f"{at}.k_proj.{kind}", shape=kv_rows, place=(ALL, G), rotary=True),
+            Part(name=f"{at}.v_proj.{kind}", shape=kv_rows, place=(ALL, G + 1)),
+        ),
+    )
+
+
+def _mlp(c: ModelConfig, at: str) -> MLP:
+    D, F = c.hidden_size, c.intermediate_size
+    return MLP(
+        gate_up_proj=_gate_up(at, "weight", F, D),
+        down_proj=_whole(f"{at}.down_proj.weight", D, F),
+        gate_up_bias=_gate_up(at, "bias", F) if c.mlp_bias else None,
+        down_bias=_whole(f"{at}.down_proj.bias", D) if c.mlp_bias else None,
+    )
+
+
+def _gate_up(at: str, kind: str, *shape: int) -> Any:
+    return Leaf(
+        shape=(2, *shape),
+        parts=(
+            Part(name=f"{at}.gate_proj.{kind}", shape=shape, place=(0,)),
+            Part(name=f"{at}.up_proj.{kind}", shape=shape, place=(1,)),
+        ),
+    )

