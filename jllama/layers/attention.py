@@ -77,8 +77,9 @@ def attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Ar
         scale = q.shape[-1] ** -0.5
         scores = jnp.where(visible[:, None, :, None, :], scores * scale, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        mixed = jnp.einsum("bktgs,bksh->btkgh", weights, v, preferred_element_type=jnp.float32)
-        return mixed.astype(q.dtype)
+        # The transpose stays outside: XLA's CPU backend lacks a batched bfloat16 product that transposes.
+        mixed = jnp.einsum("bktgs,bksh->bktgh", weights, v, preferred_element_type=jnp.float32)
+        return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
 
 
 def visible_positions(start: Array, T: int, S: int, window: int | None) -> Array:

@@ -1,0 +1,96 @@
+"""The key-value cache: what is written where, what is dropped, and that an old cache stays valid."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jllama.layers.cache import KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    num_hidden_layers: int = 2
+    num_key_value_heads: int = 3
+    head_dim: int = 4
+
+
+def empty(batch: int = 2, max_len: int = 5, dtype: str = "float32") -> KVCache:
+    return KVCache.empty(Shape(), batch=batch, max_len=max_len, dtype=dtype)
+
+
+def entries(batch: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    shape = (2, batch, count, 3, 4)
+    keys, values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return keys, values
+
+
+def counts(*values: int) -> jax.Array:
+    return jnp.asarray(values, jnp.int32)
+
+
+def test_empty():
+    cache = empty(dtype="bfloat16")
+    assert len(cache.keys) == len(cache.values) == 2
+    assert cache.keys[0].shape == cache.values[1].shape == (2, 3, 5, 4)
+    assert cache.keys[0].dtype == cache.values[0].dtype == jnp.bfloat16
+    assert cache.max_len == 5
+    np.testing.assert_array_equal(cache.length, [0, 0])
+    assert cache.length.dtype == jnp.int32
+
+
+def test_append_writes_behind_each_row_and_only_its_layer():
+    cache = dataclasses.replace(empty(), length=counts(0, 2))
+    keys, values = entries(2, 2)
+    new = cache.append(1, keys, values)
+    for row, at in ((0, 0), (1, 2)):
+        np.testing.assert_array_equal(new.keys[1][row, :, at : at + 2], keys[row].swapaxes(0, 1))
+        np.testing.assert_array_equal(new.values[1][row, :, at : at + 2], values[row].swapaxes(0, 1))
+    assert int(jnp.sum(new.keys[1] != 0)) == keys.size, "nothing else is written"
+    np.testing.assert_array_equal(new.keys[0], cache.keys[0])
+    np.testing.assert_array_equal(new.length, cache.length)
+    assert float(jnp.abs(cache.keys[1]).sum()) == 0, "the old cache stays as it was"
+    np.testing.assert_array_equal(new.read(1)[0], new.keys[1])
+    np.testing.assert_array_equal(new.read(1)[1], new.values[1])
+
+
+def test_what_does_not_fit_is_dropped():
+    keys, values = entries(2, 3)
+    full = empty().append(0, *entries(2, 5, seed=1)).advance(counts(5, 4))
+    new = full.append(0, keys, values)
+    np.testing.assert_array_equal(new.keys[0][:, :, :4], full.keys[0][:, :, :4])
+    np.testing.assert_array_equal(new.keys[0][0], full.keys[0][0])
+    np.testing.assert_array_equal(new.keys[0][1, :, 4], keys[1, 0])
+    np.testing.assert_array_equal(new.values[0][1, :, 4], values[1, 0])
+    np.testing.assert_array_equal(new.advance(counts(3, 3)).length, [5, 5])
+
+
+def test_rewind_only_shortens():
+    cache = empty().advance(counts(4, 2))
+    np.testing.assert_array_equal(cache.rewind(counts(3, 3)).length, [3, 2])
+    np.testing.assert_array_equal(cache.length, [4, 2])
+
+
+def test_append_rounds_to_the_cache_dtype():
+    keys, values = entries(2, 1)
+    new = empty(dtype="float16").append(0, keys, values)
+    assert new.keys[0].dtype == jnp.float16
+    np.testing.assert_array_equal(new.keys[0][:, :, 0], keys[:, 0].astype(np.float16))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 6)), max_size=6))
+def test_any_history_equals_a_plain_list(history):
+    """Append T, advance by n ≤ T, rewind: the valid positions are those of a Python list."""
+    cache, plain = empty(batch=1, max_len=6), []
+    for step, (count, valid, keep) in enumerate(history):
+        keys, values = entries(1, 4, seed=step)  # always 4 rows: one compilation
+        cache = cache.append(0, keys, values).advance(counts(min(count, valid)))
+        plain = [*plain, *keys[0, : min(count, valid)]][:6]
+        cache, plain = cache.rewind(counts(keep)), plain[:keep]
+        assert int(cache.length[0]) == len(plain)
+        if plain:
+            np.testing.assert_array_equal(cache.keys[0][0, :, : len(plain)], np.stack(plain, axis=1))
