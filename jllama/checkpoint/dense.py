@@ -14,7 +14,7 @@ from jllama.checkpoint.stored import Checkpoint, Reader, Stored
 from jllama.errors import JllamaError
 from jllama.progress import ByteBar
 
-CHUNK = 1 << 20  # numbers converted at a time: a chunk stays in the processor's cache
+CHUNK = 1 << 18  # numbers converted at a time: a chunk stays in the processor's cache
 ALIGNMENT = 64  # bytes; JAX uses a host array aligned like this as it is on a CPU
 MAX_THREADS = 8
 

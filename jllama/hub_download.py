@@ -1,0 +1,90 @@
+"""Fetches models from the Hugging Face hub: resumable, cached, by the user's own HF_* settings."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jllama.errors import JllamaError
+
+# Weights by their standard names only: many repositories carry them twice (*.bin, consolidated.*).
+PATTERNS = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template*", "model.safetensors.index.json"),
+    *("model.safetensors", "model-?????-of-?????.safetensors"),
+)
+
+
+def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
+    """The directory of a repository's snapshot, or one GGUF file of it.
+
+    Raises:
+      JllamaError: no such repository or file, no access, no network; a repository without safetensors.
+    """
+    with _explained(repository), _bars(progress):
+        import huggingface_hub
+
+        if gguf is not None:
+            return Path(huggingface_hub.hf_hub_download(repository, gguf))
+        path = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(PATTERNS)))
+        if not any(path.glob("*.safetensors")):
+            _explain_absence(repository)
+    return path
+
+
+def _explain_absence(repository: str) -> None:
+    import huggingface_hub
+
+    files = huggingface_hub.list_repo_files(repository)
+    ggufs = [name for name in files if name.endswith(".gguf")]
+    if ggufs:
+        choices = ", ".join(f"{repository}:{name}" for name in ggufs)
+        raise JllamaError(f"{repository} holds GGUF files only; name one of them: {choices}")
+    hint = "its .bin files are not read: convert them to safetensors"
+    other = hint if any(name.endswith(".bin") for name in files) else "choose another repository"
+    raise JllamaError(f"{repository} holds no safetensors weights; {other}")
+
+
+@contextlib.contextmanager
+def _bars(progress: bool) -> Iterator[None]:
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if progress or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """The hub's client and its network layers raise dozens of types: each becomes one line and a way out."""
+    try:
+        yield
+    except JllamaError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [""]
+        raise JllamaError(
+            f"no local path {repository!r}, and the hub gave no such files "
+            f"({type(error).__name__}: {reason[0][:200]}).\n{_way_out(type(error).__name__, repository)}"
+        ) from None
+
+
+def _way_out(kind: str, repository: str) -> str:
+    if kind == "GatedRepoError":
+        return f"Ask for access at https://huggingface.co/{repository} and set HF_TOKEN"
+    if kind in ("RepositoryNotFoundError", "HFValidationError"):
+        return "Check the spelling; a private repository needs HF_TOKEN"
+    if kind == "EntryNotFoundError":
+        return "Check the file's name"
+    return (
+        f"Where there is a network: hf download {repository} --local-dir DIR; copy DIR here and give "
+        "--model=DIR (HF_HUB_OFFLINE=1 uses only what is cached)"
+    )
