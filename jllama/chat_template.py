@@ -1,0 +1,100 @@
+"""Chat templates: a list of messages in, the prompt's text out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from jllama.errors import JllamaError
+from jllama.template_meter import TemplateRefused, metering
+from jllama.template_sandbox import SandboxedTemplates, TemplateRaised
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template, rendered as transformers' `apply_chat_template` renders it.
+
+    Args:
+        source: the jinja2 text.
+        bos_token, eos_token: texts of the special tokens, as the template's variables; None leaves
+            the variable undefined, which prints nothing.
+        tokens: further variables of that kind, such as `unk_token`.
+
+    Raises:
+        JllamaError: the source is no template, or asks for what the sandbox refuses.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        **tokens: str,
+    ):
+        self.source = source
+        named = {"bos_token": bos_token, "eos_token": eos_token, **tokens}
+        self._variables = {name: text for name, text in named.items() if text is not None}
+        try:
+            self._template = SandboxedTemplates().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise JllamaError(
+                f"the chat template does not compile: line {error.lineno}: {error.message}\n"
+                "Give another with --chat_template, or none with --nochat_template."
+            ) from error
+        except Exception as error:
+            raise JllamaError(f"the chat template is refused: {_reason(error)}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> str:
+        """The prompt for `messages`, special tokens as their texts.
+
+        Raises:
+            JllamaError: the template refused the messages (its own words follow), failed on them,
+                or used far more time or memory than they call for; or they are not plain data.
+        """
+        given = {"messages": messages, "tools": tools, "documents": None, **extra}
+        variables = {name: plain_data(value, name) for name, value in given.items()}
+        variables["add_generation_prompt"] = bool(add_generation_prompt)
+        with metering(variables):
+            try:
+                return self._template.render({**self._variables, **variables})
+            except TemplateRaised as error:
+                raise JllamaError(f"the chat template says: {error.message}") from error
+            except Exception as error:
+                raise JllamaError(f"the chat template is refused: {_reason(error)}") from error
+
+
+def plain_data(value: Any, name: str) -> Any:
+    """A copy of `value` in plain Python types, so that a template meets no object with methods.
+
+    Raises:
+        JllamaError: something in it is not text, number, truth value, None, list or mapping.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {plain_data(key, name): plain_data(item, name) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item, name) for item in value]
+    raise JllamaError(
+        f"{name} must be plain data (texts, numbers, lists, dictionaries), not {type(value).__name__}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TemplateRefused):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
+    if isinstance(error, jinja2.UndefinedError):
+        return f"it wants what the messages do not have: {error}"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,90 @@
+"""What a template has left to spend while it renders."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jinja2
+from jinja2.utils import Namespace
+
+# Chat templates spend some ten units a character of the conversation; these leave a wide margin.
+BASE_UNITS = 8_000_000
+UNITS_PER_INPUT_UNIT = 64
+UNITS_PER_NODE = 32
+UNITS_PER_TURN = 32
+SECONDS = 3.0
+_SEQUENCES = (list, tuple, set, frozenset, type({}.values()), type({}.items()))
+
+
+class TemplateRefused(jinja2.TemplateError):
+    """The template tried what no chat template needs."""
+
+
+class Meter:
+    """Counts down what was made, and stops on too much of it or on too much processor time."""
+
+    def __init__(self, given: Any = None):
+        self.left = BASE_UNITS
+        self._end = time.thread_time() + SECONDS
+        self.left += UNITS_PER_INPUT_UNIT * self.weight(given)
+
+    def spend(self, units: int) -> None:
+        if not isinstance(units, int) or units > self.left:
+            raise TemplateRefused("it makes far more text than the conversation calls for")
+        self.left -= max(0, units)
+
+    def step(self) -> None:
+        self.spend(1)
+        if time.thread_time() > self._end:
+            raise TemplateRefused(f"it ran for more than {SECONDS:g} seconds")
+
+    def value(self, made: Any) -> Any:
+        """Pay for a value and hand it on."""
+        self.spend(self.weight(made))
+        return made
+
+    def weight(self, value: Any) -> int:
+        """Characters and nodes of `value` as a tree: what printing or comparing it may cost.
+
+        Shared parts count each time, or forty doublings would pass for forty nodes; for the same
+        reason the walk stops as soon as it is beyond what is left.
+        """
+        total, stack = 0, [value]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                total += len(item)
+            else:
+                total += UNITS_PER_NODE
+                stack += _children(item)
+            if total > self.left:
+                raise TemplateRefused("it builds far more than the conversation calls for")
+        return total
+
+
+def _children(item: Any) -> Iterable[Any]:
+    if isinstance(item, _SEQUENCES):
+        return item
+    if isinstance(item, Namespace):
+        item = object.__getattribute__(item, "_Namespace__attrs")
+    return (*item, *item.values()) if isinstance(item, dict) else ()
+
+
+_METER: ContextVar[Meter] = ContextVar("meter")
+
+
+def current_meter() -> Meter:
+    return _METER.get()
+
+
+@contextmanager
+def metering(given: Any) -> Iterator[Meter]:
+    """Let templates spend, in this thread, in proportion to what they were `given`."""
+    meter = Meter(given)
+    token = _METER.set(meter)
+    try:
+        yield meter
+    finally:
+        _METER.reset(token)

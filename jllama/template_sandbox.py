@@ -1,0 +1,233 @@
+"""A jinja2 environment in which a hostile template can neither reach out nor run away.
+
+Reaching out: jinja2's immutable sandbox, and of the attributes of plain data only named methods.
+Running away: every loop turn, call, filter, test, comparison and output pays into a meter, which
+stops on size (characters and nodes made) and on the processor time of its own thread. Operations
+whose result can outgrow their operands pay before they run. No signals, no trace hooks, no child
+processes, so it works on every platform and in any thread.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from jllama import template_filters
+from jllama.template_meter import TemplateRefused, current_meter
+
+MAX_SOURCE_CHARS = 1 << 16
+MAX_INT_BITS = 4096
+# A stripping or a backward search costs the product of the two lengths.
+MAX_SEARCH = 1 << 31
+
+STR_METHODS = frozenset(
+    """capitalize casefold center count endswith find format format_map index isalnum isalpha
+    isdecimal isdigit isidentifier islower isnumeric isspace istitle isupper join ljust lower lstrip
+    partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split
+    splitlines startswith strip swapcase title upper zfill""".split()
+)
+METHODS: Mapping[type, frozenset[str]] = {
+    str: STR_METHODS,
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+}
+
+
+class TemplateRaised(jinja2.TemplateError):
+    """The template itself refused its input through `raise_exception`."""
+
+
+def raise_exception(message: Any) -> None:
+    raise TemplateRaised(str(message))
+
+
+def strftime_now(pattern: str) -> str:
+    if re.search(r"%[^a-zA-Z%]*\d", pattern):
+        raise TemplateRefused("it asks strftime_now for a padded field")
+    return datetime.now().strftime(pattern)
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace without underscore names, which could pass for Python's own protocols."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        attributes = dict(*args[1:], **kwargs)
+        for name in attributes:
+            _refuse_private(name)
+        Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise TemplateRefused(f"it sets the private name {name!r}")
+
+
+def _make_dict(*args: Any, **kwargs: Any) -> dict:
+    return dict(*args, **kwargs)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks text for training; here it is only a scope."""
+
+    tags = {"generation"}  # noqa: RUF012 (the base class has it so)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Instrument(NodeTransformer):
+    """Puts the meter into the syntax tree, where jinja2 has no hook to offer."""
+
+    def _paid(self, node: nodes.Expr, name: str) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+    def _pay_for_body(self, node: Any) -> Any:
+        self.generic_visit(node)
+        static = sum(len(data.data) for part in node.body for data in _texts(part))
+        price = nodes.Const(static, lineno=node.lineno)
+        payment = nodes.Output([self._paid(price, " turn")], lineno=node.lineno)
+        node.body.insert(0, payment)
+        return node
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        node = self._pay_for_body(node)
+        node.iter = self._paid(node.iter, " step")
+        return node
+
+    visit_Macro = visit_CallBlock = visit_Block = _pay_for_body
+
+    def _pay_for_value(self, node: Any) -> nodes.Node:
+        # The target of `{% set a, b = … %}` is a Tuple too, and takes no filter.
+        if getattr(self.generic_visit(node), "ctx", "load") != "load":
+            return node
+        return self._paid(node, " value")
+
+    visit_List = visit_Tuple = visit_Dict = _pay_for_value
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return self._paid(nodes.List(node.nodes, lineno=node.lineno), " concat")
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = self._paid(node.expr, " step")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if node.ctx == "load" and not isinstance(node.arg, nodes.Const):
+            node.node = self._paid(node.node, " step")
+        return node
+
+    def _refuse(self, node: nodes.Node) -> nodes.Node:
+        raise TemplateRefused(f"it reads other templates (line {node.lineno})")
+
+    visit_Include = visit_Import = visit_FromImport = visit_Extends = _refuse
+
+
+def _texts(node: nodes.Node) -> list[nodes.TemplateData]:
+    if isinstance(node, nodes.TemplateData):
+        return [node]
+    return list(node.find_all(nodes.TemplateData))
+
+
+class SandboxedTemplates(ImmutableSandboxedEnvironment):
+    """Compiles chat templates as transformers does, with a meter running."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            # Folding constants would compute `9**9**9` while compiling, before any meter runs.
+            optimized=False,
+            finalize=template_filters.finalize,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+        )
+        del self.globals["lipsum"]
+        self.globals |= {
+            "raise_exception": raise_exception,
+            "strftime_now": strftime_now,
+            "dict": _make_dict,
+            "namespace": _Namespace,
+        }
+        self.filters = template_filters.metered(self.filters)
+        self.tests = {name: template_filters.stepped(test) for name, test in self.tests.items()}
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise TemplateRefused(f"it is longer than {MAX_SOURCE_CHARS} characters")
+        return _Instrument().visit(super()._parse(source, name, filename))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if not super().is_safe_attribute(obj, attr, value):
+            return False
+        kind = next((kind for kind in METHODS if isinstance(obj, kind)), None)
+        return kind is None or attr in METHODS[kind]
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        raise TemplateRefused(f"it reaches for {attribute!r} of a {type(obj).__name__}")
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            template_filters.refuse_wide_format(value.__self__)
+        return wrapped
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        meter = current_meter()
+        meter.step()
+        # A macro finds its arguments again as one tuple, `varargs`, which no literal paid for.
+        meter.value((args, kwargs))
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, str):
+            args = self._pay_for_method(owner, obj.__name__, args)
+        return meter.value(super().call(context, obj, *args, **kwargs))
+
+    def _pay_for_method(self, owner: str, name: str, args: tuple) -> tuple:
+        if name == "join" and args:
+            args = ([*args[0]],)
+            template_filters.pay_for_join(owner, args[0])
+        elif name == "replace" and len(args) > 1:
+            template_filters.pay_for_replace(owner, *args[:2])
+        elif name in {"center", "ljust", "rjust", "zfill"} and args:
+            current_meter().spend(args[0])
+        longest = max((len(arg) for arg in args if isinstance(arg, str)), default=0)
+        if longest * len(owner) > MAX_SEARCH:
+            raise TemplateRefused("it searches a huge text for a huge text")
+        return args
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        meter = current_meter()
+        meter.step()
+        if operator == "%" and isinstance(left, str):
+            template_filters.refuse_wide_format(left)
+        elif operator in ("*", "**"):
+            _pay_for_product(operator, left, right)
+        return meter.value(super().call_binop(context, operator, left, right))
+
+
+def _pay_for_product(sign: str, left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if sign == "**" else left.bit_length() + right.bit_length()
+        if bits > MAX_INT_BITS:
+            raise TemplateRefused("it computes a huge number")
+    for many, times in ((left, right), (right, left)):
+        if isinstance(times, int) and isinstance(many, str | list | tuple):
+            current_meter().spend(current_meter().weight(many) * max(0, operator.index(times)))

@@ -1,0 +1,84 @@
+"""Stop strings: one piece at a time must give what the whole text gives."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jllama.errors import JllamaError
+from jllama.stop import StopMatcher
+
+STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=4)
+PIECES = st.lists(st.text("abc", max_size=4), max_size=12)
+
+
+def run(stops, pieces):
+    matcher = StopMatcher(stops)
+    shown = "".join(map(matcher.push, pieces)) + matcher.flush()
+    return shown, matcher.matched
+
+
+def oracle(stops, text):
+    """The definition, over the whole text: the first end wins, then the longest."""
+    for end in range(len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            winner = max(ending, key=len)
+            return text[: end - len(winner)], winner
+    return text, None
+
+
+@settings(max_examples=1500, deadline=None)
+@given(STOPS, PIECES)
+def test_equals_the_oracle_however_the_text_is_cut(stops, pieces):
+    assert run(stops, pieces) == oracle(stops, "".join(pieces))
+
+
+@settings(max_examples=500, deadline=None)
+@given(STOPS, PIECES)
+def test_nothing_shown_is_ever_taken_back_and_nothing_is_held_in_vain(stops, pieces):
+    matcher, shown, seen = StopMatcher(stops), "", ""
+    for piece in pieces:
+        shown, seen = shown + matcher.push(piece), seen + piece
+        assert oracle(stops, seen)[0].startswith(shown)
+        if matcher.matched is None:
+            held = seen[len(shown) :]
+            assert seen.startswith(shown)
+            assert not held or any(stop.startswith(held) for stop in stops)
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "expected"),
+    [
+        (["</s>"], ["a<", "/s", ">b"], ("a", "</s>")),
+        (["</s>"], ["a</s"], ("a</s", None)),
+        (["ab", "abc"], ["xabc"], ("x", "ab")),
+        (["abc", "bc"], ["xabc"], ("x", "abc")),
+        (["abcd", "bc"], ["a", "b", "c", "d"], ("a", "bc")),
+        (["aab"], ["aa", "aab"], ("aa", "aab")),
+        (["\nUser:", "\nAI:"], ["Hi.\n", "U", "ser: x"], ("Hi.", "\nUser:")),
+        ("end", ["the e", "nd"], ("the ", "end")),
+        (["🙂é"], ["a🙂", "éb"], ("a", "🙂é")),
+        (None, ["anything"], ("anything", None)),
+        ([], ["anything"], ("anything", None)),
+    ],
+)
+def test_cases(stops, pieces, expected):
+    assert run(stops, pieces) == expected
+
+
+def test_holds_back_only_an_ambiguous_tail():
+    matcher = StopMatcher(["<|end|>"])
+    assert matcher.push("hello <|") == "hello "
+    assert matcher.push("x") == "<|x"
+    assert matcher.push(" y") == " y"
+
+
+def test_is_silent_after_a_match():
+    matcher = StopMatcher(["b"])
+    assert [matcher.push("abc"), matcher.push("d"), matcher.flush()] == ["a", "", ""]
+
+
+@pytest.mark.parametrize("stops", ["", ["a", ""], [3]])
+def test_empty_and_foreign_stops_are_refused(stops):
+    with pytest.raises(JllamaError, match="non-empty"):
+        StopMatcher(stops)
