@@ -1,0 +1,125 @@
+"""Writes checkpoints of random weights in Hugging Face's layout, for tests and benchmarks."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jllama.checkpoint.layout import Part, parts
+from jllama.checkpoint.names import to_hf
+from jllama.checkpoint.safetensors import INDEX, SINGLE
+from jllama.checkpoint.stored import PLAIN
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+
+CHUNK = 1 << 20  # numbers drawn at a time
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def write_random_checkpoint(
+    config_path: Path,
+    output: Path,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    scale: float = 0.02,
+    shard_bytes: int | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Writes weights, `config.json` and tokenizer files, in a directory that appears when it is complete.
+
+    Matrices and biases are normal with deviation `scale`, norms normal around 1. A tensor's numbers depend on
+    the seed, its name's place and the scale alone: not on sharding.
+
+    Raises:
+      JllamaError: a bad configuration, an output that exists, a full disk.
+    """
+    config = ModelConfig.from_hf(config_path)
+    shards = _shards(list(parts(config).values()), PLAIN[DTYPES[dtype]].size, shard_bytes)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise JllamaError(f"{output} exists already; remove it or choose another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+            complete = Path(scratch) / "complete"
+            complete.mkdir()
+            _copy_tokenizer(tokenizer, complete)
+            shutil.copyfile(config_path, complete / "config.json")
+            _write_shards(shards, complete, dtype, seed, scale)
+            complete.replace(output)
+    except OSError as error:
+        raise JllamaError(
+            f"cannot write {output}: {error.strerror or error}; nothing was left there"
+        ) from None
+
+
+def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part]]:
+    """In order; a shard holds at least one tensor."""
+    shards: list[list[Part]] = [[]]
+    room = limit or math.inf
+    for part in tensors:
+        nbytes = math.prod(part.shape) * size
+        if shards[-1] and nbytes > room:
+            shards.append([])
+            room = limit or math.inf
+        shards[-1].append(part)
+        room -= nbytes
+    return shards
+
+
+def _write_shards(shards: list[list[Part]], directory: Path, dtype: str, seed: int, scale: float) -> None:
+    names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+    if len(shards) == 1:
+        names = [SINGLE]
+    number, encoding, total = 0, PLAIN[DTYPES[dtype]], 0
+    for name, shard in zip(names, shards, strict=True):
+        with (directory / name).open("wb") as file:
+            total += _write_header(file, shard, encoding.name, encoding.size)
+            for part in shard:
+                for numbers in _random(part, np.random.SFC64([seed, number]), scale):
+                    file.write(numbers.astype(encoding.plain).view(np.uint8).data)
+                number += 1
+    if len(shards) > 1:
+        places = {to_hf(part.name): name for name, shard in zip(names, shards, strict=True) for part in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (directory / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _write_header(file: BinaryIO, shard: list[Part], dtype: str, size: int) -> int:
+    """Returns how many bytes of numbers follow."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for part in shard:
+        begin, end = end, end + math.prod(part.shape) * size
+        header[to_hf(part.name)] = dict(dtype=dtype, shape=part.shape, data_offsets=[begin, end])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return end
+
+
+def _random(part: Part, bits: np.random.BitGenerator, scale: float) -> Iterator[np.ndarray]:
+    generator, left = np.random.Generator(bits), math.prod(part.shape)
+    centre = 1.0 if part.name.endswith("norm.weight") else 0.0
+    while left:
+        numbers = generator.standard_normal(min(left, CHUNK), np.float32)
+        numbers *= np.float32(scale)
+        numbers += np.float32(centre)
+        yield numbers
+        left -= numbers.size
+
+
+def _copy_tokenizer(source: Path | None, target: Path) -> None:
+    if source is None:
+        return
+    patterns = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
+    files = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
+    if not files:
+        raise JllamaError(f"{source} holds no tokenizer files")
+    for file in files:
+        shutil.copyfile(file, target / file.name)
