@@ -234,7 +234,9 @@ def decode_block(
     def body(carry: tuple[Array, DecodeState, Array]) -> tuple[Array, DecodeState, Array]:
         step, state, tokens = carry
         active = ~state.done
-        state = decode_step(config, params, state, platform)
+        # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
+        weights, _ = jax.lax.optimization_barrier((params, step))
+        state = decode_step(config, weights, state, platform)
         new = jnp.where(active, state.token, NO_TOKEN)
         return step + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
 
