@@ -1,0 +1,248 @@
+"""`forward`: one answer, however the text is cut, padded, batched or transformed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from checkpoint_generator import random_tensors
+from helpers import full_logits, params_from, random_params
+from small_models import SMALL_MODELS
+
+from jllama.config import ModelConfig
+from jllama.layers.cache import KVCache
+from jllama.layers.quantized import QTensor
+from jllama.model import Params, forward
+
+LENGTH = 24
+SHAPES = ("gqa3", "all_biases_tied", "mistral_window", "dynamic", "yarn", "head_dim_26")
+# The same sums in another order: a few float32 roundings of logits that reach about 5.
+SAME = 2e-5
+
+jitted = jax.jit(forward, static_argnums=0, static_argnames="last_only")
+
+
+def ints(*values: int) -> jax.Array:
+    return jnp.asarray(values, jnp.int32)
+
+
+def make(name: str) -> tuple[ModelConfig, Params]:
+    config = ModelConfig.from_hf(SMALL_MODELS[name] | {"max_position_embeddings": 16})
+    return config, random_params(config)
+
+
+def text(batch: int = 1, length: int = LENGTH, seed: int = 5) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 97, (batch, length)), jnp.int32)
+
+
+def empty(config: ModelConfig, batch: int = 1, max_len: int = 40) -> KVCache:
+    return KVCache.empty(config, batch=batch, max_len=max_len, dtype="float32")
+
+
+def in_chunks(config: ModelConfig, params: Params, tokens: jax.Array, sizes: list[int]) -> np.ndarray:
+    """Logits of `tokens` `[B, T]` fed in chunks of these sizes."""
+    cache, out, at = empty(config, len(tokens)), [], 0
+    context = jnp.full((len(tokens),), tokens.shape[1], jnp.int32)
+    for size in sizes:
+        logits, cache = jitted(config, params, tokens[:, at : at + size], cache, context=context)
+        out.append(np.asarray(logits))
+        at += size
+    assert at == tokens.shape[1]
+    return np.concatenate(out, axis=1)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_prefill_and_decode_equal_one_forward(name):
+    """However the text is cut; for `dynamic`, as long as each call is told how long it will be."""
+    config, params = make(name)
+    tokens = text()
+    whole = full_logits(config, params, tokens, max_len=40)
+    for sizes in ([16] + [1] * 8, [7, 7, 7, 3]):
+        np.testing.assert_allclose(in_chunks(config, params, tokens, sizes), whole, rtol=0, atol=SAME)
+
+
+def test_dynamic_without_context_uses_the_text_so_far():
+    """As one Hugging Face forward over the text that the call completes."""
+    config, params = make("dynamic")
+    keys = SMALL_MODELS["dynamic"] | {"max_position_embeddings": 16}
+    tokens = text()
+    for length in (10, 24):
+        truth = reference.model(keys, random_tensors(keys), np.asarray(tokens[0, :length]))
+        np.testing.assert_allclose(full_logits(config, params, tokens[:, :length])[0], truth, atol=SAME)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_padding_changes_nothing(name):
+    """Neither this call's logits nor the next call's, with rows of different lengths."""
+    config, params = make(name)
+    tokens, valid, total = text(batch=3, length=20), np.array([3, 14, 9]), np.array([9, 20, 15])
+    cache = empty(config, batch=3)
+    context = ints(*total)
+    first, cache = jitted(config, params, tokens[:, :14], cache, n_valid=ints(*valid), context=context)
+    np.testing.assert_array_equal(cache.length, valid)
+    rest = jnp.stack([tokens[row, n : n + 6] for row, n in enumerate(valid)])
+    second, cache = jitted(config, params, rest, cache, context=context)
+    np.testing.assert_array_equal(cache.length, total)
+    for row, (n, end) in enumerate(zip(valid, total, strict=True)):
+        alone = full_logits(config, params, tokens[row : row + 1, :end], max_len=40)[0]
+        np.testing.assert_allclose(first[row, :n], alone[:n], rtol=0, atol=SAME)
+        np.testing.assert_allclose(second[row], alone[n:end], rtol=0, atol=SAME)
+
+
+def test_a_row_without_new_tokens_stays_as_it_was():
+    config, params = make("gqa3")
+    tokens = text(batch=2, length=6)
+    _, cache = jitted(config, params, tokens, empty(config, 2))
+    _, idle = jitted(config, params, tokens[:, :4], cache, n_valid=ints(0, 2))
+    np.testing.assert_array_equal(idle.length, [6, 8])
+    logits, _ = jitted(config, params, tokens[:, :1], idle)
+    alone = full_logits(config, params, jnp.concatenate([tokens[:1], tokens[:1, :1]], axis=1))
+    np.testing.assert_allclose(logits[0, 0], alone[0, -1], rtol=0, atol=SAME)
+
+
+def test_neighbours_and_the_cache_length_change_nothing():
+    config, params = make("gqa3")
+    tokens = text(batch=4)
+    together = full_logits(config, params, tokens)
+    for row in range(4):
+        alone = full_logits(config, params, tokens[row : row + 1], max_len=33)
+        np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=SAME)
+
+
+def test_last_only_is_the_last_valid_token():
+    config, params = make("gqa3")
+    tokens, n_valid = text(batch=3), ints(1, 24, 10)
+    everything, _ = jitted(config, params, tokens, empty(config, 3), n_valid=n_valid)
+    last, cache = jitted(config, params, tokens, empty(config, 3), n_valid=n_valid, last_only=True)
+    assert last.shape == (3, 1, config.vocab_size)
+    for row, n in enumerate((1, 24, 10)):
+        np.testing.assert_allclose(last[row, 0], everything[row, n - 1], rtol=0, atol=SAME)
+    np.testing.assert_array_equal(cache.length, n_valid)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("length", [1, 3])
+def test_dtypes_run_eagerly_and_jitted(dtype, batch, length):
+    """bfloat16 products exist on the CPU for some shapes only: each must be one of those."""
+    config = make("gqa3")[0]
+    params = random_params(config, dtype=dtype)
+    cache = KVCache.empty(config, batch=batch, max_len=8, dtype=dtype)
+    eager, after = forward(config, params, text(batch, length), cache)
+    compiled, _ = jitted(config, params, text(batch, length), cache)
+    assert eager.dtype == jnp.float32
+    assert after.keys[0].dtype == after.values[0].dtype == dtype
+    # XLA fuses away roundings between operations.
+    bound = {"float32": SAME, "bfloat16": 0.2, "float16": 0.03}[dtype]
+    np.testing.assert_allclose(eager, compiled, rtol=0, atol=bound)
+
+
+def test_an_old_cache_stays_valid():
+    """Two continuations from one cache: forking a conversation costs nothing."""
+    config, params = make("gqa3")
+    _, cache = jitted(config, params, text(length=8), empty(config))
+    before = jax.tree.map(np.array, cache)
+    left, _ = jitted(config, params, text(length=4, seed=1), cache)
+    jitted(config, params, text(length=4, seed=2), cache)
+    again, _ = jitted(config, params, text(length=4, seed=1), cache)
+    np.testing.assert_array_equal(left, again)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, cache))
+
+
+def test_rewinding_forgets():
+    config, params = make("gqa3")
+    tokens = text()
+    _, cache = jitted(config, params, tokens[:, :20], empty(config))
+    logits, _ = jitted(config, params, tokens[:, 12:], cache.rewind(ints(12)))
+    np.testing.assert_allclose(logits, full_logits(config, params, tokens)[:, 12:], rtol=0, atol=SAME)
+
+
+def test_overrunning_the_cache_never_overwrites():
+    config, params = make("gqa3")
+    _, full = jitted(config, params, text(length=6), empty(config, max_len=6))
+    _, after = jitted(config, params, text(length=3, seed=8), full)
+    jax.tree.map(np.testing.assert_array_equal, full, after)
+
+
+@pytest.mark.parametrize("token", [-1, 97, 2**30])
+def test_a_token_outside_the_vocabulary_is_nan_for_its_row_alone(token):
+    config, params = make("gqa3")
+    tokens = text(batch=2, length=4).at[0, 2].set(token)
+    logits, _ = jitted(config, params, tokens, empty(config, 2))
+    assert np.isnan(np.asarray(logits[0, 2:])).all()
+    np.testing.assert_allclose(logits[1], full_logits(config, params, tokens[1:])[0], rtol=0, atol=SAME)
+
+
+def test_vmap_over_texts():
+    config, params = make("gqa3")
+    tokens = text(batch=6).reshape(3, 2, LENGTH)
+
+    def one(tokens: jax.Array) -> jax.Array:
+        return forward(config, params, tokens, empty(config, 2))[0]
+
+    mapped = jax.vmap(one)(tokens).reshape(6, LENGTH, -1)
+    np.testing.assert_allclose(mapped, full_logits(config, params, tokens.reshape(6, -1)), rtol=0, atol=SAME)
+
+
+def test_vmap_over_parameters():
+    config = make("tied")[0]
+    several = [random_params(config, seed) for seed in (1, 2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    mapped = jax.vmap(lambda p: forward(config, p, text(), empty(config))[0])(stacked)
+    for ours, params in zip(mapped, several, strict=True):
+        np.testing.assert_allclose(ours, full_logits(config, params, text()), rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("name", ["all_biases_tied", "mistral_window", "yarn"])
+def test_grad_against_differences_of_the_reference(name):
+    """Along a random direction through all weights at once: one central difference in float64."""
+    keys = SMALL_MODELS[name]
+    config, tokens = ModelConfig.from_hf(keys), text(length=12)
+    tensors, direction = random_tensors(keys), random_tensors(keys, seed=9)
+    weigh = np.random.default_rng(2).normal(size=(12, config.vocab_size))
+
+    def loss(params: Params) -> jax.Array:
+        logits = forward(config, params, tokens, empty(config))[0][0]
+        return jnp.sum(logits * jnp.asarray(weigh, jnp.float32))
+
+    def reference_loss(step: float) -> float:
+        moved = {key: tensors[key] + step * np.float64(direction[key]) for key in tensors}
+        return float(np.sum(reference.model(keys, moved, np.asarray(tokens[0])) * weigh))
+
+    params, along = (params_from(config, values) for values in (tensors, direction))
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradient))
+    ours = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
+    truth = (reference_loss(1e-5) - reference_loss(-1e-5)) / 2e-5
+    assert ours == pytest.approx(truth, rel=1e-4)
+
+
+def test_quantised_weights_serve_everywhere():
+    """int8 leaves in place of arrays: `forward` does not change, and equals its own dequantised weights."""
+    config, params = make("gqa3")
+    exact = jax.tree.map(jnp.round, jax.tree.map(lambda w: w * 50, params))
+
+    def quantise(w: jax.Array) -> QTensor:
+        rows = w.reshape(-1, w.shape[-1]).astype(jnp.int8)
+        scales = jnp.full((rows.shape[0], w.shape[-1] // 8), 0.02, jnp.float32)
+        return QTensor(values=rows, scales=scales, offsets=None, shape=w.shape, bits=8)
+
+    def convert(leaf: jax.Array, function) -> jax.Array | QTensor:
+        return function(leaf) if leaf.ndim > 1 else leaf * 0.02
+
+    plain = jax.tree.map(lambda leaf: convert(leaf, lambda w: w * 0.02), exact)
+    small = jax.tree.map(lambda leaf: convert(leaf, quantise), exact)
+    ours, wanted = (full_logits(config, p, text()) for p in (small, plain))
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=5e-5)
+
+
+def test_configuration_is_a_static_argument():
+    config, params = make("gqa3")
+    before = jitted._cache_size()
+    same = dataclasses.replace(config)
+    assert hash(same) == hash(config)
+    jitted(config, params, text(length=5), empty(config, max_len=7))
+    jitted(same, params, text(length=5, seed=1), empty(config, max_len=7))
+    assert jitted._cache_size() == before + 1
