@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+TILE = 16  # rows that lie interleaved in the layout "tiles"
+BLOCK = 32  # elements whose 4-bit halves share bytes in that layout
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,13 +19,18 @@ class QTensor:
     its low half and element i + g/2 in its high half (the order of GGUF's Q4_0 and Q4_1), each 0 to 15.
     A group of the whole row is int8 per output channel. R = the product of the output axes, C = the
     contracted axis, g = the group size, which divides C.
+
+    The layout "tiles" is what the CPU kernels read (`kernels.cpu.prepare` makes it): rows padded to a
+    multiple of 16, four bytes of each of 16 rows beside one another, 4-bit halves paired within 32 elements
+    whatever the group is.
     """
 
-    values: Array  # int8 [R, C] or uint8 [R, C / 2]
-    scales: Array  # float16 or float32 [R, C / g]
+    values: Array  # int8 [R, C] or uint8 [R, C / 2]; tiles: [R / 16, C / 4 or C / 8, 16, 4]
+    scales: Array  # float16 or float32 [R, C / g]; tiles: [R / 16, C / g, 16]
     offsets: Array | None  # like scales; None: 0 for 8 bit, -8 * scale for 4 bit
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # (*out, C)
     bits: int = dataclasses.field(metadata=dict(static=True))  # 8 or 4
+    layout: str = dataclasses.field(default="rows", metadata=dict(static=True))  # rows or tiles
 
     @property
     def ndim(self) -> int:
@@ -31,23 +39,15 @@ class QTensor:
     @property
     def group(self) -> int:
         """g: how many weights share a scale."""
-        return self.shape[-1] // self.scales.shape[-1]
+        return self.shape[-1] // self.scales.shape[1]
 
 
 def dequantize(w: QTensor, dtype=jnp.float32) -> Array:
     """The weight as an array `[*out, C]` of `dtype`."""
-    rows, groups = w.scales.shape
-    if w.bits == 8:
-        values = w.values.reshape(rows, groups, -1).astype(jnp.float32)
-    else:
-        packed = w.values.reshape(rows, groups, -1)
-        values = jnp.concatenate([packed & 15, packed >> 4], axis=-1).astype(jnp.float32)
-    scales = w.scales.astype(jnp.float32)[:, :, None]
-    if w.offsets is not None:
-        values = values * scales + w.offsets.astype(jnp.float32)[:, :, None]
-    else:
-        values = (values - (8.0 if w.bits == 4 else 0.0)) * scales
-    return values.reshape(w.shape).astype(dtype)
+    values, scales, offsets = w.values, w.scales, w.offsets
+    if w.layout == "tiles":
+        values, scales, offsets = (None if leaf is None else _untile(leaf) for leaf in (values, scales, offsets))
+    return _expand(w, values, scales, offsets).reshape(-1, w.shape[-1])[: _rows(w)].reshape(w.shape).astype(dtype)
 
 
 def quantized_linear(w: QTensor, x: Array) -> Array:
@@ -62,11 +62,43 @@ def embed_rows(w: Array | QTensor, tokens: Array, dtype) -> Array:
 
     A token outside the vocabulary gives NaN, not its neighbour's row.
     """
+    known = (tokens >= 0) & (tokens < w.shape[0])
     if isinstance(w, QTensor):
-        picked = jax.tree.map(lambda leaf: leaf[tokens.reshape(-1)], w)
-        flat = dequantize(dataclasses.replace(picked, shape=(tokens.size, w.shape[-1])), dtype)
-        rows = flat.reshape(*tokens.shape, w.shape[-1])
+        wanted = jnp.where(known, tokens, 0).reshape(-1)
+        parts = (None if leaf is None else _pick(w, leaf, wanted) for leaf in (w.values, w.scales, w.offsets))
+        rows = _expand(w, *parts).reshape(*tokens.shape, w.shape[-1]).astype(dtype)
     else:
         rows = jnp.take(w, tokens, axis=0, mode="clip").astype(dtype)
-    known = (tokens >= 0) & (tokens < w.shape[0])
     return jnp.where(known[:, :, None], rows, jnp.asarray(jnp.nan, dtype))
+
+
+def _rows(w: QTensor) -> int:
+    rows = 1
+    for size in w.shape[:-1]:
+        rows *= size
+    return rows
+
+
+def _untile(leaf: Array) -> Array:
+    """`[R / 16, n, 16, ...]` as `[R, n * ...]`."""
+    return jnp.moveaxis(leaf, 2, 1).reshape(leaf.shape[0] * TILE, -1)
+
+
+def _pick(w: QTensor, leaf: Array, rows: Array) -> Array:
+    """Some rows of a leaf, as the layout "rows" has them."""
+    picked = leaf[rows] if w.layout == "rows" else leaf[rows // TILE, :, rows % TILE]
+    return picked.reshape(rows.shape[0], -1)
+
+
+def _expand(w: QTensor, values: Array, scales: Array, offsets: Array | None) -> Array:
+    """Weights `[rows, groups, g]` in float32 from rows of leaves."""
+    rows, groups = scales.shape
+    if w.bits == 4:
+        pairs = BLOCK if w.layout == "tiles" else w.group
+        packed = values.reshape(rows, -1, pairs // 2)
+        values = jnp.concatenate([packed & 15, packed >> 4], axis=-1)
+    wide = values.reshape(rows, groups, -1).astype(jnp.float32)
+    scale = scales.astype(jnp.float32)[:, :, None]
+    if offsets is not None:
+        return wide * scale + offsets.astype(jnp.float32)[:, :, None]
+    return (wide - (8.0 if w.bits == 4 else 0.0)) * scale

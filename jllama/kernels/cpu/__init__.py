@@ -1,0 +1,60 @@
+"""C++ twins for the CPU: the whole model in one call, and products with quantised weights.
+
+XLA's own matrix-vector products reach a fraction of the memory's speed on anything but float32, and a small
+model spends half of a step between operations. See docs/performance.md.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.kernels.cpu import build
+from jllama.kernels.cpu.pack import prepare as prepare
+from jllama.kernels.cpu.step import Operands, forward, forward_supported, weight_supported
+from jllama.layers.cache import KVCache
+from jllama.layers.quantized import QTensor
+from jllama.model import Params
+
+__all__ = [
+    "available",
+    "decode_step",
+    "decode_supported",
+    "forward",
+    "forward_supported",
+    "prepare",
+    "quantized_linear",
+    "weight_supported",
+]
+
+
+def available() -> str | None:
+    """None if the kernels are compiled and loaded (which this does), else in one line why not."""
+    library = build.load()
+    return library if isinstance(library, str) else None
+
+
+def decode_supported(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
+    """Why `decode_step` cannot run this, or None if it can."""
+    if tokens.shape[1] != 1:
+        return f"{tokens.shape[1]} tokens a row"
+    return forward_supported(config, params, cache)
+
+
+def decode_step(
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, rope: tuple[Array, Array]
+) -> tuple[Array, KVCache]:
+    """One token a row: float32 logits `[B, 1, V]` and the cache with it; `length` is left to the caller."""
+    return forward(config, params, tokens, cache, rope, jnp.ones_like(cache.length), last_only=True)
+
+
+def quantized_linear(w: Array | QTensor, x: Array) -> Array:
+    """The last axis of `x` times the last axis of `w`: float32 `[..., *out]`. See `weight_supported`."""
+    rows, columns = x.size // x.shape[-1], int(np.prod(w.shape[:-1]))
+    operands = Operands(x.reshape(rows, -1).astype(jnp.float32))
+    operands.spec.append(rows)
+    operands.weight(w)
+    out = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+    y = jax.ffi.ffi_call("jllama_product", out)(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
+    return y.reshape(*x.shape[:-1], *w.shape[:-1])

@@ -1,0 +1,143 @@
+"""One call for the whole model: operands, sizes and refusals of `jllama_forward` in kernels.cc."""
+
+import dataclasses
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.kernels.cpu import build
+from jllama.layers.cache import KVCache
+from jllama.layers.quantized import BLOCK, QTensor
+from jllama.model import Params
+
+# The numbers of `enum Kind` and `enum Act` in kernels.cc.
+KINDS = {"float32": 0, "bfloat16": 1}
+QUANTISED = {8: 3, 4: 4}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
+
+
+class Operands:
+    """The arrays of a call, and the numbers that say what each is."""
+
+    def __init__(self, *first: Array) -> None:
+        self.arrays: list[Array] = list(first)
+        self.spec: list[int] = []
+
+    def add(self, array: Array | None) -> int:
+        if array is None:
+            return -1
+        self.arrays.append(array)
+        return len(self.arrays) - 1
+
+    def weight(self, w: Array | QTensor) -> None:
+        """kind, rows, cols, group, whether scales are float16, where values, scales and offsets are."""
+        cols = w.shape[-1]
+        rows = int(np.prod(w.shape[:-1]))
+        if isinstance(w, QTensor):
+            leaves = [self.add(w.values), self.add(w.scales), self.add(w.offsets)]
+            self.spec += [QUANTISED[w.bits], rows, cols, w.group, int(w.scales.dtype == jnp.float16), *leaves]
+        else:
+            self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1]
+
+
+def forward_supported(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
+    """Why the kernels cannot run this model, or None if they can."""
+    reason = build.load()
+    if isinstance(reason, str):
+        return reason
+    kept = str(cache.keys[0].dtype)
+    if kept not in KINDS or any(str(leaf.dtype) != kept for leaf in (*cache.keys, *cache.values)):
+        return f"a cache of {kept}"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"the activation {config.hidden_act}"
+    vectors = [leaf for p in params.layers for leaf in _vectors(p)] + [params.norm]
+    if any(leaf is not None and leaf.dtype != params.norm.dtype for leaf in vectors):
+        return "norms and biases of several dtypes"
+    if str(params.norm.dtype) not in KINDS:
+        return f"norms of {params.norm.dtype}"
+    reasons = (weight_supported(leaf) for leaf in _weights(params))
+    return next((reason for reason in reasons if reason), None)
+
+
+def weight_supported(w: Array | QTensor) -> str | None:
+    """Why the kernels cannot multiply by this weight, or None if they can."""
+    if not isinstance(w, QTensor):
+        return None if str(w.dtype) in KINDS else f"weights of {w.dtype}"
+    if w.layout != "tiles":
+        return f"quantised weights in the layout {w.layout!r}; kernels.cpu.prepare makes tiles"
+    if w.bits not in QUANTISED or w.group % BLOCK:
+        return f"{w.bits}-bit weights in groups of {w.group}"
+    scales = {str(leaf.dtype) for leaf in (w.scales, w.offsets) if leaf is not None}
+    return None if scales in ({"float16"}, {"float32"}) else f"scales of {', '.join(sorted(scales))}"
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    rope: tuple[Array, Array],
+    n_valid: Array,
+    *,
+    last_only: bool = False,
+) -> tuple[Array, KVCache]:
+    """`model.forward` in one call, without its tables and without advancing the cache's length.
+
+    The residual stream stays in float32 between the layers; the cache is updated in place where XLA may.
+
+    Args:
+      rope: cosines and sines, float32 `[B, T, H/2]`.
+
+    Returns:
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
+    """
+    B, T = tokens.shape
+    vocab = (params.embed_tokens if params.lm_head is None else params.lm_head).shape[0]
+    kept = (*cache.keys, *cache.values)
+    operands = _operands(config, params, tokens, cache, rope, n_valid, last_only)
+    logits = jax.ShapeDtypeStruct((B, 1 if last_only else T, vocab), jnp.float32)
+    call = jax.ffi.ffi_call(
+        "jllama_forward",
+        (logits, *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept)),
+        input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
+    )
+    logits, *kept = call(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
+    layers = len(cache.keys)
+    return logits, dataclasses.replace(cache, keys=tuple(kept[:layers]), values=tuple(kept[layers:]))
+
+
+def _operands(config, params, tokens, cache, rope, n_valid, last_only) -> Operands:
+    """The order of `struct Spec` and of class Step in kernels.cc."""
+    operands = Operands(tokens, cache.length, n_valid, *rope, *cache.keys, *cache.values)
+    heads, groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    eps = struct.unpack("I", struct.pack("f", config.rms_norm_eps))[0]
+    sizes = [len(params.layers), *tokens.shape, config.hidden_size, heads, groups, config.head_dim]
+    sizes += [config.intermediate_size, params.embed_tokens.shape[0], cache.max_len]
+    sizes += [config.sliding_window or 0, ACTIVATIONS[config.hidden_act], eps]
+    sizes += [KINDS[str(params.norm.dtype)], KINDS[str(cache.keys[0].dtype)], int(last_only)]
+    operands.spec += sizes
+    for leaf in _weights(params):
+        operands.weight(leaf)
+    for p in params.layers:
+        operands.spec += [operands.add(leaf) for leaf in _vectors(p)]
+    operands.spec.append(operands.add(params.norm))
+    return operands
+
+
+def _weights(params: Params) -> list[Array | QTensor]:
+    layers = [
+        leaf
+        for p in params.layers
+        for leaf in (p.attention.qkv_proj, p.attention.o_proj, p.mlp.gate_up_proj, p.mlp.down_proj)
+    ]
+    head = params.embed_tokens if params.lm_head is None else params.lm_head
+    return [params.embed_tokens, *layers, head]
+
+
+def _vectors(p) -> tuple[Array | None, ...]:
+    biases = (p.attention.qkv_bias, p.attention.o_bias, p.mlp.gate_up_bias, p.mlp.down_bias)
+    return p.input_layernorm, p.post_attention_layernorm, *biases
