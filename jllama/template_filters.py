@@ -46,9 +46,9 @@ def finalize(_context: Any, value: Any) -> str:
     return text
 
 
-def metered(filters: Mapping[str, Callable]) -> dict[str, Callable]:
+def metered(filters: Mapping[str, Any]) -> dict[str, Callable]:
     """The allowed filters out of `filters`, metered, and those that the sandbox itself inserts."""
-    allowed = {name: filters[name] for name in NAMES} | _OWN
+    allowed: dict[str, Any] = {name: filters[name] for name in NAMES} | _OWN
     return {name: _metered(function) for name, function in allowed.items()} | _INSERTED
 
 
@@ -61,7 +61,7 @@ def _metered(function: Callable) -> Callable:
     return run
 
 
-def stepped(test: Callable) -> Callable:
+def stepped(test: Any) -> Callable:
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> Any:
         current_meter().step()
@@ -156,7 +156,7 @@ def _slice(value: Iterable, slices: int, fill_with: Any = None) -> list:
     return list(do_slice(value, slices, fill_with))
 
 
-_OWN: Mapping[str, Callable] = {
+_OWN: dict[str, Callable] = {
     "tojson": _tojson,
     "join": _join,
     "replace": _replace,
@@ -192,7 +192,7 @@ def _concat(values: list) -> str:
 
 
 # A leading blank: no template can write these names.
-_INSERTED: Mapping[str, Callable] = {
+_INSERTED: dict[str, Callable] = {
     " step": _step,
     " turn": _turn,
     " value": _value,

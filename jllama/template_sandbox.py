@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -93,6 +94,20 @@ class _Generation(Extension):
 class _Instrument(NodeTransformer):
     """Puts the meter into the syntax tree, where jinja2 has no hook to offer."""
 
+    def __init__(self) -> None:
+        self._visitors: dict[type, Callable[[Any], nodes.Node]] = {
+            nodes.For: self._loop,
+            nodes.Concat: self._concat,
+            nodes.Compare: self._compare,
+            nodes.Getitem: self._getitem,
+        }
+        for kind in (nodes.Macro, nodes.CallBlock, nodes.Block):
+            self._visitors[kind] = self._pay_for_body
+        for kind in (nodes.List, nodes.Tuple, nodes.Dict):
+            self._visitors[kind] = self._pay_for_value
+        for kind in (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends):
+            self._visitors[kind] = self._refuse
+
     def _paid(self, node: nodes.Expr, name: str) -> nodes.Filter:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
@@ -104,12 +119,10 @@ class _Instrument(NodeTransformer):
         node.body.insert(0, payment)
         return node
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:
+    def _loop(self, node: Any) -> nodes.Node:
         node = self._pay_for_body(node)
         node.iter = self._paid(node.iter, " step")
         return node
-
-    visit_Macro = visit_CallBlock = visit_Block = _pay_for_body
 
     def _pay_for_value(self, node: Any) -> nodes.Node:
         # The target of `{% set a, b = … %}` is a Tuple too, and takes no filter.
@@ -117,27 +130,26 @@ class _Instrument(NodeTransformer):
             return node
         return self._paid(node, " value")
 
-    visit_List = visit_Tuple = visit_Dict = _pay_for_value
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def _concat(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         return self._paid(nodes.List(node.nodes, lineno=node.lineno), " concat")
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+    def _compare(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         node.expr = self._paid(node.expr, " step")
         return node
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+    def _getitem(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         if node.ctx == "load" and not isinstance(node.arg, nodes.Const):
             node.node = self._paid(node.node, " step")
         return node
 
-    def _refuse(self, node: nodes.Node) -> nodes.Node:
+    def _refuse(self, node: Any) -> nodes.Node:
         raise TemplateRefused(f"it reads other templates (line {node.lineno})")
 
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = _refuse
+    def get_visitor(self, node: nodes.Node) -> Any:
+        return self._visitors.get(type(node))
 
 
 def _texts(node: nodes.Node) -> list[nodes.TemplateData]:
@@ -167,8 +179,8 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             "dict": _make_dict,
             "namespace": _Namespace,
         }
-        self.filters = template_filters.metered(self.filters)
-        self.tests = {name: template_filters.stepped(test) for name, test in self.tests.items()}
+        self.filters = template_filters.metered(DEFAULT_FILTERS)
+        self.tests = {name: template_filters.stepped(test) for name, test in DEFAULT_TESTS.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_SOURCE_CHARS:

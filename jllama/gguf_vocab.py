@@ -1,0 +1,169 @@
+"""The tokenizer inside a GGUF file."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers
+
+from jllama.detokenizer import byte_level
+from jllama.errors import JllamaError
+from jllama.special_tokens import Special
+from jllama.spm import BPE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SpmModel
+from jllama.vocabulary import AtomEncoder, Settings, Vocabulary, ending_ids
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
+QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Each `tokenizer.ggml.pre` as the patterns that cut a text, one after the other.
+PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais"), (GPT2,)),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+        (r"\p{N}", GPT2),
+    ),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "dbrx", "smaug-bpe"), (LLAMA3,)
+    ),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (QWEN2,)),
+    "tekken": (TEKKEN,),
+}
+# Those that take a whole word out of the vocabulary before merging, and begin with BOS unasked.
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
+
+
+def read_vocabulary(fields: Mapping[str, Any]) -> tuple[Vocabulary, Settings]:
+    """The vocabulary and settings in a GGUF's metadata (`tokenizer.*`, plain Python values).
+
+    Raises:
+        JllamaError: there is no tokenizer, or one of a kind that is not supported.
+    """
+    kind = fields.get("tokenizer.ggml.model")
+    readers = {"llama": _read_spm, "gpt2": _read_bpe}
+    if kind not in readers or not fields.get("tokenizer.ggml.tokens"):
+        what = f"a tokenizer of kind {kind!r}" if kind else "no tokenizer"
+        raise JllamaError(
+            f"the GGUF file has {what}; jllama reads the kinds 'llama' and 'gpt2'.\n"
+            "Use the model's Hugging Face directory with its tokenizer.json instead."
+        )
+    vocabulary = readers[kind](fields)
+    return vocabulary, _settings(fields, vocabulary)
+
+
+def _read_spm(fields: Mapping[str, Any]) -> Vocabulary:
+    tokens = list(fields["tokenizer.ggml.tokens"])
+    scores = fields.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise JllamaError("the GGUF file has no score for each token; convert the model again")
+    model = SpmModel(
+        pieces=tokens,
+        scores=list(scores),
+        types=_types(fields, tokens),
+        kind=BPE,
+        unk_id=fields.get("tokenizer.ggml.unknown_token_id", 0),
+        charsmap=bytes(fields.get("tokenizer.ggml.precompiled_charsmap", b"")),
+        add_prefix=fields.get("tokenizer.ggml.add_space_prefix", True),
+        squeeze=fields.get("tokenizer.ggml.remove_extra_whitespaces", False),
+    )
+    return model.vocabulary()
+
+
+def _types(fields: Mapping[str, Any], tokens: list[str]) -> list[int]:
+    types = list(fields.get("tokenizer.ggml.token_type", ()))
+    return types if len(types) == len(tokens) else [NORMAL] * len(tokens)
+
+
+def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
+    tokens = list(fields["tokenizer.ggml.tokens"])
+    types = _types(fields, tokens)
+    ids = {token: at for at, token in enumerate(tokens)}
+    plain = {token: at for token, at in ids.items() if types[at] not in (CONTROL, UNKNOWN)}
+    atoms = {token: at for token, at in plain.items() if types[at] == USER_DEFINED}
+    encode = AtomEncoder(_bpe_model(fields, plain), atoms)
+    named = {fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
+    return Vocabulary(
+        encode=lambda text, _first: encode(text),
+        token_bytes=lambda token: byte_level(tokens[token]) if token < len(tokens) else b"",
+        drop_blanks=0,
+        size=len(tokens),
+        ids=ids,
+        specials={
+            token: Special(text=token, id=at)
+            for token, at in ids.items()
+            if token not in plain or at in named
+        },
+    )
+
+
+def _bpe_model(fields: Mapping[str, Any], vocab: dict[str, int]) -> tokenizers.Tokenizer:
+    pre = _pre_tokenizer_name(fields)
+    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", ())]
+    try:
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
+    except Exception as error:  # the library raises nothing narrower
+        raise JllamaError(f"the GGUF file's merges do not fit its tokens: {error}") from error
+    inner = tokenizers.Tokenizer(model)
+    cuts = [pre_tokenizers.Split(Regex(part), "isolated") for part in PRE_TOKENIZERS[pre]]
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
+    return inner
+
+
+def _pre_tokenizer_name(fields: Mapping[str, Any]) -> str:
+    pre = fields.get("tokenizer.ggml.pre")
+    if pre is None:
+        warnings.warn(
+            "the GGUF file does not say how it cuts words (tokenizer.ggml.pre); GPT-2's way is "
+            "assumed, and answers may be worse. Convert the model again to mend it.",
+            stacklevel=2,
+        )
+        return "default"
+    if pre not in PRE_TOKENIZERS:
+        raise JllamaError(
+            f"the GGUF file cuts words in the way {pre!r}, which is not supported "
+            f"(supported: {', '.join(PRE_TOKENIZERS)}).\n"
+            "Use the model's Hugging Face directory with its tokenizer.json instead."
+        )
+    return pre
+
+
+def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
+    def token(name: str) -> int | None:
+        return fields.get(f"tokenizer.ggml.{name}_token_id")
+
+    bos, eos = token("bos"), token("eos")
+    spm = fields["tokenizer.ggml.model"] == "llama"
+    add_bos = fields.get(
+        "tokenizer.ggml.add_bos_token", spm or fields.get("tokenizer.ggml.pre") in WHOLE_WORDS
+    )
+    add_eos = fields.get("tokenizer.ggml.add_eos_token", False)
+    templates = _templates(fields)
+    ends = {eos, token("eot"), token("eom")} - {None} | ending_ids(vocabulary, templates)
+    texts = fields["tokenizer.ggml.tokens"]
+    names = {"bos": bos, "eos": eos, "unk": token("unknown"), "pad": token("padding")}
+    return Settings(
+        bos_id=bos,
+        eos_ids=frozenset(end for end in ends if end is not None),
+        prefix=(bos,) if add_bos and bos is not None else (),
+        suffix=(eos,) if add_eos and eos is not None else (),
+        templates=templates,
+        variables={
+            f"{name}_token": texts[at] for name, at in names.items() if at is not None and at < len(texts)
+        },
+    )
+
+
+def _templates(fields: Mapping[str, Any]) -> dict[str, str]:
+    prefix = "tokenizer.chat_template"
+    named = {
+        key.removeprefix(prefix + "."): value for key, value in fields.items() if key.startswith(prefix + ".")
+    }
+    return ({"default": fields[prefix]} if fields.get(prefix) else {}) | named

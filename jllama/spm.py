@@ -1,0 +1,192 @@
+"""SentencePiece vocabularies (a `tokenizer.model`, or a GGUF's `llama` tokens) made to encode."""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models
+
+from jllama.detokenizer import metaspace
+from jllama.errors import JllamaError
+from jllama.special_tokens import Special
+from jllama.spm_charsmap import CharsMap
+from jllama.vocabulary import AtomEncoder, Vocabulary
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNIGRAM, BPE = 1, 2
+# Below any real score, so that text which spells out "<0x41>" is never taken for that byte.
+UNREACHABLE = -1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpmModel:
+    """The fields of a SentencePiece model that decide how text is cut."""
+
+    pieces: list[str]
+    scores: list[float]
+    types: list[int]
+    kind: int = BPE
+    byte_fallback: bool = True
+    unk_id: int | None = 0
+    bos_id: int | None = 1
+    eos_id: int | None = 2
+    charsmap: bytes = b""
+    add_prefix: bool = True
+    squeeze: bool = False  # remove_extra_whitespaces
+    every_stretch: bool = True  # the prefix also after a special token
+
+    def vocabulary(self, extra: Mapping[str, Special] | None = None) -> Vocabulary:
+        """Ready to encode; `extra` are tokens that files beside the model add.
+
+        Raises:
+            JllamaError: the model is neither BPE nor unigram.
+        """
+        extra = extra or {}
+        special = {
+            piece: Special(text=piece, id=at)
+            for at, piece in enumerate(self.pieces)
+            if self.types[at] in (CONTROL, UNKNOWN)
+        }
+        ids = {piece: at for at, piece in enumerate(self.pieces)}
+        ids |= {text: token.id for text, token in extra.items()}
+        pieces = dict(enumerate(self.pieces)) | {token.id: text for text, token in extra.items()}
+        return Vocabulary(
+            encode=SpmEncoder(self),
+            token_bytes=lambda token: metaspace(pieces.get(token, "")),
+            drop_blanks=int(self.add_prefix),
+            size=max(pieces, default=-1) + 1,
+            ids=ids,
+            specials=special | dict(extra),
+        )
+
+
+class SpmEncoder:
+    """SentencePiece's normalisation in Python, its segmentation by the `tokenizers` library."""
+
+    def __init__(self, model: SpmModel):
+        self._model = model
+        self._charsmap = CharsMap(model.charsmap) if model.charsmap else None
+        builders = {BPE: _bpe, UNIGRAM: _unigram}
+        if model.kind not in builders:
+            raise JllamaError(
+                f"a SentencePiece model of kind {model.kind} is not supported; "
+                "BPE and unigram are. Convert it to a tokenizer.json."
+            )
+        inner = tokenizers.Tokenizer(builders[model.kind](model))
+        self._encode = AtomEncoder(inner, {piece: at for at, piece in _of(model, USER_DEFINED)})
+
+    def __call__(self, text: str, first: bool) -> list[int]:
+        return self._encode(self.normalise(text, first))
+
+    def normalise(self, text: str, first: bool) -> str:
+        if self._charsmap:
+            text = self._charsmap(text)
+        if self._model.squeeze:
+            text = re.sub(" {2,}", " ", text.strip(" "))
+        if text and self._model.add_prefix and (first or self._model.every_stretch):
+            text = " " + text
+        return text.replace(" ", "▁")
+
+
+def _of(model: SpmModel, *types: int) -> Iterator[tuple[int, str]]:
+    return ((at, p) for at, p in enumerate(model.pieces) if model.types[at] in types)
+
+
+def _bpe(model: SpmModel) -> models.BPE:
+    """Merges from scores: every split of a piece into two others, the best piece first."""
+    whole = {piece: at for at, piece in _of(model, NORMAL, USER_DEFINED, UNUSED)}
+    order = sorted(whole, key=lambda piece: (-model.scores[whole[piece]], whole[piece]))
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in order
+        for cut in range(1, len(piece))
+        if piece[:cut] in whole and piece[cut:] in whole
+    ]
+    vocab = whole | {piece: at for at, piece in _of(model, BYTE, UNKNOWN)}
+    unknown = None if model.unk_id is None else model.pieces[model.unk_id]
+    return models.BPE(
+        vocab=vocab,
+        merges=merges,
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+    )
+
+
+def _unigram(model: SpmModel) -> models.Unigram:
+    scored = [(f"\U0010fffd{at}", UNREACHABLE) for at in range(len(model.pieces))]
+    for at, piece in _of(model, NORMAL, USER_DEFINED):
+        scored[at] = (piece, model.scores[at])
+    for at, piece in _of(model, BYTE):
+        scored[at] = (piece, UNREACHABLE)
+    return models.Unigram(scored, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
+
+
+def read_model(path: Path) -> SpmModel:
+    """Read a SentencePiece `.model` file (the protocol buffer, without its library).
+
+    Raises:
+        JllamaError: the file is no SentencePiece model.
+    """
+    try:
+        fields = list(_fields(path.read_bytes()))
+        pieces = [_piece(value) for number, value in fields if number == 1]
+        trainer = dict(_fields(next((v for n, v in fields if n == 2), b"")))
+        normalizer = dict(_fields(next((v for n, v in fields if n == 3), b"")))
+        texts, scores, types = (list(column) for column in zip(*pieces, strict=True))
+    except (ValueError, TypeError, IndexError, AttributeError, struct.error) as error:
+        raise JllamaError(f"{path} is not a SentencePiece model (truncated?); fetch it again") from error
+    return SpmModel(
+        pieces=texts,
+        scores=scores,
+        types=types,
+        kind=trainer.get(3, UNIGRAM),
+        byte_fallback=bool(trainer.get(35, 0)),
+        unk_id=_token_id(trainer.get(40, 0)),
+        bos_id=_token_id(trainer.get(41, 1)),
+        eos_id=_token_id(trainer.get(42, 2)),
+        charsmap=normalizer.get(2, b""),
+        add_prefix=bool(normalizer.get(3, 1)),
+        squeeze=bool(normalizer.get(4, 1)),
+    )
+
+
+def _piece(data: bytes) -> tuple[str, float, int]:
+    fields = dict(_fields(data))
+    return fields.get(1, b"").decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, NORMAL)
+
+
+def _token_id(value: int) -> int | None:
+    # Protocol buffers write -1, "no such token", as an unsigned 64-bit number.
+    return value if value < 1 << 31 else None
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protocol buffer message: (number, value), in file order."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        if key & 7 == 2:
+            size, at = _varint(data, at)
+        else:
+            size = {1: 8, 5: 4}[key & 7]
+        if at + size > len(data):
+            raise ValueError("a field runs beyond the end")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 0x80:
+            return value, at

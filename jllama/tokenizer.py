@@ -1,0 +1,151 @@
+"""Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jllama import gguf_vocab, tokenizer_files
+from jllama.chat_template import ChatTemplate, Message, plain_data
+from jllama.detokenizer import Detokenizer, StreamDecoder
+from jllama.errors import JllamaError
+from jllama.special_tokens import SpecialTokens
+from jllama.vocabulary import Settings, Vocabulary
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+
+class Tokenizer:
+    """One model's tokenizer.
+
+    Attributes:
+        vocab_size: the highest token id plus one.
+        bos_id: the token that begins a text, if the model has one.
+        eos_ids: every token that ends an answer: those of config.json, generation_config.json,
+            tokenizer_config.json or of the GGUF (eos, eot, eom), tokens such as `<|endoftext|>`,
+            and the end-of-turn token that the chat template writes.
+        chat_templates: the sources of the chat templates, by name.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, settings: Settings):
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._specials = SpecialTokens(vocabulary.specials.values())
+        self._detokenizer = Detokenizer(
+            vocabulary.token_bytes,
+            skipped=[special.id for special in vocabulary.specials.values()],
+            drop_blanks=vocabulary.drop_blanks,
+        )
+        self.vocab_size = vocabulary.size
+        self.bos_id = settings.bos_id
+        self.eos_ids = settings.eos_ids
+        self.chat_templates = settings.templates
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face directory: tokenizer.json, else tokenizer.model.
+
+        Raises:
+            JllamaError: no tokenizer there, or one that is broken or of a kind not supported.
+        """
+        return cls(*tokenizer_files.read_vocabulary(Path(path)))
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, Any]) -> "Tokenizer":
+        """The tokenizer in a GGUF's metadata, given as plain Python values.
+
+        Raises:
+            JllamaError: no tokenizer there, or one of a kind not supported.
+        """
+        return cls(*gguf_vocab.read_vocabulary(fields))
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The default template, compiled; None for a base model.
+
+        Raises:
+            JllamaError: it does not compile.
+        """
+        return self._template(None) if self.chat_templates.get("default") else None
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token spelled exactly so, special tokens included."""
+        return self._vocabulary.ids.get(text)
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The ids of `text`.
+
+        Args:
+            add_special: put around it what the tokenizer says (often a BOS before), but never a
+                second BOS.
+            parse_special: read "<|im_end|>" as that token; otherwise it is text like any other.
+        """
+        text = _without_surrogates(text)
+        ids = self._encode_parts(self._specials.split(text) if parse_special else [text])
+        if not add_special:
+            return ids
+        prefix, suffix = list(self._settings.prefix), list(self._settings.suffix)
+        begun = prefix and ids[: len(prefix)] == prefix
+        ended = suffix and ids[-len(suffix) :] == suffix
+        return ([] if begun else prefix) + ids + ([] if ended else suffix)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | ChatTemplate | None = None,
+        **extra: Any,
+    ) -> list[int]:
+        """The ids of a conversation, by the chat template, to which nothing is added.
+
+        Special tokens count where the template writes them; in the messages they are text.
+
+        Args:
+            template: the name of one of the model's templates, or a ChatTemplate; None takes the
+                default one, or the one named `tool_use` where there are tools.
+
+        Raises:
+            JllamaError: there is no such template, or it does not take these messages.
+        """
+        chosen = template if isinstance(template, ChatTemplate) else self._template(template, tools)
+        plain = plain_data([list(messages), tools, extra], "the conversation")
+        shield, hidden = self._specials.shield(*plain, avoid=chosen.source)
+        text = chosen.render(hidden[0], add_generation_prompt, hidden[1], **hidden[2])
+        parts = self._specials.split(_without_surrogates(text))
+        ids = self._encode_parts(part if isinstance(part, int) else shield.reveal(part) for part in parts)
+        while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            del ids[0]
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 show as U+FFFD."""
+        return self._detokenizer.decode(ids, skip_special)
+
+    def stream(self, prompt_ids: Iterable[int] = ()) -> StreamDecoder:
+        """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
+        return StreamDecoder(self._detokenizer, prompt_ids)
+
+    def _encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        ids: list[int] = []
+        for at, part in enumerate(parts):
+            ids += [part] if isinstance(part, int) else self._vocabulary.encode(part, at == 0)
+        return ids
+
+    def _template(self, name: str | None, tools: Any = None) -> ChatTemplate:
+        templates = self.chat_templates
+        if name is None:
+            name = "tool_use" if tools and "tool_use" in templates else "default"
+        if name not in templates:
+            have = ", ".join(templates) or "none"
+            raise JllamaError(
+                f"the model has no chat template {name!r} (it has: {have}).\n"
+                "Give one with --chat_template, or use plain text with --nochat_template."
+            )
+        return ChatTemplate(templates[name], **self._settings.variables)
+
+
+def _without_surrogates(text: str) -> str:
+    # Half a surrogate pair (from a file name or a broken escape) has no UTF-8 form.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

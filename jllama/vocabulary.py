@@ -1,0 +1,74 @@
+"""What every kind of tokenizer file boils down to."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import tokenizers
+
+from jllama.special_tokens import Special
+
+# Tokens that end any text, and those that end a turn for the templates that write them.
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|return|>",
+    "[EOT]",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Text to ids and ids to bytes, without special tokens."""
+
+    encode: Callable[[str, bool], list[int]]  # plain text; is it the first stretch of its text?
+    token_bytes: Callable[[int], bytes]
+    drop_blanks: int  # blanks that decoding drops at the start of a text
+    size: int  # the highest id plus one
+    ids: Mapping[str, int]
+    specials: Mapping[str, Special]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the files beside the vocabulary say about its use."""
+
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    prefix: tuple[int, ...] = ()  # what encoding puts before a text
+    suffix: tuple[int, ...] = ()
+    templates: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
+
+
+class AtomEncoder:
+    """A `tokenizers` model over text in which some tokens ("atoms") are matched before it."""
+
+    def __init__(self, model: tokenizers.Tokenizer, atoms: Mapping[str, int]):
+        self._model = model
+        self._atoms = atoms
+        ordered = sorted(filter(None, atoms), key=len, reverse=True)
+        self._pattern = re.compile("(" + "|".join(map(re.escape, ordered)) + ")")
+
+    def __call__(self, text: str) -> list[int]:
+        parts = self._pattern.split(text) if self._atoms else [text]
+        ids: list[int] = []
+        for part in filter(None, parts):
+            atom = self._atoms.get(part)
+            ids += self._model.encode(part).ids if atom is None else [atom]
+        return ids
+
+
+def ending_ids(vocabulary: Vocabulary, templates: Mapping[str, str]) -> set[int]:
+    """End-of-text tokens, and the end-of-turn tokens that a template writes, if they are special."""
+    written = "".join(templates.values())
+    names = [*END_OF_TEXT, *(name for name in END_OF_TURN if name in written)]
+    return {vocabulary.specials[name].id for name in names if name in vocabulary.specials}
