@@ -103,6 +103,31 @@ def banner(model: Any) -> str:
     )
 
 
+def positive(text: str, flag: str) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+      JllamaError: it is none.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise JllamaError(f"{flag}={text}: give whole numbers from 1 on")
+    return int(text)
+
+
+def count_compile_seconds() -> list[float]:
+    """A list that grows with the seconds of each compilation from now on."""
+    import jax
+
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
+
+
 def say(text: str) -> None:
     """A message for a person: stderr, so that stdout holds the answer alone."""
     print(text, file=sys.stderr, flush=True)

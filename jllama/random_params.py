@@ -1,0 +1,37 @@
+"""Random weights of a configuration, made on the device: for benchmarks without a checkpoint."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.checkpoint.layout import Leaf, layout
+from jllama.config import ModelConfig
+from jllama.model import Params
+
+
+def random_params(config: ModelConfig, dtype="bfloat16", *, seed: int = 0) -> Params:
+    """Weights that keep the activations in range: normal, with a variance of one over the row's length.
+
+    Norm weights are near one and biases small.
+    """
+    leaves, tree = jax.tree.flatten(layout(config))
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
+    return jax.tree.unflatten(tree, [_leaf(leaf, key, dtype) for leaf, key in zip(leaves, keys, strict=True)])
+
+
+def _leaf(leaf: Leaf, key: Array, dtype) -> Array:
+    if "norm" in leaf.parts[0].name:
+        return _normal(key, leaf.shape, jnp.dtype(dtype), 0.1, 1.0)
+    is_bias = leaf.parts[0].name.endswith("bias")
+    scale = 0.02 if is_bias else 1 / math.sqrt(leaf.shape[-1])
+    return _normal(key, leaf.shape, jnp.dtype(dtype), scale, 0.0)
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype", "scale", "mean"))
+def _normal(key: Array, shape: tuple[int, ...], dtype, scale: float, mean: float) -> Array:
+    return (jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(scale) + jnp.bfloat16(mean)).astype(
+        dtype
+    )

@@ -1,0 +1,163 @@
+"""Measures a model's speed: `python scripts/bench.py --flagfile=configs/bench.cfg`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import command_line
+from absl import flags
+from command_line import FLAGS, say
+
+from jllama.errors import JllamaError
+
+flags.DEFINE_string("random_config", None, "Instead of --model: random weights for this config.json.")
+flags.DEFINE_list("tests", ["pp512", "pp2048", "tg128", "tg128@d1024"], "What to measure.")
+flags.DEFINE_list("batch_sizes", ["1"], "Rows of the generation tests.")
+flags.DEFINE_integer("repetitions", 5, "Of each test, after a warm-up.", lower_bound=1, upper_bound=1000)
+flags.DEFINE_integer("seed", 0, "Of random weights and prompts.", lower_bound=0)
+flags.DEFINE_bool("json", False, "Print one JSON object.")
+flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
+flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
+command_line.define_model_flags()
+
+
+def main() -> None:
+    """Loads the model, takes the ceilings, runs the tests and prints a table."""
+    batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
+    if FLAGS.json and FLAGS.markdown:
+        raise JllamaError("give --json or --markdown, not both")
+    compiled = command_line.count_compile_seconds()
+    name, config, params = load()
+    import jax
+    import measure
+
+    tests = measure.parse_tests(FLAGS.tests, batches)
+    limits = measure.ceilings(FLAGS.dtype, jax.devices()[0].platform)
+    rows = []
+    for test in tests:
+        say(f"{test.name}, batch {test.batch} …")
+        rows.append(measure.run_test(config, params, test, FLAGS.repetitions, FLAGS.seed))
+    first = measure.first_token_seconds(config, params, min(512, config.context_length - 2), FLAGS.seed)
+    if FLAGS.profile:
+        profile(config, params, tests)
+    report = {
+        **environment(name),
+        "read_gb_per_second": limits.read_bytes_per_second / 1e9,
+        "matrix_tflops": limits.matrix_flops_per_second / 1e12,
+        "compile_seconds": sum(compiled),
+        "first_token_seconds": first,
+        "peak_memory_mib": measure.peak_memory_bytes() / 2**20,
+        "tests": [with_shares(row, limits) for row in rows],
+    }
+    print(json.dumps(report, indent=1) if FLAGS.json else as_table(report, FLAGS.markdown))
+
+
+def load() -> tuple[str, Any, Any]:
+    """The model's name, configuration and weights: those of `--model`, or random ones."""
+    if bool(FLAGS.model) == bool(FLAGS.random_config):
+        raise JllamaError("give --model=REFERENCE or --random_config=config.json, one of them")
+    if FLAGS.model:
+        model = command_line.load_model()
+        return model.name, model.config, model.params
+    from jllama import runtime
+    from jllama.config import ModelConfig
+
+    runtime.configure(FLAGS.device)
+    from jllama.random_params import random_params
+
+    config = ModelConfig.from_hf(Path(FLAGS.random_config))
+    return (
+        f"random {Path(FLAGS.random_config).stem}",
+        config,
+        random_params(config, FLAGS.dtype, seed=FLAGS.seed),
+    )
+
+
+def profile(config: Any, params: Any, tests: list[Any]) -> None:
+    """A trace of each test; its phases carry the names of the model's parts."""
+    import jax
+    import measure
+
+    with jax.profiler.trace(FLAGS.profile):
+        for test in tests:
+            measure.run_test(config, params, test, 1, FLAGS.seed)
+
+
+def environment(name: str) -> dict[str, Any]:
+    """What a figure means nothing without."""
+    import jax
+
+    from jllama import __version__
+    from jllama.runtime import describe_device
+
+    return {
+        "model": name,
+        "dtype": FLAGS.dtype,
+        "device": describe_device(),
+        "jllama": __version__,
+        "jax": jax.__version__,
+        "seed": FLAGS.seed,
+        "repetitions": FLAGS.repetitions,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def with_shares(row: dict[str, Any], limits: Any) -> dict[str, Any]:
+    """Adds what part of the ceiling measured in this run a test reached."""
+    if "flops_per_second" in row:
+        return row | {"matrix_share": row["flops_per_second"] / limits.matrix_flops_per_second}
+    return row | {"read_share": row["bytes_per_second"] / limits.read_bytes_per_second}
+
+
+def as_table(report: dict[str, Any], markdown: bool) -> str:
+    """A line about the run, a row a test."""
+    head = ["test", "batch", "tok/s", "±", "GB/s", "of read", "TFLOP/s", "of matrix"]
+    rows = [head, *(cells(row) for row in report["tests"])]
+    if markdown:
+        rows.insert(1, ["---"] * len(head))
+        body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    else:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        body = "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return f"{about(report)}\n\n{body}"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One row of the table; what a test does not measure stays empty."""
+
+    def show(key: str, scale: float, form: str) -> str:
+        return form.format(row[key] * scale) if key in row else ""
+
+    return [
+        row["test"],
+        str(row["batch"]),
+        f"{row['tokens_per_second']:,.1f}",
+        f"{row['spread']:.1%}",
+        show("bytes_per_second", 1e-9, "{:,.1f}"),
+        show("read_share", 1, "{:.1%}"),
+        show("flops_per_second", 1e-12, "{:,.2f}"),
+        show("matrix_share", 1, "{:.1%}"),
+    ]
+
+
+def about(report: dict[str, Any]) -> str:
+    """Everything that holds for the whole run."""
+    weights = next(
+        (row["weight_bytes_per_step"] for row in report["tests"] if "weight_bytes_per_step" in row), 0
+    )
+    parts = [
+        f"{report['model']} · {report['dtype']} · {report['device']}",
+        f"jllama {report['jllama']} · jax {report['jax']}",
+        f"seed {report['seed']} · median of {report['repetitions']} · {report['date']}\nceilings:",
+        f"reads {report['read_gb_per_second']:,.1f} GB/s",
+        f"products {report['matrix_tflops']:,.2f} TFLOP/s",
+        f"weights {weights / 1e9:.3f} GB a step · compiled in {report['compile_seconds']:.1f} s",
+        f"first token of 512 in {report['first_token_seconds'] * 1e3:,.1f} ms",
+        f"peak memory {report['peak_memory_mib']:,.0f} MiB",
+    ]
+    return " · ".join(parts).replace("ceilings: ·", "ceilings:")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

@@ -1,0 +1,212 @@
+"""What `bench.py` measures: prompt processing, generation, and the machine's own ceilings."""
+
+import dataclasses
+import re
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jllama import engine
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
+from jllama.model import Params
+from jllama.sampling import Sampling
+
+CACHE_STEP = 256  # cache lengths are multiples of this
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Test:
+    """`pp512`: a prompt of 512 tokens. `tg128@d1024`: 128 tokens generated behind 1024 others."""
+
+    kind: str  # "pp" or "tg"
+    count: int
+    depth: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        depth = f" @ d{self.depth}" if self.depth else ""
+        return f"{self.kind}{self.count}{depth}"
+
+
+def parse_tests(names: list[str], batches: list[int]) -> list[Test]:
+    """The tests of `--tests`; batch sizes multiply the generation tests, prompts run alone.
+
+    Raises:
+      JllamaError: a name that is no test.
+    """
+    tests = []
+    for name in names:
+        match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?", name)
+        if not match or int(match[2]) < 2:
+            raise JllamaError(f"--tests: {name!r} is no test; write pp512, tg128 or tg128@d1024")
+        for batch in batches if match[1] == "tg" else [1]:
+            tests.append(Test(kind=match[1], count=int(match[2]), depth=int(match[3] or 0), batch=batch))
+    return tests
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What this device reached in this run, with nothing else to do."""
+
+    read_bytes_per_second: float
+    matrix_flops_per_second: float
+
+
+def ceilings(dtype: str, platform: str) -> Ceilings:
+    """Reads a large array, and multiplies two large matrices of the run dtype."""
+    gpu = platform == "gpu"
+    rows = jnp.ones((8192, 131072 if gpu else 16384), jnp.float32)
+    read = _median_seconds(lambda: _row_maxima(rows), 10)
+    size = 8192 if gpu else 2048
+    left, right = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
+    product = _median_seconds(lambda: _product(left, right), 10)
+    return Ceilings(read_bytes_per_second=rows.nbytes / read, matrix_flops_per_second=2 * size**3 / product)
+
+
+@jax.jit
+def _row_maxima(rows):
+    return jnp.max(rows, axis=1)
+
+
+@jax.jit
+def _product(left, right):
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32).astype(left.dtype)
+
+
+def _median_seconds(call: Callable[[], Any], repetitions: int) -> float:
+    jax.block_until_ready(call())
+    return statistics.median(_seconds(call) for _ in range(repetitions))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - started
+
+
+def run_test(config: ModelConfig, params: Params, test: Test, repetitions: int, seed: int) -> dict[str, Any]:
+    """Seconds of each repetition after a warm-up, and what they mean."""
+    dtype = str(params.norm.dtype)
+    length = test.depth + test.count + engine.BLOCK + 1
+    max_len = -(-length // CACHE_STEP) * CACHE_STEP
+    cache = KVCache.empty(config, batch=test.batch, max_len=max_len, dtype=dtype)
+    rng = np.random.default_rng(seed)
+    once = _prefill_once if test.kind == "pp" else _generate_once
+    _, cache = once(config, params, test, cache, rng)
+    times = []
+    for _ in range(repetitions):
+        seconds, cache = once(config, params, test, cache, rng)
+        times.append(seconds)
+    return summarize(config, params, test, times)
+
+
+def _prefill_once(
+    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
+) -> tuple[float, KVCache]:
+    prompt = rng.integers(config.vocab_size, size=(test.batch, test.count)).tolist()
+    cache = _at_length(cache, test.depth)
+    started = time.perf_counter()
+    logits, cache = engine.prefill(config, params, cache, prompt)
+    jax.block_until_ready(logits)
+    return time.perf_counter() - started, cache
+
+
+def _generate_once(
+    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
+) -> tuple[float, KVCache]:
+    """Seconds from the first token's arrival to the last one's: `count` tokens, read as a user reads them."""
+    state, first = engine.start_decode(
+        _at_length(cache, test.depth),
+        rng.standard_normal((test.batch, config.vocab_size), np.float32),
+        Sampling.build(batch=test.batch, vocab_size=config.vocab_size),
+        np.full((test.batch, 1), engine.NO_TOKEN, np.int32),
+        np.zeros((test.batch,), np.int32),
+        np.zeros((test.batch, 2), np.uint32),
+        np.full((test.batch,), test.count + 1, np.int32),
+        np.full((32,), engine.NO_TOKEN, np.int32),
+    )
+    decoder = engine.Decoder(config, params, state, first)
+    arrivals = [time.perf_counter() for _ in decoder]
+    return arrivals[-1] - arrivals[0], decoder.state.cache
+
+
+def _at_length(cache: KVCache, length: int) -> KVCache:
+    """As if `length` tokens had been read: what they were does not change the time."""
+    return dataclasses.replace(cache, length=np.full(cache.length.shape, length, np.int32))
+
+
+def summarize(config: ModelConfig, params: Params, test: Test, times: list[float]) -> dict[str, Any]:
+    """Rates of the median repetition; the spread is (max - min) / median."""
+    median = statistics.median(times)
+    tokens = test.batch * test.count
+    row = {
+        "test": test.name,
+        "batch": test.batch,
+        "tokens_per_second": tokens / median,
+        "spread": (max(times) - min(times)) / median,
+        "seconds": times,
+    }
+    if test.kind == "pp":
+        return row | {"flops_per_second": prompt_flops(config, test) / median}
+    weights, kv = weight_bytes(params), kv_bytes(config, params, test)
+    return row | {
+        "weight_bytes_per_step": weights,
+        "cache_bytes_per_step": kv,
+        "bytes_per_second": (weights + kv) * test.count / median,
+    }
+
+
+def weight_bytes(params: Params) -> int:
+    """What a decode step reads of the weights: all but the embedding table, unless that is the head too."""
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    table = sum(leaf.nbytes for leaf in jax.tree.leaves(params.embed_tokens))
+    return total if params.lm_head is None else total - table
+
+
+def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:
+    """What a decode step reads of the filled cache, on average over the test."""
+    positions = test.depth + (test.count + 1) / 2
+    if config.sliding_window is not None:
+        positions = min(positions, config.sliding_window)
+    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return int(test.batch * positions * per_position * params.norm.dtype.itemsize)
+
+
+def prompt_flops(config: ModelConfig, test: Test) -> float:
+    """Two per weight and token (one unembedding a row), and causal attention's two products."""
+    c, T = config, test.count
+    heads = c.num_attention_heads * c.head_dim
+    kv_heads = c.num_key_value_heads * c.head_dim
+    weights = c.num_hidden_layers * c.hidden_size * (2 * heads + 2 * kv_heads + 3 * c.intermediate_size)
+    pairs = T * test.depth + T * (T + 1) / 2
+    attention = 4 * c.num_hidden_layers * heads * pairs
+    return test.batch * (2 * weights * T + 2 * c.vocab_size * c.hidden_size + attention)
+
+
+def first_token_seconds(config: ModelConfig, params: Params, prompt_tokens: int, seed: int) -> float:
+    """From a prompt's ids to the first token's id on the host, warm: the median of five."""
+    test = Test(kind="pp", count=prompt_tokens, depth=0, batch=1)
+    max_len = -(-(prompt_tokens + 2) // CACHE_STEP) * CACHE_STEP
+    cache = KVCache.empty(config, batch=1, max_len=max_len, dtype=str(params.norm.dtype))
+    rng, times = np.random.default_rng(seed), []
+    for _ in range(6):
+        seconds, cache = _prefill_once(config, params, test, cache, rng)
+        times.append(seconds)
+    return statistics.median(times[1:])
+
+
+def peak_memory_bytes() -> int:
+    """Of the device where it tells, else of the process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
