@@ -78,6 +78,10 @@ class Shield:
             return {self.hide(key): self.hide(item) for key, item in value.items()}
         return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
 
+    def mark(self) -> str:
+        """A further private character, for the caller's own use."""
+        return next(self._characters)
+
     def reveal(self, text: str) -> str:
         table = {character: text for text, character in self._by_text.items()}
         return text.translate(str.maketrans({**table, self._nothing: ""}))

@@ -10,6 +10,7 @@ from jllama.chat_template import ChatTemplate, Message, plain_data
 from jllama.detokenizer import Detokenizer, StreamDecoder
 from jllama.errors import JllamaError
 from jllama.special_tokens import SpecialTokens
+from jllama.splice import Splices
 from jllama.vocabulary import Settings, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -100,7 +101,8 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation, by the chat template, to which nothing is added.
 
-        Special tokens count where the template writes them; in the messages they are text.
+        Special tokens count where the template writes them; in the messages they are text. Of a
+        message with `token_ids` (an answer as it was generated) these are used, not its content.
 
         Args:
             template: the name of one of the model's templates, or a ChatTemplate; None takes the
@@ -112,8 +114,13 @@ class Tokenizer:
         chosen = template if isinstance(template, ChatTemplate) else self._template(template, tools)
         plain = plain_data([list(messages), tools, extra], "the conversation")
         shield, hidden = self._specials.shield(*plain, avoid=chosen.source)
-        text = chosen.render(hidden[0], add_generation_prompt, hidden[1], **hidden[2])
-        parts = self._specials.split(_without_surrogates(text))
+        splices = Splices(shield)
+        text = chosen.render(splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2])
+        if add_generation_prompt:
+            text = splices.align(text)
+        parts = [
+            part for stretch in splices.split(_without_surrogates(text)) for part in self._parts(stretch)
+        ]
         ids = self._encode_parts(part if isinstance(part, int) else shield.reveal(part) for part in parts)
         while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
@@ -126,6 +133,9 @@ class Tokenizer:
     def stream(self, prompt_ids: Iterable[int] = ()) -> StreamDecoder:
         """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
         return StreamDecoder(self._detokenizer, prompt_ids)
+
+    def _parts(self, stretch: str | Sequence[int]) -> Sequence[str | int]:
+        return self._specials.split(stretch) if isinstance(stretch, str) else stretch
 
     def _encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         ids: list[int] = []
