@@ -136,7 +136,7 @@ def _deinterleave(target: np.ndarray, head_dim: int, columns: int) -> None:
 
 def _not_finite(stored: Stored, numbers: np.ndarray, dtype: np.dtype) -> str:
     at = f"{stored.name} in {stored.path}"
-    if np.isfinite(numbers.astype(np.float64)).all():
+    if np.isfinite(numbers).all():
         wider = "float32" if dtype.name == "bfloat16" else "bfloat16"
         return f"{at} holds numbers too large for {dtype.name}; use {wider}"
     return f"{at} holds numbers that are NaN or infinite; download it again"

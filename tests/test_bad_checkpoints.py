@@ -1,0 +1,298 @@
+"""Whatever is wrong with a checkpoint is said in a `JllamaError`, before anything big is allocated."""
+
+import itertools
+import json
+import struct
+
+import numpy as np
+import pytest
+from checkpoint_files import KEYS, header_of, write_directory, write_gguf, write_safetensors, write_shards
+from checkpoint_generator import random_tensors
+from gguf import GGMLQuantizationType as GgmlType
+
+from jllama.checkpoint import load_params, read_config, read_gguf_fields
+from jllama.checkpoint.safetensors import read_header
+from jllama.errors import JllamaError
+from jllama.hub import resolve
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return random_tensors(KEYS)
+
+
+def load(path, dtype="float32"):
+    files = resolve(str(path))
+    return load_params(files, read_config(files), dtype)
+
+
+def refused(path, words, dtype="float32"):
+    with pytest.raises(JllamaError, match=words) as caught:
+        load(path, dtype)
+    assert str(caught.value).count("\n") <= 1
+    return str(caught.value)
+
+
+def test_all_that_does_not_fit_is_named_at_once(tmp_path, tensors, monkeypatch):
+    monkeypatch.setattr("jllama.checkpoint.dense.aligned_empty", None)  # nothing may be allocated
+    odd = dict(tensors)
+    del odd["model.layers.1.mlp.up_proj.weight"], odd["model.norm.weight"]
+    odd["model.layers.0.self_attn.q_proj.bias"] = odd["vision.weight"] = np.zeros(128, np.float32)
+    odd["model.layers.0.self_attn.k_proj.weight"] = np.zeros((64, 63), np.float32)
+    odd["lm_head.weight"] = np.zeros((63, 64), np.float32)
+    message = refused(write_directory(tmp_path / "m", KEYS, odd), "does not fit its configuration")
+    assert "missing: model.norm.weight, model.layers.1.mlp.up_proj.weight; " in message.replace(
+        "model.layers.1.mlp.up_proj.weight, model.norm.weight",
+        "model.norm.weight, model.layers.1.mlp.up_proj.weight",
+    )
+    assert "model.layers.0.self_attn.q_proj.bias" in message
+    assert "vision.weight" in message
+    assert "model.layers.0.self_attn.k_proj.weight [64, 63], not [64, 64]" in message
+    assert "lm_head.weight [63, 64], not [64, 64]" in message
+
+
+def test_gguf_tensors_are_named_as_the_file_names_them(tmp_path, tensors):
+    odd = {name: tensor for name, tensor in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"}
+    refused(write_gguf(tmp_path / "m.gguf", KEYS, odd), r"missing: blk\.1\.ffn_up\.weight$")
+
+
+def test_a_long_list_is_folded_over_the_layers(tmp_path, tensors):
+    keys = KEYS | dict(num_hidden_layers=12)
+    message = refused(write_directory(tmp_path / "m", keys, tensors), "missing")
+    assert "model.layers.{2,3,4,5,6,7,8,9,10,11}.mlp.up_proj.weight" in message
+    assert len(message) < 1500
+
+
+def entry(**changes):
+    """A change to one tensor's header entry."""
+
+    def change(header):
+        header["model.norm.weight"] |= changes
+        return header
+
+    return change
+
+
+def stretch(header):
+    """The last tensor claims more rows and bytes than the file has."""
+    name = max(header, key=lambda name: header[name]["data_offsets"][1])
+    begin, end = header[name]["data_offsets"]
+    columns = (end - begin) // 4 // header[name]["shape"][0]
+    header[name] = dict(
+        dtype="F32", shape=[10**9, columns], data_offsets=[begin, begin + 4 * columns * 10**9]
+    )
+    return header
+
+
+def overlap(header):
+    header["model.norm.weight"]["data_offsets"] = header["model.layers.0.input_layernorm.weight"][
+        "data_offsets"
+    ]
+    return header
+
+
+LIES = {
+    "shape and bytes disagree": (entry(shape=[65]), "makes no sense"),
+    "negative shape": (entry(shape=[-1, -64]), "makes no sense"),
+    "shape of floats": (entry(shape=[64.0]), "makes no sense"),
+    "no list": (entry(shape=64), "makes no sense"),
+    "offsets backwards": (entry(data_offsets=[256, 0]), "makes no sense"),
+    "one offset": (entry(data_offsets=[0]), "makes no sense"),
+    "huge offsets": (entry(data_offsets=[2**70, 2**70 + 256]), "truncated"),
+    "beyond the end": (stretch, "truncated"),
+    "overlap": (overlap, "overlap"),
+    "float8": (
+        entry(dtype="F8_E4M3", data_offsets=[0, 64]),
+        r"cannot read: model\.norm\.weight \(F8_E4M3\)|overlap",
+    ),
+    "integers": (entry(dtype="I32"), r"cannot read: model\.norm\.weight \(I32\)"),
+    "unknown type": (entry(dtype="F3"), r"cannot read: model\.norm\.weight \(F3\)"),
+    "type of no string": (entry(dtype=5), "makes no sense"),
+    "entry of no object": (lambda header: header | {"model.norm.weight": 5}, "makes no sense"),
+    "a list": (lambda header: [header], "no safetensors header"),
+    "a string": (lambda header: "nothing", "no safetensors header"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), LIES.values(), ids=LIES)
+def test_lies_of_a_safetensors_header(tmp_path, tensors, change, words):
+    directory = write_directory(tmp_path / "m", KEYS, tensors)
+    write_safetensors(directory / "model.safetensors", tensors, change(header_of(tensors)))
+    refused(directory, words)
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "seven bytes": lambda data: data[:7],
+    "inside the header": lambda data: data[:100],
+    "without the last byte": lambda data: data[:-1],
+    "a text": lambda data: b"version https://git-lfs.github.com/spec/v1\n" * 9,
+    "header length of 2**63": lambda data: b"\xff" * 7 + b"\x7f" + data[8:],
+    "header length one less": lambda data: (
+        struct.pack("<Q", struct.unpack_from("<Q", data)[0] - 1) + data[8:]
+    ),
+    "no JSON": lambda data: data[:8] + b"x" + data[9:],
+    "no UTF-8": lambda data: data[:8] + b"\xff" + data[9:],
+    "deep JSON": lambda data: struct.pack("<Q", 10**6) + b"[" * 10**6,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_safetensors(tmp_path, tensors, damage):
+    directory = write_directory(tmp_path / "m", KEYS, tensors)
+    file = directory / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    refused(directory, "model.safetensors .*(truncated|no safetensors|overlap)")
+
+
+def test_float8_is_refused_by_name(tmp_path, tensors):
+    header, name = header_of(tensors), list(tensors)[-1]
+    begin, end = header[name]["data_offsets"]
+    header[name] |= dict(dtype="F8_E4M3", data_offsets=[begin, begin + (end - begin) // 4])
+    directory = write_directory(tmp_path / "m", KEYS, tensors)
+    write_safetensors(directory / "model.safetensors", tensors, header)
+    refused(directory, rf"type that jllama cannot read: {name} \(F8_E4M3\)$")
+
+
+def test_shards(tmp_path, tensors):
+    directory = write_shards(tmp_path / "m", KEYS, tensors)
+    second, index = directory / "model-00002-of-00003.safetensors", directory / "model.safetensors.index.json"
+    content, listed = second.read_bytes(), index.read_text()
+    second.unlink()
+    refused(directory, "lacks the shards model-00002-of-00003.safetensors")
+    second.write_bytes((directory / "model-00001-of-00003.safetensors").read_bytes())
+    refused(directory, r"model-00001-of-00003.safetensors and model-00002-of-00003.safetensors .*both hold")
+    second.write_bytes(content)
+    for text in ("", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": []}}'):
+        index.write_text(text)
+        refused(directory, "no index with a weight_map")
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors", "b": 5 and "y/z"}}))
+    refused(directory, "no plain file names")
+    index.unlink()
+    refused(directory, r"3 safetensors files but no model\.safetensors\.index\.json")
+    index.write_text(listed)
+    load(directory)
+
+
+def test_directories_without_safetensors(tmp_path):
+    directory = write_directory(tmp_path / "m", KEYS, {})
+    (directory / "model.safetensors").unlink()
+    refused(directory, "no safetensors weights; download")
+    (directory / "pytorch_model.bin").touch()
+    refused(directory, "bin files are not read: convert them")
+
+
+BAD_GGUF = {
+    "empty": lambda data: b"",
+    "magic alone": lambda data: data[:4],
+    "foreign": lambda data: b"PK\x03\x04" + data[4:],
+    "version 1": lambda data: data[:4] + struct.pack("<I", 1) + data[8:],
+    "big-endian": lambda data: data[:4] + struct.pack(">I", 3) + data[8:],
+    "inside the metadata": lambda data: data[:200],
+    "inside the tensor list": lambda data: data[:1500],
+    "inside the tensors": lambda data: data[:-4000],
+    "2**60 tensors": lambda data: data[:8] + struct.pack("<Q", 2**60) + data[16:],
+    "2**60 fields": lambda data: data[:16] + struct.pack("<Q", 2**60) + data[24:],
+    "a key of 2**62 bytes": lambda data: data[:24] + struct.pack("<Q", 2**62) + data[32:],
+}
+
+
+@pytest.mark.parametrize("damage", BAD_GGUF.values(), ids=BAD_GGUF)
+def test_damaged_gguf(tmp_path, tensors, damage):
+    path = write_gguf(tmp_path / "m.gguf", KEYS, tensors)
+    path.write_bytes(damage(path.read_bytes()))
+    refused(path, "m.gguf (is|has) (no GGUF|too short|truncated|GGUF version)")
+
+
+def test_a_gguf_that_lacks_metadata(tmp_path, tensors):
+    path = write_gguf(tmp_path / "m.gguf", KEYS, tensors)
+    path.write_bytes(path.read_bytes().replace(b"llama.block_count", b"llama.block_xxxxx"))
+    refused(path, r"lacks llama\.block_count")
+    with pytest.raises(JllamaError, match="cannot read"):
+        read_gguf_fields(tmp_path / "absent.gguf")
+
+
+def test_gguf_types_that_cannot_be_dequantised(tmp_path, tensors):
+    path = write_gguf(tmp_path / "m.gguf", KEYS, tensors, GgmlType.F16)
+    data = path.read_bytes()
+    place = data.index(b"output.weight") + len(b"output.weight") + 4 + 16
+    for kind, name in ((GgmlType.I16, "I16"), (999, "type 999")):
+        path.write_bytes(data[:place] + struct.pack("<I", kind) + data[place + 4 :])
+        refused(path, rf"cannot read: output\.weight \({name}\)")
+
+
+NOT_FINITE = [
+    (stored, bad) for stored in ("float32", "bfloat16", "float16") for bad in ("nan", "inf", "-inf")
+]
+
+
+@pytest.mark.parametrize(("stored", "bad"), NOT_FINITE)
+def test_numbers_that_are_not_finite(tmp_path, tensors, stored, bad):
+    name = "model.layers.1.mlp.up_proj.weight"
+    odd = {key: value.copy() for key, value in tensors.items()}
+    odd[name][-1, -1] = float(bad)
+    directory = write_directory(tmp_path / "m", KEYS, odd, stored)
+    for dtype in ("float32", "bfloat16", "float16"):
+        refused(directory, f"{name} in .* NaN or infinite", dtype)
+
+
+def test_numbers_too_large_for_the_run_dtype(tmp_path, tensors):
+    odd = {key: value.copy() for key, value in tensors.items()}
+    odd["model.norm.weight"][3] = 70000.0
+    directory = write_directory(tmp_path / "m", KEYS, odd)
+    refused(directory, r"model\.norm\.weight in .* too large for float16; use bfloat16", "float16")
+    load(directory, "bfloat16")
+    odd["model.norm.weight"][3] = 3.4e38
+    directory = write_directory(tmp_path / "m", KEYS, odd)
+    refused(directory, "too large for bfloat16; use float32", "bfloat16")
+    load(directory, "float32")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
+def test_random_damage_is_a_clean_error_or_harmless(tmp_path, tensors, suffix):
+    """Any byte of the header changed: an error of ours or numbers, never another exception."""
+    directory = write_directory(tmp_path / "m", KEYS, tensors)
+    path = directory / "model.safetensors"
+    if suffix == "gguf":
+        path = directory = write_gguf(tmp_path / "m.gguf", KEYS, tensors)
+    sound, random = bytearray(path.read_bytes()), np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        damaged = sound.copy()
+        for place, byte in random.integers((0, 0), (3000, 256), (random.integers(1, 4), 2)):
+            damaged[place] = byte
+        path.write_bytes(damaged)
+        try:
+            files = resolve(str(directory))
+            load_params(files, read_config(files), "float32")
+            outcomes.add("harmless")
+        except JllamaError:
+            outcomes.add("refused")
+    assert outcomes == {"refused", "harmless"} or suffix == "safetensors"
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, tensors):
+    directory = write_directory(tmp_path / "m", KEYS, tensors)
+    path = directory / "model.safetensors"
+    stored = max(read_header(path), key=lambda stored: stored.offset)
+    from jllama.checkpoint.stored import Reader
+
+    reader = Reader()
+    reader.open(path)
+    with path.open("r+b") as file:
+        file.truncate(stored.offset)
+    with pytest.raises(JllamaError, match="ends inside"):
+        reader.read(stored, 0, np.empty(stored.nbytes, np.uint8))
+    reader.close()
+
+
+def test_names_are_a_bijection():
+    from jllama.checkpoint import names
+    from jllama.checkpoint.layout import parts
+    from jllama.config import ModelConfig
+
+    config = ModelConfig.from_hf(KEYS | dict(attention_bias=True, mlp_bias=True))
+    ours = list(parts(config))
+    assert [names.from_gguf(names.to_gguf(name)) for name in ours] == ours
+    assert [names.from_hf(names.to_hf(name)) for name in ours] == ours
+    assert not any(a == b for a, b in itertools.pairwise(sorted(map(names.to_gguf, ours))))
