@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jllama import kernels
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.kernels import decode_forward
 from jllama.layers.cache import KVCache
-from jllama.model import Params, forward
+from jllama.model import Params
 from jllama.sampling import Sampling, TokenCounts, sample
 
 BLOCK = 16
@@ -53,7 +53,7 @@ class Block:
     healthy: Array  # bool [B]
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache", "logits"))
+@partial(jax.jit, static_argnames=("config", "platform"), donate_argnames=("cache", "logits"))
 def prefill_chunk(
     config: ModelConfig,
     params: Params,
@@ -62,13 +62,15 @@ def prefill_chunk(
     tokens: Array,
     n_valid: Array,
     context: Array,
+    *,
+    platform: str,
 ) -> tuple[Array, KVCache]:
     """One chunk of right-padded prompts `[B, T]`: last logits `[B, V]` and the cache, both donated.
 
     A row that ended in an earlier chunk (`n_valid` 0) keeps the logits it had.
     """
-    new_logits, cache = forward(
-        config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True
+    new_logits, cache = kernels.forward(
+        config, params, tokens, cache, n_valid=n_valid, context=context, platform=platform
     )
     return jnp.where(n_valid[:, None] > 0, new_logits[:, 0], logits), cache
 
@@ -108,10 +110,13 @@ def prefill(
     used = np.asarray(cache.length)
     check_fits(lengths, used, cache.max_len)
     logits, start = np.zeros((len(prompts), config.vocab_size), np.float32), 0
-    for size in chunk_sizes(int(lengths.max()), PREFILL_SIZES[platform_of(params)]):
+    platform = platform_of(params)
+    for size in chunk_sizes(int(lengths.max()), PREFILL_SIZES[platform]):
         tokens = _padded(prompts, start, size)
         n_valid = np.clip(lengths - start, 0, size).astype(np.int32)
-        logits, cache = prefill_chunk(config, params, cache, logits, tokens, n_valid, used + lengths)
+        logits, cache = prefill_chunk(
+            config, params, cache, logits, tokens, n_valid, used + lengths, platform=platform
+        )
         start += size
     return logits, cache
 
@@ -184,7 +189,7 @@ def start_decode(
 def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
     """Feeds each row's last token and samples its next one; rows that are done stay as they are."""
     active = (~state.done).astype(jnp.int32)
-    logits, cache = decode_forward(
+    logits, cache = kernels.forward(
         config, params, state.token[:, None], state.cache, n_valid=active, platform=platform
     )
     return _take_token(dataclasses.replace(state, cache=cache), logits[:, 0])

@@ -1,20 +1,60 @@
-"""Hand-written twins of hot operations, chosen per platform; the plain-JAX model is their oracle."""
+"""Hand-written twins of the whole model, chosen per platform; `model.forward` is their oracle.
 
+A twin that cannot run a model says why (`why_not`), and `forward` runs plain XLA instead.
+"""
+
+import jax
+import jax.numpy as jnp
 from jax import Array
 
+from jllama import model
 from jllama.config import ModelConfig
+from jllama.kernels import cpu
 from jllama.layers.cache import KVCache
-from jllama.model import Params, forward
+from jllama.layers.quantized import QTensor
+from jllama.layers.rope import rope_tables
+from jllama.model import Params
+
+# From this many tokens a call on, XLA's own product beats the kernels on weights that are not quantised.
+MANY_TOKENS = 8
 
 
-def decode_forward(
+def forward(
     config: ModelConfig,
     params: Params,
     tokens: Array,
     cache: KVCache,
     *,
     n_valid: Array,
+    context: Array | None = None,
     platform: str,
 ) -> tuple[Array, KVCache]:
-    """`forward` of one token a row, by the platform's fused kernel where it can."""
-    return forward(config, params, tokens, cache, n_valid=n_valid)
+    """`model.forward` with `last_only`, by the platform's fused kernel where there is one for it.
+
+    Args:
+      platform: `cpu` or `gpu`: where the parameters lie.
+
+    Returns:
+      float32 `[B, 1, V]` and the cache with the new tokens.
+    """
+    if why_not(config, params, tokens, cache, platform) is not None:
+        return model.forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True)
+    context = cache.length + n_valid if context is None else context
+    positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rope = rope_tables(config.rope, config.head_dim, positions, context)
+    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=True)
+    return logits, cache.advance(n_valid)
+
+
+def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str) -> str | None:
+    """In one line why no kernel runs this call, or None if one does."""
+    if platform != "cpu":
+        return f"no kernels for {platform}"
+    quantized = any(isinstance(leaf, QTensor) for leaf in _weights(params))
+    if not quantized and tokens.size >= MANY_TOKENS:
+        return "XLA's product is faster on many tokens"
+    return cpu.forward_supported(config, params, cache)
+
+
+def _weights(params: Params) -> list[Array | QTensor]:
+    return jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
