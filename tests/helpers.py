@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from checkpoint_generator import random_tensors
@@ -11,6 +12,8 @@ from jllama.layers.attention import Attention
 from jllama.layers.cache import KVCache
 from jllama.layers.mlp import MLP
 from jllama.model import Block, Params, forward
+
+_forward = jax.jit(forward, static_argnums=0)
 
 
 def random_params(config: ModelConfig, seed: int = 0, dtype="float32") -> Params:
@@ -76,4 +79,4 @@ def full_logits(config: ModelConfig, params: Params, tokens, dtype="float32", ma
     tokens = jnp.asarray(tokens, jnp.int32)
     batch, length = tokens.shape
     cache = KVCache.empty(config, batch=batch, max_len=max_len or length, dtype=dtype)
-    return np.asarray(forward(config, params, tokens, cache)[0])
+    return np.asarray(_forward(config, params, tokens, cache)[0])

@@ -1,7 +1,7 @@
 """A Llama in NumPy float64, one row at a time, written from the papers and Hugging Face's semantics.
 
 It reads the content of a `config.json` (with `rope_parameters`) and Hugging Face's tensor names, shares no
-code with the package, and prefers the most literal form: loops over heads, rotation as complex multiplication.
+code with the package, and prefers the most literal form: loops over heads, rotation as a complex product.
 """
 
 import math

@@ -1,0 +1,137 @@
+"""The house stays in order: which module may import which, and how long files and functions may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jllama"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+FILE_LINES, FUNCTION_LINES = 250, 50
+
+# From the bottom up: a module may import what stands in its own row or below, never above.
+FLOORS = ("jllama.layers", "jllama.model", "jllama.engine", "jllama.session", "scripts")
+TEXT_ONLY = ("jllama.tokenizer", "jllama.chat_template", "jllama.stop", "jllama.hub")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, *, lazy_too: bool = True) -> set[str]:
+    """Absolute names that a file imports: `from a import b` is both `a` and `a.b`."""
+    names = set()
+    for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), lazy_too):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def _nodes(tree: ast.AST, lazy_too: bool):
+    """All nodes, or those that run when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not lazy_too and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _nodes(node, lazy_too)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+IMPORTS = {module_name(path): imported(path) for path in MODULES + SCRIPTS}
+
+
+def reached(start: str) -> set[str]:
+    """Every module that importing `start` imports in turn, at the top level of each."""
+    todo, seen = [start], set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = next((p for p in MODULES if module_name(p) == name), None)
+        todo += [other for other in (imported(path, lazy_too=False) if path else ()) if other not in seen]
+    return seen
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)), ids=FLOORS)
+def test_arrows_point_down(floor):
+    for module in (m for m in IMPORTS if within(m, FLOORS[floor])):
+        for above in FLOORS[floor + 1 :]:
+            bad = {name for name in IMPORTS[module] if within(name, above)}
+            assert not bad, f"{module} imports {sorted(bad)}, which stands above it"
+
+
+def test_layers_know_nothing_but_jax_numpy_and_each_other():
+    allowed = (
+        "jax",
+        "numpy",
+        "jllama.layers",
+        "jllama.kernels",
+        "dataclasses",
+        "math",
+        "typing",
+        "functools",
+    )
+    for module in (m for m in IMPORTS if within(m, "jllama.layers")):
+        foreign = {n for n in IMPORTS[module] if not any(within(n, ok) for ok in (*allowed, "collections"))}
+        assert foreign <= {"jllama"}, f"{module} imports {sorted(foreign)}"
+
+
+def test_kernels_know_no_model():
+    for module in (m for m in IMPORTS if within(m, "jllama.kernels")):
+        above = ("jllama.config", *FLOORS[1:])
+        bad = {name for name in IMPORTS[module] if any(within(name, other) for other in above)}
+        assert not bad, f"{module} imports {sorted(bad)}"
+
+
+def test_the_configuration_knows_no_model():
+    for module in ("jllama.config", "jllama.rope_config"):
+        assert not {n for n in IMPORTS[module] if any(within(n, above) for above in FLOORS[1:])}
+
+
+@pytest.mark.parametrize("module", TEXT_ONLY)
+def test_text_and_files_need_no_jax(module):
+    found = {name for name in reached(module) if within(name, "jax") or within(name, "jaxlib")}
+    assert not found, f"importing {module} imports {sorted(found)}"
+
+
+def test_importing_the_package_needs_no_jax():
+    """Scripts read their flags before JAX reads its settings."""
+    assert not {name for name in reached("jllama") if within(name, "jax")}
+
+
+def test_absl_is_for_scripts_alone():
+    assert not [m for m in IMPORTS if within(m, "jllama") and any(within(n, "absl") for n in IMPORTS[m])]
+
+
+def test_never_torch_or_transformers():
+    banned = ("torch", "transformers", "flax", "tensorflow")
+    for module, names in IMPORTS.items():
+        assert not {n for n in names if any(within(n, other) for other in banned)}, module
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=module_name)
+def test_sizes(path):
+    source = path.read_text(encoding="utf-8")
+    if not within(module_name(path), "jllama.kernels"):
+        assert len(source.splitlines()) <= FILE_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= FUNCTION_LINES, f"{node.name} has {length} lines"
+
+
+def test_this_test_sees_an_arrow_that_runs_back(tmp_path):
+    file = tmp_path / "bad.py"
+    file.write_text("import jax\ndef f():\n    from jllama import engine\n")
+    assert imported(file) == {"jax", "jllama", "jllama.engine"}
+    assert imported(file, lazy_too=False) == {"jax"}
