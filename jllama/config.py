@@ -1,18 +1,21 @@
 """The architecture of a model, as `config.json` or GGUF metadata states it."""
 
+import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jllama.config_gguf import gguf_fields
 from jllama.errors import JllamaError
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.rope import Rope
-from jllama.rope_config import rope_from_gguf, rope_from_hf
+from jllama.rope_config import rope_from_hf
 
 MODEL_TYPES = ("llama", "mistral")
+MAX_LAYERS = 10_000  # ten times the deepest that anyone trained: a damaged header must not exhaust memory
 
 # Keys of config.json that do not change what inference computes.
 _NEUTRAL = frozenset(
@@ -94,7 +97,8 @@ class ModelConfig:
                 f"model_type {model_type!r} is not supported; jllama runs {' and '.join(MODEL_TYPES)}"
             )
         refuse_unsupported(keys)
-        return cls(**_hf_fields(keys))
+        with _types_checked("config.json"):
+            return cls(**_hf_fields(keys))
 
     @classmethod
     def from_gguf(
@@ -119,7 +123,17 @@ class ModelConfig:
                 f"GGUF architecture {architecture!r} is not supported; "
                 f"jllama runs {' and '.join(MODEL_TYPES)}"
             )
-        return cls(**_gguf_fields(_GgufKeys(metadata, architecture), tensors, frequency_factors))
+        with _types_checked("GGUF metadata"):
+            return cls(**gguf_fields(metadata, architecture, tensors, frequency_factors))
+
+
+@contextlib.contextmanager
+def _types_checked(source: str) -> Iterator[None]:
+    """Arithmetic with a text or a list where a number should be is the file's mistake, not ours."""
+    try:
+        yield
+    except TypeError as error:
+        raise JllamaError(f"{source} holds a value of the wrong type: {error}") from None
 
 
 def refuse_unsupported(keys: Mapping[str, Any]) -> None:
@@ -193,53 +207,6 @@ def _hf_window(keys: Mapping[str, Any], mistral: bool) -> int | None:
     return None if keys.get("use_sliding_window") is False else window
 
 
-class _GgufKeys:
-    """Metadata under an architecture's prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
-        self.metadata, self.prefix = metadata, architecture
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.prefix}.{key}", default)
-
-    def need(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise JllamaError(f"GGUF metadata lacks {self.prefix}.{key}; convert or download the file again")
-        return value
-
-
-def _gguf_fields(
-    keys: _GgufKeys, tensors: Collection[str], frequency_factors: tuple[float, ...] | None
-) -> dict[str, Any]:
-    hidden, heads = keys.need("embedding_length"), keys.need("attention.head_count")
-    head_dim = keys.get("attention.key_length", hidden // heads if heads else 0)
-    for key, only in (
-        ("attention.value_length", head_dim),
-        ("rope.dimension_count", head_dim),
-        ("expert_count", 0),
-    ):
-        if keys.get(key, only) != only:
-            raise JllamaError(f"GGUF: {keys.prefix}.{key}={keys.get(key)} is not supported (only {only})")
-    words = keys.metadata.get("tokenizer.ggml.tokens")
-    return dict(
-        vocab_size=len(words) if words else keys.need("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=keys.need("feed_forward_length"),
-        num_hidden_layers=keys.need("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=keys.get("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        max_position_embeddings=keys.need("context_length"),
-        rms_norm_eps=keys.need("attention.layer_norm_rms_epsilon"),
-        rope=rope_from_gguf(keys.get, keys.need("context_length"), frequency_factors),
-        tie_word_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        sliding_window=keys.get("attention.sliding_window"),
-    )
-
-
 def _check(c: ModelConfig) -> None:
     """Refuses sizes that no model has, each by name."""
     for field in dataclasses.fields(c):
@@ -248,6 +215,8 @@ def _check(c: ModelConfig) -> None:
             raise JllamaError(f"config: {field.name}={value!r} must be a positive whole number")
         if field.type is bool and type(value) is not bool:
             raise JllamaError(f"config: {field.name}={value!r} must be true or false")
+    if c.num_hidden_layers > MAX_LAYERS:
+        raise JllamaError(f"config: num_hidden_layers={c.num_hidden_layers} is absurd (over {MAX_LAYERS})")
     if c.num_attention_heads % c.num_key_value_heads:
         raise JllamaError(
             f"config: num_attention_heads={c.num_attention_heads} is no multiple of "

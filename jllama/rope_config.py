@@ -1,6 +1,7 @@
 """Every spelling of a RoPE configuration, brought to one `Rope`."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: 
     for key, value in {"rope_theta": theta, **settings}.items():
         if key == "truncate":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise JllamaError(f"config.json: RoPE setting {key}={value!r} must be a positive number")
     if rope_type == "dynamic":
         # Hugging Face's own code reads the trained length from max_position_embeddings alone.
