@@ -1,0 +1,4 @@
+"""CUDA kernels for NVIDIA GPUs, compiled at first use. Each has its plain-JAX twin in `jllama.layers`."""
+
+from jllama.kernels.gpu.decode import decode_step as decode_step
+from jllama.kernels.gpu.decode import decode_supported as decode_supported

@@ -1,0 +1,882 @@
+// One decoding step of a Llama model for one sequence, as one persistent kernel: token in, logits out.
+//
+// One block per multiprocessor. In each block 16 consumer warps compute and one producer warp streams
+// this block's share of every weight, stage after stage, into a ring in shared memory. What to stream does
+// not depend on activations, so the memory bus stays busy while the blocks wait for each other.
+//
+// Blocks exchange activations through words of 8 bytes, {two 16-bit values, tag}: a reader polls the data
+// itself, so a hand-over costs one trip through the L2 cache and no barrier. The tag is new in every layer
+// of every launch, and every stage needs all of the stage before it, so one buffer per stage is enough: a
+// word is rewritten only after all of its readers have written something that the writer has read.
+// (That needs every block to own work in every stage: the host chooses the number of blocks so.)
+//
+// The products run on the tensor cores with the weights as the 16-row operand; all 8 columns of the other
+// operand hold the one activation vector. Weights of 8 and 4 bits are split into 4-bit halves; `MAGIC | q`
+// is then the 16-bit float BASE + q, exactly, and the sum of BASE * x is taken off afterwards.
+//
+// The host puts before this text: the sizes D F N K_ G H V L, EPS, NCTA, SRB (bytes of a row per ring slot),
+// NSLOT, SLOT (bytes), TC (cached tokens per slot), SHARED (bytes), SPIN_LIMIT, FP16, the formats FMT_* = bits, group, scale bytes, and
+// KERNEL_PARAMS / LOAD_TABLE (the pointers; see decode.py).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short u16;
+
+#define MINUS_INF __int_as_float(0xff800000)
+
+#define NW 16         // consumer warps
+#define NT (NW * 32)  // consumer threads
+#define SEG_TILES 8   // tiles of 16 rows between two reductions across warps
+#define MAXP (NCTA / K_)
+#define N_H (N * H)
+#define QKV_ROWS (K_ * (G + 2) * H)
+
+#if FP16
+#define MMA_TYPES "f16.f16"
+#define MAGIC 0x64646464u  // high byte of 1024
+#define BASE 1024.0f
+#else
+#define MMA_TYPES "bf16.bf16"
+#define MAGIC 0x43434343u  // high byte of 128
+#define BASE 128.0f
+#endif
+
+constexpr int cmax(int a, int b) { return a > b ? a : b; }
+
+// Slots of the pointer table in shared memory.
+enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_EMBED, T_EMBED_S, T_NORM, T_HEAD, T_HEAD_S, T_LOGITS, T_LAYERS = 16 };
+enum { Y_NORM1, Y_QKV, Y_QKV_S, Y_O, Y_O_S, Y_NORM2, Y_GU, Y_GU_S, Y_DOWN, Y_DOWN_S, Y_KEYS, Y_VALUES, Y_COUNT };
+
+constexpr int KMAX = cmax(cmax(D, F), N_H);
+constexpr int X_BYTES = KMAX * 2;
+constexpr int XSUM_BYTES = KMAX / 8;  // float per 32
+constexpr int QS = H * 2 + 16;        // bytes between rows of q
+constexpr int PS = TC * 2 + 16;       // bytes between rows of the softmax weights
+constexpr int DG = H / 16;            // groups of 16 head dimensions
+constexpr int TG = NW / DG;           // groups of tokens
+constexpr int A_Q = 0, A_KV = 16 * QS, A_S = A_KV + H * 4, A_P = A_S + G * TC * 4;
+constexpr int A_O = A_P + 16 * PS, A_ST = A_O + TG * G * H * 4;
+constexpr int A_BYTES = A_ST + 5 * 16 * 4;
+constexpr int C_BYTES = (NT / H) * (H + 2) * 4;  // the combination of splits
+constexpr int OFF_RING = 0;
+constexpr int OFF_X = NSLOT * SLOT;
+constexpr int OFF_PART = OFF_X + (cmax(cmax(X_BYTES + XSUM_BYTES, A_BYTES), C_BYTES) + 127) / 128 * 128;
+constexpr int OFF_RES = OFF_PART + SEG_TILES * 16 * NW * 4;
+constexpr int OFF_ROPE = OFF_RES + (D * 2 + 15) / 16 * 16;
+constexpr int OFF_RED = OFF_ROPE + H * 4;
+constexpr int OFF_BAR = OFF_RED + NW * 4;
+constexpr int OFF_TABLE = OFF_BAR + 2 * NSLOT * 8;
+constexpr int OFF_PAST = OFF_TABLE + (T_LAYERS + L * Y_COUNT) * 8;  // 64 bytes
+static_assert(OFF_PAST + 64 <= SHARED, "decode.py asks for too little shared memory");
+
+__device__ u32 g_epoch;
+__device__ __align__(16) u64 ll_qkv[QKV_ROWS / 2];
+__device__ __align__(16) u64 ll_mix[N_H / 2];
+__device__ __align__(16) u64 ll_x1[D / 2];
+__device__ __align__(16) u64 ll_x2[D / 2];
+__device__ __align__(16) u64 ll_h[F / 2];
+__device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
+
+extern __shared__ __align__(1024) char smem[];
+
+// ---- small helpers -------------------------------------------------------------------------------------
+
+__device__ __forceinline__ u32 saddr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ float to_float(u32 bits) {  // low 16 bits
+#if FP16
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)bits));
+  return f;
+#else
+  return __uint_as_float(bits << 16);
+#endif
+}
+__device__ __forceinline__ float high(u32 bits) { return to_float(bits >> 16); }
+__device__ __forceinline__ float half_to_float(u16 bits) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
+  return f;
+}
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 r;
+#if FP16
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#endif
+  return r;
+}
+__device__ __forceinline__ float rounded(float v) { return to_float(pack(v, 0.0f)); }
+
+__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mbar_init(u32 bar, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+__device__ __forceinline__ void mbar_expect(u32 bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void mbar_arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void mbar_wait(u32 bar, u32 parity) {
+  u32 done = 0;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+}
+__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(NT) : "memory"); }
+
+__device__ __forceinline__ void put(u64* p, u32 data, u32 tag) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(((u64)tag << 32) | data) : "memory");
+}
+__device__ __forceinline__ u64 peek(const u64* p) {
+  u64 w;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(p) : "memory");
+  return w;
+}
+__device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
+}
+// A word that never comes would hang the device for ever: after about a minute the launch fails instead.
+__device__ __forceinline__ void patience(u32& spins) {
+  if (++spins > SPIN_LIMIT) asm volatile("trap;");
+}
+__device__ __forceinline__ u32 take(const u64* p, u32 tag) {
+  u64 w = peek(p);
+  for (u32 spins = 0; (u32)(w >> 32) != tag; w = peek(p)) patience(spins);
+  return (u32)w;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int i = 16; i; i >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
+  return v;
+}
+__device__ __forceinline__ u64 table(int slot) { return *(const u64*)(smem + OFF_TABLE + slot * 8); }
+template <class T> __device__ __forceinline__ T* ptr(int slot) { return (T*)table(slot); }
+
+// ---- weight formats ------------------------------------------------------------------------------------
+
+// BITS 16: plain. 8 or 4: GROUP weights share a scale; GROUP 0: the whole row does (float32).
+template <int BITS_, int GROUP_, int SB_> struct Format {
+  static constexpr int BITS = BITS_, GROUP = GROUP_, SB = GROUP_ ? SB_ : 0;
+  static constexpr bool SUMS = BITS != 16;  // needs sums of the activations
+  static constexpr bool ROW_SCALE = BITS != 16 && GROUP == 0;
+  static constexpr int VW = GROUP ? GROUP * BITS / 32 : 16;  // bytes of a row per lane and step
+  static constexpr int STEP = 4 * VW;                        // bytes of a row per step (four lanes)
+  static constexpr int KSTEP = STEP * 8 / BITS;              // weights of a row per step
+  static constexpr int STEPS = 64 / STEP;                    // steps per unit of 64 bytes
+  static constexpr int PAD = STEP;                           // keeps eight rows on different banks
+};
+
+template <class FM, int K> struct Rows {
+  static constexpr int BYTES = K * FM::BITS / 8;
+  static constexpr int SCALES = FM::GROUP ? K / FM::GROUP * FM::SB : 0;  // bytes per row
+  static constexpr bool ALIGNED = SCALES % 16 == 0;
+  // How many bytes of each of `nr` rows one slot takes.
+  static __device__ __forceinline__ int slice(int nr) { return min(BYTES, SRB * (16 / nr)); }
+  static __device__ __forceinline__ int scales(int bytes) {
+    return FM::GROUP ? bytes * 8 / FM::BITS / (FM::GROUP ? FM::GROUP : 1) * FM::SB : 0;
+  }
+};
+
+// Accumulators of one tile: rows g and g + 8 of each lane.
+struct Acc {
+  float c[4], d[4];  // 16 bit: two chains. 8 bit a row: low and high halves. In groups: c[0], c[2] scaled sums
+  float corr;
+};
+
+__device__ __forceinline__ void spread(u32 halves, u32& even, u32& odd) {
+  even = __byte_perm(halves, MAGIC, 0x4140);
+  odd = __byte_perm(halves, MAGIC, 0x4342);
+}
+
+template <int VW> struct Words { u32 w[VW / 4]; };
+template <int VW> __device__ __forceinline__ Words<VW> lds(const char* p) {
+  Words<VW> r;
+  if constexpr (VW == 16) { uint4 v = *(const uint4*)p; r.w[0] = v.x; r.w[1] = v.y; r.w[2] = v.z; r.w[3] = v.w; }
+  else if constexpr (VW == 8) { uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
+  else r.w[0] = *(const u32*)p;
+  return r;
+}
+__device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
+  return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
+}
+
+// One unit: 64 bytes of each of 16 rows against the activations from element k on.
+// a, b: the lane's two rows, already at the unit. sa, sb: their scales, at the unit's first group.
+template <class FM> __device__ __forceinline__ void unit(Acc& acc, const char* a, const char* b, const char* x,
+                                                         const float* xsum, int k, const char* sa, const char* sb,
+                                                         int steps) {
+  const int t = threadIdx.x & 3;
+  if constexpr (FM::BITS == 16) {
+    const uint4 wa = *(const uint4*)(a + t * 16), wb = *(const uint4*)(b + t * 16);
+    const uint4 xv = *(const uint4*)(x + (k + 8 * t) * 2);
+    mma(acc.c, wa.x, wb.x, wa.y, wb.y, xv.x, xv.y);
+    mma(acc.d, wa.z, wb.z, wa.w, wb.w, xv.z, xv.w);
+  } else if constexpr (FM::BITS == 8) {
+#pragma unroll
+    for (int s = 0; s < FM::STEPS; s++) {
+      if (s >= steps) break;
+      const Words<FM::VW> wa = lds<FM::VW>(a + s * FM::STEP + t * FM::VW);
+      const Words<FM::VW> wb = lds<FM::VW>(b + s * FM::STEP + t * FM::VW);
+      const char* xp = x + (k + s * FM::KSTEP + t * FM::VW) * 2;
+      float lo_[4] = {0, 0, 0, 0}, hi_[4] = {0, 0, 0, 0};
+      float(&lo)[4] = FM::GROUP ? lo_ : acc.c;
+      float(&hi)[4] = FM::GROUP ? hi_ : acc.d;
+#pragma unroll
+      for (int j = 0; j < FM::VW / 4; j++) {
+        const uint2 xv = *(const uint2*)(xp + j * 8);
+        u32 a0, a1, a2, a3;
+        spread(wa.w[j] & 0x0F0F0F0Fu, a0, a2);
+        spread(wb.w[j] & 0x0F0F0F0Fu, a1, a3);
+        mma(lo, a0, a1, a2, a3, xv.x, xv.y);
+        spread(((wa.w[j] >> 4) & 0x0F0F0F0Fu) ^ 0x08080808u, a0, a2);
+        spread(((wb.w[j] >> 4) & 0x0F0F0F0Fu) ^ 0x08080808u, a1, a3);
+        mma(hi, a0, a1, a2, a3, xv.x, xv.y);
+      }
+      if constexpr (FM::GROUP) {
+        float xs = 0;
+#pragma unroll
+        for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[(k + s * FM::KSTEP) / 32 + i];
+        xs *= 17.0f * BASE + 128.0f;
+        acc.c[0] += scale_at(sa, s, FM::SB) * (lo[0] + 16.0f * hi[0] - xs);
+        acc.c[2] += scale_at(sb, s, FM::SB) * (lo[2] + 16.0f * hi[2] - xs);
+      } else {
+        acc.corr += xsum[k / 32] + xsum[k / 32 + 1];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int s = 0; s < FM::STEPS; s++) {
+      if (s >= steps) break;
+      const Words<FM::VW> wa = lds<FM::VW>(a + s * FM::STEP + t * FM::VW);
+      const Words<FM::VW> wb = lds<FM::VW>(b + s * FM::STEP + t * FM::VW);
+      const char* xp = x + (k + s * FM::KSTEP + t * FM::VW) * 2;
+      float xs = 0;
+#pragma unroll
+      for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[(k + s * FM::KSTEP) / 32 + i];
+      xs *= -(BASE + 8.0f);
+      float c[4] = {xs, xs, xs, xs};
+#pragma unroll
+      for (int j = 0; j < FM::VW / 4; j++) {
+        const uint2 xl = *(const uint2*)(xp + j * 8), xh = *(const uint2*)(xp + FM::KSTEP + j * 8);
+        u32 a0, a1, a2, a3;
+        spread(wa.w[j] & 0x0F0F0F0Fu, a0, a2);
+        spread(wb.w[j] & 0x0F0F0F0Fu, a1, a3);
+        mma(c, a0, a1, a2, a3, xl.x, xl.y);
+        spread((wa.w[j] >> 4) & 0x0F0F0F0Fu, a0, a2);
+        spread((wb.w[j] >> 4) & 0x0F0F0F0Fu, a1, a3);
+        mma(c, a0, a1, a2, a3, xh.x, xh.y);
+      }
+      acc.c[0] += scale_at(sa, s, FM::SB) * c[0];
+      acc.c[2] += scale_at(sb, s, FM::SB) * c[2];
+    }
+  }
+}
+
+// ---- shares: which rows of a stage belong to this block ------------------------------------------------
+
+// Pairs of rows [first, last) of `pairs`; rotated from stage to stage so that odd ones out even up.
+struct Share { int first, last; };
+__device__ __forceinline__ Share share(int pairs, int stage) {
+  const u32 c = (blockIdx.x + (u32)stage * 53u) % NCTA;
+  return {(int)((u64)pairs * c / NCTA), (int)((u64)pairs * (c + 1) / NCTA)};
+}
+
+// The cached tokens that attention reads, and how they are split among blocks.
+struct Past {
+  int first, count, chunks, splits;  // positions [first, first + count)
+  int head, split, begin, end;       // this block's kv head (-1: none) and chunks [begin, end)
+  bool append;                       // the new token has a place in the cache
+  int length, capacity;
+};
+__device__ __forceinline__ const Past& past() { return *(const Past*)(smem + OFF_PAST); }
+__device__ __forceinline__ void find_past() {
+  Past& p = *(Past*)(smem + OFF_PAST);
+  const int* limits = ptr<const int>(T_LIMITS);
+  p.length = *ptr<const int>(T_LENGTH);
+  p.capacity = limits[0];
+  const int window = limits[1];
+  p.append = p.length < p.capacity;
+  p.first = window > 0 ? max(0, p.length + 1 - window) : 0;
+  p.count = max(0, min(p.length, p.capacity) - p.first);
+  p.chunks = (p.count + TC - 1) / TC;
+  p.splits = max(1, min(p.chunks, MAXP));
+  const int b = blockIdx.x;
+  p.head = b < K_ * p.splits ? b / p.splits : -1;
+  p.split = b % p.splits;
+  p.begin = p.chunks * p.split / p.splits;
+  p.end = p.chunks * (p.split + 1) / p.splits;
+}
+
+// ---- producer ------------------------------------------------------------------------------------------
+
+struct Ring {
+  int slot = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++slot == NSLOT) { slot = 0; parity ^= 1; }
+  }
+  __device__ __forceinline__ u32 full() const { return saddr(smem + OFF_BAR) + slot * 8; }
+  __device__ __forceinline__ u32 empty() const { return saddr(smem + OFF_BAR) + (NSLOT + slot) * 8; }
+  __device__ __forceinline__ char* data() const { return smem + OFF_RING + slot * SLOT; }
+};
+
+template <class FM, int K, bool PAIRS>
+__device__ void produce(Ring& ring, Share rows, const char* weights, const char* scales, u64 policy) {
+  using R = Rows<FM, K>;
+  constexpr int TR = PAIRS ? 8 : 16;
+  const int lane = threadIdx.x & 31;
+  for (int r0 = rows.first * 2; r0 < rows.last * 2; r0 += TR) {
+    const int n = min(TR, rows.last * 2 - r0), nr = PAIRS ? 2 * n : n;
+    const int slice = R::slice(nr);
+    const long long row = PAIRS && lane >= n ? F + r0 + lane - n : r0 + lane;
+    for (int off = 0; off < R::BYTES; off += slice) {
+      const int bytes = min(slice, R::BYTES - off), sbytes = R::scales(bytes);
+      mbar_wait(ring.empty(), ring.parity ^ 1);
+      const u32 dst = saddr(ring.data()), bar = ring.full();
+      const u32 sdst = dst + nr * (slice + FM::PAD);
+      if (R::ALIGNED || !FM::GROUP) {
+        if (lane == 0) mbar_expect(bar, nr * (bytes + sbytes));
+        __syncwarp();
+        if (lane < nr) {
+          bulk_copy(dst + lane * (slice + FM::PAD), weights + row * R::BYTES + off, bytes, bar, policy);
+          if (FM::GROUP) bulk_copy(sdst + lane * (R::scales(slice) + 16), scales + row * R::SCALES + R::scales(off), sbytes, bar, policy);
+        }
+      } else {  // scales whose rows are no multiple of 16 bytes: the rows of the tile in one piece
+        const char* from = scales + row * R::SCALES;
+        const u32 shift = (u32)(u64)from & 15, total = (n * R::SCALES + shift + 15) & ~15u;
+        const u32 shift2 = __shfl_sync(~0u, shift, n), total2 = PAIRS ? (n * R::SCALES + shift2 + 15) & ~15u : 0;
+        const u32 total1 = __shfl_sync(~0u, total, 0);
+        if (lane == 0) mbar_expect(bar, nr * bytes + total1 + total2);
+        __syncwarp();
+        if (lane < nr) bulk_copy(dst + lane * (slice + FM::PAD), weights + row * R::BYTES + off, bytes, bar, policy);
+        if (lane == 0) bulk_copy(sdst, from - shift, total1, bar, policy);
+        if (PAIRS && lane == n) bulk_copy(sdst + 8 * R::SCALES + 32, from - shift, total2, bar, policy);
+      }
+      ring.next();
+    }
+  }
+}
+
+__device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const char* keys, const char* values, u64 policy) {
+  if (p.head < 0) return;
+  const int lane = threadIdx.x & 31;
+  for (int c = p.begin; c < p.end; c++) {
+    const int tokens = min(TC, p.count - c * TC);
+    const size_t at = ((size_t)p.head * p.capacity + p.first + c * TC) * H * 2;
+    for (int i = 0; i < 2; i++) {
+      mbar_wait(ring.empty(), ring.parity ^ 1);
+      if (lane == 0) {
+        mbar_expect(ring.full(), tokens * H * 2);
+        bulk_copy(saddr(ring.data()), (i ? values : keys) + at, tokens * H * 2, ring.full(), policy);
+      }
+      __syncwarp();
+      ring.next();
+    }
+  }
+}
+
+__device__ void producer() {
+  u64 once;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  Ring ring;
+  const Past& p = past();
+  for (int l = 0; l < L; l++) {
+    const int y = T_LAYERS + l * Y_COUNT;
+    produce<Format<FMT_QKV>, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<char>(y + Y_QKV), ptr<char>(y + Y_QKV_S), once);
+    produce_past(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
+    produce<Format<FMT_O>, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<char>(y + Y_O), ptr<char>(y + Y_O_S), once);
+    produce<Format<FMT_GU>, D, true>(ring, share(F / 2, 4 * l + 2), ptr<char>(y + Y_GU), ptr<char>(y + Y_GU_S), once);
+    produce<Format<FMT_DOWN>, F, false>(ring, share(D / 2, 4 * l + 3), ptr<char>(y + Y_DOWN), ptr<char>(y + Y_DOWN_S), once);
+  }
+  produce<Format<FMT_HEAD>, D, false>(ring, share(V / 2, 4 * L), ptr<char>(T_HEAD), ptr<char>(T_HEAD_S), once);
+}
+
+// ---- consumers -----------------------------------------------------------------------------------------
+
+// Takes K elements of a tagged buffer; sink(index of the first, {e0,e1}, {e2,e3}) for every four.
+template <int K, class Sink> __device__ __forceinline__ void gather(const u64* from, u32 tag, Sink sink) {
+  constexpr int IT = (K / 4 + NT - 1) / NT;
+  u64 a[IT], b[IT];
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int at = threadIdx.x + i * NT;
+    if (at < K / 4) peek2(from + at * 2, a[i], b[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int at = threadIdx.x + i * NT;
+    if (at < K / 4)
+      for (u32 spins = 0; (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;) {
+        patience(spins);
+        peek2(from + at * 2, a[i], b[i]);
+      }
+    sink(at * 4, (u32)a[i], (u32)b[i]);  // K / 4 is a multiple of 8, so eight lanes act alike
+  }
+}
+
+// Stores four activations and, for quantised weights, the sum over each 32 of them.
+template <int K, bool SUMS> __device__ __forceinline__ void store_x(int k, u32 lo, u32 hi) {
+  char* x = smem + OFF_X;
+  if (k < K) *(uint2*)(x + k * 2) = make_uint2(lo, hi);
+  if constexpr (SUMS) {
+    float s = (to_float(lo) + high(lo)) + (to_float(hi) + high(hi));
+    s += __shfl_xor_sync(~0u, s, 1);
+    s += __shfl_xor_sync(~0u, s, 2);
+    s += __shfl_xor_sync(~0u, s, 4);
+    if (k < K && (threadIdx.x & 7) == 0) ((float*)(x + X_BYTES))[k / 32] = s;
+  }
+}
+
+// The residual stream: kept as it is, stored times the norm's weight; its mean square is applied after the
+// product. `gain` is read before the wait for the data.
+template <bool SUMS, class Load> __device__ __forceinline__ void load_normed(const u16* gain, Load load) {
+  constexpr int IT = (D / 4 + NT - 1) / NT;
+  uint2 g[IT];
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int k = (threadIdx.x + i * NT) * 4;
+    g[i] = k < D ? __ldg((const uint2*)(gain + k)) : make_uint2(0, 0);
+  }
+  float squares = 0;
+  int i = 0;
+  load([&](int k, u32 lo, u32 hi) {
+    const float e0 = to_float(lo), e1 = high(lo), e2 = to_float(hi), e3 = high(hi);
+    if (k < D) {
+      squares += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3);
+      *(uint2*)(smem + OFF_RES + k * 2) = make_uint2(lo, hi);
+    }
+    const uint2 w = g[i++];
+    store_x<D, SUMS>(k, pack(e0 * to_float(w.x), e1 * high(w.x)), pack(e2 * to_float(w.y), e3 * high(w.y)));
+  });
+  squares = warp_sum(squares);
+  if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_RED))[threadIdx.x >> 5] = squares;
+  consumers_sync();
+}
+template <int K, bool SUMS> __device__ __forceinline__ void load_plain(const u64* from, u32 tag) {
+  gather<K>(from, tag, [](int k, u32 lo, u32 hi) { store_x<K, SUMS>(k, lo, hi); });
+  consumers_sync();
+}
+__device__ __forceinline__ float inverse_rms() {
+  const float* red = (const float*)(smem + OFF_RED);
+  float s = 0;
+#pragma unroll
+  for (int w = 0; w < NW; w++) s += red[w];
+  return rsqrtf(s * (1.0f / D) + EPS);
+}
+
+// Sums over the warps for output `e` of a segment; four neighbouring threads share one output.
+__device__ __forceinline__ float across_warps(int part_row) {
+  const float4 v = *(const float4*)(smem + OFF_PART + (part_row * NW + (threadIdx.x & 3) * 4) * 4);
+  float s = (v.x + v.y) + (v.z + v.w);
+  s += __shfl_xor_sync(~0u, s, 1);
+  s += __shfl_xor_sync(~0u, s, 2);
+  return s;
+}
+
+// All rows of a stage that belong to this block. done(row, gate or plain value, up value): called by all
+// four threads of an output alike.
+template <class FM, int K, bool PAIRS, class Done>
+__device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, Done done) {
+  using R = Rows<FM, K>;
+  constexpr int TR = PAIRS ? 8 : 16, SEG = SEG_TILES * TR;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2;
+  const int last = rows.last * 2;
+  const char* x = smem + OFF_X;
+  const float* xsum = (const float*)(x + X_BYTES);
+  float* part = (float*)(smem + OFF_PART);
+  for (int seg = rows.first * 2; seg < last; seg += SEG) {
+    const int mine = seg + (int)(threadIdx.x >> 2);  // the output that this thread finishes
+    float s0 = 1.0f, s1 = 1.0f;
+    if (FM::ROW_SCALE && mine < min(seg + SEG, last)) {
+      s0 = __ldg(row_scales + mine);
+      if (PAIRS) s1 = __ldg(row_scales + F + mine);
+    }
+    int tile = 0;
+    for (int r0 = seg; r0 < min(seg + SEG, last); r0 += TR, tile++) {
+      const int n = min(TR, last - r0), nr = PAIRS ? 2 * n : n;
+      const int slice = R::slice(nr), stride = slice + FM::PAD;
+      const int ra = min(g, n - 1), rb = PAIRS ? n + ra : min(g + 8, n - 1);
+      Acc acc = {};
+      for (int off = 0; off < R::BYTES; off += slice) {
+        const int bytes = min(slice, R::BYTES - off);
+        mbar_wait(ring.full(), ring.parity);
+        const char* slot = ring.data();
+        const char *sa = nullptr, *sb = nullptr;
+        if constexpr (FM::GROUP != 0) {
+          if constexpr (R::ALIGNED) {
+            sa = slot + nr * stride + ra * (R::scales(slice) + 16);
+            sb = slot + nr * stride + rb * (R::scales(slice) + 16);
+          } else {
+            const u32 shift = (u32)((long long)r0 * R::SCALES) & 15;
+            const u32 shift2 = (u32)((long long)(F + r0) * R::SCALES) & 15;
+            sa = slot + nr * stride + shift + ra * R::SCALES;
+            sb = PAIRS ? slot + nr * stride + 8 * R::SCALES + 32 + shift2 + ra * R::SCALES
+                       : slot + nr * stride + shift + rb * R::SCALES;
+          }
+        }
+        const char *a = slot + ra * stride, *b = slot + rb * stride;
+        for (int u = warp * 64; u < bytes; u += NW * 64) {
+          const int su = FM::GROUP ? R::scales(u) : 0;
+          const int steps = (R::BYTES % 64) ? (bytes - u) / FM::STEP : FM::STEPS;
+          unit<FM>(acc, a + u, b + u, x, xsum, (off + u) * 8 / FM::BITS, sa + su, sb + su, steps);
+        }
+        __syncwarp();
+        if (lane == 0) mbar_arrive(ring.empty());
+        ring.next();
+      }
+      float va, vb;
+      if constexpr (FM::BITS == 16) { va = acc.c[0] + acc.d[0]; vb = acc.c[2] + acc.d[2]; }
+      else if constexpr (FM::GROUP != 0) { va = acc.c[0]; vb = acc.c[2]; }
+      else {
+        const float off8 = (17.0f * BASE + 128.0f) * acc.corr;
+        va = acc.c[0] + 16.0f * acc.d[0] - off8;
+        vb = acc.c[2] + 16.0f * acc.d[2] - off8;
+      }
+      if ((lane & 3) == 0) {
+        part[(tile * 16 + g) * NW + warp] = va;
+        part[(tile * 16 + 8 + g) * NW + warp] = vb;
+      }
+    }
+    consumers_sync();
+    const int e = threadIdx.x >> 2;
+    if constexpr (PAIRS) {
+      const int row = (e >> 3) * 16 + (e & 7);
+      if (e < SEG) {  // whole warps
+        const float gate = across_warps(row) * s0, up = across_warps(row + 8) * s1;
+        done(mine, mine < min(seg + SEG, last), gate, up);
+      }
+    } else {
+      done(mine, mine < min(seg + SEG, last), across_warps(e) * s0, 0.0f);
+    }
+    if (seg + SEG < last) consumers_sync();
+  }
+}
+
+// Two neighbouring outputs, each held by four threads, become one tagged word.
+__device__ __forceinline__ void put_pair(u64* to, int row, bool valid, float v, u32 tag) {
+  const float next = __shfl_down_sync(~0u, v, 4);
+  if (valid && (threadIdx.x & 7) == 0) put(to + row / 2, pack(v, next), tag);
+}
+
+__device__ __forceinline__ float residual(int row) { return to_float(*(const u16*)(smem + OFF_RES + row * 2)); }
+
+// ---- attention: one kv head, one stretch of the cache --------------------------------------------------
+
+__device__ __forceinline__ void rotate(u32& first, u32& second, int j) {  // elements 2j, 2j+1 and their partners
+  const float* c = (const float*)(smem + OFF_ROPE);
+  const float* s = c + H / 2;
+  const float a0 = to_float(first), a1 = high(first), b0 = to_float(second), b1 = high(second);
+  first = pack(a0 * c[2 * j] - b0 * s[2 * j], a1 * c[2 * j + 1] - b1 * s[2 * j + 1]);
+  second = pack(b0 * c[2 * j] + a0 * s[2 * j], b1 * c[2 * j + 1] + a1 * s[2 * j + 1]);
+}
+
+__device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 tag) {
+  char* A = smem + OFF_X;
+  const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
+  const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token
+  constexpr int R4 = H / 4;
+  for (int i = tid; i < (G + 2) * R4; i += NT) {
+    const int r = i / R4, j = i % R4;
+    if (r >= G && !fresh) break;
+    const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
+    u32 lo = take(from + j, tag), hi = take(from + j + R4, tag);
+    if (r <= G) rotate(lo, hi, j);
+    char* to = r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2;
+    *(u32*)(to + j * 4) = lo;
+    *(u32*)(to + (j + R4) * 4) = hi;
+    if (r >= G) {
+      char* row = (r == G ? keys : values) + ((size_t)p.head * p.capacity + p.length) * H * 2;
+      *(u32*)(row + j * 4) = lo;
+      *(u32*)(row + (j + R4) * 4) = hi;
+    }
+  }
+  float* stats = (float*)(A + A_ST);  // [5][16]: alpha, new token's weight, max, sum, final alpha
+  const float log2e_scale = 1.4426950408889634f * rsqrtf((float)H);
+  consumers_sync();
+
+  const int dg = warp % DG, tg = warp / DG;
+  float oa[4] = {0, 0, 0, 0}, ob[4] = {0, 0, 0, 0};
+  float m = MINUS_INF, sum = 0;  // of head `warp`
+  for (int c = p.begin; c < p.end; c++) {
+    const int tokens = min(TC, p.count - c * TC);
+    mbar_wait(ring.full(), ring.parity);
+    const char* kt = ring.data();
+    for (int n0 = warp * 8; n0 < tokens; n0 += NW * 8) {
+      float s[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int i = 0; i < H / 32; i++) {
+        const uint4 kv = *(const uint4*)(kt + (n0 + g) * H * 2 + i * 64 + t * 16);
+        const uint4 qa = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
+        uint4 qb = make_uint4(0, 0, 0, 0);
+        if (G > 8) qb = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
+        mma(s, qa.x, qb.x, qa.y, qb.y, kv.x, kv.y);
+        mma(s, qa.z, qb.z, qa.w, qb.w, kv.z, kv.w);
+      }
+      float* S = (float*)(A + A_S);
+      if (g < G) *(float2*)(S + g * TC + n0 + 2 * t) = make_float2(s[0] * log2e_scale, s[1] * log2e_scale);
+      if (g + 8 < G) *(float2*)(S + (g + 8) * TC + n0 + 2 * t) = make_float2(s[2] * log2e_scale, s[3] * log2e_scale);
+    }
+    __syncwarp();
+    if (lane == 0) mbar_arrive(ring.empty());
+    ring.next();
+    consumers_sync();
+    if (warp < G) {
+      const float* S = (const float*)(A + A_S) + warp * TC;
+      float v[TC / 32], top = m;
+#pragma unroll
+      for (int i = 0; i < TC / 32; i++) {
+        v[i] = lane + 32 * i < tokens ? S[lane + 32 * i] : MINUS_INF;
+        top = fmaxf(top, v[i]);
+      }
+      top = warp_max(top);
+      float add = 0;
+#pragma unroll
+      for (int i = 0; i < TC / 32; i++) {
+        v[i] = exp2f(v[i] - top);
+        add += v[i];
+        *(u16*)(A + A_P + warp * PS + (lane + 32 * i) * 2) = (u16)pack(v[i], 0.0f);
+      }
+      const float alpha = exp2f(m - top);
+      sum = sum * alpha + warp_sum(add);
+      m = top;
+      if (lane == 0) stats[warp] = alpha;
+    }
+    consumers_sync();
+    mbar_wait(ring.full(), ring.parity);
+    const char* vt = ring.data();
+    if (tg < TG) {
+      const float al = g < G ? stats[g] : 0.0f, ah = g + 8 < G ? stats[g + 8] : 0.0f;
+      oa[0] *= al; oa[1] *= al; ob[0] *= al; ob[1] *= al;
+      oa[2] *= ah; oa[3] *= ah; ob[2] *= ah; ob[3] *= ah;
+      for (int k0 = tg * 16; k0 < tokens; k0 += TG * 16) {
+        u32 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int tok = k0 + 2 * t + (i & 1) + (i >> 1) * 8;
+          v[i] = tok < tokens ? *(const u32*)(vt + tok * H * 2 + dg * 32 + g * 4) : 0u;
+        }
+        u32 a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+        if (g < G) {
+          a0 = *(const u32*)(A + A_P + g * PS + (k0 + 2 * t) * 2);
+          a2 = *(const u32*)(A + A_P + g * PS + (k0 + 2 * t + 8) * 2);
+        }
+        if (g + 8 < G) {
+          a1 = *(const u32*)(A + A_P + (g + 8) * PS + (k0 + 2 * t) * 2);
+          a3 = *(const u32*)(A + A_P + (g + 8) * PS + (k0 + 2 * t + 8) * 2);
+        }
+        mma(oa, a0, a1, a2, a3, __byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410));
+        mma(ob, a0, a1, a2, a3, __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632));
+      }
+    }
+    __syncwarp();
+    if (lane == 0) mbar_arrive(ring.empty());
+    ring.next();
+  }
+  if (warp < G) {
+    float final_alpha = 1.0f, weight = 0.0f;
+    if (fresh) {
+      float s = 0;
+      for (int d = lane * 2; d < H; d += 64) {
+        const u32 q = *(const u32*)(A + A_Q + warp * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
+        s += to_float(q) * to_float(k) + high(q) * high(k);
+      }
+      s = warp_sum(s) * log2e_scale;
+      const float top = fmaxf(m, s);
+      final_alpha = exp2f(m - top);
+      weight = exp2f(s - top);
+      sum = sum * final_alpha + weight;
+      m = top;
+    }
+    if (lane == 0) { stats[16 + warp] = weight; stats[32 + warp] = m; stats[48 + warp] = sum; stats[64 + warp] = final_alpha; }
+  }
+  float* O = (float*)(A + A_O);
+  if (tg < TG) {
+    if (g < G) *(float4*)(O + (tg * G + g) * H + dg * 16 + 4 * t) = make_float4(oa[0], ob[0], oa[1], ob[1]);
+    if (g + 8 < G) *(float4*)(O + (tg * G + g + 8) * H + dg * 16 + 4 * t) = make_float4(oa[2], ob[2], oa[3], ob[3]);
+  }
+  consumers_sync();
+  for (int i = tid; i < G * H / 2; i += NT) {
+    const int h = i / (H / 2), d = i % (H / 2) * 2;
+    float o0 = 0, o1 = 0;
+#pragma unroll
+    for (int k = 0; k < TG; k++) {
+      const float2 v = *(const float2*)(O + (k * G + h) * H + d);
+      o0 += v.x; o1 += v.y;
+    }
+    const float fa = stats[64 + h], w = stats[16 + h];
+    o0 *= fa; o1 *= fa;
+    if (fresh) {
+      const u32 v = *(const u32*)(A + A_KV + H * 2 + d * 2);
+      o0 += w * to_float(v);
+      o1 += w * high(v);
+    }
+    const int q = p.head * G + h;
+    if (p.splits == 1) {
+      const float inv = 1.0f / stats[48 + h];
+      put(ll_mix + (q * H + d) / 2, pack(o0 * inv, o1 * inv), tag);
+    } else {
+      u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
+      put(to + d, __float_as_uint(o0), tag);
+      put(to + d + 1, __float_as_uint(o1), tag);
+      if (d == 0) { put(to + H, __float_as_uint(stats[32 + h]), tag); put(to + H + 1, __float_as_uint(stats[48 + h]), tag); }
+    }
+  }
+  consumers_sync();
+}
+
+// Joins the splits of one query head.
+__device__ void combine(const Past& p, int q, u32 tag) {
+  constexpr int GROUPS = NT / H;
+  const int d = threadIdx.x % H, group = threadIdx.x / H;
+  float* C = (float*)(smem + OFF_X);
+  if (group < GROUPS) {
+    float m = MINUS_INF, sum = 0, o = 0;
+    for (int s = group; s < p.splits; s += GROUPS) {
+      const u64* from = ll_part + (q * MAXP + s) * (H + 2);
+      const float os = __uint_as_float(take(from + d, tag));
+      const float ms = __uint_as_float(take(from + H, tag)), ls = __uint_as_float(take(from + H + 1, tag));
+      const float top = fmaxf(m, ms), a = exp2f(m - top), b = exp2f(ms - top);
+      o = o * a + os * b;
+      sum = sum * a + ls * b;
+      m = top;
+    }
+    C[group * (H + 2) + d] = o;
+    if (d == 0) { C[group * (H + 2) + H] = m; C[group * (H + 2) + H + 1] = sum; }
+  }
+  consumers_sync();
+  if (threadIdx.x < H / 2) {
+    float m = MINUS_INF, sum = 0, o0 = 0, o1 = 0;
+    for (int k = 0; k < min(GROUPS, p.splits); k++) {
+      const float* c = C + k * (H + 2);
+      const float top = fmaxf(m, c[H]), a = exp2f(m - top), b = exp2f(c[H] - top);
+      o0 = o0 * a + c[2 * threadIdx.x] * b;
+      o1 = o1 * a + c[2 * threadIdx.x + 1] * b;
+      sum = sum * a + c[H + 1] * b;
+      m = top;
+    }
+    put(ll_mix + q * (H / 2) + threadIdx.x, pack(o0 / sum, o1 / sum), tag);
+  }
+  consumers_sync();
+}
+
+// ---- the step ------------------------------------------------------------------------------------------
+
+// Four elements of the token's embedding; not a number for a token outside the vocabulary.
+__device__ __forceinline__ uint2 embedding(int token, int k) {
+  using FM = Format<FMT_EMBED>;
+  if (k >= D) return make_uint2(0, 0);
+  if (token < 0 || token >= V) return make_uint2(0x7FFF7FFFu, 0x7FFF7FFFu);
+  if constexpr (FM::BITS == 16) {
+    return __ldg((const uint2*)(ptr<const u16>(T_EMBED) + (size_t)token * D + k));
+  } else {
+    constexpr int GR = FM::GROUP ? FM::GROUP : D;
+    float v[4];
+    const char* sp = ptr<char>(T_EMBED_S) + (size_t)token * (D / GR) * (FM::GROUP ? FM::SB : 4);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int e = k + i, in = e % GR;
+      float q;
+      if (FM::BITS == 8) q = (float)ptr<const signed char>(T_EMBED)[(size_t)token * D + e];
+      else {
+        const unsigned char b = ptr<const unsigned char>(T_EMBED)[((size_t)token * D + e - in) / 2 + in % (GR / 2)];
+        q = (float)(in < GR / 2 ? b & 15 : b >> 4) - 8.0f;
+      }
+      v[i] = q * scale_at(sp, e / GR, FM::GROUP ? FM::SB : 4);
+    }
+    return make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
+  }
+}
+
+__device__ void consumer() {
+  const u32 epoch = *(volatile u32*)&g_epoch;
+  const Past& p = past();
+  const int token = *ptr<const int>(T_TOKEN);
+  for (int i = threadIdx.x; i < H; i += NT)
+    ((float*)(smem + OFF_ROPE))[i] = i < H / 2 ? ptr<const float>(T_COS)[i] : ptr<const float>(T_SIN)[i - H / 2];
+  using FQ = Format<FMT_QKV>;
+  using FO = Format<FMT_O>;
+  using FG = Format<FMT_GU>;
+  using FD = Format<FMT_DOWN>;
+  using FH = Format<FMT_HEAD>;
+  Ring ring;
+  for (int l = 0; l < L; l++) {
+    const int y = T_LAYERS + l * Y_COUNT;
+    const u32 tag = epoch + l + 1;
+    load_normed<FQ::SUMS>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
+      if (l) return gather<D>(ll_x2, tag - 1, sink);
+      constexpr int IT = (D / 4 + NT - 1) / NT;
+#pragma unroll
+      for (int i = 0; i < IT; i++) {
+        const int k = (threadIdx.x + i * NT) * 4;
+        const uint2 e = embedding(token, k);
+        sink(k, e.x, e.y);
+      }
+    });
+    products<FQ, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<const float>(y + Y_QKV_S),
+                           [&](int row, bool valid, float v, float) { put_pair(ll_qkv, row, valid, v * inverse_rms(), tag); });
+    if (p.head >= 0) attend(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
+    if (p.splits > 1)
+      for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
+    load_plain<N_H, FO::SUMS>(ll_mix, tag);
+    products<FO, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<const float>(y + Y_O_S), [&](int row, bool valid, float v, float) {
+      put_pair(ll_x1, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
+    });
+    load_normed<FG::SUMS>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
+    products<FG, D, true>(ring, share(F / 2, 4 * l + 2), ptr<const float>(y + Y_GU_S), [&](int row, bool valid, float gate, float up) {
+      const float inv = inverse_rms();
+      const float gr = rounded(gate * inv), ur = rounded(up * inv);
+      put_pair(ll_h, row, valid, gr / (1.0f + exp2f(-1.4426950408889634f * gr)) * ur, tag);
+    });
+    load_plain<F, FD::SUMS>(ll_h, tag);
+    products<FD, F, false>(ring, share(D / 2, 4 * l + 3), ptr<const float>(y + Y_DOWN_S), [&](int row, bool valid, float v, float) {
+      put_pair(ll_x2, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
+    });
+  }
+  load_normed<FH::SUMS>(ptr<const u16>(T_NORM), [&](auto sink) { gather<D>(ll_x2, epoch + L, sink); });
+  const float inv = inverse_rms();
+  float* logits = ptr<float>(T_LOGITS);
+  products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD_S), [&](int row, bool valid, float v, float) {
+    if (valid && (threadIdx.x & 3) == 0) logits[row] = v * inv;
+  });
+  // Every block has read the epoch: this block has seen words of all of them.
+  if (blockIdx.x == 0 && threadIdx.x == 0) g_epoch = epoch + L + 1;
+}
+
+extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PARAMS) {
+  u64* T = (u64*)(smem + OFF_TABLE);
+  const int warp = threadIdx.x >> 5;
+  if ((threadIdx.x & 31) == 0) {
+    LOAD_TABLE
+  }
+  if (threadIdx.x == NT) {
+    for (int i = 0; i < NSLOT; i++) {
+      mbar_init(saddr(smem + OFF_BAR) + i * 8, 1);
+      mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, NW);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+  if (threadIdx.x == NT) find_past();
+  __syncthreads();
+  if (warp == NW) producer();
+  else consumer();
+}

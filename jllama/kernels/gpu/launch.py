@@ -1,0 +1,176 @@
+"""CUDA C++ source -> machine code (NVRTC, which comes with `jax[cuda12]` and `jax[cuda13]`) -> XLA.
+
+XLA launches the kernel itself, through its custom call `__gpu$xla.gpu.ptx`: no extension module to build,
+and the call works inside `jit`, `while_loop` and with donated buffers.
+"""
+
+import ctypes
+import functools
+import glob
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import Array
+
+MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
+
+
+@functools.cache
+def device() -> jax.Device | None:
+    """The first NVIDIA GPU, if JAX has one."""
+    if jax.default_backend() != "gpu":
+        return None
+    found = jax.devices()[0]
+    return found if "NVIDIA" in found.device_kind.upper() else None
+
+
+def capability() -> tuple[int, int]:
+    """The compute capability, (0, 0) without an NVIDIA GPU."""
+    gpu = device()
+    major, minor = gpu.compute_capability.split(".") if gpu else (0, 0)
+    return int(major), int(minor)
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why no kernel can be launched here; None if one can."""
+    if device() is None:
+        return "there is no NVIDIA GPU"
+    if capability() < (9, 0):
+        return f"the GPU has compute capability {'.'.join(map(str, capability()))}; the kernels need 9.0"
+    if jax.__version_info__ < MINIMUM_JAX:
+        return f"jax {jax.__version__} is older than {'.'.join(map(str, MINIMUM_JAX))}"
+    return None if _nvrtc() else "libnvrtc is missing; install jax[cuda13] (or jax[cuda12])"
+
+
+def blocks_at_once() -> int:
+    """How many multiprocessors there are: a persistent kernel has one block on each."""
+    gpu = device()
+    return int(gpu.core_count) if gpu else 0
+
+
+def shared_memory() -> int:
+    """The most bytes of shared memory that a block may ask for."""
+    return 232448 if capability()[0] in (9, 10) else 101376
+
+
+def call(
+    source: str,
+    name: str,
+    operands: Sequence[Array],
+    results: Sequence[jax.ShapeDtypeStruct],
+    *,
+    grid: int | tuple[int, int, int],
+    threads: int,
+    shared: int = 0,
+    aliases: Mapping[int, int] | None = None,
+) -> Sequence[Array]:
+    """Runs kernel `name` of `source`: its parameters are pointers, those of `operands`, then of `results`.
+
+    Args:
+      source: CUDA C++, self-contained.
+      name: an `extern "C"` kernel.
+      operands: any arrays; the kernel sees them row-major.
+      results: their shapes and dtypes.
+      grid: blocks.
+      threads: per block.
+      shared: bytes of dynamic shared memory.
+      aliases: operand -> the result that is the same memory, updated in place.
+    """
+    grid_x, grid_y, grid_z = (grid, 1, 1) if isinstance(grid, int) else grid
+    kernel = jax.ffi.ffi_call(
+        "__gpu$xla.gpu.ptx", list(results), input_output_aliases=dict(aliases or {}), vmap_method="sequential"
+    )
+    return kernel(
+        *operands,
+        name=name,
+        kernel_type="ptx",
+        kernel_data=compiled(source),
+        grid_x=np.int32(grid_x),
+        grid_y=np.int32(grid_y),
+        grid_z=np.int32(grid_z),
+        block_x=np.int32(threads),
+        block_y=np.int32(1),
+        block_z=np.int32(1),
+        shared_mem_bytes=np.int32(shared),
+    )
+
+
+@functools.cache
+def compiled(source: str) -> str:
+    """PTX of `source` for this machine's GPU, kept in the user's cache directory."""
+    major, minor = capability()
+    options = (
+        f"--gpu-architecture=compute_{major}{minor}{'a' if major >= 9 else ''}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+    )
+    key = hashlib.sha256("\0".join((source, *options, str(_nvrtc_version()))).encode()).hexdigest()
+    path = _cache_directory() / f"{key}.ptx"
+    if path.exists():
+        return path.read_text()
+    code = _compile(source, options)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)  # whole or not at all, whoever else writes it
+    return code
+
+
+def _cache_directory() -> Path:
+    """Private to the user: what lies there is run."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(base) / "jllama" / "kernels"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+@functools.cache
+def _nvrtc() -> ctypes.CDLL | None:
+    names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        found = glob.glob(f"{root}/*/lib/libnvrtc.so.1[0-9]")
+        names = sorted(found, reverse=True) + names
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def _nvrtc_version() -> tuple[int, int]:
+    library, major, minor = _nvrtc(), ctypes.c_int(), ctypes.c_int()
+    if library is not None:
+        library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def _compile(source: str, options: Sequence[str]) -> str:
+    library = _nvrtc()
+    if library is None:
+        raise RuntimeError("libnvrtc is missing; install jax[cuda13] (or jax[cuda12])")
+    program = ctypes.c_void_p()
+    library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"jllama.cu", 0, None, None)
+    try:
+        flags = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        if library.nvrtcCompileProgram(program, len(options), flags):
+            raise RuntimeError(f"NVRTC: {_fetch(library, program, 'ProgramLog').decode()}")
+        return _fetch(library, program, "PTX").rstrip(b"\0").decode()
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _fetch(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    if getattr(library, f"nvrtcGet{what}")(program, buffer):
+        raise RuntimeError(f"NVRTC: no {what}")
+    return buffer.raw
