@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jllama.settings import GenerationSettings
 from jllama.stop import StopMatcher
@@ -34,6 +35,11 @@ class Result:
     @property
     def decode_tokens_per_second(self) -> float:
         return max(self.generated_tokens - 1, 0) / max(self.decode_seconds, 1e-9)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values: what the scripts print with `--json`."""
+        derived = ("generated_tokens", "prefill_tokens_per_second", "decode_tokens_per_second")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 class Answer:

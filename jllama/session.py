@@ -1,6 +1,7 @@
 """Text in, text out: one conversation with its cache. Every front end stands on this."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -43,6 +44,7 @@ class Session:
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None
+        self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
     def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[str]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
@@ -71,11 +73,28 @@ class Session:
         self.ids = self.ids[:count]
 
     def fork(self) -> "Session":
-        """An independent copy: both go on from here, neither sees the other."""
+        """An independent copy: both go on from here, neither sees the other.
+
+        It costs nothing: they share the cache, and who generates next while both live copies it first.
+        """
         twin = Session(self.model, max_seq_len=self.max_seq_len)
         twin.ids, twin.result = list(self.ids), dataclasses.replace(self.result)
-        twin._cache = jax.tree.map(jnp.copy, self._cache)
+        twin._cache, twin._sharers = self._cache, self._sharers
+        self._sharers.add(twin)
         return twin
+
+    def snapshot(self) -> KVCache | None:
+        """The cache, with as many valid positions as there are ids; None before the first answer.
+
+        The arrays are the session's own: read them before it generates again.
+        """
+        cache = self._cache
+        return cache and dataclasses.replace(cache, length=np.array([len(self.ids)], np.int32))
+
+    def adopt(self, ids: Sequence[int], cache: KVCache) -> None:
+        """Goes on from a cache that holds `ids`, as `snapshot` gave it. It is the session's from now on."""
+        self._cache, self.ids = cache, list(ids)
+        self._leave_sharers()
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -112,6 +131,9 @@ class Session:
     def _take_cache(self, count: int) -> KVCache:
         """The cache with its first `count` positions. It is the engine's now: until `_keep` we have none."""
         cache, self._cache, self.ids = self._cache, None, []
+        if len(self._sharers) > 1:
+            cache = jax.tree.map(jnp.copy, cache) if count else None
+            self._leave_sharers()
         if cache is None:
             config, dtype = self.model.config, self.model.dtype
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
@@ -122,8 +144,15 @@ class Session:
 
         The last token was sampled but never fed: it is not in the cache.
         """
-        self._cache = decoder.state.cache
+        cache = decoder.state.cache
+        if any(array.is_deleted() for array in jax.tree.leaves(cache)):
+            return  # Ctrl-C fell between a step and the assignment of its result: start from nothing
+        self._cache = cache
         self.ids = [*prompt, *self.result.token_ids[:-1]]
+
+    def _leave_sharers(self) -> None:
+        self._sharers.discard(self)
+        self._sharers = weakref.WeakSet([self])
 
 
 def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

@@ -69,20 +69,31 @@ class Tokenizer:
         """
         return self._template(None) if self.chat_templates.get("default") else None
 
+    def compile_template(self, source: str) -> ChatTemplate:
+        """A template of the caller's own, with this model's special tokens as its variables.
+
+        Raises:
+            JllamaError: it does not compile.
+        """
+        return ChatTemplate(source, **self._settings.variables)
+
     def token_id(self, text: str) -> int | None:
         """The id of the token spelled exactly so, special tokens included."""
         return self._vocabulary.ids.get(text)
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, begins: bool = True
+    ) -> list[int]:
         """The ids of `text`.
 
         Args:
             add_special: put around it what the tokenizer says (often a BOS before), but never a
                 second BOS.
             parse_special: read "<|im_end|>" as that token; otherwise it is text like any other.
+            begins: False for the rest of a text: some tokenizers put a blank before a first word.
         """
         text = _without_surrogates(text)
-        ids = self._encode_parts(self._specials.split(text) if parse_special else [text])
+        ids = self._encode_parts(self._specials.split(text) if parse_special else [text], begins)
         if not add_special:
             return ids
         prefix, suffix = list(self._settings.prefix), list(self._settings.suffix)
@@ -137,10 +148,10 @@ class Tokenizer:
     def _parts(self, stretch: str | Sequence[int]) -> Sequence[str | int]:
         return self._specials.split(stretch) if isinstance(stretch, str) else stretch
 
-    def _encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+    def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []
         for at, part in enumerate(parts):
-            ids += [part] if isinstance(part, int) else self._vocabulary.encode(part, at == 0)
+            ids += [part] if isinstance(part, int) else self._vocabulary.encode(part, begins and at == 0)
         return ids
 
     def _template(self, name: str | None, tools: Any = None) -> ChatTemplate:
@@ -153,7 +164,7 @@ class Tokenizer:
                 f"the model has no chat template {name!r} (it has: {have}).\n"
                 "Give one with --chat_template, or use plain text with --nochat_template."
             )
-        return ChatTemplate(templates[name], **self._settings.variables)
+        return self.compile_template(templates[name])
 
 
 def _without_surrogates(text: str) -> str:

@@ -1,0 +1,87 @@
+"""Messages, and the branches of a conversation that share their past."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.session import Session
+
+MAX_BRANCHES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message; of a generated answer also its token ids, which are the history that counts."""
+
+    role: str  # "system", "user" or "assistant"
+    content: str
+    token_ids: tuple[int, ...] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For chat templates and files."""
+        ids = {} if self.token_ids is None else {"token_ids": list(self.token_ids)}
+        return {"role": self.role, "content": self.content, **ids}
+
+
+Turn = tuple[Message, Message]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Branch:
+    """One line of the conversation, and the cache that knows it."""
+
+    session: Session
+    system: str | None = None
+    messages: tuple[Message, ...] = ()
+    dropped: int = 0  # how many of the oldest turns the model no longer sees
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return tuple(zip(self.messages[::2], self.messages[1::2], strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TreeNode:
+    """Turns that the same branches share, the branches that end with them, and how others go on."""
+
+    turns: tuple[Turn, ...]
+    ends: tuple[str, ...]
+    children: tuple["TreeNode", ...]
+
+
+def build_tree(branches: Mapping[str, tuple[Turn, ...]], start: int = 0) -> TreeNode:
+    """The tree of branches whose first `start` turns are the same. Sharing is by identity, not by text."""
+    paths = list(branches.values())
+    end = start
+    while all(len(path) > end and same_turn(path[end], paths[0][end]) for path in paths):
+        end += 1
+    ends = tuple(name for name, path in branches.items() if len(path) == end)
+    groups: dict[tuple[int, int], dict[str, tuple[Turn, ...]]] = {}
+    for name, path in branches.items():
+        if len(path) > end:
+            groups.setdefault(_key(path[end]), {})[name] = path
+    children = tuple(build_tree(group, end) for group in groups.values())
+    return TreeNode(turns=paths[0][start:end], ends=ends, children=children)
+
+
+def same_turn(one: Turn, other: Turn) -> bool:
+    """The same messages, not only the same words."""
+    return _key(one) == _key(other)
+
+
+def _key(turn: Turn) -> tuple[int, int]:
+    return id(turn[0]), id(turn[1])
+
+
+def check_name(name: str) -> None:
+    """Refuses what can't be typed as a branch's name."""
+    if not name or len(name) > 40 or any(letter.isspace() or not letter.isprintable() for letter in name):
+        raise JllamaError(f"branch name {name[:40]!r}: give 1 to 40 letters without blanks")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
