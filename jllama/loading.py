@@ -4,12 +4,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from jllama import runtime
-from jllama.checkpoint import load_params, read_config, read_gguf_fields
-from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
+from jllama.quantization import MODES
 
 if TYPE_CHECKING:
+    from jllama.config import ModelConfig
     from jllama.model import Params
     from jllama.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Model:
     """Weights, architecture and tokenizer of one checkpoint."""
 
-    config: ModelConfig
+    config: "ModelConfig"
     params: "Params"
     tokenizer: "Tokenizer"
     name: str
@@ -30,6 +30,7 @@ def load(
     *,
     dtype: str = "bfloat16",
     device: str = "auto",
+    quantize: str = "auto",
     sha256: str | None = None,
     progress: bool = False,
 ) -> Model:
@@ -39,6 +40,9 @@ def load(
       reference: where the model is; see `jllama.hub.resolve`.
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`.
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
+      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where the device has kernels
+        for them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups of 32 with
+        zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
       sha256: of the file that is fetched, checked when given.
       progress: show progress bars on stderr.
 
@@ -51,8 +55,13 @@ def load(
     """
     if dtype not in runtime.DTYPES:
         raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
-    runtime.configure(device)
+    if device == "gpu":
+        runtime.configure(device)  # fails before anything is fetched
     files = resolve(reference, sha256=sha256, progress=progress)
+    # A wrong reference is refused before jax is imported.
+    from jllama.checkpoint import load_params, read_config
+
+    runtime.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
     if tokenizer.vocab_size > config.vocab_size:
@@ -60,7 +69,7 @@ def load(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
-    params = load_params(files, config, dtype, progress=progress)
+    params = load_params(files, config, dtype, progress=progress, quantize=quantize)
     return Model(config=config, params=params, tokenizer=tokenizer, name=reference, dtype=dtype)
 
 
@@ -69,5 +78,7 @@ def load_tokenizer(files: ModelFiles) -> "Tokenizer":
     from jllama.tokenizer import Tokenizer
 
     if files.gguf is not None:
+        from jllama.checkpoint import read_gguf_fields
+
         return Tokenizer.from_gguf(read_gguf_fields(files.gguf))
     return Tokenizer.from_dir(files.directory)

@@ -1,7 +1,9 @@
 """What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
 
+import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,18 @@ def define_model_flags() -> None:
     )
     flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
+    flags.DEFINE_enum(
+        "quantize",
+        "auto",
+        ["auto", "none", "int8", "int4"],
+        "auto: as a GGUF file stores its weights; none: expand them; int8, int4: quantise while loading.",
+    )
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
     flags.DEFINE_integer(
         "max_seq_len",
         None,
         "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
+        lower_bound=2,
     )
     flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
 
@@ -55,8 +64,7 @@ def sampling_settings() -> Any:
     Raises:
       JllamaError: a value is out of range.
     """
-    from jllama.api import build_settings
-    from jllama.settings import GenerationSettings
+    from jllama.settings import GenerationSettings, build_settings
 
     names = GenerationSettings.__dataclass_fields__
     values = {name: FLAGS[name].value for name in names}
@@ -83,7 +91,12 @@ def load_model() -> Any:
     from jllama.loading import load
 
     model = load(
-        FLAGS.model, dtype=FLAGS.dtype, device=FLAGS.device, sha256=FLAGS.model_sha256, progress=True
+        FLAGS.model,
+        dtype=FLAGS.dtype,
+        device=FLAGS.device,
+        quantize=FLAGS.quantize,
+        sha256=FLAGS.model_sha256,
+        progress=True,
     )
     if FLAGS.verbose:
         say(banner(model))
@@ -140,37 +153,80 @@ def run(main: Callable[[], int | None], usage: str) -> None:
 
 def _guarded(main: Callable[[], int | None], usage: str) -> int:
     try:
-        flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
-        rest = FLAGS(sys.argv)
-        if FLAGS.help:
-            print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}")
-            return 0
-        if rest[1:]:
-            raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
-        code = main() or 0
-        sys.stdout.flush()
-        return code
-    except (JllamaError, flags.Error) as error:
+        _prepare_streams()
+        if not _wants_help(usage):
+            code = main() or 0
+            sys.stdout.flush()
+            return code
+        return 0
+    except JllamaError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _settle_stdout()
         return PIPE_CLOSED
-    except MemoryError:
-        return _fail(OUT_OF_MEMORY)
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return _fail(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})")
-        if isinstance(error, OSError) and error.errno is not None:
-            return _fail(f"{error.strerror}: {error.filename or 'no file named'}")
-        raise
+        message = _explanation(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def _prepare_streams() -> None:
+    """UTF-8 whatever the locale says; warnings in one line, like the other messages."""
+    if sys.stdout is None or sys.stderr is None:
+        raise JllamaError("standard output or standard error is closed")
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+def _wants_help(usage: str) -> bool:
+    """Parses the command line; prints the help if that is what it asks for.
+
+    Raises:
+      JllamaError: a flag that is unknown or malformed, or an argument that is no flag.
+    """
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
+    try:
+        rest = FLAGS(sys.argv)
+    except flags.Error as error:
+        raise JllamaError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise JllamaError(f"a flagfile is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if FLAGS.help:
+        print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}", flush=True)
+    elif rest[1:]:
+        raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
+    return FLAGS.help
+
+
+def _explanation(error: Exception) -> str | None:
+    """What to tell the user of an error that no code of ours foresaw; None: it is a bug, show its traceback."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})"
+    if isinstance(error, OSError) and error.errno is not None:
+        place = error.filename or ("the output" if error.errno in (errno.ENOSPC, errno.EIO) else "a file")
+        return f"cannot read or write {place}: {error.strerror}"
+    return None
 
 
 OUT_OF_MEMORY = "out of memory: choose a smaller --max_seq_len, --dtype=bfloat16 or a smaller model"
 
 
 def _fail(message: str) -> int:
-    sys.stdout.flush()
-    say(f"error: {message}")
+    _settle_stdout()
+    print(f"error: {message}", file=sys.stderr or open(os.devnull, "w"), flush=True)
     return USER_ERROR
+
+
+def _settle_stdout() -> None:
+    """Flushes; a stream that takes nothing any more is replaced, or Python would complain once more at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -71,7 +71,7 @@ class DenseConverter:
             for _ in self._pool.map(lambda chunk: self._convert(stored, *chunk), chunks):
                 pass
         if part.rotary and self._checkpoint.rotary_interleaved:
-            deinterleave(target, leaf_shape[2], columns)
+            _deinterleave(target, leaf_shape[2], columns)
 
     def _convert(self, stored: Stored, start: int, out: np.ndarray) -> None:
         """Reads and converts `out.size` numbers from the tensor's number `start` on."""
@@ -127,7 +127,7 @@ def _runs(target: np.ndarray) -> Iterator[np.ndarray]:
             yield from _runs(part)
 
 
-def deinterleave(target: np.ndarray, head_dim: int, columns: int) -> None:
+def _deinterleave(target: np.ndarray, head_dim: int, columns: int) -> None:
     """Row pairs (2i, 2i + 1) of each head become the pairs (i, i + H/2) that `apply_rope` turns."""
     for run in _runs(target):
         for head in run.reshape(-1, head_dim, columns):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.checkpoint.dense import CHUNK, DenseConverter
+from jllama.checkpoint.converters import converter_for
+from jllama.checkpoint.dense import CHUNK
 from jllama.checkpoint.gguf import open_gguf, read_gguf_header
 from jllama.checkpoint.layout import layout
 from jllama.checkpoint.names import EMBED, GGUF_ROPE_FACTORS, HEAD
@@ -61,7 +62,13 @@ def open_checkpoint(files: ModelFiles) -> Checkpoint:
 
 
 def load_params(
-    files: ModelFiles, config: ModelConfig, dtype: Any, *, device: Any = None, progress: bool = True
+    files: ModelFiles,
+    config: ModelConfig,
+    dtype: Any,
+    *,
+    device: Any = None,
+    progress: bool = True,
+    quantize: str = "none",
 ) -> Params:
     """Streams the weights to a device, converted once to the run dtype.
 
@@ -74,6 +81,7 @@ def load_params(
       dtype: float32, bfloat16 or float16.
       device: a `jax.Device` or `Sharding`; JAX's default device when None.
       progress: show a bar on stderr when it takes over a second.
+      quantize: which weights stay or become `QTensor`s; see `converters.converter_for`.
 
     Raises:
       JllamaError: tensors missing, extra, misshapen, of an unknown type or not finite; a file that can't be
@@ -88,8 +96,10 @@ def load_params(
         for stored in headers.tensors.values():
             reader.open(stored.path)
         _check_tied(headers, config, reader)
-        converter = DenseConverter(checkpoint, reader, run_dtype, device, bar)
-        with contextlib.closing(converter), _memory_errors(total, run_dtype):
+        converter, open_ends = converter_for(quantize, checkpoint, reader, run_dtype, device, bar)
+        with contextlib.ExitStack() as stack, _memory_errors(total, run_dtype):
+            for end in open_ends:
+                stack.callback(end.close)
             return jax.tree.map(converter, tree)
 
 

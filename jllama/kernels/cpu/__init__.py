@@ -12,6 +12,7 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
 from jllama.kernels.cpu.pack import prepare as prepare
+from jllama.kernels.cpu.pack import tiles as tiles
 from jllama.kernels.cpu.step import Operands, forward, forward_supported, weight_supported
 from jllama.layers.cache import KVCache
 from jllama.layers.quantized import QTensor
@@ -25,6 +26,7 @@ __all__ = [
     "forward_supported",
     "prepare",
     "quantized_linear",
+    "tiles",
     "weight_supported",
 ]
 

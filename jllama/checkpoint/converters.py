@@ -1,0 +1,66 @@
+"""Which converter makes a leaf: dense, kept in GGUF's blocks, or quantised while it is loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jllama.checkpoint.dense import DenseConverter
+from jllama.checkpoint.layout import Leaf
+from jllama.checkpoint.names import EMBED, HEAD
+from jllama.checkpoint.quantized import QuantizedConverter
+from jllama.checkpoint.stored import Checkpoint, Reader
+from jllama.kernels import cpu
+from jllama.layers.quantized import QTensor
+from jllama.progress import ByteBar
+from jllama.quantization import SCHEMES, quantize
+
+Converter = Callable[[Leaf], Any]
+
+
+def converter_for(
+    mode: str, checkpoint: Checkpoint, reader: Reader, dtype: np.dtype, device: Any, bar: ByteBar
+) -> tuple[Converter, list[DenseConverter]]:
+    """A function from a leaf to what stands for it on the device, and what to close at the end.
+
+    Args:
+      mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 where kernels can run them,
+        a key of `SCHEMES` quantises every matrix.
+    """
+    dense = DenseConverter(checkpoint, reader, dtype, device, bar)
+    if mode == "none":
+        return dense, [dense]
+    if mode == "auto":
+        stored = QuantizedConverter(checkpoint, reader)
+
+        def keep(leaf: Leaf) -> Any:
+            return (
+                _for_platform(stored(leaf), device)
+                if _is_matrix(leaf) and stored.keeps(leaf)
+                else dense(leaf)
+            )
+
+        return keep, [dense]
+    wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), device, bar)
+    matrices, tables = SCHEMES[mode]
+
+    def shrink(leaf: Leaf) -> Any:
+        if not _is_matrix(leaf):
+            return dense(leaf)
+        scheme = tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
+        return _for_platform(quantize(wide(leaf), scheme), device)
+
+    return shrink, [dense, wide]
+
+
+def _is_matrix(leaf: Leaf) -> bool:
+    return len(leaf.shape) > 1 and not leaf.parts[0].name.endswith("bias")
+
+
+def _for_platform(w: QTensor, device: Any) -> QTensor:
+    """In the layout that the platform's kernels read, on the device."""
+    place = device or jax.devices()[0]
+    if getattr(place, "platform", "cpu") == "cpu":
+        return w if cpu.available() else cpu.tiles(w)
+    return jax.device_put(w, place)
