@@ -6,7 +6,7 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.loading import Model
 from jllama.session import Session
-from jllama.settings import GenerationSettings
+from jllama.settings import GenerationSettings, build_settings
 
 Prompt = str | Sequence[dict[str, Any]]
 
@@ -47,30 +47,21 @@ def stream(
     return session.stream(ids, chosen)
 
 
-def build_settings(**settings: Any) -> GenerationSettings:
-    """`GenerationSettings` from keyword arguments; an unknown name is a `JllamaError`."""
-    if isinstance(settings.get("stop"), str):
-        settings["stop"] = (settings["stop"],)
-    known = GenerationSettings.__dataclass_fields__
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise JllamaError(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
-    return GenerationSettings(**settings)
-
-
 def encode_prompt(
     model: Model, prompt: Prompt, *, chat: bool | None = None, system: str | None = None
 ) -> list[int]:
     """Token ids of a text or of messages, in the chat template where `chat` or the model asks for it.
 
     Raises:
-      JllamaError: the prompt is empty, or a template is asked for and the model has none.
+      JllamaError: the prompt is empty, or a template is asked for and the model has none, or a system message without one.
     """
     tokenizer = model.tokenizer
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise JllamaError("the prompt is empty: give a text")
     wants_chat = chat if chat is not None else tokenizer.chat_template is not None
     if isinstance(prompt, str) and not wants_chat:
+        if system:
+            raise JllamaError("a system message needs a chat template, and this prompt is plain text")
         return tokenizer.encode(prompt)
     if tokenizer.chat_template is None:
         raise JllamaError("the model has no chat template: use --nochat_template (chat=False)")

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import secrets
+from typing import Any
 
 from jllama.errors import JllamaError
 
@@ -45,6 +46,17 @@ class GenerationSettings:
     def seeded(self) -> "GenerationSettings":
         """These settings with a seed: their own, or one drawn now."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbits(32))
+
+
+def build_settings(**settings: Any) -> GenerationSettings:
+    """`GenerationSettings` from keyword arguments; an unknown name is a `JllamaError`."""
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (settings["stop"],)
+    known = GenerationSettings.__dataclass_fields__
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise JllamaError(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
+    return GenerationSettings(**settings)
 
 
 # name, smallest, largest, kind

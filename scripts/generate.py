@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ command_line.define_model_flags()
 command_line.define_sampling_flags()
 
 
-def main() -> None:
+def main() -> int:
     """Text goes to stdout and nothing else does."""
     settings = command_line.sampling_settings()
     prompt = read_prompt()
@@ -34,14 +35,7 @@ def main() -> None:
 
     ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
     session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
-    try:
-        for piece in session.stream(ids, settings):
-            if not FLAGS.json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-    finally:
-        if not FLAGS.json and session.result.text:
-            sys.stdout.write("\n")
+    code = show(session.stream(ids, settings))
     report = {
         **summary(session.result),
         "device": describe_device(),
@@ -49,17 +43,40 @@ def main() -> None:
         "model": model.name,
     }
     if FLAGS.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(json.dumps(report, ensure_ascii=False), flush=True)
     if FLAGS.stats:
         say(statistics(report))
+    return code
+
+
+def show(pieces: Iterator[str]) -> int:
+    """Streams the text, unless all is to come in one object; Ctrl-C ends it, with what came."""
+    text = ""
+    try:
+        for text in pieces:
+            if not FLAGS.json:
+                print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        return command_line.INTERRUPTED
+    finally:
+        if text and not FLAGS.json:
+            print(flush=True)
+    return 0
 
 
 def read_prompt() -> str:
     """The prompt of the flags.
 
     Raises:
-      JllamaError: none or two are given, or the file can't be read as UTF-8.
+      JllamaError: none or two are given, it is empty, or the file can't be read as UTF-8.
     """
+    text = _prompt_text()
+    if not text.strip():
+        raise JllamaError("the prompt is empty: give a text")
+    return text
+
+
+def _prompt_text() -> str:
     if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
         raise JllamaError("give the prompt with --prompt or --prompt_file, one of them")
     if FLAGS.prompt is not None:
