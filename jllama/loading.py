@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from jllama import runtime
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
-from jllama.quantization import MODES
 
 if TYPE_CHECKING:
     from jllama.config import ModelConfig
