@@ -15,6 +15,13 @@ FLAGS = flags.FLAGS
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141
 
 
+# What a model's flagfile may hold for one script and another does not know: passed over there.
+FLAGFILE_FLAGS = (
+    "prompt prompt_file chat_template system stats max_new_tokens temperature top_k top_p min_p "
+    "repetition_penalty presence_penalty frequency_penalty seed stop ignore_eos transcript max_seq_len"
+).split()
+
+
 def define_model_flags() -> None:
     """Which model runs, where and in which precision."""
     flags.DEFINE_string(
@@ -190,7 +197,7 @@ def _wants_help(usage: str) -> bool:
     """
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
     try:
-        rest = FLAGS(sys.argv)
+        rest = FLAGS([*sys.argv, f"--undefok={','.join(FLAGFILE_FLAGS)}"])
     except flags.Error as error:
         raise JllamaError(str(error)) from None
     except UnicodeDecodeError as error:

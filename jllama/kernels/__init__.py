@@ -27,22 +27,23 @@ def forward(
     *,
     n_valid: Array,
     context: Array | None = None,
+    last_only: bool = True,
     platform: str,
 ) -> tuple[Array, KVCache]:
-    """`model.forward` with `last_only`, by the platform's fused kernel where there is one for it.
+    """`model.forward`, by the platform's fused kernel where there is one for it.
 
     Args:
       platform: `cpu` or `gpu`: where the parameters lie.
 
     Returns:
-      float32 `[B, 1, V]` and the cache with the new tokens.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     if why_not(config, params, tokens, cache, platform) is not None:
-        return model.forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=True)
+        return model.forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=last_only)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
-    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=True)
+    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
 
 
