@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,13 @@ _OPTIONAL = {
         *("mscale", "mscale_all_dim", "truncate"),
     ),
 }
+# GGUF's further knobs, with the value that leaves everything as it is.
+_GGUF_UNSUPPORTED = {
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+}
 
 
 def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
@@ -35,9 +43,11 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     if not isinstance(settings, Mapping):
         raise JllamaError(f"config.json: RoPE settings {settings!r} must be an object or null")
     settings = {key: value for key, value in settings.items() if value is not None}
+    typed = "rope_type" in settings or "type" in settings
     rope_type = settings.pop("rope_type", settings.pop("type", "default"))
     settings.pop("type", None)
-    theta = settings.pop("rope_theta", keys.get("rope_theta") or 10000.0)
+    top_level_theta = keys.get("rope_theta")
+    theta = settings.pop("rope_theta", 10000.0 if top_level_theta is None else top_level_theta)
     if rope_type not in _REQUIRED:
         raise JllamaError(
             f"config.json: RoPE type {rope_type!r} is not supported; use {', '.join(_REQUIRED)}"
@@ -47,7 +57,10 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     missing = [key for key in _REQUIRED[rope_type] if key not in settings]
     if missing:
         raise JllamaError(f"config.json: RoPE type {rope_type} lacks {', '.join(missing)}")
-    if rope_type == "default":
+    if settings and not typed:
+        raise JllamaError(f"config.json: RoPE settings {', '.join(settings)} without a rope_type")
+    if rope_type == "default" and settings:
+        warnings.warn(f"config.json: RoPE type default ignores {', '.join(settings)}", stacklevel=4)
         settings = {}
     return _build(rope_type, theta, settings, max_positions)
 
@@ -58,9 +71,13 @@ def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: 
         raise JllamaError(f"config.json: RoPE type {rope_type} has no {', '.join(sorted(unknown))}")
     for key, value in {"rope_theta": theta, **settings}.items():
         if key == "truncate":
+            if not isinstance(value, bool):
+                raise JllamaError(f"config.json: RoPE setting truncate={value!r} must be true or false")
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise JllamaError(f"config.json: RoPE setting {key}={value!r} must be a positive number")
+    if rope_type == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
+        raise JllamaError("config.json: RoPE setting low_freq_factor must be below high_freq_factor")
     if rope_type == "dynamic":
         # Hugging Face's own code reads the trained length from max_position_embeddings alone.
         settings["original_max_position_embeddings"] = max_positions
@@ -91,5 +108,11 @@ def rope_from_gguf(
     if kind == "yarn":
         original = get("rope.scaling.original_context_length", max_positions)
         settings["original_max_position_embeddings"] = original
+        for key in ("beta_fast", "beta_slow"):
+            if get(f"rope.scaling.yarn_{key}") is not None:
+                settings[key] = get(f"rope.scaling.yarn_{key}")
+    for key, neutral in _GGUF_UNSUPPORTED.items():
+        if get(key, neutral) != neutral:
+            raise JllamaError(f"GGUF: {key}={get(key)!r} is not supported (only {neutral})")
     rope = _build("default" if kind == "none" else kind, theta, settings, max_positions)
     return dataclasses.replace(rope, frequency_factors=frequency_factors)

@@ -1,9 +1,226 @@
-"""Configurations: every spelling, each refusal by name, and no field that nothing reads."""
+"""`config.json` and GGUF metadata: every spelling, and each refusal by name."""
 
-import jax
-from helpers import full_logits
+import json
+
+import pytest
+
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.layers.rope import Rope
+
+BASE = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
-def test_tiny_model_runs_on_the_cpu(tiny_config, tiny_params):
-    assert full_logits(tiny_config, tiny_params, [[1, 2, 3]]).shape == (1, 3, 61)
-    assert jax.devices()[0].platform == "cpu"
+def read(**changes) -> ModelConfig:
+    return ModelConfig.from_hf(BASE | changes)
+
+
+def refusal(**changes) -> str:
+    with pytest.raises(JllamaError) as caught:
+        read(**changes)
+    message = str(caught.value)
+    assert message.count("\n") <= 1
+    return message
+
+
+def test_defaults_of_hugging_face():
+    assert read() == ModelConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-6,
+        rope=Rope(rope_theta=10000.0),
+        hidden_act="silu",
+    )
+    bare = ModelConfig.from_hf({"model_type": "mistral"})
+    assert (bare.hidden_size, bare.intermediate_size, bare.num_key_value_heads) == (4096, 14336, 8)
+    assert (bare.max_position_embeddings, bare.sliding_window, bare.vocab_size) == (131072, 4096, 32000)
+    bare = ModelConfig.from_hf({"model_type": "llama"})
+    assert (bare.intermediate_size, bare.num_key_value_heads, bare.sliding_window) == (11008, 32, None)
+    assert bare.max_position_embeddings == 2048
+
+
+def test_null_means_the_default():
+    assert read(num_key_value_heads=None, head_dim=None, rope_theta=None, rope_parameters=None) == read()
+
+
+def test_every_key_is_read():
+    keys = {
+        "num_key_value_heads": 2,
+        "head_dim": 26,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+    }
+    config = read(**keys)
+    assert {key: getattr(config, key) for key in keys} == keys
+    mistral = {"model_type": "mistral", "num_key_value_heads": 4}
+    assert read(**mistral, sliding_window=7).sliding_window == 7
+    assert read(**mistral, sliding_window=None).sliding_window is None
+    assert read(**mistral, sliding_window=7, use_sliding_window=False).sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("spelling", "rope"),
+    [
+        ({}, Rope()),
+        ({"rope_scaling": None}, Rope()),
+        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(rope_theta=5e5)),
+        ({"rope_theta": 500000}, Rope(rope_theta=5e5)),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, Rope(rope_theta=5e5)),
+        ({"rope_parameters": {"rope_theta": 5e5}}, Rope(rope_theta=5e5)),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, Rope(rope_type="linear", factor=4.0)),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4}}, Rope(rope_type="linear", factor=4.0)),
+        (
+            {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 4.0}, "rope_theta": 7.0},
+            Rope(rope_type="linear", factor=4.0, rope_theta=7.0),
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=128),
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}}, Rope(rope_type="llama3", **LLAMA3)),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
+            Rope(rope_type="llama3", rope_theta=5e5, **LLAMA3),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+            Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 64}},
+            Rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=64),
+        ),
+    ],
+)
+def test_rope_spellings(spelling, rope):
+    assert read(**spelling).rope == rope
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"model_type": "qwen3"}, "qwen3"),
+        ({"model_type": None}, "None"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier"),
+        ({"is_causal": False}, "is_causal"),
+        ({"sliding_window": 16}, "sliding_window"),
+        ({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 0}, "sliding_window"),
+        ({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 4.5}, "sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"hidden_act": "quick_gelu"}, "quick_gelu"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"hidden_size": -32}, "hidden_size"),
+        ({"hidden_size": "32"}, ""),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"vocab_size": 2**40}, "vocab_size"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"rope_theta": "10000"}, "rope_theta"),
+        ({"rope_theta": -1}, "rope_theta"),
+        ({"rope_scaling": "linear"}, "linear"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_theta": float("inf")}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor"),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor"),
+        (
+            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 32, "truncate": 1}},
+            "truncate",
+        ),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": True}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}}, "beta_fast"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "original_max_position_embeddings"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"factor": 8.0}}, "type"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "full_attention"),
+    ],
+    ids=str,
+)
+def test_refusals_name_the_key(changes, names):
+    assert names in refusal(**changes)
+
+
+def test_values_that_change_nothing_are_accepted():
+    harmless = {
+        "pretraining_tp": 1,
+        "torch_dtype": "bfloat16",
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
+        "attention_dropout": 0.0,
+        "layer_types": ["full_attention", "full_attention"],
+        "architectures": ["LlamaForCausalLM"],
+    }
+    assert read(**harmless) == read()
+
+
+def test_unknown_keys_are_told():
+    with pytest.warns(UserWarning, match="a_new_trick"):
+        read(a_new_trick=1)
+
+
+def test_settings_of_the_default_rope_are_told():
+    with pytest.warns(UserWarning, match="factor"):
+        assert read(rope_scaling={"type": "default", "factor": 8.0}) == read()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "not JSON"), (b"{", "not JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{}", "not JSON")],
+)
+def test_files_that_are_no_configuration(tmp_path, content, says):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(JllamaError, match=says):
+        ModelConfig.from_hf(tmp_path / "config.json")
+    with pytest.raises(JllamaError, match="cannot read"):
+        ModelConfig.from_hf(tmp_path / "elsewhere.json")
+
+
+def test_a_file_reads_as_its_content_does(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BASE), encoding="utf-8")
+    assert ModelConfig.from_hf(str(tmp_path / "config.json")) == read()
+
+
+def test_context_length():
+    assert read().context_length == 128
+    assert read(rope_scaling={"type": "dynamic", "factor": 2.5}).context_length == 320
+    assert read(rope_scaling={"type": "linear", "factor": 4.0}).context_length == 128
+
+
+def test_equal_configurations_hash_alike():
+    assert hash(read(rope_theta=5e5)) == hash(read(rope_parameters={"rope_theta": 5e5}))
+    assert read() != read(rms_norm_eps=1e-5)

@@ -86,10 +86,17 @@ def test_layers_know_nothing_but_jax_numpy_and_each_other():
         assert foreign <= {"jllama"}, f"{module} imports {sorted(foreign)}"
 
 
-def test_kernels_know_no_model():
+def test_layers_reach_no_configuration_through_a_kernel():
+    todo, seen = [m for m in IMPORTS if within(m, "jllama.layers")], set()
+    while todo:
+        seen.add(module := todo.pop())
+        todo += [name for name in IMPORTS.get(module, ()) if name in IMPORTS and name not in seen]
+    assert not {name for name in seen if within(name, "jllama.config") or within(name, "jllama.model")}
+
+
+def test_kernels_know_no_engine():
     for module in (m for m in IMPORTS if within(m, "jllama.kernels")):
-        above = ("jllama.config", *FLOORS[1:])
-        bad = {name for name in IMPORTS[module] if any(within(name, other) for other in above)}
+        bad = {name for name in IMPORTS[module] if any(within(name, above) for above in FLOORS[2:])}
         assert not bad, f"{module} imports {sorted(bad)}"
 
 

@@ -1,0 +1,103 @@
+"""No field is read by nothing: each, perturbed, moves the logits, the shapes or the context length."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from checkpoint_generator import random_tokens
+from helpers import full_logits, random_params
+from small_models import SMALL_MODELS
+
+from jllama.config import ModelConfig
+from jllama.layers.rope import Rope
+
+# Field: another value. Those that change the parameters' shapes, and those that change the numbers.
+SHAPES = {
+    "vocab_size": 71,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 10,
+    "tie_word_embeddings": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+NUMBERS = {
+    "rms_norm_eps": 0.1,
+    "rope": Rope(rope_theta=100.0),
+    "hidden_act": "gelu",
+    "sliding_window": 5,
+}
+ROPE = {
+    "rope_type": ("linear", "yarn"),
+    "rope_theta": ("default", 100.0),
+    "factor": ("linear", 3.0),
+    "original_max_position_embeddings": ("llama3", 48),
+    "low_freq_factor": ("llama3", 0.5),
+    "high_freq_factor": ("llama3", 6.0),
+    "beta_fast": ("yarn_no_truncate", 1.5),
+    "beta_slow": ("yarn_no_truncate", 0.2),
+    "attention_factor": ("yarn", 1.4),
+    "mscale": ("yarn_mscale", 1.0),
+    "mscale_all_dim": ("yarn_mscale", 1.0),
+    "truncate": ("yarn", False),
+    "frequency_factors": ("default", tuple(float(i) for i in range(1, 17))),
+}
+# Every field that a type reads, under that type.
+READ_BY = {
+    "dynamic": {"rope_theta": 500.0, "factor": 5.0, "original_max_position_embeddings": 48},
+    "llama3": {"rope_theta": 500.0, "factor": 3.0},
+    "yarn": {"rope_theta": 500.0, "factor": 3.0, "original_max_position_embeddings": 32},
+}
+CASES = [(field, kind, value) for field, (kind, value) in ROPE.items()]
+CASES += [(field, kind, value) for kind, fields in READ_BY.items() for field, value in fields.items()]
+
+
+def logits(config: ModelConfig, params=None) -> np.ndarray:
+    params = random_params(config) if params is None else params
+    return full_logits(config, params, random_tokens(61, 96)[None])
+
+
+def shapes(config: ModelConfig) -> object:
+    return jax.tree.map(lambda leaf: leaf.shape, random_params(config))
+
+
+def test_every_field_is_perturbed():
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert fields == set(SHAPES) | set(NUMBERS) | {"max_position_embeddings"}
+    assert {field.name for field in dataclasses.fields(Rope)} == set(ROPE)
+
+
+@pytest.mark.parametrize("field", SHAPES)
+def test_fields_that_shape_the_model(field, tiny_config):
+    changed = dataclasses.replace(tiny_config, **{field: SHAPES[field]})
+    assert shapes(changed) != shapes(tiny_config)
+    moved, still = logits(changed), logits(tiny_config)
+    assert moved.shape != still.shape or np.abs(moved - still).max() > 1e-3
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_fields_that_change_the_numbers(field, tiny_config, tiny_params):
+    changed = dataclasses.replace(tiny_config, **{field: NUMBERS[field]})
+    assert np.abs(logits(changed, tiny_params) - logits(tiny_config, tiny_params)).max() > 1e-3
+
+
+def test_max_position_embeddings_is_the_context_length(tiny_config):
+    assert dataclasses.replace(tiny_config, max_position_embeddings=99).context_length == 99
+
+
+@pytest.mark.parametrize(("field", "kind", "value"), CASES, ids=str)
+def test_rope_fields(field, kind, value):
+    """Under a type that reads the field, on a text beyond the original length."""
+    keys = SMALL_MODELS["rope_theta" if kind == "default" else kind]
+    config = ModelConfig.from_hf(keys)
+    changed = dataclasses.replace(config, rope=dataclasses.replace(config.rope, **{field: value}))
+    params = random_params(config)
+    if field == "rope_type":
+        changed = dataclasses.replace(
+            changed, rope=dataclasses.replace(changed.rope, original_max_position_embeddings=16)
+        )
+    assert np.abs(logits(changed, params) - logits(config, params)).max() > 1e-3
