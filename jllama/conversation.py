@@ -4,7 +4,7 @@
     for piece in conversation.ask("Why is the sky blue?", GenerationSettings(max_new_tokens=64)):
         print(piece, end="", flush=True)
 
-The history is what the model read and wrote, token by token, so that each turn computes its new message alone.
+The history is what the model read and wrote, token by token: each turn computes its new message alone.
 """
 
 import bisect

@@ -60,7 +60,8 @@ def _parse(text: str) -> tuple[str, str, str]:
     between, ai, after = rest.partition("{ai}")
     if not (user and ai) or "{user}" in between + after or "{ai}" in before + after:
         raise JllamaError(
-            f"transcript {text!r}: give {{user}} and then {{ai}}, each once, as in {PLAIN!r}; or a jinja template"
+            f"transcript {text!r}: give {{user}} and then {{ai}}, each once, as in {PLAIN!r}; "
+            "or a jinja template"
         )
     return before, between, after
 
