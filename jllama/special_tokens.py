@@ -1,5 +1,6 @@
 """Special tokens as text: finding them where they count, hiding them where they do not."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class SpecialTokens:
         the beginning of one, an empty private character follows. The characters chosen occur
         neither in `values` nor in `avoid`.
         """
-        shield = Shield(self, _unused_characters(repr(values) + avoid))
+        texts = json.dumps(values, ensure_ascii=False)  # repr() would write private ones as escapes
+        shield = Shield(self, _unused_characters(texts + avoid))
         return shield, [shield.hide(value) for value in values]
 
     def ends_in_a_beginning(self, text: str) -> bool:
@@ -83,8 +85,8 @@ class Shield:
         return next(self._characters)
 
     def reveal(self, text: str) -> str:
-        table = {character: text for text, character in self._by_text.items()}
-        return text.translate(str.maketrans({**table, self._nothing: ""}))
+        table = {ord(character): text for text, character in self._by_text.items()}
+        return text.translate({**table, ord(self._nothing): ""})
 
     def _hide_text(self, text: str) -> str:
         hidden = self._specials._texts.sub(self._swap, text)

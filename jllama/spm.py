@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import models
@@ -76,14 +77,17 @@ class SpmEncoder:
                 "BPE and unigram are. Convert it to a tokenizer.json."
             )
         inner = tokenizers.Tokenizer(builders[model.kind](model))
-        self._encode = AtomEncoder(inner, {piece: at for at, piece in _of(model, USER_DEFINED)})
+        atoms = {piece: at for at, piece in _of(model, USER_DEFINED)}
+        self._encode = AtomEncoder(inner, atoms)
 
     def __call__(self, text: str, first: bool) -> list[int]:
         return self._encode(self.normalise(text, first))
 
     def normalise(self, text: str, first: bool) -> str:
         if self._charsmap:
-            text = self._charsmap(text)
+            # A user's own symbol is spared, even where a rule would change it.
+            parts = self._encode.split(text)
+            text = "".join(p if p in self._encode.atoms else self._charsmap(p) for p in parts)
         if self._model.squeeze:
             text = re.sub(" {2,}", " ", text.strip(" "))
         if text and self._model.add_prefix and (first or self._model.every_stretch):
@@ -134,11 +138,12 @@ def read_model(path: Path) -> SpmModel:
     try:
         fields = list(_fields(path.read_bytes()))
         pieces = [_piece(value) for number, value in fields if number == 1]
-        trainer = dict(_fields(next((v for n, v in fields if n == 2), b"")))
-        normalizer = dict(_fields(next((v for n, v in fields if n == 3), b"")))
+        trainer, normalizer = (dict(_fields(dict(fields)[number])) for number in (2, 3))
         texts, scores, types = (list(column) for column in zip(*pieces, strict=True))
-    except (ValueError, TypeError, IndexError, AttributeError, struct.error) as error:
-        raise JllamaError(f"{path} is not a SentencePiece model (truncated?); fetch it again") from error
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
+        raise JllamaError(
+            f"{path} is not a SentencePiece model (truncated?); fetch it again"
+        ) from error
     return SpmModel(
         pieces=texts,
         scores=scores,
@@ -156,7 +161,8 @@ def read_model(path: Path) -> SpmModel:
 
 def _piece(data: bytes) -> tuple[str, float, int]:
     fields = dict(_fields(data))
-    return fields.get(1, b"").decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, NORMAL)
+    (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
+    return fields.get(1, b"").decode(), score, fields.get(3, NORMAL)
 
 
 def _token_id(value: int) -> int | None:
@@ -164,7 +170,7 @@ def _token_id(value: int) -> int | None:
     return value if value < 1 << 31 else None
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of a protocol buffer message: (number, value), in file order."""
     at = 0
     while at < len(data):

@@ -1,7 +1,7 @@
 """What a template has left to spend while it renders."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,8 +14,8 @@ BASE_UNITS = 8_000_000
 UNITS_PER_INPUT_UNIT = 64
 UNITS_PER_NODE = 32
 UNITS_PER_TURN = 32
-SECONDS = 3.0
-_SEQUENCES = (list, tuple, set, frozenset, type({}.values()), type({}.items()))
+SECONDS = 2.0
+_SEQUENCES: tuple[type, ...] = (list, tuple, set, frozenset, type({}.values()), type({}.items()))
 
 
 class TemplateRefused(jinja2.TemplateError):
@@ -64,7 +64,7 @@ class Meter:
         return total
 
 
-def _children(item: Any) -> Iterable[Any]:
+def _children(item: Any) -> Any:
     if isinstance(item, _SEQUENCES):
         return item
     if isinstance(item, Namespace):

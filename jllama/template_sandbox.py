@@ -101,12 +101,12 @@ class _Instrument(NodeTransformer):
             nodes.Compare: self._compare,
             nodes.Getitem: self._getitem,
         }
-        for kind in (nodes.Macro, nodes.CallBlock, nodes.Block):
-            self._visitors[kind] = self._pay_for_body
-        for kind in (nodes.List, nodes.Tuple, nodes.Dict):
-            self._visitors[kind] = self._pay_for_value
-        for kind in (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends):
-            self._visitors[kind] = self._refuse
+        bodies = (nodes.Macro, nodes.CallBlock, nodes.Block)
+        values = (nodes.List, nodes.Tuple, nodes.Dict)
+        others = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+        self._visitors |= dict.fromkeys(bodies, self._pay_for_body)
+        self._visitors |= dict.fromkeys(values, self._pay_for_value)
+        self._visitors |= dict.fromkeys(others, self._refuse)
 
     def _paid(self, node: nodes.Expr, name: str) -> nodes.Filter:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)

@@ -82,7 +82,12 @@ class Tokenizer:
         return self._vocabulary.ids.get(text)
 
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False, begins: bool = True
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        begins: bool = True,
     ) -> list[int]:
         """The ids of `text`.
 
@@ -126,13 +131,19 @@ class Tokenizer:
         plain = plain_data([list(messages), tools, extra], "the conversation")
         shield, hidden = self._specials.shield(*plain, avoid=chosen.source)
         splices = Splices(shield)
-        text = chosen.render(splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2])
+        text = chosen.render(
+            splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2]
+        )
         if add_generation_prompt:
             text = splices.align(text)
         parts = [
-            part for stretch in splices.split(_without_surrogates(text)) for part in self._parts(stretch)
+            part
+            for stretch in splices.split(_without_surrogates(text))
+            for part in self._parts(stretch)
         ]
-        ids = self._encode_parts(part if isinstance(part, int) else shield.reveal(part) for part in parts)
+        ids = self._encode_parts(
+            part if isinstance(part, int) else shield.reveal(part) for part in parts
+        )
         while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
         return ids
@@ -151,7 +162,11 @@ class Tokenizer:
     def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []
         for at, part in enumerate(parts):
-            ids += [part] if isinstance(part, int) else self._vocabulary.encode(part, begins and at == 0)
+            ids += (
+                [part]
+                if isinstance(part, int)
+                else self._vocabulary.encode(part, begins and at == 0)
+            )
         return ids
 
     def _template(self, name: str | None, tools: Any = None) -> ChatTemplate:

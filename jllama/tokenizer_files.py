@@ -38,7 +38,9 @@ class Directory:
         config = self.json("tokenizer_config.json")
         names = self.json("special_tokens_map.json")
         if not isinstance(config, dict) or not isinstance(names, dict):
-            raise JllamaError(f"{self.path}: tokenizer_config.json is no JSON object; fetch it again")
+            raise JllamaError(
+                f"{self.path}: tokenizer_config.json is no JSON object; fetch it again"
+            )
         return {**names, **config}
 
     def token_text(self, name: str) -> str | None:
@@ -75,9 +77,11 @@ def _from_json(directory: Directory) -> tuple[Vocabulary, Settings]:
     state = inner.decoder.__getstate__() if inner.decoder else None
     to_bytes, drop_blanks = from_decoder_json(state and state.decode())
     added = inner.get_added_tokens_decoder()
+    # Of an added token the library may tell a normalised name, "▁<s>".
+    texts = {at: token.content for at, token in added.items()}
     vocabulary = Vocabulary(
         encode=JsonEncoder(inner),
-        token_bytes=lambda token: to_bytes(inner.id_to_token(token) or ""),
+        token_bytes=lambda token: to_bytes(texts.get(token) or inner.id_to_token(token) or ""),
         drop_blanks=drop_blanks,
         size=max([inner.get_vocab_size(), *(token + 1 for token in added)]),
         ids=_Lookup(inner),
@@ -180,7 +184,9 @@ def _extra_tokens(directory: Directory, model: SpmModel) -> dict[str, Special]:
     texts = {int(at): text for text, at in directory.json("added_tokens.json").items()}
     for at, token in directory.config.get("added_tokens_decoder", {}).items():
         texts[int(at)] = token["content"]
-    return {text: Special(text=text, id=at) for at, text in texts.items() if at >= len(model.pieces)}
+    return {
+        text: Special(text=text, id=at) for at, text in texts.items() if at >= len(model.pieces)
+    }
 
 
 def _settings(
@@ -237,5 +243,7 @@ def _templates(directory: Directory) -> dict[str, str]:
     files = {"default": directory.path / "chat_template.jinja"}
     more = directory.path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))}
-    read = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    read = {
+        name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()
+    }
     return {**given, **read}

@@ -54,15 +54,18 @@ class AtomEncoder:
 
     def __init__(self, model: tokenizers.Tokenizer, atoms: Mapping[str, int]):
         self._model = model
-        self._atoms = atoms
+        self.atoms = atoms
         ordered = sorted(filter(None, atoms), key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, ordered)) + ")")
 
+    def split(self, text: str) -> list[str]:
+        """`text` in stretches, none empty: the atoms in it and what lies between."""
+        return [part for part in self._pattern.split(text) if part] if self.atoms else [text]
+
     def __call__(self, text: str) -> list[int]:
-        parts = self._pattern.split(text) if self._atoms else [text]
         ids: list[int] = []
-        for part in filter(None, parts):
-            atom = self._atoms.get(part)
+        for part in self.split(text):
+            atom = self.atoms.get(part)
             ids += self._model.encode(part).ids if atom is None else [atom]
         return ids
 

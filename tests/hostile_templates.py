@@ -53,7 +53,8 @@ RUNNING_AWAY = {
     "cycle": "{% set ns = namespace() %}{% set ns.x = ns %}{{ [ns] }}",
     "varargs": "{% macro m(n) %}{% if n %}{{ m(n - 1, varargs, varargs) }}"
     "{% else %}{{ varargs }}{% endif %}{% endmacro %}{{ m(100, 1, 2) }}",
-    "fibonacci": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "fibonacci": "{% macro f(n) %}{% if n %}{{ f(n - 1) * 2 }}{{ f(n - 1) }}{% endif %}"
+    "{% endmacro %}{{ f(60) }}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "block": "{% block a %}{{ self.a() }}{% endblock %}",
     "recursive_loop": "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",

@@ -1,0 +1,115 @@
+"""Chat templates: what transformers renders, and what no template may do."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hostile_templates import REACHING_OUT, RUNNING_AWAY
+from tokenizer_helpers import gguf_tokenizer
+
+from jllama.chat_template import ChatTemplate
+from jllama.errors import JllamaError
+
+GOLDENS = Path(__file__).parent / "goldens"
+FAMILIES = json.loads((GOLDENS / "templates.json").read_text(encoding="utf-8"))
+USER = {"role": "user", "content": "hi"}
+
+
+def check(template, cases):
+    for case in cases:
+        given = (case["messages"], case.get("add_generation_prompt", True), case.get("tools"))
+        if "error" in case:
+            with pytest.raises(JllamaError) as error:
+                template.render(*given, **case.get("extra", {}))
+            assert case["error"] in str(error.value)
+        else:
+            assert template.render(*given, **case.get("extra", {})) == case["expected"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"smollm2"}))
+def test_equals_transformers(name):
+    family = FAMILIES[name]
+    source = (GOLDENS / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokens = {key: family[key] for key in ("bos_token", "eos_token")}
+    check(ChatTemplate(source, **tokens), family["cases"])
+
+
+def test_smollm2s_own_template_equals_transformers(smollm2_gguf):
+    check(gguf_tokenizer(smollm2_gguf).chat_template, FAMILIES["smollm2"]["cases"])
+
+
+@pytest.mark.parametrize("name", [*REACHING_OUT, *RUNNING_AWAY])
+def test_hostile_templates_are_refused_in_bounded_time(name):
+    started = time.thread_time()
+    with pytest.raises(JllamaError):
+        ChatTemplate({**REACHING_OUT, **RUNNING_AWAY}[name]).render([USER])
+    assert time.thread_time() - started < 15
+
+
+def test_hostile_templates_are_refused_in_other_threads_too():
+    outcomes = []
+
+    def render():
+        try:
+            outcomes.append(ChatTemplate(RUNNING_AWAY["loops"]).render([USER]))
+        except JllamaError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=render) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [type(outcome) for outcome in outcomes] == [JllamaError, JllamaError]
+
+
+def test_a_long_conversation_is_no_hostile_one():
+    source = (GOLDENS / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+    long = [USER, {"role": "assistant", "content": "word " * 20_000}] * 50
+    short = [USER, {"role": "assistant", "content": "yes"}] * 3_000
+    template = ChatTemplate(source)
+    assert len(template.render([*long, USER])) > 5_000_000
+    assert template.render([*short, USER]).count("<|im_start|>") == 6_002
+
+
+def test_the_templates_own_refusal_is_told():
+    template = ChatTemplate("{{ raise_exception('no system role, please') }}")
+    with pytest.raises(JllamaError, match="no system role, please"):
+        template.render([USER])
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% for x in y %}", "{% nonsense %}"])
+def test_a_template_that_does_not_compile_says_where(source):
+    with pytest.raises(JllamaError, match="line 1"):
+        ChatTemplate(source)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(JllamaError, match="content"):
+        ChatTemplate("{{ messages[0].content + 'x' }}").render([{"role": "user"}])
+
+
+@pytest.mark.parametrize("content", [object(), b"bytes", {1, 2}])
+def test_only_plain_data_reaches_a_template(content):
+    with pytest.raises(JllamaError, match="plain data"):
+        ChatTemplate("{{ messages }}").render([{"role": "user", "content": content}])
+
+
+def test_the_callers_messages_stay_as_they_are():
+    messages = [{"role": "user", "content": ["a", {"b": 1}]}]
+    before = json.dumps(messages)
+    ChatTemplate("{% for m in messages %}{{ m }}{% endfor %}").render(messages)
+    assert json.dumps(messages) == before
+
+
+def test_generation_marks_and_loop_controls():
+    source = "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{% generation %}{{ i }}"
+    source += "{% endgeneration %}{% endfor %}"
+    assert ChatTemplate(source).render([]) == "012"
+
+
+def test_strftime_now_tells_the_year():
+    year = ChatTemplate("{{ strftime_now('%Y') }}").render([])
+    assert year in {str(time.localtime().tm_year), str(time.localtime(time.time() - 9).tm_year)}
