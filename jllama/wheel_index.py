@@ -30,6 +30,8 @@ def download(name: str, version: str, home: Path, scratch: Path, progress: bool)
       JllamaError: the index can't be reached or has no such wheel; the download is broken.
     """
     index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    if "@" in urllib.parse.urlsplit(index).netloc:
+        raise JllamaError("PIP_INDEX_URL asks for a password, which takes pip")
     try:
         page = urllib.request.Request(f"{index}/{name}/", headers={"Accept": _JSON})
         with urllib.request.urlopen(page, timeout=TIMEOUT) as answer:

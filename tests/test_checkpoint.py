@@ -29,6 +29,7 @@ from jllama.checkpoint.gguf import open_gguf
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
 
+ROOT = Path(__file__).resolve().parent.parent
 DTYPES = ("float32", "bfloat16", "float16")
 BIASED = KEYS | dict(attention_bias=True, mlp_bias=True)
 WIDE = KEYS | dict(hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=1)
@@ -235,7 +236,7 @@ def test_peak_memory(tmp_path):
     write_random_checkpoint(tmp_path / "config" / "config.json", tmp_path / "big", shard_bytes=100_000_000)
     for dtype in ("bfloat16", "float16"):
         command = [sys.executable, "-c", MEASURE, str(tmp_path / "big"), dtype]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         before, peak, total, largest = map(int, done.stdout.split())
         assert total > 250e6
         assert peak <= total + 2 * largest + 600 * 2**20
