@@ -156,9 +156,7 @@ def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
         suffix=(eos,) if add_eos and eos is not None else (),
         templates=templates,
         variables={
-            f"{name}_token": texts[at]
-            for name, at in names.items()
-            if at is not None and at < len(texts)
+            f"{name}_token": texts[at] for name, at in names.items() if at is not None and at < len(texts)
         },
     )
 
@@ -166,8 +164,6 @@ def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
 def _templates(fields: Mapping[str, Any]) -> dict[str, str]:
     prefix = "tokenizer.chat_template"
     named = {
-        key.removeprefix(prefix + "."): value
-        for key, value in fields.items()
-        if key.startswith(prefix + ".")
+        key.removeprefix(prefix + "."): value for key, value in fields.items() if key.startswith(prefix + ".")
     }
     return ({"default": fields[prefix]} if fields.get(prefix) else {}) | named

@@ -141,9 +141,7 @@ def read_model(path: Path) -> SpmModel:
         trainer, normalizer = (dict(_fields(dict(fields)[number])) for number in (2, 3))
         texts, scores, types = (list(column) for column in zip(*pieces, strict=True))
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise JllamaError(
-            f"{path} is not a SentencePiece model (truncated?); fetch it again"
-        ) from error
+        raise JllamaError(f"{path} is not a SentencePiece model (truncated?); fetch it again") from error
     return SpmModel(
         pieces=texts,
         scores=scores,

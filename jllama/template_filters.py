@@ -91,9 +91,7 @@ def _tojson(
 
 
 @jinja2.pass_environment
-def _join(
-    environment: jinja2.Environment, value: Iterable, d: Any = "", attribute: Any = None
-) -> str:
+def _join(environment: jinja2.Environment, value: Iterable, d: Any = "", attribute: Any = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
     parts = [current_meter().value(str(part)) for part in value]

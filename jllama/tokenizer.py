@@ -1,6 +1,6 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Tokenizer:
         Raises:
             JllamaError: no tokenizer there, or one that is broken or of a kind not supported.
         """
-        return cls(*tokenizer_files.read_vocabulary(Path(path)))
+        return cls(*_read(tokenizer_files.read_vocabulary, Path(path), f"the tokenizer in {path}"))
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any]) -> "Tokenizer":
@@ -58,7 +58,7 @@ class Tokenizer:
         Raises:
             JllamaError: no tokenizer there, or one of a kind not supported.
         """
-        return cls(*gguf_vocab.read_vocabulary(fields))
+        return cls(*_read(gguf_vocab.read_vocabulary, fields, "the GGUF file's tokenizer"))
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -131,19 +131,13 @@ class Tokenizer:
         plain = plain_data([list(messages), tools, extra], "the conversation")
         shield, hidden = self._specials.shield(*plain, avoid=chosen.source)
         splices = Splices(shield)
-        text = chosen.render(
-            splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2]
-        )
+        text = chosen.render(splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2])
         if add_generation_prompt:
             text = splices.align(text)
         parts = [
-            part
-            for stretch in splices.split(_without_surrogates(text))
-            for part in self._parts(stretch)
+            part for stretch in splices.split(_without_surrogates(text)) for part in self._parts(stretch)
         ]
-        ids = self._encode_parts(
-            part if isinstance(part, int) else shield.reveal(part) for part in parts
-        )
+        ids = self._encode_parts(part if isinstance(part, int) else shield.reveal(part) for part in parts)
         while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
         return ids
@@ -162,11 +156,7 @@ class Tokenizer:
     def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []
         for at, part in enumerate(parts):
-            ids += (
-                [part]
-                if isinstance(part, int)
-                else self._vocabulary.encode(part, begins and at == 0)
-            )
+            ids += [part] if isinstance(part, int) else self._vocabulary.encode(part, begins and at == 0)
         return ids
 
     def _template(self, name: str | None, tools: Any = None) -> ChatTemplate:
@@ -177,9 +167,20 @@ class Tokenizer:
             have = ", ".join(templates) or "none"
             raise JllamaError(
                 f"the model has no chat template {name!r} (it has: {have}).\n"
-                "Give one with --chat_template, or use plain text with --nochat_template."
+                "Use plain text with --nochat_template."
             )
         return self.compile_template(templates[name])
+
+
+def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name: str) -> tuple:
+    """Files that are well-formed but hold something else than they should end up here."""
+    try:
+        return read(source)
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise JllamaError(
+            f"{name} is damaged or of an unknown form ({reason}).\nFetch the model's tokenizer files again."
+        ) from error
 
 
 def _without_surrogates(text: str) -> str:

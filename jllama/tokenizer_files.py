@@ -38,9 +38,7 @@ class Directory:
         config = self.json("tokenizer_config.json")
         names = self.json("special_tokens_map.json")
         if not isinstance(config, dict) or not isinstance(names, dict):
-            raise JllamaError(
-                f"{self.path}: tokenizer_config.json is no JSON object; fetch it again"
-            )
+            raise JllamaError(f"{self.path}: tokenizer_config.json is no JSON object; fetch it again")
         return {**names, **config}
 
     def token_text(self, name: str) -> str | None:
@@ -184,9 +182,7 @@ def _extra_tokens(directory: Directory, model: SpmModel) -> dict[str, Special]:
     texts = {int(at): text for text, at in directory.json("added_tokens.json").items()}
     for at, token in directory.config.get("added_tokens_decoder", {}).items():
         texts[int(at)] = token["content"]
-    return {
-        text: Special(text=text, id=at) for at, text in texts.items() if at >= len(model.pieces)
-    }
+    return {text: Special(text=text, id=at) for at, text in texts.items() if at >= len(model.pieces)}
 
 
 def _settings(
@@ -243,7 +239,5 @@ def _templates(directory: Directory) -> dict[str, str]:
     files = {"default": directory.path / "chat_template.jinja"}
     more = directory.path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))}
-    read = {
-        name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()
-    }
+    read = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     return {**given, **read}

@@ -71,7 +71,7 @@ class AtomEncoder:
 
 
 def ending_ids(vocabulary: Vocabulary, templates: Mapping[str, str]) -> set[int]:
-    """End-of-text tokens, and the end-of-turn tokens that a template writes, if they are special."""
+    """Special tokens that end a text, and those that end a turn where a template writes them."""
     written = "".join(templates.values())
     names = [*END_OF_TEXT, *(name for name in END_OF_TURN if name in written)]
     return {vocabulary.specials[name].id for name in names if name in vocabulary.specials}

@@ -106,6 +106,11 @@ def test_tokenizer_json_gives_the_librarys_ids_and_text(story, story_dir):
         ({"tokenizer__model": ""}, "SentencePiece"),
         ({"tokenizer__json": byte_level_json(), "tokenizer_config__json": "]"}, "readable JSON"),
         ({"tokenizer__json": byte_level_json(), "tokenizer_config": []}, "no JSON object"),
+        ({"tokenizer__json": byte_level_json(), "config": [1]}, "damaged"),
+        (
+            {"tokenizer__json": byte_level_json(), "tokenizer_config": {"chat_template": [1]}},
+            "damaged",
+        ),
     ],
 )
 def test_broken_directories(tmp_path, files, message):
@@ -128,6 +133,8 @@ def test_truncated_sentencepiece_models(tmp_path):
         ({"tokenizer.ggml.model": None}, "no tokenizer"),
         ({"tokenizer.ggml.tokens": []}, "kind 'llama'"),
         ({"tokenizer.ggml.scores": [1.0]}, "score"),
+        ({"tokenizer.ggml.unknown_token_id": 10**6}, "damaged"),
+        ({"tokenizer.ggml.tokens": 7}, "damaged"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "nonsense"}, "'nonsense'"),
         (
             {

@@ -113,9 +113,7 @@ def render(source: str, tokens: tuple, case: dict) -> dict:
 
 
 def main() -> None:
-    sources = {
-        p.stem: p.read_text(encoding="utf-8") for p in sorted((HERE / "templates").iterdir())
-    }
+    sources = {p.stem: p.read_text(encoding="utf-8") for p in sorted((HERE / "templates").iterdir())}
     for path in sys.argv[1:]:
         import gguf
 
