@@ -1,6 +1,6 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,16 +128,7 @@ class Tokenizer:
             JllamaError: there is no such template, or it does not take these messages.
         """
         chosen = template if isinstance(template, ChatTemplate) else self._template(template, tools)
-        plain = plain_data([list(messages), tools, extra], "the conversation")
-        shield, hidden = self._specials.shield(*plain, avoid=chosen.source)
-        splices = Splices(shield)
-        text = chosen.render(splices.take_out(hidden[0]), add_generation_prompt, hidden[1], **hidden[2])
-        if add_generation_prompt:
-            text = splices.align(text)
-        parts = [
-            part for stretch in splices.split(_without_surrogates(text)) for part in self._parts(stretch)
-        ]
-        ids = self._encode_parts(part if isinstance(part, int) else shield.reveal(part) for part in parts)
+        ids = self._encode_parts(self._render(chosen, add_generation_prompt, list(messages), tools, extra))
         while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
         return ids
@@ -152,6 +143,16 @@ class Tokenizer:
 
     def _parts(self, stretch: str | Sequence[int]) -> Sequence[str | int]:
         return self._specials.split(stretch) if isinstance(stretch, str) else stretch
+
+    def _render(
+        self, template: ChatTemplate, add_generation_prompt: bool, *given: Any
+    ) -> Iterator[str | int]:
+        """The prompt as plain stretches and special ids, none of them out of what was `given`."""
+        plain = plain_data(given, "the conversation")
+        shield, (messages, tools, extra) = self._specials.shield(*plain, avoid=template.source)
+        text = template.render(messages, add_generation_prompt, tools, **extra)
+        for part in self._specials.split(_without_surrogates(text)):
+            yield part if isinstance(part, int) else shield.reveal(part)
 
     def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []

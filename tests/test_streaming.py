@@ -23,6 +23,12 @@ def story(story_dir):
     return Tokenizer.from_dir(story_dir)
 
 
+def load(name, request):
+    if name in SPM:
+        return Tokenizer.from_gguf(spm_as_gguf(name))
+    return request.getfixturevalue(name)
+
+
 def streamed(tokenizer, ids, prompt=()):
     stream = tokenizer.stream(prompt)
     pieces = [stream.push(token) for token in ids]
@@ -31,10 +37,7 @@ def streamed(tokenizer, ids, prompt=()):
 
 @pytest.mark.parametrize("name", ["smollm2", "story", "bpe", "unigram_bytes"])
 def test_pieces_joined_equal_the_full_decode(name, request):
-    if name in SPM:
-        tokenizer = Tokenizer.from_gguf(spm_as_gguf(name))
-    else:
-        tokenizer = request.getfixturevalue(name)
+    tokenizer = load(name, request)
     draw = random.Random(7)
     few = [token for token in range(tokenizer.vocab_size) if len(tokenizer.decode([token])) < 2]
     for turn in range(3000):
@@ -61,8 +64,7 @@ def test_byte_level_decode_equals_the_library_on_any_ids(smollm2, smollm2_gguf):
 
 @pytest.mark.parametrize("name", ["smollm2", "bpe"])
 def test_no_replacement_character_and_no_delay(name, request):
-    spm = name in SPM
-    tokenizer = Tokenizer.from_gguf(spm_as_gguf(name)) if spm else request.getfixturevalue(name)
+    tokenizer = load(name, request)
     lines = [EMOJI, *TEXT]
     encoded = [tokenizer.encode(line, add_special=False) for line in lines]
     # SmolLM2 has no token for some control characters, and SentencePiece reads "▁" as a blank.
