@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jllama.errors import JllamaError
 
+TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
 _HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.gguf))?", re.ASCII)
 
 
@@ -27,6 +28,13 @@ class ModelFiles:
         """`config.json` of a directory."""
         assert self.directory is not None, f"{self.description} is a GGUF file"
         return self.directory / "config.json"
+
+    @property
+    def tokenizer_gguf(self) -> Path | None:
+        """A GGUF file whose metadata hold the tokenizer; None where other files do."""
+        if self.directory is not None and (self.directory / TOKENIZER_GGUF).is_file():
+            return self.directory / TOKENIZER_GGUF
+        return self.gguf
 
 
 def resolve(reference: str, *, sha256: str | None = None, progress: bool = True) -> ModelFiles:

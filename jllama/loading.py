@@ -76,8 +76,9 @@ def load_tokenizer(files: ModelFiles) -> "Tokenizer":
     """The tokenizer that lies beside the weights, or inside the GGUF file."""
     from jllama.tokenizer import Tokenizer
 
-    if files.gguf is not None:
+    if files.tokenizer_gguf is not None:
         from jllama.checkpoint import read_gguf_fields
 
-        return Tokenizer.from_gguf(read_gguf_fields(files.gguf))
+        return Tokenizer.from_gguf(read_gguf_fields(files.tokenizer_gguf))
+    assert files.directory is not None
     return Tokenizer.from_dir(files.directory)

@@ -20,13 +20,20 @@ Converter = Callable[[Leaf], Any]
 
 
 def converter_for(
-    mode: str, checkpoint: Checkpoint, reader: Reader, dtype: np.dtype, device: Any, bar: ByteBar
+    mode: str,
+    checkpoint: Checkpoint,
+    reader: Reader,
+    dtype: np.dtype,
+    device: Any,
+    bar: ByteBar,
+    place: Callable[[QTensor], Any],
 ) -> tuple[Converter, list[DenseConverter]]:
     """A function from a leaf to what stands for it on the device, and what to close at the end.
 
     Args:
       mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 where kernels can run them,
         a key of `SCHEMES` quantises every matrix.
+      place: brings a quantised leaf to the device.
     """
     dense = DenseConverter(checkpoint, reader, dtype, device, bar)
     if mode == "none":
@@ -35,11 +42,7 @@ def converter_for(
         stored = QuantizedConverter(checkpoint, reader)
 
         def keep(leaf: Leaf) -> Any:
-            return (
-                _for_platform(stored(leaf), device)
-                if _is_matrix(leaf) and stored.keeps(leaf)
-                else dense(leaf)
-            )
+            return place(stored(leaf)) if _is_matrix(leaf) and stored.keeps(leaf) else dense(leaf)
 
         return keep, [dense]
     wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), device, bar)
@@ -49,7 +52,7 @@ def converter_for(
         if not _is_matrix(leaf):
             return dense(leaf)
         scheme = tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
-        return _for_platform(quantize(wide(leaf), scheme), device)
+        return place(quantize(wide(leaf), scheme))
 
     return shrink, [dense, wide]
 
@@ -58,9 +61,10 @@ def _is_matrix(leaf: Leaf) -> bool:
     return len(leaf.shape) > 1 and not leaf.parts[0].name.endswith("bias")
 
 
-def _for_platform(w: QTensor, device: Any) -> QTensor:
-    """In the layout that the platform's kernels read, on the device."""
+def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:
+    """An array or a quantised leaf on the device; `pack`: in the layout that its kernels read."""
     place = device or jax.devices()[0]
-    if getattr(place, "platform", "cpu") == "cpu":
-        return w if cpu.available() else cpu.tiles(w)
-    return jax.device_put(w, place)
+    on_cpu = getattr(place, "platform", "cpu") == "cpu"
+    if isinstance(leaf, QTensor) and on_cpu and pack and cpu.available() is None:
+        return cpu.tiles(leaf)
+    return jax.device_put(leaf, place)

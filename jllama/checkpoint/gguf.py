@@ -32,6 +32,7 @@ class GgufHeader:
 
     fields: dict[str, Any]
     tensors: tuple[Stored, ...]
+    fields_end: int  # the byte behind the metadata
 
 
 def read_gguf_fields(path: str | Path) -> dict[str, Any]:
@@ -41,6 +42,19 @@ def read_gguf_fields(path: str | Path) -> dict[str, Any]:
       JllamaError: no such file, or not a sound GGUF.
     """
     return dict(read_gguf_header(Path(path)).fields)
+
+
+def copy_gguf_fields(source: Path, target: Path) -> None:
+    """Writes a GGUF file with the metadata of another and no tensors.
+
+    Raises:
+      JllamaError: `source` is not sound.
+      OSError: `target` can't be written.
+    """
+    end = read_gguf_header(source).fields_end
+    with source.open("rb") as file:
+        head = file.read(end)
+    target.write_bytes(head[:8] + bytes(8) + head[16:])
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -80,8 +94,10 @@ def _parse(path: Path, content: mmap.mmap) -> GgufHeader:
     for _ in range(field_count):
         key = cursor.string()
         fields[key] = cursor.value(cursor.number("I"))
+    fields_end = cursor.position
     infos = [cursor.tensor() for _ in range(tensor_count)]
-    return GgufHeader(fields=fields, tensors=_place(path, fields, infos, cursor.position, len(content)))
+    tensors = _place(path, fields, infos, cursor.position, len(content))
+    return GgufHeader(fields=fields, tensors=tensors, fields_end=fields_end)
 
 
 class _Cursor:

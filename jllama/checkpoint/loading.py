@@ -2,18 +2,20 @@
 
 import contextlib
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.checkpoint.converters import converter_for
+from jllama.checkpoint.converters import converter_for, placed
 from jllama.checkpoint.dense import CHUNK
 from jllama.checkpoint.gguf import open_gguf, read_gguf_header
 from jllama.checkpoint.layout import layout
 from jllama.checkpoint.names import EMBED, GGUF_ROPE_FACTORS, HEAD
 from jllama.checkpoint.safetensors import open_safetensors
+from jllama.checkpoint.saved import is_saved, load_saved, saved_config
 from jllama.checkpoint.stored import Checkpoint, Reader, Stored
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
@@ -31,8 +33,9 @@ def read_config(files: ModelFiles) -> ModelConfig:
     Raises:
       JllamaError: unreadable, or not supported.
     """
-    if files.gguf is None:
-        return ModelConfig.from_hf(files.config_path)
+    if files.directory is not None:
+        return saved_config(files.directory) or ModelConfig.from_hf(files.config_path)
+    assert files.gguf is not None
     header = read_gguf_header(files.gguf)
     tensors = {stored.name: stored for stored in header.tensors}
     factors = tensors.get(GGUF_ROPE_FACTORS)
@@ -69,6 +72,7 @@ def load_params(
     device: Any = None,
     progress: bool = True,
     quantize: str = "none",
+    pack: bool = True,
 ) -> Params:
     """Streams the weights to a device, converted once to the run dtype.
 
@@ -82,12 +86,17 @@ def load_params(
       device: a `jax.Device` or `Sharding`; JAX's default device when None.
       progress: show a bar on stderr when it takes over a second.
       quantize: which weights stay or become `QTensor`s; see `converters.converter_for`.
+      pack: bring quantised weights into the layout that the platform's kernels read.
 
     Raises:
       JllamaError: tensors missing, extra, misshapen, of an unknown type or not finite; a file that can't be
         read; no memory for the weights.
     """
     run_dtype = _run_dtype(dtype)
+    place = partial(placed, device=device, pack=pack)
+    if is_saved(files):
+        assert files.directory is not None
+        return load_saved(files.directory, config, run_dtype, place)
     headers = open_checkpoint(files)
     checkpoint = verified(headers, config)
     tree = layout(config)
@@ -96,7 +105,7 @@ def load_params(
         for stored in headers.tensors.values():
             reader.open(stored.path)
         _check_tied(headers, config, reader)
-        converter, open_ends = converter_for(quantize, checkpoint, reader, run_dtype, device, bar)
+        converter, open_ends = converter_for(quantize, checkpoint, reader, run_dtype, device, bar, place)
         with contextlib.ExitStack() as stack, _memory_errors(total, run_dtype):
             for end in open_ends:
                 stack.callback(end.close)

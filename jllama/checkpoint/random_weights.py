@@ -1,5 +1,6 @@
 """Writes checkpoints of random weights in Hugging Face's layout, for tests and benchmarks."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -43,19 +44,25 @@ def write_random_checkpoint(
     shards = _shards(list(parts(config).values()), PLAIN[DTYPES[dtype]].size, shard_bytes)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise JllamaError(f"{output} exists already; remove it or choose another --output")
+    with _appearing(output) as directory:
+        _copy_tokenizer(tokenizer, directory)
+        shutil.copyfile(config_path, directory / "config.json")
+        _write_shards(shards, directory, dtype, seed, scale)
+
+
+@contextlib.contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A directory that takes the place of `output` once it is complete."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
             complete = Path(scratch) / "complete"
             complete.mkdir()
-            _copy_tokenizer(tokenizer, complete)
-            shutil.copyfile(config_path, complete / "config.json")
-            _write_shards(shards, complete, dtype, seed, scale)
+            yield complete
             complete.replace(output)
     except OSError as error:
-        raise JllamaError(
-            f"cannot write {output}: {error.strerror or error}; nothing was left there"
-        ) from None
+        reason = error.strerror or error
+        raise JllamaError(f"cannot write {output}: {reason}; nothing was left there") from None
 
 
 def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part]]:

@@ -3,6 +3,8 @@
 A twin that cannot run a model says why (`why_not`), and `forward` runs plain XLA instead.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -39,7 +41,8 @@ def forward(
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     if why_not(config, params, tokens, cache, platform) is not None:
-        return model.forward(config, params, tokens, cache, n_valid=n_valid, context=context, last_only=last_only)
+        options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
+        return model.forward(config, params, tokens, cache, **options)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)

@@ -1,0 +1,167 @@
+"""jllama's own quantised checkpoints: a directory with `config.json`, one safetensors file and the tokenizer.
+
+An array of `Params` is stored under its path (`layers.0.mlp.down_proj`), a quantised leaf as up to three
+(`….values`, `….scales`, `….offsets`) in the layout "rows" of `QTensor`.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from jllama.checkpoint.gguf import copy_gguf_fields
+from jllama.checkpoint.layout import Leaf, layout
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.hub import TOKENIZER_GGUF, ModelFiles
+from jllama.layers.quantized import QTensor
+from jllama.layers.rope import Rope
+from jllama.model import Params
+
+METHOD = "jllama"  # config.json: quantization_config.quant_method
+WEIGHTS = "model.safetensors"
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
+
+
+def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, mode: str) -> None:
+    """Writes a directory that `--model` loads; it appears when it is complete.
+
+    Args:
+      files: where the model came from: its tokenizer is copied.
+      config: the architecture.
+      params: weights, quantised leaves in the layout "rows".
+      output: the directory; it must not exist, or be empty.
+      mode: how the weights were quantised, for the record.
+
+    Raises:
+      JllamaError: `output` exists, or can't be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise JllamaError(f"{output} exists already; remove it or choose another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+            complete = Path(scratch) / "complete"
+            complete.mkdir()
+            _copy_tokenizer(files, complete)
+            (complete / "config.json").write_text(json.dumps(_config_keys(config, mode), indent=2) + "\n")
+            save_file(_arrays(params), complete / WEIGHTS, metadata={"format": METHOD, "version": "1"})
+            complete.replace(output)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise JllamaError(f"cannot write {output}: {reason}; nothing was left there") from None
+
+
+def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
+    model_type = "mistral" if config.sliding_window else "llama"
+    quantization = {"quant_method": METHOD, "mode": mode, "version": 1}
+    return {
+        "model_type": model_type,
+        "quantization_config": quantization,
+        METHOD: dataclasses.asdict(config),
+    }
+
+
+def _copy_tokenizer(files: ModelFiles, target: Path) -> None:
+    if files.gguf is not None:
+        copy_gguf_fields(files.gguf, target / TOKENIZER_GGUF)
+        return
+    assert files.directory is not None
+    for pattern in _TOKENIZER_FILES:
+        for file in files.directory.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+
+
+def _arrays(params: Params) -> dict[str, np.ndarray]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {_name(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(step, "name", getattr(step, "idx", step))) for step in path)
+
+
+def is_saved(files: ModelFiles) -> bool:
+    """Whether the files are such a directory."""
+    return files.directory is not None and saved_config(files.directory) is not None
+
+
+def saved_config(directory: Path) -> ModelConfig | None:
+    """The configuration of such a directory; None for any other.
+
+    Raises:
+      JllamaError: it says that it is one and breaks the format.
+    """
+    try:
+        keys = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        quantization = keys.get("quantization_config") or {}
+        if quantization.get("quant_method") != METHOD:
+            return None
+    except (OSError, ValueError, AttributeError):
+        return None
+    try:
+        fields = dict(keys[METHOD])
+        rope = dict(fields.pop("rope"))
+        if rope.get("frequency_factors") is not None:
+            rope["frequency_factors"] = tuple(rope["frequency_factors"])
+        return ModelConfig(rope=Rope(**rope), **fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JllamaError(f"{directory}/config.json is damaged ({error}): quantise the model again") from None
+
+
+def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Callable[[Any], Any]) -> Params:
+    """The parameters of such a directory.
+
+    Args:
+      directory: what `save` wrote.
+      config: its configuration.
+      dtype: the run dtype of everything that is not quantised.
+      place: brings an array or a `QTensor` to the device.
+
+    Raises:
+      JllamaError: a file or tensor is missing, misshapen or not sound.
+    """
+    path = directory / WEIGHTS
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+
+            def leaf(at: tuple[Any, ...], wanted: Leaf) -> Any:
+                name = _name(at)
+                if name in names:
+                    return place(_dense(file.get_tensor(name), wanted, name, dtype))
+                return place(_quantized(name, wanted, lambda n: file.get_tensor(n) if n in names else None))
+
+            return jax.tree_util.tree_map_with_path(leaf, layout(config))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise JllamaError(f"cannot read {path} ({error}): quantise the model again") from None
+
+
+def _dense(array: np.ndarray, wanted: Leaf, name: str, dtype: np.dtype) -> np.ndarray:
+    if array.shape != wanted.shape or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise JllamaError(f"{name} is {array.dtype} {list(array.shape)}, not {list(wanted.shape)}")
+    return array.astype(dtype)
+
+
+def _quantized(name: str, wanted: Leaf, get: Callable[[str], np.ndarray | None]) -> QTensor:
+    values, scales, offsets = (get(f"{name}.{part}") for part in ("values", "scales", "offsets"))
+    if values is None or scales is None:
+        raise JllamaError(f"{name} is missing: quantise the model again")
+    bits = 8 if values.dtype == np.int8 else 4
+    rows, columns = math.prod(wanted.shape[:-1]), wanted.shape[-1]
+    sound = values.shape == (rows, columns * bits // 8) and scales.ndim == 2 and len(scales) == rows
+    if not sound or columns % scales.shape[1] or (offsets is not None and offsets.shape != scales.shape):
+        raise JllamaError(f"{name}: its parts do not fit {list(wanted.shape)}: quantise the model again")
+    if not np.isfinite(scales).all():
+        raise JllamaError(f"{name}: a scale is NaN or infinite: quantise the model again")
+    return QTensor(values=values, scales=scales, offsets=offsets, shape=wanted.shape, bits=bits)  # type: ignore[arg-type]

@@ -1,0 +1,39 @@
+"""Quantises a model once: `python scripts/quantize.py --model=REFERENCE --quantize=int4 --output=DIR`."""
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+from command_line import FLAGS, say
+
+from jllama.errors import JllamaError
+
+flags.DEFINE_string(
+    "output", None, "The directory to write; --model loads it. It must not exist, or be empty."
+)
+command_line.define_model_flags()
+
+
+def main() -> None:
+    """Loads, quantises and writes the model."""
+    if not FLAGS.model or not FLAGS.output:
+        raise JllamaError("give both --model=REFERENCE and --output=DIR")
+    if FLAGS.quantize not in ("int8", "int4", "auto"):
+        raise JllamaError(
+            "--quantize=none quantises nothing; use int8, int4, or auto for a GGUF's own blocks"
+        )
+    from jllama import runtime
+    from jllama.checkpoint import load_params, read_config
+    from jllama.checkpoint.saved import save
+    from jllama.hub import resolve
+
+    runtime.configure(FLAGS.device)
+    files = resolve(FLAGS.model, sha256=FLAGS.model_sha256)
+    config = read_config(files)
+    params = load_params(files, config, FLAGS.dtype, quantize=FLAGS.quantize, pack=False)
+    save(files, config, params, Path(FLAGS.output), FLAGS.quantize)
+    say(f"wrote {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

@@ -1,0 +1,123 @@
+"""Quantising while loading, and jllama's own quantised checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoint_files import KEYS, write_directory
+from checkpoint_generator import random_tensors
+
+from jllama.checkpoint import load_params, read_config
+from jllama.checkpoint.saved import save
+from jllama.errors import JllamaError
+from jllama.hub import resolve
+from jllama.layers.quantized import QTensor, dequantize
+from jllama.quantization import Scheme, quantize
+
+
+@pytest.mark.parametrize(
+    ("scheme", "steps"),
+    [(Scheme(bits=8, group=None), 127), (Scheme(bits=8, group=32), 127), (Scheme(bits=4, group=32), 7.5)],
+)
+def test_errors_stay_below_half_a_step_of_each_group(scheme, steps):
+    w = jax.random.normal(jax.random.key(0), (3, 5, 96)) * jnp.linspace(0.1, 10, 5)[None, :, None]
+    q = quantize(w, scheme)
+    assert q.shape == w.shape
+    error = np.abs(np.asarray(dequantize(q)) - np.asarray(w)).reshape(15, -1, q.group)
+    largest = np.abs(np.asarray(w)).reshape(15, -1, q.group).max(axis=-1)
+    # Half a step, and what float16 scales and offsets round away.
+    assert (error.max(axis=-1) <= largest / steps * 0.5 * 1.02 + largest * 2**-10).all()
+
+
+def test_constant_and_zero_rows_survive():
+    w = jnp.stack([jnp.zeros(64), jnp.full((64,), 0.5), jnp.full((64,), -0.25)])
+    for scheme in (Scheme(bits=8, group=None), Scheme(bits=4, group=32)):
+        np.testing.assert_allclose(dequantize(quantize(w, scheme)), w, atol=2e-3)
+
+
+def test_rows_that_groups_do_not_divide_are_refused():
+    with pytest.raises(JllamaError, match="use int8"):
+        quantize(jnp.zeros((2, 40)), Scheme(bits=4, group=32))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small model whose rows are multiples of 32."""
+    return write_directory(tmp_path_factory.mktemp("model"), KEYS, random_tensors(KEYS, 0))
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_matrices_are_quantised_and_vectors_are_not(checkpoint, mode):
+    files = resolve(str(checkpoint))
+    config = read_config(files)
+    full = load_params(files, config, "float32")
+    small = load_params(files, config, "float32", quantize=mode)
+    block, plain = small.layers[0], full.layers[0]
+    assert block.mlp.down_proj.bits == (8 if mode == "int8" else 4)
+    assert small.embed_tokens.bits == 8
+    np.testing.assert_array_equal(block.input_layernorm, plain.input_layernorm)
+    close = np.abs(np.asarray(dequantize(block.attention.qkv_proj) - plain.attention.qkv_proj)).max()
+    assert 0 < close < 0.15 * np.abs(np.asarray(plain.attention.qkv_proj)).max()
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_saved_model_is_the_one_that_was_quantised(checkpoint, tmp_path, mode):
+    files = resolve(str(checkpoint))
+    config = read_config(files)
+    params = load_params(files, config, "float32", quantize=mode, pack=False)
+    save(files, config, params, tmp_path / "small", mode)
+    again = resolve(str(tmp_path / "small"))
+    assert read_config(again) == config
+    loaded = load_params(again, config, "float32", pack=False)
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    packed = load_params(again, config, "float32")
+    leaves = zip(quantized_leaves(packed), quantized_leaves(params), strict=True)
+    for theirs, ours in leaves:
+        np.testing.assert_array_equal(dequantize(theirs), dequantize(ours))
+
+
+def quantized_leaves(params):
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return [leaf for leaf in leaves if isinstance(leaf, QTensor)]
+
+
+def test_a_damaged_saved_model_is_refused(checkpoint, tmp_path):
+    files = resolve(str(checkpoint))
+    config = read_config(files)
+    params = load_params(files, config, "float32", quantize="int8", pack=False)
+    place = tmp_path / "small"
+    save(files, config, params, place, "int8")
+    with pytest.raises(JllamaError, match="exists already"):
+        save(files, config, params, place, "int8")
+    with pytest.raises(JllamaError, match=r"do not fit|not float32"):
+        load_params(
+            resolve(str(place)), dataclasses.replace(config, vocab_size=config.vocab_size + 1), "float32"
+        )
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(JllamaError, match="quantise the model again"):
+        load_params(resolve(str(place)), config, "float32")
+    keys = json.loads((place / "config.json").read_text())
+    del keys["jllama"]
+    (place / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(JllamaError, match="damaged"):
+        read_config(resolve(str(place)))
+
+
+def test_gguf_blocks_stay_as_they_are(smollm2_gguf):
+    """SmolLM2's file holds Q4_1 blocks and a Q8_0 table: the same numbers as when they are expanded."""
+    files = resolve(str(smollm2_gguf))
+    config = read_config(files)
+    stored = load_params(files, config, "float32", quantize="auto")
+    full = load_params(files, config, "float32")
+    for theirs, ours in [
+        (stored.embed_tokens, full.embed_tokens),
+        (stored.layers[3].attention.qkv_proj, full.layers[3].attention.qkv_proj),
+        (stored.layers[29].mlp.down_proj, full.layers[29].mlp.down_proj),
+    ]:
+        assert isinstance(theirs, QTensor)
+        np.testing.assert_allclose(dequantize(theirs), ours, rtol=1e-6, atol=1e-7)
