@@ -24,13 +24,7 @@ def gguf_fields(
     keys = _GgufKeys(metadata, architecture)
     hidden, heads = keys.need("embedding_length"), keys.need("attention.head_count")
     head_dim = keys.get("attention.key_length", hidden // heads if heads else 0)
-    for key, only in (
-        ("attention.value_length", head_dim),
-        ("rope.dimension_count", head_dim),
-        ("expert_count", 0),
-    ):
-        if keys.get(key, only) != only:
-            raise JllamaError(f"GGUF: {keys.prefix}.{key}={keys.get(key)} is not supported (only {only})")
+    keys.allow_only({"attention.value_length": head_dim, "rope.dimension_count": head_dim, "expert_count": 0})
     words = keys.metadata.get("tokenizer.ggml.tokens")
     return dict(
         vocab_size=len(words) if words else keys.need("vocab_size"),
@@ -64,3 +58,8 @@ class _GgufKeys:
         if value is None:
             raise JllamaError(f"GGUF metadata lacks {self.prefix}.{key}; convert or download the file again")
         return value
+
+    def allow_only(self, supported: Mapping[str, Any]) -> None:
+        for key, only in supported.items():
+            if self.get(key, only) != only:
+                raise JllamaError(f"GGUF: {self.prefix}.{key}={self.get(key)} is not supported (only {only})")

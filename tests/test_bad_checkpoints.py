@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import struct
 
 import numpy as np
@@ -296,3 +297,44 @@ def test_names_are_a_bijection():
     assert [names.from_gguf(names.to_gguf(name)) for name in ours] == ours
     assert [names.from_hf(names.to_hf(name)) for name in ours] == ours
     assert not any(a == b for a, b in itertools.pairwise(sorted(map(names.to_gguf, ours))))
+
+
+ODD = (None, 0, -1, 1.5, float("nan"), float("inf"), "x", [], [1], {}, {"a": 1}, True, 2**70, [[]])
+
+
+def test_values_of_any_type_in_a_configuration_are_refused_or_harmless():
+    from jllama.config import ModelConfig
+
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 16}
+    keys = KEYS | dict(rope_parameters=rope, hidden_act="silu", layer_types=["full_attention"] * 2)
+    changed = [keys | {key: odd} for key in keys for odd in ODD]
+    changed += [keys | {"rope_parameters": rope | {key: odd}} for key in rope for odd in ODD]
+    for content in changed:
+        try:
+            config = ModelConfig.from_hf(content)
+        except JllamaError:
+            continue
+        assert all(map(math.isfinite, (config.rope.rope_theta, config.rope.factor, config.rms_norm_eps)))
+
+
+def test_values_of_any_type_in_gguf_metadata_are_refused_or_harmless(tmp_path, tensors):
+    from jllama.config import ModelConfig
+
+    fields = read_gguf_fields(write_gguf(tmp_path / "m.gguf", KEYS, tensors))
+    fields |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    fields |= {
+        "llama.rope.freq_base": 1e4,
+        "tokenizer.ggml.tokens": ["a"],
+        "llama.attention.sliding_window": 5,
+    }
+    for key in fields:
+        for odd in ODD:
+            try:
+                config = ModelConfig.from_gguf(fields | {key: odd}, [])
+            except JllamaError:
+                continue
+            assert all(map(math.isfinite, (config.rope.rope_theta, config.rope.factor, config.rms_norm_eps)))
+
+
+def test_an_absurd_number_of_layers_is_refused_before_it_is_planned(tmp_path, tensors):
+    refused(write_directory(tmp_path / "m", KEYS | dict(num_hidden_layers=2**30), tensors), "absurd")
