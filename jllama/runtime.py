@@ -54,7 +54,7 @@ def _check_device(device: str) -> None:
 
     try:
         found = jax.devices()[0].platform
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where no GPU build is installed
         found = str(error)
     if device == "gpu" and found != "gpu":
         raise JllamaError(

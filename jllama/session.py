@@ -52,10 +52,11 @@ class Session:
         Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too.
 
         Raises:
-          JllamaError: the prompt is empty, holds unknown ids or leaves no room for an answer.
+          JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id
+            that is not in the vocabulary.
         """
         settings = settings.seeded()
-        self._check(prompt)
+        self._check(prompt, settings)
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result
         decoder = self._start(prompt, settings)
@@ -96,7 +97,7 @@ class Session:
         self._cache, self.ids = cache, list(ids)
         self._leave_sharers()
 
-    def _check(self, prompt: Sequence[int]) -> None:
+    def _check(self, prompt: Sequence[int], settings: GenerationSettings) -> None:
         if not prompt:
             raise JllamaError("the prompt is empty: give at least one token")
         if len(prompt) >= self.max_seq_len:
@@ -104,6 +105,11 @@ class Session:
                 f"the prompt has {len(prompt)} tokens and max_seq_len is {self.max_seq_len} "
                 f"(the model's context: {self.model.config.context_length}): shorten it or raise max_seq_len"
             )
+        V = self.model.config.vocab_size
+        for name, ids in {"the prompt": prompt, "logit_bias": settings.logit_bias}.items():
+            foreign = [token for token in ids if not 0 <= token < V]
+            if foreign:
+                raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {V - 1}")
 
     def _start(self, prompt: Sequence[int], settings: GenerationSettings) -> engine.Decoder:
         """Prefills what the cache does not hold yet and samples the first token."""

@@ -216,8 +216,9 @@ def _explanation(error: Exception) -> str | None:
     if "RESOURCE_EXHAUSTED" in str(error):
         return f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})"
     if isinstance(error, OSError) and error.errno is not None:
-        place = error.filename or ("the output" if error.errno in (errno.ENOSPC, errno.EIO) else "a file")
-        return f"cannot read or write {place}: {error.strerror}"
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            return f"cannot write the output: {error.strerror}"
+        return f"cannot use {error.filename or 'a file'}: {error.strerror}"
     return None
 
 

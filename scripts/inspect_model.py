@@ -25,6 +25,8 @@ def main() -> None:
     """Reads headers only: no weights, no device."""
     if not FLAGS.model:
         raise JllamaError("no model: give --model=REFERENCE or --model=config.json")
+    if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
+        raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
     config, tensors, source = read_model(FLAGS.model, FLAGS.model_sha256)
     report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
     report = {"model": FLAGS.model, "tensors_from": source, **report}
@@ -37,14 +39,17 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
     Raises:
       JllamaError: the reference, the configuration or a header is not sound.
     """
-    from jllama.checkpoint import open_checkpoint, read_config
-    from jllama.config import ModelConfig
-    from jllama.hub import resolve
-
     if reference.endswith(".json"):
+        from jllama.config import ModelConfig
+
         config = ModelConfig.from_hf(Path(reference))
         return config, planned_tensors(config), "config.json"
+    from jllama.hub import resolve
+
     files = resolve(reference, sha256=sha256)
+    # A wrong reference is refused before jax is imported.
+    from jllama.checkpoint import open_checkpoint, read_config
+
     config = read_config(files)
     if files.directory is not None and not any(files.directory.glob("*.safetensors*")):
         return config, planned_tensors(config), "config.json"
@@ -66,15 +71,9 @@ def tensor(name: str, shape: tuple[int, ...], dtype: str | None, nbytes: int | N
 
 
 def describe(config: Any, tensors: list[dict[str, Any]], max_seq_len: int, batch: int) -> dict[str, Any]:
-    """Everything that is printed, as plain values.
-
-    Raises:
-      JllamaError: the planned cache has no positions.
-    """
+    """Everything that is printed, as plain values."""
     from jllama.sizes import DTYPE_BYTES, cache_bytes, parameter_bytes, parameter_count
 
-    if max_seq_len < 1:
-        raise JllamaError(f"--max_seq_len={max_seq_len} must be at least 1")
     cache = {d: cache_bytes(config, batch=batch, max_len=max_seq_len, dtype=d) for d in DTYPE_BYTES}
     return {
         "config": dataclasses.asdict(config),

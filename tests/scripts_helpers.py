@@ -1,0 +1,77 @@
+"""Starts the project's scripts as a user does, or, where only the imports would differ, in a fork."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The object that `--json` printed."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+def environment(cache: Path, **changes: str) -> dict[str, str]:
+    """A user's environment with a cache of its own; what the tests set for JAX itself is left out."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "HF_", "JLLAMA"))}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept |= dict(JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100")
+    return kept | dict(JAX_PLATFORMS="cpu") | changes
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", str(ROOT / "scripts" / script), *arguments]
+
+
+def start(script: str, *arguments: str, env: dict[str, str], stdin: bytes = b"") -> Outcome:
+    """Runs a script in a process of its own."""
+    done = subprocess.run(
+        command(script, *arguments), env=env, input=stdin, capture_output=True, cwd=ROOT, timeout=300, check=False
+    )
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class ScriptServer:
+    """The forking server of `script_server.py`."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch, self.env = scratch, environment(scratch / "cache")
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(ROOT / "tests" / "script_server.py")],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, stdout: str | None = None, **env: str) -> Outcome:
+        """One script; `stdout` names another file for its output."""
+        files = {name: self.scratch / name for name in ("stdin", "stdout", "stderr")}
+        for file in files.values():
+            file.write_bytes(b"")
+        request = {name: str(file) for name, file in files.items()}
+        request |= {"stdout": stdout} if stdout else {}
+        request |= dict(argv=[str(ROOT / "scripts" / script), *arguments], env=self.env | env)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        code = int(self._process.stdout.readline())
+        return Outcome(code, files["stdout"].read_text("utf-8"), files["stderr"].read_text("utf-8"))
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
