@@ -150,9 +150,13 @@ class Tokenizer:
         """The prompt as plain stretches and special ids, none of them out of what was `given`."""
         plain = plain_data(given, "the conversation")
         shield, (messages, tools, extra) = self._specials.shield(*plain, avoid=template.source)
-        text = template.render(messages, add_generation_prompt, tools, **extra)
-        for part in self._specials.split(_without_surrogates(text)):
-            yield part if isinstance(part, int) else shield.reveal(part)
+        splices = Splices(shield)
+        text = template.render(splices.take_out(messages), add_generation_prompt, tools, **extra)
+        if add_generation_prompt:
+            text = splices.align(text)
+        for stretch in splices.split(_without_surrogates(text)):
+            for part in self._parts(stretch):
+                yield part if isinstance(part, int) else shield.reveal(part)
 
     def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []
