@@ -15,21 +15,27 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    return screen
+def screen(monkeypatch):
+    """Puts a terminal in the place of stderr; a call, because pytest puts its own there before each test."""
+
+    def put() -> Terminal:
+        terminal = Terminal()
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", terminal)
+        return terminal
+
+    return put
 
 
-def test_quick_work_shows_nothing(terminal):
+def test_quick_work_shows_nothing(screen):
+    terminal = screen()
     with ByteBar("loading", 10) as bar:
         bar.advance(10)
     assert terminal.getvalue() == ""
 
 
-def test_slow_work_shows_label_and_bytes(terminal, monkeypatch):
-    out = io.StringIO()
+def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
+    terminal, out = screen(), io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     with ByteBar("loading", 4000) as bar:
@@ -38,12 +44,14 @@ def test_slow_work_shows_label_and_bytes(terminal, monkeypatch):
             thread.start()
         for thread in threads:
             thread.join()
+        print("answer")
     assert "loading" in terminal.getvalue()
     assert "3.0/4.0 kB" in terminal.getvalue()
-    assert out.getvalue() == ""
+    assert out.getvalue() == "answer\n"
 
 
-def test_it_can_be_switched_off(terminal, monkeypatch):
+def test_it_can_be_switched_off(screen, monkeypatch):
+    terminal = screen()
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     with ByteBar("loading", 10, enabled=False) as bar:
         bar.advance(10)
