@@ -16,7 +16,7 @@ from jllama.errors import JllamaError
 from jllama.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 COMPILERS = ("c++", "g++", "clang++")
 TARGETS = ("jllama_forward", "jllama_product")
 GAIN = "the CPU runs through XLA alone, which is two to five times slower on quantised weights"

@@ -106,9 +106,16 @@ INLINE I dot4(I acc, I w, int32_t x) {
   return acc + ((w << 24) >> 24) * int8_t(x) + ((w << 16) >> 24) * int8_t(x >> 8) + ((w << 8) >> 24) * int8_t(x >> 16) + (w >> 24) * (x >> 24);
 }
 #endif
-INLINE float sum(F v) { float s[LANES]; memcpy(s, &v, sizeof v);
-  UNROLL for (int n = LANES / 2; n; n /= 2) for (int i = 0; i < n; i++) s[i] += s[i + n];
-  return s[0]; }
+template <class V, class Op> INLINE auto fold(V v, const Op& op) {  // over the lanes
+  UNROLL for (int s = LANES / 2; s; s /= 2) {
+    I swap;
+    for (int j = 0; j < LANES; j++) swap[j] = j ^ s;
+    v = op(v, __builtin_shuffle(v, swap));
+  }
+  return v[0];
+}
+INLINE float sum(F v) { return fold(v, [](F a, F b) { return a + b; }); }
+INLINE I imax(I a, I b) { return a > b ? a : b; }
 INLINE F vexp(F x) {  // e^x to 2 ulp; x is clamped to -87..88, a NaN stays one
   x = x < -87.f ? F{} - 87.f : x;
   x = x > 88.f ? F{} + 88.f : x;
@@ -189,9 +196,8 @@ struct Block { int32_t q[BLOCK / 4]; float scale, scaled_sum; int32_t start; }; 
 static void quantise(const float* x, int64_t n, int bias, Block* out) {
   for (int64_t c = 0; c < n; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
-    UNROLL for (int i = 0; i < BLOCK; i += LANES) { I a = (I)load(x + c + i) & 0x7fffffff; top = a > top ? a : top; }
-    int32_t most = 0;
-    for (int i = 0; i < LANES; i++) most = std::max(most, int32_t(top[i]));
+    UNROLL for (int i = 0; i < BLOCK; i += LANES) { top = imax(top, (I)load(x + c + i) & 0x7fffffff); }
+    const int32_t most = fold(top, imax);
     float largest; memcpy(&largest, &most, 4);
     bool zero = largest < 1e-30f;
     out->scale = zero ? 0 : largest / 127.f;
@@ -203,8 +209,7 @@ static void quantise(const float* x, int64_t n, int bias, Block* out) {
       memcpy((char*)out->q + i, &bytes, LANES);
       total += (q << 24) >> 24;
     }
-    int32_t s = 0;
-    for (int i = 0; i < LANES; i++) s += total[i];
+    const int32_t s = fold(total, [](I a, I b) { return a + b; });
     out->scaled_sum = out->scale * s;
     out->start = -bias * s;
   }
@@ -251,17 +256,21 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
 }
 
 // M rows of x times R rows of a weight [rows, n]: dot products along the rows.
-template <class T, int R, int M>
+template <class T, int R, int M, int U>
 INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&y)[R][M]) {
-  F acc[R][M] = {};
+  F acc[R][M][U] = {};
   int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) {
+  for (; c + LANES * U <= n; c += LANES * U) UNROLL for (int u = 0; u < U; u++) {
     F k[R];
-    UNROLL for (int r = 0; r < R; r++) { k[r] = load(w + r * n + c); if (M == 1) __builtin_prefetch((const char*)(w + r * n + c) + 1024); }
-    UNROLL for (int i = 0; i < M; i++) { F v = load(x + i * stride + c); IN_REGISTER(v); UNROLL for (int r = 0; r < R; r++) acc[r][i] += k[r] * v; }
+    UNROLL for (int r = 0; r < R; r++) k[r] = load(w + r * n + c + u * LANES);
+    if (R == 1) __builtin_prefetch((const char*)(w + c + u * LANES) + 2048);
+    UNROLL for (int i = 0; i < M; i++) { F v = load(x + i * stride + c + u * LANES); if (R > 1) IN_REGISTER(v); UNROLL for (int r = 0; r < R; r++) acc[r][i][u] += k[r] * v; }
   }
+  for (; U > 1 && c + LANES <= n; c += LANES)
+    UNROLL for (int i = 0; i < M; i++) { UNROLL for (int r = 0; r < R; r++) acc[r][i][0] += load(w + r * n + c) * load(x + i * stride + c); }
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int i = 0; i < M; i++) {
-    y[r][i] = sum(acc[r][i]);
+    UNROLL for (int u = 1; u < U; u++) acc[r][i][0] += acc[r][i][u];
+    y[r][i] = sum(acc[r][i][0]);
     for (int64_t j = c; j < n; j++) y[r][i] += one(w[r * n + j]) * x[i * stride + j];
   }
 }
@@ -274,26 +283,76 @@ template <int N, int... Rest, class Work> INLINE void by_rows(int64_t m, int64_t
 template <class Work> static auto typed(int64_t kind, const void* p, const Work& work) {
   return kind == F32 ? work((const float*)p) : work((const bf16*)p);
 }
-constexpr int MANY = LANES == 16 ? 8 : 2, MANY_DENSE = LANES == 16 ? 6 : 2;  // as the registers allow
+constexpr int MANY = LANES == 16 ? 8 : 2;  // as the registers allow
 
-template <class T> static void dense(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
-  for (int64_t m0 = 0; m0 < rows; m0 += 48)  // activations that stay in the second-level cache
-    by_rows<4, 1>(r0, r1, [&](auto R, int64_t r) {
-      by_rows<MANY_DENSE, 2, 1>(m0, std::min(m0 + 48, rows), [&](auto M, int64_t m) {
-        float y[R()][M()];
-        dots<T, R(), M()>(w + r * n, n, x + m * n, n, y);
-        for (int i = 0; i < M(); i++) for (int k = 0; k < R(); k++) store(out, m + i, r + k, y[k][i]);
-      });
+// A few rows of activations: one row of the weight at a time, the order in which memory reads fastest.
+template <class T> static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
+  for (int64_t r = r0; r < r1; r++)
+    by_rows<2, 1>(0, rows, [&](auto M, int64_t m) {
+      float y[1][M()];
+      dots<T, 1, M(), M() == 1 ? 4 : M() == 2 ? 2 : 1>(w + r * n, n, x + m * n, n, y);
+      for (int i = 0; i < M(); i++) store(out, m + i, r, y[0][i]);
     });
+}
+
+// Many rows: PANEL rows of the weight, DEPTH columns at a time, are turned into float32 [DEPTH, PANEL] that
+// stays in the first-level cache, and all activations pass by it. y holds the sums so far.
+constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES, DEPTH = 256, MANY_DENSE = LANES == 16 ? 12 : 4;
+template <int M> INLINE void panel(const float* w, int64_t depth, const float* x, int64_t stride, int64_t next, float* y, int64_t ldy) {
+  F acc[M][VECTORS];
+  for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * ldy + v * LANES);
+  for (int64_t c = 0; c < depth; c++) {
+    F k[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; v++) k[v] = load(w + c * PANEL + v * LANES);
+    UNROLL for (int i = 0; i < M; i++) { F b = F{} + x[i * stride + c * next]; IN_REGISTER(b); UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] += k[v] * b; }
+  }
+  for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * ldy + v * LANES) = acc[i][v];
+}
+INLINE void transpose(F (&r)[LANES]) {
+  UNROLL for (int s = 1; s < LANES; s *= 2) {
+    I low, high;
+    for (int j = 0; j < LANES; j++) low[j] = j & s ? LANES + (j ^ s) : j, high[j] = j & s ? LANES + j : j ^ s;
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & s)) { F a = r[i], b = r[i | s]; r[i] = __builtin_shuffle(a, b, low); r[i | s] = __builtin_shuffle(a, b, high); }
+  }
+}
+template <class T> static void pack(const T* w, int64_t n, int64_t rows, int64_t depth, float* out) {  // [rows, depth] -> [depth, PANEL]
+  int64_t c = 0;
+  for (; rows == PANEL && c + LANES <= depth; c += LANES)
+    for (int v = 0; v < VECTORS; v++) {
+      F block[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) { block[i] = load(w + (v * LANES + i) * n + c); __builtin_prefetch(w + (v * LANES + i) * n + c + DEPTH); }
+      transpose(block);
+      UNROLL for (int i = 0; i < LANES; i++) *(F*)(out + (c + i) * PANEL + v * LANES) = block[i];
+    }
+  for (; c < depth; c++) for (int64_t i = 0; i < PANEL; i++) out[c * PANEL + i] = i < rows ? one(w[i * n + c]) : 0.f;
+}
+template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
+  static thread_local std::vector<float> packed, sums;
+  packed.resize(PANEL * DEPTH); sums.assign(rows * PANEL, 0.f);
+  for (int64_t r = r0; r < r1; r += PANEL) {
+    const int64_t wide = std::min<int64_t>(PANEL, r1 - r);
+    const bool direct = wide == PANEL;
+    float* y = direct ? out.y + r : sums.data();
+    const int64_t ldy = direct ? out.stride : PANEL;
+    if (direct && (out.bias || !out.add))
+      for (int64_t m = 0; m < rows; m++) for (int64_t i = 0; i < PANEL; i++) { float& v = y[m * ldy + i]; v = (out.add ? v : 0.f) + (out.bias ? out.bias[r + i] : 0.f); }
+    for (int64_t c0 = 0; c0 < n; c0 += DEPTH) {
+      const int64_t depth = std::min<int64_t>(DEPTH, n - c0);
+      pack(w + r * n + c0, n, wide, depth, packed.data());
+      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) { panel<M()>(packed.data(), depth, x + m * n + c0, n, 1, y + m * ldy, ldy); });
+    }
+    if (!direct) for (int64_t m = 0; m < rows; m++) for (int64_t i = 0; i < wide; i++) store(out, m, r + i, sums[m * PANEL + i]);
+  }
 }
 
 struct Rows { const float* x; const Block* blocks; };  // activations [M, cols], also quantised where needed
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  const int64_t tiles = (w.rows + TILE - 1) / TILE, step = std::max<int64_t>(1, std::min<int64_t>(tiles / (pool.threads() * 8), 4096 / TILE));
+  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows < 4 ? 1 : PANEL / TILE,
+                step = std::max<int64_t>(1, tiles / (pool.threads() * 8 * even)) * even;
   pool.run((tiles + step - 1) / step, [&](int64_t chunk) {
     const int64_t t0 = chunk * step, t1 = std::min(t0 + step, tiles);
     if (!w.quantised())
-      return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, rows, out); });
+      return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows < 4 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, rows, out); });
     for (int64_t t = t0; t < t1; t++)
       by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
         w.kind == Q8 ? tile<true, M()>(w, t, in.blocks, m, out) : tile<false, M()>(w, t, in.blocks, m, out);
@@ -355,7 +414,7 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
   float* s = scratch.data();
   by_rows<4, 1>(0, n, [&](auto R, int64_t r) {
     float y[R()][M];
-    dots<T, R(), M>(keys + (lo + r) * H, H, q, H, y);
+    dots<T, R(), M, 1>(keys + (lo + r) * H, H, q, H, y);
     for (int k = 0; k < R(); k++) for (int i = 0; i < M; i++) s[i * stride + r + k] = y[k][i];
   });
   float norm[M];
@@ -382,6 +441,32 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
     for (int64_t j = 0; j < n; j++) t += s[i * stride + j] * one(values[(lo + j) * H + h]);
     out[i * H + h] = t * norm[i];
   }
+}
+
+// The same for PANEL queries at once, one a lane: q [H, PANEL], out [H, PANEL]. For prompts.
+template <class T>
+static void attend_many(const float* q, const T* keys, const T* values, int64_t H, const int32_t* first, const int32_t* last, std::vector<float>& scratch, float* out) {
+  const int64_t lo = *std::min_element(first, first + PANEL), n = *std::max_element(last, last + PANEL) + 1 - lo;
+  scratch.assign(n * (PANEL + H), 0.f);
+  float *s = scratch.data(), *wide = s + n * PANEL;  // scores [n, PANEL]; keys, then values, in float32 [n, H]
+  for (int64_t i = 0; i < n * H; i++) wide[i] = one(keys[lo * H + i]);
+  by_rows<MANY_DENSE, 4, 1>(0, n, [&](auto M, int64_t m) { panel<M()>(q, H, wide + m * H, H, 1, s + m * PANEL, PANEL); });
+  const float scale = 1.f / std::sqrt((float)H);
+  for (int64_t i = 0; i < n * H; i++) wide[i] = one(values[lo * H + i]);
+  std::fill(out, out + H * PANEL, 0.f);
+  F norm[VECTORS];
+  for (int v = 0; v < VECTORS; v++) {
+    const I begin = loadi(first + v * LANES) - int32_t(lo), end = loadi(last + v * LANES) - int32_t(lo);
+    F top = F{} - INFINITY, total = {};
+    for (int32_t j = 0; j < n; j++) { F x = load(s + j * PANEL + v * LANES); top = (j >= begin) & (j <= end) & (x > top) ? x : top; }
+    for (int32_t j = 0; j < n; j++) {
+      F x = load(s + j * PANEL + v * LANES), e = (j >= begin) & (j <= end) ? vexp((x - top) * scale) : F{};
+      *(F*)(s + j * PANEL + v * LANES) = e; total += e;
+    }
+    norm[v] = 1.f / total;
+  }
+  by_rows<MANY_DENSE, 4, 1>(0, H, [&](auto M, int64_t h) { panel<M()>(s, n, wide + h, 1, H, out + h * PANEL, PANEL); });
+  for (int64_t h = 0; h < H; h++) for (int v = 0; v < VECTORS; v++) *(F*)(out + h * PANEL + v * LANES) = load(out + h * PANEL + v * LANES) * norm[v];
 }
 
 // What Python sends along: sizes, then the weights, then where each operand is. See __init__.py `_spec`.
@@ -501,22 +586,36 @@ struct Step : Spec {
         for (int64_t i = 0; i < H; i++) put(key + i, head[i - H]), put(value + i, head[i]);
       }
     });
-    const int64_t queries = T * G, most = queries % 4 == 0 || queries > 8 ? 4 : queries % 2 == 0 ? 2 : 1, parts = (queries + most - 1) / most;
+    const int64_t queries = T * G;
+    const int64_t most = queries >= PANEL / 2 ? PANEL : queries % 4 == 0 ? 4 : queries % 2 == 0 ? 2 : 1, parts = (queries + most - 1) / most;
     pool.run(B * K * parts, [&](int64_t task) {
       static thread_local std::vector<float> q, out, scratch;
-      q.resize(4 * H); out.resize(4 * H);
-      const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most;
-      by_rows<4, 1>(begin, std::min(begin + most, queries), [&](auto N, int64_t i) {
-        int64_t first[N()], last[N()];
-        for (int64_t j = 0; j < N(); j++) {
-          const int64_t t = (i + j) / G, at = length[b] + t;
-          memcpy(&q[j * H], &wide[(b * T + t) * width + k * per_head + (i + j) % G * H], H * 4);
-          last[j] = std::min(at, S - 1);
-          first[j] = window ? std::min(std::max<int64_t>(at - window + 1, 0), last[j]) : 0;
+      q.resize(PANEL * H); out.resize(PANEL * H);
+      const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most, end = std::min(begin + most, queries);
+      const C *own_keys = keys + bk * S * H, *own_values = values + bk * S * H;
+      auto query = [&](int64_t i) { return &wide[(b * T + i / G) * width + k * per_head + i % G * H]; };
+      auto result = [&](int64_t i) { return &a[(b * T + i / G) * K * G * H + (k * G + i % G) * H]; };
+      auto range = [&](int64_t i, auto* first, auto* last) {
+        const int64_t at = length[b] + i / G;
+        *last = std::min(at, S - 1);
+        *first = window ? std::min(std::max<int64_t>(at - window + 1, 0), std::min(at, S - 1)) : 0;
+      };
+      if (most == PANEL) {
+        int32_t first[PANEL], last[PANEL];
+        for (int64_t j = 0; j < PANEL; j++) {
+          const int64_t i = std::min(begin + j, end - 1);
+          range(i, &first[j], &last[j]);
+          for (int64_t h = 0; h < H; h++) q[h * PANEL + j] = query(i)[h];
         }
-        attend<C, N()>(q.data(), keys + bk * S * H, values + bk * S * H, H, first, last, scratch, out.data());
-        for (int64_t j = 0; j < N(); j++)
-          memcpy(&a[(b * T + (i + j) / G) * K * G * H + (k * G + (i + j) % G) * H], &out[j * H], H * 4);
+        attend_many(q.data(), own_keys, own_values, H, first, last, scratch, out.data());
+        for (int64_t i = begin; i < end; i++) for (int64_t h = 0; h < H; h++) result(i)[h] = out[h * PANEL + i - begin];
+        return;
+      }
+      by_rows<4, 2, 1>(begin, end, [&](auto N, int64_t i) {
+        int64_t first[N()], last[N()];
+        for (int64_t j = 0; j < N(); j++) memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
+        attend<C, N()>(q.data(), own_keys, own_values, H, first, last, scratch, out.data());
+        for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
       });
     });
   }
