@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jllama.api import build_settings
+
 from jllama.branches import MAX_BRANCHES, Message, check_name
 from jllama.errors import JllamaError
-from jllama.settings import GenerationSettings
+from jllama.settings import GenerationSettings, build_settings
 
 MAX_BYTES = 2**28
 ROLES = ("user", "assistant")

@@ -18,7 +18,8 @@ INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141
 # What a model's flagfile may hold for one script and another does not know: passed over there.
 FLAGFILE_FLAGS = (
     "prompt prompt_file chat_template system stats max_new_tokens temperature top_k top_p min_p "
-    "repetition_penalty presence_penalty frequency_penalty seed stop ignore_eos transcript max_seq_len"
+    "repetition_penalty presence_penalty frequency_penalty seed stop ignore_eos transcript on_overflow "
+    "max_seq_len"
 ).split()
 
 
@@ -140,9 +141,9 @@ def count_compile_seconds() -> list[float]:
 
     seconds: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            seconds.append(duration)
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
@@ -174,7 +175,7 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
         _settle_stdout()
         return PIPE_CLOSED
     except Exception as error:
-        message = _explanation(error)
+        message = explanation(error)
         if message is None:
             raise
         return _fail(message)
@@ -209,7 +210,7 @@ def _wants_help(usage: str) -> bool:
     return FLAGS.help
 
 
-def _explanation(error: Exception) -> str | None:
+def explanation(error: Exception) -> str | None:
     """What to tell the user of an error that no code of ours foresaw; None: it is a bug, show its traceback."""
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY

@@ -1,0 +1,76 @@
+"""The chat at a terminal: reads, answers, obeys commands, and survives every mistake."""
+
+import contextlib
+
+import chat_commands
+from chat_screen import Screen
+from chat_state import Chat, LeaveError
+from chat_terminal import Terminal
+from command_line import INTERRUPTED, explanation
+
+from jllama.conversation import Conversation
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+
+
+def run(
+    conversation: Conversation, settings: GenerationSettings, *, banner: str, stats: bool, markdown: bool
+) -> int:
+    """Talks until the user leaves.
+
+    Returns:
+      0; 130 if it was by Ctrl-C.
+    """
+    chat = Chat(conversation, settings, Screen(markdown=markdown))
+    chat.show_stats = stats
+    terminal = Terminal(
+        chat_commands.COMMANDS, lambda command: chat_commands.arguments(command, chat.conversation)
+    )
+    chat.screen.say(banner)
+    try:
+        while True:
+            handle(chat, read(chat, terminal))
+    except (EOFError, LeaveError):
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def read(chat: Chat, terminal: Terminal) -> str:
+    """The next line. The second Ctrl-C on an empty line passes through."""
+    warned = False
+    while True:
+        name, default = chat.conversation.current, chat.prefill
+        chat.prefill = ""
+        try:
+            return terminal.read("> " if len(chat.conversation.branches) == 1 else f"{name}> ", default)
+        except KeyboardInterrupt:
+            if terminal.typed:
+                warned = False
+                continue
+            if warned:
+                raise
+            chat.screen.say("Ctrl-C again or Ctrl-D leaves")
+            warned = True
+
+
+def handle(chat: Chat, text: str) -> None:
+    """Obeys or answers one input; says what is wrong with it if something is."""
+    if not text.strip():
+        return
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            command = chat_commands.find(text)
+            if command is None:
+                chat.answer(chat.conversation.ask(text, chat.settings))
+            else:
+                command(chat, text.partition(text.split()[0])[2].strip())
+    except JllamaError as error:
+        chat.screen.error(str(error))
+    except LeaveError:
+        raise
+    except Exception as error:
+        message = explanation(error)
+        if message is None:
+            raise
+        chat.screen.error(message)

@@ -1,0 +1,50 @@
+"""What a command of the chat may look at and change."""
+
+from collections.abc import Iterator
+
+import chat_text
+from chat_screen import Screen
+
+from jllama.conversation import Conversation
+from jllama.settings import GenerationSettings
+
+
+class LeaveError(Exception):
+    """The user wants to go."""
+
+
+class Chat:
+    """The conversation, how it is answered, and where it shows."""
+
+    def __init__(self, conversation: Conversation, settings: GenerationSettings, screen: Screen) -> None:
+        self.conversation, self.settings, self.screen = conversation, settings, screen
+        self.show_stats = False
+        self.prefill = ""  # stands at the next prompt, to be edited
+
+    def answer(self, pieces: Iterator[str]) -> None:
+        """Shows an answer, and what is worth saying about it.
+
+        Raises:
+          JllamaError: the model could not answer; the conversation is as it was.
+        """
+        dropped, before = self.conversation.branch.dropped, self.conversation.messages
+        self.screen.stream(pieces)
+        if self.conversation.messages is before:
+            self.screen.say("stopped before the first word: the message is taken back")
+            return
+        if self.conversation.branch.dropped > dropped:
+            self.screen.say(chat_text.dropped(self.conversation.branch.dropped))
+        self._explain_end()
+        if self.show_stats:
+            self.screen.say(chat_text.statistics(self.conversation))
+
+    def _explain_end(self) -> None:
+        result = self.conversation.result
+        reason = chat_text.reason(self.conversation)
+        if result.finish_reason == "length":
+            more = "" if "context" in reason else f": /set max_new_tokens={2 * self.settings.max_new_tokens}"
+            self.screen.say(f"[{reason}{more}]")
+        elif result.finish_reason == "interrupted":
+            self.screen.say("[stopped]")
+        elif not result.text.strip():
+            self.screen.say("[an empty answer]")
