@@ -109,7 +109,7 @@ def prefill(
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     used = np.asarray(cache.length)
     check_fits(lengths, used, cache.max_len)
-    logits, start = np.zeros((len(prompts), config.vocab_size), np.float32), 0
+    logits, start = jnp.zeros((len(prompts), config.vocab_size), jnp.float32), 0
     platform = platform_of(params)
     for size in chunk_sizes(int(lengths.max()), PREFILL_SIZES[platform]):
         tokens = _padded(prompts, start, size)

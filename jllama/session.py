@@ -90,7 +90,7 @@ class Session:
         The arrays are the session's own: read them before it generates again.
         """
         cache = self._cache
-        return cache and dataclasses.replace(cache, length=np.array([len(self.ids)], np.int32))
+        return cache and dataclasses.replace(cache, length=jnp.array([len(self.ids)], np.int32))
 
     def adopt(self, ids: Sequence[int], cache: KVCache) -> None:
         """Goes on from a cache that holds `ids`, as `snapshot` gave it. It is the session's from now on."""
@@ -143,7 +143,7 @@ class Session:
         if cache is None:
             config, dtype = self.model.config, self.model.dtype
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
-        return dataclasses.replace(cache, length=np.array([count], np.int32))
+        return dataclasses.replace(cache, length=jnp.array([count], np.int32))
 
     def _keep(self, decoder: engine.Decoder, prompt: Sequence[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.cache import KVCache
-from jllama.layers.linear import linear
+from jllama.layers.linear import EXACT, linear
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import apply_rope
 
@@ -72,13 +72,15 @@ def attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Ar
       `[B, T, K, G, H]` in the dtype of `q`.
     """
     with jax.named_scope("attend"):
-        scores = jnp.einsum("btkgh,bksh->bktgs", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("btkgh,bksh->bktgs", q, k, precision=EXACT, preferred_element_type=jnp.float32)
         visible = visible_positions(start, q.shape[1], k.shape[2], window)
         scale = q.shape[-1] ** -0.5
         scores = jnp.where(visible[:, None, :, None, :], scores * scale, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
         # The transpose stays outside: XLA's CPU backend lacks a batched bfloat16 product that transposes.
-        mixed = jnp.einsum("bktgs,bksh->bktgh", weights, v, preferred_element_type=jnp.float32)
+        mixed = jnp.einsum(
+            "bktgs,bksh->bktgh", weights, v, precision=EXACT, preferred_element_type=jnp.float32
+        )
         return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
 
 

@@ -6,6 +6,9 @@ from jax import Array
 
 from jllama.layers.quantized import QTensor, quantized_linear
 
+# Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
+EXACT = jax.lax.Precision.HIGHEST
+
 
 def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:
     """Contracts the last axis of `x` with the last axis of `weight`: products in float32, rounded once.
@@ -26,7 +29,9 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
             y = _matvec(weight, x)
         else:
             contract_last = (((x.ndim - 1,), (weight.ndim - 1,)), ((), ()))
-            y = jax.lax.dot_general(x, weight, contract_last, preferred_element_type=jnp.float32)
+            y = jax.lax.dot_general(
+                x, weight, contract_last, precision=EXACT, preferred_element_type=jnp.float32
+            )
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)
