@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.config import ModelConfig
-from jllama.layers.attention import Attention, attention
+from jllama.layers.attention import Attend, Attention, attention
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
@@ -45,11 +45,15 @@ def block(
     cache: KVCache,
     layer: int,
     rope: tuple[Array, Array],
+    attend_fn: Attend | None = None,
 ) -> tuple[Array, KVCache]:
     """One layer on the residual stream `x` `[B, T, D]`."""
     with jax.named_scope(f"layer_{layer}"):
         normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
-        mixed, cache = attention(p.attention, normed, cache, layer, rope=rope, window=config.sliding_window)
+        window = config.sliding_window
+        mixed, cache = attention(
+            p.attention, normed, cache, layer, rope=rope, window=window, attend_fn=attend_fn
+        )
         x = x + mixed
         normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
         return x + mlp(p.mlp, normed, config.hidden_act), cache
@@ -64,6 +68,7 @@ def forward(
     n_valid: Array | None = None,
     context: Array | None = None,
     last_only: bool = False,
+    attend_fn: Attend | None = None,
 ) -> tuple[Array, KVCache]:
     """Logits of T new tokens behind whatever the cache holds: prefill and decode alike.
 
@@ -78,18 +83,23 @@ def forward(
       context: int32 `[B]`, the length of the whole text that this call is a chunk of; up to its own last
         token when None. Only RoPE type `dynamic` reads it.
       last_only: only the logits of each row's last valid token.
+      attend_fn: a kernel in place of `layers.attention.attend`.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     B, T = tokens.shape
-    n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
+    if n_valid is None:
+        n_valid = jnp.full((B,), T, jnp.int32)
+    else:
+        # Padding may be any id, -1 too: NaN in an unfilled place of the cache would spoil the valid tokens.
+        tokens = jnp.where(jnp.arange(T, dtype=jnp.int32)[None, :] < n_valid[:, None], tokens, 0)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
     x = embed(params, tokens)
     for layer, p in enumerate(params.layers):
-        x, cache = block(config, p, x, cache, layer, rope)
+        x, cache = block(config, p, x, cache, layer, rope, attend_fn)
     if last_only:
         x = jnp.take_along_axis(x, jnp.maximum(n_valid - 1, 0)[:, None, None], axis=1)
     return unembed(config, params, x), cache.advance(n_valid)

@@ -25,6 +25,12 @@ TYPES |= {
         original_max_position_embeddings=8192,
     ),
     "yarn_long": dict(rope_type="yarn", rope_theta=1e6, factor=16.0, original_max_position_embeddings=4096),
+    "yarn_ramp_past_the_end": dict(
+        rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=4096
+    ),
+    "yarn_mscale_alone": dict(
+        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16, mscale=0.7
+    ),
 }
 TRAINED = 64
 
