@@ -1,6 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245) over the cache."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,10 @@ from jllama.layers.cache import KVCache
 from jllama.layers.linear import EXACT, linear
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import apply_rope
+
+
+# (queries, keys, values, start, window) -> mixed values, with the shapes of `attend`.
+Attend = Callable[[Array, Array, Array, Array, int | None], Array]
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +39,7 @@ def attention(
     *,
     rope: tuple[Array, Array],
     window: int | None = None,
+    attend_fn: Attend | None = None,
 ) -> tuple[Array, KVCache]:
     """Causal self-attention of T new tokens over the cache and themselves.
 
@@ -44,6 +50,7 @@ def attention(
       layer: which layer of the cache.
       rope: cosines and sines of the new positions, float32 `[B, T, H/2]`.
       window: how many positions a token sees, itself included (config key `sliding_window`).
+      attend_fn: what mixes the values; `attend` when None, a kernel of the same signature otherwise.
 
     Returns:
       `[B, T, D]` in the dtype of `x`, and the cache with the new tokens' keys and values.
@@ -54,7 +61,7 @@ def attention(
         rotated = apply_rope(qkv[:, :, :, :-1], *rope)
         queries, keys, values = rotated[:, :, :, :-1], rotated[:, :, :, -1], qkv[:, :, :, -1]
         cache = cache.append(layer, keys, values)
-        mixed = attend(queries, *cache.read(layer), cache.length, window)
+        mixed = (attend_fn or attend)(queries, *cache.read(layer), cache.length, window)
         return linear(p.o_proj, mixed.reshape(B, T, -1), p.o_bias), cache
 
 
