@@ -1,8 +1,9 @@
 """Hand-written twins of the whole model, chosen per platform; `model.forward` is their oracle.
 
-A twin that cannot run a model says why (`why_not`), and `forward` runs plain XLA instead.
+A twin that cannot run a call says why (`why_not`), and `forward` runs plain XLA instead.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax import Array
 
 from jllama import model
 from jllama.config import ModelConfig
-from jllama.kernels import cpu
+from jllama.kernels import cpu, gpu
 from jllama.layers.cache import KVCache
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import rope_tables
@@ -42,22 +43,34 @@ def forward(
     """
     if why_not(config, params, tokens, cache, platform) is not None:
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
-        return model.forward(config, params, tokens, cache, **options)
+        return model.forward(config, params, tokens, cache, attend_fn=attention_kernel(platform), **options)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
-    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
+    if platform == "gpu":
+        logits, cache = gpu.decode_step(config, params, tokens, cache, rope)
+    else:
+        logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
 
 
-def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str) -> str | None:
-    """In one line why no kernel runs this call, or None if one does."""
-    if platform != "cpu":
-        return f"no kernels for {platform}"
+def why_not(
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str
+) -> str | None:
+    """In one line why no kernel runs this whole call, or None if one does."""
+    if os.environ.get("JLLAMA_KERNELS", "1") == "0":
+        return "JLLAMA_KERNELS=0"
+    if platform == "gpu":
+        return gpu.decode_supported(config, params, cache, tokens)
     quantized = any(isinstance(leaf, QTensor) for leaf in _weights(params))
     if not quantized and tokens.size >= MANY_TOKENS:
         return "XLA's product is faster on many tokens"
     return cpu.forward_supported(config, params, cache)
+
+
+def attention_kernel(platform: str) -> Any:
+    """What stands in for `layers.attention.attend` where no kernel runs the whole call; None: itself."""
+    return None
 
 
 def _weights(params: Params) -> list[Array | QTensor]:

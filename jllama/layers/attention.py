@@ -12,7 +12,6 @@ from jllama.layers.linear import EXACT, linear
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import apply_rope
 
-
 # (queries, keys, values, start, window) -> mixed values, with the shapes of `attend`.
 Attend = Callable[[Array, Array, Array, Array, int | None], Array]
 

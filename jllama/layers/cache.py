@@ -59,8 +59,8 @@ class KVCache:
             new_keys, new_values = write(self.keys[layer], keys), write(self.values[layer], values)
         return dataclasses.replace(
             self,
-            keys=self.keys[:layer] + (new_keys,) + self.keys[layer + 1 :],
-            values=self.values[:layer] + (new_values,) + self.values[layer + 1 :],
+            keys=(*self.keys[:layer], new_keys, *self.keys[layer + 1 :]),
+            values=(*self.values[:layer], new_values, *self.values[layer + 1 :]),
         )
 
     def read(self, layer: int) -> tuple[Array, Array]:

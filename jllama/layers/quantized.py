@@ -46,8 +46,15 @@ def dequantize(w: QTensor, dtype=jnp.float32) -> Array:
     """The weight as an array `[*out, C]` of `dtype`."""
     values, scales, offsets = w.values, w.scales, w.offsets
     if w.layout == "tiles":
-        values, scales, offsets = (None if leaf is None else _untile(leaf) for leaf in (values, scales, offsets))
-    return _expand(w, values, scales, offsets).reshape(-1, w.shape[-1])[: _rows(w)].reshape(w.shape).astype(dtype)
+        values, scales, offsets = (
+            None if leaf is None else _untile(leaf) for leaf in (values, scales, offsets)
+        )
+    return (
+        _expand(w, values, scales, offsets)
+        .reshape(-1, w.shape[-1])[: _rows(w)]
+        .reshape(w.shape)
+        .astype(dtype)
+    )
 
 
 def quantized_linear(w: QTensor, x: Array) -> Array:
