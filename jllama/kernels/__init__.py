@@ -36,7 +36,7 @@ def forward(
     """`model.forward`, by the platform's fused kernel where there is one for it.
 
     Args:
-      platform: `cpu` or `gpu`: where the parameters lie.
+      platform: `cpu` or `gpu`, where the parameters lie; anything else runs plain XLA.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
@@ -62,6 +62,8 @@ def why_not(
         return "JLLAMA_KERNELS=0"
     if platform == "gpu":
         return gpu.decode_supported(config, params, cache, tokens)
+    if platform != "cpu":
+        return f"no kernels for {platform}"
     quantized = any(isinstance(leaf, QTensor) for leaf in _weights(params))
     if not quantized and tokens.size >= MANY_TOKENS:
         return "XLA's product is faster on many tokens"
