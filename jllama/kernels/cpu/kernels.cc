@@ -263,7 +263,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
   for (; c + LANES * U <= n; c += LANES * U) UNROLL for (int u = 0; u < U; u++) {
     F k[R];
     UNROLL for (int r = 0; r < R; r++) k[r] = load(w + r * n + c + u * LANES);
-    if (R == 1) __builtin_prefetch((const char*)(w + c + u * LANES) + 2048);
+    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(R == 1 ? (const char*)(w + c + u * LANES) + 2048 : (const char*)(w + (R + r) * n + c));
     UNROLL for (int i = 0; i < M; i++) { F v = load(x + i * stride + c + u * LANES); if (R > 1) IN_REGISTER(v); UNROLL for (int r = 0; r < R; r++) acc[r][i][u] += k[r] * v; }
   }
   for (; U > 1 && c + LANES <= n; c += LANES)
@@ -283,16 +283,21 @@ template <int N, int... Rest, class Work> INLINE void by_rows(int64_t m, int64_t
 template <class Work> static auto typed(int64_t kind, const void* p, const Work& work) {
   return kind == F32 ? work((const float*)p) : work((const bf16*)p);
 }
-constexpr int MANY = LANES == 16 ? 8 : 2;  // as the registers allow
+constexpr int MANY = LANES == 16 ? 8 : 2, FEW = LANES == 16 ? 8 : 4;  // as the registers allow
 
-// A few rows of activations: one row of the weight at a time, the order in which memory reads fastest.
+// Few rows of activations: for one or two, one row of the weight at a time, the order in which memory reads
+// fastest; for more, as many accumulators as there are registers.
 template <class T> static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
-  for (int64_t r = r0; r < r1; r++)
-    by_rows<2, 1>(0, rows, [&](auto M, int64_t m) {
-      float y[1][M()];
-      dots<T, 1, M(), M() == 1 ? 4 : M() == 2 ? 2 : 1>(w + r * n, n, x + m * n, n, y);
-      for (int i = 0; i < M(); i++) store(out, m + i, r, y[0][i]);
-    });
+  auto by = [&](auto R, auto M, auto U, int64_t r, int64_t m) {
+    float y[R()][M()];
+    dots<T, R(), M(), U()>(w + r * n, n, x + m * n, n, y);
+    for (int k = 0; k < R(); k++) for (int i = 0; i < M(); i++) store(out, m + i, r + k, y[k][i]);
+  };
+  if (rows <= 2) {
+    for (int64_t r = r0; r < r1; r++) by_rows<2, 1>(0, rows, [&](auto M, int64_t m) { by(Int<1>(), M, Int<M() == 1 ? 4 : 2>(), r, m); });
+  } else {
+    by_rows<3, 1>(r0, r1, [&](auto R, int64_t r) { by_rows<FEW, 4, 1>(0, rows, [&](auto M, int64_t m) { by(R, M, Int<1>(), r, m); }); });
+  }
 }
 
 // Many rows: PANEL rows of the weight, DEPTH columns at a time, are turned into float32 [DEPTH, PANEL] that
@@ -347,12 +352,12 @@ template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r
 
 struct Rows { const float* x; const Block* blocks; };  // activations [M, cols], also quantised where needed
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows < 4 ? 1 : PANEL / TILE,
+  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE,
                 step = std::max<int64_t>(1, tiles / (pool.threads() * 8 * even)) * even;
   pool.run((tiles + step - 1) / step, [&](int64_t chunk) {
     const int64_t t0 = chunk * step, t1 = std::min(t0 + step, tiles);
     if (!w.quantised())
-      return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows < 4 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, rows, out); });
+      return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows <= 16 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, rows, out); });
     for (int64_t t = t0; t < t1; t++)
       by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
         w.kind == Q8 ? tile<true, M()>(w, t, in.blocks, m, out) : tile<false, M()>(w, t, in.blocks, m, out);
