@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from jllama.tokenizer import Tokenizer
 
 
+QUANTIZE_MODES = ("auto", "none", "int8", "int4")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """Weights, architecture and tokenizer of one checkpoint."""
@@ -54,10 +57,13 @@ def load(
     """
     if dtype not in runtime.DTYPES:
         raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
+    if quantize not in QUANTIZE_MODES:
+        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
     if device == "gpu":
         runtime.configure(device)  # fails before anything is fetched
     files = resolve(reference, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
+    from jllama import memory
     from jllama.checkpoint import load_params, read_config
 
     runtime.configure(device)
@@ -68,6 +74,7 @@ def load(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
+    memory.check_weights(files, config, dtype, quantize)
     params = load_params(files, config, dtype, progress=progress, quantize=quantize)
     return Model(config=config, params=params, tokenizer=tokenizer, name=reference, dtype=dtype)
 

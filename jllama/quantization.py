@@ -24,7 +24,6 @@ SCHEMES = {
     "int8": (Scheme(bits=8, group=None), Scheme(bits=8, group=None)),
     "int4": (Scheme(bits=4, group=32), Scheme(bits=8, group=None)),
 }
-MODES = ("auto", "none", *SCHEMES)
 
 
 def quantize(w: Array, scheme: Scheme) -> QTensor:

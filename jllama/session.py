@@ -13,6 +13,7 @@ from jllama.answer import Answer, Result
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model
+from jllama.memory import check_cache
 from jllama.sampling import Sampling
 from jllama.settings import GenerationSettings
 
@@ -142,6 +143,7 @@ class Session:
             self._leave_sharers()
         if cache is None:
             config, dtype = self.model.config, self.model.dtype
+            check_cache(config, dtype, batch=1, max_len=self.max_seq_len)
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
         return dataclasses.replace(cache, length=jnp.array([count], np.int32))
 
