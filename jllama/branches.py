@@ -82,6 +82,6 @@ def check_name(name: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing."""
+    """` (did you mean ...?)`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else ""

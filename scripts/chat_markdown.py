@@ -1,14 +1,16 @@
 """Markdown as it streams: styles are laid over the text, and what was written is never touched again.
 
-No cursor movement and no line breaks of ours, so neither a long answer nor a resized window can garble
-anything. A marker such as `**` waits until its partner comes in the same line; without one it is shown as it
-is. Tables wait for their last row.
+The cursor never moves back, so neither a long answer nor a resized window can garble anything. A marker such
+as `**` waits until its partner comes in the same line; without one it is shown as it is. Words wait for their
+end, tables for their last row.
 """
 
 import re
 from collections.abc import Callable
 
-Paint = Callable[[str, str], str]  # text and style name to what the terminal gets
+from chat_wrap import certain
+
+Paint = Callable[[str, str], str]  # text of one line, or "\n", and a style's name: what the terminal gets
 Table = Callable[[list[list[str]]], str | None]  # rows of cells; None: it does not fit
 
 HELD_AT_MOST = 500
@@ -57,10 +59,10 @@ class MarkdownStream:
                     break
                 shown += self._begin_line()
             else:
-                piece = self._code() if self._fence else self._inline(complete)
-                if not piece:
+                before = len(self._held)
+                shown += self._code() if self._fence else self._inline(complete)
+                if len(self._held) == before:
                     break
-                shown += piece
         return shown
 
     def _is_undecided(self) -> bool:
@@ -79,7 +81,7 @@ class MarkdownStream:
         shown = self._end_table()
         if fence:
             self._fence = fence[1]
-            return shown + self._rest_of_line("dim")
+            return shown + self._rest_of_line("block dim")
         return shown + self._heading_or_bullet()
 
     def _heading_or_bullet(self) -> str:
@@ -89,7 +91,7 @@ class MarkdownStream:
             self._line_style = "italic"
         elif bullet := _BULLET.match(self._held):
             self._held = self._held[bullet.end() :]
-            return f"{bullet[1]}•{bullet[2]}"
+            return self._paint(f"{bullet[1]}•{bullet[2]}", "")
         return ""
 
     def _closes(self, run: str) -> bool:
@@ -98,24 +100,25 @@ class MarkdownStream:
 
     def _close_fence(self) -> str:
         self._fence = ""
-        return self._rest_of_line("dim")
+        return self._rest_of_line("block dim")
 
     def _rest_of_line(self, style: str) -> str:
         line, newline, self._held = self._held.partition("\n")
         self._at_line_start = bool(newline)
-        return self._paint(line, style) + newline
+        return self._paint(line, style) + self._line_end(newline)
 
     def _code(self) -> str:
-        line, newline, self._held = self._held.partition("\n")
-        self._at_line_start = bool(newline)
-        return self._paint(line, "code") + newline
+        return self._rest_of_line("block")
+
+    def _line_end(self, newline: str) -> str:
+        return self._paint(newline, "") if newline else ""
 
     def _inline(self, complete: bool) -> str:
         """The text up to the next span or the line's end, or that; nothing if it is not decided yet."""
         line, newline, _ = self._held.partition("\n")
         marker = _MARKER.search(line)
         if marker is None:
-            return self._take(len(line), newline)
+            return self._take(len(line) if complete else certain(line), newline)
         if marker.start():
             return self._take(marker.start())
         is_product = marker[0] == "*" and self._before.isalnum()  # 2*3*4
@@ -127,27 +130,27 @@ class MarkdownStream:
                 return self._paint(span["text"], f"{self._line_style} {style}".strip())
         follows = line[marker.end() : marker.end() + 1]
         literal = complete or (is_product and follows) or follows == " " or len(line) > HELD_AT_MOST
-        return self._take(marker.end()) if literal else ""
+        return self._take(marker.end() if literal else 0)
 
     def _take(self, count: int, newline: str = "") -> str:
         text, self._held = self._held[:count], self._held[count + len(newline) :]
-        self._at_line_start, self._before = bool(newline), (text + newline)[-1:]
-        return self._paint(text, self._line_style) + newline
+        self._at_line_start, self._before = bool(newline), (self._before + text + newline)[-1:]
+        return self._paint(text, self._line_style) + self._line_end(newline)
 
     def _take_row(self) -> str:
-        line, newline, self._held = self._held.partition("\n")
-        self._rows.append(line + newline)
+        line, _, self._held = self._held.partition("\n")
+        self._rows.append(line)
         self._at_line_start = True
         return ""
 
     def _end_table(self) -> str:
         rows, self._rows = self._rows, []
-        if not rows:
-            return ""
         table = None
-        if len(rows) > 2 and _DELIMITERS.fullmatch(rows[1].rstrip("\n")):
+        if len(rows) > 2 and _DELIMITERS.fullmatch(rows[1]):
             table = self._table([_cells(row) for row in (rows[0], *rows[2:])])
-        return "".join(rows) if table is None else table
+        if table is not None:
+            return table
+        return "".join(self._paint(row, "block") + self._paint("\n", "") for row in rows)
 
 
 def _cells(row: str) -> list[str]:

@@ -14,13 +14,18 @@ import rich.table
 import rich.text
 from chat_markdown import MarkdownStream
 from chat_text import printable
+from chat_wrap import WordWrap, window_width
 
 try:
     import termios
 except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
 
-_STYLES = {"code": "cyan", "dim": "dim", "error": "red", "bold": "bold", "italic": "italic"}
+_STYLES = {name: name for name in ("dim", "bold", "italic")} | {
+    "code": "cyan",
+    "block": "cyan",
+    "error": "red",
+}
 
 
 class Screen:
@@ -47,7 +52,9 @@ class Screen:
 
     def stream(self, pieces: Iterator[str]) -> None:
         """Shows an answer as it comes; Ctrl-C ends it and leaves what came."""
-        writer = MarkdownStream(self._paint, self._table) if self.markdown and self._can_style else None
+        writer = (
+            MarkdownStream(WordWrap(self._paint), self._table) if self.markdown and self._can_style else None
+        )
         last = "\n"
         with quiet_typing(), pressed_ctrl_c() as stop, contextlib.suppress(KeyboardInterrupt):
             try:
@@ -69,7 +76,7 @@ class Screen:
     def _paint(self, text: str, style: str) -> str:
         if not (text and style and self._can_style):
             return text
-        chosen = rich.style.Style.parse(" ".join(_STYLES[name] for name in style.split()))
+        chosen = rich.style.Style.parse(" ".join(_STYLES[name] for name in style.split()) or "none")
         if self._console.no_color:
             chosen = chosen.without_color
         return chosen.render(
@@ -78,7 +85,7 @@ class Screen:
 
     def _table(self, rows: list[list[str]]) -> str | None:
         """A table within the window's width; None if that leaves its columns no room."""
-        columns, width = max(map(len, rows)), self._console.width
+        columns, width = max(map(len, rows)), window_width()
         if columns * 8 > width:
             return None
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
@@ -90,7 +97,7 @@ class Screen:
         style: Any = self._console.color_system
         console = rich.console.Console(file=buffer, width=width, force_terminal=True, color_system=style)
         console.print(table, end="")
-        return buffer.getvalue()
+        return buffer.getvalue().strip("\n") + "\n"
 
     def _cell(self, row: list[str], place: int) -> rich.text.Text:
         inline = MarkdownStream(self._paint, lambda rows: None)
