@@ -60,15 +60,20 @@ class Session:
         self._check(prompt, settings)
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result
-        decoder = self._start(prompt, settings)
+        decoder: engine.Decoder | None = self._start(prompt, settings)
+        assert decoder is not None
         try:
             for block in decoder:
                 yield from answer.push(block[0].tolist())
                 if answer.finished:
                     return
             yield from answer.end()
+        except JllamaError:
+            decoder = None  # NaN in the cache would spoil whatever follows
+            raise
         finally:
-            self._keep(decoder, prompt)
+            if decoder is not None:
+                self._keep(decoder, prompt)
 
     def rewind(self, count: int) -> None:
         """Forgets all but the first `count` ids."""

@@ -77,7 +77,7 @@ def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
 def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
     import numpy as np
 
-    from jllama.engine import platform_of
+    from jllama.prefill import platform_of
     from jllama.layers.cache import KVCache
 
     cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama import engine
+from jllama import engine, prefill
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.model import forward
@@ -18,7 +18,7 @@ MAX_LEN = 64
 
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL_SIZES", {"cpu": (4, 8, 16), "gpu": (4, 8, 16)})
+    monkeypatch.setattr(prefill, "CHUNK_SIZES", {"cpu": (4, 8, 16), "gpu": (4, 8, 16)})
 
 
 def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None, **settings):
@@ -113,7 +113,7 @@ def test_prefill_continues_a_cache(tiny_config, tiny_params):
 
 @pytest.mark.parametrize(("count", "chunks"), [(1, [32]), (40, [32, 32]), (70, [128]), (600, [512, 128])])
 def test_chunks(count, chunks):
-    assert engine.chunk_sizes(count, (32, 128, 512)) == chunks
+    assert prefill.chunk_sizes(count, (32, 128, 512)) == chunks
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params):

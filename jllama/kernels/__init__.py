@@ -13,6 +13,7 @@ from jax import Array
 from jllama import model
 from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
+from jllama.layers.attention import Attend
 from jllama.layers.cache import KVCache
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import rope_tables
@@ -43,7 +44,7 @@ def forward(
     """
     if why_not(config, params, tokens, cache, platform) is not None:
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
-        return model.forward(config, params, tokens, cache, attend_fn=attention_kernel(platform), **options)
+        return _by_xla(config, params, tokens, cache, platform, options)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
@@ -70,9 +71,22 @@ def why_not(
     return cpu.forward_supported(config, params, cache)
 
 
-def attention_kernel(platform: str) -> Any:
-    """What stands in for `layers.attention.attend` where no kernel runs the whole call; None: itself."""
-    return None
+def _by_xla(
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str, options: Any
+) -> tuple[Array, KVCache]:
+    """`model.forward`; on a GPU with cuDNN's attention for prompts that nothing precedes.
+
+    One branch around the whole model: on a GPU each branch costs a round trip to the host.
+    """
+
+    def run(attend_fn: Attend | None) -> tuple[Array, KVCache]:
+        return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
+
+    T = tokens.shape[1]
+    if platform != "gpu" or gpu.prefill_supported(config.head_dim, cache.keys[0].dtype, T) is not None:
+        return run(None)
+    fresh = jnp.all(cache.length == 0) & (T <= cache.max_len)
+    return jax.lax.cond(fresh, lambda: run(gpu.prefill_attend), lambda: run(None))
 
 
 def _weights(params: Params) -> list[Array | QTensor]:

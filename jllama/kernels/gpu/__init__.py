@@ -2,3 +2,5 @@
 
 from jllama.kernels.gpu.decode import decode_step as decode_step
 from jllama.kernels.gpu.decode import decode_supported as decode_supported
+from jllama.kernels.gpu.prefill import prefill_attend as prefill_attend
+from jllama.kernels.gpu.prefill import prefill_supported as prefill_supported
