@@ -15,7 +15,7 @@
 // is then the 16-bit float BASE + q, exactly, and the sum of BASE * x is taken off afterwards.
 //
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, NCTA, SRB (bytes of a row per ring slot),
-// NSLOT, SLOT (bytes), TC (cached tokens per slot), SHARED (bytes), SPIN_LIMIT, FP16, the formats FMT_* = bits, group, scale bytes, and
+// NSLOT (a multiple of NG), SLOT (bytes), NG (groups of warps), TC (cached tokens per block and turn), SHARED (bytes), SPIN_LIMIT, FP16, the formats FMT_* = bits, group, scale bytes, and
 // KERNEL_PARAMS / LOAD_TABLE (the pointers; see decode.py).
 
 typedef unsigned int u32;
@@ -26,6 +26,7 @@ typedef unsigned short u16;
 
 #define NW 16         // consumer warps
 #define NT (NW * 32)  // consumer threads
+#define WPG (NW / NG)  // warps per group: a group takes every NG-th slot of the ring
 #define SEG_TILES 8   // tiles of 16 rows between two reductions across warps
 #define MAXP (NCTA / K_)
 #define N_H (N * H)
@@ -47,6 +48,7 @@ constexpr int cmax(int a, int b) { return a > b ? a : b; }
 enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_EMBED, T_EMBED_S, T_NORM, T_HEAD, T_HEAD_S, T_LOGITS, T_LAYERS = 16 };
 enum { Y_NORM1, Y_QKV, Y_QKV_S, Y_O, Y_O_S, Y_NORM2, Y_GU, Y_GU_S, Y_DOWN, Y_DOWN_S, Y_KEYS, Y_VALUES, Y_COUNT };
 
+constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
 constexpr int KMAX = cmax(cmax(D, F), N_H);
 constexpr int X_BYTES = KMAX * 2;
 constexpr int XSUM_BYTES = KMAX / 8;  // float per 32
@@ -56,7 +58,7 @@ constexpr int DG = H / 16;            // groups of 16 head dimensions
 constexpr int TG = NW / DG;           // groups of tokens
 constexpr int A_Q = 0, A_KV = 16 * QS, A_S = A_KV + H * 4, A_P = A_S + G * TC * 4;
 constexpr int A_O = A_P + 16 * PS, A_ST = A_O + TG * G * H * 4;
-constexpr int A_BYTES = A_ST + 5 * 16 * 4;
+constexpr int A_BYTES = A_ST + 4 * 16 * 4;
 constexpr int C_BYTES = (NT / H) * (H + 2) * 4;  // the combination of splits
 constexpr int OFF_RING = 0;
 constexpr int OFF_X = NSLOT * SLOT;
@@ -79,6 +81,17 @@ __device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
 
 extern __shared__ __align__(1024) char smem[];
 
+#ifdef PROFILE  // clocks since the start at ten points of a layer, in place of the logits
+#define STAMP(i) if (threadIdx.x == 0) ptr<float>(T_LOGITS)[blockIdx.x * L * 10 + l * 10 + i] = (float)(clock64() - start);
+#else
+#define STAMP(i)
+#endif
+
+#ifdef NOSYNC
+#define MISSING(x) false
+#else
+#define MISSING(x) (x)
+#endif
 // ---- small helpers -------------------------------------------------------------------------------------
 
 __device__ __forceinline__ u32 saddr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -153,7 +166,7 @@ __device__ __forceinline__ void patience(u32& spins) {
 }
 __device__ __forceinline__ u32 take(const u64* p, u32 tag) {
   u64 w = peek(p);
-  for (u32 spins = 0; (u32)(w >> 32) != tag; w = peek(p)) patience(spins);
+  for (u32 spins = 0; MISSING((u32)(w >> 32) != tag); w = peek(p)) patience(spins);
   return (u32)w;
 }
 
@@ -184,21 +197,20 @@ template <int BITS_, int GROUP_, int SB_> struct Format {
   static constexpr int PAD = STEP;                           // keeps eight rows on different banks
 };
 
+// How rows of K weights lie in the ring. A tile is TR rows; a slot holds a slice of each of them, then their
+// scales: one padded piece a row if there are several slices, else all in one piece.
 template <class FM, int K> struct Rows {
   static constexpr int BYTES = K * FM::BITS / 8;
-  static constexpr int SCALES = FM::GROUP ? K / FM::GROUP * FM::SB : 0;  // bytes per row
-  static constexpr bool ALIGNED = SCALES % 16 == 0;
-  // How many bytes of each of `nr` rows one slot takes.
-  static __device__ __forceinline__ int slice(int nr) { return min(BYTES, SRB * (16 / nr)); }
-  static __device__ __forceinline__ int scales(int bytes) {
-    return FM::GROUP ? bytes * 8 / FM::BITS / (FM::GROUP ? FM::GROUP : 1) * FM::SB : 0;
-  }
-};
-
-// Accumulators of one tile: rows g and g + 8 of each lane.
-struct Acc {
-  float c[4], d[4];  // 16 bit: two chains. 8 bit a row: low and high halves. In groups: c[0], c[2] scaled sums
-  float corr;
+  static constexpr int SCALES = FM::GROUP ? K / cmax(FM::GROUP, 1) * FM::SB : 0;  // bytes per row
+  static constexpr int SLICE = BYTES < SRB ? BYTES : SRB, S = (BYTES + SLICE - 1) / SLICE;
+  static constexpr int HALVES = BYTES * 2 <= SRB ? 2 : 1, TR = 8 * HALVES;
+  static constexpr int STRIDE = SLICE + FM::PAD, SCALE_AT = TR * STRIDE;
+  static constexpr int SSTRIDE = S > 1 ? SCALES * SRB / BYTES / 16 * 16 + 16 : SCALES;
+  static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin
+  static constexpr bool EVEN = BYTES % SLICE == 0 && SLICE % (64 * WPG) == 0;  // every warp finds full work
+  static_assert(S == 1 || SCALES % 16 == 0, "scales of a slice");
+  static_assert(SCALE_AT + (FM::GROUP ? (S > 1 ? TR * SSTRIDE : 2 * SECOND) : 0) <= SLOT, "slot too small");
+  static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
 };
 
 __device__ __forceinline__ void spread(u32 halves, u32& even, u32& odd) {
@@ -218,76 +230,50 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
   return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
 }
 
-// One unit: 64 bytes of each of 16 rows against the activations from element k on.
-// a, b: the lane's two rows, already at the unit. sa, sb: their scales, at the unit's first group.
-template <class FM> __device__ __forceinline__ void unit(Acc& acc, const char* a, const char* b, const char* x,
-                                                         const float* xsum, int k, const char* sa, const char* sb,
-                                                         int steps) {
-  const int t = threadIdx.x & 3;
+// The product of 8 weight rows with the activations takes both 8-row halves of the 16-row operand: a lane's
+// registers a0, a2 hold some of its row's weights, a1, a3 others; even columns of the other operand hold
+// the activations of the former, odd columns those of the latter. c[0] and c[3] are the two sums.
+//
+// One unit: 64 bytes of each of 8 rows. row: the lane's row, at the unit. x: the activations at the unit's
+// first element. xsum: sums of each 32 of them. steps: how many there are, if fewer than STEPS.
+template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
+                                                         const float* xsum, const char* scales, int steps) {
+  const int t = threadIdx.x & 3, odd = (threadIdx.x >> 2) & 1;
   if constexpr (FM::BITS == 16) {
-    const uint4 wa = *(const uint4*)(a + t * 16), wb = *(const uint4*)(b + t * 16);
-    const uint4 xv = *(const uint4*)(x + (k + 8 * t) * 2);
-    mma(acc.c, wa.x, wb.x, wa.y, wb.y, xv.x, xv.y);
-    mma(acc.d, wa.z, wb.z, wa.w, wb.w, xv.z, xv.w);
-  } else if constexpr (FM::BITS == 8) {
+    const uint4 w = *(const uint4*)(row + t * 16);
+    const uint2 xv = *(const uint2*)(x + t * 16 + odd * 8);  // store_x put them in this order
+    mma(c, w.x, w.y, w.z, w.w, xv.x, xv.y);
+  } else {
+    constexpr bool NIBBLES = FM::BITS == 4;
 #pragma unroll
     for (int s = 0; s < FM::STEPS; s++) {
       if (s >= steps) break;
-      const Words<FM::VW> wa = lds<FM::VW>(a + s * FM::STEP + t * FM::VW);
-      const Words<FM::VW> wb = lds<FM::VW>(b + s * FM::STEP + t * FM::VW);
-      const char* xp = x + (k + s * FM::KSTEP + t * FM::VW) * 2;
-      float lo_[4] = {0, 0, 0, 0}, hi_[4] = {0, 0, 0, 0};
-      float(&lo)[4] = FM::GROUP ? lo_ : acc.c;
-      float(&hi)[4] = FM::GROUP ? hi_ : acc.d;
+      const Words<FM::VW> w = lds<FM::VW>(row + s * FM::STEP + t * FM::VW);
+      const char* xp = x + (s * FM::KSTEP + t * FM::VW + (NIBBLES ? odd * FM::KSTEP / 2 : 0)) * 2;
+      float xs = 0;
+#pragma unroll
+      for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[s * FM::KSTEP / 32 + i];
+      float fresh[4] = {NIBBLES ? xs * -(BASE + 8.0f) : 0.0f, 0, 0, 0};
+      float(&d)[4] = FM::GROUP ? fresh : c;
 #pragma unroll
       for (int j = 0; j < FM::VW / 4; j++) {
         const uint2 xv = *(const uint2*)(xp + j * 8);
         u32 a0, a1, a2, a3;
-        spread(wa.w[j] & 0x0F0F0F0Fu, a0, a2);
-        spread(wb.w[j] & 0x0F0F0F0Fu, a1, a3);
-        mma(lo, a0, a1, a2, a3, xv.x, xv.y);
-        spread(((wa.w[j] >> 4) & 0x0F0F0F0Fu) ^ 0x08080808u, a0, a2);
-        spread(((wb.w[j] >> 4) & 0x0F0F0F0Fu) ^ 0x08080808u, a1, a3);
-        mma(hi, a0, a1, a2, a3, xv.x, xv.y);
+        spread(w.w[j] & 0x0F0F0F0Fu, a0, a2);
+        spread(((w.w[j] >> 4) & 0x0F0F0F0Fu) ^ (NIBBLES ? 0u : 0x08080808u), a1, a3);
+        mma(d, a0, a1, a2, a3, xv.x, xv.y);
       }
-      if constexpr (FM::GROUP) {
-        float xs = 0;
-#pragma unroll
-        for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[(k + s * FM::KSTEP) / 32 + i];
-        xs *= 17.0f * BASE + 128.0f;
-        acc.c[0] += scale_at(sa, s, FM::SB) * (lo[0] + 16.0f * hi[0] - xs);
-        acc.c[2] += scale_at(sb, s, FM::SB) * (lo[2] + 16.0f * hi[2] - xs);
-      } else {
-        acc.corr += xsum[k / 32] + xsum[k / 32 + 1];
-      }
-    }
-  } else {
-#pragma unroll
-    for (int s = 0; s < FM::STEPS; s++) {
-      if (s >= steps) break;
-      const Words<FM::VW> wa = lds<FM::VW>(a + s * FM::STEP + t * FM::VW);
-      const Words<FM::VW> wb = lds<FM::VW>(b + s * FM::STEP + t * FM::VW);
-      const char* xp = x + (k + s * FM::KSTEP + t * FM::VW) * 2;
-      float xs = 0;
-#pragma unroll
-      for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[(k + s * FM::KSTEP) / 32 + i];
-      xs *= -(BASE + 8.0f);
-      float c[4] = {xs, xs, xs, xs};
-#pragma unroll
-      for (int j = 0; j < FM::VW / 4; j++) {
-        const uint2 xl = *(const uint2*)(xp + j * 8), xh = *(const uint2*)(xp + FM::KSTEP + j * 8);
-        u32 a0, a1, a2, a3;
-        spread(wa.w[j] & 0x0F0F0F0Fu, a0, a2);
-        spread(wb.w[j] & 0x0F0F0F0Fu, a1, a3);
-        mma(c, a0, a1, a2, a3, xl.x, xl.y);
-        spread((wa.w[j] >> 4) & 0x0F0F0F0Fu, a0, a2);
-        spread((wb.w[j] >> 4) & 0x0F0F0F0Fu, a1, a3);
-        mma(c, a0, a1, a2, a3, xh.x, xh.y);
-      }
-      acc.c[0] += scale_at(sa, s, FM::SB) * c[0];
-      acc.c[2] += scale_at(sb, s, FM::SB) * c[2];
+      if constexpr (NIBBLES) sum += scale_at(scales, s, FM::SB) * (d[0] + d[3]);
+      else if constexpr (FM::GROUP != 0) sum += scale_at(scales, s, FM::SB) * (d[0] + 16.0f * d[3] - xs * (17.0f * BASE + 128.0f));
+      else sum += xs;
     }
   }
+}
+// The finished sum of a row from what `unit` left.
+template <class FM> __device__ __forceinline__ float finish(float c0, float c3, float sum) {
+  if constexpr (FM::BITS == 16) return c0 + c3;
+  else if constexpr (FM::GROUP != 0) return sum;
+  else return c0 + 16.0f * c3 - (17.0f * BASE + 128.0f) * sum;
 }
 
 // ---- shares: which rows of a stage belong to this block ------------------------------------------------
@@ -328,49 +314,46 @@ __device__ __forceinline__ void find_past() {
 // ---- producer ------------------------------------------------------------------------------------------
 
 struct Ring {
-  int slot = 0;
-  u32 parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++slot == NSLOT) { slot = 0; parity ^= 1; }
-  }
-  __device__ __forceinline__ u32 full() const { return saddr(smem + OFF_BAR) + slot * 8; }
-  __device__ __forceinline__ u32 empty() const { return saddr(smem + OFF_BAR) + (NSLOT + slot) * 8; }
-  __device__ __forceinline__ char* data() const { return smem + OFF_RING + slot * SLOT; }
+  u32 pos = 0;  // slots used so far
+  __device__ __forceinline__ u32 full(u32 c) const { return saddr(smem + OFF_BAR) + (pos + c) % NSLOT * 8; }
+  __device__ __forceinline__ u32 empty(u32 c) const { return full(c) + NSLOT * 8; }
+  __device__ __forceinline__ u32 parity(u32 c) const { return (pos + c) / NSLOT & 1; }
+  __device__ __forceinline__ char* data(u32 c) const { return smem + OFF_RING + (pos + c) % NSLOT * SLOT; }
 };
 
 template <class FM, int K, bool PAIRS>
 __device__ void produce(Ring& ring, Share rows, const char* weights, const char* scales, u64 policy) {
   using R = Rows<FM, K>;
-  constexpr int TR = PAIRS ? 8 : 16;
-  const int lane = threadIdx.x & 31;
-  for (int r0 = rows.first * 2; r0 < rows.last * 2; r0 += TR) {
-    const int n = min(TR, rows.last * 2 - r0), nr = PAIRS ? 2 * n : n;
-    const int slice = R::slice(nr);
-    const long long row = PAIRS && lane >= n ? F + r0 + lane - n : r0 + lane;
-    for (int off = 0; off < R::BYTES; off += slice) {
-      const int bytes = min(slice, R::BYTES - off), sbytes = R::scales(bytes);
-      mbar_wait(ring.empty(), ring.parity ^ 1);
-      const u32 dst = saddr(ring.data()), bar = ring.full();
-      const u32 sdst = dst + nr * (slice + FM::PAD);
-      if (R::ALIGNED || !FM::GROUP) {
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR;  // outputs per tile
+  const int lane = threadIdx.x & 31, i = lane % TP;
+  const bool up = lane >= TP;
+#pragma unroll 1
+  for (int r0 = rows.first * 2; r0 < rows.last * 2; r0 += TP) {
+    const int n = min(TP, rows.last * 2 - r0), nr = PAIRS ? 2 * n : n;
+    const bool mine = lane < R::TR && i < n;
+    const long long row = r0 + i + (up ? F : 0);
+#pragma unroll 1
+    for (int off = 0; off < R::BYTES; off += R::SLICE) {
+      const int bytes = min(R::SLICE, R::BYTES - off), sbytes = R::scales(bytes);
+      mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
+      const u32 dst = saddr(ring.data(0)), bar = ring.full(0);
+      if (FM::GROUP == 0 || R::S > 1) {
         if (lane == 0) mbar_expect(bar, nr * (bytes + sbytes));
         __syncwarp();
-        if (lane < nr) {
-          bulk_copy(dst + lane * (slice + FM::PAD), weights + row * R::BYTES + off, bytes, bar, policy);
-          if (FM::GROUP) bulk_copy(sdst + lane * (R::scales(slice) + 16), scales + row * R::SCALES + R::scales(off), sbytes, bar, policy);
-        }
-      } else {  // scales whose rows are no multiple of 16 bytes: the rows of the tile in one piece
-        const char* from = scales + row * R::SCALES;
+      } else {  // whole rows: the scales of the tile in one piece, widened to 16 bytes at both ends
+        const char* from = scales + (r0 + (lane ? F : 0)) * (long long)R::SCALES;
         const u32 shift = (u32)(u64)from & 15, total = (n * R::SCALES + shift + 15) & ~15u;
-        const u32 shift2 = __shfl_sync(~0u, shift, n), total2 = PAIRS ? (n * R::SCALES + shift2 + 15) & ~15u : 0;
-        const u32 total1 = __shfl_sync(~0u, total, 0);
-        if (lane == 0) mbar_expect(bar, nr * bytes + total1 + total2);
+        const u32 both = total + (PAIRS ? __shfl_sync(~0u, total, 1) : 0);
+        if (lane == 0) mbar_expect(bar, nr * bytes + both);
         __syncwarp();
-        if (lane < nr) bulk_copy(dst + lane * (slice + FM::PAD), weights + row * R::BYTES + off, bytes, bar, policy);
-        if (lane == 0) bulk_copy(sdst, from - shift, total1, bar, policy);
-        if (PAIRS && lane == n) bulk_copy(sdst + 8 * R::SCALES + 32, from - shift, total2, bar, policy);
+        if (lane < (PAIRS ? 2 : 1)) bulk_copy(dst + R::SCALE_AT + lane * R::SECOND, from - shift, total, bar, policy);
       }
-      ring.next();
+      if (mine) {
+        bulk_copy(dst + lane * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
+        if (FM::GROUP && R::S > 1)
+          bulk_copy(dst + R::SCALE_AT + lane * R::SSTRIDE, scales + row * R::SCALES + R::scales(off), sbytes, bar, policy);
+      }
+      ring.pos++;
     }
   }
 }
@@ -379,17 +362,19 @@ __device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const ch
   if (p.head < 0) return;
   const int lane = threadIdx.x & 31;
   for (int c = p.begin; c < p.end; c++) {
-    const int tokens = min(TC, p.count - c * TC);
     const size_t at = ((size_t)p.head * p.capacity + p.first + c * TC) * H * 2;
-    for (int i = 0; i < 2; i++) {
-      mbar_wait(ring.empty(), ring.parity ^ 1);
-      if (lane == 0) {
-        mbar_expect(ring.full(), tokens * H * 2);
-        bulk_copy(saddr(ring.data()), (i ? values : keys) + at, tokens * H * 2, ring.full(), policy);
+    const int tokens = min(TC, p.count - c * TC);
+    for (int i = 0; i < 2; i++)
+      for (int done = 0; done < tokens; done += TS) {
+        const u32 bytes = min(TS, tokens - done) * H * 2;
+        mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
+        if (lane == 0) {
+          mbar_expect(ring.full(0), bytes);
+          bulk_copy(saddr(ring.data(0)), (i ? values : keys) + at + done * H * 2, bytes, ring.full(0), policy);
+        }
+        __syncwarp();
+        ring.pos++;
       }
-      __syncwarp();
-      ring.next();
-    }
   }
 }
 
@@ -415,6 +400,9 @@ __device__ void producer() {
 template <int K, class Sink> __device__ __forceinline__ void gather(const u64* from, u32 tag, Sink sink) {
   constexpr int IT = (K / 4 + NT - 1) / NT;
   u64 a[IT], b[IT];
+  // One lane of each warp waits for its last word before the warp reads all of them: less traffic.
+  if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
+  __syncwarp();
 #pragma unroll
   for (int i = 0; i < IT; i++) {
     const int at = threadIdx.x + i * NT;
@@ -424,7 +412,7 @@ template <int K, class Sink> __device__ __forceinline__ void gather(const u64* f
   for (int i = 0; i < IT; i++) {
     const int at = threadIdx.x + i * NT;
     if (at < K / 4)
-      for (u32 spins = 0; (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;) {
+      for (u32 spins = 0; MISSING((u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag);) {
         patience(spins);
         peek2(from + at * 2, a[i], b[i]);
       }
@@ -432,11 +420,17 @@ template <int K, class Sink> __device__ __forceinline__ void gather(const u64* f
   }
 }
 
-// Stores four activations and, for quantised weights, the sum over each 32 of them.
-template <int K, bool SUMS> __device__ __forceinline__ void store_x(int k, u32 lo, u32 hi) {
+// Stores four activations for weights of format FM: for 16-bit weights the pairs of each eight in the order
+// 0 2 1 3; for others as they are, with the sum of each 32.
+template <class FM, int K> __device__ __forceinline__ void store_x(int k, u32 lo, u32 hi) {
   char* x = smem + OFF_X;
-  if (k < K) *(uint2*)(x + k * 2) = make_uint2(lo, hi);
-  if constexpr (SUMS) {
+  if constexpr (!FM::SUMS) {
+    if (k < K) {
+      *(u32*)(x + (k & ~7) * 2 + (k & 4)) = lo;
+      *(u32*)(x + (k & ~7) * 2 + (k & 4) + 8) = hi;
+    }
+  } else {
+    if (k < K) *(uint2*)(x + k * 2) = make_uint2(lo, hi);
     float s = (to_float(lo) + high(lo)) + (to_float(hi) + high(hi));
     s += __shfl_xor_sync(~0u, s, 1);
     s += __shfl_xor_sync(~0u, s, 2);
@@ -447,7 +441,7 @@ template <int K, bool SUMS> __device__ __forceinline__ void store_x(int k, u32 l
 
 // The residual stream: kept as it is, stored times the norm's weight; its mean square is applied after the
 // product. `gain` is read before the wait for the data.
-template <bool SUMS, class Load> __device__ __forceinline__ void load_normed(const u16* gain, Load load) {
+template <class FM, class Load> __device__ __forceinline__ void load_normed(const u16* gain, Load load) {
   constexpr int IT = (D / 4 + NT - 1) / NT;
   uint2 g[IT];
 #pragma unroll
@@ -464,109 +458,116 @@ template <bool SUMS, class Load> __device__ __forceinline__ void load_normed(con
       *(uint2*)(smem + OFF_RES + k * 2) = make_uint2(lo, hi);
     }
     const uint2 w = g[i++];
-    store_x<D, SUMS>(k, pack(e0 * to_float(w.x), e1 * high(w.x)), pack(e2 * to_float(w.y), e3 * high(w.y)));
+    store_x<FM, D>(k, pack(e0 * to_float(w.x), e1 * high(w.x)), pack(e2 * to_float(w.y), e3 * high(w.y)));
   });
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_RED))[threadIdx.x >> 5] = squares;
   consumers_sync();
 }
-template <int K, bool SUMS> __device__ __forceinline__ void load_plain(const u64* from, u32 tag) {
-  gather<K>(from, tag, [](int k, u32 lo, u32 hi) { store_x<K, SUMS>(k, lo, hi); });
+template <class FM, int K> __device__ __forceinline__ void load_plain(const u64* from, u32 tag) {
+  gather<K>(from, tag, [](int k, u32 lo, u32 hi) { store_x<FM, K>(k, lo, hi); });
   consumers_sync();
 }
 __device__ __forceinline__ float inverse_rms() {
-  const float* red = (const float*)(smem + OFF_RED);
+  const float4* red = (const float4*)(smem + OFF_RED);
   float s = 0;
 #pragma unroll
-  for (int w = 0; w < NW; w++) s += red[w];
+  for (int w = 0; w < NW / 4; w++) s += (red[w].x + red[w].y) + (red[w].z + red[w].w);
   return rsqrtf(s * (1.0f / D) + EPS);
 }
 
-// Sums over the warps for output `e` of a segment; four neighbouring threads share one output.
-__device__ __forceinline__ float across_warps(int part_row) {
-  const float4 v = *(const float4*)(smem + OFF_PART + (part_row * NW + (threadIdx.x & 3) * 4) * 4);
-  float s = (v.x + v.y) + (v.z + v.w);
+// The sum over COLUMNS * 4 partial sums of a row; four neighbouring threads share one row.
+template <int COLUMNS> __device__ __forceinline__ float across_warps(int row) {
+  float s = 0;
+  if ((threadIdx.x & 3) < COLUMNS) {
+    const float4 v = *(const float4*)(smem + OFF_PART + (row * NW + (threadIdx.x & 3) * 4) * 4);
+    s = (v.x + v.y) + (v.z + v.w);
+  }
   s += __shfl_xor_sync(~0u, s, 1);
   s += __shfl_xor_sync(~0u, s, 2);
   return s;
 }
 
-// All rows of a stage that belong to this block. done(row, gate or plain value, up value): called by all
+// All rows of a stage that belong to this block. Slot i of the ring always goes to group i % NG, so that the
+// same warps wait for each turn of its barrier; within a group, warp m takes unit m, m + WPG, ... of a row. done(row, valid, gate or plain value, up value): called by all
 // four threads of an output alike.
 template <class FM, int K, bool PAIRS, class Done>
 __device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, Done done) {
   using R = Rows<FM, K>;
-  constexpr int TR = PAIRS ? 8 : 16, SEG = SEG_TILES * TR;
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, PART_ROWS = SEG_TILES * 16, SEG = PART_ROWS / R::TR * TP;
+  constexpr int COLUMNS = (R::S < NG ? R::S : NG) * WPG / 4;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2;
+  const int group = warp / WPG, member = warp % WPG;
   const int last = rows.last * 2;
   const char* x = smem + OFF_X;
   const float* xsum = (const float*)(x + X_BYTES);
   float* part = (float*)(smem + OFF_PART);
+#pragma unroll 1
   for (int seg = rows.first * 2; seg < last; seg += SEG) {
+    const int end = min(seg + SEG, last);
     const int mine = seg + (int)(threadIdx.x >> 2);  // the output that this thread finishes
     float s0 = 1.0f, s1 = 1.0f;
-    if (FM::ROW_SCALE && mine < min(seg + SEG, last)) {
+    if (FM::ROW_SCALE && mine < end) {
       s0 = __ldg(row_scales + mine);
       if (PAIRS) s1 = __ldg(row_scales + F + mine);
     }
-    int tile = 0;
-    for (int r0 = seg; r0 < min(seg + SEG, last); r0 += TR, tile++) {
-      const int n = min(TR, last - r0), nr = PAIRS ? 2 * n : n;
-      const int slice = R::slice(nr), stride = slice + FM::PAD;
-      const int ra = min(g, n - 1), rb = PAIRS ? n + ra : min(g + 8, n - 1);
-      Acc acc = {};
-      for (int off = 0; off < R::BYTES; off += slice) {
-        const int bytes = min(slice, R::BYTES - off);
-        mbar_wait(ring.full(), ring.parity);
-        const char* slot = ring.data();
-        const char *sa = nullptr, *sb = nullptr;
-        if constexpr (FM::GROUP != 0) {
-          if constexpr (R::ALIGNED) {
-            sa = slot + nr * stride + ra * (R::scales(slice) + 16);
-            sb = slot + nr * stride + rb * (R::scales(slice) + 16);
-          } else {
-            const u32 shift = (u32)((long long)r0 * R::SCALES) & 15;
-            const u32 shift2 = (u32)((long long)(F + r0) * R::SCALES) & 15;
-            sa = slot + nr * stride + shift + ra * R::SCALES;
-            sb = PAIRS ? slot + nr * stride + 8 * R::SCALES + 32 + shift2 + ra * R::SCALES
-                       : slot + nr * stride + shift + rb * R::SCALES;
+    const int chunks = (end - seg + TP - 1) / TP * R::S;
+    float c[R::HALVES][2][4] = {}, sum[R::HALVES] = {};  // two chains each
+    const int start = (group - (int)ring.pos) & (NG - 1);  // the group's first chunk
+#pragma unroll 1
+    for (int chunk = start; chunk < chunks; chunk += NG) {
+      const int tile = chunk / R::S, s = chunk % R::S;
+      mbar_wait(ring.full(chunk), ring.parity(chunk));
+      const char* slot = ring.data(chunk);
+      const int off = s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
+      const char* xs = x + off * 16 / FM::BITS;
+      const float* xss = xsum + off * 8 / FM::BITS / 32;
+#pragma unroll
+      for (int j = 0; j < (R::SLICE + 64 * WPG - 1) / (64 * WPG); j++) {
+        const int u = (member + WPG * j) * 64;
+        if (!R::EVEN && u >= bytes) break;
+        const int steps = R::BYTES % 64 ? (bytes - u) / FM::STEP : FM::STEPS;
+#pragma unroll
+        for (int h = 0; h < R::HALVES; h++) {
+          const int r = h * 8 + g;
+          const char* scales = nullptr;
+          if constexpr (FM::GROUP != 0) {
+            scales = slot + R::SCALE_AT + R::scales(u);
+            if constexpr (R::S > 1) scales += r * R::SSTRIDE;
+            else {  // the address of the first scale of the tile, modulo 16, is where its copy begins
+              const bool up = PAIRS && r >= TP;
+              const long long first = (long long)(seg + tile * TP + (up ? F : 0)) * R::SCALES;
+              scales += (up ? R::SECOND + (r - TP) * R::SCALES : r * R::SCALES) + (int)(first & 15);
+            }
           }
+          unit<FM>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / 32, scales, steps);
         }
-        const char *a = slot + ra * stride, *b = slot + rb * stride;
-        for (int u = warp * 64; u < bytes; u += NW * 64) {
-          const int su = FM::GROUP ? R::scales(u) : 0;
-          const int steps = (R::BYTES % 64) ? (bytes - u) / FM::STEP : FM::STEPS;
-          unit<FM>(acc, a + u, b + u, x, xsum, (off + u) * 8 / FM::BITS, sa + su, sb + su, steps);
+      }
+      __syncwarp();
+      if (lane == 0) mbar_arrive(ring.empty(chunk));
+      if (s + NG >= R::S) {  // the group's last slice of this tile
+        const int column = ((start - tile * R::S) & (NG - 1)) * WPG + member;
+#pragma unroll
+        for (int h = 0; h < R::HALVES; h++) {
+          const float v = finish<FM>(c[h][0][0] + c[h][1][0], c[h][0][3] + c[h][1][3], sum[h]);
+          if ((lane & 3) == 0) part[(tile * R::TR + h * 8 + g) * NW + column] = v;
+          c[h][0][0] = c[h][0][3] = c[h][1][0] = c[h][1][3] = sum[h] = 0;
         }
-        __syncwarp();
-        if (lane == 0) mbar_arrive(ring.empty());
-        ring.next();
-      }
-      float va, vb;
-      if constexpr (FM::BITS == 16) { va = acc.c[0] + acc.d[0]; vb = acc.c[2] + acc.d[2]; }
-      else if constexpr (FM::GROUP != 0) { va = acc.c[0]; vb = acc.c[2]; }
-      else {
-        const float off8 = (17.0f * BASE + 128.0f) * acc.corr;
-        va = acc.c[0] + 16.0f * acc.d[0] - off8;
-        vb = acc.c[2] + 16.0f * acc.d[2] - off8;
-      }
-      if ((lane & 3) == 0) {
-        part[(tile * 16 + g) * NW + warp] = va;
-        part[(tile * 16 + 8 + g) * NW + warp] = vb;
       }
     }
+    ring.pos += chunks;
     consumers_sync();
     const int e = threadIdx.x >> 2;
     if constexpr (PAIRS) {
-      const int row = (e >> 3) * 16 + (e & 7);
+      const int row = e / TP * R::TR + e % TP;
       if (e < SEG) {  // whole warps
-        const float gate = across_warps(row) * s0, up = across_warps(row + 8) * s1;
-        done(mine, mine < min(seg + SEG, last), gate, up);
+        const float gate = across_warps<COLUMNS>(row) * s0, up = across_warps<COLUMNS>(row + TP) * s1;
+        done(mine, mine < end, gate, up);
       }
     } else {
-      done(mine, mine < min(seg + SEG, last), across_warps(e) * s0, 0.0f);
+      done(mine, mine < end, across_warps<COLUMNS>(e) * s0, 0.0f);
     }
-    if (seg + SEG < last) consumers_sync();
+    if (end < last) consumers_sync();
   }
 }
 
@@ -597,7 +598,10 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
     const int r = i / R4, j = i % R4;
     if (r >= G && !fresh) break;
     const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
-    u32 lo = take(from + j, tag), hi = take(from + j + R4, tag);
+    u64 wl = peek(from + j), wh = peek(from + j + R4);
+    for (u32 spins = 0; MISSING((u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag); patience(spins))
+      wl = peek(from + j), wh = peek(from + j + R4);
+    u32 lo = (u32)wl, hi = (u32)wh;
     if (r <= G) rotate(lo, hi, j);
     char* to = r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2;
     *(u32*)(to + j * 4) = lo;
@@ -608,22 +612,33 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       *(u32*)(row + (j + R4) * 4) = hi;
     }
   }
-  float* stats = (float*)(A + A_ST);  // [5][16]: alpha, new token's weight, max, sum, final alpha
+  float* stats = (float*)(A + A_ST);  // [4][16]: alpha, the new token's weight, max, sum
   const float log2e_scale = 1.4426950408889634f * rsqrtf((float)H);
   consumers_sync();
 
   const int dg = warp % DG, tg = warp / DG;
   float oa[4] = {0, 0, 0, 0}, ob[4] = {0, 0, 0, 0};
-  float m = MINUS_INF, sum = 0;  // of head `warp`
+  float m = MINUS_INF, sum = 0, weight = 0;  // of head `warp`; the new token's weight
+  if (warp < G && fresh) {  // the new token comes first
+    float s = 0;
+    for (int d = lane * 2; d < H; d += 64) {
+      const u32 q = *(const u32*)(A + A_Q + warp * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
+      s += to_float(q) * to_float(k) + high(q) * high(k);
+    }
+    m = warp_sum(s) * log2e_scale;
+    sum = weight = 1.0f;
+  }
+#pragma unroll 1
   for (int c = p.begin; c < p.end; c++) {
     const int tokens = min(TC, p.count - c * TC);
-    mbar_wait(ring.full(), ring.parity);
-    const char* kt = ring.data();
+    const int slots = (tokens + TS - 1) / TS;  // of keys, then as many of values
+    for (int i = 0; i < slots; i++) mbar_wait(ring.full(i), ring.parity(i));
     for (int n0 = warp * 8; n0 < tokens; n0 += NW * 8) {
+      const char* kt = ring.data(n0 / TS) + n0 % TS * H * 2;
       float s[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int i = 0; i < H / 32; i++) {
-        const uint4 kv = *(const uint4*)(kt + (n0 + g) * H * 2 + i * 64 + t * 16);
+        const uint4 kv = *(const uint4*)(kt + g * H * 2 + i * 64 + t * 16);
         const uint4 qa = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
         uint4 qb = make_uint4(0, 0, 0, 0);
         if (G > 8) qb = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
@@ -634,10 +649,8 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       if (g < G) *(float2*)(S + g * TC + n0 + 2 * t) = make_float2(s[0] * log2e_scale, s[1] * log2e_scale);
       if (g + 8 < G) *(float2*)(S + (g + 8) * TC + n0 + 2 * t) = make_float2(s[2] * log2e_scale, s[3] * log2e_scale);
     }
-    __syncwarp();
-    if (lane == 0) mbar_arrive(ring.empty());
-    ring.next();
     consumers_sync();
+    if (warp < WPG && lane < slots) mbar_arrive(ring.empty(lane));
     if (warp < G) {
       const float* S = (const float*)(A + A_S) + warp * TC;
       float v[TC / 32], top = m;
@@ -656,22 +669,24 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       }
       const float alpha = exp2f(m - top);
       sum = sum * alpha + warp_sum(add);
+      weight *= alpha;
       m = top;
       if (lane == 0) stats[warp] = alpha;
     }
     consumers_sync();
-    mbar_wait(ring.full(), ring.parity);
-    const char* vt = ring.data();
+    ring.pos += slots;
+    for (int i = 0; i < slots; i++) mbar_wait(ring.full(i), ring.parity(i));
     if (tg < TG) {
       const float al = g < G ? stats[g] : 0.0f, ah = g + 8 < G ? stats[g + 8] : 0.0f;
       oa[0] *= al; oa[1] *= al; ob[0] *= al; ob[1] *= al;
       oa[2] *= ah; oa[3] *= ah; ob[2] *= ah; ob[3] *= ah;
       for (int k0 = tg * 16; k0 < tokens; k0 += TG * 16) {
+        const char* vt = ring.data(k0 / TS) + k0 % TS * H * 2;
         u32 v[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const int tok = k0 + 2 * t + (i & 1) + (i >> 1) * 8;
-          v[i] = tok < tokens ? *(const u32*)(vt + tok * H * 2 + dg * 32 + g * 4) : 0u;
+          const int tok = 2 * t + (i & 1) + (i >> 1) * 8;
+          v[i] = k0 + tok < tokens ? *(const u32*)(vt + tok * H * 2 + dg * 32 + g * 4) : 0u;
         }
         u32 a0 = 0, a1 = 0, a2 = 0, a3 = 0;
         if (g < G) {
@@ -686,27 +701,11 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
         mma(ob, a0, a1, a2, a3, __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632));
       }
     }
-    __syncwarp();
-    if (lane == 0) mbar_arrive(ring.empty());
-    ring.next();
+    consumers_sync();
+    if (warp < WPG && lane < slots) mbar_arrive(ring.empty(lane));
+    ring.pos += slots;
   }
-  if (warp < G) {
-    float final_alpha = 1.0f, weight = 0.0f;
-    if (fresh) {
-      float s = 0;
-      for (int d = lane * 2; d < H; d += 64) {
-        const u32 q = *(const u32*)(A + A_Q + warp * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
-        s += to_float(q) * to_float(k) + high(q) * high(k);
-      }
-      s = warp_sum(s) * log2e_scale;
-      const float top = fmaxf(m, s);
-      final_alpha = exp2f(m - top);
-      weight = exp2f(s - top);
-      sum = sum * final_alpha + weight;
-      m = top;
-    }
-    if (lane == 0) { stats[16 + warp] = weight; stats[32 + warp] = m; stats[48 + warp] = sum; stats[64 + warp] = final_alpha; }
-  }
+  if (warp < G && lane == 0) { stats[16 + warp] = weight; stats[32 + warp] = m; stats[48 + warp] = sum; }
   float* O = (float*)(A + A_O);
   if (tg < TG) {
     if (g < G) *(float4*)(O + (tg * G + g) * H + dg * 16 + 4 * t) = make_float4(oa[0], ob[0], oa[1], ob[1]);
@@ -721,8 +720,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       const float2 v = *(const float2*)(O + (k * G + h) * H + d);
       o0 += v.x; o1 += v.y;
     }
-    const float fa = stats[64 + h], w = stats[16 + h];
-    o0 *= fa; o1 *= fa;
+    const float w = stats[16 + h];
     if (fresh) {
       const u32 v = *(const u32*)(A + A_KV + H * 2 + d * 2);
       o0 += w * to_float(v);
@@ -816,11 +814,14 @@ __device__ void consumer() {
   using FG = Format<FMT_GU>;
   using FD = Format<FMT_DOWN>;
   using FH = Format<FMT_HEAD>;
+#ifdef PROFILE
+  const long long start = clock64();
+#endif
   Ring ring;
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
     const u32 tag = epoch + l + 1;
-    load_normed<FQ::SUMS>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
+    load_normed<FQ>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
       if (l) return gather<D>(ll_x2, tag - 1, sink);
       constexpr int IT = (D / 4 + NT - 1) / NT;
 #pragma unroll
@@ -830,31 +831,42 @@ __device__ void consumer() {
         sink(k, e.x, e.y);
       }
     });
+    STAMP(0)
     products<FQ, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<const float>(y + Y_QKV_S),
                            [&](int row, bool valid, float v, float) { put_pair(ll_qkv, row, valid, v * inverse_rms(), tag); });
+    STAMP(1)
     if (p.head >= 0) attend(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
     if (p.splits > 1)
       for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
-    load_plain<N_H, FO::SUMS>(ll_mix, tag);
+    STAMP(2)
+    load_plain<FO, N_H>(ll_mix, tag);
+    STAMP(3)
     products<FO, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<const float>(y + Y_O_S), [&](int row, bool valid, float v, float) {
       put_pair(ll_x1, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
-    load_normed<FG::SUMS>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
+    STAMP(4)
+    load_normed<FG>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
+    STAMP(5)
     products<FG, D, true>(ring, share(F / 2, 4 * l + 2), ptr<const float>(y + Y_GU_S), [&](int row, bool valid, float gate, float up) {
       const float inv = inverse_rms();
       const float gr = rounded(gate * inv), ur = rounded(up * inv);
       put_pair(ll_h, row, valid, gr / (1.0f + exp2f(-1.4426950408889634f * gr)) * ur, tag);
     });
-    load_plain<F, FD::SUMS>(ll_h, tag);
+    STAMP(6)
+    load_plain<FD, F>(ll_h, tag);
+    STAMP(7)
     products<FD, F, false>(ring, share(D / 2, 4 * l + 3), ptr<const float>(y + Y_DOWN_S), [&](int row, bool valid, float v, float) {
       put_pair(ll_x2, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
+    STAMP(8)
   }
-  load_normed<FH::SUMS>(ptr<const u16>(T_NORM), [&](auto sink) { gather<D>(ll_x2, epoch + L, sink); });
+  load_normed<FH>(ptr<const u16>(T_NORM), [&](auto sink) { gather<D>(ll_x2, epoch + L, sink); });
   const float inv = inverse_rms();
   float* logits = ptr<float>(T_LOGITS);
   products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD_S), [&](int row, bool valid, float v, float) {
+#ifndef PROFILE
     if (valid && (threadIdx.x & 3) == 0) logits[row] = v * inv;
+#endif
   });
   // Every block has read the epoch: this block has seen words of all of them.
   if (blockIdx.x == 0 && threadIdx.x == 0) g_epoch = epoch + L + 1;
@@ -867,9 +879,10 @@ extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PA
     LOAD_TABLE
   }
   if (threadIdx.x == NT) {
+#pragma unroll 1
     for (int i = 0; i < NSLOT; i++) {
       mbar_init(saddr(smem + OFF_BAR) + i * 8, 1);
-      mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, NW);
+      mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, WPG);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

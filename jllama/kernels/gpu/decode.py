@@ -16,7 +16,8 @@ from jllama.layers.quantized import QTensor
 from jllama.model import Params
 
 THREADS = 17 * 32  # 16 warps that compute, one that streams
-ROW_BYTES = 1024  # of a weight row per ring slot
+ROW_BYTES = 2048  # of a weight row per ring slot
+GROUPS = 4  # of warps: each takes every fourth slot of the ring
 TABLE_LAYER, TABLE_PER_LAYER = 16, 12  # the pointer table of decode.cu
 SPIN_LIMIT = 1 << 27
 
@@ -28,6 +29,11 @@ class Format:
     bits: int
     group: int
     scale_bytes: int
+
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of a row that a lane of the kernel takes at a time."""
+        return self.group * self.bits // 32 if self.group else 16
 
     @property
     def step(self) -> int:
@@ -59,19 +65,32 @@ class Plan:
     formats: tuple[Format, ...]  # embed, qkv, o, gate_up, down, head
     tied: bool
     row_bytes: int  # of each weight row per ring slot
+    groups: int
 
     @property
     def chunk(self) -> int:
-        """Cached tokens per ring slot."""
-        return max(32, min(128, self.row_bytes * 16 // (2 * self.config.head_dim) // 32 * 32))
+        """Cached tokens that a block of the kernel attends to at a time: 16 KB of keys."""
+        return min(128, 8192 // self.config.head_dim // 32 * 32)
 
     @property
     def slot(self) -> int:
-        """Bytes of a ring slot: 16 padded row pieces and their scales."""
-        scales = max(f.row_scales(self.row_bytes * 8 // f.bits) for f in self.formats[1:])
-        kv = self.chunk * self.config.head_dim * 2
-        scale_bytes = 16 * (scales + 16) + 64 if any(f.group for f in self.formats[1:]) else 0
-        return -(-max(16 * (self.row_bytes + 64) + scale_bytes, kv) // 128) * 128
+        """Bytes of a ring slot: a tile's slices and their scales, or at least 32 cached tokens."""
+        c = self.config
+        mixed = c.num_attention_heads * c.head_dim
+        columns = (c.hidden_size, mixed, c.hidden_size, c.intermediate_size, c.hidden_size)
+        tiles = [self._tile(f, k) for f, k in zip(self.formats[1:], columns, strict=True)]
+        return -(-max(*tiles, 32 * c.head_dim * 2) // 128) * 128
+
+    def _tile(self, f: Format, columns: int) -> int:
+        """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in decode.cu."""
+        row, row_scales = columns * f.bits // 8, f.row_scales(columns)
+        rows = 16 if 2 * row <= self.row_bytes else 8
+        data = rows * (min(row, self.row_bytes) + 4 * f.lane_bytes)
+        if not f.group:
+            return data
+        if row > self.row_bytes:
+            return data + rows * (row_scales * self.row_bytes // row // 16 * 16 + 16)
+        return data + 2 * ((rows // 2 * row_scales + 47) // 16 * 16)
 
     @property
     def fixed_bytes(self) -> int:
@@ -81,14 +100,15 @@ class Plan:
         widest = max(c.hidden_size, c.intermediate_size, N * H)
         token_groups = 16 // (H // 16)
         attention = 16 * (H * 2 + 16) + H * 4 + G * self.chunk * 4 + 16 * (self.chunk * 2 + 16)
-        attention += token_groups * G * H * 4 + 320
+        attention += token_groups * G * H * 4 + 256
         x = max(widest * 2 + widest // 8, attention, (512 // H) * (H + 2) * 4)
         table = (TABLE_LAYER + c.num_hidden_layers * TABLE_PER_LAYER) * 8
         return -(-x // 128) * 128 + 8192 + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + 64 + table + 64
 
     @property
     def slots(self) -> int:
-        return min(32, (self.shared_bytes - self.fixed_bytes) // (self.slot + 16))
+        fit = min(64, (self.shared_bytes - self.fixed_bytes) // (self.slot + 16))
+        return fit // self.groups * self.groups
 
     @property
     def shared(self) -> int:
@@ -112,6 +132,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         NCTA=plan.blocks,
         SRB=plan.row_bytes,
         NSLOT=plan.slots,
+        NG=plan.groups,
         SLOT=plan.slot,
         TC=plan.chunk,
         FP16=int(plan.dtype == "float16"),
@@ -217,6 +238,7 @@ def make_plan(c: ModelConfig, params: Params) -> Plan:
         formats=(weight_format(params.embed_tokens), *_layer_formats(params.layers[0]), weight_format(head)),
         tied=params.lm_head is None,
         row_bytes=ROW_BYTES,
+        groups=GROUPS,
     )
 
 
