@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import interrupts
 from absl import flags
 
 from jllama.errors import JllamaError
 
 FLAGS = flags.FLAGS
-INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141
+INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
 
 
 # What a model's flagfile may hold for one script and another does not know: passed over there.
@@ -156,7 +157,11 @@ def say(text: str) -> None:
 
 def run(main: Callable[[], int | None], usage: str) -> None:
     """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    sys.exit(_guarded(main, usage))
+    interrupts.catch()
+    code = _guarded(main, usage)
+    if code == INTERRUPTED:
+        interrupts.leave()
+    sys.exit(code)
 
 
 def _guarded(main: Callable[[], int | None], usage: str) -> int:

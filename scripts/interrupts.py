@@ -1,0 +1,42 @@
+"""Ctrl-C at any moment: the work stops with a KeyboardInterrupt that can be caught, or the process ends quietly."""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+EXIT_CODE = 130
+
+
+def catch() -> None:
+    """From now on Ctrl-C is a KeyboardInterrupt wherever that is safe."""
+    signal.signal(signal.SIGINT, _raise_or_leave)
+    signal.signal(signal.SIGALRM, _raise_or_leave)
+    sys.unraisablehook = _again
+
+
+def leave() -> NoReturn:
+    """Ends the process without taking Python down piece by piece: JAX crashes there if it was cut off in its work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stdout.flush()
+    os._exit(EXIT_CODE)
+
+
+def _raise_or_leave(number: int, frame: FrameType | None) -> None:
+    """Raises, but not inside an import: NumPy's and JAX's C code turn that into an ImportError or a crash."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(EXIT_CODE)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _again(unraisable: Any) -> None:
+    """What is raised in a destructor or a callback of the collector gets lost there: Ctrl-C comes once more."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    else:
+        sys.__unraisablehook__(unraisable)

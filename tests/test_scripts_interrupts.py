@@ -1,0 +1,81 @@
+"""Ctrl-C and closed pipes: what came is on stdout, the exit code says it, and there is no traceback."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from scripts_helpers import ROOT, environment
+from tiny_checkpoint import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("interrupts")
+    write_tiny_model(place / "model", max_position_embeddings=10**6)
+    return place
+
+
+@pytest.fixture
+def begin(place):
+    """Starts a generation that takes far longer than the test."""
+    started = []
+
+    def run(*arguments):
+        flags = [f"--model={place / 'model'}", "--prompt=x", "--dtype=float32", "--ignore_eos", *arguments]
+        flags += ["--max_seq_len=200000", "--max_new_tokens=199000", "--stop=never", "--logit_bias=65=1000"]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        line = [sys.executable, str(ROOT / "scripts" / "generate.py"), *flags]
+        started.append(subprocess.Popen(line, env=environment(place / "cache"), cwd=ROOT, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        with process:
+            pass
+
+
+def interrupt(process):
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_ctrl_c_keeps_what_came(begin):
+    process = begin()
+    first = process.stdout.read(1).decode()
+    code, rest, err = interrupt(process)
+    assert (code, err) == (130, "")
+    text = first + rest
+    assert text.endswith("\n")
+    assert len(set(text[:-1])) == 1
+
+
+def test_ctrl_c_still_gives_the_object(begin):
+    process = begin("--json", "--verbose")
+    assert b" jllama " in process.stderr.readline()
+    time.sleep(3)
+    code, out, err = interrupt(process)
+    assert (code, err) == (130, "")
+    report = json.loads(out)
+    assert report["finish_reason"] == "interrupted"
+    assert report["generated_tokens"] == len(report["token_ids"]) == len(report["text"])
+
+
+@pytest.mark.parametrize("delay", [0.4, 0.8, 1.2, 1.8, 2.4])
+def test_ctrl_c_while_it_starts(begin, delay):
+    process = begin()
+    time.sleep(delay)
+    code, _, err = interrupt(process)
+    assert (code, err) == (130, "")
+
+
+def test_a_closed_pipe(begin):
+    process = begin()
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(timeout=60), err) == (141, b"")
