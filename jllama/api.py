@@ -43,8 +43,8 @@ def stream(
     """
     chosen = build_settings(**settings)
     ids = encode_prompt(model, prompt, chat=chat)
-    session = Session(model, max_seq_len=max_seq_len or room_for(model, len(ids), chosen))
-    return session.stream(ids, chosen)
+    room = room_for(model, len(ids), chosen) if max_seq_len is None else max_seq_len
+    return Session(model, max_seq_len=room).stream(ids, chosen)
 
 
 def encode_prompt(
@@ -53,7 +53,8 @@ def encode_prompt(
     """Token ids of a text or of messages, in the chat template where `chat` or the model asks for it.
 
     Raises:
-      JllamaError: the prompt is empty, or a template is asked for and the model has none, or a system message without one.
+      JllamaError: the prompt is empty; a template is asked for and the model has none; a system message
+        comes without one.
     """
     tokenizer = model.tokenizer
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):

@@ -42,9 +42,9 @@ def load(
       reference: where the model is; see `jllama.hub.resolve`.
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`.
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
-      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where the device has kernels
-        for them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups of 32 with
-        zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
+      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where the device has
+        kernels for them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
+        of 32 with zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
       sha256: of the file that is fetched, checked when given.
       progress: show progress bars on stderr.
 

@@ -216,7 +216,7 @@ def _wants_help(usage: str) -> bool:
 
 
 def explanation(error: Exception) -> str | None:
-    """What to tell the user of an error that no code of ours foresaw; None: it is a bug, show its traceback."""
+    """What to tell the user of an error that no code of ours foresaw; None: a bug, to be shown whole."""
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if "RESOURCE_EXHAUSTED" in str(error):
@@ -233,12 +233,13 @@ OUT_OF_MEMORY = "out of memory: choose a smaller --max_seq_len, --dtype=bfloat16
 
 def _fail(message: str) -> int:
     _settle_stdout()
-    print(f"error: {message}", file=sys.stderr or open(os.devnull, "w"), flush=True)
+    if sys.stderr is not None:
+        say(f"error: {message}")
     return USER_ERROR
 
 
 def _settle_stdout() -> None:
-    """Flushes; a stream that takes nothing any more is replaced, or Python would complain once more at exit."""
+    """Flushes; a stream that takes no more is replaced, or Python would complain once more at its exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

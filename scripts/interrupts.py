@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: the work stops with a KeyboardInterrupt that can be caught, or the process ends quietly."""
+"""Ctrl-C at any moment: a KeyboardInterrupt where that is safe, or else a quiet end."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def catch() -> None:
 
 
 def leave() -> NoReturn:
-    """Ends the process without taking Python down piece by piece: JAX crashes there if it was cut off in its work."""
+    """Ends the process at once: Python takes itself down piece by piece, and a JAX cut off crashes there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         sys.stdout.flush()
@@ -35,7 +35,7 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
 
 
 def _again(unraisable: Any) -> None:
-    """What is raised in a destructor or a callback of the collector gets lost there: Ctrl-C comes once more."""
+    """What a destructor or a callback of the collector raises gets lost there: Ctrl-C comes once more."""
     if unraisable.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
     else:

@@ -1,4 +1,4 @@
-"""Runs a script and says at its end, on the last line of stderr, how many programs JAX asked for and compiled."""
+"""Runs a script; the last line of stderr says how many programs JAX asked for, and how many it compiled."""
 
 import json
 import runpy

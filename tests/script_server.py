@@ -1,7 +1,7 @@
-"""Runs scripts in forks of a process that has imported jax already: what a real start costs, less the imports.
+"""Runs scripts in forks of a process that has imported jax already: a real start without the imports.
 
-Each request is a line of JSON on stdin, each answer one on stdout. The fork has the request's environment, file
-descriptors and command line, runs the script as `__main__` and ends as any Python process does.
+Each request is a line of JSON on stdin, each answer one on stdout. The fork has the request's environment,
+file descriptors and command line, runs the script as `__main__` and ends as any Python process does.
 """
 
 import json
@@ -31,7 +31,7 @@ def become(request) -> list[str]:
     modes = {"stdin": os.O_RDONLY, "stdout": os.O_WRONLY, "stderr": os.O_WRONLY}
     for number, (name, mode) in enumerate(modes.items()):
         os.dup2(os.open(request[name], mode), number)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
     return request["argv"]
 
 

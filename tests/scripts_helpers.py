@@ -28,9 +28,13 @@ class Outcome:
 
 def environment(cache: Path, **changes: str) -> dict[str, str]:
     """A user's environment with a cache of its own; what the tests set for JAX itself is left out."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "HF_", "JLLAMA"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "HF_", "JLLAMA"))
+    }
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    kept |= dict(JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100")
+    kept |= dict(
+        JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100"
+    )
     return kept | dict(JAX_PLATFORMS="cpu") | changes
 
 
@@ -41,9 +45,26 @@ def command(script: str, *arguments: str) -> list[str]:
 def start(script: str, *arguments: str, env: dict[str, str], stdin: bytes = b"") -> Outcome:
     """Runs a script in a process of its own."""
     done = subprocess.run(
-        command(script, *arguments), env=env, input=stdin, capture_output=True, cwd=ROOT, timeout=300, check=False
+        command(script, *arguments),
+        env=env,
+        input=stdin,
+        capture_output=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
     )
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def assert_explained(outcome: Outcome, words: str) -> None:
+    """A user's mistake in one or two lines on stderr that hold all words (between bars), and nothing else."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") <= 2, outcome.err
+    for word in words.split("|"):
+        assert word in outcome.err
 
 
 class ScriptServer:
@@ -68,7 +89,8 @@ class ScriptServer:
         request = {name: str(file) for name, file in files.items()}
         request |= {"stdout": stdout} if stdout else {}
         request |= dict(argv=[str(ROOT / "scripts" / script), *arguments], env=self.env | env)
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         code = int(self._process.stdout.readline())
         return Outcome(code, files["stdout"].read_text("utf-8"), files["stderr"].read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""A complete model of a few kilobytes: random weights, a byte-level tokenizer, with or without a chat template."""
+"""A complete model of a few kilobytes: random weights, a byte-level tokenizer, a chat template if wanted."""
 
 import json
 from pathlib import Path

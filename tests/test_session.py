@@ -1,0 +1,186 @@
+"""A session's promises: what is reused, what an interruption keeps, when and why an answer ends."""
+
+import numpy as np
+import pytest
+from tiny_checkpoint import CONTEXT, KEYS, write_tiny_model
+
+import jllama
+from jllama.errors import JllamaError
+from jllama.session import Session
+from jllama.settings import GenerationSettings
+
+PROMPT = list(range(40, 60))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return jllama.load(str(write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")), dtype="float32")
+
+
+@pytest.fixture
+def session(model):
+    return Session(model, max_seq_len=96)
+
+
+def settings(**changes):
+    return GenerationSettings(**{"max_new_tokens": 12, "ignore_eos": True, **changes})
+
+
+def run(session, prompt, **changes):
+    text = "".join(session.stream(prompt, settings(**changes)))
+    assert text == session.result.text
+    return session.result
+
+
+def fresh(model, prompt, **changes):
+    return run(Session(model, max_seq_len=96), prompt, **changes)
+
+
+def test_the_result_says_it_all(session):
+    result = run(session, PROMPT, seed=7)
+    assert (result.finish_reason, result.stop_string, result.seed) == ("length", None, 7)
+    assert (result.prompt_tokens, result.generated_tokens, result.reused_tokens) == (20, 12, 0)
+    assert result.text == session.model.tokenizer.decode(result.token_ids)
+    assert result.prefill_seconds > 0 < result.decode_seconds
+    assert session.ids == PROMPT + result.token_ids[:-1]
+
+
+def test_a_longer_prompt_computes_only_what_is_new(session, model):
+    first = run(session, PROMPT)
+    longer = [*PROMPT, *first.token_ids, 33, 34]
+    second = run(session, longer)
+    assert second.reused_tokens == len(PROMPT) + 11
+    assert second.token_ids == fresh(model, longer).token_ids
+
+
+def test_another_prompt_reuses_the_common_part(session, model):
+    run(session, PROMPT)
+    other = [*PROMPT[:9], 90, 91, 92]
+    assert run(session, other).reused_tokens == 9
+    assert session.result.token_ids == fresh(model, other).token_ids
+    assert run(session, [1, 2, 3]).reused_tokens == 0
+
+
+def test_the_same_prompt_again_computes_its_last_token(session):
+    first = run(session, PROMPT).token_ids
+    assert run(session, PROMPT).token_ids == first
+    assert session.result.reused_tokens == len(PROMPT) - 1
+
+
+def test_rewind(session, model):
+    run(session, PROMPT)
+    session.rewind(5)
+    assert session.ids == PROMPT[:5]
+    assert run(session, PROMPT).reused_tokens == 5
+    assert session.result.token_ids == fresh(model, PROMPT).token_ids
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_closing_early_keeps_what_came(session, model, pieces):
+    whole = fresh(model, PROMPT, max_new_tokens=60)
+    stream = session.stream(PROMPT, settings(max_new_tokens=60))
+    text = "".join(next(stream) for _ in range(pieces))
+    stream.close()
+    result = session.result
+    assert result.finish_reason == "interrupted"
+    assert text == result.text
+    assert whole.text.startswith(text)
+    assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+    onward = [*PROMPT, *result.token_ids]
+    again = run(session, onward)
+    assert again.reused_tokens == len(onward) - 1
+    assert again.token_ids == whole.token_ids[len(result.token_ids) :][:12]
+
+
+def test_ctrl_c_between_two_pieces_keeps_what_came(session, model):
+    stream = session.stream(PROMPT, settings(max_new_tokens=60))
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)
+    assert session.ids[: len(PROMPT)] == PROMPT
+    assert run(session, PROMPT).token_ids == fresh(model, PROMPT).token_ids
+
+
+def test_stop_strings_across_tokens(session):
+    whole = run(session, PROMPT, max_new_tokens=30)
+    stop = whole.text[7:10]
+    at = whole.text.index(stop)
+    result = run(session, PROMPT, max_new_tokens=30, stop=("never there", stop))
+    assert (result.text, result.finish_reason, result.stop_string) == (whole.text[:at], "stop", stop)
+    assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+    # The tokens of the stop string itself are reported; what the device computed beyond them is not.
+    assert session.model.tokenizer.decode(result.token_ids) == whole.text[:at] + stop
+
+
+def test_end_of_text(session):
+    (end,) = session.model.tokenizer.eos_ids
+    for ignore_eos, count, reason in ((False, 1, "stop"), (True, 12, "length")):
+        result = run(session, PROMPT, logit_bias={end: 1000.0}, ignore_eos=ignore_eos)
+        assert (result.token_ids, result.finish_reason, result.text) == ([end] * count, reason, "")
+
+
+def test_the_cache_is_filled_to_its_end_and_no_further(session):
+    result = run(session, PROMPT, max_new_tokens=1000)
+    assert result.prompt_tokens + result.generated_tokens == session.max_seq_len
+    assert result.finish_reason == "length"
+    assert run(session, PROMPT * 4 + [1] * 15, max_new_tokens=5).generated_tokens == 1
+    with pytest.raises(JllamaError, match="the prompt has 96 tokens and max_seq_len is 96"):
+        run(session, PROMPT * 4 + [1] * 16)
+
+
+def test_prompts_that_are_refused_leave_the_session_as_it_was(session):
+    run(session, PROMPT)
+    held = list(session.ids)
+    for prompt, words in (([], "empty"), ([-1], "token -1"), ([0, KEYS["vocab_size"]], "token 258;")):
+        with pytest.raises(JllamaError, match=words):
+            run(session, prompt)
+        assert session.ids == held
+    assert run(session, PROMPT).reused_tokens == len(PROMPT) - 1
+
+
+@pytest.mark.parametrize("size", [-1, 0, 1, CONTEXT + 1])
+def test_sizes_that_are_refused(model, size):
+    with pytest.raises(
+        JllamaError, match=f"max_seq_len={size} must be from 2 to the model's context of {CONTEXT}"
+    ):
+        Session(model, max_seq_len=size)
+
+
+def test_the_default_size_is_the_context_of_a_small_model(model):
+    assert Session(model).max_seq_len == CONTEXT
+
+
+def test_seeds(session):
+    hot = dict(temperature=1.5)
+    first = run(session, PROMPT, **hot)
+    assert run(session, PROMPT, seed=first.seed, **hot).token_ids == first.token_ids
+    large = run(session, PROMPT, seed=2**63 - 1, **hot).token_ids
+    assert large != run(session, PROMPT, seed=2**31 - 1, **hot).token_ids
+
+
+def test_a_fork_goes_its_own_way(session, model):
+    run(session, PROMPT)
+    twin = session.fork()
+    a, b = [*PROMPT, 1, 2], [*PROMPT, 3]
+    assert run(twin, a).token_ids == fresh(model, a).token_ids
+    assert run(session, b).token_ids == fresh(model, b).token_ids
+    assert twin.result.reused_tokens == session.result.reused_tokens == len(PROMPT)
+
+
+def test_penalties_see_the_whole_prompt_though_it_is_reused(session, model):
+    strong = dict(repetition_penalty=5.0, max_new_tokens=20)
+    run(session, PROMPT)
+    reused, whole = run(session, PROMPT, **strong), fresh(model, PROMPT, **strong)
+    assert reused.reused_tokens > 0
+    assert reused.token_ids == whole.token_ids != fresh(model, PROMPT, max_new_tokens=20).token_ids
+
+
+def test_logits_that_are_not_finite_end_with_advice(model):
+    import dataclasses
+
+    import jax
+
+    norm = jax.numpy.full_like(model.params.norm, np.inf)
+    broken = dataclasses.replace(model, params=dataclasses.replace(model.params, norm=norm))
+    with pytest.raises(JllamaError, match="not finite in float32"):
+        run(Session(broken, max_seq_len=96), PROMPT)
