@@ -3,7 +3,7 @@
 import contextlib
 
 import chat_commands
-from chat_screen import Screen
+from chat_screen import Screen, quiet_typing
 from chat_state import Chat, LeaveError
 from chat_terminal import Terminal
 from command_line import INTERRUPTED, explanation
@@ -28,8 +28,9 @@ def run(
     )
     chat.screen.say(banner)
     try:
-        while True:
-            handle(chat, read(chat, terminal))
+        with quiet_typing():
+            while True:
+                handle(chat, read(chat, terminal))
     except (EOFError, LeaveError):
         return 0
     except KeyboardInterrupt:

@@ -56,7 +56,7 @@ class Screen:
             MarkdownStream(WordWrap(self._paint), self._table) if self.markdown and self._can_style else None
         )
         last = "\n"
-        with quiet_typing(), pressed_ctrl_c() as stop, contextlib.suppress(KeyboardInterrupt):
+        with pressed_ctrl_c() as stop, contextlib.suppress(KeyboardInterrupt):
             try:
                 for piece in pieces:
                     shown = printable(piece)
@@ -127,7 +127,7 @@ def pressed_ctrl_c() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def quiet_typing() -> Iterator[None]:
-    """What is typed meanwhile does not show up in the answer; the next prompt gets it."""
+    """What is typed while no prompt stands there does not show up in answers; the next prompt gets it."""
     if termios is None or not sys.stdin.isatty():
         yield
         return

@@ -1,0 +1,109 @@
+"""chat.py in a real (pseudo-)terminal, with the story model whose context is stretched so that it can go on."""
+
+import json
+import shutil
+
+import pytest
+from scripts_helpers import command, environment
+from terminal import PROMPT, Terminal
+
+LONG = 16384
+
+
+@pytest.fixture(scope="module")
+def model(story_dir, tmp_path_factory):
+    """The story model with a context so long that an answer can be interrupted."""
+    place = tmp_path_factory.mktemp("story")
+    for file in story_dir.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            shutil.copyfile(file, place / file.name)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONG}))
+    return place
+
+
+@pytest.fixture
+def start(model, tmp_path_factory):
+    """Starts the chat; all starts share one cache, and so one history."""
+    cache, open_terminals = tmp_path_factory.getbasetemp() / "chat-cache", []
+
+    def start(*flags, **size):
+        arguments = (f"--model={model}", "--dtype=float32", f"--max_seq_len={LONG}", *flags)
+        terminal = Terminal(command("chat.py", *arguments), environment(cache), **size)
+        open_terminals.append(terminal)
+        terminal.wait_for("/help lists")
+        terminal.wait_for(PROMPT)
+        return terminal
+
+    yield start
+    for terminal in open_terminals:
+        terminal.close()
+
+
+def words(text):
+    return "".join(text.split())
+
+
+def test_a_session_with_paste_resize_and_ctrl_c(start, tmp_path):
+    terminal = start("--max_new_tokens=16000", "--ignore_eos", columns=60)
+    terminal.type("/he\t")
+    terminal.wait_for("lp")
+    terminal.type("\r")
+    terminal.wait_for("Ctrl-C stops an answer")
+    terminal.wait_for(PROMPT)
+
+    pasted = "Once upon a time\n\tthere was a little\n/help girl"
+    terminal.paste(pasted)
+    terminal.wait_for("/help girl")
+    terminal.type("\r")
+    terminal.wait_for("\n")
+    for columns in (30, 100, 7, 60):
+        for _ in range(20):
+            terminal.wait_for(" ")  # the answer goes on
+        terminal.resize(20, columns)
+    terminal.type("not shown in the answer, dropped with it\x03")
+    terminal.wait_for("[stopped]")
+    terminal.wait_for(PROMPT)
+    terminal.type("/set max_new_tokens=5\r")
+    terminal.wait_for("max_new_tokens=5\n")
+    terminal.type("one \\\rtwo\x1b\rthree\r")
+    terminal.wait_for("max_new_tokens reached")
+    terminal.type('"""four\rfive"""\r')
+    terminal.wait_for("max_new_tokens reached")
+    terminal.type(f"/save {tmp_path}/talk.json\r")
+    terminal.wait_for("saved")
+
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [message["content"] for message in messages[::2]] == [pasted, "one \ntwo\nthree", "four\nfive"]
+    answer = words(messages[1]["content"])
+    assert len(answer) > 100
+    assert answer in words(terminal.text)
+
+    terminal.wait_for(PROMPT)
+    terminal.type("half a line\x03")
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-C again or Ctrl-D leaves")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+
+
+def test_history_errors_and_ctrl_d(start):
+    terminal = start("--max_new_tokens=5", "--stats")
+    terminal.type("/unod\r")
+    terminal.wait_for("did you mean '/undo'")
+    terminal.type("\x1b[A")  # up
+    terminal.wait_for("/unod")
+    terminal.type("\x15Hello \udcff".encode("utf-8", "surrogateescape").decode("latin-1") + "\r")
+    terminal.wait_for("tok/s")
+    terminal.type("/load /nowhere\r")
+    terminal.wait_for("error: cannot read /nowhere")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_a_terminal_that_goes_away_amid_a_message(start):
+    terminal = start()
+    terminal.type('"""one\rtwo')
+    terminal.wait_for("two")
+    assert terminal.hang_up() in (0, 2, -1)
