@@ -48,17 +48,14 @@ constexpr int cmax(int a, int b) { return a > b ? a : b; }
 enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_EMBED, T_EMBED_S, T_NORM, T_HEAD, T_HEAD_S, T_LOGITS, T_LAYERS = 16 };
 enum { Y_NORM1, Y_QKV, Y_QKV_S, Y_O, Y_O_S, Y_NORM2, Y_GU, Y_GU_S, Y_DOWN, Y_DOWN_S, Y_KEYS, Y_VALUES, Y_COUNT };
 
-constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
+constexpr int TS = TC < SLOT / (2 * H) / 8 * 8 ? TC : SLOT / (2 * H) / 8 * 8;  // cached tokens per slot
 constexpr int KMAX = cmax(cmax(D, F), N_H);
 constexpr int X_BYTES = KMAX * 2;
 constexpr int XSUM_BYTES = KMAX / 8;  // float per 32
-constexpr int QS = H * 2 + 16;        // bytes between rows of q
-constexpr int PS = TC * 2 + 16;       // bytes between rows of the softmax weights
-constexpr int DG = H / 16;            // groups of 16 head dimensions
-constexpr int TG = NW / DG;           // groups of tokens
-constexpr int A_Q = 0, A_KV = 16 * QS, A_S = A_KV + H * 4, A_P = A_S + G * TC * 4;
-constexpr int A_O = A_P + 16 * PS, A_ST = A_O + TG * G * H * 4;
-constexpr int A_BYTES = A_ST + 4 * 16 * 4;
+constexpr int QS = H * 2 + 16;  // bytes between rows of q
+constexpr int AW = TC / 8;      // warps that attend, eight tokens each at a time
+constexpr int A_Q = 0, A_KV = 16 * QS, A_M = A_KV + H * 4, A_L = A_M + AW * 64, A_NEW = A_L + AW * 64;
+constexpr int A_O = A_NEW + 64, A_BYTES = A_O + AW * G * H * 4;
 constexpr int C_BYTES = (NT / H) * (H + 2) * 4;  // the combination of splits
 constexpr int OFF_RING = 0;
 constexpr int OFF_X = NSLOT * SLOT;
@@ -79,8 +76,6 @@ __device__ __align__(16) u64 ll_x2[D / 2];
 __device__ __align__(16) u64 ll_h[F / 2];
 __device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
 
-extern __shared__ __align__(1024) char smem[];
-
 #ifdef PROFILE  // clocks since the start at ten points of a layer, in place of the logits
 #define STAMP(i) if (threadIdx.x == 0) ptr<float>(T_LOGITS)[blockIdx.x * L * 10 + l * 10 + i] = (float)(clock64() - start);
 #else
@@ -92,7 +87,10 @@ extern __shared__ __align__(1024) char smem[];
 #else
 #define MISSING(x) (x)
 #endif
-// ---- small helpers -------------------------------------------------------------------------------------
+// ---- the hardware ------------------------------------------------------------------------------------
+
+#ifndef EMULATED  // the tests run this file on a CPU with their own versions of what follows
+extern __shared__ __align__(1024) char smem[];
 
 __device__ __forceinline__ u32 saddr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -105,7 +103,6 @@ __device__ __forceinline__ float to_float(u32 bits) {  // low 16 bits
   return __uint_as_float(bits << 16);
 #endif
 }
-__device__ __forceinline__ float high(u32 bits) { return to_float(bits >> 16); }
 __device__ __forceinline__ float half_to_float(u16 bits) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
@@ -120,10 +117,9 @@ __device__ __forceinline__ u32 pack(float lo, float hi) {
 #endif
   return r;
 }
-__device__ __forceinline__ float rounded(float v) { return to_float(pack(v, 0.0f)); }
 
 __device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -164,6 +160,21 @@ __device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
 __device__ __forceinline__ void patience(u32& spins) {
   if (++spins > SPIN_LIMIT) asm volatile("trap;");
 }
+__device__ __forceinline__ u64 read_once_policy() {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+#endif
+
+// ---- small helpers -------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float high(u32 bits) { return to_float(bits >> 16); }
+__device__ __forceinline__ float rounded(float v) { return to_float(pack(v, 0.0f)); }
 __device__ __forceinline__ u32 take(const u64* p, u32 tag) {
   u64 w = peek(p);
   for (u32 spins = 0; MISSING((u32)(w >> 32) != tag); w = peek(p)) patience(spins);
@@ -173,11 +184,6 @@ __device__ __forceinline__ u32 take(const u64* p, u32 tag) {
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
-  return v;
-}
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (int i = 16; i; i >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
   return v;
 }
 __device__ __forceinline__ u64 table(int slot) { return *(const u64*)(smem + OFF_TABLE + slot * 8); }
@@ -194,6 +200,7 @@ template <int BITS_, int GROUP_, int SB_> struct Format {
   static constexpr int STEP = 4 * VW;                        // bytes of a row per step (four lanes)
   static constexpr int KSTEP = STEP * 8 / BITS;              // weights of a row per step
   static constexpr int STEPS = 64 / STEP;                    // steps per unit of 64 bytes
+  static constexpr int XG = GROUP == 32 ? 32 : 64;           // activations per sum, see store_x
   static constexpr int PAD = STEP;                           // keeps eight rows on different banks
 };
 
@@ -202,12 +209,15 @@ template <int BITS_, int GROUP_, int SB_> struct Format {
 template <class FM, int K> struct Rows {
   static constexpr int BYTES = K * FM::BITS / 8;
   static constexpr int SCALES = FM::GROUP ? K / cmax(FM::GROUP, 1) * FM::SB : 0;  // bytes per row
-  static constexpr int SLICE = BYTES < SRB ? BYTES : SRB, S = (BYTES + SLICE - 1) / SLICE;
+  static constexpr int UNITS = (BYTES + 63) / 64, LEAST = (UNITS + (BYTES - 1) / SRB) / ((BYTES - 1) / SRB + 1);
+  static constexpr int NU = FM::GROUP ? (LEAST + 3) / 4 * 4 : LEAST;  // units per slice
+  static constexpr int SLICE = NU * 64 < BYTES ? NU * 64 : BYTES, S = (BYTES + SLICE - 1) / SLICE;
+  static constexpr int SURE = (BYTES - (S - 1) * SLICE) / 64 / WPG;  // units that every warp finds in every slice
+  static constexpr int MOST = (SLICE + 64 * WPG - 1) / (64 * WPG);   // and at most
   static constexpr int HALVES = BYTES * 2 <= SRB ? 2 : 1, TR = 8 * HALVES;
   static constexpr int STRIDE = SLICE + FM::PAD, SCALE_AT = TR * STRIDE;
-  static constexpr int SSTRIDE = S > 1 ? SCALES * SRB / BYTES / 16 * 16 + 16 : SCALES;
+  static constexpr int SSTRIDE = S > 1 ? SLICE * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB + 16 : SCALES;
   static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin
-  static constexpr bool EVEN = BYTES % SLICE == 0 && SLICE % (64 * WPG) == 0;  // every warp finds full work
   static_assert(S == 1 || SCALES % 16 == 0, "scales of a slice");
   static_assert(SCALE_AT + (FM::GROUP ? (S > 1 ? TR * SSTRIDE : 2 * SECOND) : 0) <= SLOT, "slot too small");
   static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
@@ -218,11 +228,16 @@ __device__ __forceinline__ void spread(u32 halves, u32& even, u32& odd) {
   odd = __byte_perm(halves, MAGIC, 0x4342);
 }
 
-template <int VW> struct Words { u32 w[VW / 4]; };
-template <int VW> __device__ __forceinline__ Words<VW> lds(const char* p) {
-  Words<VW> r;
-  if constexpr (VW == 16) { uint4 v = *(const uint4*)p; r.w[0] = v.x; r.w[1] = v.y; r.w[2] = v.z; r.w[3] = v.w; }
-  else if constexpr (VW == 8) { uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
+template <int BYTES> struct Words { u32 w[BYTES / 4]; };
+template <int BYTES> __device__ __forceinline__ Words<BYTES> lds(const char* p) {
+  Words<BYTES> r;
+  if constexpr (BYTES >= 16) {
+#pragma unroll
+    for (int i = 0; i < BYTES / 16; i++) {
+      const uint4 v = *(const uint4*)(p + i * 16);
+      r.w[4 * i] = v.x; r.w[4 * i + 1] = v.y; r.w[4 * i + 2] = v.z; r.w[4 * i + 3] = v.w;
+    }
+  } else if constexpr (BYTES == 8) { const uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
   else r.w[0] = *(const u32*)p;
   return r;
 }
@@ -235,7 +250,7 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
 // the activations of the former, odd columns those of the latter. c[0] and c[3] are the two sums.
 //
 // One unit: 64 bytes of each of 8 rows. row: the lane's row, at the unit. x: the activations at the unit's
-// first element. xsum: sums of each 32 of them. steps: how many there are, if fewer than STEPS.
+// first element. xsum: what `BASE` adds for each XG of them, negated. steps: how many there are, if fewer than STEPS.
 template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
                                                          const float* xsum, const char* scales, int steps) {
   const int t = threadIdx.x & 3, odd = (threadIdx.x >> 2) & 1;
@@ -249,22 +264,20 @@ template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& s
     for (int s = 0; s < FM::STEPS; s++) {
       if (s >= steps) break;
       const Words<FM::VW> w = lds<FM::VW>(row + s * FM::STEP + t * FM::VW);
-      const char* xp = x + (s * FM::KSTEP + t * FM::VW + (NIBBLES ? odd * FM::KSTEP / 2 : 0)) * 2;
+      const Words<FM::VW * 2> xv = lds<FM::VW * 2>(x + (s * FM::KSTEP + t * FM::VW + (NIBBLES ? odd * FM::KSTEP / 2 : 0)) * 2);
       float xs = 0;
 #pragma unroll
-      for (int i = 0; i < FM::KSTEP / 32; i++) xs += xsum[s * FM::KSTEP / 32 + i];
-      float fresh[4] = {NIBBLES ? xs * -(BASE + 8.0f) : 0.0f, 0, 0, 0};
+      for (int i = 0; i < (FM::KSTEP + FM::XG - 1) / FM::XG; i++) xs += xsum[s * FM::KSTEP / FM::XG + i];
+      float fresh[4] = {xs, 0, 0, 0};
       float(&d)[4] = FM::GROUP ? fresh : c;
 #pragma unroll
       for (int j = 0; j < FM::VW / 4; j++) {
-        const uint2 xv = *(const uint2*)(xp + j * 8);
         u32 a0, a1, a2, a3;
         spread(w.w[j] & 0x0F0F0F0Fu, a0, a2);
         spread(((w.w[j] >> 4) & 0x0F0F0F0Fu) ^ (NIBBLES ? 0u : 0x08080808u), a1, a3);
-        mma(d, a0, a1, a2, a3, xv.x, xv.y);
+        mma(d, a0, a1, a2, a3, xv.w[2 * j], xv.w[2 * j + 1]);
       }
-      if constexpr (NIBBLES) sum += scale_at(scales, s, FM::SB) * (d[0] + d[3]);
-      else if constexpr (FM::GROUP != 0) sum += scale_at(scales, s, FM::SB) * (d[0] + 16.0f * d[3] - xs * (17.0f * BASE + 128.0f));
+      if constexpr (FM::GROUP != 0) sum += scale_at(scales, s, FM::SB) * (d[0] + (NIBBLES ? 1.0f : 16.0f) * d[3]);
       else sum += xs;
     }
   }
@@ -273,7 +286,7 @@ template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& s
 template <class FM> __device__ __forceinline__ float finish(float c0, float c3, float sum) {
   if constexpr (FM::BITS == 16) return c0 + c3;
   else if constexpr (FM::GROUP != 0) return sum;
-  else return c0 + 16.0f * c3 - (17.0f * BASE + 128.0f) * sum;
+  else return c0 + 16.0f * c3 + sum;
 }
 
 // ---- shares: which rows of a stage belong to this block ------------------------------------------------
@@ -379,8 +392,7 @@ __device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const ch
 }
 
 __device__ void producer() {
-  u64 once;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  const u64 once = read_once_policy();
   Ring ring;
   const Past& p = past();
   for (int l = 0; l < L; l++) {
@@ -400,28 +412,27 @@ __device__ void producer() {
 template <int K, class Sink> __device__ __forceinline__ void gather(const u64* from, u32 tag, Sink sink) {
   constexpr int IT = (K / 4 + NT - 1) / NT;
   u64 a[IT], b[IT];
-  // One lane of each warp waits for its last word before the warp reads all of them: less traffic.
-  if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
-  __syncwarp();
+  for (u32 spins = 0;; patience(spins)) {
+    bool missing = false;
 #pragma unroll
-  for (int i = 0; i < IT; i++) {
-    const int at = threadIdx.x + i * NT;
-    if (at < K / 4) peek2(from + at * 2, a[i], b[i]);
+    for (int i = 0; i < IT; i++) {
+      const int at = threadIdx.x + i * NT;
+      if (at < K / 4) peek2(from + at * 2, a[i], b[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < IT; i++)
+      if ((int)threadIdx.x + i * NT < K / 4) missing |= (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;
+    if (!__any_sync(~0u, MISSING(missing))) break;
+    // Until its own first word has come, only one lane of the warp asks: less traffic.
+    if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
+    __syncwarp();
   }
 #pragma unroll
-  for (int i = 0; i < IT; i++) {
-    const int at = threadIdx.x + i * NT;
-    if (at < K / 4)
-      for (u32 spins = 0; MISSING((u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag);) {
-        patience(spins);
-        peek2(from + at * 2, a[i], b[i]);
-      }
-    sink(at * 4, (u32)a[i], (u32)b[i]);  // K / 4 is a multiple of 8, so eight lanes act alike
-  }
+  for (int i = 0; i < IT; i++) sink((int)(threadIdx.x + i * NT) * 4, (u32)a[i], (u32)b[i]);  // beyond K: ignored there
 }
 
 // Stores four activations for weights of format FM: for 16-bit weights the pairs of each eight in the order
-// 0 2 1 3; for others as they are, with the sum of each 32.
+// 0 2 1 3; for others as they are, and what BASE will add for each XG of them, negated.
 template <class FM, int K> __device__ __forceinline__ void store_x(int k, u32 lo, u32 hi) {
   char* x = smem + OFF_X;
   if constexpr (!FM::SUMS) {
@@ -435,7 +446,8 @@ template <class FM, int K> __device__ __forceinline__ void store_x(int k, u32 lo
     s += __shfl_xor_sync(~0u, s, 1);
     s += __shfl_xor_sync(~0u, s, 2);
     s += __shfl_xor_sync(~0u, s, 4);
-    if (k < K && (threadIdx.x & 7) == 0) ((float*)(x + X_BYTES))[k / 32] = s;
+    if (FM::XG == 64) s += __shfl_xor_sync(~0u, s, 8);
+    if (k < K && k % FM::XG == 0) ((float*)(x + X_BYTES))[k / FM::XG] = s * (FM::BITS == 4 ? -(BASE + 8.0f) : -(17.0f * BASE + 128.0f));
   }
 }
 
@@ -521,12 +533,12 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
       const char* slot = ring.data(chunk);
       const int off = s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
       const char* xs = x + off * 16 / FM::BITS;
-      const float* xss = xsum + off * 8 / FM::BITS / 32;
+      const float* xss = xsum + off * 8 / FM::BITS / FM::XG;
 #pragma unroll
-      for (int j = 0; j < (R::SLICE + 64 * WPG - 1) / (64 * WPG); j++) {
+      for (int j = 0; j < R::MOST; j++) {
         const int u = (member + WPG * j) * 64;
-        if (!R::EVEN && u >= bytes) break;
-        const int steps = R::BYTES % 64 ? (bytes - u) / FM::STEP : FM::STEPS;
+        if (j >= R::SURE && u >= bytes) break;
+        const int steps = R::BYTES % 64 && j >= R::SURE ? (bytes - u) / FM::STEP : FM::STEPS;
 #pragma unroll
         for (int h = 0; h < R::HALVES; h++) {
           const int r = h * 8 + g;
@@ -540,7 +552,7 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
               scales += (up ? R::SECOND + (r - TP) * R::SCALES : r * R::SCALES) + (int)(first & 15);
             }
           }
-          unit<FM>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / 32, scales, steps);
+          unit<FM>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
         }
       }
       __syncwarp();
@@ -612,29 +624,33 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       *(u32*)(row + (j + R4) * 4) = hi;
     }
   }
-  float* stats = (float*)(A + A_ST);  // [4][16]: alpha, the new token's weight, max, sum
+  float *M = (float*)(A + A_M), *LS = (float*)(A + A_L), *fresh_score = (float*)(A + A_NEW);
   const float log2e_scale = 1.4426950408889634f * rsqrtf((float)H);
   consumers_sync();
 
-  const int dg = warp % DG, tg = warp / DG;
-  float oa[4] = {0, 0, 0, 0}, ob[4] = {0, 0, 0, 0};
-  float m = MINUS_INF, sum = 0, weight = 0;  // of head `warp`; the new token's weight
-  if (warp < G && fresh) {  // the new token comes first
+  if (fresh && NW - 1 - warp < G) {
+    const int h = NW - 1 - warp;
     float s = 0;
     for (int d = lane * 2; d < H; d += 64) {
-      const u32 q = *(const u32*)(A + A_Q + warp * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
+      const u32 q = *(const u32*)(A + A_Q + h * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
       s += to_float(q) * to_float(k) + high(q) * high(k);
     }
-    m = warp_sum(s) * log2e_scale;
-    sum = weight = 1.0f;
+    s = warp_sum(s);
+    if (lane == 0) fresh_score[h] = s * log2e_scale;
   }
+  // Each warp keeps its own running softmax; lane (g, t) that of heads g and g + 8.
+  float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0;
+  char* O = A + A_O + warp * G * H * 4;
+  int used = 0;
 #pragma unroll 1
   for (int c = p.begin; c < p.end; c++) {
-    const int tokens = min(TC, p.count - c * TC);
+    const int tokens = min(TC, p.count - c * TC), n0 = warp * 8;
     const int slots = (tokens + TS - 1) / TS;  // of keys, then as many of values
-    for (int i = 0; i < slots; i++) mbar_wait(ring.full(i), ring.parity(i));
-    for (int n0 = warp * 8; n0 < tokens; n0 += NW * 8) {
-      const char* kt = ring.data(n0 / TS) + n0 % TS * H * 2;
+    if (c == p.begin) used = (tokens + 7) / 8;
+    if (n0 < tokens) {
+      const int ks = n0 / TS, vs = slots + ks, in = n0 % TS;
+      mbar_wait(ring.full(ks), ring.parity(ks));
+      const char* kt = ring.data(ks) + in * H * 2;
       float s[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int i = 0; i < H / 32; i++) {
@@ -645,96 +661,95 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
         mma(s, qa.x, qb.x, qa.y, qb.y, kv.x, kv.y);
         mma(s, qa.z, qb.z, qa.w, qb.w, kv.z, kv.w);
       }
-      float* S = (float*)(A + A_S);
-      if (g < G) *(float2*)(S + g * TC + n0 + 2 * t) = make_float2(s[0] * log2e_scale, s[1] * log2e_scale);
-      if (g + 8 < G) *(float2*)(S + (g + 8) * TC + n0 + 2 * t) = make_float2(s[2] * log2e_scale, s[3] * log2e_scale);
+      const bool in0 = n0 + 2 * t < tokens, in1 = n0 + 2 * t + 1 < tokens;
+      s[0] = in0 ? s[0] * log2e_scale : MINUS_INF;
+      s[1] = in1 ? s[1] * log2e_scale : MINUS_INF;
+      s[2] = in0 ? s[2] * log2e_scale : MINUS_INF;
+      s[3] = in1 ? s[3] * log2e_scale : MINUS_INF;
+      float top0 = fmaxf(m0, fmaxf(s[0], s[1])), top1 = fmaxf(m1, fmaxf(s[2], s[3]));
+      top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 1));
+      top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 1));
+      top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 2));
+      top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 2));
+      const float alpha0 = exp2f(m0 - top0), alpha1 = exp2f(m1 - top1);
+      m0 = top0; m1 = top1;
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[i] = exp2f(s[i] - (i < 2 ? m0 : m1));
+      l0 = l0 * alpha0 + (s[0] + s[1]);
+      l1 = l1 * alpha1 + (s[2] + s[3]);
+      const u32 a0 = pack(s[0], s[1]), a1 = G > 8 ? pack(s[2], s[3]) : 0u;
+      mbar_wait(ring.full(vs), ring.parity(vs));
+      const char* vt = ring.data(vs) + (in + 2 * t) * H * 2;
+#pragma unroll
+      for (int d0 = 0; d0 < H; d0 += 32) {  // column g of product j is dimension d0 + 4 g + j
+        uint2 v0 = make_uint2(0, 0), v1 = make_uint2(0, 0);
+        if (in0) v0 = *(const uint2*)(vt + d0 * 2 + g * 8);
+        if (in1) v1 = *(const uint2*)(vt + H * 2 + d0 * 2 + g * 8);
+        float o[4][4] = {};
+        mma(o[0], a0, a1, 0, 0, __byte_perm(v0.x, v1.x, 0x5410), 0);
+        mma(o[1], a0, a1, 0, 0, __byte_perm(v0.x, v1.x, 0x7632), 0);
+        mma(o[2], a0, a1, 0, 0, __byte_perm(v0.y, v1.y, 0x5410), 0);
+        mma(o[3], a0, a1, 0, 0, __byte_perm(v0.y, v1.y, 0x7632), 0);
+#pragma unroll
+        for (int half = 0; half < (G > 8 ? 2 : 1); half++) {
+          if (half * 8 + g >= G) break;
+          float4* to = (float4*)(O + ((half * 8 + g) * H + d0 + 8 * t) * 4);
+          float4 x = make_float4(o[0][2 * half], o[1][2 * half], o[2][2 * half], o[3][2 * half]);
+          float4 y = make_float4(o[0][2 * half + 1], o[1][2 * half + 1], o[2][2 * half + 1], o[3][2 * half + 1]);
+          if (c > p.begin) {
+            const float al = half ? alpha1 : alpha0;
+            const float4 a = to[0], b = to[1];
+            x = make_float4(x.x + a.x * al, x.y + a.y * al, x.z + a.z * al, x.w + a.w * al);
+            y = make_float4(y.x + b.x * al, y.y + b.y * al, y.z + b.z * al, y.w + b.w * al);
+          }
+          to[0] = x;
+          to[1] = y;
+        }
+      }
+      if (c + 1 == p.end || n0 + TC >= p.count - c * TC) {  // this warp's last tokens
+        l0 += __shfl_xor_sync(~0u, l0, 1);
+        l1 += __shfl_xor_sync(~0u, l1, 1);
+        l0 += __shfl_xor_sync(~0u, l0, 2);
+        l1 += __shfl_xor_sync(~0u, l1, 2);
+        if (t == 0) {
+          M[warp * 16 + g] = m0; M[warp * 16 + 8 + g] = m1;
+          LS[warp * 16 + g] = l0; LS[warp * 16 + 8 + g] = l1;
+        }
+      }
     }
     consumers_sync();
-    if (warp < WPG && lane < slots) mbar_arrive(ring.empty(lane));
-    if (warp < G) {
-      const float* S = (const float*)(A + A_S) + warp * TC;
-      float v[TC / 32], top = m;
-#pragma unroll
-      for (int i = 0; i < TC / 32; i++) {
-        v[i] = lane + 32 * i < tokens ? S[lane + 32 * i] : MINUS_INF;
-        top = fmaxf(top, v[i]);
-      }
-      top = warp_max(top);
-      float add = 0;
-#pragma unroll
-      for (int i = 0; i < TC / 32; i++) {
-        v[i] = exp2f(v[i] - top);
-        add += v[i];
-        *(u16*)(A + A_P + warp * PS + (lane + 32 * i) * 2) = (u16)pack(v[i], 0.0f);
-      }
-      const float alpha = exp2f(m - top);
-      sum = sum * alpha + warp_sum(add);
-      weight *= alpha;
-      m = top;
-      if (lane == 0) stats[warp] = alpha;
-    }
-    consumers_sync();
-    ring.pos += slots;
-    for (int i = 0; i < slots; i++) mbar_wait(ring.full(i), ring.parity(i));
-    if (tg < TG) {
-      const float al = g < G ? stats[g] : 0.0f, ah = g + 8 < G ? stats[g + 8] : 0.0f;
-      oa[0] *= al; oa[1] *= al; ob[0] *= al; ob[1] *= al;
-      oa[2] *= ah; oa[3] *= ah; ob[2] *= ah; ob[3] *= ah;
-      for (int k0 = tg * 16; k0 < tokens; k0 += TG * 16) {
-        const char* vt = ring.data(k0 / TS) + k0 % TS * H * 2;
-        u32 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int tok = 2 * t + (i & 1) + (i >> 1) * 8;
-          v[i] = k0 + tok < tokens ? *(const u32*)(vt + tok * H * 2 + dg * 32 + g * 4) : 0u;
-        }
-        u32 a0 = 0, a1 = 0, a2 = 0, a3 = 0;
-        if (g < G) {
-          a0 = *(const u32*)(A + A_P + g * PS + (k0 + 2 * t) * 2);
-          a2 = *(const u32*)(A + A_P + g * PS + (k0 + 2 * t + 8) * 2);
-        }
-        if (g + 8 < G) {
-          a1 = *(const u32*)(A + A_P + (g + 8) * PS + (k0 + 2 * t) * 2);
-          a3 = *(const u32*)(A + A_P + (g + 8) * PS + (k0 + 2 * t + 8) * 2);
-        }
-        mma(oa, a0, a1, a2, a3, __byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410));
-        mma(ob, a0, a1, a2, a3, __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632));
-      }
-    }
-    consumers_sync();
-    if (warp < WPG && lane < slots) mbar_arrive(ring.empty(lane));
-    ring.pos += slots;
+    if (warp < WPG && lane < 2 * slots) mbar_arrive(ring.empty(lane));
+    ring.pos += 2 * slots;
   }
-  if (warp < G && lane == 0) { stats[16 + warp] = weight; stats[32 + warp] = m; stats[48 + warp] = sum; }
-  float* O = (float*)(A + A_O);
-  if (tg < TG) {
-    if (g < G) *(float4*)(O + (tg * G + g) * H + dg * 16 + 4 * t) = make_float4(oa[0], ob[0], oa[1], ob[1]);
-    if (g + 8 < G) *(float4*)(O + (tg * G + g + 8) * H + dg * 16 + 4 * t) = make_float4(oa[2], ob[2], oa[3], ob[3]);
-  }
-  consumers_sync();
+  if (p.begin == p.end) consumers_sync();
   for (int i = tid; i < G * H / 2; i += NT) {
     const int h = i / (H / 2), d = i % (H / 2) * 2;
-    float o0 = 0, o1 = 0;
-#pragma unroll
-    for (int k = 0; k < TG; k++) {
-      const float2 v = *(const float2*)(O + (k * G + h) * H + d);
-      o0 += v.x; o1 += v.y;
-    }
-    const float w = stats[16 + h];
+    float top = fresh ? fresh_score[h] : MINUS_INF;
+    for (int w = 0; w < used; w++) top = fmaxf(top, M[w * 16 + h]);
+    float o0 = 0, o1 = 0, sum = 0;
     if (fresh) {
       const u32 v = *(const u32*)(A + A_KV + H * 2 + d * 2);
-      o0 += w * to_float(v);
-      o1 += w * high(v);
+      sum = exp2f(fresh_score[h] - top);
+      o0 = sum * to_float(v);
+      o1 = sum * high(v);
+    }
+#pragma unroll 4
+    for (int w = 0; w < used; w++) {
+      const float weight = exp2f(M[w * 16 + h] - top);
+      const float2 v = *(const float2*)(A + A_O + ((w * G + h) * H + d) * 4);
+      o0 += weight * v.x;
+      o1 += weight * v.y;
+      sum += weight * LS[w * 16 + h];
     }
     const int q = p.head * G + h;
     if (p.splits == 1) {
-      const float inv = 1.0f / stats[48 + h];
+      const float inv = 1.0f / sum;
       put(ll_mix + (q * H + d) / 2, pack(o0 * inv, o1 * inv), tag);
     } else {
       u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
       put(to + d, __float_as_uint(o0), tag);
       put(to + d + 1, __float_as_uint(o1), tag);
-      if (d == 0) { put(to + H, __float_as_uint(stats[32 + h]), tag); put(to + H + 1, __float_as_uint(stats[48 + h]), tag); }
+      if (d == 0) { put(to + H, __float_as_uint(top), tag); put(to + H + 1, __float_as_uint(sum), tag); }
     }
   }
   consumers_sync();
@@ -884,8 +899,7 @@ extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PA
       mbar_init(saddr(smem + OFF_BAR) + i * 8, 1);
       mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, WPG);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    show_barriers();
   }
   __syncthreads();
   if (threadIdx.x == NT) find_past();

@@ -16,7 +16,7 @@ from jllama.layers.quantized import QTensor
 from jllama.model import Params
 
 THREADS = 17 * 32  # 16 warps that compute, one that streams
-ROW_BYTES = 2048  # of a weight row per ring slot
+ROW_BYTES = 1024  # of a weight row per ring slot
 GROUPS = 4  # of warps: each takes every fourth slot of the ring
 TABLE_LAYER, TABLE_PER_LAYER = 16, 12  # the pointer table of decode.cu
 SPIN_LIMIT = 1 << 27
@@ -85,11 +85,15 @@ class Plan:
         """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in decode.cu."""
         row, row_scales = columns * f.bits // 8, f.row_scales(columns)
         rows = 16 if 2 * row <= self.row_bytes else 8
-        data = rows * (min(row, self.row_bytes) + 4 * f.lane_bytes)
+        pieces = -(-row // self.row_bytes)
+        units = -(--(-row // 64) // pieces)
+        units = -(-units // 4) * 4 if f.group else units
+        piece = min(row, units * 64)
+        data = rows * (piece + 4 * f.lane_bytes)
         if not f.group:
             return data
-        if row > self.row_bytes:
-            return data + rows * (row_scales * self.row_bytes // row // 16 * 16 + 16)
+        if piece < row:
+            return data + rows * (f.row_scales(piece * 8 // f.bits) + 16)
         return data + 2 * ((rows // 2 * row_scales + 47) // 16 * 16)
 
     @property
@@ -98,9 +102,8 @@ class Plan:
         c = self.config
         H, G, N = c.head_dim, c.num_attention_heads // c.num_key_value_heads, c.num_attention_heads
         widest = max(c.hidden_size, c.intermediate_size, N * H)
-        token_groups = 16 // (H // 16)
-        attention = 16 * (H * 2 + 16) + H * 4 + G * self.chunk * 4 + 16 * (self.chunk * 2 + 16)
-        attention += token_groups * G * H * 4 + 256
+        warps = self.chunk // 8
+        attention = 16 * (H * 2 + 16) + H * 4 + warps * 128 + 64 + warps * G * H * 4
         x = max(widest * 2 + widest // 8, attention, (512 // H) * (H + 2) * 4)
         table = (TABLE_LAYER + c.num_hidden_layers * TABLE_PER_LAYER) * 8
         return -(-x // 128) * 128 + 8192 + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + 64 + table + 64

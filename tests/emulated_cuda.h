@@ -1,0 +1,196 @@
+// Runs a CUDA kernel on a CPU: every thread is a fiber; what threads do together waits for all of them.
+//
+// Copies of the copy engine land late and out of order. Nothing is said of the memory model or of speed.
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <vector>
+
+#define EMULATED
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+using std::max;
+using std::min;
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+template <class A, class B> static auto max(A a, B b) { return a > b ? a : b; }
+template <class A, class B> static auto min(A a, B b) { return a < b ? a : b; }
+
+struct Index { int x; };
+struct Fiber { ucontext_t context; int thread, block; bool done; std::vector<char> stack; };
+struct Meeting { int arrived = 0, turn = 0; float f[32]; unsigned u[32][10]; float c[32][4]; };
+struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; };
+struct Copy { int block; unsigned dst, bytes, bar; const char* src; };
+
+static std::vector<Fiber> fibers;
+static Fiber* me;
+static ucontext_t scheduler;
+static std::vector<std::vector<char>> shared_memory;
+static std::vector<std::vector<Barrier>> barriers;
+static std::vector<Meeting> warps, groups;
+static std::vector<Copy> copies;
+static int warps_per_block;
+#define threadIdx (Index{me->thread})
+#define blockIdx (Index{me->block})
+#define smem (shared_memory[me->block].data())
+
+static void pause_fiber() { swapcontext(&me->context, &scheduler); }
+static void meet(Meeting& m, int people) {
+  const int turn = m.turn;
+  if (++m.arrived == people) { m.arrived = 0; m.turn++; }
+  else while (m.turn == turn) pause_fiber();
+}
+static Meeting& my_warp() { return warps[me->block * warps_per_block + me->thread / 32]; }
+static void __syncwarp() { meet(my_warp(), 32); }
+static void __syncthreads() { meet(groups[me->block * 2], warps_per_block * 32); }
+template <class T> static T exchange(T v, int from) {
+  Meeting& m = my_warp();
+  memcpy(&m.f[me->thread % 32], &v, 4);
+  meet(m, 32);
+  T r;
+  memcpy(&r, &m.f[from], 4);
+  meet(m, 32);
+  return r;
+}
+template <class T> static T __shfl_xor_sync(unsigned, T v, int mask) { return exchange(v, (me->thread % 32) ^ mask); }
+template <class T> static T __shfl_sync(unsigned, T v, int from) { return exchange(v, from); }
+template <class T> static T __shfl_down_sync(unsigned, T v, int by) { return exchange(v, min(31, me->thread % 32 + by)); }
+static bool __any_sync(unsigned, bool v) {
+  unsigned any = 0;
+  for (int i = 0; i < 32; i++) any |= exchange((unsigned)v, i);
+  return any;
+}
+static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t both = (uint64_t)b << 32 | a;
+  unsigned r = 0;
+  for (int i = 0; i < 4; i++) r |= (unsigned)(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return r;
+}
+template <class T> static T __ldg(const T* p) { return *p; }
+static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
+static float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
+static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
+static float half_to_float(unsigned short bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
+static float to_float(unsigned bits) {
+  return FP16 ? half_to_float((unsigned short)bits) : __uint_as_float(bits << 16);
+}
+static unsigned narrow(float v) {
+  if (FP16) { _Float16 h = (_Float16)v; unsigned short b; memcpy(&b, &h, 2); return b; }
+  unsigned u = __float_as_uint(v);
+  if ((u & 0x7fffffff) > 0x7f800000) return 0x7fff;
+  return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+static unsigned pack(float lo, float hi) { return narrow(lo) | narrow(hi) << 16; }
+
+static unsigned saddr(const void* p) { return (unsigned)((const char*)p - smem); }
+static Barrier& barrier(unsigned at) { return barriers[me->block][at / 8]; }
+static void settle(Barrier& b) {
+  if (b.pending == 0 && b.bytes == 0) { b.turn++; b.pending = b.count; }
+}
+static void mbar_init(unsigned at, unsigned count) { barrier(at).count = barrier(at).pending = (int)count; }
+static void mbar_arrive(unsigned at) {
+  Barrier& b = barrier(at);
+  if (b.pending <= 0) { fprintf(stderr, "an arrival too many\n"); abort(); }
+  b.pending--;
+  settle(b);
+}
+static void mbar_expect(unsigned at, unsigned bytes) { barrier(at).bytes += bytes; mbar_arrive(at); }
+static void mbar_wait(unsigned at, unsigned parity) {
+  while ((barrier(at).turn & 1) == parity) pause_fiber();
+}
+static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned bar, unsigned long long) {
+  if (dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes) { fprintf(stderr, "copy of %u bytes to %u\n", bytes, dst); abort(); }
+  copies.push_back({me->block, dst, bytes, bar, (const char*)src});
+}
+static void consumers_sync();
+static void put(unsigned long long* p, unsigned data, unsigned tag) { *p = (unsigned long long)tag << 32 | data; }
+static unsigned long long peek(const unsigned long long* p) { return *p; }
+static void peek2(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = p[0]; b = p[1]; }
+static void patience(unsigned& spins) {
+  pause_fiber();
+  if (++spins > 200000) { fprintf(stderr, "block %d thread %d waits for ever\n", me->block, me->thread); abort(); }
+}
+static unsigned long long read_once_policy() { return 0; }
+static void show_barriers() {}
+
+static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  Meeting& m = my_warp();
+  const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
+  const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(m.u[lane], mine, sizeof mine);
+  meet(m, 32);
+  for (int i = 0; i < 4; i++) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    float sum = c[i];
+    for (int k = 0; k < 16; k++) {
+      const int from = k % 8 / 2, upper = k / 8, shift = k % 2 * 16;
+      const unsigned a = m.u[row % 8 * 4 + from][upper * 2 + row / 8] >> shift & 0xffff;
+      const unsigned b = m.u[column * 4 + from][4 + upper] >> shift & 0xffff;
+      sum += to_float(a) * to_float(b);
+    }
+    c[i] = sum;
+  }
+  meet(m, 32);
+}
+
+static void land(size_t i) {
+  const Copy c = copies[i];
+  copies[i] = copies.back();
+  copies.pop_back();
+  memcpy(shared_memory[c.block].data() + c.dst, c.src, c.bytes);
+  Barrier& b = barriers[c.block][c.bar / 8];
+  b.bytes -= c.bytes;
+  settle(b);
+}
+
+template <class Kernel> static void run_kernel(int blocks, int threads, int shared_bytes, Kernel kernel) {
+  static Kernel* body;
+  body = &kernel;
+  warps_per_block = threads / 32;
+  shared_memory.assign(blocks, std::vector<char>(shared_bytes, (char)0xff));  // 0xffff is not a number
+  barriers.assign(blocks, std::vector<Barrier>(shared_bytes / 8));
+  warps.assign(blocks * warps_per_block, Meeting());
+  groups.assign(blocks * 2, Meeting());
+  copies.clear();
+  fibers.clear();
+  fibers.resize(blocks * threads);
+  for (int i = 0; i < blocks * threads; i++) {
+    Fiber& f = fibers[i];
+    f.thread = i % threads, f.block = i / threads, f.done = false;
+    f.stack.resize(32768);
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = &scheduler;
+    makecontext(&f.context, (void (*)())(+[] { (*body)(); me->done = true; }), 0);
+  }
+  size_t left = fibers.size();
+  while (left) {
+    left = 0;
+    for (Fiber& f : fibers) {
+      if (f.done) continue;
+      me = &f;
+      swapcontext(&scheduler, &f.context);
+      left += !f.done;
+    }
+    for (size_t n = copies.size() / 2 + 1; n && !copies.empty(); n--) land((size_t)rand() % copies.size());
+  }
+}
