@@ -12,8 +12,9 @@ from typing import Any
 from jllama import archive_cache
 from jllama.archive_json import read_document
 from jllama.branches import Branch, Message
-from jllama.conversation import Conversation, check_policy
+from jllama.conversation import Conversation
 from jllama.errors import JllamaError
+from jllama.overflow import check_policy
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.tokenizer import Tokenizer

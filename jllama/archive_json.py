@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 from jllama.branches import MAX_BRANCHES, Message, check_name
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings, build_settings

@@ -7,7 +7,6 @@
 The history is what the model read and wrote, token by token: each turn computes its new message alone.
 """
 
-import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -15,11 +14,10 @@ from jllama.answer import Result
 from jllama.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
 from jllama.errors import JllamaError
 from jllama.loading import Model
+from jllama.overflow import check_policy, fit
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.transcript import Transcript, kept_ids
-
-POLICIES = ("drop_oldest", "stop")
 
 
 class Conversation:
@@ -192,7 +190,14 @@ class Conversation:
 
     def _answer(self, messages: tuple[Message, ...], settings: GenerationSettings) -> Iterator[str]:
         branch = self.branch
-        prompt, dropped = self._fit(messages, settings.max_new_tokens)
+        prompt, dropped = fit(
+            lambda count: self.encode(messages[2 * count :]),
+            turns=len(messages) // 2,  # complete ones: the last message is a question
+            dropped=branch.dropped,
+            wanted=settings.max_new_tokens,
+            size=self.max_seq_len,
+            policy=self.on_overflow,
+        )
         settings = dataclasses.replace(settings, stop=(*settings.stop, *self.transcript.stops))
         before, result = branch.session.result, None
         try:
@@ -209,53 +214,9 @@ class Conversation:
                 branch.messages = (*messages, Message("assistant", result.text.lstrip(), ids))
                 branch.dropped = dropped
 
-    def _fit(self, messages: tuple[Message, ...], wanted: int) -> tuple[list[int], int]:
-        """The prompt and how many of the oldest turns it leaves out so that an answer has room.
-
-        Once turns must go, enough of them go that the next few turns reuse the cache again.
-        """
-        turns = len(messages) // 2  # complete ones: the last message is a question
-        dropped, S = min(self.branch.dropped, turns), self.max_seq_len
-        prompt = self.encode(messages[2 * dropped :])
-        reserve = min(wanted, S // 4)
-        if len(prompt) + reserve <= S:
-            return prompt, dropped
-        if self.on_overflow == "stop":
-            self._check_room(len(prompt), dropped < turns)
-            return prompt, dropped
-        room = S - reserve - S // 4
-
-        def fits(count: int) -> bool:
-            return len(self.encode(messages[2 * count :])) <= room
-
-        dropped = min(bisect.bisect_left(range(turns), True, lo=dropped, key=fits), turns)
-        prompt = self.encode(messages[2 * dropped :])
-        self._check_room(len(prompt), False)
-        return prompt, dropped
-
-    def _check_room(self, count: int, has_history: bool) -> None:
-        if count < self.max_seq_len:
-            return
-        if has_history:
-            raise JllamaError(
-                f"the context is full: the conversation would have {count} tokens of {self.max_seq_len}; "
-                "undo turns, clear it, or drop the oldest turns (on_overflow=drop_oldest)"
-            )
-        raise JllamaError(
-            f"the message is too long: {count} tokens, and the context has {self.max_seq_len} "
-            f"(the model's: {self.model.config.context_length}): shorten it or raise max_seq_len"
-        )
-
     def _set_messages(self, messages: tuple[Message, ...]) -> None:
         self.branch.messages = messages
         self.branch.dropped = min(self.branch.dropped, len(messages) // 2)
-
-
-def check_policy(text: str) -> str:
-    """`text`, if it is what `on_overflow` may be; else a `JllamaError`."""
-    if text not in POLICIES:
-        raise JllamaError(f"on_overflow={text!r} must be one of {', '.join(POLICIES)}")
-    return text
 
 
 def _from_first_word(pieces: Iterator[str]) -> Iterator[str]:

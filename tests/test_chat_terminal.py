@@ -1,4 +1,4 @@
-"""chat.py in a real (pseudo-)terminal, with the story model whose context is stretched so that it can go on."""
+"""chat.py in a real (pseudo-)terminal, with the story model, its context stretched so that it can go on."""
 
 import json
 import shutil
