@@ -239,7 +239,7 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
           k[j + 4] = (raw >> 4) & 0x0f0f0f0f;
         }
       }
-      if (M <= 8) UNROLL for (int j = 0; j < words; j++) __builtin_prefetch(p + 2048 + j * TILE * 4 + v * LANES * 4);
+      if (M <= 8) UNROLL for (int j = 0; j < words; j++) __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4);
       const F s = w.scale(w.scales, g * TILE + v * LANES), o = w.offsets ? w.scale(w.offsets, g * TILE + v * LANES) : F{};
       UNROLL for (int i = 0; i < M; i++) {
         const Block& xb = x[(m + i) * blocks + b];
@@ -263,7 +263,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
   for (; c + LANES * U <= n; c += LANES * U) UNROLL for (int u = 0; u < U; u++) {
     F k[R];
     UNROLL for (int r = 0; r < R; r++) k[r] = load(w + r * n + c + u * LANES);
-    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(R == 1 ? (const char*)(w + c + u * LANES) + 2048 : (const char*)(w + (R + r) * n + c));
+    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(R == 1 ? (const char*)(w + c + u * LANES) + 4096 : (const char*)(w + (R + r) * n + c));
     UNROLL for (int i = 0; i < M; i++) { F v = load(x + i * stride + c + u * LANES); if (R > 1) IN_REGISTER(v); UNROLL for (int r = 0; r < R; r++) acc[r][i][u] += k[r] * v; }
   }
   for (; U > 1 && c + LANES <= n; c += LANES)
@@ -287,10 +287,10 @@ constexpr int MANY = LANES == 16 ? 8 : 2, FEW = LANES == 16 ? 8 : 4;  // as the 
 
 // Few rows of activations: for one or two, one row of the weight at a time, the order in which memory reads
 // fastest; for more, as many accumulators as there are registers.
-template <class T> static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
+template <class T> static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t stride, int64_t rows, const Out& out) {
   auto by = [&](auto R, auto M, auto U, int64_t r, int64_t m) {
     float y[R()][M()];
-    dots<T, R(), M(), U()>(w + r * n, n, x + m * n, n, y);
+    dots<T, R(), M(), U()>(w + r * n, n, x + m * stride, stride, y);
     for (int k = 0; k < R(); k++) for (int i = 0; i < M(); i++) store(out, m + i, r + k, y[k][i]);
   };
   if (rows <= 2) {
@@ -331,7 +331,7 @@ template <class T> static void pack(const T* w, int64_t n, int64_t rows, int64_t
     }
   for (; c < depth; c++) for (int64_t i = 0; i < PANEL; i++) out[c * PANEL + i] = i < rows ? one(w[i * n + c]) : 0.f;
 }
-template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t rows, const Out& out) {
+template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t stride, int64_t rows, const Out& out) {
   static thread_local std::vector<float> packed, sums;
   packed.resize(PANEL * DEPTH); sums.assign(rows * PANEL, 0.f);
   for (int64_t r = r0; r < r1; r += PANEL) {
@@ -344,20 +344,20 @@ template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r
     for (int64_t c0 = 0; c0 < n; c0 += DEPTH) {
       const int64_t depth = std::min<int64_t>(DEPTH, n - c0);
       pack(w + r * n + c0, n, wide, depth, packed.data());
-      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) { panel<M()>(packed.data(), depth, x + m * n + c0, n, 1, y + m * ldy, ldy); });
+      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) { panel<M()>(packed.data(), depth, x + m * stride + c0, stride, 1, y + m * ldy, ldy); });
     }
     if (!direct) for (int64_t m = 0; m < rows; m++) for (int64_t i = 0; i < wide; i++) store(out, m, r + i, sums[m * PANEL + i]);
   }
 }
 
-struct Rows { const float* x; const Block* blocks; };  // activations [M, cols], also quantised where needed
+struct Rows { const float* x; int64_t stride; const Block* blocks; };  // activations [M, cols], also quantised where needed
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE,
-                step = std::max<int64_t>(1, tiles / (pool.threads() * 8 * even)) * even;
+                step = std::max<int64_t>(1, tiles / (pool.threads() * (rows <= 16 ? 2 : 8) * even)) * even;
   pool.run((tiles + step - 1) / step, [&](int64_t chunk) {
     const int64_t t0 = chunk * step, t1 = std::min(t0 + step, tiles);
     if (!w.quantised())
-      return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows <= 16 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, rows, out); });
+      return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows <= 16 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, in.stride, rows, out); });
     for (int64_t t = t0; t < t1; t++)
       by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
         w.kind == Q8 ? tile<true, M()>(w, t, in.blocks, m, out) : tile<false, M()>(w, t, in.blocks, m, out);
@@ -539,34 +539,36 @@ struct Step : Spec {
       for (auto* v : {&l.norm1, &l.norm2, &l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias}) *v = in.vector(dtype, keep);
     final_norm = in.vector(dtype, keep);
     const int64_t most = std::max({D, K * G * H, F});
-    x.resize(M * D); a.resize(M * most); wide.resize(M * std::max(K * (G + 2) * H, 2 * F));
+    x.resize(M * D); a.resize(M * padded(most)); wide.resize(M * std::max(K * (G + 2) * H, 2 * F));
     blocks.resize(M * (most / BLOCK + 1));
   }
+  // Rows a power of two apart would fight for the same lines of the first-level cache.
+  static int64_t padded(int64_t n) { return n + 16; }
   float epsilon() const { float e; uint32_t u = uint32_t(eps); memcpy(&e, &u, 4); return e; }
   template <class Work> void each_row(int64_t rows, const Work& work) { pool.run(rows, work); }
   // Readies row m of `a` for w.
-  void ready(const Weight& w, int64_t m) { if (w.quantised()) quantise(&a[m * w.cols], w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]); }
-  void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add) { product(pool, w, {a.data(), blocks.data()}, rows, {y, w.rows, bias, add}); }
+  void ready(const Weight& w, int64_t m) { if (w.quantised()) quantise(&a[m * padded(w.cols)], w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]); }
+  void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add) { product(pool, w, {a.data(), padded(w.cols), blocks.data()}, rows, {y, w.rows, bias, add}); }
 
   void run() {
     const int32_t *tokens = (int32_t*)in.arg(0), *n_valid = (int32_t*)in.arg(2);
     each_row(M, [&](int64_t m) { embed(table, tokens[m], &x[m * D]); });
     for (int64_t l = 0; l < L; l++) {
       Layer& p = layers[l];
-      each_row(M, [&](int64_t m) { rms_norm(&x[m * D], p.norm1, D, epsilon(), &a[m * D]); ready(p.qkv, m); });
+      each_row(M, [&](int64_t m) { rms_norm(&x[m * D], p.norm1, D, epsilon(), &a[m * padded(D)]); ready(p.qkv, m); });
       apply(p.qkv, M, wide.data(), p.qkv_bias, false);
       typed(cache, in.ret(1 + l), [&](auto* keys) { attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l); });
       each_row(M, [&](int64_t m) { ready(p.o, m); });
       apply(p.o, M, x.data(), p.o_bias, true);
-      each_row(M, [&](int64_t m) { rms_norm(&x[m * D], p.norm2, D, epsilon(), &a[m * D]); ready(p.gate_up, m); });
+      each_row(M, [&](int64_t m) { rms_norm(&x[m * D], p.norm2, D, epsilon(), &a[m * padded(D)]); ready(p.gate_up, m); });
       apply(p.gate_up, M, wide.data(), p.gate_up_bias, false);
-      each_row(M, [&](int64_t m) { gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * F]); ready(p.down, m); });
+      each_row(M, [&](int64_t m) { gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]); ready(p.down, m); });
       apply(p.down, M, x.data(), p.down_bias, true);
     }
     const int64_t rows = last_only ? B : M;
     each_row(rows, [&](int64_t m) {
       const int64_t from = last_only ? m * T + std::min<int64_t>(std::max(n_valid[m] - 1, 0), T - 1) : m;
-      rms_norm(&x[from * D], final_norm, D, epsilon(), &a[m * D]); ready(head, m);
+      rms_norm(&x[from * D], final_norm, D, epsilon(), &a[m * padded(D)]); ready(head, m);
     });
     apply(head, rows, (float*)in.ret(0), nullptr, false);
   }
@@ -599,7 +601,7 @@ struct Step : Spec {
       const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most, end = std::min(begin + most, queries);
       const C *own_keys = keys + bk * S * H, *own_values = values + bk * S * H;
       auto query = [&](int64_t i) { return &wide[(b * T + i / G) * width + k * per_head + i % G * H]; };
-      auto result = [&](int64_t i) { return &a[(b * T + i / G) * K * G * H + (k * G + i % G) * H]; };
+      auto result = [&](int64_t i) { return &a[(b * T + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
       auto range = [&](int64_t i, auto* first, auto* last) {
         const int64_t at = length[b] + i / G;
         *last = std::min(at, S - 1);
@@ -652,7 +654,7 @@ extern "C" XLA_FFI_Error* jllama_product(XLA_FFI_CallFrame* call) {  // x [M, co
   const float* x = (const float*)in.arg(0);
   std::vector<Block> blocks(w.quantised() ? rows * (w.cols / BLOCK) : 0);
   if (w.quantised()) pool.run(rows, [&](int64_t m) { quantise(x + m * w.cols, w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]); });
-  product(pool, w, {x, blocks.data()}, rows, {(float*)in.ret(0), w.rows, nullptr, false});
+  product(pool, w, {x, w.cols, blocks.data()}, rows, {(float*)in.ret(0), w.rows, nullptr, false});
   return nullptr;
 }
 
