@@ -94,19 +94,27 @@ def start_decode(
     return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
 
 
-def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
-    """Feeds each row's last token and samples its next one; rows that are done stay as they are."""
+def decode_step(
+    config: ModelConfig, params: Params, state: DecodeState, platform: str, *, plain: bool = False
+) -> DecodeState:
+    """Feeds each row's last token and samples its next one; rows that are done stay as they are.
+
+    `plain`: every row takes the largest logit as it is (`Sampling.is_plain`).
+    """
     active = (~state.done).astype(jnp.int32)
     logits, cache = kernels.forward(
         config, params, state.token[:, None], state.cache, n_valid=active, platform=platform
     )
-    return _take_token(dataclasses.replace(state, cache=cache), logits[:, 0])
+    return _take_token(dataclasses.replace(state, cache=cache), logits[:, 0], plain)
 
 
-def _take_token(state: DecodeState, logits: Array) -> DecodeState:
+def _take_token(state: DecodeState, logits: Array, plain: bool = False) -> DecodeState:
     """Samples the next token of each row that is not done."""
     active = ~state.done
-    token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
+    if plain:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
     token = jnp.where(active, token, state.token)
     generated = state.generated + active.astype(jnp.int32)
     ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
@@ -117,7 +125,7 @@ def _take_token(state: DecodeState, logits: Array) -> DecodeState:
         generated=generated,
         done=state.done | (ended & active) | ~finite,
         healthy=state.healthy & finite,
-        counts=state.counts.add(token, active),
+        counts=state.counts if plain else state.counts.add(token, active),
     )
 
 
@@ -136,25 +144,59 @@ def decode_block(
 ) -> tuple[DecodeState, Block]:
     """Up to `steps` (int32 scalar, at most `BLOCK`) decode steps, fewer once all rows are done.
 
-    The old state is donated: it must not be used afterwards.
+    A GPU always takes `BLOCK` steps. The old state is donated: it must not be used afterwards.
     """
-    tokens = jnp.full((state.token.shape[0], BLOCK), NO_TOKEN, jnp.int32)
-
-    def unfinished(carry: tuple[Array, DecodeState, Array]) -> Array:
-        step, state, _ = carry
-        return (step < steps) & ~jnp.all(state.done)
-
-    def body(carry: tuple[Array, DecodeState, Array]) -> tuple[Array, DecodeState, Array]:
-        step, state, tokens = carry
-        active = ~state.done
-        # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
-        weights, _ = jax.lax.optimization_barrier((params, step))
-        state = decode_step(config, weights, state, platform)
-        new = jnp.where(active, state.token, NO_TOKEN)
-        return step + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
-
-    _, state, tokens = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, tokens))
+    loop = _fixed_loop if platform == "gpu" else _open_loop
+    state, tokens = loop(config, params, state, steps, platform)
     return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)
+
+
+Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BLOCK]
+
+
+def _one_step(config: ModelConfig, params: Params, carry: Carry, platform: str, plain: bool) -> Carry:
+    step, state, tokens = carry
+    active = ~state.done
+    # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
+    weights, _ = jax.lax.optimization_barrier((params, step))
+    state = decode_step(config, weights, state, platform, plain=plain)
+    new = jnp.where(active, state.token, NO_TOKEN)
+    return step + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
+
+
+def _open_loop(
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, platform: str
+) -> tuple[DecodeState, Array]:
+    """Ends after `steps` or with the last row."""
+
+    def unfinished(carry: Carry) -> Array:
+        return (carry[0] < steps) & ~jnp.all(carry[1].done)
+
+    def body(carry: Carry) -> Carry:
+        return _one_step(config, params, carry, platform, plain=False)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
+
+
+def _fixed_loop(
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, platform: str
+) -> tuple[DecodeState, Array]:
+    """Always `BLOCK` steps, and one branch for all of them.
+
+    On a GPU every condition that the device computes costs a round trip to the host, a third of a step.
+    """
+
+    def run(state: DecodeState, plain: bool) -> tuple[DecodeState, Array]:
+        def body(_: Array, carry: Carry) -> Carry:
+            return _one_step(config, params, carry, platform, plain)
+
+        return jax.lax.fori_loop(0, BLOCK, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
+
+    return jax.lax.cond(state.sampling.is_plain(), partial(run, plain=True), partial(run, plain=False), state)
+
+
+def _no_tokens(state: DecodeState) -> Array:
+    return jnp.full((state.token.shape[0], BLOCK), NO_TOKEN, jnp.int32)
 
 
 class Decoder:
@@ -179,7 +221,8 @@ class Decoder:
         Raises:
           JllamaError: the logits of a row are not finite.
         """
-        platform, steps, before = platform_of(self.params), 1, time.perf_counter()
+        platform, before = platform_of(self.params), time.perf_counter()
+        steps = BLOCK if platform == "gpu" else 1
         while True:
             self.state, ahead = decode_block(
                 self.config, self.params, self.state, np.int32(steps), platform=platform
@@ -190,21 +233,17 @@ class Decoder:
             if np.asarray(self._ready.done).all():
                 return
             now = time.perf_counter()
-            steps = _next_steps(steps, now - before, self._block_seconds)
+            steps = BLOCK if platform == "gpu" else _next_steps(steps, now - before, self._block_seconds)
             self._ready, before = ahead, now
 
 
 def _next_steps(steps: int, seconds: float, target: float) -> int:
-    """Twice as many steps while they took less than half of the target time, fewer when they took longer."""
-    if seconds < target / 2:
-        return min(2 * steps, BLOCK)
-    return max(1, steps // 2) if seconds > 2 * target else steps
+    """Twice as many while they took less than half of the target time, half when more than twice."""
+    return min(2 * steps, BLOCK) if seconds < target / 2 else max(1, steps // (1 + (seconds > 2 * target)))
 
 
 def _check_healthy(block: Block, dtype: jnp.dtype) -> None:
     if np.asarray(block.healthy).all():
         return
-    advice = (
-        "use --dtype=bfloat16, whose range is wider" if dtype == jnp.float16 else "is the checkpoint damaged?"
-    )
+    advice = "use --dtype=bfloat16" if dtype == jnp.float16 else "is the checkpoint damaged?"
     raise JllamaError(f"the model's logits are not finite in {dtype}: {advice}")

@@ -68,6 +68,12 @@ class Sampling:
         rows: dict[str, Any] = {name: np.full((batch,), value, np.float32) for name, value in numbers.items()}
         return cls(top_k=np.full((batch,), top_k, np.int32), logit_bias=bias, **rows)  # type: ignore[arg-type]
 
+    def is_plain(self) -> Array:
+        """Bool scalar: every row takes the largest logit, with nothing added or taken away."""
+        neutral = (self.temperature == 0) & (self.repetition_penalty == 1)
+        neutral &= (self.presence_penalty == 0) & (self.frequency_penalty == 0)
+        return jnp.all(neutral) & ~jnp.any(self.logit_bias)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -62,19 +62,28 @@ class Ceilings:
 
 
 def ceilings(dtype: str, platform: str) -> Ceilings:
-    """Reads a large array, and multiplies two large matrices of the run dtype."""
+    """Reads or copies (counting both ways) a large array; multiplies two matrices of the run dtype."""
     gpu = platform == "gpu"
     rows = jnp.ones((8192, 131072 if gpu else 16384), jnp.float32)
     read = _median_seconds(lambda: _row_maxima(rows), 10)
+    copy = _median_seconds(lambda: _negated(rows), 10)  # reads and writes
     size = 8192 if gpu else 2048
     left, right = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
     product = _median_seconds(lambda: _product(left, right), 10)
-    return Ceilings(read_bytes_per_second=rows.nbytes / read, matrix_flops_per_second=2 * size**3 / product)
+    return Ceilings(
+        read_bytes_per_second=max(rows.nbytes / read, 2 * rows.nbytes / copy),
+        matrix_flops_per_second=2 * size**3 / product,
+    )
 
 
 @jax.jit
 def _row_maxima(rows):
     return jnp.max(rows, axis=1)
+
+
+@jax.jit
+def _negated(rows):
+    return -rows
 
 
 @jax.jit

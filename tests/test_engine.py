@@ -77,6 +77,18 @@ def test_a_row_alone_draws_what_it_draws_among_others(tiny_config, tiny_params):
         assert alone[0] == together[row]
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, dict(temperature=1.0, top_p=0.9), dict(frequency_penalty=2.0)], ids=str
+)
+def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch, settings):
+    """It runs anywhere; only its length and its branch differ."""
+    stops = dict(stop_ids=[11, 17], limit=21)
+    here, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    monkeypatch.setattr(engine, "platform_of", lambda params: "gpu")
+    there, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    assert here == there
+
+
 def test_seeds(tiny_config, tiny_params):
     first, again, other = (
         run(tiny_config, tiny_params, PROMPTS[:1], temperature=1.0, seed=seed)[0] for seed in (1, 1, 2)

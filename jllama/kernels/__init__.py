@@ -33,18 +33,21 @@ def forward(
     context: Array | None = None,
     last_only: bool = True,
     platform: str,
+    fresh: bool = False,
 ) -> tuple[Array, KVCache]:
     """`model.forward`, by the platform's fused kernel where there is one for it.
 
     Args:
       platform: `cpu` or `gpu`, where the parameters lie; anything else runs plain XLA.
+      fresh: nothing precedes the tokens: the cache is empty.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     if why_not(config, params, tokens, cache, platform) is not None:
+        attend_fn = prefill_attention(config, tokens, cache) if platform == "gpu" and fresh else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
-        return _by_xla(config, params, tokens, cache, platform, options)
+        return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
@@ -55,9 +58,7 @@ def forward(
     return logits, cache.advance(n_valid)
 
 
-def why_not(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str
-) -> str | None:
+def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str) -> str | None:
     """In one line why no kernel runs this whole call, or None if one does."""
     if os.environ.get("JLLAMA_KERNELS", "1") == "0":
         return "JLLAMA_KERNELS=0"
@@ -71,22 +72,11 @@ def why_not(
     return cpu.forward_supported(config, params, cache)
 
 
-def _by_xla(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str, options: Any
-) -> tuple[Array, KVCache]:
-    """`model.forward`; on a GPU with cuDNN's attention for prompts that nothing precedes.
-
-    One branch around the whole model: on a GPU each branch costs a round trip to the host.
-    """
-
-    def run(attend_fn: Attend | None) -> tuple[Array, KVCache]:
-        return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
-
-    T = tokens.shape[1]
-    if platform != "gpu" or gpu.prefill_supported(config.head_dim, cache.keys[0].dtype, T) is not None:
-        return run(None)
-    fresh = jnp.all(cache.length == 0) & (T <= cache.max_len)
-    return jax.lax.cond(fresh, lambda: run(gpu.prefill_attend), lambda: run(None))
+def prefill_attention(config: ModelConfig, tokens: Array, cache: KVCache) -> Attend | None:
+    """cuDNN's attention for a prompt that nothing precedes, where it can run it."""
+    T, dtype = tokens.shape[1], cache.keys[0].dtype
+    fits = cache.max_len >= T and gpu.prefill_supported(config.head_dim, dtype, T) is None
+    return gpu.prefill_attend if fits else None
 
 
 def _weights(params: Params) -> list[Array | QTensor]:

@@ -49,11 +49,14 @@ class KVCache:
 
         Positions past the end are dropped: nothing valid is ever overwritten.
         """
-        rows = jnp.arange(keys.shape[0], dtype=jnp.int32)[:, None]
-        places = self.length[:, None] + jnp.arange(keys.shape[1], dtype=jnp.int32)[None, :]
+        B, T, K, _ = keys.shape
+        row, head, token = (jnp.arange(size, dtype=jnp.int32) for size in (B, K, T))
+        # All three axes are indexed: with a slice between them XLA would transpose the whole cache.
+        where = (row[:, None, None], head[None, :, None], self.length[:, None, None] + token[None, None, :])
 
         def write(old: Array, new: Array) -> Array:
-            return old.at[rows, :, places].set(new.astype(old.dtype), mode="drop")
+            new = jnp.swapaxes(new, 1, 2).astype(old.dtype)
+            return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
 
         with jax.named_scope("cache_append"):
             new_keys, new_values = write(self.keys[layer], keys), write(self.values[layer], values)
