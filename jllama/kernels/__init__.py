@@ -45,7 +45,7 @@ def forward(
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     if why_not(config, params, tokens, cache, platform) is not None:
-        attend_fn = prefill_attention(config, tokens, cache) if platform == "gpu" and fresh else None
+        attend_fn = gpu_attention(config, tokens, cache, fresh) if platform == "gpu" else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
         return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
     context = cache.length + n_valid if context is None else context
@@ -60,7 +60,7 @@ def forward(
 
 def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str) -> str | None:
     """In one line why no kernel runs this whole call, or None if one does."""
-    if os.environ.get("JLLAMA_KERNELS", "1") == "0":
+    if _switched_off():
         return "JLLAMA_KERNELS=0"
     if platform == "gpu":
         return gpu.decode_supported(config, params, cache, tokens)
@@ -72,11 +72,22 @@ def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, 
     return cpu.forward_supported(config, params, cache)
 
 
-def prefill_attention(config: ModelConfig, tokens: Array, cache: KVCache) -> Attend | None:
-    """cuDNN's attention for a prompt that nothing precedes, where it can run it."""
+def gpu_attention(config: ModelConfig, tokens: Array, cache: KVCache, fresh: bool) -> Attend | None:
+    """The attention kernel for a call that no kernel runs whole: our own for one token a row, cuDNN's for
+    prompts that nothing precedes; None: `layers.attention.attend`.
+    """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
-    fits = cache.max_len >= T and gpu.prefill_supported(config.head_dim, dtype, T) is None
+    if T == 1:
+        heads_per_key = config.num_attention_heads // config.num_key_value_heads
+        known = gpu.attention_supported(heads_per_key, config.head_dim, dtype) is None
+        return gpu.decode_attend if known and not _switched_off() else None
+    fits = fresh and cache.max_len >= T and gpu.prefill_supported(config.head_dim, dtype, T) is None
     return gpu.prefill_attend if fits else None
+
+
+def _switched_off() -> bool:
+    """For comparisons: `JLLAMA_KERNELS=0` leaves everything to XLA and its libraries."""
+    return os.environ.get("JLLAMA_KERNELS", "1") == "0"
 
 
 def _weights(params: Params) -> list[Array | QTensor]:
