@@ -7,8 +7,9 @@
 The history is what the model read and wrote, token by token: each turn computes its new message alone.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from jllama.answer import Result
 from jllama.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
@@ -207,9 +208,8 @@ class Conversation:
             result = branch.session.result
             raise
         finally:
-            if result not in (None, before) and (
-                result.text.strip() or result.finish_reason != "interrupted"
-            ):
+            is_new = result is not before
+            if result and is_new and (result.text.strip() or result.finish_reason != "interrupted"):
                 ids = kept_ids(self.model.tokenizer, prompt, result)
                 branch.messages = (*messages, Message("assistant", result.text.lstrip(), ids))
                 branch.dropped = dropped
@@ -219,11 +219,14 @@ class Conversation:
         self.branch.dropped = min(self.branch.dropped, len(messages) // 2)
 
 
-def _from_first_word(pieces: Iterator[str]) -> Iterator[str]:
+def _from_first_word(pieces: Generator[str, None, None]) -> Iterator[str]:
     """The pieces without the blanks that some models put before an answer."""
     started = False
-    for piece in pieces:
-        shown = piece if started else piece.lstrip()
-        started = started or bool(shown)
-        if shown:
-            yield shown
+    with contextlib.closing(
+        pieces
+    ):  # now, and not when the collector comes: the session must take its cache back
+        for piece in pieces:
+            shown = piece if started else piece.lstrip()
+            started = started or bool(shown)
+            if shown:
+                yield shown

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Session:
         self._cache: KVCache | None = None
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
-    def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Generator[str, None, None]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
 
         Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too.

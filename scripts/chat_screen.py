@@ -38,8 +38,8 @@ class Screen:
 
     def say(self, text: str, style: str = "dim") -> None:
         """A remark of the chat's own, on lines of its own."""
-        lines = printable(text).split("\n")
-        self._write("\n".join(self._paint(line, style) for line in lines) + "\n")
+        wrap = WordWrap(self._paint)
+        self._write("".join(wrap(line, style) + wrap("\n", "") for line in printable(text).split("\n")))
 
     def error(self, text: str) -> None:
         """A mistake, in one line."""
@@ -115,8 +115,8 @@ def pressed_ctrl_c() -> Iterator[list[int]]:
 
     def note(number: int, frame: Any) -> None:
         presses.append(number)
-        if len(presses) > 1:
-            raise KeyboardInterrupt
+        if len(presses) > 1 and callable(before):
+            before(number, frame)
 
     before = signal.signal(signal.SIGINT, note)
     try:

@@ -23,10 +23,9 @@ def statistics(conversation: Conversation) -> str:
     result = conversation.result
     new = result.prompt_tokens - result.reused_tokens
     return (
-        f"{new} new tokens read at {result.prefill_tokens_per_second:.0f} tok/s"
-        f" ({result.reused_tokens} reused) · {result.generated_tokens} written at"
-        f" {result.decode_tokens_per_second:.1f} tok/s · {reason(conversation)}"
-        f" · context {conversation.context_used} of {conversation.max_seq_len}"
+        f"read {new} tokens at {result.prefill_tokens_per_second:.0f} tok/s, reused {result.reused_tokens}"
+        f" · wrote {result.generated_tokens} at {result.decode_tokens_per_second:.1f} tok/s"
+        f" · context {conversation.context_used} of {conversation.max_seq_len} · {reason(conversation)}"
     )
 
 
