@@ -1,6 +1,7 @@
 """Process-wide JAX settings. `configure` comes first: before a program's first array."""
 
 import os
+import re
 from pathlib import Path
 
 from jllama.errors import JllamaError
@@ -47,6 +48,20 @@ def _compilation_cache() -> Path:
             f"cannot make {path} ({error.strerror}); set JLLAMA_CACHE to a writable directory"
         ) from None
     return path
+
+
+def drop_damaged_programs(warning: str) -> None:
+    """Removes from our cache what JAX warns of: it would neither read nor replace a half-written program.
+
+    Args:
+      warning: any text that `warnings.warn` was given.
+    """
+    import jax
+
+    found = re.match(r"Error (?:reading|writing) persistent compilation cache entry for '(\w+)'", warning)
+    if found and jax.config.jax_compilation_cache_dir == str(cache_dir() / "xla"):
+        for path in (cache_dir() / "xla").glob(f"{found[1]}-*"):
+            path.unlink(missing_ok=True)
 
 
 def _check_device(device: str) -> None:

@@ -1,14 +1,14 @@
 """What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
 
 import errno
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import interrupts
+import streams
 from absl import flags
+from streams import say
 
 from jllama.errors import JllamaError
 
@@ -150,11 +150,6 @@ def count_compile_seconds() -> list[float]:
     return seconds
 
 
-def say(text: str) -> None:
-    """A message for a person: stderr, so that stdout holds the answer alone."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(main: Callable[[], int | None], usage: str) -> None:
     """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     interrupts.catch()
@@ -166,7 +161,7 @@ def run(main: Callable[[], int | None], usage: str) -> None:
 
 def _guarded(main: Callable[[], int | None], usage: str) -> int:
     try:
-        _prepare_streams()
+        streams.prepare()
         if not _wants_help(usage):
             code = main() or 0
             sys.stdout.flush()
@@ -177,22 +172,13 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _settle_stdout()
+        streams.settle_stdout()
         return PIPE_CLOSED
     except Exception as error:
         message = explanation(error)
         if message is None:
             raise
         return _fail(message)
-
-
-def _prepare_streams() -> None:
-    """UTF-8 whatever the locale says; warnings in one line, like the other messages."""
-    if sys.stdout is None or sys.stderr is None:
-        raise JllamaError("standard output or standard error is closed")
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def _wants_help(usage: str) -> bool:
@@ -232,16 +218,7 @@ OUT_OF_MEMORY = "out of memory: choose a smaller --max_seq_len, --dtype=bfloat16
 
 
 def _fail(message: str) -> int:
-    _settle_stdout()
+    streams.settle_stdout()
     if sys.stderr is not None:
         say(f"error: {message}")
     return USER_ERROR
-
-
-def _settle_stdout() -> None:
-    """Flushes; a stream that takes no more is replaced, or Python would complain once more at its exit."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

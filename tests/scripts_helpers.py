@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,22 @@ def environment(cache: Path, **changes: str) -> dict[str, str]:
     kept |= dict(
         JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100"
     )
-    return kept | dict(JAX_PLATFORMS="cpu") | changes
+    # Compiling the kernels anew for each empty cache would take longer than the tests.
+    return kept | dict(JAX_PLATFORMS="cpu", JLLAMA_CPU_KERNELS="0") | changes
 
 
-def command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", str(ROOT / "scripts" / script), *arguments]
-
-
-def start(script: str, *arguments: str, env: dict[str, str], stdin: bytes = b"") -> Outcome:
-    """Runs a script in a process of its own."""
+def start(
+    script: str,
+    *arguments: str,
+    env: dict[str, str],
+    stdin: bytes = b"",
+    warnings: str = "error",
+    before: Callable[[], None] | None = None,
+) -> Outcome:
+    """Runs a script in a process of its own; `before` is called there first."""
     done = subprocess.run(
-        command(script, *arguments),
+        [sys.executable, "-W", warnings, str(ROOT / "scripts" / script), *arguments],
+        preexec_fn=before,
         env=env,
         input=stdin,
         capture_output=True,

@@ -1,6 +1,7 @@
 """`generate.py` as a user runs it: what it prints where, and what each flag does."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -163,7 +164,7 @@ def test_the_second_start_compiles_nothing(instruct, tmp_path):
         counter, script = ROOT / "tests" / "count_compilations.py", ROOT / "scripts" / GENERATE
         done = subprocess.run(
             [sys.executable, str(counter), str(script), f"--model={instruct}", "--ignore_eos", *arguments],
-            env=environment(tmp_path / "cache"),
+            env=environment(tmp_path / "cache", JLLAMA_CPU_KERNELS="1"),
             capture_output=True,
             check=True,
         )
@@ -173,3 +174,21 @@ def test_the_second_start_compiles_nothing(instruct, tmp_path):
     assert first["compiled"] == first["programs"] > 2
     again = programs("--prompt=Good morning", "--max_new_tokens=50", "--temperature=0.7", "--top_p=0.9")
     assert again == {"programs": first["programs"], "compiled": 0}
+
+
+def test_half_written_programs_are_replaced(base, tmp_path):
+    def run(before=None):
+        flags = [f"--model={base}", "--prompt=x", "--max_new_tokens=3", "--seed=0"]
+        outcome = start(GENERATE, *flags, env=environment(tmp_path), warnings="default", before=before)
+        assert outcome.code == 0
+        return outcome
+
+    full = run(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    assert "warning: Error writing persistent compilation cache entry for 'jit_decode_block'" in full.err
+    assert not list((tmp_path / "xla").glob("jit_decode_block-*"))
+    run()
+    for program in (tmp_path / "xla").glob("jit_decode_block-*"):
+        program.write_bytes(program.read_bytes()[:1000])
+    assert run().err.startswith("warning: Error reading persistent compilation cache entry")
+    again = run()
+    assert (again.out, again.err) == (full.out, "")

@@ -1,0 +1,42 @@
+"""stdout holds the answer alone, stderr what is said to a person; both in UTF-8."""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+from jllama.errors import JllamaError
+
+
+def say(text: str) -> None:
+    """A message for a person: stderr, so that stdout holds the answer alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def prepare() -> None:
+    """UTF-8 whatever the locale says; warnings in one line, like the other messages.
+
+    Raises:
+      JllamaError: one of them is closed.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        raise JllamaError("standard output or standard error is closed")
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.showwarning = _warn
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    from jllama.runtime import drop_damaged_programs
+
+    say(f"warning: {message}")
+    drop_damaged_programs(str(message))
+
+
+def settle_stdout() -> None:
+    """Flushes; a stream that takes no more is replaced, or Python would complain once more at its exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
