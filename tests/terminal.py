@@ -7,6 +7,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -16,6 +17,12 @@ CURSOR_QUESTION = b"\x1b[6n"
 PROMPT_BEGINS = b"\x1b[?2004h"  # a prompt asks for pasted text in brackets
 PROMPT = "\N{BLACK DIAMOND}"
 SECONDS = 40
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    """A script as a user starts it, every warning an error."""
+    return [sys.executable, "-W", "error", str(ROOT / "scripts" / script), *arguments]
 
 
 class Terminal:
@@ -33,7 +40,7 @@ class Terminal:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=ROOT,
         )
         self._slave: int | None = slave
         self.raw = b""

@@ -12,7 +12,8 @@ import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from scripts_helpers import ROOT, command, environment, start
+from scripts_helpers import ROOT, environment, start
+from terminal import command
 
 from jllama import loading
 from jllama.conversation import Conversation

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from scripts_helpers import command, environment
-from terminal import PROMPT, Terminal
+from scripts_helpers import environment
+from terminal import PROMPT, Terminal, command
 
 LONG = 16384
 
