@@ -31,7 +31,7 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
 
     if device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
-    if compilation_cache and not jax.config.jax_compilation_cache_dir:
+    if compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -59,7 +59,7 @@ def drop_damaged_programs(warning: str) -> None:
     import jax
 
     found = re.match(r"Error (?:reading|writing) persistent compilation cache entry for '(\w+)'", warning)
-    if found and jax.config.jax_compilation_cache_dir == str(cache_dir() / "xla"):
+    if found and jax.config.values["jax_compilation_cache_dir"] == str(cache_dir() / "xla"):
         for path in (cache_dir() / "xla").glob(f"{found[1]}-*"):
             path.unlink(missing_ok=True)
 

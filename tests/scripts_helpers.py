@@ -40,6 +40,11 @@ def environment(cache: Path, **changes: str) -> dict[str, str]:
     return kept | dict(JAX_PLATFORMS="cpu", JLLAMA_CPU_KERNELS="0") | changes
 
 
+def command(script: str, *arguments: str, warnings: str = "error") -> list[str]:
+    """The command line that runs a script."""
+    return [sys.executable, "-W", warnings, str(ROOT / "scripts" / script), *arguments]
+
+
 def start(
     script: str,
     *arguments: str,
@@ -50,7 +55,7 @@ def start(
 ) -> Outcome:
     """Runs a script in a process of its own; `before` is called there first."""
     done = subprocess.run(
-        [sys.executable, "-W", warnings, str(ROOT / "scripts" / script), *arguments],
+        command(script, *arguments, warnings=warnings),
         preexec_fn=before,
         env=env,
         input=stdin,

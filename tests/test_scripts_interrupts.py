@@ -3,11 +3,10 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from scripts_helpers import ROOT, environment
+from scripts_helpers import ROOT, command, environment
 from tiny_checkpoint import write_tiny_model
 
 
@@ -27,7 +26,7 @@ def begin(place):
         flags = [f"--model={place / 'model'}", "--prompt=x", "--dtype=float32", "--ignore_eos", *arguments]
         flags += ["--max_seq_len=200000", "--max_new_tokens=199000", "--stop=never", "--logit_bias=65=1000"]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        line = [sys.executable, str(ROOT / "scripts" / "generate.py"), *flags]
+        line = command("generate.py", *flags, warnings="default")
         started.append(subprocess.Popen(line, env=environment(place / "cache"), cwd=ROOT, **pipes))
         return started[-1]
 
