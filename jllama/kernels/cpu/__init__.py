@@ -51,12 +51,12 @@ def decode_step(
     return forward(config, params, tokens, cache, rope, jnp.ones_like(cache.length), last_only=True)
 
 
-def quantized_linear(w: Array | QTensor, x: Array) -> Array:
+def quantized_linear(w: Array | QTensor, x: Array, *, target: str = "jllama_product") -> Array:
     """The last axis of `x` times the last axis of `w`: float32 `[..., *out]`. See `weight_supported`."""
     rows, columns = x.size // x.shape[-1], int(np.prod(w.shape[:-1]))
     operands = Operands(x.reshape(rows, -1).astype(jnp.float32))
     operands.spec.append(rows)
     operands.weight(w)
     out = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
-    y = jax.ffi.ffi_call("jllama_product", out)(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
+    y = jax.ffi.ffi_call(target, out)(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
     return y.reshape(*x.shape[:-1], *w.shape[:-1])

@@ -31,10 +31,16 @@ def load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(compiled()))
     except (JllamaError, OSError) as error:
         return f"no CPU kernels ({error}): {GAIN}"
+    register(library)
+    return library
+
+
+def register(library: ctypes.CDLL, suffix: str = "") -> None:
+    """Makes the library's functions known to XLA; tests give each instruction set a suffix of its own."""
     library.jllama_threads(threads())
     for target in TARGETS:
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
-    return library
+        pointer = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(target + suffix, pointer, platform="cpu")
 
 
 def threads() -> int:
@@ -46,12 +52,13 @@ def threads() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-def compiled(machine: tuple[str, ...] | None = None, extra: tuple[str, ...] = ()) -> Path:
+def compiled(machine: tuple[str, ...] | None = None) -> Path:
     """The library's path, compiled first if this source has not been for this machine.
+
+    `$CXX` chooses the compiler, `$JLLAMA_CXXFLAGS` adds flags.
 
     Args:
       machine: the compiler's flags for the instruction set; those of this machine when None.
-      extra: more flags (tests: sanitizers).
 
     Raises:
       JllamaError: no compiler, or it fails.
@@ -60,7 +67,8 @@ def compiled(machine: tuple[str, ...] | None = None, extra: tuple[str, ...] = ()
     if compiler is None:
         raise JllamaError("no C++ compiler; install g++")
     machine = machine if machine is not None else native_flags()
-    flags = (*FLAGS, *machine, *extra, f"-I{jax.ffi.include_dir()}")
+    more = os.environ.get("JLLAMA_CXXFLAGS", "").split()
+    flags = (*FLAGS, *machine, *more, f"-I{jax.ffi.include_dir()}")
     key = hashlib.sha256("\0".join((compiler, *flags, jax.__version__, _cpu())).encode() + SOURCE.read_bytes())
     library = cache_dir("kernels") / f"cpu-{key.hexdigest()[:24]}.so"
     if not library.exists():

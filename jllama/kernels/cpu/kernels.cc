@@ -239,7 +239,7 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
           k[j + 4] = (raw >> 4) & 0x0f0f0f0f;
         }
       }
-      if (M <= 8) UNROLL for (int j = 0; j < words; j++) __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4);
+      UNROLL for (int j = 0; j < words; j++) __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4, 0, M == 1 ? 0 : 3);
       const F s = w.scale(w.scales, g * TILE + v * LANES), o = w.offsets ? w.scale(w.offsets, g * TILE + v * LANES) : F{};
       UNROLL for (int i = 0; i < M; i++) {
         const Block& xb = x[(m + i) * blocks + b];
@@ -263,7 +263,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
   for (; c + LANES * U <= n; c += LANES * U) UNROLL for (int u = 0; u < U; u++) {
     F k[R];
     UNROLL for (int r = 0; r < R; r++) k[r] = load(w + r * n + c + u * LANES);
-    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(R == 1 ? (const char*)(w + c + u * LANES) + 4096 : (const char*)(w + (R + r) * n + c));
+    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(R == 1 ? (const char*)(w + c + u * LANES) + 4096 : (const char*)(w + (R + r) * n + c), 0, M == 1 ? 0 : 3);
     UNROLL for (int i = 0; i < M; i++) { F v = load(x + i * stride + c + u * LANES); if (R > 1) IN_REGISTER(v); UNROLL for (int r = 0; r < R; r++) acc[r][i][u] += k[r] * v; }
   }
   for (; U > 1 && c + LANES <= n; c += LANES)
@@ -352,10 +352,15 @@ template <class T> static void many(const T* w, int64_t n, int64_t r0, int64_t r
 
 struct Rows { const float* x; int64_t stride; const Block* blocks; };  // activations [M, cols], also quantised where needed
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE,
-                step = std::max<int64_t>(1, tiles / (pool.threads() * (rows <= 16 ? 2 : 8) * even)) * even;
-  pool.run((tiles + step - 1) / step, [&](int64_t chunk) {
-    const int64_t t0 = chunk * step, t1 = std::min(t0 + step, tiles);
+  // The first chunks are half of the work, the next half of the rest: long runs read faster, short ones end together.
+  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE, n = pool.threads(), levels = 4;
+  auto bound = [&](int64_t chunk) {
+    const int64_t left = tiles >> chunk / n, half = chunk / n == levels - 1 ? left : left - left / 2;
+    return chunk >= n * levels ? tiles : (tiles - left + half * (chunk % n) / n) / even * even;
+  };
+  pool.run(n * levels, [&](int64_t chunk) {
+    const int64_t t0 = bound(chunk), t1 = bound(chunk + 1);
+    if (t0 == t1) return;
     if (!w.quantised())
       return typed(w.kind, w.values, [&](auto* p) { using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>; (rows <= 16 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, in.stride, rows, out); });
     for (int64_t t = t0; t < t1; t++)

@@ -84,6 +84,7 @@ def forward(
     n_valid: Array,
     *,
     last_only: bool = False,
+    target: str = "jllama_forward",
 ) -> tuple[Array, KVCache]:
     """`model.forward` in one call, without its tables and without advancing the cache's length.
 
@@ -91,6 +92,8 @@ def forward(
 
     Args:
       rope: cosines and sines, float32 `[B, T, H/2]`.
+      n_valid: int32 `[B]`; read only with `last_only`.
+      target: the name that `build.register` gave the function.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
@@ -101,7 +104,7 @@ def forward(
     operands = _operands(config, params, tokens, cache, rope, n_valid, last_only)
     logits = jax.ShapeDtypeStruct((B, 1 if last_only else T, vocab), jnp.float32)
     call = jax.ffi.ffi_call(
-        "jllama_forward",
+        target,
         (logits, *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept)),
         input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
     )
