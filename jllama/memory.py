@@ -59,6 +59,5 @@ def check_cache(config: ModelConfig, dtype: str, *, batch: int, max_len: int) ->
 def _check(needed: int, what: str, advice: str) -> None:
     there = available_bytes()
     if there is not None and needed > there:
-        raise JllamaError(
-            f"{what.format(f'{needed / GIB:.2f} GiB')} and the device has {there / GIB:.2f} GiB left: {advice}"
-        )
+        need = what.format(f"{needed / GIB:.2f} GiB")
+        raise JllamaError(f"{need} and the device has {there / GIB:.2f} GiB left: {advice}")

@@ -29,6 +29,7 @@ def main() -> int:
     settings = command_line.sampling_settings()
     prompt = read_prompt()
     model = command_line.load_model()
+    preparation = command_line.count_compile_seconds()
     from jllama.api import encode_prompt, room_for
     from jllama.runtime import describe_device
     from jllama.session import Session
@@ -45,7 +46,7 @@ def main() -> int:
     if FLAGS.json:
         print(json.dumps(report, ensure_ascii=False), flush=True)
     if FLAGS.stats:
-        say(statistics(report))
+        say(statistics(report, sum(preparation)))
     return code
 
 
@@ -102,11 +103,11 @@ def summary(result: Any) -> dict[str, Any]:
     return {name: getattr(result, name) for name in names}
 
 
-def statistics(report: dict[str, Any]) -> str:
-    """The same for a person."""
+def statistics(report: dict[str, Any], preparation: float) -> str:
+    """The same for a person, and how long JAX took to trace and compile, or to load what it had compiled."""
     return (
         f"prompt {report['prompt_tokens']} tokens in {report['prefill_seconds']:.2f} s "
-        f"({report['prefill_tokens_per_second']:.1f} tok/s) · "
+        f"({preparation:.2f} s of it preparing programs) · "
         f"answer {report['generated_tokens']} tokens in {report['decode_seconds']:.2f} s "
         f"({report['decode_tokens_per_second']:.1f} tok/s) · {report['finish_reason']} · "
         f"seed {report['seed']} · {report['model']} · {report['dtype']} · {report['device']}"

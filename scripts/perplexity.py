@@ -77,8 +77,8 @@ def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
 def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
     import numpy as np
 
-    from jllama.prefill import platform_of
     from jllama.layers.cache import KVCache
+    from jllama.prefill import platform_of
 
     cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)
     run = _scorer(model.config, platform_of(model.params))

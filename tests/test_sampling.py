@@ -105,7 +105,8 @@ def test_penalties_and_bias():
 
 def test_a_large_bias_decides():
     sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, logit_bias={123: 1000.0})
-    token = sample_fast(jnp.zeros((1, V), jnp.float32), sampling, empty_counts(), jnp.array([0.7], jnp.float32))
+    flat, uniform = jnp.zeros((1, V), jnp.float32), jnp.array([0.7], jnp.float32)
+    token = sample_fast(flat, sampling, empty_counts(), uniform)
     assert token.tolist() == [123]
 
 
@@ -114,7 +115,8 @@ def test_neighbours_change_nothing():
     logits = jnp.asarray(rng.standard_normal((3, V)) * 3, jnp.float32)
     uniform = jnp.asarray(rng.random(3), jnp.float32)
     settings = dict(temperature=1.0, top_p=0.9)
-    together = sample_fast(logits, Sampling.build(batch=3, vocab_size=V, **settings), empty_counts(3), uniform)
+    sampling = Sampling.build(batch=3, vocab_size=V, **settings)
+    together = sample_fast(logits, sampling, empty_counts(3), uniform)
     for row in range(3):
         alone = sample_fast(
             logits[row : row + 1],

@@ -46,9 +46,8 @@ def dequantize(w: QTensor, dtype=jnp.float32) -> Array:
     """The weight as an array `[*out, C]` of `dtype`."""
     values, scales, offsets = w.values, w.scales, w.offsets
     if w.layout == "tiles":
-        values, scales, offsets = (
-            None if leaf is None else _untile(leaf) for leaf in (values, scales, offsets)
-        )
+        values, scales = _untile(values), _untile(scales)
+        offsets = None if offsets is None else _untile(offsets)
     return (
         _expand(w, values, scales, offsets)
         .reshape(-1, w.shape[-1])[: _rows(w)]
@@ -72,8 +71,9 @@ def embed_rows(w: Array | QTensor, tokens: Array, dtype) -> Array:
     known = (tokens >= 0) & (tokens < w.shape[0])
     if isinstance(w, QTensor):
         wanted = jnp.where(known, tokens, 0).reshape(-1)
-        parts = (None if leaf is None else _pick(w, leaf, wanted) for leaf in (w.values, w.scales, w.offsets))
-        rows = _expand(w, *parts).reshape(*tokens.shape, w.shape[-1]).astype(dtype)
+        offsets = None if w.offsets is None else _pick(w, w.offsets, wanted)
+        rows = _expand(w, _pick(w, w.values, wanted), _pick(w, w.scales, wanted), offsets)
+        rows = rows.reshape(*tokens.shape, w.shape[-1]).astype(dtype)
     else:
         rows = jnp.take(w, tokens, axis=0, mode="clip").astype(dtype)
     return jnp.where(known[:, :, None], rows, jnp.asarray(jnp.nan, dtype))
