@@ -5,6 +5,7 @@ import io
 import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import rich.box
@@ -113,16 +114,25 @@ def pressed_ctrl_c() -> Iterator[list[int]]:
     """
     presses: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         presses.append(number)
-        if len(presses) > 1 and callable(before):
-            before(number, frame)
+        if len(presses) > 1 and not _is_importing(frame):
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, note)
     try:
         yield presses
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """C code of NumPy and JAX does not survive an exception then, and the next press is not far."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager

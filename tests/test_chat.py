@@ -1,8 +1,10 @@
 """The chat's parts: commands, Markdown, line breaking, the prompt; and the chat in a pipe."""
 
 import json
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -319,6 +321,33 @@ def test_lines_break_between_words_and_nothing_is_lost(width, monkeypatch):
     text = "some words that are short and 漢字かな交じり文漢字かな交じり文 and then more of them, to the end"
     lines = styled(cut(text, 1), wrap=True).split("\n")
     assert max(map(chat_wrap.cell_len, lines)) <= width
+
+
+def test_the_first_ctrl_c_leaves_a_note_and_the_second_interrupts(capsys):
+    before = signal.getsignal(signal.SIGINT)
+
+    def pieces():
+        try:
+            yield "one "
+            os.kill(os.getpid(), signal.SIGINT)
+            yield "two "
+            closed.append("never reached")
+        finally:
+            closed.append("closed")
+
+    closed = []
+    chat_screen.Screen().stream(pieces())
+    assert (capsys.readouterr().out, closed) == ("one two \n", ["closed"])
+
+    def slow():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        closed.append("never reached")
+        yield ""
+
+    chat_screen.Screen().stream(slow())
+    assert closed == ["closed"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_table_is_drawn_within_the_window(capsys):
