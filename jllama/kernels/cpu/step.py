@@ -102,15 +102,18 @@ def forward(
     vocab = (params.embed_tokens if params.lm_head is None else params.lm_head).shape[0]
     kept = (*cache.keys, *cache.values)
     operands = _operands(config, params, tokens, cache, rope, n_valid, last_only)
-    logits = jax.ShapeDtypeStruct((B, 1 if last_only else T, vocab), jnp.float32)
+    shape = (B, 1 if last_only else T, vocab)
     call = jax.ffi.ffi_call(
         target,
-        (logits, *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept)),
+        [
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+            *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept),
+        ],
         input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
     )
-    logits, *kept = call(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
+    logits, *updated = call(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
     layers = len(cache.keys)
-    return logits, dataclasses.replace(cache, keys=tuple(kept[:layers]), values=tuple(kept[layers:]))
+    return logits, dataclasses.replace(cache, keys=tuple(updated[:layers]), values=tuple(updated[layers:]))
 
 
 def _operands(config, params, tokens, cache, rope, n_valid, last_only) -> Operands:
