@@ -29,10 +29,14 @@ static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-template <class A, class B> static auto max(A a, B b) { return a > b ? a : b; }
-template <class A, class B> static auto min(A a, B b) { return a < b ? a : b; }
+template <class X, class Y> static auto max(X a, Y b) { return a > b ? a : b; }
+template <class X, class Y> static auto min(X a, Y b) { return a < b ? a : b; }
 
 struct Index { int x; };
+struct Any {  // a pointer that becomes whatever the kernel's parameter is
+  void* at;
+  template <class T> operator T*() const { return (T*)at; }
+};
 struct Fiber { ucontext_t context; int thread, block; bool done; std::vector<char> stack; };
 struct Meeting { int arrived = 0, turn = 0; float f[32]; unsigned u[32][10]; float c[32][4]; };
 struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; };
@@ -83,6 +87,7 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   return r;
 }
 template <class T> static T __ldg(const T* p) { return *p; }
+template <class T> static T __ldcg(const T* p) { return *p; }
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
 static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
@@ -120,7 +125,12 @@ static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned ba
   if (dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes) { fprintf(stderr, "copy of %u bytes to %u\n", bytes, dst); abort(); }
   copies.push_back({me->block, dst, bytes, bar, (const char*)src});
 }
-static void consumers_sync();
+template <int THREADS> static void some_sync() { meet(groups[me->block * 2 + 1], THREADS); }
+static bool last_of(unsigned* counter, unsigned blocks) {
+  if (++*counter < blocks) return false;
+  *counter = 0;
+  return true;
+}
 static void put(unsigned long long* p, unsigned data, unsigned tag) { *p = (unsigned long long)tag << 32 | data; }
 static unsigned long long peek(const unsigned long long* p) { return *p; }
 static void peek2(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = p[0]; b = p[1]; }

@@ -2,5 +2,7 @@
 
 from jllama.kernels.gpu.decode import decode_step as decode_step
 from jllama.kernels.gpu.decode import decode_supported as decode_supported
+from jllama.kernels.gpu.decode_attention import attention_supported as attention_supported
+from jllama.kernels.gpu.decode_attention import decode_attend as decode_attend
 from jllama.kernels.gpu.prefill import prefill_attend as prefill_attend
 from jllama.kernels.gpu.prefill import prefill_supported as prefill_supported

@@ -15,14 +15,9 @@
 // is then the 16-bit float BASE + q, exactly, and the sum of BASE * x is taken off afterwards.
 //
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, NCTA, SRB (bytes of a row per ring slot),
-// NSLOT (a multiple of NG), SLOT (bytes), NG (groups of warps), TC (cached tokens per block and turn), SHARED (bytes), SPIN_LIMIT, FP16, the formats FMT_* = bits, group, scale bytes, and
-// KERNEL_PARAMS / LOAD_TABLE (the pointers; see decode.py).
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
-
-#define MINUS_INF __int_as_float(0xff800000)
+// NSLOT (a multiple of NG), SLOT (bytes), NG (groups of warps), TC (cached tokens per block and turn),
+// SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
+// see decode.py), then primitives.cu.
 
 #define NW 16         // consumer warps
 #define NT (NW * 32)  // consumer threads
@@ -32,21 +27,10 @@ typedef unsigned short u16;
 #define N_H (N * H)
 #define QKV_ROWS (K_ * (G + 2) * H)
 
-#if FP16
-#define MMA_TYPES "f16.f16"
-#define MAGIC 0x64646464u  // high byte of 1024
-#define BASE 1024.0f
-#else
-#define MMA_TYPES "bf16.bf16"
-#define MAGIC 0x43434343u  // high byte of 128
-#define BASE 128.0f
-#endif
-
-constexpr int cmax(int a, int b) { return a > b ? a : b; }
-
 // Slots of the pointer table in shared memory.
-enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_EMBED, T_EMBED_S, T_NORM, T_HEAD, T_HEAD_S, T_LOGITS, T_LAYERS = 16 };
-enum { Y_NORM1, Y_QKV, Y_QKV_S, Y_O, Y_O_S, Y_NORM2, Y_GU, Y_GU_S, Y_DOWN, Y_DOWN_S, Y_KEYS, Y_VALUES, Y_COUNT };
+// A weight has three: values, scales, offsets.
+enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
+enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = 16 };
 
 constexpr int TS = TC < SLOT / (2 * H) / 8 * 8 ? TC : SLOT / (2 * H) / 8 * 8;  // cached tokens per slot
 constexpr int KMAX = cmax(cmax(D, F), N_H);
@@ -82,118 +66,19 @@ __device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
 #define STAMP(i)
 #endif
 
-#ifdef NOSYNC
-#define MISSING(x) false
-#else
-#define MISSING(x) (x)
-#endif
-// ---- the hardware ------------------------------------------------------------------------------------
+// ---- the table -----------------------------------------------------------------------------------------
 
-#ifndef EMULATED  // the tests run this file on a CPU with their own versions of what follows
-extern __shared__ __align__(1024) char smem[];
-
-__device__ __forceinline__ u32 saddr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ float to_float(u32 bits) {  // low 16 bits
-#if FP16
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)bits));
-  return f;
-#else
-  return __uint_as_float(bits << 16);
-#endif
-}
-__device__ __forceinline__ float half_to_float(u16 bits) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
-  return f;
-}
-__device__ __forceinline__ u32 pack(float lo, float hi) {
-  u32 r;
-#if FP16
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-#else
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-#endif
-  return r;
-}
-
-__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mbar_init(u32 bar, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-__device__ __forceinline__ void mbar_expect(u32 bar, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void mbar_arrive(u32 bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-__device__ __forceinline__ void mbar_wait(u32 bar, u32 parity) {
-  u32 done = 0;
-  while (!done)
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-               ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
-}
-__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(NT) : "memory"); }
-
-__device__ __forceinline__ void put(u64* p, u32 data, u32 tag) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(((u64)tag << 32) | data) : "memory");
-}
-__device__ __forceinline__ u64 peek(const u64* p) {
-  u64 w;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(p) : "memory");
-  return w;
-}
-__device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
-}
-// A word that never comes would hang the device for ever: after about a minute the launch fails instead.
-__device__ __forceinline__ void patience(u32& spins) {
-  if (++spins > SPIN_LIMIT) asm volatile("trap;");
-}
-__device__ __forceinline__ u64 read_once_policy() {
-  u64 policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-__device__ __forceinline__ void show_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-#endif
-
-// ---- small helpers -------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float high(u32 bits) { return to_float(bits >> 16); }
-__device__ __forceinline__ float rounded(float v) { return to_float(pack(v, 0.0f)); }
-__device__ __forceinline__ u32 take(const u64* p, u32 tag) {
-  u64 w = peek(p);
-  for (u32 spins = 0; MISSING((u32)(w >> 32) != tag); w = peek(p)) patience(spins);
-  return (u32)w;
-}
-
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-  for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
-  return v;
-}
+__device__ __forceinline__ void consumers_sync() { some_sync<NT>(); }
 __device__ __forceinline__ u64 table(int slot) { return *(const u64*)(smem + OFF_TABLE + slot * 8); }
 template <class T> __device__ __forceinline__ T* ptr(int slot) { return (T*)table(slot); }
 
 // ---- weight formats ------------------------------------------------------------------------------------
 
-// BITS 16: plain. 8 or 4: GROUP weights share a scale; GROUP 0: the whole row does (float32).
-template <int BITS_, int GROUP_, int SB_> struct Format {
+// BITS 16: plain. 8 or 4: GROUP weights share a scale of SB bytes; GROUP 0: the whole row does (float32).
+// OFFSETS: 4-bit weights are value * scale + offset; without, (value - 8) * scale.
+template <int BITS_, int GROUP_, int SB_, bool OFFSETS_> struct Format {
   static constexpr int BITS = BITS_, GROUP = GROUP_, SB = GROUP_ ? SB_ : 0;
+  static constexpr bool OFFSETS = OFFSETS_;
   static constexpr bool SUMS = BITS != 16;  // needs sums of the activations
   static constexpr bool ROW_SCALE = BITS != 16 && GROUP == 0;
   static constexpr int VW = GROUP ? GROUP * BITS / 32 : 16;  // bytes of a row per lane and step
@@ -201,6 +86,7 @@ template <int BITS_, int GROUP_, int SB_> struct Format {
   static constexpr int KSTEP = STEP * 8 / BITS;              // weights of a row per step
   static constexpr int STEPS = 64 / STEP;                    // steps per unit of 64 bytes
   static constexpr int XG = GROUP == 32 ? 32 : 64;           // activations per sum, see store_x
+  static constexpr float TAKEN = BITS == 8 ? 17.0f * BASE + 128.0f : OFFSETS ? BASE : BASE + 8.0f;  // off a weight
   static constexpr int PAD = STEP;                           // keeps eight rows on different banks
 };
 
@@ -218,8 +104,9 @@ template <class FM, int K> struct Rows {
   static constexpr int STRIDE = SLICE + FM::PAD, SCALE_AT = TR * STRIDE;
   static constexpr int SSTRIDE = S > 1 ? SLICE * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB + 16 : SCALES;
   static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin
+  static constexpr int SCALE_BYTES = S > 1 ? TR * SSTRIDE : 2 * SECOND;  // then as much of offsets
   static_assert(S == 1 || SCALES % 16 == 0, "scales of a slice");
-  static_assert(SCALE_AT + (FM::GROUP ? (S > 1 ? TR * SSTRIDE : 2 * SECOND) : 0) <= SLOT, "slot too small");
+  static_assert(SCALE_AT + (FM::GROUP ? (FM::OFFSETS ? 2 : 1) * SCALE_BYTES : 0) <= SLOT, "slot too small");
   static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
 };
 
@@ -251,7 +138,7 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
 //
 // One unit: 64 bytes of each of 8 rows. row: the lane's row, at the unit. x: the activations at the unit's
 // first element. xsum: what `BASE` adds for each XG of them, negated. steps: how many there are, if fewer than STEPS.
-template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
+template <class FM, int OFFSETS_AT> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
                                                          const float* xsum, const char* scales, int steps) {
   const int t = threadIdx.x & 3, odd = (threadIdx.x >> 2) & 1;
   if constexpr (FM::BITS == 16) {
@@ -278,7 +165,8 @@ template <class FM> __device__ __forceinline__ void unit(float (&c)[4], float& s
         mma(d, a0, a1, a2, a3, xv.w[2 * j], xv.w[2 * j + 1]);
       }
       if constexpr (FM::GROUP != 0) sum += scale_at(scales, s, FM::SB) * (d[0] + (NIBBLES ? 1.0f : 16.0f) * d[3]);
-      else sum += xs;
+      if constexpr (FM::OFFSETS) sum += scale_at(scales + OFFSETS_AT, s, FM::SB) * (xs * (-1.0f / BASE));
+      if constexpr (FM::GROUP == 0) sum += xs;
     }
   }
 }
@@ -335,9 +223,10 @@ struct Ring {
 };
 
 template <class FM, int K, bool PAIRS>
-__device__ void produce(Ring& ring, Share rows, const char* weights, const char* scales, u64 policy) {
+__device__ void produce(Ring& ring, Share rows, int weight, u64 policy) {
   using R = Rows<FM, K>;
-  constexpr int TP = PAIRS ? R::TR / 2 : R::TR;  // outputs per tile
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::OFFSETS ? 2 : 1;  // outputs per tile; scales, offsets
+  const char* const weights = ptr<char>(weight);
   const int lane = threadIdx.x & 31, i = lane % TP;
   const bool up = lane >= TP;
 #pragma unroll 1
@@ -351,20 +240,23 @@ __device__ void produce(Ring& ring, Share rows, const char* weights, const char*
       mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
       const u32 dst = saddr(ring.data(0)), bar = ring.full(0);
       if (FM::GROUP == 0 || R::S > 1) {
-        if (lane == 0) mbar_expect(bar, nr * (bytes + sbytes));
+        if (lane == 0) mbar_expect(bar, nr * (bytes + LISTS * sbytes));
         __syncwarp();
       } else {  // whole rows: the scales of the tile in one piece, widened to 16 bytes at both ends
-        const char* from = scales + (r0 + (lane ? F : 0)) * (long long)R::SCALES;
+        const char* from = ptr<char>(weight + 1 + (lane >> 1 & 1)) + (r0 + (lane & 1 ? F : 0)) * (long long)R::SCALES;
         const u32 shift = (u32)(u64)from & 15, total = (n * R::SCALES + shift + 15) & ~15u;
-        const u32 both = total + (PAIRS ? __shfl_sync(~0u, total, 1) : 0);
-        if (lane == 0) mbar_expect(bar, nr * bytes + both);
+        const u32 both = __shfl_sync(~0u, total, 0) + (PAIRS ? __shfl_sync(~0u, total, 1) : 0);
+        if (lane == 0) mbar_expect(bar, nr * bytes + LISTS * both);
         __syncwarp();
-        if (lane < (PAIRS ? 2 : 1)) bulk_copy(dst + R::SCALE_AT + lane * R::SECOND, from - shift, total, bar, policy);
+        if (lane < 2 * LISTS && (PAIRS || !(lane & 1)))
+          bulk_copy(dst + R::SCALE_AT + lane * R::SECOND, from - shift, total, bar, policy);
       }
       if (mine) {
         bulk_copy(dst + lane * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
         if (FM::GROUP && R::S > 1)
-          bulk_copy(dst + R::SCALE_AT + lane * R::SSTRIDE, scales + row * R::SCALES + R::scales(off), sbytes, bar, policy);
+          for (int i = 0; i < LISTS; i++)
+            bulk_copy(dst + R::SCALE_AT + i * R::SCALE_BYTES + lane * R::SSTRIDE,
+                      ptr<char>(weight + 1 + i) + row * R::SCALES + R::scales(off), sbytes, bar, policy);
       }
       ring.pos++;
     }
@@ -397,13 +289,13 @@ __device__ void producer() {
   const Past& p = past();
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
-    produce<Format<FMT_QKV>, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<char>(y + Y_QKV), ptr<char>(y + Y_QKV_S), once);
+    produce<Format<FMT_QKV>, D, false>(ring, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once);
     produce_past(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
-    produce<Format<FMT_O>, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<char>(y + Y_O), ptr<char>(y + Y_O_S), once);
-    produce<Format<FMT_GU>, D, true>(ring, share(F / 2, 4 * l + 2), ptr<char>(y + Y_GU), ptr<char>(y + Y_GU_S), once);
-    produce<Format<FMT_DOWN>, F, false>(ring, share(D / 2, 4 * l + 3), ptr<char>(y + Y_DOWN), ptr<char>(y + Y_DOWN_S), once);
+    produce<Format<FMT_O>, N_H, false>(ring, share(D / 2, 4 * l + 1), y + Y_O, once);
+    produce<Format<FMT_GU>, D, true>(ring, share(F / 2, 4 * l + 2), y + Y_GU, once);
+    produce<Format<FMT_DOWN>, F, false>(ring, share(D / 2, 4 * l + 3), y + Y_DOWN, once);
   }
-  produce<Format<FMT_HEAD>, D, false>(ring, share(V / 2, 4 * L), ptr<char>(T_HEAD), ptr<char>(T_HEAD_S), once);
+  produce<Format<FMT_HEAD>, D, false>(ring, share(V / 2, 4 * L), T_HEAD, once);
 }
 
 // ---- consumers -----------------------------------------------------------------------------------------
@@ -422,7 +314,7 @@ template <int K, class Sink> __device__ __forceinline__ void gather(const u64* f
 #pragma unroll
     for (int i = 0; i < IT; i++)
       if ((int)threadIdx.x + i * NT < K / 4) missing |= (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;
-    if (!__any_sync(~0u, MISSING(missing))) break;
+    if (!__any_sync(~0u, missing)) break;
     // Until its own first word has come, only one lane of the warp asks: less traffic.
     if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
     __syncwarp();
@@ -447,7 +339,7 @@ template <class FM, int K> __device__ __forceinline__ void store_x(int k, u32 lo
     s += __shfl_xor_sync(~0u, s, 2);
     s += __shfl_xor_sync(~0u, s, 4);
     if (FM::XG == 64) s += __shfl_xor_sync(~0u, s, 8);
-    if (k < K && k % FM::XG == 0) ((float*)(x + X_BYTES))[k / FM::XG] = s * (FM::BITS == 4 ? -(BASE + 8.0f) : -(17.0f * BASE + 128.0f));
+    if (k < K && k % FM::XG == 0) ((float*)(x + X_BYTES))[k / FM::XG] = -FM::TAKEN * s;
   }
 }
 
@@ -552,7 +444,7 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
               scales += (up ? R::SECOND + (r - TP) * R::SCALES : r * R::SCALES) + (int)(first & 15);
             }
           }
-          unit<FM>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
+          unit<FM, R::SCALE_BYTES>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
         }
       }
       __syncwarp();
@@ -611,7 +503,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
     if (r >= G && !fresh) break;
     const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
     u64 wl = peek(from + j), wh = peek(from + j + R4);
-    for (u32 spins = 0; MISSING((u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag); patience(spins))
+    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins))
       wl = peek(from + j), wh = peek(from + j + R4);
     u32 lo = (u32)wl, hi = (u32)wh;
     if (r <= G) rotate(lo, hi, j);
@@ -802,7 +694,8 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
   } else {
     constexpr int GR = FM::GROUP ? FM::GROUP : D;
     float v[4];
-    const char* sp = ptr<char>(T_EMBED_S) + (size_t)token * (D / GR) * (FM::GROUP ? FM::SB : 4);
+    const size_t at = (size_t)token * (D / GR) * (FM::GROUP ? FM::SB : 4);
+    const char* sp = ptr<char>(T_EMBED + 1) + at;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int e = k + i, in = e % GR;
@@ -810,9 +703,10 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
       if (FM::BITS == 8) q = (float)ptr<const signed char>(T_EMBED)[(size_t)token * D + e];
       else {
         const unsigned char b = ptr<const unsigned char>(T_EMBED)[((size_t)token * D + e - in) / 2 + in % (GR / 2)];
-        q = (float)(in < GR / 2 ? b & 15 : b >> 4) - 8.0f;
+        q = (float)(in < GR / 2 ? b & 15 : b >> 4) - (FM::OFFSETS ? 0.0f : 8.0f);
       }
       v[i] = q * scale_at(sp, e / GR, FM::GROUP ? FM::SB : 4);
+      if (FM::OFFSETS) v[i] += scale_at(ptr<char>(T_EMBED + 2) + at, e / GR, FM::SB);
     }
     return make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
   }
@@ -847,7 +741,7 @@ __device__ void consumer() {
       }
     });
     STAMP(0)
-    products<FQ, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<const float>(y + Y_QKV_S),
+    products<FQ, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<const float>(y + Y_QKV + 1),
                            [&](int row, bool valid, float v, float) { put_pair(ll_qkv, row, valid, v * inverse_rms(), tag); });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
@@ -856,13 +750,13 @@ __device__ void consumer() {
     STAMP(2)
     load_plain<FO, N_H>(ll_mix, tag);
     STAMP(3)
-    products<FO, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<const float>(y + Y_O_S), [&](int row, bool valid, float v, float) {
+    products<FO, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<const float>(y + Y_O + 1), [&](int row, bool valid, float v, float) {
       put_pair(ll_x1, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
     STAMP(4)
     load_normed<FG>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
     STAMP(5)
-    products<FG, D, true>(ring, share(F / 2, 4 * l + 2), ptr<const float>(y + Y_GU_S), [&](int row, bool valid, float gate, float up) {
+    products<FG, D, true>(ring, share(F / 2, 4 * l + 2), ptr<const float>(y + Y_GU + 1), [&](int row, bool valid, float gate, float up) {
       const float inv = inverse_rms();
       const float gr = rounded(gate * inv), ur = rounded(up * inv);
       put_pair(ll_h, row, valid, gr / (1.0f + exp2f(-1.4426950408889634f * gr)) * ur, tag);
@@ -870,7 +764,7 @@ __device__ void consumer() {
     STAMP(6)
     load_plain<FD, F>(ll_h, tag);
     STAMP(7)
-    products<FD, F, false>(ring, share(D / 2, 4 * l + 3), ptr<const float>(y + Y_DOWN_S), [&](int row, bool valid, float v, float) {
+    products<FD, F, false>(ring, share(D / 2, 4 * l + 3), ptr<const float>(y + Y_DOWN + 1), [&](int row, bool valid, float v, float) {
       put_pair(ll_x2, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
     STAMP(8)
@@ -878,7 +772,7 @@ __device__ void consumer() {
   load_normed<FH>(ptr<const u16>(T_NORM), [&](auto sink) { gather<D>(ll_x2, epoch + L, sink); });
   const float inv = inverse_rms();
   float* logits = ptr<float>(T_LOGITS);
-  products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD_S), [&](int row, bool valid, float v, float) {
+  products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), [&](int row, bool valid, float v, float) {
 #ifndef PROFILE
     if (valid && (threadIdx.x & 3) == 0) logits[row] = v * inv;
 #endif

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama.paths import cache_dir
+
 MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
 
 
@@ -58,6 +60,12 @@ def blocks_at_once() -> int:
 def shared_memory() -> int:
     """The most bytes of shared memory that a block may ask for."""
     return 232448 if capability()[0] in (9, 10) else 101376
+
+
+def assemble(defines: str, *files: str) -> str:
+    """CUDA C++ of files beside this one, one after another, behind `defines`."""
+    here = Path(__file__).parent
+    return defines + "".join((here / name).read_text(encoding="utf-8") for name in files)
 
 
 def call(
@@ -112,7 +120,7 @@ def compiled(source: str) -> str:
         "--device-as-default-execution-space",
     )
     key = hashlib.sha256("\0".join((source, *options, str(_nvrtc_version()))).encode()).hexdigest()
-    path = _cache_directory() / f"{key}.ptx"
+    path = cache_dir("kernels") / f"{key}.ptx"
     if path.exists():
         return path.read_text()
     code = _compile(source, options)
@@ -120,14 +128,6 @@ def compiled(source: str) -> str:
         file.write(code)
     os.replace(file.name, path)  # whole or not at all, whoever else writes it
     return code
-
-
-def _cache_directory() -> Path:
-    """Private to the user: what lies there is run."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(base) / "jllama" / "kernels"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
 
 
 @functools.cache

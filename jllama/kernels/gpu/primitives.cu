@@ -1,0 +1,132 @@
+// What the kernels share: 16-bit numbers, tensor cores, the copy engine, words that carry their own tag.
+//
+// The host puts before this text: FP16 (1: float16, 0: bfloat16).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short u16;
+
+#define MINUS_INF __int_as_float(0xff800000)
+
+#ifndef SPIN_LIMIT
+#define SPIN_LIMIT (1u << 27)  // polls before a launch gives up: about a minute
+#endif
+
+#if FP16
+#define MMA_TYPES "f16.f16"
+#define MAGIC 0x64646464u  // high byte of 1024
+#define BASE 1024.0f
+#else
+#define MMA_TYPES "bf16.bf16"
+#define MAGIC 0x43434343u  // high byte of 128
+#define BASE 128.0f
+#endif
+
+constexpr int cmax(int a, int b) { return a > b ? a : b; }
+
+// ---- the hardware ------------------------------------------------------------------------------------
+
+#ifndef EMULATED  // the tests run this file on a CPU with their own versions of what follows
+extern __shared__ __align__(1024) char smem[];
+
+__device__ __forceinline__ u32 saddr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ float to_float(u32 bits) {  // low 16 bits
+#if FP16
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)bits));
+  return f;
+#else
+  return __uint_as_float(bits << 16);
+#endif
+}
+__device__ __forceinline__ float half_to_float(u16 bits) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
+  return f;
+}
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 r;
+#if FP16
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#endif
+  return r;
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mbar_init(u32 bar, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+__device__ __forceinline__ void mbar_expect(u32 bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void mbar_arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void mbar_wait(u32 bar, u32 parity) {
+  u32 done = 0;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+}
+template <int THREADS> __device__ __forceinline__ void some_sync() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
+__device__ __forceinline__ void put(u64* p, u32 data, u32 tag) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(((u64)tag << 32) | data) : "memory");
+}
+__device__ __forceinline__ u64 peek(const u64* p) {
+  u64 w;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(p) : "memory");
+  return w;
+}
+__device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
+}
+// A word that never comes would hang the device for ever: after about a minute the launch fails instead.
+__device__ __forceinline__ void patience(u32& spins) {
+  if (++spins > SPIN_LIMIT) asm volatile("trap;");
+}
+// Counts a block in; true for the last of `blocks`, which sees what the others wrote and resets the count.
+__device__ __forceinline__ bool last_of(u32* counter, u32 blocks) {
+  __threadfence();
+  const bool last = atomicInc(counter, blocks - 1) == blocks - 1;
+  __threadfence();
+  return last;
+}
+__device__ __forceinline__ u64 read_once_policy() {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+#endif
+
+// ---- small helpers -------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float high(u32 bits) { return to_float(bits >> 16); }
+__device__ __forceinline__ float rounded(float v) { return to_float(pack(v, 0.0f)); }
+__device__ __forceinline__ u32 take(const u64* p, u32 tag) {
+  u64 w = peek(p);
+  for (u32 spins = 0; (u32)(w >> 32) != tag; w = peek(p)) patience(spins);
+  return (u32)w;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
+  return v;
+}
