@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,12 @@ def start(
     env: dict[str, str],
     stdin: bytes = b"",
     warnings: str = "error",
-    before: Callable[[], None] | None = None,
+    file_blocks: int | None = None,
 ) -> Outcome:
-    """Runs a script in a process of its own; `before` is called there first."""
+    """Runs a script in a process of its own; `file_blocks` limits its files, as a full disk does."""
+    limit = [] if file_blocks is None else ["sh", "-c", f'ulimit -f {file_blocks}; exec "$@"', "sh"]
     done = subprocess.run(
-        command(script, *arguments, warnings=warnings),
-        preexec_fn=before,
+        [*limit, *command(script, *arguments, warnings=warnings)],
         env=env,
         input=stdin,
         capture_output=True,
