@@ -16,7 +16,16 @@ from jllama.errors import JllamaError
 from jllama.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-ftree-vectorize",
+    "-fvect-cost-model=dynamic",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+    "-fno-math-errno",
+)
 COMPILERS = ("c++", "g++", "clang++")
 TARGETS = ("jllama_forward", "jllama_product")
 GAIN = "the CPU runs through XLA alone, which is two to five times slower on quantised weights"
@@ -69,11 +78,15 @@ def compiled(machine: tuple[str, ...] | None = None) -> Path:
     machine = machine if machine is not None else native_flags()
     more = os.environ.get("JLLAMA_CXXFLAGS", "").split()
     flags = (*FLAGS, *machine, *more, f"-I{jax.ffi.include_dir()}")
-    key = hashlib.sha256("\0".join((compiler, *flags, jax.__version__, _cpu())).encode() + SOURCE.read_bytes())
+    key = hashlib.sha256("\0".join((compiler, *flags, jax.__version__, _cpu())).encode() + _sources())
     library = cache_dir("kernels") / f"cpu-{key.hexdigest()[:24]}.so"
     if not library.exists():
         _compile(compiler, flags, library)
     return library
+
+
+def _sources() -> bytes:
+    return b"".join(path.read_bytes() for path in [*sorted(SOURCE.parent.glob("*.h")), SOURCE])
 
 
 def native_flags() -> tuple[str, ...]:

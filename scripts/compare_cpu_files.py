@@ -1,0 +1,123 @@
+"""The GGUF files that `compare_cpu.py` gives to both sides: one model in several types of weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jllama.checkpoint.gguf import read_gguf_header
+from jllama.checkpoint.layout import parts
+from jllama.checkpoint.loading import read_config
+from jllama.checkpoint.names import to_gguf
+from jllama.checkpoint.stored import Reader, Stored
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.hub import resolve
+
+TINYLLAMA = ModelConfig(
+    vocab_size=32000,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=22,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=64,
+    rms_norm_eps=1e-5,
+)
+DISTINCT = 256  # random rows that a random matrix repeats: quantising a billion numbers takes minutes
+
+
+def gguf_file(model: str, kind: str, directory: Path) -> Path:
+    """The file of `model` with weights of `kind`, made if it is not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{Path(model).name.replace(':', '-')}-{kind}.gguf"
+    if not path.exists():
+        scratch = path.with_suffix(".part")
+        _write(scratch, model, kind)
+        scratch.replace(path)
+    return path
+
+
+def _write(path: Path, model: str, kind: str) -> None:
+    from gguf import GGUFWriter
+
+    config, tensors = _random() if model == "tinyllama" else _stored(model)
+    writer = GGUFWriter(path, "llama", use_temp_file=True)
+    _keys(writer, config)
+    for name, shape, numbers in tensors:
+        data, dtype = _encoded(numbers, kind, name)
+        if shape[0] != data.shape[0]:
+            data = np.resize(data, (shape[0], *data.shape[1:]))
+        writer.add_tensor(name, data, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _keys(writer: Any, c: ModelConfig) -> None:
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_freq_base(c.rope.rope_theta)
+    writer.add_rope_dimension_count(c.head_dim)
+
+
+def _random():
+    """TinyLlama's shape; q and k rows need no turning, for they are random."""
+    rng = np.random.default_rng(0)
+
+    def tensors():
+        for part in parts(TINYLLAMA).values():
+            rows = (min(part.shape[0], DISTINCT), *part.shape[1:])
+            numbers = (
+                rng.standard_normal(rows, np.float32) * 0.02
+                if len(rows) > 1
+                else np.ones(part.shape, np.float32)
+            )
+            yield to_gguf(part.name), part.shape, numbers
+
+    return TINYLLAMA, tensors()
+
+
+def _stored(model: str):
+    files = resolve(model)
+    if files.gguf is None:
+        raise JllamaError(f"{model} is no GGUF file")
+    path, reader = files.gguf, Reader()
+    reader.open(path)
+
+    def tensors():
+        for stored in read_gguf_header(path).tensors:
+            raw = np.empty((_rows(stored), stored.nbytes // _rows(stored)), np.uint8)
+            reader.read(stored, 0, raw)
+            yield (
+                stored.name,
+                stored.shape,
+                stored.encoding.numbers(raw).astype(np.float32).reshape(stored.shape),
+            )
+
+    return read_config(files), tensors()
+
+
+def _rows(stored: Stored) -> int:
+    return stored.shape[0] if len(stored.shape) > 1 else 1
+
+
+def _encoded(numbers: np.ndarray, kind: str, name: str):
+    """Norms stay float32, and a 4-bit model keeps its unembedding at 8 bits, as llama.cpp's own tool does."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if numbers.ndim == 1:
+        kind = "F32"
+    elif kind.startswith("Q4") and name in ("output.weight", "token_embd.weight"):
+        kind = "Q8_0"
+    dtype = GGMLQuantizationType[kind]
+    return quantize(numbers, dtype), dtype

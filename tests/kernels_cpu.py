@@ -1,0 +1,110 @@
+"""What the tests of the CPU kernels share: instruction sets, random weights, a step."""
+
+import ctypes
+import dataclasses
+import functools
+import platform
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.config import ModelConfig
+from jllama.kernels import cpu
+from jllama.kernels.cpu import build
+from jllama.layers.cache import KVCache
+from jllama.layers.quantized import QTensor
+from jllama.layers.rope import rope_tables
+
+BASE = ModelConfig(
+    vocab_size=83,
+    hidden_size=96,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=16,
+)
+FORMATS = [  # bits, group, offsets
+    (8, 32, False),
+    (8, 96, False),
+    (8, 32, True),
+    (4, 32, False),
+    (4, 32, True),
+    (4, 96, False),
+    (4, 96, True),
+]
+
+
+def machines() -> dict[str, tuple[str, ...] | None]:
+    """Compiler flags by instruction set; None: all that this processor has."""
+    sets: dict[str, tuple[str, ...] | None] = {"native": None}
+    if platform.machine() == "x86_64":
+        text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        has = set(text.split())
+        sets["sse2"] = ("-march=x86-64",)
+        if {"avx2", "fma", "f16c"} <= has:
+            sets["avx2"] = ("-march=x86-64-v3",)
+        if "avx_vnni" in has:
+            sets["avx_vnni"] = ("-march=x86-64-v3", "-mavxvnni")
+    return sets
+
+
+every_machine = pytest.mark.parametrize("machine", machines())
+
+
+@functools.cache
+def suffix_of(machine: str) -> str:
+    """What the names of the kernels compiled for this instruction set end in; skips without a compiler."""
+    skip_without_kernels()
+    flags = machines()[machine]
+    if flags is None:
+        return ""
+    build.register(ctypes.CDLL(str(build.compiled(flags))), f"_{machine}")
+    return f"_{machine}"
+
+
+def skip_without_kernels() -> None:
+    reason = cpu.available()
+    if reason:
+        pytest.skip(reason)
+
+
+def random_weight(rng, shape: tuple[int, ...], bits: int, group: int, offset: bool) -> QTensor:
+    rows, columns = int(np.prod(shape[:-1])), shape[-1]
+    size, kind = (columns, np.int8) if bits == 8 else (columns // 2, np.uint8)
+    scales = rng.uniform(0.5, 1.5, (rows, columns // group)) * columns**-0.5 / (64 if bits == 8 else 4)
+    scale_type = rng.choice(["float16", "float32"])
+    return QTensor(
+        values=jnp.asarray(
+            rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, (rows, size), kind, endpoint=True)
+        ),
+        scales=jnp.asarray(scales, scale_type),
+        offsets=jnp.asarray(-3 * scales, scale_type) if offset else None,
+        shape=shape,
+        bits=bits,
+    )
+
+
+def weights_like(params, rng, make):
+    """The same tree with every matrix made anew by `make(shape)`."""
+    return jax.tree.map(
+        lambda leaf: make(leaf.shape) if leaf.ndim > 1 and leaf.shape[-1] >= 96 else leaf, params
+    )
+
+
+def filled_cache(config, rng, lengths, max_len, dtype) -> KVCache:
+    cache = KVCache.empty(config, batch=len(lengths), max_len=max_len, dtype=dtype)
+    noise = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), cache)
+    return dataclasses.replace(noise, length=jnp.asarray(lengths, jnp.int32))
+
+
+def kernel_step(config, params, tokens, cache, suffix, **options):
+    positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rope = rope_tables(config.rope, config.head_dim, positions, cache.length)
+    n_valid = options.pop("n_valid", jnp.full_like(cache.length, tokens.shape[1]))
+    target = f"jllama_forward{suffix}"
+    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, target=target, **options)
+    return logits, cache.advance(n_valid)

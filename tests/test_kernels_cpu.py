@@ -1,0 +1,151 @@
+"""The step of the C++ kernels against `forward`, on every instruction set that this machine has."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import random_params
+from kernels_cpu import (
+    BASE,
+    FORMATS,
+    every_machine,
+    filled_cache,
+    kernel_step,
+    random_weight,
+    skip_without_kernels,
+    suffix_of,
+    weights_like,
+)
+
+from jllama.kernels import cpu
+from jllama.layers.cache import KVCache
+from jllama.model import forward
+
+plain_step = jax.jit(forward, static_argnums=0)
+MODELS = {
+    "plain": {},
+    "tied_gelu": dict(tie_word_embeddings=True, hidden_act="gelu"),
+    "biases_tanh": dict(attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh"),
+    "window": dict(sliding_window=5),
+    "odd_sizes": dict(hidden_size=70, intermediate_size=51, head_dim=18, hidden_act="relu"),
+    "one_head": dict(num_attention_heads=1, num_key_value_heads=1, head_dim=96),
+    "eight_queries": dict(num_attention_heads=8, num_key_value_heads=1, head_dim=12),
+}
+
+
+def assert_same_step(config, params, lengths, T, max_len, suffix, dtype="float32", rtol=2e-5):
+    rng = np.random.default_rng(T)
+    cache = filled_cache(config, rng, lengths, max_len, dtype)
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (len(lengths), T)), jnp.int32)
+    wanted, cache_wanted = plain_step(config, params, tokens, cache)
+    got, cache_got = kernel_step(config, cpu.prepare(params), tokens, cache, suffix)
+    np.testing.assert_allclose(got, wanted, atol=rtol * float(jnp.abs(wanted).max()))
+    np.testing.assert_array_equal(cache_got.length, cache_wanted.length)
+    places = np.arange(max_len) - np.asarray(lengths)[:, None]
+    untouched = ((places < 0) | (places >= T))[:, None, :, None]  # [B, 1, S, 1]
+    got_kv, wanted_kv, old_kv = ((*c.keys, *c.values) for c in (cache_got, cache_wanted, cache))
+    for ours, theirs, old in zip(got_kv, wanted_kv, old_kv, strict=True):
+        ours, theirs, old = (np.asarray(leaf, np.float32) for leaf in (ours, theirs, old))
+        np.testing.assert_allclose(ours, theirs, atol=rtol * 8)
+        np.testing.assert_array_equal(np.where(untouched, ours, 0), np.where(untouched, old, 0))
+
+
+@every_machine
+@pytest.mark.parametrize("name", MODELS)
+def test_step_is_forward(machine, name):
+    config = dataclasses.replace(BASE, **MODELS[name])
+    params = random_params(config)
+    for lengths, T in (((0, 12, 5), 1), ((3, 0), 4), ((2,), 40)):
+        assert_same_step(config, params, lengths, T, 48, suffix_of(machine))
+
+
+@every_machine
+def test_step_in_bfloat16(machine):
+    for lengths, T in (((7, 3), 1), ((2,), 40)):
+        assert_same_step(
+            BASE, random_params(BASE, dtype="bfloat16"), lengths, T, 48, suffix_of(machine), "bfloat16", 0.04
+        )
+
+
+@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS)
+def test_step_with_quantised_weights(bits, group, offset):
+    skip_without_kernels()
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(BASE, intermediate_size=192)
+    params = weights_like(
+        random_params(config), rng, lambda shape: random_weight(rng, shape, bits, group, offset)
+    )
+    for lengths, T in (((7, 3), 1), ((2,), 9)):
+        assert_same_step(config, params, lengths, T, 48, "", rtol=0.06)
+
+
+@every_machine
+def test_a_full_cache_drops_what_does_not_fit(machine):
+    params = random_params(BASE)
+    assert_same_step(BASE, params, (6, 5, 2), 1, 6, suffix_of(machine))
+    assert_same_step(BASE, params, (6, 5, 2), 3, 6, suffix_of(machine))
+
+
+@every_machine
+def test_neighbours_change_nothing_and_an_unknown_token_is_nan(machine):
+    params, rng = random_params(BASE), np.random.default_rng(0)
+    cache = filled_cache(BASE, rng, (4, 9, 0, 2, 5), 16, "float32")
+    first = kernel_step(
+        BASE, params, jnp.asarray([[3], [1], [2], [5], [8]], jnp.int32), cache, suffix_of(machine)
+    )[0]
+    other = kernel_step(
+        BASE, params, jnp.asarray([[3], [83], [9], [-1], [0]], jnp.int32), cache, suffix_of(machine)
+    )[0]
+    np.testing.assert_array_equal(first[0], other[0])
+    np.testing.assert_array_equal(
+        np.isnan(np.asarray(other)).all(axis=(1, 2)), [False, True, False, True, False]
+    )
+
+
+@every_machine
+def test_last_only_is_the_last_valid_token(machine):
+    params, rng = random_params(BASE), np.random.default_rng(0)
+    cache = filled_cache(BASE, rng, (4, 0, 1), 16, "float32")
+    tokens, n_valid = jnp.asarray(rng.integers(0, 83, (3, 5)), jnp.int32), jnp.asarray([5, 2, 0], jnp.int32)
+    every = kernel_step(BASE, params, tokens, cache, suffix_of(machine))[0]
+    last = kernel_step(BASE, params, tokens, cache, suffix_of(machine), n_valid=n_valid, last_only=True)[0]
+    np.testing.assert_array_equal(last[:, 0], every[jnp.arange(3), jnp.asarray([4, 1, 0])])
+
+
+def test_a_loop_of_steps_copies_no_cache():
+    skip_without_kernels()
+    params, cache = random_params(BASE), KVCache.empty(BASE, batch=2, max_len=77, dtype="float32")
+
+    def run(params, tokens, cache):
+        def body(_, carry):
+            logits, cache = kernel_step(BASE, params, carry[0], carry[1], "", last_only=True)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 9, body, (tokens, cache))
+
+    tokens = jnp.asarray([[1], [2]], jnp.int32)
+    program = jax.jit(run, donate_argnums=2).lower(params, tokens, cache).compile()
+    assert not re.search(r"f32\[2,2,77,16\]\S* copy\(", program.as_text())
+    wanted, state = tokens, cache
+    for _ in range(9):
+        logits, state = plain_step(BASE, params, wanted, state)
+        wanted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    np.testing.assert_array_equal(program(params, tokens, cache)[0], wanted)
+
+
+def test_refusals():
+    skip_without_kernels()
+    params, cache = random_params(BASE), KVCache.empty(BASE, batch=1, max_len=4, dtype="float32")
+    token = jnp.zeros((1, 1), jnp.int32)
+    assert cpu.decode_supported(BASE, params, cache, token) is None
+    assert "2 tokens" in str(cpu.decode_supported(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    assert "float16" in str(cpu.forward_supported(BASE, half, cache))
+    narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
+    assert "layout" in str(cpu.weight_supported(narrow))
+    assert cpu.prepare(narrow) is narrow
+    mixed = dataclasses.replace(params, norm=params.norm.astype(jnp.bfloat16))
+    assert "dtypes" in str(cpu.forward_supported(BASE, mixed, cache))

@@ -1,0 +1,88 @@
+"""How the C++ kernels are compiled and found, and what the sanitizers say about them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernels_cpu import skip_without_kernels
+
+from jllama.kernels.cpu import build
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    message = build.load.__wrapped__()
+    assert "no C++ compiler; install g++" in message
+    assert "\n" not in message
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert "false failed" in build.load.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_threads_follow_the_environment(monkeypatch):
+    monkeypatch.setenv("JLLAMA_THREADS", "3")
+    assert build.threads() == 3
+    monkeypatch.setenv("JLLAMA_THREADS", "none")
+    assert build.threads() == len(os.sched_getaffinity(0))
+
+
+def test_sanitizers_find_nothing():
+    """Address and undefined behaviour, over steps and products, with more threads than cores."""
+    skip_without_kernels()
+    libraries = [sanitizer(name) for name in ("libasan.so", "libubsan.so")]
+    if not all(libraries):
+        pytest.skip("the compiler has no sanitizers")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "JLLAMA_CXXFLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=all -O1",
+        "JLLAMA_THREADS": "3",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+SANITIZED = """
+import dataclasses, jax, jax.numpy as jnp, numpy as np, kernels_cpu as t
+from helpers import random_params
+assert t.cpu.available() is None, t.cpu.available()
+rng = np.random.default_rng(0)
+config = dataclasses.replace(t.BASE, sliding_window=5, hidden_size=96, intermediate_size=192)
+params = random_params(config)
+weights = [params]
+for case in ((8, 96, False), (4, 32, True)):
+    weights.append(t.cpu.prepare(t.weights_like(params, rng, lambda s: t.random_weight(rng, s, *case))))
+for params in weights:
+    for lengths, T in (((6, 5, 0), 1), ((3,), 36)):
+        cache = t.filled_cache(config, rng, lengths, 39, "float32")
+        tokens = jnp.asarray(rng.integers(-1, 84, (len(lengths), T)), jnp.int32)
+        jax.block_until_ready(t.kernel_step(config, params, tokens, cache, ""))
+w, x = jnp.ones((37, 45), jnp.bfloat16), jnp.ones((21, 45), jnp.float32)
+jax.block_until_ready(t.cpu.quantized_linear(w, x))
+"""
+
+
+def sanitizer(name: str) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    found = subprocess.run(
+        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() if os.path.isabs(found.stdout.strip()) else ""
