@@ -11,7 +11,7 @@ from jllama.layers.quantized import QTensor
 from jllama.model import Block, Params
 
 ROW_BYTES = 1024  # of a weight row per ring slot
-WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
+WARPS, GROUPS = 16, 4  # warps that compute; groups of them, each of which takes every fourth slot of the ring
 LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of decode.cu
 SPIN_LIMIT = 1 << 27
 
