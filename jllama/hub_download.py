@@ -12,6 +12,7 @@ PATTERNS = (
     *("vocab.json", "merges.txt", "chat_template*", "model.safetensors.index.json"),
     *("model.safetensors", "model-?????-of-?????.safetensors"),
 )
+PATIENCE = 10  # seconds without an answer
 
 
 def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
@@ -25,10 +26,35 @@ def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
 
         if gguf is not None:
             return Path(huggingface_hub.hf_hub_download(repository, gguf))
-        path = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(PATTERNS)))
+        path = _snapshot(repository)
         if not any(path.glob("*.safetensors")):
             _explain_absence(repository)
     return path
+
+
+def _snapshot(repository: str) -> Path:
+    """The repository's files, or those that are cached if the hub does not answer."""
+    from huggingface_hub import snapshot_download
+
+    silent = _is_silent(repository)
+    try:
+        found = snapshot_download(repository, allow_patterns=list(PATTERNS), local_files_only=silent)
+    except Exception:
+        if silent:
+            raise TimeoutError(f"no answer within {PATIENCE} s") from None
+        raise
+    return Path(found)
+
+
+def _is_silent(repository: str) -> bool:
+    """Whether the hub does not answer: `snapshot_download` itself would wait for it without end."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.model_info(repository, timeout=PATIENCE)
+    except Exception as error:
+        return "Timeout" in type(error).__name__
+    return False
 
 
 def _explain_absence(repository: str) -> None:

