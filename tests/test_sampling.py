@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.sampling import WINDOW, Sampling, TokenCounts, sample
+from jllama.sampling import WINDOW, Sampling, TokenCounts, largest, sample
 
 V = 500
 sample_fast = jax.jit(sample)
@@ -125,3 +125,11 @@ def test_neighbours_change_nothing():
             uniform[row : row + 1],
         )
         assert alone[0] == together[row]
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 256, 300, 1024])
+def test_largest_is_argmax(vocab):
+    rng = np.random.default_rng(vocab)
+    logits = rng.integers(-3, 3, size=(4, vocab)).astype(np.float32)  # many ties
+    logits[2] = -np.inf
+    np.testing.assert_array_equal(largest(jnp.asarray(logits)), np.argmax(logits, axis=-1))
