@@ -56,6 +56,8 @@ def assert_same_step(config, params, lengths, T, max_len, suffix, dtype="float32
 @every_machine
 @pytest.mark.parametrize("name", MODELS)
 def test_step_is_forward(machine, name):
+    if machine != "native" and name not in ("window", "odd_sizes", "eight_queries"):
+        pytest.skip("the other models differ in nothing that depends on the instruction set")
     config = dataclasses.replace(BASE, **MODELS[name])
     params = random_params(config)
     for lengths, T in (((0, 12, 5), 1), ((3, 0), 4), ((2,), 40)):
@@ -70,7 +72,7 @@ def test_step_in_bfloat16(machine):
         )
 
 
-@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS)
+@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS[1::2])
 def test_step_with_quantised_weights(bits, group, offset):
     skip_without_kernels()
     rng = np.random.default_rng(0)

@@ -112,10 +112,10 @@ static void attend_many(const float* q, const T* keys, const T* values, int64_t 
     F top = F{} - INFINITY, total = {};
     for (int32_t j = 0; j < n; j++) {
       F x = load(s + j * PANEL + v * LANES);
-      top = (j >= begin) & (j <= end) & (x > top) ? x : top;
+      top = ((j >= begin) & (j <= end) & (x > top)) ? x : top;
     }
     for (int32_t j = 0; j < n; j++) {
-      F x = load(s + j * PANEL + v * LANES), e = (j >= begin) & (j <= end) ? vexp((x - top) * scale) : F{};
+      F x = load(s + j * PANEL + v * LANES), e = ((j >= begin) & (j <= end)) ? vexp((x - top) * scale) : F{};
       *(F*)(s + j * PANEL + v * LANES) = e;
       total += e;
     }

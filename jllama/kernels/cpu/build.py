@@ -16,16 +16,8 @@ from jllama.errors import JllamaError
 from jllama.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-FLAGS = (
-    "-std=c++17",
-    "-O2",
-    "-ftree-vectorize",
-    "-fvect-cost-model=dynamic",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-fno-math-errno",
-)
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")
 TARGETS = ("jllama_forward", "jllama_product")
 GAIN = "the CPU runs through XLA alone, which is two to five times slower on quantised weights"
@@ -98,6 +90,8 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     handle, scratch = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(handle)
     try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20).stdout
+        flags = flags if "clang" in version else (*flags, *GCC_FLAGS)
         done = subprocess.run(
             [compiler, *flags, str(SOURCE), "-o", scratch], capture_output=True, text=True, timeout=120
         )

@@ -180,8 +180,8 @@ INLINE void transpose(F (&r)[LANES]) {
     for (int j = 0; j < LANES; j++) low[j] = j & s ? LANES + (j ^ s) : j, high[j] = j & s ? LANES + j : j ^ s;
     UNROLL for (int i = 0; i < LANES; i++) if (!(i & s)) {
       F a = r[i], b = r[i | s];
-      r[i] = __builtin_shuffle(a, b, low);
-      r[i | s] = __builtin_shuffle(a, b, high);
+      r[i] = shuffled(a, b, low);
+      r[i | s] = shuffled(a, b, high);
     }
   }
 }

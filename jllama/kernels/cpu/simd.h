@@ -125,12 +125,23 @@ INLINE I dot4(I acc, I w, int32_t x) {
          ((w << 8) >> 24) * int8_t(x >> 16) + (w >> 24) * (x >> 24);
 }
 #endif
+#if defined(__clang__)
+template <class V>
+INLINE V shuffled(V a, V b, I from) {  // lane j is lane from[j] of a and b laid behind one another
+  V out;
+  UNROLL for (int j = 0; j < LANES; j++) out[j] = from[j] < LANES ? a[from[j]] : b[from[j] - LANES];
+  return out;
+}
+#else
+template <class V>
+INLINE V shuffled(V a, V b, I from) { return __builtin_shuffle(a, b, from); }
+#endif
 template <class V, class Op>
 INLINE auto fold(V v, const Op& op) {  // over the lanes
   UNROLL for (int s = LANES / 2; s; s /= 2) {
     I swap;
     for (int j = 0; j < LANES; j++) swap[j] = j ^ s;
-    v = op(v, __builtin_shuffle(v, swap));
+    v = op(v, shuffled(v, v, swap));
   }
   return v[0];
 }
