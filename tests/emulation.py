@@ -40,7 +40,6 @@ class Emulated:
         path = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
         path.write_text(text, encoding="utf-8")
         flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w", "-fno-strict-aliasing"]
-        flags += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # a GPU refuses them too
         subprocess.run([COMPILER, *flags, "-o", path.with_suffix(".so"), path], check=True)
         self._library = ctypes.CDLL(str(path.with_suffix(".so")))
 

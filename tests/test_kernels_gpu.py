@@ -11,7 +11,7 @@ import pytest
 
 from jllama import model
 from jllama.config import ModelConfig
-from jllama.kernels.gpu import decode, decode_attention, launch, plan
+from jllama.kernels.gpu import decode, decode_attention, launch
 from jllama.layers.attention import attend
 from jllama.layers.cache import KVCache
 from jllama.layers.quantized import QTensor, dequantize
@@ -143,32 +143,30 @@ def four_blocks(monkeypatch):
 
 
 CASES = [
-    (SMALL, "bf16", "bfloat16", 300, (0, 299, 300), (16, 4)),
-    (SMALL, "int4", "bfloat16", 40, (37,), (16, 4)),
-    (SMALL, "int8", "float16", 40, (37,), (8, 2)),
-    (SLIDING, "q4", "bfloat16", 200, (170,), (8, 2)),
-    (MANY_HEADS, "q8", "bfloat16", 200, (180,), (16, 4)),
+    (SMALL, "bf16", "bfloat16", 300, (0, 299, 300)),
+    (SMALL, "int4", "bfloat16", 40, (37,)),
+    (SMALL, "int8", "float16", 40, (37,)),
+    (SLIDING, "q4", "bfloat16", 200, (170,)),
+    (MANY_HEADS, "q8", "bfloat16", 200, (180,)),
 ]
 
 
-@pytest.mark.parametrize(("config", "stored", "dtype", "max_len", "lengths", "warps"), CASES)
-def test_decode_emulated(four_blocks, monkeypatch, tmp_path, config, stored, dtype, max_len, lengths, warps):
-    monkeypatch.setattr(plan, "WARPS", warps[0])
-    monkeypatch.setattr(plan, "GROUPS", warps[1])
+@pytest.mark.parametrize(("config", "stored", "dtype", "max_len", "lengths"), CASES)
+def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, lengths):
     params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
     cache = filled(config, max_len, 0, dtype)
     assert decode.decode_supported(config, params, cache, tokens) is None
     operands, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
-    slots += [plan.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
-    sizes = plan.make_plan(config, params)
+    slots += [decode.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
+    plan = decode.make_plan(config, params)
     kernel = emulation.Emulated(
         tmp_path,
-        plan.source(sizes, slots),
+        decode.source(plan, slots),
         "jllama_decode",
         len(slots),
-        grid=sizes.blocks,
-        threads=sizes.threads,
-        shared=sizes.shared,
+        grid=plan.blocks,
+        threads=decode.THREADS,
+        shared=plan.shared,
     )
     for length in lengths:
         cache = filled(config, max_len, length, dtype)

@@ -14,6 +14,7 @@ from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
     TABLE_LAYER,
     TABLE_PER_LAYER,
+    THREADS,
     Format,
     Plan,
     blocks,
@@ -102,7 +103,7 @@ def decode_step(
             operands,
             results,
             grid=plan.blocks,
-            threads=plan.threads,
+            threads=THREADS,
             shared=plan.shared,
             aliases={first_cache + i: 1 + i for i in range(len(results) - 1)},
         )
