@@ -107,6 +107,12 @@ def load_model() -> Any:
         sha256=FLAGS.model_sha256,
         progress=True,
     )
+    from jllama import kernels
+    from jllama.prefill import platform_of
+
+    reason = kernels.notice(model.config, model.params, model.dtype, platform_of(model.params))
+    if reason:
+        say(f"note: slower than it could be: {reason}")
     if FLAGS.verbose:
         say(banner(model))
     return model

@@ -4,6 +4,7 @@ import ctypes
 import json
 import sys
 import time
+from typing import Any
 
 import llama_cpp as lc
 import numpy as np
@@ -19,7 +20,8 @@ class Peer:
         lc.llama_log_set(quiet, None)
         lc.llama_backend_init()
         self.model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
-        self.threads, self.contexts = threads, {}
+        self.threads = threads
+        self.contexts: dict[int, Any] = {}
         self.vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self.model))
 
     def context(self, rows: int):

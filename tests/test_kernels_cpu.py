@@ -72,10 +72,11 @@ def test_step_is_forward(machine, name):
 
 
 @every_machine
-def test_step_in_bfloat16(machine):
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.04), ("float16", 0.005)])
+def test_step_in_16_bits(machine, dtype, bound):
     for lengths, T in (((7, 3), 1), ((2,), 40)):
         assert_same_step(
-            BASE, random_params(BASE, dtype="bfloat16"), lengths, T, 48, suffix_of(machine), "bfloat16", 0.04
+            BASE, random_params(BASE, dtype=dtype), lengths, T, 48, suffix_of(machine), dtype, bound
         )
 
 
@@ -151,8 +152,8 @@ def test_refusals():
     token = jnp.zeros((1, 1), jnp.int32)
     assert cpu.decode_supported(BASE, params, cache, token) is None
     assert "2 tokens" in str(cpu.decode_supported(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
-    assert "float16" in str(cpu.forward_supported(BASE, half, cache))
+    foreign = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
+    assert "float8" in str(cpu.forward_supported(BASE, foreign, cache))
     narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
     assert "layout" in str(cpu.weight_supported(narrow))
     assert cpu.prepare(narrow) is narrow

@@ -4,6 +4,7 @@ A twin that cannot run a call says why (`why_not`), and `forward` runs plain XLA
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,8 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
 from jllama.layers.attention import Attend
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
 from jllama.layers.rope import rope_tables
 from jllama.model import Params
-
-# From this many tokens a call on, XLA's own product beats the kernels on weights that are not quantised.
-MANY_TOKENS = 8
 
 
 def forward(
@@ -58,7 +55,7 @@ def forward(
     return logits, cache.advance(n_valid)
 
 
-def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, platform: str) -> str | None:
+def why_not(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, platform: str) -> str | None:
     """In one line why no kernel runs this whole call, or None if one does."""
     if _switched_off():
         return "JLLAMA_KERNELS=0"
@@ -66,10 +63,16 @@ def why_not(config: ModelConfig, params: Params, tokens: Array, cache: KVCache, 
         return gpu.decode_supported(config, params, cache, tokens)
     if platform != "cpu":
         return f"no kernels for {platform}"
-    quantized = any(isinstance(leaf, QTensor) for leaf in _weights(params))
-    if not quantized and tokens.size >= MANY_TOKENS:
-        return "XLA's product is faster on many tokens"
     return cpu.forward_supported(config, params, cache)
+
+
+def notice(config: ModelConfig, params: Params, dtype: str, platform: str) -> str | None:
+    """Why a model's decode steps will run without a kernel; None if they won't, or if that was asked for."""
+    if _switched_off() or os.environ.get("JLLAMA_CPU_KERNELS") == "0":
+        return None
+    cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return why_not(config, params, token, cache, platform)
 
 
 def gpu_attention(config: ModelConfig, tokens: Array, cache: KVCache, fresh: bool) -> Attend | None:
@@ -88,7 +91,3 @@ def gpu_attention(config: ModelConfig, tokens: Array, cache: KVCache, fresh: boo
 def _switched_off() -> bool:
     """For comparisons: `JLLAMA_KERNELS=0` leaves everything to XLA and its libraries."""
     return os.environ.get("JLLAMA_KERNELS", "1") == "0"
-
-
-def _weights(params: Params) -> list[Array | QTensor]:
-    return jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))

@@ -18,7 +18,7 @@ struct Weight {  // [rows, cols]; quantised ones interleaved by TILE rows, scale
 };
 template <class Work>
 static auto typed(int64_t kind, const void* p, const Work& work) {
-  return kind == F32 ? work((const float*)p) : work((const bf16*)p);
+  return kind == F32 ? work((const float*)p) : kind == F16 ? work((const half*)p) : work((const bf16*)p);
 }
 struct Block {
   int32_t q[BLOCK / 4];

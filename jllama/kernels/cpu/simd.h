@@ -93,6 +93,10 @@ INLINE void put(bf16* p, float x) {  // to nearest, ties to even; a NaN stays on
   memcpy(&u, &x, 4);
   p->bits = x != x ? 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
+INLINE void put(half* p, float x) {  // likewise; too large a number becomes infinite
+  _Float16 h = (_Float16)x;
+  memcpy(&p->bits, &h, 2);
+}
 
 // Adds to each int32 lane the dot product of its four bytes of w with the four bytes of x.
 // w is int8 + FLIP for 8 bit weights (FLIP = 128 where the instruction wants it unsigned), 0..15 for 4 bit.

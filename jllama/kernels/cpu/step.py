@@ -15,7 +15,7 @@ from jllama.layers.quantized import BLOCK, QTensor
 from jllama.model import Params
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
-KINDS = {"float32": 0, "bfloat16": 1}
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 QUANTISED = {8: 3, 4: 4}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
 
