@@ -99,8 +99,21 @@ def train(kind: str, **options: object) -> None:
     )
     (HERE / f"{kind}.vocab").unlink()
     source.unlink()
+    forget_paths(HERE / f"{kind}.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(HERE / f"{kind}.model"))
     save(kind, [processor.encode(line) for line in lines()])
+
+
+def forget_paths(path: Path) -> None:
+    """The trainer notes where it ran; that is nobody's business."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    for field in ("input", "model_prefix"):
+        model.trainer_spec.ClearField(field)
+    model.normalizer_spec.ClearField("normalization_rule_tsv")
+    path.write_bytes(model.SerializeToString())
 
 
 def rules() -> Path:
