@@ -26,7 +26,7 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
         if isinstance(weight, QTensor):
             y = quantized_linear(weight, x)
         elif x.size == x.shape[-1]:
-            y = jax.lax.platform_dependent(weight, x, cpu=_matvec_cpu, default=_matvec)
+            y = _matvec(weight, x)
         else:
             contract_last = (((x.ndim - 1,), (weight.ndim - 1,)), ((), ()))
             y = jax.lax.dot_general(
@@ -42,13 +42,3 @@ def _matvec(weight: Array, x: Array) -> Array:
     row = x.reshape((1,) * (weight.ndim - 1) + x.shape[-1:])
     y = jnp.sum(weight.astype(jnp.float32) * row.astype(jnp.float32), axis=-1)
     return y.reshape(x.shape[:-1] + weight.shape[:-1])
-
-
-def _matvec_cpu(weight: Array, x: Array) -> Array:
-    """XLA on a CPU has fast products of float32, and of two bfloat16 rows or more (20, not 6 GB/s)."""
-    if weight.dtype == jnp.float16:
-        return _matvec(weight, x)
-    rows = x.reshape(1, -1) if weight.dtype == jnp.float32 else jnp.pad(x.reshape(1, -1), ((0, 7), (0, 0)))
-    contract_last = (((1,), (weight.ndim - 1,)), ((), ()))
-    y = jax.lax.dot_general(rows, weight, contract_last, precision=EXACT, preferred_element_type=jnp.float32)
-    return y[0].reshape(x.shape[:-1] + weight.shape[:-1])
