@@ -42,8 +42,8 @@ def load(
       reference: where the model is; see `jllama.hub.resolve`.
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`.
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
-      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where the device has
-        kernels for them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
+      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where a kernel runs this
+        model with them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
         of 32 with zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
       sha256: of the file that is fetched, checked when given.
       progress: show progress bars on stderr.
@@ -63,8 +63,7 @@ def load(
         runtime.configure(device)  # fails before anything is fetched
     files = resolve(reference, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
-    from jllama import memory
-    from jllama.checkpoint import load_params, read_config
+    from jllama.checkpoint import read_config
 
     runtime.configure(device)
     config = read_config(files)
@@ -74,9 +73,20 @@ def load(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
-    memory.check_weights(files, config, dtype, quantize)
-    params = load_params(files, config, dtype, progress=progress, quantize=quantize)
+    params = _load_weights(files, config, dtype, quantize, progress)
     return Model(config=config, params=params, tokenizer=tokenizer, name=reference, dtype=dtype)
+
+
+def _load_weights(
+    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool
+) -> "Params":
+    from jllama import memory
+    from jllama.checkpoint import automatic_mode, load_params
+
+    if quantize == "auto":
+        quantize = automatic_mode(files, config, dtype, runtime.platform())
+    memory.check_weights(files, config, dtype, quantize)
+    return load_params(files, config, dtype, progress=progress, quantize=quantize)
 
 
 def load_tokenizer(files: ModelFiles) -> "Tokenizer":

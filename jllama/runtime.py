@@ -80,6 +80,13 @@ def _check_device(device: str) -> None:
         raise JllamaError("--device=cpu came too late: jax was already running on another device")
 
 
+def platform() -> str:
+    """`cpu` or `gpu`: where JAX puts arrays."""
+    import jax
+
+    return jax.devices()[0].platform
+
+
 def describe_device() -> str:
     """What the model runs on, for banners: `cpu` or the GPU's name."""
     import jax

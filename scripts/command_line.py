@@ -35,7 +35,7 @@ def define_model_flags() -> None:
         "quantize",
         "auto",
         ["auto", "none", "int8", "int4"],
-        "auto: as a GGUF file stores its weights; none: expand them; int8, int4: quantise while loading.",
+        "auto: a GGUF's own 4 and 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
     )
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
     flags.DEFINE_integer(

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_files import KEYS, write_directory
+from checkpoint_files import KEYS, write_directory, write_gguf
 from checkpoint_generator import random_tensors
+from gguf import GGMLQuantizationType as GgmlType
 
-from jllama.checkpoint import load_params, read_config
+import jllama
+from jllama.checkpoint import automatic_mode, load_params, read_config
 from jllama.checkpoint.saved import save
 from jllama.errors import JllamaError
 from jllama.hub import resolve
@@ -121,3 +123,45 @@ def test_gguf_blocks_stay_as_they_are(smollm2_gguf):
     ]:
         assert isinstance(theirs, QTensor)
         np.testing.assert_allclose(dequantize(theirs), ours, rtol=1e-6, atol=1e-7)
+
+
+def kept_on(platform: str, path, dtype: str = "bfloat16") -> str:
+    files = resolve(str(path))
+    return automatic_mode(files, read_config(files), dtype, platform)
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """The small model as GGUF with Q4_0 blocks."""
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    return write_gguf(path, KEYS, random_tensors(KEYS), GgmlType.Q4_0)
+
+
+def test_blocks_stay_where_the_cpu_has_kernels_for_them(blocks, checkpoint, monkeypatch):
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: None)
+    assert kept_on("cpu", blocks) == "auto"
+    assert kept_on("cpu", checkpoint) == "none"
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: "no C++ compiler")
+    assert kept_on("cpu", blocks) == "none"
+
+
+def test_blocks_stay_where_the_gpu_kernel_takes_them(blocks, tmp_path, monkeypatch):
+    """The kernel's own refusals decide: here its 16-bit activations, and biases, which it does not know."""
+    launch = "jllama.kernels.gpu.launch"
+    monkeypatch.setattr(f"{launch}.unavailable", lambda: None)
+    monkeypatch.setattr(f"{launch}.blocks_at_once", lambda: 132)
+    assert kept_on("gpu", blocks) == "auto"
+    assert kept_on("gpu", blocks, "float32") == "none"
+    biased = KEYS | {"attention_bias": True}
+    path = write_gguf(tmp_path / "biased.gguf", biased, random_tensors(biased), GgmlType.Q4_0)
+    assert kept_on("gpu", path) == "none"
+    monkeypatch.setattr(f"{launch}.unavailable", lambda: "there is no NVIDIA GPU")
+    assert kept_on("gpu", blocks) == "none"
+
+
+def test_a_model_without_kernels_has_no_blocks(smollm2_gguf, monkeypatch):
+    monkeypatch.setenv("JLLAMA_KERNELS", "0")
+    assert jllama.load(str(smollm2_gguf)).params.embed_tokens.dtype == "bfloat16"
+    files = resolve(str(smollm2_gguf))
+    stored = load_params(files, read_config(files), "bfloat16", quantize="auto", pack=False)
+    assert isinstance(stored.embed_tokens, QTensor)

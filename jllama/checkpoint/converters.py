@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jllama import kernels
 from jllama.checkpoint.dense import DenseConverter
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.names import EMBED, HEAD
 from jllama.checkpoint.quantized import QuantizedConverter
 from jllama.checkpoint.stored import Checkpoint, Reader
-from jllama.kernels import cpu
 from jllama.layers.quantized import QTensor
 from jllama.progress import ByteBar
 from jllama.quantization import SCHEMES, quantize
@@ -31,8 +31,8 @@ def converter_for(
     """A function from a leaf to what stands for it on the device, and what to close at the end.
 
     Args:
-      mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 where kernels can run them,
-        a key of `SCHEMES` quantises every matrix.
+      mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 (whether to ask for that is
+        for `automatic_mode` to say), a key of `SCHEMES` quantises every matrix.
       place: brings a quantised leaf to the device.
     """
     dense = DenseConverter(checkpoint, reader, dtype, device, bar)
@@ -64,7 +64,11 @@ def _is_matrix(leaf: Leaf) -> bool:
 def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:
     """An array or a quantised leaf on the device; `pack`: in the layout that its kernels read."""
     place = device or jax.devices()[0]
-    on_cpu = getattr(place, "platform", "cpu") == "cpu"
-    if isinstance(leaf, QTensor) and on_cpu and pack and cpu.available() is None:
-        return cpu.tiles(leaf)
+    if isinstance(leaf, QTensor) and pack and _reads_tiles(place):
+        return kernels.cpu.tiles(leaf)
     return jax.device_put(leaf, place)
+
+
+def _reads_tiles(place: Any) -> bool:
+    on_cpu = getattr(place, "platform", "cpu") == "cpu"
+    return on_cpu and kernels.switched_on() and kernels.cpu.available() is None

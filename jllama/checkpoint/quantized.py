@@ -1,5 +1,8 @@
 """Keeps GGUF's 8- and 4-bit blocks as they are stored: a leaf becomes a `QTensor` of the same numbers."""
 
+import math
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -21,8 +24,7 @@ class QuantizedConverter:
 
     def keeps(self, leaf: Leaf) -> bool:
         """Whether all tensors of the leaf are stored in the same quantised type."""
-        kinds = {self._checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
-        return len(kinds) == 1 and kinds <= set(KEPT)
+        return kind_of(leaf, self._checkpoint) is not None
 
     def __call__(self, leaf: Leaf) -> QTensor:
         """The leaf on the CPU, in the layout "rows".
@@ -47,6 +49,28 @@ class QuantizedConverter:
             target[...] = rows.reshape(target.shape)
         if part.rotary and self._checkpoint.rotary_interleaved:
             _deinterleave(target, leaf_shape[2], row_bytes)
+
+
+def kind_of(leaf: Leaf, checkpoint: Checkpoint) -> str | None:
+    """The key of `KEPT` in which all tensors of the leaf are stored, or None."""
+    kinds = {checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(KEPT) else None
+
+
+def outline(leaf: Leaf, kind: str, layout: str) -> QTensor:
+    """The quantised leaf without its numbers: format and groups; the shapes are those of "rows"."""
+    bits, numbers = KEPT[kind]
+    rows, columns = math.prod(leaf.shape[:-1]), leaf.shape[-1]
+    values: Any = jax.ShapeDtypeStruct((rows, columns * bits // 8), np.int8 if bits == 8 else np.uint8)
+    scales: Any = jax.ShapeDtypeStruct((rows, columns // BLOCK), np.float16)
+    return QTensor(
+        values=values,
+        scales=scales,
+        offsets=scales if numbers == 2 else None,
+        shape=leaf.shape,
+        bits=bits,
+        layout=layout,
+    )
 
 
 def from_blocks(blocks: np.ndarray, kind: str, shape: tuple[int, ...]) -> QTensor:

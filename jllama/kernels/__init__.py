@@ -57,7 +57,7 @@ def forward(
 
 def why_not(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, platform: str) -> str | None:
     """In one line why no kernel runs this whole call, or None if one does."""
-    if _switched_off():
+    if not switched_on():
         return "JLLAMA_KERNELS=0"
     if platform == "gpu":
         return gpu.decode_supported(config, params, cache, tokens)
@@ -68,8 +68,11 @@ def why_not(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, pl
 
 def notice(config: ModelConfig, params: Params, dtype: str, platform: str) -> str | None:
     """Why a model's decode steps will run without a kernel; None if they won't, or if that was asked for."""
-    if _switched_off() or os.environ.get("JLLAMA_CPU_KERNELS") == "0":
-        return None
+    return why_no_decode(config, params, dtype, platform) if switched_on() else None
+
+
+def why_no_decode(config: ModelConfig, params: Params, dtype: str, platform: str) -> str | None:
+    """Why no kernel decodes a single text, or None if one does; `params` may be shapes without numbers."""
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return why_not(config, params, token, cache, platform)
@@ -83,11 +86,11 @@ def gpu_attention(config: ModelConfig, tokens: Array, cache: KVCache, fresh: boo
     if T == 1:
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
         known = gpu.attention_supported(heads_per_key, config.head_dim, dtype) is None
-        return gpu.decode_attend if known and not _switched_off() else None
+        return gpu.decode_attend if known and switched_on() else None
     fits = fresh and cache.max_len >= T and gpu.prefill_supported(config.head_dim, dtype, T) is None
     return gpu.prefill_attend if fits else None
 
 
-def _switched_off() -> bool:
+def switched_on() -> bool:
     """For comparisons: `JLLAMA_KERNELS=0` leaves everything to XLA and its libraries."""
-    return os.environ.get("JLLAMA_KERNELS", "1") == "0"
+    return os.environ.get("JLLAMA_KERNELS", "1") != "0"
