@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.paths import cache_dir
@@ -32,22 +31,10 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
     if device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
     if compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(_compilation_cache()))
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     _check_device(device)
-
-
-def _compilation_cache() -> Path:
-    """Made readable by the user alone: JAX executes what it finds there."""
-    path = cache_dir() / "xla"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise JllamaError(
-            f"cannot make {path} ({error.strerror}); set JLLAMA_CACHE to a writable directory"
-        ) from None
-    return path
 
 
 def drop_damaged_programs(warning: str) -> None:
@@ -59,8 +46,8 @@ def drop_damaged_programs(warning: str) -> None:
     import jax
 
     found = re.match(r"Error (?:reading|writing) persistent compilation cache entry for '(\w+)'", warning)
-    if found and jax.config.values["jax_compilation_cache_dir"] == str(cache_dir() / "xla"):
-        for path in (cache_dir() / "xla").glob(f"{found[1]}-*"):
+    if found and jax.config.values["jax_compilation_cache_dir"] == str(cache_dir("xla")):
+        for path in cache_dir("xla").glob(f"{found[1]}-*"):
             path.unlink(missing_ok=True)
 
 
