@@ -36,7 +36,7 @@ def environment(cache: Path, **changes: str) -> dict[str, str]:
         JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100"
     )
     # Compiling the kernels anew for each empty cache would take longer than the tests.
-    return kept | dict(JAX_PLATFORMS="cpu", JLLAMA_CPU_KERNELS="0") | changes
+    return kept | dict(JAX_PLATFORMS="cpu", JLLAMA_KERNELS="0") | changes
 
 
 def command(script: str, *arguments: str, warnings: str = "error") -> list[str]:

@@ -163,7 +163,7 @@ def test_the_second_start_compiles_nothing(instruct, tmp_path):
         counter, script = ROOT / "tests" / "count_compilations.py", ROOT / "scripts" / GENERATE
         done = subprocess.run(
             [sys.executable, str(counter), str(script), f"--model={instruct}", "--ignore_eos", *arguments],
-            env=environment(tmp_path / "cache", JLLAMA_CPU_KERNELS="1"),
+            env=environment(tmp_path / "cache", JLLAMA_KERNELS="1"),
             capture_output=True,
             check=True,
         )
