@@ -146,6 +146,7 @@ def refuse_unsupported(keys: Mapping[str, Any]) -> None:
         "rope_theta",
         "rope_scaling",
         "rope_parameters",
+        "original_max_position_embeddings",
         "layer_types",
         "use_sliding_window",
     }
@@ -224,6 +225,8 @@ def _check(c: ModelConfig) -> None:
         )
     if c.head_dim % 2:
         raise JllamaError(f"config: head_dim={c.head_dim} must be even: RoPE rotates pairs")
+    if c.head_dim == 2 and c.rope.rope_type == "dynamic":
+        raise JllamaError("config: RoPE type dynamic needs a head_dim of 4 at least")
     if not isinstance(c.rms_norm_eps, int | float) or not 0 <= c.rms_norm_eps < 1:
         raise JllamaError(f"config: rms_norm_eps={c.rms_norm_eps!r} must be a number from 0 to 1")
     if c.hidden_act not in ACTIVATIONS:

@@ -24,6 +24,7 @@ _OPTIONAL = {
         *("mscale", "mscale_all_dim", "truncate"),
     ),
 }
+_IGNORED = ("finetuned",)  # YaRN's first models state it, and no code reads it
 # GGUF's further knobs, with the value that leaves everything as it is.
 _GGUF_UNSUPPORTED = {
     "rope.scaling.attn_factor": 1.0,
@@ -39,10 +40,10 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     Raises:
       JllamaError: an unknown type, a missing, unknown or non-numeric setting.
     """
-    settings: Any = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    settings: Any = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     if not isinstance(settings, Mapping):
         raise JllamaError(f"config.json: RoPE settings {settings!r} must be an object or null")
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value is not None and key not in _IGNORED}
     typed = "rope_type" in settings or "type" in settings
     rope_type = settings.pop("rope_type", settings.pop("type", "default"))
     settings.pop("type", None)
@@ -54,6 +55,7 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
         )
     if settings.pop("partial_rotary_factor", 1) != 1:
         raise JllamaError("config.json: partial_rotary_factor is not supported")
+    _set_original_length(rope_type, settings, keys.get("original_max_position_embeddings"), max_positions)
     missing = [key for key in _REQUIRED[rope_type] if key not in settings]
     if missing:
         raise JllamaError(f"config.json: RoPE type {rope_type} lacks {', '.join(missing)}")
@@ -65,19 +67,36 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     return _build(rope_type, theta, settings, max_positions)
 
 
+def _set_original_length(
+    rope_type: str, settings: dict[str, Any], top_level: Any, max_positions: int
+) -> None:
+    """Where Hugging Face's own code finds it: beside the RoPE settings, in them, else the longest text.
+
+    Of the latter alone no factor would follow, so that YaRN then needs one.
+    """
+    if rope_type not in ("llama3", "yarn"):
+        return
+    if top_level is not None:
+        settings["original_max_position_embeddings"] = top_level
+    elif "factor" in settings:
+        settings.setdefault("original_max_position_embeddings", max_positions)
+
+
 def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: int) -> Rope:
     unknown = set(settings) - set(_REQUIRED[rope_type]) - set(_OPTIONAL.get(rope_type, ()))
     if unknown:
-        raise JllamaError(f"config.json: RoPE type {rope_type} has no {', '.join(sorted(unknown))}")
+        raise JllamaError(f"RoPE type {rope_type} has no {', '.join(sorted(unknown))}")
     for key, value in {"rope_theta": theta, **settings}.items():
         if key == "truncate":
             if not isinstance(value, bool):
-                raise JllamaError(f"config.json: RoPE setting truncate={value!r} must be true or false")
+                raise JllamaError(f"RoPE setting truncate={value!r} must be true or false")
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise JllamaError(f"config.json: RoPE setting {key}={value!r} must be a positive number")
+            raise JllamaError(f"RoPE setting {key}={value!r} must be a positive number")
     if rope_type == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
-        raise JllamaError("config.json: RoPE setting low_freq_factor must be below high_freq_factor")
+        raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")
+    if rope_type == "yarn" and theta == 1:
+        raise JllamaError("RoPE type yarn needs a rope_theta other than 1")
     if rope_type == "dynamic":
         # Hugging Face's own code reads the trained length from max_position_embeddings alone.
         settings["original_max_position_embeddings"] = max_positions

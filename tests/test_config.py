@@ -113,6 +113,36 @@ def test_every_key_is_read():
             {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 64}},
             Rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=64),
         ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "finetuned": True}},
+            Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn"}, "original_max_position_embeddings": 32},
+            Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "llama3", **LLAMA3},
+                "original_max_position_embeddings": 16,
+            },
+            Rope(rope_type="llama3", **LLAMA3 | {"original_max_position_embeddings": 16}),
+        ),
+        (
+            {"rope_scaling": {"type": "llama3", **LLAMA3, "original_max_position_embeddings": None}},
+            Rope(rope_type="llama3", **LLAMA3 | {"original_max_position_embeddings": 128}),
+        ),
+        (
+            {
+                "rope_scaling": {"type": "dynamic", "factor": 2.0},
+                "original_max_position_embeddings": 32,
+            },
+            Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=128),
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5.0}},
+            Rope(rope_type="linear", factor=2.0),
+        ),
     ],
 )
 def test_rope_spellings(spelling, rope):
@@ -164,7 +194,13 @@ def test_rope_spellings(spelling, rope):
         ({"rope_scaling": {"type": "linear", "factor": True}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}}, "beta_fast"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}, "rope_theta": 1}, "rope_theta"),
+        (
+            {"rope_scaling": {"rope_type": "yarn"}, "original_max_position_embeddings": 0},
+            "original_max_position_embeddings=0",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": {"factor": 8.0}}, "type"),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "full_attention"),
