@@ -165,7 +165,7 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
         "jllama_decode",
         len(slots),
         grid=plan.blocks,
-        threads=decode.THREADS,
+        threads=plan.threads,
         shared=plan.shared,
     )
     for length in lengths:

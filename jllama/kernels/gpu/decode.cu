@@ -1,6 +1,6 @@
 // One decoding step of a Llama model for one sequence, as one persistent kernel: token in, logits out.
 //
-// One block per multiprocessor. In each block 16 consumer warps compute and one producer warp streams
+// One block per multiprocessor. In each block NW consumer warps compute and one producer warp streams
 // this block's share of every weight, stage after stage, into a ring in shared memory. What to stream does
 // not depend on activations, so the memory bus stays busy while the blocks wait for each other.
 //
@@ -15,14 +15,13 @@
 // is then the 16-bit float BASE + q, exactly, and the sum of BASE * x is taken off afterwards.
 //
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, NCTA, SRB (bytes of a row per ring slot),
-// NSLOT (a multiple of NG), SLOT (bytes), NG (groups of warps), TC (cached tokens per block and turn),
+// NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), TC (cached tokens per block and turn),
 // SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
 // see decode.py), then primitives.cu.
 
-#define NW 16         // consumer warps
 #define NT (NW * 32)  // consumer threads
 #define WPG (NW / NG)  // warps per group: a group takes every NG-th slot of the ring
-#define SEG_TILES 8   // tiles of 16 rows between two reductions across warps
+#define PART_ROWS (NT / 4)  // rows between two reductions across warps: four threads for each
 #define MAXP (NCTA / K_)
 #define N_H (N * H)
 #define QKV_ROWS (K_ * (G + 2) * H)
@@ -32,19 +31,20 @@
 enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
 enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = 16 };
 
-constexpr int TS = TC < SLOT / (2 * H) / 8 * 8 ? TC : SLOT / (2 * H) / 8 * 8;  // cached tokens per slot
+constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
 constexpr int KMAX = cmax(cmax(D, F), N_H);
 constexpr int X_BYTES = KMAX * 2;
 constexpr int XSUM_BYTES = KMAX / 8;  // float per 32
 constexpr int QS = H * 2 + 16;  // bytes between rows of q
-constexpr int AW = TC / 8;      // warps that attend, eight tokens each at a time
+constexpr int TW = TC > 8 * NW ? 16 : 8;  // tokens that a warp attends to at a time
+constexpr int AW = TC / TW;               // warps that attend
 constexpr int A_Q = 0, A_KV = 16 * QS, A_M = A_KV + H * 4, A_L = A_M + AW * 64, A_NEW = A_L + AW * 64;
 constexpr int A_O = A_NEW + 64, A_BYTES = A_O + AW * G * H * 4;
 constexpr int C_BYTES = (NT / H) * (H + 2) * 4;  // the combination of splits
 constexpr int OFF_RING = 0;
 constexpr int OFF_X = NSLOT * SLOT;
 constexpr int OFF_PART = OFF_X + (cmax(cmax(X_BYTES + XSUM_BYTES, A_BYTES), C_BYTES) + 127) / 128 * 128;
-constexpr int OFF_RES = OFF_PART + SEG_TILES * 16 * NW * 4;
+constexpr int OFF_RES = OFF_PART + PART_ROWS * NW * 4;
 constexpr int OFF_ROPE = OFF_RES + (D * 2 + 15) / 16 * 16;
 constexpr int OFF_RED = OFF_ROPE + H * 4;
 constexpr int OFF_BAR = OFF_RED + NW * 4;
@@ -104,6 +104,7 @@ template <class FM, int K> struct Rows {
   static constexpr int STRIDE = SLICE + FM::PAD, SCALE_AT = TR * STRIDE;
   static constexpr int SSTRIDE = S > 1 ? SLICE * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB + 16 : SCALES;
   static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin
+  static constexpr bool TOGETHER = S > 1 || SCALES % 16 == 0;  // scales of a unit can be read at once
   static constexpr int SCALE_BYTES = S > 1 ? TR * SSTRIDE : 2 * SECOND;  // then as much of offsets
   static_assert(S == 1 || SCALES % 16 == 0, "scales of a slice");
   static_assert(SCALE_AT + (FM::GROUP ? (FM::OFFSETS ? 2 : 1) * SCALE_BYTES : 0) <= SLOT, "slot too small");
@@ -128,6 +129,17 @@ template <int BYTES> __device__ __forceinline__ Words<BYTES> lds(const char* p) 
   else r.w[0] = *(const u32*)p;
   return r;
 }
+// COUNT scales of 2 or 4 bytes; `together`: they lie at a multiple of their whole size.
+template <int COUNT, int SB> __device__ __forceinline__ void load_scales(float (&to)[COUNT], const char* p, bool together) {
+  if (together && COUNT * SB >= 4 && COUNT * SB <= 16) {
+    const Words<COUNT * SB> w = lds<COUNT * SB>(p);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) to[i] = SB == 4 ? __uint_as_float(w.w[i]) : half_to_float((u16)(w.w[i / 2] >> i % 2 * 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) to[i] = SB == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
+  }
+}
 __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
   return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
 }
@@ -138,7 +150,7 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
 //
 // One unit: 64 bytes of each of 8 rows. row: the lane's row, at the unit. x: the activations at the unit's
 // first element. xsum: what `BASE` adds for each XG of them, negated. steps: how many there are, if fewer than STEPS.
-template <class FM, int OFFSETS_AT> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
+template <class FM, int OFFSETS_AT, bool TOGETHER> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
                                                          const float* xsum, const char* scales, int steps) {
   const int t = threadIdx.x & 3, odd = (threadIdx.x >> 2) & 1;
   if constexpr (FM::BITS == 16) {
@@ -147,6 +159,9 @@ template <class FM, int OFFSETS_AT> __device__ __forceinline__ void unit(float (
     mma(c, w.x, w.y, w.z, w.w, xv.x, xv.y);
   } else {
     constexpr bool NIBBLES = FM::BITS == 4;
+    float scale[FM::STEPS], offset[FM::STEPS];
+    if constexpr (FM::GROUP != 0) load_scales<FM::STEPS, FM::SB>(scale, scales, TOGETHER);
+    if constexpr (FM::OFFSETS) load_scales<FM::STEPS, FM::SB>(offset, scales + OFFSETS_AT, TOGETHER);
 #pragma unroll
     for (int s = 0; s < FM::STEPS; s++) {
       if (s >= steps) break;
@@ -164,8 +179,8 @@ template <class FM, int OFFSETS_AT> __device__ __forceinline__ void unit(float (
         spread(((w.w[j] >> 4) & 0x0F0F0F0Fu) ^ (NIBBLES ? 0u : 0x08080808u), a1, a3);
         mma(d, a0, a1, a2, a3, xv.w[2 * j], xv.w[2 * j + 1]);
       }
-      if constexpr (FM::GROUP != 0) sum += scale_at(scales, s, FM::SB) * (d[0] + (NIBBLES ? 1.0f : 16.0f) * d[3]);
-      if constexpr (FM::OFFSETS) sum += scale_at(scales + OFFSETS_AT, s, FM::SB) * (xs * (-1.0f / BASE));
+      if constexpr (FM::GROUP != 0) sum += scale[s] * (d[0] + (NIBBLES ? 1.0f : 16.0f) * d[3]);
+      if constexpr (FM::OFFSETS) sum += offset[s] * (xs * (-1.0f / BASE));
       if constexpr (FM::GROUP == 0) sum += xs;
     }
   }
@@ -398,7 +413,7 @@ template <int COLUMNS> __device__ __forceinline__ float across_warps(int row) {
 template <class FM, int K, bool PAIRS, class Done>
 __device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, Done done) {
   using R = Rows<FM, K>;
-  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, PART_ROWS = SEG_TILES * 16, SEG = PART_ROWS / R::TR * TP;
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, SEG = PART_ROWS / R::TR * TP;
   constexpr int COLUMNS = (R::S < NG ? R::S : NG) * WPG / 4;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2;
   const int group = warp / WPG, member = warp % WPG;
@@ -444,7 +459,7 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
               scales += (up ? R::SECOND + (r - TP) * R::SCALES : r * R::SCALES) + (int)(first & 15);
             }
           }
-          unit<FM, R::SCALE_BYTES>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
+          unit<FM, R::SCALE_BYTES, R::TOGETHER>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
         }
       }
       __syncwarp();
@@ -520,8 +535,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
   const float log2e_scale = 1.4426950408889634f * rsqrtf((float)H);
   consumers_sync();
 
-  if (fresh && NW - 1 - warp < G) {
-    const int h = NW - 1 - warp;
+  for (int h = NW - 1 - warp; fresh && h < G; h += NW) {
     float s = 0;
     for (int d = lane * 2; d < H; d += 64) {
       const u32 q = *(const u32*)(A + A_Q + h * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
@@ -536,52 +550,71 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
   int used = 0;
 #pragma unroll 1
   for (int c = p.begin; c < p.end; c++) {
-    const int tokens = min(TC, p.count - c * TC), n0 = warp * 8;
+    const int tokens = min(TC, p.count - c * TC), n0 = warp * TW;
     const int slots = (tokens + TS - 1) / TS;  // of keys, then as many of values
-    if (c == p.begin) used = (tokens + 7) / 8;
+    if (c == p.begin) used = (tokens + TW - 1) / TW;
     if (n0 < tokens) {
       const int ks = n0 / TS, vs = slots + ks, in = n0 % TS;
       mbar_wait(ring.full(ks), ring.parity(ks));
       const char* kt = ring.data(ks) + in * H * 2;
-      float s[4] = {0, 0, 0, 0};
+      float s[TW / 8][4] = {};
+      bool in0[TW / 8], in1[TW / 8];
+      float top0 = m0, top1 = m1;
 #pragma unroll
-      for (int i = 0; i < H / 32; i++) {
-        const uint4 kv = *(const uint4*)(kt + g * H * 2 + i * 64 + t * 16);
-        const uint4 qa = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
-        uint4 qb = make_uint4(0, 0, 0, 0);
-        if (G > 8) qb = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
-        mma(s, qa.x, qb.x, qa.y, qb.y, kv.x, kv.y);
-        mma(s, qa.z, qb.z, qa.w, qb.w, kv.z, kv.w);
+      for (int n = 0; n < TW / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) {
+          const uint4 kv = *(const uint4*)(kt + (n * 8 + g) * H * 2 + i * 64 + t * 16);
+          const uint4 qa = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
+          uint4 qb = make_uint4(0, 0, 0, 0);
+          if (G > 8) qb = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
+          mma(s[n], qa.x, qb.x, qa.y, qb.y, kv.x, kv.y);
+          mma(s[n], qa.z, qb.z, qa.w, qb.w, kv.z, kv.w);
+        }
+        in0[n] = n0 + n * 8 + 2 * t < tokens;
+        in1[n] = n0 + n * 8 + 2 * t + 1 < tokens;
+        s[n][0] = in0[n] ? s[n][0] * log2e_scale : MINUS_INF;
+        s[n][1] = in1[n] ? s[n][1] * log2e_scale : MINUS_INF;
+        s[n][2] = in0[n] ? s[n][2] * log2e_scale : MINUS_INF;
+        s[n][3] = in1[n] ? s[n][3] * log2e_scale : MINUS_INF;
+        top0 = fmaxf(top0, fmaxf(s[n][0], s[n][1]));
+        top1 = fmaxf(top1, fmaxf(s[n][2], s[n][3]));
       }
-      const bool in0 = n0 + 2 * t < tokens, in1 = n0 + 2 * t + 1 < tokens;
-      s[0] = in0 ? s[0] * log2e_scale : MINUS_INF;
-      s[1] = in1 ? s[1] * log2e_scale : MINUS_INF;
-      s[2] = in0 ? s[2] * log2e_scale : MINUS_INF;
-      s[3] = in1 ? s[3] * log2e_scale : MINUS_INF;
-      float top0 = fmaxf(m0, fmaxf(s[0], s[1])), top1 = fmaxf(m1, fmaxf(s[2], s[3]));
       top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 1));
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 1));
       top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 2));
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 2));
       const float alpha0 = exp2f(m0 - top0), alpha1 = exp2f(m1 - top1);
       m0 = top0; m1 = top1;
+      l0 *= alpha0; l1 *= alpha1;
+      u32 a[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int i = 0; i < 4; i++) s[i] = exp2f(s[i] - (i < 2 ? m0 : m1));
-      l0 = l0 * alpha0 + (s[0] + s[1]);
-      l1 = l1 * alpha1 + (s[2] + s[3]);
-      const u32 a0 = pack(s[0], s[1]), a1 = G > 8 ? pack(s[2], s[3]) : 0u;
+      for (int n = 0; n < TW / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[n][i] = exp2f(s[n][i] - (i < 2 ? m0 : m1));
+        l0 += s[n][0] + s[n][1];
+        l1 += s[n][2] + s[n][3];
+        a[2 * n] = pack(s[n][0], s[n][1]);
+        a[2 * n + 1] = G > 8 ? pack(s[n][2], s[n][3]) : 0u;
+      }
       mbar_wait(ring.full(vs), ring.parity(vs));
       const char* vt = ring.data(vs) + (in + 2 * t) * H * 2;
 #pragma unroll
       for (int d0 = 0; d0 < H; d0 += 32) {  // column g of product j is dimension d0 + 4 g + j
-        uint2 v0 = make_uint2(0, 0), v1 = make_uint2(0, 0);
-        if (in0) v0 = *(const uint2*)(vt + d0 * 2 + g * 8);
-        if (in1) v1 = *(const uint2*)(vt + H * 2 + d0 * 2 + g * 8);
+        uint2 v0[2] = {}, v1[2] = {};
+#pragma unroll
+        for (int n = 0; n < TW / 8; n++) {
+          if (in0[n]) v0[n] = *(const uint2*)(vt + n * 16 * H + d0 * 2 + g * 8);
+          if (in1[n]) v1[n] = *(const uint2*)(vt + n * 16 * H + H * 2 + d0 * 2 + g * 8);
+        }
         float o[4][4] = {};
-        mma(o[0], a0, a1, 0, 0, __byte_perm(v0.x, v1.x, 0x5410), 0);
-        mma(o[1], a0, a1, 0, 0, __byte_perm(v0.x, v1.x, 0x7632), 0);
-        mma(o[2], a0, a1, 0, 0, __byte_perm(v0.y, v1.y, 0x5410), 0);
-        mma(o[3], a0, a1, 0, 0, __byte_perm(v0.y, v1.y, 0x7632), 0);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const u32 order = j & 1 ? 0x7632 : 0x5410;
+          const u32 b0 = j < 2 ? __byte_perm(v0[0].x, v1[0].x, order) : __byte_perm(v0[0].y, v1[0].y, order);
+          const u32 b1 = j < 2 ? __byte_perm(v0[1].x, v1[1].x, order) : __byte_perm(v0[1].y, v1[1].y, order);
+          mma(o[j], a[0], a[1], a[2], a[3], b0, b1);
+        }
 #pragma unroll
         for (int half = 0; half < (G > 8 ? 2 : 1); half++) {
           if (half * 8 + g >= G) break;

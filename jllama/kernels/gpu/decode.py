@@ -14,7 +14,6 @@ from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
     TABLE_LAYER,
     TABLE_PER_LAYER,
-    THREADS,
     Format,
     Plan,
     blocks,
@@ -103,7 +102,7 @@ def decode_step(
             operands,
             results,
             grid=plan.blocks,
-            threads=THREADS,
+            threads=plan.threads,
             shared=plan.shared,
             aliases={first_cache + i: 1 + i for i in range(len(results) - 1)},
         )

@@ -10,9 +10,8 @@ from jllama.kernels.gpu import launch
 from jllama.layers.quantized import QTensor
 from jllama.model import Block, Params
 
-THREADS = 17 * 32  # 16 warps that compute, one that streams
 ROW_BYTES = 1024  # of a weight row per ring slot
-GROUPS = 4  # of warps: each takes every fourth slot of the ring
+WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of decode.cu
 SPIN_LIMIT = 1 << 27
 
@@ -62,6 +61,7 @@ class Plan:
     formats: tuple[Format, ...]  # embed, qkv, o, gate_up, down, head
     tied: bool
     row_bytes: int  # of each weight row per ring slot
+    warps: int
     groups: int
 
     @property
@@ -100,16 +100,22 @@ class Plan:
         c = self.config
         H, G, N = c.head_dim, c.num_attention_heads // c.num_key_value_heads, c.num_attention_heads
         widest = max(c.hidden_size, c.intermediate_size, N * H)
-        warps = self.chunk // 8
-        attention = 16 * (H * 2 + 16) + H * 4 + warps * 128 + 64 + warps * G * H * 4
-        x = max(widest * 2 + widest // 8, attention, (512 // H) * (H + 2) * 4)
+        readers = self.chunk // (16 if self.chunk > 8 * self.warps else 8)
+        attention = 16 * (H * 2 + 16) + H * 4 + readers * 128 + 64 + readers * G * H * 4
+        x = max(widest * 2 + widest // 8, attention, (32 * self.warps // H) * (H + 2) * 4)
         table = (TABLE_LAYER + c.num_hidden_layers * TABLE_PER_LAYER) * 8
-        return -(-x // 128) * 128 + 8192 + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + 64 + table + 64
+        sums = 32 * self.warps**2 + 4 * self.warps
+        return -(-x // 128) * 128 + sums + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + table + 64
 
     @property
     def slots(self) -> int:
         fit = min(64, (self.shared_bytes - self.fixed_bytes) // (self.slot + 16))
         return fit // self.groups * self.groups
+
+    @property
+    def threads(self) -> int:
+        """Per block: one more warp streams."""
+        return 32 * (self.warps + 1)
 
     @property
     def shared(self) -> int:
@@ -133,6 +139,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         NCTA=plan.blocks,
         SRB=plan.row_bytes,
         NSLOT=plan.slots,
+        NW=plan.warps,
         NG=plan.groups,
         SLOT=plan.slot,
         TC=plan.chunk,
@@ -144,19 +151,19 @@ def source(plan: Plan, pointers: list[int]) -> str:
     for name, f in zip(names, plan.formats, strict=True):
         sizes[f"FMT_{name}"] = f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}"
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
-    sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied)
+    sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + 1)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", "decode.cu")
 
 
-def _load_table(pointers: list[int], tied: bool) -> str:
+def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
     """Statements that store every argument in the table, spread over the warps."""
     used = [(slot, i) for i, slot in enumerate(pointers) if slot >= 0]
     if tied:  # the head is the embedding
         used += [(slot + 3, i) for slot, i in used if slot in (7, 8, 9)]
-    share = -(-len(used) // 17)
+    share = -(-len(used) // warps)
     cases = []
-    for warp in range(17):
+    for warp in range(warps):
         mine = used[warp * share : (warp + 1) * share]
         stores = " ".join(f"T[{slot}] = (u64)a{i};" for slot, i in mine)
         cases.append(f"case {warp}: {stores} break;")
@@ -173,6 +180,7 @@ def make_plan(c: ModelConfig, params: Params) -> Plan:
         formats=(weight_format(params.embed_tokens), *layer_formats(params.layers[0]), weight_format(head)),
         tied=params.lm_head is None,
         row_bytes=ROW_BYTES,
+        warps=WARPS,
         groups=GROUPS,
     )
 
