@@ -9,25 +9,12 @@ import gguf
 import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as GgmlType
+from small_models import BASE
 
 from jllama.checkpoint.names import from_hf, to_gguf
 
 SAFETENSORS_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-KEYS: dict[str, Any] = dict(
-    model_type="llama",
-    vocab_size=64,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
-)
+KEYS: dict[str, Any] = BASE | dict(vocab_size=64, hidden_size=64, intermediate_size=96, head_dim=32)
 
 
 def header_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

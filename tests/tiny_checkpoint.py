@@ -6,6 +6,7 @@ from typing import Any
 
 from checkpoint_files import write_directory
 from checkpoint_generator import random_tensors
+from small_models import BASE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 END = "<|end|>"
@@ -14,20 +15,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 CONTEXT = 256
-KEYS: dict[str, Any] = dict(
-    model_type="llama",
-    vocab_size=258,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=CONTEXT,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
+KEYS: dict[str, Any] = BASE | dict(
+    vocab_size=258, hidden_size=32, intermediate_size=48, head_dim=8, max_position_embeddings=CONTEXT
 )
 
 
