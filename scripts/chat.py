@@ -13,7 +13,6 @@ from command_line import FLAGS
 
 from jllama.errors import JllamaError
 
-flags.DEFINE_string("system", None, "The system message.")
 flags.DEFINE_string(
     "transcript",
     None,
@@ -25,9 +24,8 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_multi_string("message", [], "Answer this message and end. Repeatable: one conversation.")
 flags.DEFINE_string("load", None, "Go on with a conversation that /save wrote.")
-flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
-flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
 flags.DEFINE_bool("markdown", True, "Show Markdown as styles, where the terminal can.")
+command_line.define_answer_flags()
 command_line.define_model_flags()
 command_line.define_sampling_flags()
 

@@ -47,6 +47,13 @@ def define_model_flags() -> None:
     flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
 
 
+def define_answer_flags() -> None:
+    """What an answer is preceded by, and how it is shown."""
+    flags.DEFINE_string("system", None, "The system message, for a chat template.")
+    flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
+    flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
+
+
 def define_sampling_flags() -> None:
     """The settings of `jllama.GenerationSettings`, under the same names."""
     flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.")

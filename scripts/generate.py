@@ -17,9 +17,7 @@ flags.DEFINE_string("prompt_file", None, "Read the prompt from this UTF-8 file; 
 flags.DEFINE_bool(
     "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
 )
-flags.DEFINE_string("system", None, "The system message, for a chat template.")
-flags.DEFINE_bool("stats", False, "Print statistics on stderr at the end.")
-flags.DEFINE_bool("json", False, "Print one JSON object instead of the text.")
+command_line.define_answer_flags()
 command_line.define_model_flags()
 command_line.define_sampling_flags()
 
