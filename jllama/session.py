@@ -75,10 +75,6 @@ class Session:
             if decoder is not None:
                 self._keep(decoder, prompt)
 
-    def rewind(self, count: int) -> None:
-        """Forgets all but the first `count` ids."""
-        self.ids = self.ids[:count]
-
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
 

@@ -77,10 +77,6 @@ class Tokenizer:
         """
         return ChatTemplate(source, **self._settings.variables)
 
-    def token_id(self, text: str) -> int | None:
-        """The id of the token spelled exactly so, special tokens included."""
-        return self._vocabulary.ids.get(text)
-
     def encode(
         self,
         text: str,

@@ -67,14 +67,6 @@ def test_the_same_prompt_again_computes_its_last_token(session):
     assert session.result.reused_tokens == len(PROMPT) - 1
 
 
-def test_rewind(session, model):
-    run(session, PROMPT)
-    session.rewind(5)
-    assert session.ids == PROMPT[:5]
-    assert run(session, PROMPT).reused_tokens == 5
-    assert session.result.token_ids == fresh(model, PROMPT).token_ids
-
-
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_closing_early_keeps_what_came(session, model, pieces):
     whole = fresh(model, PROMPT, max_new_tokens=60)
