@@ -149,8 +149,10 @@ def penalize(logits: Array, sampling: Sampling, counts: TokenCounts) -> Array:
 
 def _draw(logits: Array, sampling: Sampling, uniform: Array, is_greedy: Array) -> Array:
     """Looks at a window of the largest logits first, at all of them only if a row needs it."""
-    scaled = logits / jnp.where(is_greedy, 1.0, sampling.temperature)[:, None]
-    log_total = jax.nn.logsumexp(scaled, axis=-1)
+    # From the largest logit down, so that rounding stays small beside 1 however small the temperature is.
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scaled = below / jnp.where(is_greedy, 1.0, sampling.temperature)[:, None]
+    log_total = jnp.log(jnp.sum(jnp.exp(scaled), axis=-1))
 
     def pick(width: int) -> tuple[Array, Array]:
         return _pick_among(scaled, log_total, sampling, uniform, width)

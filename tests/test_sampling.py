@@ -62,6 +62,14 @@ def test_draws_are_those_of_the_definition(case, seed):
     assert set(np.asarray(tokens).tolist()) <= set(ids.tolist())
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-12, 1e-30])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((32, V)) * 5, jnp.float32)
+    sampling = Sampling.build(batch=1, vocab_size=V, temperature=temperature)
+    drawn = [sample_fast(row[None], sampling, empty_counts(), jnp.full((1,), 0.5)) for row in logits]
+    np.testing.assert_array_equal(jnp.concatenate(drawn), jnp.argmax(logits, axis=-1))
+
+
 def test_extremes_of_uniform_stay_inside_the_kept_set():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, V)), jnp.float32)
     sampling = Sampling.build(batch=2, vocab_size=V, temperature=1.0, top_p=0.5)
