@@ -82,7 +82,10 @@ def _load_weights(
 ) -> "Params":
     from jllama import memory
     from jllama.checkpoint import automatic_mode, load_params
+    from jllama.checkpoint.saved import is_saved
 
+    if is_saved(files) and quantize != "auto":
+        raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
     if quantize == "auto":
         quantize = automatic_mode(files, config, dtype, runtime.platform())
     memory.check_weights(files, config, dtype, quantize)

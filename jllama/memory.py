@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jllama.checkpoint.saved import is_saved
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles
@@ -35,7 +36,10 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
       JllamaError: says what is needed, what there is and what to change.
     """
     needed = parameter_bytes(config, dtype)
-    if quantize in _SHARE:
+    if is_saved(files):
+        assert files.directory is not None
+        needed = sum(file.stat().st_size for file in files.directory.glob("*.safetensors"))
+    elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
         needed = min(needed, files.gguf.stat().st_size)

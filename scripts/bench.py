@@ -25,6 +25,8 @@ command_line.define_model_flags()
 def main() -> None:
     """Loads the model, takes the ceilings, runs the tests and prints a table."""
     batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
+    if not FLAGS.tests or not batches:
+        raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
     if FLAGS.json and FLAGS.markdown:
         raise JllamaError("give --json or --markdown, not both")
     compiled = command_line.count_compile_seconds()

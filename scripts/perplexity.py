@@ -25,6 +25,7 @@ command_line.define_model_flags()
 def main() -> None:
     """A row for each mode."""
     text = read_text()
+    check_modes()
     rows: list[dict[str, Any]] = []
     reference = None
     for mode in FLAGS.modes:
@@ -39,6 +40,19 @@ def main() -> None:
         say(f"{mode}: perplexity {rows[-1]['perplexity']:.3f}")
         del model
     print(json.dumps({"text": FLAGS.text, "tokens": len(ids), "rows": rows}) if FLAGS.json else table(rows))
+
+
+def check_modes() -> None:
+    """Before the first is measured, for minutes.
+
+    Raises:
+      JllamaError: none, or one that does not exist.
+    """
+    from jllama.loading import QUANTIZE_MODES
+
+    unknown = [mode for mode in FLAGS.modes if mode not in QUANTIZE_MODES]
+    if unknown or not FLAGS.modes:
+        raise JllamaError(f"--modes={','.join(FLAGS.modes)}: choose among {', '.join(QUANTIZE_MODES)}")
 
 
 def read_text() -> str:

@@ -1,10 +1,12 @@
 """Refusals that come before the allocation."""
 
 import dataclasses
+import json
 
 import pytest
 
 from jllama import memory
+from jllama.checkpoint.saved import _config_keys
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles
 
@@ -28,6 +30,16 @@ def test_a_gguf_file_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
     memory.check_weights(files, tiny_config, "float32", "auto")
     with pytest.raises(JllamaError, match="weights need"):
         memory.check_weights(files, tiny_config, "float32", "none")
+
+
+def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "config.json").write_text(json.dumps(_config_keys(tiny_config, "int8")))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2000)
+    memory.check_weights(ModelFiles(description="small", directory=tmp_path), tiny_config, "float32", "auto")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 999)
+    with pytest.raises(JllamaError, match="weights need"):
+        memory.check_weights(ModelFiles(description="x", directory=tmp_path), tiny_config, "float32", "auto")
 
 
 def test_caches_that_do_not_fit_are_refused(tiny_config):

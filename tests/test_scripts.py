@@ -10,7 +10,10 @@ from tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 GENERATE = "generate.py"
 END_ID = 256
-SCRIPTS = ("generate.py", "inspect_model.py", "make_random_checkpoint.py", "bench.py", "chat.py")
+SCRIPTS = (
+    *("generate.py", "inspect_model.py", "make_random_checkpoint.py", "bench.py", "chat.py"),
+    *("quantize.py", "perplexity.py"),
+)
 KEYS = (
     "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
     "decode_seconds prefill_tokens_per_second decode_tokens_per_second device dtype model"

@@ -1,10 +1,8 @@
 """Writes checkpoints of random weights in Hugging Face's layout, for tests and benchmarks."""
 
-import contextlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +11,7 @@ import numpy as np
 
 from jllama.checkpoint.layout import Part, parts
 from jllama.checkpoint.names import to_hf
+from jllama.checkpoint.output import appearing, check_free
 from jllama.checkpoint.safetensors import INDEX, SINGLE
 from jllama.checkpoint.stored import PLAIN
 from jllama.config import ModelConfig
@@ -42,27 +41,11 @@ def write_random_checkpoint(
     """
     config = ModelConfig.from_hf(config_path)
     shards = _shards(list(parts(config).values()), PLAIN[DTYPES[dtype]].size, shard_bytes)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise JllamaError(f"{output} exists already; remove it or choose another --output")
-    with _appearing(output) as directory:
+    check_free(output)
+    with appearing(output) as directory:
         _copy_tokenizer(tokenizer, directory)
         shutil.copyfile(config_path, directory / "config.json")
         _write_shards(shards, directory, dtype, seed, scale)
-
-
-@contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A directory that takes the place of `output` once it is complete."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-            complete = Path(scratch) / "complete"
-            complete.mkdir()
-            yield complete
-            complete.replace(output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise JllamaError(f"cannot write {output}: {reason}; nothing was left there") from None
 
 
 def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part]]:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 
 from jllama.checkpoint.gguf import copy_gguf_fields
 from jllama.checkpoint.layout import Leaf, layout
+from jllama.checkpoint.output import appearing, check_free
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub import TOKENIZER_GGUF, ModelFiles
@@ -46,20 +46,11 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
     Raises:
       JllamaError: `output` exists, or can't be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise JllamaError(f"{output} exists already; remove it or choose another --output")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-            complete = Path(scratch) / "complete"
-            complete.mkdir()
-            _copy_tokenizer(files, complete)
-            (complete / "config.json").write_text(json.dumps(_config_keys(config, mode), indent=2) + "\n")
-            save_file(_arrays(params), complete / WEIGHTS, metadata={"format": METHOD, "version": "1"})
-            complete.replace(output)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise JllamaError(f"cannot write {output}: {reason}; nothing was left there") from None
+    check_free(output)
+    with appearing(output) as directory:
+        _copy_tokenizer(files, directory)
+        (directory / "config.json").write_text(json.dumps(_config_keys(config, mode), indent=2) + "\n")
+        save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
 
 
 def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
