@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.config import ModelConfig
-from jllama.layers.attention import Attend, Attention, attention
+from jllama.layers.attention import Attend, Attention, attention, take_token
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
@@ -45,16 +45,18 @@ def block(
     cache: KVCache,
     layer: int,
     rope: tuple[Array, Array],
+    *,
+    only: Array | None = None,
     attend_fn: Attend | None = None,
 ) -> tuple[Array, KVCache]:
-    """One layer on the residual stream `x` `[B, T, D]`."""
+    """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
     with jax.named_scope(f"layer_{layer}"):
         normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
         window = config.sliding_window
         mixed, cache = attention(
-            p.attention, normed, cache, layer, rope=rope, window=window, attend_fn=attend_fn
+            p.attention, normed, cache, layer, rope=rope, window=window, only=only, attend_fn=attend_fn
         )
-        x = x + mixed
+        x = (x if only is None else take_token(x, only)) + mixed
         normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
         return x + mlp(p.mlp, normed, config.hidden_act), cache
 
@@ -83,7 +85,7 @@ def forward(
       context: int32 `[B]`, the length of the whole text that this call is a chunk of; up to its own last
         token when None. Only RoPE type `dynamic` reads it.
       last_only: only the logits of each row's last valid token.
-      attend_fn: a kernel in place of `layers.attention.attend`.
+      attend_fn: a kernel in place of `layers.attention.append_and_attend`.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
@@ -98,10 +100,11 @@ def forward(
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     rope = rope_tables(config.rope, config.head_dim, positions, context)
     x = embed(params, tokens)
+    # Of the last layer, other tokens than the last one are needed as keys and values alone.
+    last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
     for layer, p in enumerate(params.layers):
-        x, cache = block(config, p, x, cache, layer, rope, attend_fn)
-    if last_only:
-        x = jnp.take_along_axis(x, jnp.maximum(n_valid - 1, 0)[:, None, None], axis=1)
+        only = last if layer == len(params.layers) - 1 else None
+        x, cache = block(config, p, x, cache, layer, rope, only=only, attend_fn=attend_fn)
     return unembed(config, params, x), cache.advance(n_valid)
 
 

@@ -1,7 +1,8 @@
 """Prompts into the cache, in chunks of few sizes, so that no prompt's length compiles anything new."""
 
-from collections.abc import Sequence
-from functools import partial
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +18,46 @@ from jllama.model import Params
 CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 512, 2048)}
 
 
-@partial(jax.jit, static_argnames=("config", "platform", "fresh"), donate_argnames=("cache", "logits"))
-def prefill_chunk(
-    config: ModelConfig,
-    params: Params,
-    cache: KVCache,
-    logits: Array,
-    tokens: Array,
-    n_valid: Array,
-    context: Array,
-    *,
-    platform: str,
-    fresh: bool,
-) -> tuple[Array, KVCache]:
-    """One chunk of right-padded prompts `[B, T]`: last logits `[B, V]` and the cache, both donated.
+# A GPU's program runs once for each prompt, each time with other buffers: a CUDA graph would be updated for
+# longer (1.5 ms) than its kernels take to launch one by one behind one another.
+GPU_OPTIONS = {"xla_gpu_enable_command_buffer": "", "xla_gpu_enable_triton_gemm": False}
 
-    A row that ended in an earlier chunk (`n_valid` 0) keeps the logits it had. `fresh`: the cache is empty.
+
+def prefill_chunk(
+    config: ModelConfig, params: Params, cache: KVCache, logits: Array | None, chunk: Array, *, platform: str
+) -> tuple[Array, KVCache]:
+    """One chunk of right-padded prompts: last logits `[B, V]` and the cache, both donated.
+
+    Args:
+      config: the architecture.
+      params: its weights.
+      cache: what came before.
+      logits: what the chunk before gave: a row that ended there keeps its own. None: the cache is empty.
+      chunk: int32 `[B, 2 + T]`, one array since each costs a transfer: of each row how many of the T tokens
+        count (maybe none) and how long its whole text will be, then the tokens.
+      platform: `cpu` or `gpu`.
     """
+    n_valid, context, tokens = chunk[:, 0], chunk[:, 1], chunk[:, 2:]
+    fresh = logits is None
+    if fresh:
+        cache = dataclasses.replace(cache, length=jnp.zeros_like(n_valid))
     new_logits, cache = kernels.forward(
         config, params, tokens, cache, n_valid=n_valid, context=context, platform=platform, fresh=fresh
     )
+    if logits is None:
+        return new_logits[:, 0], cache
     return jnp.where(n_valid[:, None] > 0, new_logits[:, 0], logits), cache
+
+
+@functools.cache
+def compiled_chunk(platform: str) -> Callable[..., tuple[Array, KVCache]]:
+    """`prefill_chunk` under `jit`, as each platform wants it."""
+    return jax.jit(
+        prefill_chunk,
+        static_argnames=("config", "platform"),
+        donate_argnames=("cache", "logits"),
+        compiler_options=GPU_OPTIONS if platform == "gpu" else None,
+    )
 
 
 def chunk_sizes(count: int, sizes: Sequence[int]) -> list[int]:
@@ -74,17 +94,15 @@ def prefill(
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     used = np.asarray(cache.length)
     check_fits(lengths, used, cache.max_len)
-    logits, start = jnp.zeros((len(prompts), config.vocab_size), jnp.float32), 0
-    platform = platform_of(params)
+    platform, start = platform_of(params), 0
+    # Only a GPU has a faster way for an empty cache; elsewhere it would be one more program.
+    fresh = platform == "gpu" and not used.any()
+    logits = None if fresh else jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
     for size in chunk_sizes(int(lengths.max()), CHUNK_SIZES[platform]):
-        tokens = _padded(prompts, start, size)
-        n_valid = np.clip(lengths - start, 0, size).astype(np.int32)
-        # Only a GPU has a faster way for an empty cache; elsewhere it would be one more program.
-        fresh = platform == "gpu" and start == 0 and not used.any()
-        logits, cache = prefill_chunk(
-            config, params, cache, logits, tokens, n_valid, used + lengths, platform=platform, fresh=fresh
-        )
+        chunk = _chunk(prompts, start, size, used + lengths)
+        logits, cache = compiled_chunk(platform)(config, params, cache, logits, chunk, platform=platform)
         start += size
+    assert logits is not None
     return logits, cache
 
 
@@ -100,14 +118,18 @@ def check_fits(lengths: np.ndarray, used: np.ndarray, max_len: int) -> None:
         )
 
 
-def _padded(prompts: Sequence[Sequence[int]], start: int, size: int) -> np.ndarray:
-    tokens = np.zeros((len(prompts), size), np.int32)
+def _chunk(prompts: Sequence[Sequence[int]], start: int, size: int, context: np.ndarray) -> np.ndarray:
+    """The `chunk` of `prefill_chunk`: `size` tokens of each row from `start`."""
+    chunk = np.zeros((len(prompts), 2 + size), np.int32)
+    chunk[:, 1] = context
     for row, prompt in enumerate(prompts):
         piece = prompt[start : start + size]
-        tokens[row, : len(piece)] = piece
-    return tokens
+        chunk[row, 0] = len(piece)
+        chunk[row, 2 : 2 + len(piece)] = piece
+    return chunk
 
 
-def platform_of(params: Params) -> str:
-    """`cpu` or `gpu`: where the weights lie."""
-    return next(iter(params.norm.devices())).platform.replace("cuda", "gpu")
+def platform_of(tree: Params | KVCache) -> str:
+    """`cpu` or `gpu`: where the arrays lie."""
+    first = jax.tree.leaves(tree)[0]
+    return next(iter(first.devices())).platform.replace("cuda", "gpu")

@@ -37,6 +37,8 @@ class Sampling:
     presence_penalty: Array  # float32 [B]
     frequency_penalty: Array  # float32 [B]
     logit_bias: Array  # float32 [B, V]
+    # Every row takes the largest logit, with nothing added or taken away: known before anything compiles.
+    plain: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @classmethod
     def build(
@@ -66,13 +68,10 @@ class Sampling:
             "frequency_penalty": frequency_penalty,
         }
         rows: dict[str, Any] = {name: np.full((batch,), value, np.float32) for name, value in numbers.items()}
-        return cls(top_k=np.full((batch,), top_k, np.int32), logit_bias=bias, **rows)  # type: ignore[arg-type]
-
-    def is_plain(self) -> Array:
-        """Bool scalar: every row takes the largest logit, with nothing added or taken away."""
-        neutral = (self.temperature == 0) & (self.repetition_penalty == 1)
-        neutral &= (self.presence_penalty == 0) & (self.frequency_penalty == 0)
-        return jnp.all(neutral) & ~jnp.any(self.logit_bias)
+        rows["top_k"] = np.full((batch,), top_k, np.int32)
+        penalties = (repetition_penalty - 1.0, presence_penalty, frequency_penalty)
+        plain = temperature == 0 and not any(penalties) and not any((logit_bias or {}).values())
+        return cls(logit_bias=bias, plain=plain, **rows)  # type: ignore[arg-type]
 
 
 @jax.tree_util.register_dataclass

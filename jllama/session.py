@@ -146,7 +146,7 @@ class Session:
             config, dtype = self.model.config, self.model.dtype
             check_cache(config, dtype, batch=1, max_len=self.max_seq_len)
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
-        return dataclasses.replace(cache, length=jnp.array([count], np.int32))
+        return cache.holding(np.array([count], np.int32))
 
     def _keep(self, decoder: engine.Decoder, prompt: Sequence[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.
@@ -177,5 +177,5 @@ def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
 
 
 def _sampling(settings: GenerationSettings, vocab_size: int) -> Sampling:
-    names = [field.name for field in dataclasses.fields(Sampling)]
+    names = [field.name for field in dataclasses.fields(Sampling) if field.name != "plain"]
     return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})

@@ -57,6 +57,13 @@ def test_append_writes_behind_each_row_and_only_its_layer():
     np.testing.assert_array_equal(new.read(1)[1], new.values[1])
 
 
+def test_begin_is_append_to_an_empty_cache():
+    keys, values = entries(2, 3)
+    appended, begun = empty().append(1, keys, values), empty().begin(1, keys, values)
+    for ours, theirs in zip(begun.keys + begun.values, appended.keys + appended.values, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_what_does_not_fit_is_dropped():
     keys, values = entries(2, 3)
     full = empty().append(0, *entries(2, 5, seed=1)).advance(counts(5, 4))

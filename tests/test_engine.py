@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama import engine, prefill
+from jllama import decode_state, engine, kernels, prefill
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.model import forward
@@ -81,12 +81,34 @@ def test_a_row_alone_draws_what_it_draws_among_others(tiny_config, tiny_params):
     "settings", [{}, dict(temperature=1.0, top_p=0.9), dict(frequency_penalty=2.0)], ids=str
 )
 def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch, settings):
-    """It runs anywhere; only its length and its branch differ."""
+    """It runs anywhere; only its length and what plain settings leave out differ."""
     stops = dict(stop_ids=[11, 17], limit=21)
-    here, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
-    monkeypatch.setattr(engine, "platform_of", lambda params: "gpu")
-    there, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    here, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    assert not state.sampling.plain
+    for module in (engine, decode_state):
+        monkeypatch.setattr(module, "platform_of", lambda tree: "gpu")
+    there, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    assert state.sampling.plain == (not settings)
     assert here == there
+
+
+def test_the_prefill_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch):
+    """A first chunk without logits, the cache begun instead of appended to; cuDNN's part by plain XLA."""
+    cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
+    here, kept = engine.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    monkeypatch.setattr(prefill, "platform_of", lambda tree: "gpu")
+    monkeypatch.setattr(kernels.gpu, "prefill_supported", lambda *_: None)
+    attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *a, **more: attention(*a, **more | dict(implementation="xla"))
+    )
+    cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
+    there, cache = engine.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+    assert cache.length.tolist() == kept.length.tolist()
+    for row, length in enumerate(cache.length.tolist()):
+        for ours, theirs in zip(cache.keys + cache.values, kept.keys + kept.values, strict=True):
+            np.testing.assert_allclose(ours[row, :, :length], theirs[row, :, :length], rtol=1e-5, atol=1e-5)
 
 
 def test_seeds(tiny_config, tiny_params):

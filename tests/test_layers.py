@@ -85,6 +85,19 @@ def test_linear_accumulates_in_float32(rows):
     assert np.all(np.asarray(linear(weight, x), np.float32) == 512)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("rows", "width"), [(32, 5632), (128, 5632), (128, 2048), (2048, 2048)])
+def test_linear_on_a_gpu_rounds_once(dtype, rows, width):
+    """Half a unit in the last place at most, whatever way it splits the sum."""
+    x, x64 = as_jax(normal(1, rows, width), dtype)
+    weight, weight64 = as_jax(normal(2048, width, seed=1) / width**0.5, dtype)
+    truth = x64 @ weight64.T
+    ours, best = jax.jit(linear)(weight, x), jnp.asarray(truth.astype(np.float32), dtype)
+    wrong = np.linalg.norm(np.asarray(ours, np.float64) - truth)
+    assert wrong < 1.05 * np.linalg.norm(np.asarray(best, np.float64) - truth)
+
+
 def quantized(bits: int, offsets: bool, group: int = 8, out=(2, 3), width: int = 32) -> QTensor:
     rng, rows = np.random.default_rng(3), int(np.prod(out))
     if bits == 8:

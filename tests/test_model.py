@@ -119,12 +119,14 @@ def test_neighbours_and_the_cache_length_change_nothing():
 def test_last_only_is_the_last_valid_token():
     config, params = make("gqa3")
     tokens, n_valid = text(batch=3), ints(1, 24, 10)
-    everything, _ = jitted(config, params, tokens, empty(config, 3), n_valid=n_valid)
+    everything, whole = jitted(config, params, tokens, empty(config, 3), n_valid=n_valid)
     last, cache = jitted(config, params, tokens, empty(config, 3), n_valid=n_valid, last_only=True)
     assert last.shape == (3, 1, config.vocab_size)
     for row, n in enumerate((1, 24, 10)):
         np.testing.assert_allclose(last[row, 0], everything[row, n - 1], rtol=0, atol=SAME)
     np.testing.assert_array_equal(cache.length, n_valid)
+    for ours, theirs in zip(cache.keys + cache.values, whole.keys + whole.values, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

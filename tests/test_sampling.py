@@ -141,3 +141,20 @@ def test_largest_is_argmax(vocab):
     logits = rng.integers(-3, 3, size=(4, vocab)).astype(np.float32)  # many ties
     logits[2] = -np.inf
     np.testing.assert_array_equal(largest(jnp.asarray(logits)), np.argmax(logits, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({}, True),
+        (dict(top_k=5, top_p=0.5, min_p=0.1, logit_bias={3: 0.0}), True),
+        (dict(temperature=0.1), False),
+        (dict(repetition_penalty=1.1), False),
+        (dict(presence_penalty=-0.5), False),
+        (dict(frequency_penalty=0.5), False),
+        (dict(logit_bias={3: 1.0}), False),
+    ],
+    ids=str,
+)
+def test_plain_settings_change_no_logit(settings, plain):
+    assert Sampling.build(batch=2, vocab_size=V, **settings).plain == plain

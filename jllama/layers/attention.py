@@ -12,8 +12,8 @@ from jllama.layers.linear import EXACT, linear
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import apply_rope
 
-# (queries, keys, values, start, window) -> mixed values, with the shapes of `attend`.
-Attend = Callable[[Array, Array, Array, Array, int | None], Array]
+# (qkv, cache, layer, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.
+Attend = Callable[[Array, KVCache, int, tuple[Array, Array], int | None, Array | None], tuple[Array, KVCache]]
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +38,7 @@ def attention(
     *,
     rope: tuple[Array, Array],
     window: int | None = None,
+    only: Array | None = None,
     attend_fn: Attend | None = None,
 ) -> tuple[Array, KVCache]:
     """Causal self-attention of T new tokens over the cache and themselves.
@@ -49,19 +50,51 @@ def attention(
       layer: which layer of the cache.
       rope: cosines and sines of the new positions, float32 `[B, T, H/2]`.
       window: how many positions a token sees, itself included (config key `sliding_window`).
-      attend_fn: what mixes the values; `attend` when None, a kernel of the same signature otherwise.
+      only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
+      attend_fn: a kernel in place of `append_and_attend`.
 
     Returns:
-      `[B, T, D]` in the dtype of `x`, and the cache with the new tokens' keys and values.
+      `[B, T, D]` (`[B, 1, D]` with `only`) in the dtype of `x`, and the cache with the new tokens' keys and
+      values.
     """
     with jax.named_scope("attention"):
-        B, T, _ = x.shape
         qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
-        rotated = apply_rope(qkv[:, :, :, :-1], *rope)
-        queries, keys, values = rotated[:, :, :, :-1], rotated[:, :, :, -1], qkv[:, :, :, -1]
-        cache = cache.append(layer, keys, values)
-        mixed = (attend_fn or attend)(queries, *cache.read(layer), cache.length, window)
-        return linear(p.o_proj, mixed.reshape(B, T, -1), p.o_bias), cache
+        mixed, cache = (attend_fn or append_and_attend)(qkv, cache, layer, rope, window, only)
+        return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
+
+
+def append_and_attend(
+    qkv: Array,
+    cache: KVCache,
+    layer: int,
+    rope: tuple[Array, Array],
+    window: int | None,
+    only: Array | None,
+) -> tuple[Array, KVCache]:
+    """What lies between the projections: rotate, append, attend. A kernel may do all of it at once.
+
+    Args:
+      qkv: `[B, T, K, G + 2, H]`, as projected; the other arguments are those of `attention`.
+
+    Returns:
+      mixed values `[B, T, K, G, H]` (`[B, 1, K, G, H]` with `only`), and the cache with the new tokens.
+    """
+    queries, keys, values = rotated_heads(qkv, rope)
+    cache, start = cache.append(layer, keys, values), cache.length
+    if only is not None:
+        queries, start = take_token(queries, only), start + only
+    return attend(queries, *cache.read(layer), start, window), cache
+
+
+def rotated_heads(qkv: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    """Queries `[B, T, K, G, H]` and keys, both rotated, and values `[B, T, K, H]`."""
+    rotated = apply_rope(qkv[:, :, :, :-1], *rope)
+    return rotated[:, :, :, :-1], rotated[:, :, :, -1], qkv[:, :, :, -1]
+
+
+def take_token(x: Array, index: Array) -> Array:
+    """Of each row of `[B, T, ...]` one token: `[B, 1, ...]`."""
+    return jnp.take_along_axis(x, index.reshape((-1,) + (1,) * (x.ndim - 1)), axis=1)
 
 
 def attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:

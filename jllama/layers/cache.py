@@ -6,6 +6,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -34,10 +35,13 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: CacheShape, *, batch: int, max_len: int, dtype="bfloat16") -> "KVCache":
-        """A cache of `max_len` positions for `batch` rows, filled with nothing."""
+        """A cache of `max_len` positions for `batch` rows, filled with nothing.
+
+        Its `length` lies on the host: who asks whether it is empty need not wait for the device.
+        """
         shape = (batch, config.num_key_value_heads, max_len, config.head_dim)
         keys, values = _zeros(shape, jnp.dtype(dtype), config.num_hidden_layers)
-        return cls(keys=keys, values=values, length=jnp.zeros((batch,), jnp.int32))
+        return cls(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
 
     @property
     def max_len(self) -> int:
@@ -59,11 +63,23 @@ class KVCache:
             return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
 
         with jax.named_scope("cache_append"):
-            new_keys, new_values = write(self.keys[layer], keys), write(self.values[layer], values)
+            return self.replace(layer, write(self.keys[layer], keys), write(self.values[layer], values))
+
+    def begin(self, layer: int, keys: Array, values: Array) -> "KVCache":
+        """`append` where every row is empty: one block write of `[B, T, K, H]`, T at most `max_len`."""
+
+        def write(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, 0, 0))
+
+        with jax.named_scope("cache_begin"):
+            return self.replace(layer, write(self.keys[layer], keys), write(self.values[layer], values))
+
+    def replace(self, layer: int, keys: Array, values: Array) -> "KVCache":
+        """With other arrays `[B, K, S, H]` for one layer."""
         return dataclasses.replace(
             self,
-            keys=(*self.keys[:layer], new_keys, *self.keys[layer + 1 :]),
-            values=(*self.values[:layer], new_values, *self.values[layer + 1 :]),
+            keys=(*self.keys[:layer], keys, *self.keys[layer + 1 :]),
+            values=(*self.values[:layer], values, *self.values[layer + 1 :]),
         )
 
     def read(self, layer: int) -> tuple[Array, Array]:
@@ -73,6 +89,10 @@ class KVCache:
     def advance(self, count: Array) -> "KVCache":
         """Makes the next `count` (int32 `[B]`) positions of each row valid, up to the end."""
         return dataclasses.replace(self, length=jnp.minimum(self.length + count, self.max_len))
+
+    def holding(self, length: np.ndarray) -> "KVCache":
+        """With just the first `length` (int32 `[B]`, kept on the host) positions of each row valid."""
+        return dataclasses.replace(self, length=length)  # type: ignore[arg-type]
 
     def rewind(self, length: Array) -> "KVCache":
         """Forgets all but the first `length` (int32 `[B]`) positions of each row."""

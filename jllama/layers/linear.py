@@ -1,5 +1,7 @@
 """The one weight contraction of the code base."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -28,13 +30,30 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
         elif x.size == x.shape[-1]:
             y = _matvec(weight, x)
         else:
-            contract_last = (((x.ndim - 1,), (weight.ndim - 1,)), ((), ()))
-            y = jax.lax.dot_general(
-                x, weight, contract_last, precision=EXACT, preferred_element_type=jnp.float32
-            )
+            y = _product(weight, x, x.dtype if bias is None and dtype is None else jnp.float32)
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)
+
+
+def _product(weight: Array, x: Array, dtype) -> Array:
+    """Sums in float32 everywhere. What differs is who rounds: a GPU's product as it stores its result.
+
+    Asked for float32, it would write twice as much, and another kernel would read and round it. XLA on a CPU,
+    asked for 16 bits, would first widen the whole weight.
+    """
+    contract_last = (((x.ndim - 1,), (weight.ndim - 1,)), ((), ()))
+    dot = partial(jax.lax.dot_general, dimension_numbers=contract_last, precision=EXACT)
+
+    def wide(x: Array, weight: Array) -> Array:
+        return dot(x, weight, preferred_element_type=jnp.float32).astype(dtype)
+
+    def narrow(x: Array, weight: Array) -> Array:
+        return dot(x, weight, preferred_element_type=dtype)
+
+    if dtype == jnp.float32:
+        return wide(x, weight)
+    return jax.lax.platform_dependent(x, weight, cuda=narrow, default=wide)
 
 
 def _matvec(weight: Array, x: Array) -> Array:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
+from jllama.layers.attention import rotated_heads
+from jllama.layers.cache import KVCache
 
 WARPS, BLOCKS_PER_MULTIPROCESSOR = 8, 4
 
@@ -22,8 +24,22 @@ def attention_supported(heads_per_key: int, head_dim: int, dtype) -> str | None:
     return launch.unavailable()
 
 
-def decode_attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:
-    """`layers.attention.attend` for T = 1; asks `attention_supported` first. Reads only what is filled.
+def decode_attend(
+    qkv: Array,
+    cache: KVCache,
+    layer: int,
+    rope: tuple[Array, Array],
+    window: int | None,
+    only: Array | None,
+) -> tuple[Array, KVCache]:
+    """`layers.attention.append_and_attend` for T = 1; asks `attention_supported` first."""
+    queries, keys, values = rotated_heads(qkv, rope)
+    cache = cache.append(layer, keys, values)
+    return attend_cached(queries, *cache.read(layer), cache.length, window), cache
+
+
+def attend_cached(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:
+    """`layers.attention.attend` for T = 1. Reads only what is filled.
 
     Args:
       q: `[B, 1, K, G, H]`, the queries at positions `start`.

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jllama.layers.attention import attend, rotated_heads, take_token
+from jllama.layers.cache import KVCache
+
 MIN_TOKENS = 64
 
 
@@ -16,16 +19,26 @@ def prefill_supported(head_dim: int, dtype, tokens: int) -> str | None:
     return None if tokens >= MIN_TOKENS else f"{tokens} tokens are not worth it"
 
 
-def prefill_attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:
-    """`layers.attention.attend` where every row of `start` is 0: only the first T positions matter."""
-    B, T, K, G, H = q.shape
-    keys, values = (jnp.swapaxes(cached[:, :, :T], 1, 2) for cached in (k, v))  # [B, T, K, H]
+def prefill_attend(
+    qkv: Array,
+    cache: KVCache,
+    layer: int,
+    rope: tuple[Array, Array],
+    window: int | None,
+    only: Array | None,
+) -> tuple[Array, KVCache]:
+    """`layers.attention.append_and_attend` where every row of the cache is empty and T positions fit."""
+    queries, keys, values = rotated_heads(qkv, rope)
+    cache = cache.begin(layer, keys, values)
+    if only is not None:  # one query a row
+        return attend(take_token(queries, only), *cache.read(layer), only, window), cache
+    B, T, K, G, H = queries.shape
     mixed = jax.nn.dot_product_attention(
-        q.reshape(B, T, K * G, H),
+        queries.reshape(B, T, K * G, H),
         keys,
         values,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
-    return mixed.reshape(q.shape)
+    return mixed.reshape(queries.shape), cache
