@@ -168,7 +168,7 @@ class Tokenizer:
             have = ", ".join(templates) or "none"
             raise JllamaError(
                 f"the model has no chat template {name!r} (it has: {have}).\n"
-                "Use plain text with --nochat_template."
+                "Use plain text with --nochat_template; in chat.py, another --transcript."
             )
         return self.compile_template(templates[name])
 

@@ -29,6 +29,8 @@ def main() -> None:
         raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
     if FLAGS.json and FLAGS.markdown:
         raise JllamaError("give --json or --markdown, not both")
+    if FLAGS.profile:
+        Path(FLAGS.profile).mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
     compiled = command_line.count_compile_seconds()
     name, config, params = load()
     import jax

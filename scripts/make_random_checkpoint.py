@@ -1,5 +1,6 @@
 """Writes random weights: `python scripts/make_random_checkpoint.py --config=config.json --output=DIR`."""
 
+import math
 import re
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main() -> None:
     """Writes the checkpoint."""
     if not FLAGS.config or not FLAGS.output:
         raise JllamaError("give both --config=config.json and --output=DIR")
+    if math.isnan(FLAGS.scale):
+        raise JllamaError("--scale=nan: give a number from 0 to 1000")
     shard_bytes = size_in_bytes(FLAGS.shard_size) if FLAGS.shard_size else None
     from jllama.checkpoint.random_weights import write_random_checkpoint
 

@@ -67,6 +67,9 @@ FLAGS = {
     "make: nothing given": (MAKE, "", "give both --config=config.json and --output=DIR"),
     "make: shard size": (MAKE, "--config=x --output=y --shard_size=many", "--shard_size=many: give a size"),
     "make: scale": (MAKE, "--config=x --output=y --scale=-1", "--scale=-1"),
+    "make: scale nan": (MAKE, "--config=x --output=y --scale=nan", "--scale=nan: give a number"),
+    "bench: no tests": ("bench.py", "--model=x --tests=", "nothing to measure: give --tests=tg128"),
+    "bench: profile": ("bench.py", "--model=x --profile=/dev/null/x", "cannot use /dev/null/x"),
 }
 
 
