@@ -115,13 +115,16 @@ struct Step : Spec {
   }
   template <class Work>
   void each_row(int64_t rows, const Work& work) {
-    pool.run(rows, work);
+    pool.run(rows, 1, [&](int64_t m, int64_t end) {
+      for (; m < end; m++) work(m);
+    });
   }
   // Readies row m of `a` for w.
   void ready(const Weight& w, int64_t m) {
     if (w.quantised()) quantise(&a[m * padded(w.cols)], w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]);
   }
-  void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add) {
+  void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add, const Weight& next) {
+    pool.expect(next.values, next.tiles(), grain(pool, next, rows), next.tile_bytes());
     product(pool, w, {a.data(), padded(w.cols), blocks.data()}, rows, {y, w.rows, bias, add});
   }
 
@@ -134,22 +137,22 @@ struct Step : Spec {
         rms_norm(&x[m * D], p.norm1, D, epsilon(), &a[m * padded(D)]);
         ready(p.qkv, m);
       });
-      apply(p.qkv, M, wide.data(), p.qkv_bias, false);
+      apply(p.qkv, M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
         attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l);
       });
       each_row(M, [&](int64_t m) { ready(p.o, m); });
-      apply(p.o, M, x.data(), p.o_bias, true);
+      apply(p.o, M, x.data(), p.o_bias, true, p.gate_up);
       each_row(M, [&](int64_t m) {
         rms_norm(&x[m * D], p.norm2, D, epsilon(), &a[m * padded(D)]);
         ready(p.gate_up, m);
       });
-      apply(p.gate_up, M, wide.data(), p.gate_up_bias, false);
+      apply(p.gate_up, M, wide.data(), p.gate_up_bias, false, p.down);
       each_row(M, [&](int64_t m) {
         gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
         ready(p.down, m);
       });
-      apply(p.down, M, x.data(), p.down_bias, true);
+      apply(p.down, M, x.data(), p.down_bias, true, l + 1 < L ? layers[l + 1].qkv : head);
     }
     const int64_t rows = last_only ? B : M;
     each_row(rows, [&](int64_t m) {
@@ -157,7 +160,7 @@ struct Step : Spec {
       rms_norm(&x[from * D], final_norm, D, epsilon(), &a[m * padded(D)]);
       ready(head, m);
     });
-    apply(head, rows, (float*)in.ret(0), nullptr, false);
+    apply(head, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
   }
 
   template <class C>
@@ -188,7 +191,7 @@ struct Step : Spec {
                          : queries % 2 == 0   ? 2
                                               : 1,
                   parts = (queries + most - 1) / most;
-    pool.run(B * K * parts, [&](int64_t task) {
+    each_row(B * K * parts, [&](int64_t task) {
       static thread_local std::vector<float> q, out, scratch;
       q.resize(PANEL * H);
       out.resize(PANEL * H);
@@ -253,8 +256,9 @@ extern "C" XLA_FFI_Error* jllama_product(
   const float* x = (const float*)in.arg(0);
   std::vector<Block> blocks(w.quantised() ? rows * (w.cols / BLOCK) : 0);
   if (w.quantised())
-    pool.run(rows,
-             [&](int64_t m) { quantise(x + m * w.cols, w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]); });
+    pool.run(rows, 1, [&](int64_t m, int64_t end) {
+      for (; m < end; m++) quantise(x + m * w.cols, w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]);
+    });
   product(pool, w, {x, w.cols, blocks.data()}, rows, {(float*)in.ret(0), w.rows, nullptr, false});
   return nullptr;
 }

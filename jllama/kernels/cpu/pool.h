@@ -1,44 +1,61 @@
 // The threads that share the work.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
+#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-// A pool of threads. A phase is n chunks of work that any thread may take; the caller takes them too and
-// can finish alone, so a helper that the system does not run delays nothing but the chunk it holds.
+// A pool of threads. Each has a share of a phase's items and takes it from the front, so that it reads
+// memory in one long run; who is done takes from the back of the others' shares. The caller can finish alone:
+// a helper that the system does not run delays nothing but the few items it holds.
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; i++) std::thread([this] { help(); }).detach();
-    helpers_ = threads - 1;
+  explicit Pool(int threads) : shares_(threads) {
+    for (int i = 1; i < threads; i++) std::thread([this, i] { help(i); }).detach();
   }
-  int threads() const { return helpers_ + 1; }
+  int threads() const { return int(shares_.size()); }
   template <class Work>
-  void run(int64_t n, const Work& work) {  // work(chunk) for chunk in 0..n-1
-    if (n <= 1 || !helpers_) {
-      for (int64_t i = 0; i < n; i++) work(i);
+  void run(int64_t n, int64_t grain, const Work& work) {  // work(begin, end) for pieces of 0..n-1
+    if (n <= grain || threads() == 1) {
+      if (n) work(0, n);
       return;
     }
-    call_ = [](const void* w, int64_t i) { (*(const Work*)w)(i); };
+    call_ = [](const void* w, int64_t begin, int64_t end) { (*(const Work*)w)(begin, end); };
     work_ = &work;
-    done_.store(0);
-    uint64_t phase = ((state_.load() >> 40) + 1) << 40 | uint64_t(n) << 20;
-    state_.store(phase);
+    grain_ = grain;
+    left_.store(n);
+    for (int t = 0; t < threads(); t++)
+      shares_[t].range.store(packed(share(n, grain, t), share(n, grain, t + 1)));
+    phase_.fetch_add(1);
     if (sleepers_.load()) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    take();
-    while (done_.load() != n) pause();
+    take(0);
+    for (Look look; left_.load();) look.ahead(*this, 0);
+  }
+  // What the next product will read: n items of `bytes` each. Threads without work fetch the front of their
+  // shares of it into their caches, so that memory is not idle between products. Mixed old and new numbers
+  // do no harm: a wrong address is not fetched.
+  void expect(const void* from, int64_t n, int64_t grain, int64_t bytes) {
+    next_from_.store((const char*)from, std::memory_order_relaxed);
+    next_n_ = n, next_grain_ = grain, next_bytes_ = bytes;
   }
 
  private:
-  static constexpr uint64_t MASK = (1 << 20) - 1;
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0};  // begin | end
+  };
+  static uint64_t packed(int64_t begin, int64_t end) { return uint64_t(begin) << 32 | uint64_t(end); }
+  int64_t share(int64_t n, int64_t grain, int64_t t) const {
+    return t == threads() ? n : n * t / threads() / grain * grain;
+  }
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -46,37 +63,58 @@ class Pool {
     asm volatile("yield");
 #endif
   }
-  void take() {  // state: phase number | chunks | next chunk. Who draws a chunk knows the phase still runs.
-    for (;;) {
-      uint64_t s = state_.fetch_add(1), i = s & MASK;
-      if (i >= ((s >> 20) & MASK)) return;
-      call_(work_, int64_t(i));
-      done_.fetch_add(1);
+  struct Look {
+    static constexpr int64_t AHEAD = 256 << 10, STEP = 1 << 10;
+    const char* from = nullptr;
+    int64_t at = 0;
+    void ahead(Pool& p, int self) {  // fetches some lines of what comes next, else pauses
+      const char* now = p.next_from_.load(std::memory_order_relaxed);
+      if (now != from) from = now, at = 0;
+      if (!from || at >= AHEAD) return pause();
+      const char* line = from + p.share(p.next_n_, p.next_grain_, self) * p.next_bytes_ + at;
+      for (int64_t i = 0; i < STEP; i += 64) __builtin_prefetch(line + i, 0, 2);
+      at += STEP;
+    }
+  };
+  void take(int self) {  // who draws items knows that their phase still runs: it ends when all are done
+    for (int i = 0; i < threads(); i++) {
+      auto& range = shares_[(self + i) % threads()].range;
+      for (uint64_t r = range.load();;) {
+        const int64_t begin = r >> 32, end = uint32_t(r), some = std::min(grain_.load(), end - begin);
+        if (some <= 0) break;
+        const int64_t from = i ? end - some : begin;
+        if (!range.compare_exchange_weak(r, i ? packed(begin, from) : packed(from + some, end))) continue;
+        call_(work_, from, from + some);
+        left_.fetch_sub(some);
+        r = range.load();
+      }
     }
   }
-  void help() {
+  void help(int self) {
+    Look look;
     for (uint64_t seen = 0;;) {
-      int spins = 0;
-      while (state_.load(std::memory_order_acquire) >> 40 == seen) {
+      for (int spins = 0; phase_.load(std::memory_order_acquire) == seen;) {
         if (++spins < 4000) {
-          pause();
+          look.ahead(*this, self);
           continue;
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);
-        wake_.wait(lock, [&] { return state_.load() >> 40 != seen; });
+        wake_.wait(lock, [&] { return phase_.load() != seen; });
         sleepers_.fetch_sub(1);
       }
-      seen = state_.load() >> 40;
-      take();
+      seen = phase_.load();
+      take(self);
     }
   }
-  int helpers_;
-  std::atomic<uint64_t> state_{0};
-  std::atomic<int64_t> done_{0};
+  std::vector<Share> shares_;
+  std::atomic<uint64_t> phase_{0};
+  std::atomic<int64_t> left_{0}, grain_{1};
   std::atomic<int> sleepers_{0};
-  void (*call_)(const void*, int64_t) = nullptr;
+  void (*call_)(const void*, int64_t, int64_t) = nullptr;
   const void* work_ = nullptr;
+  std::atomic<const char*> next_from_{nullptr};
+  std::atomic<int64_t> next_n_{0}, next_grain_{1}, next_bytes_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };

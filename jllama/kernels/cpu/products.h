@@ -15,6 +15,10 @@ struct Weight {  // [rows, cols]; quantised ones interleaved by TILE rows, scale
     return half_scales ? load((const half*)p + i) : load((const float*)p + i);
   }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
+  int64_t tiles() const { return (rows + TILE - 1) / TILE; }
+  int64_t tile_bytes() const {
+    return cols * TILE / 2 * (kind == F32 ? 8 : kind == Q8 ? 2 : kind == Q4 ? 1 : 4);
+  }
 };
 template <class Work>
 static auto typed(int64_t kind, const void* p, const Work& work) {
@@ -237,18 +241,13 @@ struct Rows {
   int64_t stride;
   const Block* blocks;
 };  // activations [M, cols], also quantised where needed
+// Tiles that a thread takes at a time: long runs read faster, short ones end together.
+static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
+  const int64_t even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE;
+  return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
+}
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  // The first chunks are half of the work, the next half of the rest: long runs read faster, short ones end
-  // together.
-  const int64_t tiles = (w.rows + TILE - 1) / TILE, even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE,
-                n = pool.threads(), levels = 4;
-  auto bound = [&](int64_t chunk) {
-    const int64_t left = tiles >> chunk / n, half = chunk / n == levels - 1 ? left : left - left / 2;
-    return chunk >= n * levels ? tiles : (tiles - left + half * (chunk % n) / n) / even * even;
-  };
-  pool.run(n * levels, [&](int64_t chunk) {
-    const int64_t t0 = bound(chunk), t1 = bound(chunk + 1);
-    if (t0 == t1) return;
+  pool.run(w.tiles(), grain(pool, w, rows), [&](int64_t t0, int64_t t1) {
     if (!w.quantised())
       return typed(w.kind, w.values, [&](auto* p) {
         using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
