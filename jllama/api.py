@@ -1,6 +1,6 @@
 """The two calls that most programs need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jllama.errors import JllamaError
@@ -59,6 +59,8 @@ def encode_prompt(
     tokenizer = model.tokenizer
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise JllamaError("the prompt is empty: give a text")
+    if not isinstance(prompt, str) and not all(isinstance(message, Mapping) for message in prompt):
+        raise JllamaError("the prompt must be a text or a list of messages, each with role and content")
     wants_chat = chat if chat is not None else tokenizer.chat_template is not None
     if isinstance(prompt, str) and not wants_chat:
         if system:

@@ -1,6 +1,7 @@
 """A model reference becomes a model that is ready to run."""
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 from jllama import runtime
@@ -28,7 +29,7 @@ class Model:
 
 
 def load(
-    reference: str,
+    reference: str | os.PathLike[str],
     *,
     dtype: str = "bfloat16",
     device: str = "auto",
@@ -61,7 +62,8 @@ def load(
         raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
     if device == "gpu":
         runtime.configure(device)  # fails before anything is fetched
-    files = resolve(reference, sha256=sha256, progress=progress)
+    name = os.fspath(reference)
+    files = resolve(name, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config
 
@@ -74,7 +76,7 @@ def load(
             "they do not belong together"
         )
     params = _load_weights(files, config, dtype, quantize, progress)
-    return Model(config=config, params=params, tokenizer=tokenizer, name=reference, dtype=dtype)
+    return Model(config=config, params=params, tokenizer=tokenizer, name=name, dtype=dtype)
 
 
 def _load_weights(

@@ -1,6 +1,7 @@
 """Text in, text out: one conversation with its cache. Every front end stands on this."""
 
 import dataclasses
+import operator
 import weakref
 from collections.abc import Generator, Sequence
 
@@ -56,7 +57,7 @@ class Session:
           JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id
             that is not in the vocabulary.
         """
-        settings = settings.seeded()
+        prompt, settings = [operator.index(token) for token in prompt], settings.seeded()
         self._check(prompt, settings)
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result

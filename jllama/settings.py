@@ -30,6 +30,7 @@ class GenerationSettings:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        self._use_plain_values()
         for name, low, high, wanted in _RANGES:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -40,8 +41,21 @@ class GenerationSettings:
             raise JllamaError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise JllamaError("a stop string is empty; leave it out")
+        if not all(type(token) is int for token in self.logit_bias):
+            raise JllamaError(
+                "logit_bias must hold token ids (whole numbers) and what to add to their logits"
+            )
         if not all(math.isfinite(value) for value in self.logit_bias.values()):
             raise JllamaError("logit_bias must hold finite numbers; use -1000 to ban a token")
+
+    def _use_plain_values(self) -> None:
+        """One stop string is not a sequence of letters; NumPy's numbers become Python's."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if getattr(value, "ndim", None) == 0:
+                object.__setattr__(self, name, value.item())
 
     def seeded(self) -> "GenerationSettings":
         """These settings with a seed: their own, or one drawn now."""
@@ -50,8 +64,6 @@ class GenerationSettings:
 
 def build_settings(**settings: Any) -> GenerationSettings:
     """`GenerationSettings` from keyword arguments; an unknown name is a `JllamaError`."""
-    if isinstance(settings.get("stop"), str):
-        settings["stop"] = (settings["stop"],)
     known = GenerationSettings.__dataclass_fields__
     unknown = sorted(set(settings) - set(known))
     if unknown:

@@ -1,8 +1,10 @@
 """The public names as a program uses them, and the README's own snippets."""
 
 import doctest
+import pathlib
 import re
 
+import numpy as np
 import pytest
 from scripts_helpers import ROOT
 from tiny_checkpoint import END, TEMPLATE, write_tiny_model
@@ -64,6 +66,8 @@ def test_mistakes_are_named(base, instruct):
         "top_p=2.0 must be": dict(top_p=2.0),
         "max_new_tokens=True must be a whole number": dict(max_new_tokens=True),
         "no chat template": dict(chat=True),
+        "a text or a list of messages": dict(prompt=["x"]),
+        "must hold token ids": dict(logit_bias={"5": 1.0}),
         r"max_seq_len=0 must be from 2": dict(max_seq_len=0),
         "a stop string is empty": dict(stop=["a", ""]),
         "the vocabulary goes from 0 to 257": dict(logit_bias={-1: 1.0}),
@@ -79,6 +83,17 @@ def test_mistakes_are_named(base, instruct):
 def test_one_stop_string_needs_no_list(base):
     whole = jllama.generate(base, "Once", **SETTINGS)
     assert jllama.generate(base, "Once", stop=whole[5], **SETTINGS) == whole[: whole.index(whole[5])]
+
+
+def test_what_programs_have_at_hand_is_taken(directory, instruct):
+    assert jllama.load(pathlib.Path(directory), dtype="float32").name == str(directory)
+    settings = jllama.GenerationSettings(stop="end", seed=np.int64(3), temperature=np.float32(0.5))
+    assert settings == jllama.GenerationSettings(stop=("end",), seed=3, temperature=0.5)
+    assert type(settings.seed) is int
+    session = jllama.Session(instruct, max_seq_len=32)
+    short = jllama.GenerationSettings(max_new_tokens=4)
+    answers = ["".join(session.stream(ids, short)) for ids in ([5, 6, 7], np.array([5, 6, 7]))]
+    assert answers[0] == answers[1]
 
 
 def stand_in(text, directory):
