@@ -1,5 +1,6 @@
 """The CUDA kernel of a batch's attention against plain JAX: emulated on a CPU, on a GPU with `-m gpu`."""
 
+import dataclasses
 import functools
 
 import emulation
@@ -9,83 +10,120 @@ import numpy as np
 import pytest
 
 from jllama.kernels.gpu import decode_attention, launch
-from jllama.layers.attention import attend
-
-
-def distance(a, b) -> float:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+from jllama.layers.attention import append_and_attend
+from jllama.layers.cache import KVCache
+from jllama.layers.rope import Rope, rope_tables
 
 
 @pytest.fixture
-def four_blocks(monkeypatch):
+def multiprocessors(monkeypatch):
+    """How many there are in the emulation; set `count[0]`."""
     if emulation.COMPILER is None:
         pytest.skip("no g++")
+    count = [4]
     monkeypatch.setattr(launch, "unavailable", lambda: None)
-    monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: count[0])
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+    return count
 
 
 def attention_case(batch, kv_heads, group, head_dim, max_len, dtype):
-    """Queries, a cache of noise with poison behind each row's end, and the ends: empty to full."""
+    """A product q·k·v, a cache of noise with poison behind each row's end, the ends from empty to full."""
     keys = jax.random.split(jax.random.key(3), 3)
+    length = jnp.asarray(np.linspace(0, max_len, batch), jnp.int32)
+    live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
+    qkv = jax.random.normal(keys[0], (batch, 1, kv_heads, group + 2, head_dim)).astype(dtype)
     shape = (batch, kv_heads, max_len, head_dim)
-    start = jnp.asarray(np.linspace(0, max_len - 1, batch), jnp.int32)
-    live = (jnp.arange(max_len)[None] <= start[:, None])[:, None, :, None]
-    q = jax.random.normal(keys[0], (batch, 1, kv_heads, group, head_dim)).astype(dtype)
     k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
-    return q, k, v, start
+    rope = rope_tables(Rope(), head_dim, length[:, None], length + 1)
+    return qkv, rope, KVCache(keys=(k,), values=(v,), length=length)
 
 
-def check_attention(q, k, v, start, window, mixed) -> None:
-    q, k, v = (jnp.nan_to_num(a).astype(jnp.float32) for a in (q, k, v))
+def check(qkv, rope, cache, window, mixed, new: KVCache) -> None:
+    """The mixed values of float32 arithmetic; the new token in its place, all else untouched, poison too."""
+    exact_cache = jax.tree.map(jnp.nan_to_num, cache)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (qkv, exact_cache.keys, exact_cache.values))
+    start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
-        exact = attend(q, k, v, start, window)
-    assert distance(mixed, exact) < 5e-3
+        exact, _ = append_and_attend(wide[0], start, 0, rope, window, None)
+    mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
+    np.testing.assert_array_equal(np.isnan(mixed), np.isnan(exact))  # a full cache, out of a window of one
+    assert np.linalg.norm(np.nan_to_num(mixed - exact)) < 5e-3 * np.linalg.norm(np.nan_to_num(exact))
+    _, twin = append_and_attend(qkv, cache, 0, rope, window, None)
+    for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
+        np.testing.assert_allclose(
+            np.asarray(ours[0], np.float32), np.asarray(theirs[0], np.float32), rtol=2**-7, atol=1e-6
+        )
 
 
-ATTENTION = [
-    (3, 2, 4, 64, 300, "bfloat16", None),
-    (2, 1, 16, 32, 520, "float16", 100),
-    (2, 2, 3, 128, 70, "bfloat16", 33),
+# batch, kv heads, group, head_dim, max_len, dtype, window
+CASES = [
+    (5, 2, 4, 64, 300, "bfloat16", None),
+    (3, 1, 16, 32, 520, "float16", 100),
+    (3, 2, 3, 128, 70, "bfloat16", 33),
+    (4, 1, 8, 96, 40, "bfloat16", 1),
 ]
+# Multiprocessors: heads share one; one each; several for each head.
+FEW, EQUAL, MANY = 1, 8, 30
 
 
-@pytest.mark.parametrize(("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"), ATTENTION)
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"), CASES)
+@pytest.mark.parametrize("count", [FEW, EQUAL, MANY])
 def test_attention_emulated(
-    four_blocks, tmp_path, batch, kv_heads, group, head_dim, max_len, dtype, window, blocks
+    multiprocessors, tmp_path, batch, kv_heads, group, head_dim, max_len, dtype, window, count
 ):
-    q, k, v, start = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
-    sizes = (batch, kv_heads, group, head_dim, max_len, blocks, window or 0, dtype == "float16")
+    multiprocessors[0] = count
+    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
+    qkv, rope, cache = case
+    shape = decode_attention.make_shape(batch, kv_heads, group, head_dim, max_len, window, qkv.dtype)
     kernel = emulation.Emulated(
         tmp_path,
-        decode_attention.attention_source(*sizes),
+        decode_attention.attention_source(shape),
         "jllama_attention",
-        6,
-        grid=batch * kv_heads * blocks,
-        threads=decode_attention.WARPS * 32,
-        shared=decode_attention.shared_bytes(group, head_dim),
+        9 + (shape.P > 1),
+        grid=batch * kv_heads * shape.P,
+        threads=shape.WARPS * 32,
+        shared=shape.shared,
     )
-    arrays = [emulation.aligned(a) for a in (q, k, v, start)]
-    shares = np.full((batch * kv_heads * blocks, group * (head_dim + 2)), np.nan, np.float32)
-    results = [np.full_like(arrays[0], np.nan) for _ in range(2)]
-    for mixed in results:
-        kernel([*arrays, mixed, shares])
-    np.testing.assert_array_equal(*results)
-    check_attention(q, k, v, start, window, results[0])
+    results = []
+    for _ in range(2):
+        operands = [emulation.aligned(a) for a in (qkv, *rope, cache.length, cache.keys[0], cache.values[0])]
+        mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
+        shares = np.full((batch * kv_heads * shape.P, group * (head_dim + 2)), np.nan, np.float32)
+        kernel([*operands, mixed, operands[4], operands[5], shares][: 9 + (shape.P > 1)])
+        results.append((mixed, *operands[4:]))
+    for first, again in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
+    check(*case, window, results[0][0], cache.replace(0, *map(jnp.asarray, results[0][1:])))
+
+
+def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
+    multiprocessors[0] = 132
+    for batch in (1, 2, 8, 16, 32, 33, 64, 128, 512):
+        for group, head_dim in ((8, 64), (4, 128), (16, 32), (16, 128)):
+            shape = decode_attention.make_shape(batch, 4, group, head_dim, 768, None, jnp.bfloat16)
+            assert shape.STAGES >= 3
+            assert shape.RESIDENT * (shape.shared + 1024) <= 232448 + 1024
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"),
-    [*ATTENTION, (32, 4, 8, 64, 1024, "bfloat16", None), (128, 4, 8, 64, 1000, "bfloat16", None)],
+    [
+        *CASES,
+        (2, 4, 8, 64, 2048, "bfloat16", None),
+        (32, 4, 8, 64, 1024, "bfloat16", None),
+        (128, 4, 8, 64, 1000, "bfloat16", None),
+        (40, 8, 4, 128, 600, "float16", 300),
+    ],
 )
 def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
-    q, k, v, start = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
+    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
     assert decode_attention.attention_supported(group, head_dim, dtype) is None
-    run = jax.jit(functools.partial(decode_attention.attend_cached, window=window))
-    mixed = run(q, k, v, start)
+    run = jax.jit(functools.partial(decode_attention.decode_attend, window=window), static_argnames="layer")
+    qkv, rope, cache = case
+    mixed, new = run(qkv, cache, layer=0, rope=rope)
     for _ in range(3):
-        np.testing.assert_array_equal(run(q, k, v, start), mixed)
-    check_attention(q, k, v, start, window, mixed)
+        again, _ = run(qkv, cache, layer=0, rope=rope)
+        np.testing.assert_array_equal(again, mixed)
+    check(*case, window, mixed, new)

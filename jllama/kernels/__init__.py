@@ -42,7 +42,7 @@ def forward(
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
     """
     if why_not(config, params, tokens, cache, platform) is not None:
-        attend_fn = gpu_attention(config, tokens, cache, fresh) if platform == "gpu" else None
+        attend_fn = gpu_attention(config, params, tokens, cache, fresh) if platform == "gpu" else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
         return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
     context = cache.length + n_valid if context is None else context
@@ -78,11 +78,15 @@ def why_no_decode(config: ModelConfig, params: Params, dtype: str, platform: str
     return why_not(config, params, token, cache, platform)
 
 
-def gpu_attention(config: ModelConfig, tokens: Array, cache: KVCache, fresh: bool) -> Attend | None:
+def gpu_attention(
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, fresh: bool
+) -> Attend | None:
     """The attention kernel for a call that no kernel runs whole: our own for one token a row, cuDNN's for
-    prompts that nothing precedes; None: `layers.attention.attend`.
+    prompts that nothing precedes; None: `layers.attention.append_and_attend`.
     """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
+    if params.norm.dtype != dtype:
+        return None
     if T == 1:
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
         known = gpu.attention_supported(heads_per_key, config.head_dim, dtype) is None

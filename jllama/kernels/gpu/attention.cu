@@ -1,84 +1,143 @@
-// Attention of one new token per sequence over the cache; every block takes one kv head of one sequence, or
-// every P-th stretch of it. The last of the P blocks to finish joins them, always in the same order.
+// Attention of one new token per sequence: rotates its query and key, appends key and value to the cache in
+// place, attends. Every block takes one kv head of one sequence, or every P-th stretch of it; the last of the
+// P blocks to finish joins them, always in the same order.
 //
-// A warp takes 16 positions at a time straight from device memory into tensor-core operands: scores are
-// q (16 rows: the G query heads) times keys, their softmax weights times values. Each warp keeps its own
-// running maximum and sum; the block joins its warps once, at the end.
+// Work comes in tiles of 16 cached positions, keys and values 16 * H * 2 bytes each; the new token is a tile of
+// its own behind them. Warps take tiles in turn. Each keeps STAGES of them in flight from the cache to its own
+// ring in shared memory, with the copy engine, and multiplies on the tensor cores: q (16 rows: the G query
+// heads) times keys, then their softmax weights times values. Each keeps its own running maximum and sum; the
+// block joins its warps once, at the end.
 //
-// The host puts before this text: B K G H S, P (blocks per kv head), WINDOW (0: none), FP16, primitives.cu.
+// The host puts before this text: B K G H S, P (blocks per kv head), WARPS, STAGES, RESIDENT (blocks that share
+// a multiprocessor), WINDOW (0: none), FP16, primitives.cu.
 
-#define WARPS 8
+constexpr int ROWS = 16, ROW = H * 2, TILE = 2 * ROWS * ROW;  // a tile: keys, then values
+constexpr int SH_NEW = WARPS * STAGES * TILE;                 // rotated queries [G][H], rotated key, value
+constexpr int SH_BARS = SH_NEW + (G + 2) * ROW;               // one for each place in the rings
+constexpr int SH_M = SH_BARS + WARPS * STAGES * 8, SH_L = SH_M + WARPS * 64, SH_LAST = SH_L + WARPS * 64;
+constexpr int STEP = P * WARPS;         // tiles between two of a warp
+constexpr int PART = G * (H + 2);       // floats of a block's share: O, then maxima, then sums
+constexpr float LOG2_E = 1.4426950408889634f;
 
-constexpr int O_BYTES = WARPS * G * H * 4, SH_M = O_BYTES, SH_L = SH_M + WARPS * 64, SH_LAST = SH_L + WARPS * 64;
-constexpr int PART = G * (H + 2);  // floats of a block's share: O, then maxima, then sums
-
+#if P > 1
+#define SHARES , float* shares
 __device__ u32 g_arrived[B * K];
+#else
+#define SHARES
+#endif
 
-// Joins `count` shares; o(i, h, d), m(i, h), l(i, h) read them. Gives O at dimensions d and d + 1.
-template <class O_, class M_, class L_>
-__device__ __forceinline__ void join(int count, int h, int d, O_ o, M_ m, L_ l, float2& out, float& top, float& sum) {
-  top = MINUS_INF;
-  for (int i = 0; i < count; i++) top = fmaxf(top, m(i, h));
-  out = make_float2(0, 0);
-  sum = 0;
-  for (int i = 0; i < count; i++) {
-    const float mi = m(i, h);
-    if (mi == MINUS_INF) continue;  // it had no positions, and wrote no O
-    const float weight = exp2f(mi - top);
-    const float2 v = o(i, h, d);
-    out.x += weight * v.x;
-    out.y += weight * v.y;
-    sum += weight * l(i, h);
+// Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.
+__device__ __forceinline__ void rotate(uint4& x, uint4& y, const float* cosines, const float* sines) {
+  u32 *a = &x.x, *b = &y.x;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 c = *(const float2*)(cosines + 2 * i), s = *(const float2*)(sines + 2 * i);
+    const float a0 = to_float(a[i]), a1 = high(a[i]), b0 = to_float(b[i]), b1 = high(b[i]);
+    a[i] = pack(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
+    b[i] = pack(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
-jllama_attention(const u16* q, const u16* keys, const u16* values, const int* lengths, u16* mixed, float* shares) {
+// How much a share with maximum `m` weighs beside one with `top`; nothing if it saw no position.
+__device__ __forceinline__ float weight_of(float m, float top) { return m == MINUS_INF ? 0.0f : exp2f(m - top); }
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
+jllama_attention(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const u16*,
+                 const u16*, u16* mixed, u16* keys, u16* values SHARES) {
   const int bk = blockIdx.x / P, p = blockIdx.x % P;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const int length = min(lengths[bk / K] + 1, S);
-  const int first = WINDOW ? max(0, lengths[bk / K] + 1 - WINDOW) : 0;
-  const u16* kb = keys + (size_t)bk * S * H;
-  const u16* vb = values + (size_t)bk * S * H;
-  const float scale = 1.4426950408889634f * rsqrtf((float)H);
+  const int used = min(lengths[bk / K], S);
+  const int first = WINDOW ? max(0, used + 1 - WINDOW) : 0;  // the first position in sight
+  const int tiles = (used + ROWS - 1) / ROWS;                // the new token is tile number `tiles`
+  const int end = tiles + (used < S);                        // a full cache takes no more
+  keys += (size_t)bk * S * H;
+  values += (size_t)bk * S * H;
+  char* ring = smem + warp * STAGES * TILE;
+  const u32 bars = saddr(smem + SH_BARS) + warp * STAGES * 8;
+  const u64 policy = read_once_policy();
+  const int start = (first < used ? first / ROWS : tiles) + p * WARPS + warp;
 
+  auto fetch = [&](int n, int place) {
+    if (n >= tiles) return;
+    const u32 bytes = min(ROWS, used - n * ROWS) * ROW, bar = bars + place * 8, to = saddr(ring) + place * TILE;
+    mbar_expect(bar, 2 * bytes);
+    bulk_copy(to, keys + (size_t)n * ROWS * H, bytes, bar, policy);
+    bulk_copy(to + TILE / 2, values + (size_t)n * ROWS * H, bytes, bar, policy);
+  };
+  if (lane == 0) {
+    for (int i = 0; i < STAGES; i++) mbar_init(bars + i * 8, 1);
+    show_barriers();
+    for (int i = 0; i < STAGES; i++) fetch(start + i * STEP, i);
+  }
+
+  u16* fresh = (u16*)(smem + SH_NEW);
+  const u16* projected = qkv + (size_t)bk * (G + 2) * H;
+  for (int e = threadIdx.x; e < (G + 2) * (H / 16); e += WARPS * 32) {
+    const int at = e / (H / 16) * H + e % (H / 16) * 8, angle = (bk / K) * (H / 2) + e % (H / 16) * 8;
+    uint4 x = *(const uint4*)(projected + at), y = *(const uint4*)(projected + at + H / 2);
+    if (e < (G + 1) * (H / 16)) rotate(x, y, cosines + angle, sines + angle);
+    *(uint4*)(fresh + at) = x;
+    *(uint4*)(fresh + at + H / 2) = y;
+  }
+  __syncthreads();
+
+  const float scale = LOG2_E * rsqrtf((float)H);
   uint4 q0[H / 32], q1[H / 32];
 #pragma unroll
   for (int i = 0; i < H / 32; i++) {
     q0[i] = q1[i] = make_uint4(0, 0, 0, 0);
-    if (g < G) q0[i] = *(const uint4*)(q + ((size_t)bk * G + g) * H + i * 32 + t * 8);
-    if (g + 8 < G) q1[i] = *(const uint4*)(q + ((size_t)bk * G + g + 8) * H + i * 32 + t * 8);
+    if (g < G) q0[i] = *(const uint4*)(fresh + g * H + i * 32 + t * 8);
+    if (g + 8 < G) q1[i] = *(const uint4*)(fresh + (g + 8) * H + i * 32 + t * 8);
   }
   float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0, o[H / 8][4] = {};
+  int place = 0;
+  u32 phase = 0;
 #pragma unroll 1
-  for (int n0 = first / 16 * 16 + (p * WARPS + warp) * 16; n0 < length; n0 += P * WARPS * 16) {
-    uint4 kv[2][H / 32];
+  for (int n = start; n < end; n += STEP) {
+    const bool is_new = n == tiles;
+    const int from = is_new ? 0 : first - n * ROWS, to = is_new ? 1 : used - n * ROWS;  // rows in sight
+    const int stride = is_new ? 0 : H;
+    const u16* kt = is_new ? fresh + G * H : (const u16*)(ring + place * TILE);
+    const u16* vt = is_new ? kt + H : kt + ROWS * H;
+    if (is_new) {
+      for (int e = lane; e < H / 8; e += 32) {
+        *(uint4*)(keys + (size_t)used * H + e * 8) = *(const uint4*)(kt + e * 8);
+        *(uint4*)(values + (size_t)used * H + e * 8) = *(const uint4*)(vt + e * 8);
+      }
+    } else {
+      mbar_wait(bars + place * 8, phase);
+    }
+    uint4 k[2][H / 32];
     uint2 v[H / 32][4];
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
-      for (int i = 0; i < H / 32; i++)  // beyond the end: any finite row, it will weigh nothing
-        kv[half][i] = *(const uint4*)(kb + (size_t)min(n0 + half * 8 + g, length - 1) * H + i * 32 + t * 8);
+      for (int i = 0; i < H / 32; i++)  // rows out of sight may hold anything: their scores are not looked at
+        k[half][i] = *(const uint4*)(kt + (half * 8 + g) * stride + i * 32 + t * 8);
 #pragma unroll
-    for (int i = 0; i < H / 32; i++)
+    for (int j = 0; j < 4; j++) {
+      const int row = 2 * t + (j & 1) + (j >> 1) * 8;
+      const bool seen = row >= from && row < to;
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const int at = n0 + 2 * t + (j & 1) + (j >> 1) * 8;
-        v[i][j] = make_uint2(0, 0);
-        if (at >= first && at < length) v[i][j] = *(const uint2*)(vb + (size_t)at * H + i * 32 + g * 4);
-      }
+      for (int i = 0; i < H / 32; i++)
+        v[i][j] = seen ? *(const uint2*)(vt + row * stride + i * 32 + g * 4) : make_uint2(0, 0);
+    }
+    __syncwarp();
+    if (lane == 0) fetch(n + STAGES * STEP, place);
+    if (++place == STAGES) place = 0, phase ^= 1;
+
     float s[2][4] = {};
 #pragma unroll
     for (int half = 0; half < 2; half++) {
 #pragma unroll
       for (int i = 0; i < H / 32; i++) {
-        mma(s[half], q0[i].x, q1[i].x, q0[i].y, q1[i].y, kv[half][i].x, kv[half][i].y);
-        mma(s[half], q0[i].z, q1[i].z, q0[i].w, q1[i].w, kv[half][i].z, kv[half][i].w);
+        mma(s[half], q0[i].x, q1[i].x, q0[i].y, q1[i].y, k[half][i].x, k[half][i].y);
+        mma(s[half], q0[i].z, q1[i].z, q0[i].w, q1[i].w, k[half][i].z, k[half][i].w);
       }
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const int at = n0 + half * 8 + 2 * t + (j & 1);
-        s[half][j] = at >= first && at < length ? s[half][j] * scale : MINUS_INF;
+        const int row = half * 8 + 2 * t + (j & 1);
+        s[half][j] = row >= from && row < to ? s[half][j] * scale : MINUS_INF;
       }
     }
     float top0 = fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1]));
@@ -110,55 +169,80 @@ jllama_attention(const u16* q, const u16* keys, const u16* values, const int* le
         mma(c, a0, a1, a2, a3, b0, b1);
       }
   }
+
+  // The warps' shares, scaled to the block's common maximum, then added in order.
   l0 += __shfl_xor_sync(~0u, l0, 1);
   l1 += __shfl_xor_sync(~0u, l1, 1);
   l0 += __shfl_xor_sync(~0u, l0, 2);
   l1 += __shfl_xor_sync(~0u, l1, 2);
-  float *O = (float*)smem, *M = (float*)(smem + SH_M), *LS = (float*)(smem + SH_L);
-  if (t == 0) {
-    M[warp * 16 + g] = m0; M[warp * 16 + 8 + g] = m1;
-    LS[warp * 16 + g] = l0; LS[warp * 16 + 8 + g] = l1;
-  }
+  float *M = (float*)(smem + SH_M), *L = (float*)(smem + SH_L);
+  if (t == 0) M[warp * 16 + g] = m0, M[warp * 16 + 8 + g] = m1;
+  __syncthreads();
+  float top0 = MINUS_INF, top1 = MINUS_INF;
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) top0 = fmaxf(top0, M[w * 16 + g]), top1 = fmaxf(top1, M[w * 16 + 8 + g]);
+  const float w0 = weight_of(m0, top0), w1 = weight_of(m1, top1);
+  if (t == 0) L[warp * 16 + g] = l0 * w0, L[warp * 16 + 8 + g] = l1 * w1;
 #pragma unroll
   for (int i = 0; i < H / 32; i++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       if (half * 8 + g >= G) break;
-      float4* to = (float4*)(O + (warp * G + half * 8 + g) * H + i * 32 + 8 * t);
+      const float w = half ? w1 : w0;
+      float4* to = (float4*)((float*)ring + (half * 8 + g) * H + i * 32 + 8 * t);  // its tiles are read
       const float(*c)[4] = o + i * 4;
-      to[0] = make_float4(c[0][2 * half], c[1][2 * half], c[2][2 * half], c[3][2 * half]);
-      to[1] = make_float4(c[0][2 * half + 1], c[1][2 * half + 1], c[2][2 * half + 1], c[3][2 * half + 1]);
+      to[0] = make_float4(c[0][2 * half] * w, c[1][2 * half] * w, c[2][2 * half] * w, c[3][2 * half] * w);
+      to[1] = make_float4(c[0][2 * half + 1] * w, c[1][2 * half + 1] * w, c[2][2 * half + 1] * w, c[3][2 * half + 1] * w);
     }
   __syncthreads();
 
   u32* out = (u32*)(mixed + (size_t)bk * G * H);
+#if P > 1
   float* share = shares + ((size_t)bk * P + p) * PART;
-  for (int e = threadIdx.x; e < G * H / 2; e += WARPS * 32) {
-    const int h = e / (H / 2), d = e % (H / 2) * 2;
-    float2 v;
-    float top, sum;
-    join(WARPS, h, d, [&](int i, int h, int d) { return *(const float2*)(O + (i * G + h) * H + d); },
-         [&](int i, int h) { return M[i * 16 + h]; }, [&](int i, int h) { return LS[i * 16 + h]; }, v, top, sum);
-    if (P == 1) {
-      out[e] = pack(v.x / sum, v.y / sum);
-    } else {
-      *(float2*)(share + h * H + d) = v;
-      if (d == 0) { share[G * H + h] = top; share[G * H + G + h] = sum; }
-    }
+  if (t == 0 && warp == 0) {
+    if (g < G) share[G * H + g] = top0;
+    if (g + 8 < G) share[G * H + 8 + g] = top1;
   }
-  if (P == 1) return;
+#endif
+  for (int e = threadIdx.x; e < G * H / 2; e += WARPS * 32) {
+    const int h = e / (H / 2);
+    float2 sum = make_float2(0, 0);
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      const float2 part = ((const float2*)(smem + w * STAGES * TILE))[e];
+      sum.x += part.x;
+      sum.y += part.y;
+      total += L[w * 16 + h];
+    }
+#if P > 1
+    ((float2*)share)[e] = sum;
+    if (e % (H / 2) == 0) share[G * H + G + h] = total;
+  }
   __syncthreads();
   if (threadIdx.x == 0) *(int*)(smem + SH_LAST) = last_of(g_arrived + bk, P);
   __syncthreads();
   if (!*(const int*)(smem + SH_LAST)) return;
   const float* all = shares + (size_t)bk * P * PART;
+  float* weights = (float*)smem;  // [P][G]
+  for (int e = threadIdx.x; e < P * G; e += WARPS * 32) {
+    float top = MINUS_INF;
+    for (int i = 0; i < P; i++) top = fmaxf(top, __ldcg(all + i * PART + G * H + e % G));
+    weights[e] = weight_of(__ldcg(all + e / G * PART + G * H + e % G), top);
+  }
+  __syncthreads();
   for (int e = threadIdx.x; e < G * H / 2; e += WARPS * 32) {
-    const int h = e / (H / 2), d = e % (H / 2) * 2;
-    float2 v;
-    float top, sum;
-    join(P, h, d, [&](int i, int h, int d) { return __ldcg((const float2*)(all + i * PART + h * H + d)); },
-         [&](int i, int h) { return __ldcg(all + i * PART + G * H + h); },
-         [&](int i, int h) { return __ldcg(all + i * PART + G * H + G + h); }, v, top, sum);
-    out[e] = pack(v.x / sum, v.y / sum);
+    const int h = e / (H / 2);
+    float2 sum = make_float2(0, 0);
+    float total = 0;
+#pragma unroll 8
+    for (int i = 0; i < P; i++) {
+      const float2 part = __ldcg((const float2*)(all + i * PART) + e);
+      sum.x += weights[i * G + h] * part.x;
+      sum.y += weights[i * G + h] * part.y;
+      total += weights[i * G + h] * __ldcg(all + i * PART + G * H + G + h);
+    }
+#endif
+    out[e] = pack(sum.x / total, sum.y / total);
   }
 }

@@ -1,5 +1,6 @@
-"""Attention of one new token for each of many sequences: the twin of `layers.attention.attend` with T = 1."""
+"""One new token for each of many sequences, between the projections: rotate, append, attend in one kernel."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,34 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.layers.attention import rotated_heads
 from jllama.layers.cache import KVCache
 
-WARPS, BLOCKS_PER_MULTIPROCESSOR = 8, 4
+# How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
+WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
+ROWS = 16  # positions of a tile, as in attention.cu
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Everything that the kernel's source depends on: a key of the cache of compiled kernels."""
+
+    B: int
+    K: int
+    G: int
+    H: int
+    S: int
+    P: int  # blocks that share a head's cache
+    WARPS: int
+    STAGES: int  # tiles that each warp keeps in flight
+    RESIDENT: int  # blocks at once on a multiprocessor
+    WINDOW: int  # 0: none
+    FP16: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory, the same sum as in attention.cu."""
+        ring = self.STAGES * (_tile(self.H) + 8)
+        return self.WARPS * (ring + 128) + (self.G + 2) * self.H * 2 + 16
 
 
 def attention_supported(heads_per_key: int, head_dim: int, dtype) -> str | None:
@@ -30,59 +55,58 @@ def decode_attend(
     layer: int,
     rope: tuple[Array, Array],
     window: int | None,
-    only: Array | None,
+    only: Array | None = None,
 ) -> tuple[Array, KVCache]:
-    """`layers.attention.append_and_attend` for T = 1; asks `attention_supported` first."""
-    queries, keys, values = rotated_heads(qkv, rope)
-    cache = cache.append(layer, keys, values)
-    return attend_cached(queries, *cache.read(layer), cache.length, window), cache
+    """`layers.attention.append_and_attend` for T = 1; asks `attention_supported` first.
 
-
-def attend_cached(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:
-    """`layers.attention.attend` for T = 1. Reads only what is filled.
-
-    Args:
-      q: `[B, 1, K, G, H]`, the queries at positions `start`.
-      k: `[B, K, S, H]`, the new tokens' keys included.
-      v: `[B, K, S, H]`.
-      start: int32 `[B]`.
-      window: how many positions a token sees, itself included; None for all.
-
-    Returns:
-      `[B, 1, K, G, H]` in the dtype of `q`.
+    It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     """
     with jax.named_scope("decode_attend"):
-        B, _, K, G, H = q.shape
-        blocks = splits(B * K, k.shape[2])
+        B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
+        keys, values = cache.read(layer)
+        shape = make_shape(B, K, G, H, cache.max_len, window, qkv.dtype)
         results = [
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((B * K * blocks, G * (H + 2)), jnp.float32),
+            jax.ShapeDtypeStruct((B, T, K, G, H), qkv.dtype),
+            jax.ShapeDtypeStruct(keys.shape, keys.dtype),
+            jax.ShapeDtypeStruct(values.shape, values.dtype),
         ]
-        mixed, _ = launch.call(
-            attention_source(B, K, G, H, k.shape[2], blocks, window or 0, q.dtype == jnp.float16),
+        if shape.P > 1:
+            results += [jax.ShapeDtypeStruct((B * K * shape.P, G * (H + 2)), jnp.float32)]
+        mixed, keys, values, *_ = launch.call(
+            attention_source(shape),
             "jllama_attention",
-            [q, k, v, start],
+            [qkv, *rope, cache.length, keys, values],
             results,
-            grid=B * K * blocks,
-            threads=WARPS * 32,
-            shared=shared_bytes(G, H),
+            grid=B * K * shape.P,
+            threads=shape.WARPS * 32,
+            shared=shape.shared,
+            aliases={4: 1, 5: 2},
         )
-        return mixed
+        return mixed, cache.replace(layer, keys, values)
 
 
-def shared_bytes(G: int, H: int) -> int:
-    """What a block keeps in shared memory; the same sum as in attention.cu."""
-    return WARPS * (G * H * 4 + 128) + 16
+def make_shape(B: int, K: int, G: int, H: int, S: int, window: int | None, dtype) -> Shape:
+    """Heads fill the GPU first; only if they leave most of it idle several blocks share one."""
+    heads, multiprocessors = B * K, launch.blocks_at_once()
+    splits = max(1, min(multiprocessors // heads, S // (2 * ROWS * WARPS_ALONE), MAX_SPLITS))
+    resident = min(MAX_RESIDENT, -(-heads * splits // multiprocessors))
+
+    def cut(resident: int) -> Shape:
+        warps = WARPS_ALONE if resident == 1 else WARPS
+        plain = Shape(B, K, G, H, S, splits, warps, 0, resident, window or 0, int(dtype == jnp.float16))
+        room = (launch.shared_memory() + 1024) // resident - 1024 - plain.shared
+        return dataclasses.replace(plain, STAGES=min(MAX_STAGES, room // (warps * (_tile(H) + 8))))
+
+    while resident > 1 and cut(resident).STAGES < MIN_STAGES:
+        resident -= 1
+    return cut(resident)
 
 
-def splits(heads: int, length: int) -> int:
-    """How many blocks share one of `heads` caches of `length` positions: enough to fill the GPU."""
-    wanted = -(-BLOCKS_PER_MULTIPROCESSOR * launch.blocks_at_once() // heads)
-    return max(1, min(wanted, length // (2 * 16 * WARPS), 32))
+def _tile(H: int) -> int:
+    return 2 * ROWS * H * 2
 
 
 @functools.lru_cache(maxsize=32)
-def attention_source(B: int, K: int, G: int, H: int, S: int, P: int, window: int, fp16: bool) -> str:
-    sizes = dict(B=B, K=K, G=G, H=H, S=S, P=P, WINDOW=window, FP16=int(fp16))
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+def attention_source(shape: Shape) -> str:
+    defines = "".join(f"#define {name} {value}\n" for name, value in dataclasses.asdict(shape).items())
     return launch.assemble(defines, "primitives.cu", "attention.cu")
