@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jllama.layers.cache import KVCache
 from jllama.prefill import platform_of
-from jllama.sampling import Sampling, TokenCounts, sample
+from jllama.sampling import Sampling, TokenCounts, largest_and_sum, sample
 
 NO_TOKEN = -1
 
@@ -102,14 +102,15 @@ def take_token(state: DecodeState, logits: Array) -> DecodeState:
     """Samples the next token of each row that is not done."""
     active = ~state.done
     if state.sampling.plain:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token, total = largest_and_sum(logits)
     else:
         token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
+        total = jnp.sum(logits, axis=-1)
     token = jnp.where(active, token, state.token)
     generated = state.generated + active.astype(jnp.int32)
     ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
     # A sum, not a maximum: XLA on a CPU passes over a NaN when it takes the largest.
-    finite = jnp.isfinite(jnp.sum(logits, axis=-1)) | state.done
+    finite = jnp.isfinite(total) | state.done
     return dataclasses.replace(
         state,
         token=token,

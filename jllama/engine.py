@@ -24,6 +24,7 @@ from jllama.prefill import platform_of
 from jllama.prefill import prefill as prefill
 
 BLOCK = 16
+UNROLL = 1  # steps of a GPU's loop in one go
 
 
 def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
@@ -48,29 +49,30 @@ def decode_block(
     return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)
 
 
-Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BLOCK]
-
-
-def _one_step(config: ModelConfig, params: Params, carry: Carry, platform: str) -> Carry:
-    step, state, tokens = carry
+def _one_step(
+    config: ModelConfig, params: Params, step: Array, state: DecodeState, tokens: Array, platform: str
+) -> tuple[DecodeState, Array]:
+    """The state after one more step, and tokens `[B, BLOCK]` with the new ones in column `step`."""
     active = ~state.done
     # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
     weights, _ = jax.lax.optimization_barrier((params, step))
     state = decode_step(config, weights, state, platform)
     new = jnp.where(active, state.token, NO_TOKEN)
-    return step + 1, state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
+    return state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
 
 
 def _open_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, platform: str
 ) -> tuple[DecodeState, Array]:
     """Ends after `steps` or with the last row."""
+    Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BLOCK]
 
     def unfinished(carry: Carry) -> Array:
         return (carry[0] < steps) & ~jnp.all(carry[1].done)
 
     def body(carry: Carry) -> Carry:
-        return _one_step(config, params, carry, platform)
+        step, state, tokens = carry
+        return step + 1, *_one_step(config, params, step, state, tokens, platform)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
 
@@ -82,10 +84,10 @@ def _fixed_loop(
     a third of a step, and one around the loop a copy of the whole cache.
     """
 
-    def body(_: Array, carry: Carry) -> Carry:
-        return _one_step(config, params, carry, platform)
+    def body(step: Array, carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+        return _one_step(config, params, step, *carry, platform)
 
-    return jax.lax.fori_loop(0, BLOCK, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
+    return jax.lax.fori_loop(0, BLOCK, body, (state, _no_tokens(state)), unroll=UNROLL)
 
 
 def _no_tokens(state: DecodeState) -> Array:

@@ -136,6 +136,25 @@ def largest(logits: Array) -> Array:
     return (group * 256 + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
 
 
+def largest_and_sum(logits: Array) -> tuple[Array, Array]:
+    """`largest`, int32 `[B]`, and the sum of each row, float32 `[B]`, in one pass: for a GPU.
+
+    There each reduction of its own is two kernels, and at batch 1 they take longer than what they read.
+    """
+
+    def join(
+        left: tuple[Array, Array, Array], right: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        (x, i, s), (y, j, t) = left, right
+        take_left = (x > y) | ((x == y) & (i < j))
+        return jnp.where(take_left, x, y), jnp.where(take_left, i, j), s + t
+
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    nothing = (jnp.float32(-jnp.inf), jnp.int32(0), jnp.float32(0))
+    _, token, total = jax.lax.reduce((logits, ids, logits), nothing, join, (1,))
+    return token, total
+
+
 def penalize(logits: Array, sampling: Sampling, counts: TokenCounts) -> Array:
     """Repetition, presence and frequency penalties on float32 `[B, V]`."""
     times = counts.answer.astype(jnp.float32)

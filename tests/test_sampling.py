@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.sampling import WINDOW, Sampling, TokenCounts, largest, sample
+from jllama.sampling import WINDOW, Sampling, TokenCounts, largest, largest_and_sum, sample
 
 V = 500
 sample_fast = jax.jit(sample)
@@ -141,6 +141,17 @@ def test_largest_is_argmax(vocab):
     logits = rng.integers(-3, 3, size=(4, vocab)).astype(np.float32)  # many ties
     logits[2] = -np.inf
     np.testing.assert_array_equal(largest(jnp.asarray(logits)), np.argmax(logits, axis=-1))
+    tokens, sums = largest_and_sum(jnp.asarray(logits))
+    np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(sums, np.sum(logits, axis=-1))
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_what_is_not_finite_shows_in_the_sum(strange):
+    for place in range(0, 500, 71):
+        tokens, sums = largest_and_sum(jnp.zeros((1, 500), jnp.float32).at[0, place].set(strange))
+        assert not np.isfinite(sums[0])
+        assert 0 <= tokens[0] < 500
 
 
 @pytest.mark.parametrize(
