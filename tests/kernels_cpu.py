@@ -66,6 +66,12 @@ def suffix_of(machine: str) -> str:
     return f"_{machine}"
 
 
+def has_pairs(machine: str) -> bool:
+    """Whether these kernels round many rows of activations to bfloat16 where the weights are."""
+    library = ctypes.CDLL(str(build.compiled(machines()[machine])))
+    return bool(library.jllama_pairs())
+
+
 def skip_without_kernels() -> None:
     reason = cpu.available()
     if reason:

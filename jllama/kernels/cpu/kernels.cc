@@ -94,6 +94,7 @@ struct Step : Spec {
     table = in.weight();
     for (auto& l : layers)
       l.qkv = in.weight(), l.o = in.weight(), l.gate_up = in.weight(), l.down = in.weight();
+    for (auto& l : layers) l.qkv.exact = true;  // the error of a key that most queries look at is everywhere
     head = in.weight();
     for (auto& l : layers)
       for (auto* v : {&l.norm1, &l.norm2, &l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias})
@@ -120,7 +121,8 @@ struct Step : Spec {
     });
   }
   // Readies row m of `a` for w.
-  void ready(const Weight& w, int64_t m) {
+  void ready(const Weight& w, int64_t m, int64_t rows) {
+    if (w.paired(rows)) to_pairs(&a[m * padded(w.cols)], w.cols);
     if (w.quantised()) quantise(&a[m * padded(w.cols)], w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]);
   }
   void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add, const Weight& next) {
@@ -135,22 +137,22 @@ struct Step : Spec {
       Layer& p = layers[l];
       each_row(M, [&](int64_t m) {
         rms_norm(&x[m * D], p.norm1, D, epsilon(), &a[m * padded(D)]);
-        ready(p.qkv, m);
+        ready(p.qkv, m, M);
       });
       apply(p.qkv, M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
         attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l);
       });
-      each_row(M, [&](int64_t m) { ready(p.o, m); });
+      each_row(M, [&](int64_t m) { ready(p.o, m, M); });
       apply(p.o, M, x.data(), p.o_bias, true, p.gate_up);
       each_row(M, [&](int64_t m) {
         rms_norm(&x[m * D], p.norm2, D, epsilon(), &a[m * padded(D)]);
-        ready(p.gate_up, m);
+        ready(p.gate_up, m, M);
       });
       apply(p.gate_up, M, wide.data(), p.gate_up_bias, false, p.down);
       each_row(M, [&](int64_t m) {
         gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
-        ready(p.down, m);
+        ready(p.down, m, M);
       });
       apply(p.down, M, x.data(), p.down_bias, true, l + 1 < L ? layers[l + 1].qkv : head);
     }
@@ -158,7 +160,7 @@ struct Step : Spec {
     each_row(rows, [&](int64_t m) {
       const int64_t from = last_only ? m * T + std::min<int64_t>(std::max(n_valid[m] - 1, 0), T - 1) : m;
       rms_norm(&x[from * D], final_norm, D, epsilon(), &a[m * padded(D)]);
-      ready(head, m);
+      ready(head, m, rows);
     });
     apply(head, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
   }
@@ -254,6 +256,12 @@ extern "C" XLA_FFI_Error* jllama_product(
   const int64_t rows = in.next();
   Weight w = in.weight();
   const float* x = (const float*)in.arg(0);
+  std::vector<float> pairs;
+  if (w.paired(rows)) {
+    pairs.assign(x, x + rows * w.cols);
+    x = pairs.data();
+    for (int64_t m = 0; m < rows; m++) to_pairs(&pairs[m * w.cols], w.cols);
+  }
   std::vector<Block> blocks(w.quantised() ? rows * (w.cols / BLOCK) : 0);
   if (w.quantised())
     pool.run(rows, 1, [&](int64_t m, int64_t end) {
@@ -264,4 +272,4 @@ extern "C" XLA_FFI_Error* jllama_product(
 }
 
 extern "C" void jllama_threads(int n) { thread_count = n; }
-extern "C" int jllama_lanes() { return LANES * 1000 + FLIP; }
+extern "C" int jllama_pairs() { return PAIRS; }  // for the tests

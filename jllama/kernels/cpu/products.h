@@ -6,15 +6,19 @@
 #include "pool.h"
 #include "simd.h"
 
+constexpr int64_t FEW_ROWS = 16;  // up to which activations meet weights as dot products
 enum Kind : int64_t { F32, BF16, F16, Q8, Q4 };
 struct Weight {  // [rows, cols]; quantised ones interleaved by TILE rows, scales [rows / TILE, groups, TILE]
   int64_t kind, rows, cols, group, half_scales;
   const void *values, *scales, *offsets;
+  bool exact = false;  // activations are never rounded to bfloat16
   bool quantised() const { return kind >= Q8; }
   F scale(const void* p, int64_t i) const {
     return half_scales ? load((const half*)p + i) : load((const float*)p + i);
   }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
+  // Many rows of activations are rounded to bfloat16 too where an instruction multiplies pairs of them.
+  bool paired(int64_t m) const { return PAIRS && !exact && kind == BF16 && m > FEW_ROWS && cols % 2 == 0; }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
   int64_t tile_bytes() const {
     return cols * TILE / 2 * (kind == F32 ? 8 : kind == Q8 ? 2 : kind == Q4 ? 1 : 4);
@@ -50,6 +54,15 @@ static void quantise(const float* x, int64_t n, int bias, Block* out) {
     const int32_t s = fold(total, [](I a, I b) { return a + b; });
     out->scaled_sum = out->scale * s;
     out->start = -bias * s;
+  }
+}
+
+static void to_pairs(float* x, int64_t n) {  // in place: n numbers in the first half of their memory
+  bf16 out[LANES];
+  for (int64_t c = 0; c < n; c += LANES) {
+    const int64_t some = std::min<int64_t>(LANES, n - c);
+    for (int64_t i = 0; i < some; i++) put(out + i, x[c + i]);
+    memcpy((char*)x + 2 * c, out, 2 * some);
   }
 }
 
@@ -157,10 +170,11 @@ static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, i
 }
 
 // Many rows: PANEL rows of the weight, DEPTH columns at a time, are turned into float32 [DEPTH, PANEL] that
-// stays in the first-level cache, and all activations pass by it. y holds the sums so far.
+// stays in the first-level cache, and all activations pass by it. y holds the sums so far. Pairs of bfloat16
+// travel as if each were one float32.
 constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES, DEPTH = 256,
               MANY_DENSE = LANES == 16 ? 12 : 4;
-template <int M>
+template <int M, class T = float>
 INLINE void panel(const float* w, int64_t depth, const float* x, int64_t stride, int64_t next, float* y,
                   int64_t ldy) {
   F acc[M][VECTORS];
@@ -172,7 +186,8 @@ INLINE void panel(const float* w, int64_t depth, const float* x, int64_t stride,
     UNROLL for (int i = 0; i < M; i++) {
       F b = F{} + x[i * stride + c * next];
       IN_REGISTER(b);
-      UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] += k[v] * b;
+      UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] =
+          std::is_same_v<T, pair> ? dot2(acc[i][v], k[v], b) : acc[i][v] + k[v] * b;
     }
   }
   for (int i = 0; i < M; i++)
@@ -227,7 +242,7 @@ static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, 
       const int64_t depth = std::min<int64_t>(DEPTH, n - c0);
       pack(w + r * n + c0, n, wide, depth, packed.data());
       by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
-        panel<M()>(packed.data(), depth, x + m * stride + c0, stride, 1, y + m * ldy, ldy);
+        panel<M(), T>(packed.data(), depth, x + m * stride + c0, stride, 1, y + m * ldy, ldy);
       });
     }
     if (!direct)
@@ -243,17 +258,18 @@ struct Rows {
 };  // activations [M, cols], also quantised where needed
 // Tiles that a thread takes at a time: long runs read faster, short ones end together.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
-  const int64_t even = w.quantised() || rows <= 16 ? 1 : PANEL / TILE;
+  const int64_t even = w.quantised() || rows <= FEW_ROWS ? 1 : PANEL / TILE;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   pool.run(w.tiles(), grain(pool, w, rows), [&](int64_t t0, int64_t t1) {
-    if (!w.quantised())
-      return typed(w.kind, w.values, [&](auto* p) {
-        using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
-        (rows <= 16 ? few<T> : many<T>)(p, w.cols, t0 * TILE, std::min(t1 * TILE, w.rows), in.x, in.stride,
-                                        rows, out);
-      });
+    auto dense = [&](auto* p, int64_t cols) {
+      using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
+      const int64_t r0 = t0 * TILE, r1 = std::min(t1 * TILE, w.rows);
+      (rows <= FEW_ROWS ? few<T> : many<T>)(p, cols, r0, r1, in.x, in.stride, rows, out);
+    };
+    if (w.paired(rows)) return dense((const pair*)w.values, w.cols / 2);
+    if (!w.quantised()) return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols); });
     for (int64_t t = t0; t < t1; t++)
       by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
         w.kind == Q8 ? tile<true, M()>(w, t, in.blocks, m, out) : tile<false, M()>(w, t, in.blocks, m, out);

@@ -43,6 +43,9 @@ struct bf16 {
 struct half {
   uint16_t bits;
 };
+struct pair {
+  bf16 low, high;
+};  // neighbours, for an instruction that multiplies both
 
 INLINE F load(const float* p) { return *(const F*)p; }
 INLINE I loadi(const void* p) { return *(const I*)p; }
@@ -55,7 +58,13 @@ INLINE F load(const bf16* p) {
   return (F)(__builtin_convertvector(*(const U16*)p, I) << 16);
 #endif
 }
+INLINE F load(const pair* p) { return *(const F*)p; }
 INLINE float one(float x) { return x; }
+INLINE float one(pair x) {
+  float f;
+  memcpy(&f, &x, 4);
+  return f;
+}
 INLINE float one(bf16 x) {
   uint32_t u = uint32_t(x.bits) << 16;
   float f;
@@ -97,6 +106,14 @@ INLINE void put(half* p, float x) {  // likewise; too large a number becomes inf
   _Float16 h = (_Float16)x;
   memcpy(&p->bits, &h, 2);
 }
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr bool PAIRS = true;
+INLINE F dot2(F acc, F w, F x) { return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x); }
+#else
+constexpr bool PAIRS = false;
+INLINE F dot2(F acc, F, F) { return acc; }
+#endif
 
 // Adds to each int32 lane the dot product of its four bytes of w with the four bytes of x.
 // w is int8 + FLIP for 8 bit weights (FLIP = 128 where the instruction wants it unsigned), 0..15 for 4 bit.
