@@ -1,4 +1,4 @@
-"""Compiles `kernels.cc` once for this machine, keeps the library in the cache directory and loads it."""
+"""Compiles the C++ once for this machine, keeps the library in the cache directory and loads it."""
 
 import ctypes
 import functools
@@ -15,8 +15,9 @@ import jax
 from jllama.errors import JllamaError
 from jllama.paths import cache_dir
 
-SOURCE = Path(__file__).with_name("kernels.cc")
-FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+DIRECTORY = Path(__file__).parent
+SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")
 TARGETS = ("jllama_forward", "jllama_product")
@@ -78,7 +79,7 @@ def compiled(machine: tuple[str, ...] | None = None) -> Path:
 
 
 def _sources() -> bytes:
-    return b"".join(path.read_bytes() for path in [*sorted(SOURCE.parent.glob("*.h")), SOURCE])
+    return b"".join(path.read_bytes() for path in [*sorted(DIRECTORY.glob("*.h")), *SOURCES])
 
 
 def native_flags() -> tuple[str, ...]:
@@ -86,24 +87,39 @@ def native_flags() -> tuple[str, ...]:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
-    """Into a file of its own, renamed when it is whole: two processes may do this at once."""
-    handle, scratch = tempfile.mkstemp(dir=library.parent, suffix=".so")
-    os.close(handle)
+    """In a directory of its own, renamed when it is whole: two processes may do this at once."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20).stdout
-        flags = flags if "clang" in version else (*flags, *GCC_FLAGS)
-        done = subprocess.run(
-            [compiler, *flags, str(SOURCE), "-o", scratch], capture_output=True, text=True, timeout=120
-        )
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise JllamaError(f"{compiler} failed: {first.strip()}")
-        os.chmod(scratch, 0o700)
-        os.replace(scratch, library)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20)
+            flags = flags if "clang" in version.stdout else (*flags, *GCC_FLAGS)
+            objects = [Path(scratch, path.stem + ".o") for path in SOURCES]
+            pairs = zip(SOURCES, objects, strict=True)
+            _run_all([[compiler, *flags, "-c", str(path), "-o", str(out)] for path, out in pairs])
+            whole = Path(scratch, library.name)
+            _run_all([[compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)]])
+            os.chmod(whole, 0o700)
+            os.replace(whole, library)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JllamaError(f"{compiler} failed: {error}") from None
+
+
+def _run_all(commands: list[list[str]]) -> None:
+    """At the same time; the first error of the first that fails is raised."""
+    running = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    try:
+        for process, (compiler, *_) in zip(running, commands, strict=True):
+            message = process.communicate(timeout=120)[1]
+            if process.returncode:
+                first = next((line for line in message.splitlines() if "error" in line), message[:200])
+                raise JllamaError(f"{compiler} failed: {first.strip()}")
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 def _cpu() -> str:
