@@ -122,8 +122,10 @@ def test_absl_is_for_scripts_alone():
 
 def test_never_torch_or_transformers():
     banned = ("torch", "transformers", "flax", "tensorflow")
+    elsewhere = "scripts.compare_cpu_transformers"  # runs in another Python: the side that it is compared with
     for module, names in IMPORTS.items():
-        assert not {n for n in names if any(within(n, other) for other in banned)}, module
+        found = {n for n in names if any(within(n, other) for other in banned)}
+        assert module == elsewhere or not found, module
 
 
 @pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=module_name)
