@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 
 class Peer:
     def __init__(self, path: Path, threads: int) -> None:
+        logging.disable_progress_bar()
         torch.set_num_threads(threads)
         dtype = torch.float32 if path.stem.endswith("F32") else torch.bfloat16
         self.model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)

@@ -117,9 +117,9 @@ def _run_all(commands: list[list[str]]) -> None:
                 raise JllamaError(f"{compiler} failed: {first.strip()}")
     finally:
         for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            process.kill()  # does nothing to one that has ended
+            with process:  # closes its pipe, waits
+                pass
 
 
 def _cpu() -> str:

@@ -131,9 +131,10 @@ struct Rows {
   int64_t stride;
   const Block* blocks;
 };  // activations [M, cols], also quantised where needed
-// Tiles that a thread takes at a time: long runs read faster, short ones end together.
+// Tiles that a thread takes at a time: long runs read faster, short ones end together; `few` takes three rows
+// at once, `many` a panel.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
-  const int64_t even = w.quantised() || rows <= FEW_ROWS ? 1 : PANEL / TILE;
+  const int64_t even = w.quantised() || rows <= 2 ? 1 : rows <= FEW_ROWS ? 3 : PANEL / TILE;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out);
