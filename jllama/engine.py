@@ -6,13 +6,14 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from jllama import kernels
 from jllama.config import ModelConfig
@@ -36,14 +37,32 @@ def decode_step(config: ModelConfig, params: Params, state: DecodeState, platfor
     return take_token(dataclasses.replace(state, cache=cache), logits[:, 0])
 
 
-@partial(jax.jit, static_argnames=("config", "platform"), donate_argnames=("state",))
 def decode_block(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, platform: str
+    config: ModelConfig, params: Params, state: DecodeState, steps: ArrayLike, *, platform: str
 ) -> tuple[DecodeState, Block]:
     """Up to `steps` (int32 scalar, at most `BLOCK`) decode steps, fewer once all rows are done.
 
     A GPU always takes `BLOCK` steps. The old state is donated: it must not be used afterwards.
     """
+    batch_on_gpu = platform == "gpu" and state.token.shape[0] > 1
+    return _compiled(batch_on_gpu)(config, params, state, steps, platform=platform)
+
+
+@cache
+def _compiled(batch_on_gpu: bool) -> Callable[..., tuple[DecodeState, Block]]:
+    """cuBLAS adds the residual within its products, Triton's kernels do not: a batch's step is shorter."""
+    return jax.jit(
+        decode_steps,
+        static_argnames=("config", "platform"),
+        donate_argnames=("state",),
+        compiler_options={"xla_gpu_enable_triton_gemm": False} if batch_on_gpu else None,
+    )
+
+
+def decode_steps(
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, platform: str
+) -> tuple[DecodeState, Block]:
+    """`decode_block` before it is compiled."""
     loop = _fixed_loop if platform == "gpu" else _open_loop
     state, tokens = loop(config, params, state, steps, platform)
     return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)

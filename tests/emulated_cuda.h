@@ -80,6 +80,11 @@ static bool __any_sync(unsigned, bool v) {
   for (int i = 0; i < 32; i++) any |= exchange((unsigned)v, i);
   return any;
 }
+static unsigned __reduce_max_sync(unsigned, unsigned v) {
+  unsigned top = 0;
+  for (int i = 0; i < 32; i++) top = max(top, exchange(v, i));
+  return top;
+}
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t both = (uint64_t)b << 32 | a;
   unsigned r = 0;
@@ -91,6 +96,8 @@ template <class T> static T __ldcg(const T* p) { return *p; }
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
 static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static float __fdividef(float a, float b) { return a / b; }
+static float exp2_fast(float v) { return exp2f(v); }
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 static float half_to_float(unsigned short bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
@@ -157,6 +164,24 @@ static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
       sum += to_float(a) * to_float(b);
     }
     c[i] = sum;
+  }
+  meet(m, 32);
+}
+
+template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  Meeting& m = my_warp();
+  const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
+  const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(m.u[lane], mine, sizeof mine);
+  meet(m, 32);
+  for (int i = 0; i < 4; i++) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    for (int k = 0; k < 32; k++) {
+      const int from = k % 16 / 4, upper = k / 16, shift = k % 4 * 8;
+      const unsigned a = m.u[row % 8 * 4 + from][upper * 2 + row / 8] >> shift & 0xff;
+      const unsigned b = m.u[column * 4 + from][4 + upper] >> shift & 0xff;
+      c[i] += (SIGNED ? (int)(signed char)a : (int)a) * (int)(signed char)b;
+    }
   }
   meet(m, 32);
 }

@@ -122,7 +122,9 @@ def test_absl_is_for_scripts_alone():
 
 def test_never_torch_or_transformers():
     banned = ("torch", "transformers", "flax", "tensorflow")
-    elsewhere = "scripts.compare_cpu_transformers"  # runs in another Python: the side that it is compared with
+    elsewhere = (
+        "scripts.compare_cpu_transformers"  # runs in another Python: the side that it is compared with
+    )
     for module, names in IMPORTS.items():
         found = {n for n in names if any(within(n, other) for other in banned)}
         assert module == elsewhere or not found, module

@@ -14,7 +14,7 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch
 from jllama.layers.cache import KVCache
 from jllama.layers.quantized import QTensor, dequantize
-from jllama.layers.rope import rope_tables
+from jllama.layers.rope import rope_frequencies
 from jllama.quantization import Scheme, quantize
 from jllama.random_params import random_params
 
@@ -111,7 +111,7 @@ def distance(a, b) -> float:
 
 
 def rope_of(config: ModelConfig, cache: KVCache):
-    return rope_tables(config.rope, config.head_dim, cache.length[:, None], cache.length + 1)
+    return rope_frequencies(config.rope, config.head_dim, cache.length + 1)
 
 
 def agree(config, params, token, cache, logits, new) -> None:

@@ -186,10 +186,10 @@ def test_half_written_programs_are_replaced(base, tmp_path):
         return outcome
 
     full = run(file_blocks=2)
-    assert "warning: Error writing persistent compilation cache entry for 'jit_decode_block'" in full.err
-    assert not list((tmp_path / "xla").glob("jit_decode_block-*"))
+    assert "warning: Error writing persistent compilation cache entry for 'jit_decode_steps'" in full.err
+    assert not list((tmp_path / "xla").glob("jit_decode_steps-*"))
     run()
-    for program in (tmp_path / "xla").glob("jit_decode_block-*"):
+    for program in (tmp_path / "xla").glob("jit_decode_steps-*"):
         program.write_bytes(program.read_bytes()[:1000])
     assert run().err.startswith("warning: Error reading persistent compilation cache entry")
     again = run()

@@ -16,7 +16,7 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
 from jllama.layers.attention import Attend
 from jllama.layers.cache import KVCache
-from jllama.layers.rope import rope_tables
+from jllama.layers.rope import rope_frequencies, rope_tables
 from jllama.model import Params
 
 
@@ -46,11 +46,12 @@ def forward(
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
         return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
     context = cache.length + n_valid if context is None else context
-    positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    rope = rope_tables(config.rope, config.head_dim, positions, context)
     if platform == "gpu":
-        logits, cache = gpu.decode_step(config, params, tokens, cache, rope)
+        frequencies = rope_frequencies(config.rope, config.head_dim, context)
+        logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
     else:
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+        rope = rope_tables(config.rope, config.head_dim, positions, context)
         logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
 

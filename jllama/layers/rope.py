@@ -48,13 +48,17 @@ def rope_tables(rope: Rope, head_dim: int, positions: Array, context: Array) -> 
       `(cos, sin)`, float32 `[B, T, H/2]`.
     """
     with jax.named_scope("rope_tables"):
-        if rope.rope_type == "dynamic":
-            frequencies = _dynamic_frequencies(rope, head_dim, context)
-        else:
-            frequencies = jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)[None]
+        frequencies = rope_frequencies(rope, head_dim, context)
         angles = positions[:, :, None].astype(jnp.float32) * frequencies[:, None, :]
         scale = attention_factor(rope)
         return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rope_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
+    """Angles per position: float32 `[1, H/2]`, or `[B, H/2]` where they depend on `context`, int32 `[B]`."""
+    if rope.rope_type == "dynamic":
+        return _dynamic_frequencies(rope, head_dim, context)
+    return jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)[None]
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

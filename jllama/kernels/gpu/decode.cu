@@ -1,6 +1,6 @@
 // One decoding step of a Llama model for one sequence, as one persistent kernel: token in, logits out.
 //
-// One block per multiprocessor. In each block NW consumer warps compute and one producer warp streams
+// One block per multiprocessor. In each block NW consumer warps compute and PW producer warps stream
 // this block's share of every weight, stage after stage, into a ring in shared memory. What to stream does
 // not depend on activations, so the memory bus stays busy while the blocks wait for each other.
 //
@@ -10,47 +10,38 @@
 // word is rewritten only after all of its readers have written something that the writer has read.
 // (That needs every block to own work in every stage: the host chooses the number of blocks so.)
 //
-// The products run on the tensor cores with the weights as the 16-row operand; all 8 columns of the other
-// operand hold the one activation vector. Weights of 8 and 4 bits are split into 4-bit halves; `MAGIC | q`
-// is then the 16-bit float BASE + q, exactly, and the sum of BASE * x is taken off afterwards.
+// The products run on the tensor cores with the weights as the 16-row operand; the 8 columns of the other
+// operand have room for more than one activation vector. For weights of 8 and 4 bits it is the integer cores:
+// the activations become fixed-point numbers of 16 bits, measured by the largest of 128 neighbours, or of 23 bits,
+// measured by the largest of all (the 16-bit floats that they were had 8 or 11 bits), whose bytes ("limbs") lie in columns of their own, and so do those of four groups of weights: one product
+// keeps apart what is scaled apart. Weights then need no conversion at all, or one `and` a byte.
 //
-// The host puts before this text: the sizes D F N K_ G H V L, EPS, NCTA, SRB (bytes of a row per ring slot),
-// NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), TC (cached tokens per block and turn),
+// The host puts before this text: the sizes D F N K_ G H V L, EPS, ROPE_SCALE, NCTA, SRB (bytes of a row per ring slot),
+// NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
+// warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
 // SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
-// see decode.py), then primitives.cu.
+// see plan.py), then primitives.cu.
 
-#define NT (NW * 32)  // consumer threads
-#define WPG (NW / NG)  // warps per group: a group takes every NG-th slot of the ring
-#define PART_ROWS (NT / 4)  // rows between two reductions across warps: four threads for each
+#define NT (NW * 32)          // consumer threads
+#define WPG (NW / NG)         // warps per group: a group takes every NG-th slot of the ring
+#define TPO (NW / 4)          // threads that finish an output
+#define PART_ROWS (NT / TPO)  // rows between two reductions across warps
 #define MAXP (NCTA / K_)
 #define N_H (N * H)
 #define QKV_ROWS (K_ * (G + 2) * H)
 
 // Slots of the pointer table in shared memory.
 // A weight has three: values, scales, offsets.
-enum { T_TOKEN, T_LENGTH, T_COS, T_SIN, T_LIMITS, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
+enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
 enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = 16 };
 
 constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
-constexpr int KMAX = cmax(cmax(D, F), N_H);
-constexpr int X_BYTES = KMAX * 2;
-constexpr int XSUM_BYTES = KMAX / 8;  // float per 32
 constexpr int QS = H * 2 + 16;  // bytes between rows of q
 constexpr int TW = TC > 8 * NW ? 16 : 8;  // tokens that a warp attends to at a time
 constexpr int AW = TC / TW;               // warps that attend
 constexpr int A_Q = 0, A_KV = 16 * QS, A_M = A_KV + H * 4, A_L = A_M + AW * 64, A_NEW = A_L + AW * 64;
 constexpr int A_O = A_NEW + 64, A_BYTES = A_O + AW * G * H * 4;
 constexpr int C_BYTES = (NT / H) * (H + 2) * 4;  // the combination of splits
-constexpr int OFF_RING = 0;
-constexpr int OFF_X = NSLOT * SLOT;
-constexpr int OFF_PART = OFF_X + (cmax(cmax(X_BYTES + XSUM_BYTES, A_BYTES), C_BYTES) + 127) / 128 * 128;
-constexpr int OFF_RES = OFF_PART + PART_ROWS * NW * 4;
-constexpr int OFF_ROPE = OFF_RES + (D * 2 + 15) / 16 * 16;
-constexpr int OFF_RED = OFF_ROPE + H * 4;
-constexpr int OFF_BAR = OFF_RED + NW * 4;
-constexpr int OFF_TABLE = OFF_BAR + 2 * NSLOT * 8;
-constexpr int OFF_PAST = OFF_TABLE + (T_LAYERS + L * Y_COUNT) * 8;  // 64 bytes
-static_assert(OFF_PAST + 64 <= SHARED, "decode.py asks for too little shared memory");
 
 __device__ u32 g_epoch;
 __device__ __align__(16) u64 ll_qkv[QKV_ROWS / 2];
@@ -60,11 +51,78 @@ __device__ __align__(16) u64 ll_x2[D / 2];
 __device__ __align__(16) u64 ll_h[F / 2];
 __device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
 
-#ifdef PROFILE  // clocks since the start at ten points of a layer, in place of the logits
-#define STAMP(i) if (threadIdx.x == 0) ptr<float>(T_LOGITS)[blockIdx.x * L * 10 + l * 10 + i] = (float)(clock64() - start);
+#ifdef PROFILE  // clocks since the start at nine points of a layer, in place of the logits
+#define STAMP(i) if (threadIdx.x == 0) ptr<float>(T_LOGITS)[blockIdx.x * L * 9 + l * 9 + i] = (float)(clock64() - start);
 #else
 #define STAMP(i)
 #endif
+
+// ---- weight formats ------------------------------------------------------------------------------------
+
+// BITS 16: plain. 8 or 4: GROUP weights share a scale of SB bytes; GROUP 0: the whole row does (float32).
+// OFFSETS: 4-bit weights are value * scale + offset; without, (value - 8) * scale.
+enum { PLAIN, WHOLE, GROUPS };
+template <int BITS_, int GROUP_, int SB_, bool OFFSETS_> struct Format {
+  static constexpr int BITS = BITS_, GROUP = GROUP_, SB = GROUP_ ? SB_ : 0;
+  static constexpr bool OFFSETS = OFFSETS_;
+  static constexpr int KIND = BITS == 16 ? PLAIN : GROUP ? GROUPS : WHOLE;
+  static constexpr int UNIT = GROUP ? GROUP * BITS / 2 : 64;  // bytes of a row that a warp takes at a time
+  static constexpr int X_CHUNK = 128 / BITS;                  // activations for 16 bytes of weights
+  static constexpr int PAD = UNIT == 64 ? 64 : 16;             // keeps the rows of a load on different banks
+};
+using FQ = Format<FMT_QKV>;
+using FO = Format<FMT_O>;
+using FG = Format<FMT_GU>;
+using FD = Format<FMT_DOWN>;
+using FH = Format<FMT_HEAD>;
+
+// How K activations lie in shared memory: 16-bit floats, or limbs, the highest first, then for each group of
+// weights {what one unit of the lowest limb means, the sum of the group's activations}.
+template <class FM, int K> struct X {
+  static constexpr int LIMBS = FM::KIND == GROUPS ? 2 : 3;
+  static constexpr int STRIDE = (K + 127) / 128 * 128 + 64;  // between limbs
+  static constexpr int INFO = LIMBS * STRIDE;
+  static constexpr int BYTES = FM::KIND == PLAIN ? 2 * K : INFO + (FM::GROUP ? K / cmax(FM::GROUP, 1) * 8 : 0);
+};
+constexpr int X_MOST = cmax(cmax(X<FQ, D>::BYTES, X<FO, N_H>::BYTES), cmax(cmax(X<FG, D>::BYTES, X<FD, F>::BYTES), X<FH, D>::BYTES));
+
+// How rows of K weights lie in the ring. A tile is TR rows; a slot holds a slice of each of them, then their
+// scales, then as much of offsets: a padded piece a row, or, where rows of scales are no multiple of 16 bytes,
+// one piece for all rows.
+template <class FM, int K> struct Rows {
+  static constexpr int BYTES = K * FM::BITS / 8;
+  static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
+  static constexpr int SCALES = scales(BYTES);  // bytes per row
+  static constexpr int ROUGHLY = (BYTES - 1) / SRB + 1;
+  static constexpr int PIECES = FM::GROUP && ROUGHLY > 1 ? (ROUGHLY + NG - 1) / NG * NG : ROUGHLY;  // shares them evenly
+  static constexpr int UNITS = (BYTES + 63) / 64, LEAST = (UNITS + PIECES - 1) / PIECES;
+  static constexpr int NU = FM::GROUP ? (LEAST + 3) / 4 * 4 : LEAST;  // per slice
+  static constexpr int SLICE = NU * 64 < BYTES ? NU * 64 : BYTES, S = (BYTES + SLICE - 1) / SLICE;
+  static constexpr int SURE = (BYTES - (S - 1) * SLICE) / FM::UNIT / WPG;       // units that every warp finds in every slice
+  static constexpr int MOST = ((SLICE + FM::UNIT - 1) / FM::UNIT + WPG - 1) / WPG;  // and at most
+  static constexpr int HALVES = FM::KIND != PLAIN || BYTES * 2 <= SRB ? 2 : 1, TR = 8 * HALVES;
+  static constexpr int STRIDE = (SLICE + 127) / 128 * 128 + FM::PAD, SCALE_AT = TR * STRIDE;
+  static constexpr bool PER_ROW = SCALES % 16 == 0;
+  static constexpr int SSTRIDE = PER_ROW ? scales(SLICE) + 16 : SCALES;
+  static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin, in one piece
+  static constexpr int SCALE_BYTES = FM::GROUP == 0 ? 0 : PER_ROW ? TR * SSTRIDE : 2 * SECOND;
+  static_assert(S == 1 || PER_ROW, "scales of a slice");
+  static_assert(SCALE_AT + (FM::OFFSETS ? 2 : 1) * SCALE_BYTES <= SLOT, "slot too small");
+};
+
+// ---- where things lie in shared memory -----------------------------------------------------------------
+
+constexpr int OFF_RING = 0;
+constexpr int OFF_X = NSLOT * SLOT;
+constexpr int OFF_PART = OFF_X + (cmax(cmax(X_MOST, A_BYTES), C_BYTES) + 127) / 128 * 128;
+constexpr int OFF_RES = OFF_PART + PART_ROWS * NW * 4;
+constexpr int OFF_ROPE = OFF_RES + (D * 2 + 15) / 16 * 16;
+constexpr int OFF_RED = OFF_ROPE + H * 4;
+constexpr int OFF_MAX = OFF_RED + NW * 4;
+constexpr int OFF_BAR = OFF_MAX + NW * 4 + 16;  // the whole vector's scale lies before it
+constexpr int OFF_TABLE = OFF_BAR + 2 * NSLOT * 8;
+constexpr int OFF_PAST = OFF_TABLE + (T_LAYERS + L * Y_COUNT) * 8;  // 64 bytes
+static_assert(OFF_PAST + 64 <= SHARED, "plan.py asks for too little shared memory");
 
 // ---- the table -----------------------------------------------------------------------------------------
 
@@ -72,125 +130,127 @@ __device__ __forceinline__ void consumers_sync() { some_sync<NT>(); }
 __device__ __forceinline__ u64 table(int slot) { return *(const u64*)(smem + OFF_TABLE + slot * 8); }
 template <class T> __device__ __forceinline__ T* ptr(int slot) { return (T*)table(slot); }
 
-// ---- weight formats ------------------------------------------------------------------------------------
+// ---- the products of a unit ----------------------------------------------------------------------------
 
-// BITS 16: plain. 8 or 4: GROUP weights share a scale of SB bytes; GROUP 0: the whole row does (float32).
-// OFFSETS: 4-bit weights are value * scale + offset; without, (value - 8) * scale.
-template <int BITS_, int GROUP_, int SB_, bool OFFSETS_> struct Format {
-  static constexpr int BITS = BITS_, GROUP = GROUP_, SB = GROUP_ ? SB_ : 0;
-  static constexpr bool OFFSETS = OFFSETS_;
-  static constexpr bool SUMS = BITS != 16;  // needs sums of the activations
-  static constexpr bool ROW_SCALE = BITS != 16 && GROUP == 0;
-  static constexpr int VW = GROUP ? GROUP * BITS / 32 : 16;  // bytes of a row per lane and step
-  static constexpr int STEP = 4 * VW;                        // bytes of a row per step (four lanes)
-  static constexpr int KSTEP = STEP * 8 / BITS;              // weights of a row per step
-  static constexpr int STEPS = 64 / STEP;                    // steps per unit of 64 bytes
-  static constexpr int XG = GROUP == 32 ? 32 : 64;           // activations per sum, see store_x
-  static constexpr float TAKEN = BITS == 8 ? 17.0f * BASE + 128.0f : OFFSETS ? BASE : BASE + 8.0f;  // off a weight
-  static constexpr int PAD = STEP;                           // keeps eight rows on different banks
-};
-
-// How rows of K weights lie in the ring. A tile is TR rows; a slot holds a slice of each of them, then their
-// scales: one padded piece a row if there are several slices, else all in one piece.
-template <class FM, int K> struct Rows {
-  static constexpr int BYTES = K * FM::BITS / 8;
-  static constexpr int SCALES = FM::GROUP ? K / cmax(FM::GROUP, 1) * FM::SB : 0;  // bytes per row
-  static constexpr int UNITS = (BYTES + 63) / 64, LEAST = (UNITS + (BYTES - 1) / SRB) / ((BYTES - 1) / SRB + 1);
-  static constexpr int NU = FM::GROUP ? (LEAST + 3) / 4 * 4 : LEAST;  // units per slice
-  static constexpr int SLICE = NU * 64 < BYTES ? NU * 64 : BYTES, S = (BYTES + SLICE - 1) / SLICE;
-  static constexpr int SURE = (BYTES - (S - 1) * SLICE) / 64 / WPG;  // units that every warp finds in every slice
-  static constexpr int MOST = (SLICE + 64 * WPG - 1) / (64 * WPG);   // and at most
-  static constexpr int HALVES = BYTES * 2 <= SRB ? 2 : 1, TR = 8 * HALVES;
-  static constexpr int STRIDE = SLICE + FM::PAD, SCALE_AT = TR * STRIDE;
-  static constexpr int SSTRIDE = S > 1 ? SLICE * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB + 16 : SCALES;
-  static constexpr int SECOND = (TR / 2 * SCALES + 47) / 16 * 16;  // where the up rows' scales begin
-  static constexpr bool TOGETHER = S > 1 || SCALES % 16 == 0;  // scales of a unit can be read at once
-  static constexpr int SCALE_BYTES = S > 1 ? TR * SSTRIDE : 2 * SECOND;  // then as much of offsets
-  static_assert(S == 1 || SCALES % 16 == 0, "scales of a slice");
-  static_assert(SCALE_AT + (FM::GROUP ? (FM::OFFSETS ? 2 : 1) * SCALE_BYTES : 0) <= SLOT, "slot too small");
-  static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
-};
-
-__device__ __forceinline__ void spread(u32 halves, u32& even, u32& odd) {
-  even = __byte_perm(halves, MAGIC, 0x4140);
-  odd = __byte_perm(halves, MAGIC, 0x4342);
-}
-
-template <int BYTES> struct Words { u32 w[BYTES / 4]; };
-template <int BYTES> __device__ __forceinline__ Words<BYTES> lds(const char* p) {
-  Words<BYTES> r;
-  if constexpr (BYTES >= 16) {
-#pragma unroll
-    for (int i = 0; i < BYTES / 16; i++) {
-      const uint4 v = *(const uint4*)(p + i * 16);
-      r.w[4 * i] = v.x; r.w[4 * i + 1] = v.y; r.w[4 * i + 2] = v.z; r.w[4 * i + 3] = v.w;
-    }
-  } else if constexpr (BYTES == 8) { const uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
-  else r.w[0] = *(const u32*)p;
-  return r;
-}
-// COUNT scales of 2 or 4 bytes; `together`: they lie at a multiple of their whole size.
-template <int COUNT, int SB> __device__ __forceinline__ void load_scales(float (&to)[COUNT], const char* p, bool together) {
-  if (together && COUNT * SB >= 4 && COUNT * SB <= 16) {
-    const Words<COUNT * SB> w = lds<COUNT * SB>(p);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) to[i] = SB == 4 ? __uint_as_float(w.w[i]) : half_to_float((u16)(w.w[i / 2] >> i % 2 * 16));
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) to[i] = SB == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
-  }
-}
 __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
   return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
 }
 
-// The product of 8 weight rows with the activations takes both 8-row halves of the 16-row operand: a lane's
-// registers a0, a2 hold some of its row's weights, a1, a3 others; even columns of the other operand hold
-// the activations of the former, odd columns those of the latter. c[0] and c[3] are the two sums.
-//
-// One unit: 64 bytes of each of 8 rows. row: the lane's row, at the unit. x: the activations at the unit's
-// first element. xsum: what `BASE` adds for each XG of them, negated. steps: how many there are, if fewer than STEPS.
-template <class FM, int OFFSETS_AT, bool TOGETHER> __device__ __forceinline__ void unit(float (&c)[4], float& sum, const char* row, const char* x,
-                                                         const float* xsum, const char* scales, int steps) {
-  const int t = threadIdx.x & 3, odd = (threadIdx.x >> 2) & 1;
-  if constexpr (FM::BITS == 16) {
-    const uint4 w = *(const uint4*)(row + t * 16);
-    const uint2 xv = *(const uint2*)(x + t * 16 + odd * 8);  // store_x put them in this order
-    mma(c, w.x, w.y, w.z, w.w, xv.x, xv.y);
-  } else {
-    constexpr bool NIBBLES = FM::BITS == 4;
-    float scale[FM::STEPS], offset[FM::STEPS];
-    if constexpr (FM::GROUP != 0) load_scales<FM::STEPS, FM::SB>(scale, scales, TOGETHER);
-    if constexpr (FM::OFFSETS) load_scales<FM::STEPS, FM::SB>(offset, scales + OFFSETS_AT, TOGETHER);
+// A lane's part of the products of its tile's rows g and g + 8 with the activations. `add` takes one unit of all
+// rows: at byte u of the slice in `slot` that begins at byte `off` of the rows. `row` is the whole sum of row
+// g + 8 * half over the lanes of a row, right in the first of them.
+template <class FM, int K, int KIND = FM::KIND> struct Sums;
+
+// The 16-row operand takes two halves of 8 rows' weights: registers a0, a2 hold some of a row's weights, a1, a3
+// others; even columns of the other operand hold the activations of the former, odd columns those of the
+// latter. c[0] and c[3] are the two sums.
+template <class FM, int K> struct Sums<FM, K, PLAIN> {
+  using R = Rows<FM, K>;
+  float c[R::HALVES][2][4] = {};  // two chains
+  __device__ __forceinline__ void clear() { *this = Sums(); }
+  __device__ __forceinline__ void add(const char* slot, int off, int u, int j, const char* (&)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    const uint2 x = *(const uint2*)(smem + OFF_X + off + u + t * 16 + (g & 1) * 8);  // `Store` put them in this order
 #pragma unroll
-    for (int s = 0; s < FM::STEPS; s++) {
-      if (s >= steps) break;
-      const Words<FM::VW> w = lds<FM::VW>(row + s * FM::STEP + t * FM::VW);
-      const Words<FM::VW * 2> xv = lds<FM::VW * 2>(x + (s * FM::KSTEP + t * FM::VW + (NIBBLES ? odd * FM::KSTEP / 2 : 0)) * 2);
-      float xs = 0;
-#pragma unroll
-      for (int i = 0; i < (FM::KSTEP + FM::XG - 1) / FM::XG; i++) xs += xsum[s * FM::KSTEP / FM::XG + i];
-      float fresh[4] = {xs, 0, 0, 0};
-      float(&d)[4] = FM::GROUP ? fresh : c;
-#pragma unroll
-      for (int j = 0; j < FM::VW / 4; j++) {
-        u32 a0, a1, a2, a3;
-        spread(w.w[j] & 0x0F0F0F0Fu, a0, a2);
-        spread(((w.w[j] >> 4) & 0x0F0F0F0Fu) ^ (NIBBLES ? 0u : 0x08080808u), a1, a3);
-        mma(d, a0, a1, a2, a3, xv.w[2 * j], xv.w[2 * j + 1]);
-      }
-      if constexpr (FM::GROUP != 0) sum += scale[s] * (d[0] + (NIBBLES ? 1.0f : 16.0f) * d[3]);
-      if constexpr (FM::OFFSETS) sum += offset[s] * (xs * (-1.0f / BASE));
-      if constexpr (FM::GROUP == 0) sum += xs;
+    for (int h = 0; h < R::HALVES; h++) {
+      const uint4 w = *(const uint4*)(slot + (h * 8 + g) * R::STRIDE + u + t * 16);
+      mma(c[h][j & 1], w.x, w.y, w.z, w.w, x.x, x.y);
     }
   }
-}
-// The finished sum of a row from what `unit` left.
-template <class FM> __device__ __forceinline__ float finish(float c0, float c3, float sum) {
-  if constexpr (FM::BITS == 16) return c0 + c3;
-  else if constexpr (FM::GROUP != 0) return sum;
-  else return c0 + 16.0f * c3 + sum;
-}
+  __device__ __forceinline__ float row(int half) const {
+    return (c[half][0][0] + c[half][1][0]) + (c[half][0][3] + c[half][1][3]);
+  }
+};
+
+// One scale a row: columns 0, 1, 2 hold the limbs.
+template <class FM, int K> struct Sums<FM, K, WHOLE> {
+  using R = Rows<FM, K>;
+  int c[2][4] = {};
+  __device__ __forceinline__ void clear() { *this = Sums(); }
+  __device__ __forceinline__ void add(const char* slot, int off, int u, int, const char* (&)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    const char* row = slot + g * R::STRIDE + u + t * 16;
+    const uint4 a = *(const uint4*)row, b = *(const uint4*)(row + 8 * R::STRIDE);
+    const uint4 x = *(const uint4*)(smem + OFF_X + min(g & 3, 2) * X<FM, K>::STRIDE + off + u + t * 16);
+    mma_bytes<true>(c[0], a.x, b.x, a.y, b.y, x.x, x.y);
+    mma_bytes<true>(c[1], a.z, b.z, a.w, b.w, x.z, x.w);
+  }
+  __device__ __forceinline__ float row(int half) const {
+    const float first = (float)(c[0][2 * half] + c[1][2 * half]), second = (float)(c[0][2 * half + 1] + c[1][2 * half + 1]);
+    const float v = (threadIdx.x & 3) == 0 ? first * 65536.0f + second * 256.0f : first;
+    return (v + __shfl_xor_sync(~0u, v, 1)) * *(const float*)(smem + OFF_MAX + NW * 4);
+  }
+};
+
+// A unit is four groups; lane t of a row holds the weights of group t. Columns 2 t and 2 t + 1 hold the limbs of
+// that group's activations, zero in every other lane's part: so lane t ends up with the sums of group t.
+template <class FM, int K> struct Sums<FM, K, GROUPS> {
+  using R = Rows<FM, K>;
+  static constexpr int CHUNKS = FM::GROUP * FM::BITS / 128;  // of 16 bytes per lane and row
+  struct Activations {  // of a unit
+    uint4 x[CHUNKS][2];
+    float2 info;
+  };
+  static constexpr bool SAME = R::S == 1 && R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
+  Activations kept[SAME ? R::MOST : 1];
+  float sum[2] = {};
+  __device__ __forceinline__ Sums() {
+    const int member = (threadIdx.x >> 5) % WPG;
+#pragma unroll
+    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations((member + WPG * j) * FM::UNIT);
+  }
+  __device__ __forceinline__ void clear() { sum[0] = sum[1] = 0; }
+  __device__ __forceinline__ static Activations activations(int at) {  // byte `at` of the rows
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, group = at * 8 / FM::BITS / FM::GROUP + t;
+    const char* x = smem + OFF_X + (g & 1) * X<FM, K>::STRIDE + group * FM::GROUP;
+    Activations a;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      a.x[i][0] = a.x[i][1] = make_uint4(0, 0, 0, 0);
+      if (g >> 1 == t) {
+        a.x[i][0] = *(const uint4*)(x + i * FM::X_CHUNK);
+        if (FM::BITS == 4) a.x[i][1] = *(const uint4*)(x + i * FM::X_CHUNK + 16);
+      }
+    }
+    a.info = *(const float2*)(smem + OFF_X + X<FM, K>::INFO + group * 8);
+    return a;
+  }
+  __device__ __forceinline__ void add(const char* slot, int off, int u, int j, const char* (&scales)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    const int group = (off + u) * 8 / FM::BITS / FM::GROUP + t, in_slice = u * 8 / FM::BITS / FM::GROUP + t;
+    const char* row = slot + g * R::STRIDE + u + t * CHUNKS * 16;
+    const Activations& with = SAME ? kept[j] : kept[0] = activations(off + u);
+    int c[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      const uint4 a = *(const uint4*)(row + i * 16), b = *(const uint4*)(row + 8 * R::STRIDE + i * 16);
+      const uint4 x0 = with.x[i][0], x1 = with.x[i][1];
+      if constexpr (FM::BITS == 8) {
+        mma_bytes<true>(c, a.x, b.x, a.y, b.y, x0.x, x0.y);
+        mma_bytes<true>(c, a.z, b.z, a.w, b.w, x0.z, x0.w);
+      } else {  // the low halves of a group's bytes are its first half; `Store` put their activations side by side
+        constexpr u32 LOW = 0x0F0F0F0Fu;
+        mma_bytes<false>(c, a.x & LOW, b.x & LOW, a.x >> 4 & LOW, b.x >> 4 & LOW, x0.x, x0.y);
+        mma_bytes<false>(c, a.y & LOW, b.y & LOW, a.y >> 4 & LOW, b.y >> 4 & LOW, x0.z, x0.w);
+        mma_bytes<false>(c, a.z & LOW, b.z & LOW, a.z >> 4 & LOW, b.z >> 4 & LOW, x1.x, x1.y);
+        mma_bytes<false>(c, a.w & LOW, b.w & LOW, a.w >> 4 & LOW, b.w >> 4 & LOW, x1.z, x1.w);
+      }
+    }
+    if (K / FM::GROUP % 4 && group >= K / FM::GROUP) return;
+    const float2 info = with.info;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float v = info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]);
+      if (FM::BITS == 4 && !FM::OFFSETS) v -= 8.0f * info.y;
+      sum[h] += scale_at(scales[h], in_slice, FM::SB) * v;
+      if (FM::OFFSETS) sum[h] += scale_at(scales[h] + R::SCALE_BYTES, in_slice, FM::SB) * info.y;
+    }
+  }
+  __device__ __forceinline__ float row(int half) const {
+    const float v = sum[half] + __shfl_xor_sync(~0u, sum[half], 1);
+    return v + __shfl_xor_sync(~0u, v, 2);
+  }
+};
 
 // ---- shares: which rows of a stage belong to this block ------------------------------------------------
 
@@ -198,7 +258,7 @@ template <class FM> __device__ __forceinline__ float finish(float c0, float c3, 
 struct Share { int first, last; };
 __device__ __forceinline__ Share share(int pairs, int stage) {
   const u32 c = (blockIdx.x + (u32)stage * 53u) % NCTA;
-  return {(int)((u64)pairs * c / NCTA), (int)((u64)pairs * (c + 1) / NCTA)};
+  return {(int)(pairs * c / NCTA), (int)(pairs * (c + 1) / NCTA)};
 }
 
 // The cached tokens that attention reads, and how they are split among blocks.
@@ -237,48 +297,53 @@ struct Ring {
   __device__ __forceinline__ char* data(u32 c) const { return smem + OFF_RING + (pos + c) % NSLOT * SLOT; }
 };
 
+// Waits until the next slot is free, and until no more than LAG others are on their way: a longer queue would
+// only hold up the words that blocks wait for.
+__device__ __forceinline__ void wait_for_slot(const Ring& ring) {
+  mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
+  if (LAG < NSLOT && ring.pos >= LAG) mbar_wait(ring.full(-LAG), ring.parity(-LAG));
+}
+
+// Of the rows of a tile, producer p copies p, p + PW, ...: a copy costs its warp some 60 clocks.
 template <class FM, int K, bool PAIRS>
-__device__ void produce(Ring& ring, Share rows, int weight, u64 policy) {
+__device__ void produce(Ring& ring, int p, Share rows, int weight, u64 policy) {
   using R = Rows<FM, K>;
-  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::OFFSETS ? 2 : 1;  // outputs per tile; scales, offsets
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::GROUP == 0 ? 0 : FM::OFFSETS ? 2 : 1;  // outputs per tile; scales, offsets
   const char* const weights = ptr<char>(weight);
-  const int lane = threadIdx.x & 31, i = lane % TP;
-  const bool up = lane >= TP;
+  constexpr int MINE = R::TR / PW;
+  const int lane = threadIdx.x & 31, r = lane % MINE * PW + p, i = r % TP, list = lane / MINE;  // lanes beyond the rows copy offsets
+  const bool up = r >= TP;
 #pragma unroll 1
   for (int r0 = rows.first * 2; r0 < rows.last * 2; r0 += TP) {
-    const int n = min(TP, rows.last * 2 - r0), nr = PAIRS ? 2 * n : n;
-    const bool mine = lane < R::TR && i < n;
+    const int n = min(TP, rows.last * 2 - r0), nr = (n - p + PW - 1) / PW * (PAIRS ? 2 : 1);
     const long long row = r0 + i + (up ? F : 0);
 #pragma unroll 1
     for (int off = 0; off < R::BYTES; off += R::SLICE) {
       const int bytes = min(R::SLICE, R::BYTES - off), sbytes = R::scales(bytes);
-      mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
+      wait_for_slot(ring);
       const u32 dst = saddr(ring.data(0)), bar = ring.full(0);
-      if (FM::GROUP == 0 || R::S > 1) {
+      if (R::PER_ROW) {
         if (lane == 0) mbar_expect(bar, nr * (bytes + LISTS * sbytes));
         __syncwarp();
-      } else {  // whole rows: the scales of the tile in one piece, widened to 16 bytes at both ends
+        if (i < n && list < LISTS)
+          bulk_copy(dst + R::SCALE_AT + list * R::SCALE_BYTES + r * R::SSTRIDE,
+                    ptr<char>(weight + 1 + list) + row * R::SCALES + R::scales(off), sbytes, bar, policy);
+      } else {  // the scales of the tile in one piece, widened to 16 bytes at both ends
         const char* from = ptr<char>(weight + 1 + (lane >> 1 & 1)) + (r0 + (lane & 1 ? F : 0)) * (long long)R::SCALES;
         const u32 shift = (u32)(u64)from & 15, total = (n * R::SCALES + shift + 15) & ~15u;
         const u32 both = __shfl_sync(~0u, total, 0) + (PAIRS ? __shfl_sync(~0u, total, 1) : 0);
-        if (lane == 0) mbar_expect(bar, nr * bytes + LISTS * both);
+        if (lane == 0) mbar_expect(bar, nr * bytes + (p ? 0 : LISTS * both));
         __syncwarp();
-        if (lane < 2 * LISTS && (PAIRS || !(lane & 1)))
+        if (p == 0 && lane < 2 * LISTS && (PAIRS || !(lane & 1)))
           bulk_copy(dst + R::SCALE_AT + lane * R::SECOND, from - shift, total, bar, policy);
       }
-      if (mine) {
-        bulk_copy(dst + lane * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
-        if (FM::GROUP && R::S > 1)
-          for (int i = 0; i < LISTS; i++)
-            bulk_copy(dst + R::SCALE_AT + i * R::SCALE_BYTES + lane * R::SSTRIDE,
-                      ptr<char>(weight + 1 + i) + row * R::SCALES + R::scales(off), sbytes, bar, policy);
-      }
+      if (i < n && list == 0) bulk_copy(dst + r * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
       ring.pos++;
     }
   }
 }
 
-__device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const char* keys, const char* values, u64 policy) {
+__device__ __forceinline__ void produce_past(Ring& ring, int producer, const Past& p, const char* keys, const char* values, u64 policy) {
   if (p.head < 0) return;
   const int lane = threadIdx.x & 31;
   for (int c = p.begin; c < p.end; c++) {
@@ -287,10 +352,10 @@ __device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const ch
     for (int i = 0; i < 2; i++)
       for (int done = 0; done < tokens; done += TS) {
         const u32 bytes = min(TS, tokens - done) * H * 2;
-        mbar_wait(ring.empty(0), ring.parity(0) ^ 1);
+        wait_for_slot(ring);
         if (lane == 0) {
-          mbar_expect(ring.full(0), bytes);
-          bulk_copy(saddr(ring.data(0)), (i ? values : keys) + at + done * H * 2, bytes, ring.full(0), policy);
+          mbar_expect(ring.full(0), producer ? 0 : bytes);
+          if (producer == 0) bulk_copy(saddr(ring.data(0)), (i ? values : keys) + at + done * H * 2, bytes, ring.full(0), policy);
         }
         __syncwarp();
         ring.pos++;
@@ -298,19 +363,18 @@ __device__ __forceinline__ void produce_past(Ring& ring, const Past& p, const ch
   }
 }
 
-__device__ void producer() {
+__device__ void produce_all(int p) {
   const u64 once = read_once_policy();
   Ring ring;
-  const Past& p = past();
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
-    produce<Format<FMT_QKV>, D, false>(ring, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once);
-    produce_past(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
-    produce<Format<FMT_O>, N_H, false>(ring, share(D / 2, 4 * l + 1), y + Y_O, once);
-    produce<Format<FMT_GU>, D, true>(ring, share(F / 2, 4 * l + 2), y + Y_GU, once);
-    produce<Format<FMT_DOWN>, F, false>(ring, share(D / 2, 4 * l + 3), y + Y_DOWN, once);
+    produce<FQ, D, false>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once);
+    produce_past(ring, p, past(), ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
+    produce<FO, N_H, false>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once);
+    produce<FG, D, true>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once);
+    produce<FD, F, false>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once);
   }
-  produce<Format<FMT_HEAD>, D, false>(ring, share(V / 2, 4 * L), T_HEAD, once);
+  produce<FH, D, false>(ring, p, share(V / 2, 4 * L), T_HEAD, once);
 }
 
 // ---- consumers -----------------------------------------------------------------------------------------
@@ -319,44 +383,137 @@ __device__ void producer() {
 template <int K, class Sink> __device__ __forceinline__ void gather(const u64* from, u32 tag, Sink sink) {
   constexpr int IT = (K / 4 + NT - 1) / NT;
   u64 a[IT], b[IT];
+#pragma unroll
+  for (int i = 0; i < IT; i++) a[i] = b[i] = (u64)~tag << 32;
+  // Until its own first word has come, only one lane of the warp asks, and then only for words that miss: less traffic.
+  if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
+  __syncwarp();
   for (u32 spins = 0;; patience(spins)) {
     bool missing = false;
 #pragma unroll
     for (int i = 0; i < IT; i++) {
       const int at = threadIdx.x + i * NT;
-      if (at < K / 4) peek2(from + at * 2, a[i], b[i]);
+      if (at < K / 4 && ((u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag)) peek2(from + at * 2, a[i], b[i]);
     }
 #pragma unroll
     for (int i = 0; i < IT; i++)
       if ((int)threadIdx.x + i * NT < K / 4) missing |= (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;
     if (!__any_sync(~0u, missing)) break;
-    // Until its own first word has come, only one lane of the warp asks: less traffic.
-    if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
-    __syncwarp();
   }
 #pragma unroll
   for (int i = 0; i < IT; i++) sink((int)(threadIdx.x + i * NT) * 4, (u32)a[i], (u32)b[i]);  // beyond K: ignored there
 }
 
-// Stores four activations for weights of format FM: for 16-bit weights the pairs of each eight in the order
-// 0 2 1 3; for others as they are, and what BASE will add for each XG of them, negated.
-template <class FM, int K> __device__ __forceinline__ void store_x(int k, u32 lo, u32 hi) {
-  char* x = smem + OFF_X;
-  if constexpr (!FM::SUMS) {
-    if (k < K) {
-      *(u32*)(x + (k & ~7) * 2 + (k & 4)) = lo;
-      *(u32*)(x + (k & ~7) * 2 + (k & 4) + 8) = hi;
-    }
-  } else {
-    if (k < K) *(uint2*)(x + k * 2) = make_uint2(lo, hi);
-    float s = (to_float(lo) + high(lo)) + (to_float(hi) + high(hi));
-    s += __shfl_xor_sync(~0u, s, 1);
-    s += __shfl_xor_sync(~0u, s, 2);
-    s += __shfl_xor_sync(~0u, s, 4);
-    if (FM::XG == 64) s += __shfl_xor_sync(~0u, s, 8);
-    if (k < K && k % FM::XG == 0) ((float*)(x + X_BYTES))[k / FM::XG] = -FM::TAKEN * s;
+// Stores activations for weights of format FM, four at a time as `gather` hands them out, of all threads alike;
+// `finish` makes them visible to the whole block.
+template <class FM, int K, int KIND = FM::KIND> struct Store;
+
+// 16-bit floats, the pairs of each eight in the order 0 2 1 3.
+template <class FM, int K> struct Store<FM, K, PLAIN> {
+  __device__ __forceinline__ void words(int k, u32 lo, u32 hi) {
+    if (k >= K) return;
+    char* to = smem + OFF_X + (k & ~7) * 2 + (k & 4);
+    *(u32*)to = lo;
+    *(u32*)(to + 8) = hi;
   }
-}
+  __device__ __forceinline__ void four(int, int k, float e0, float e1, float e2, float e3) {
+    words(k, pack(e0, e1), pack(e2, e3));
+  }
+  __device__ __forceinline__ void finish() { consumers_sync(); }
+};
+
+constexpr float ROUNDS = 12582912.0f;  // 1.5 * 2^23: in the low bits of ROUNDS + v stands the integer next to v
+constexpr u32 ROUNDS_BITS = 0x4B400000u;
+
+// All of a thread's activations, four at a time; the largest of a warp's.
+template <int K> struct Kept {
+  static constexpr int IT = (K / 4 + NT - 1) / NT;
+  float e[IT][4];
+  __device__ __forceinline__ void four(int i, int k, float e0, float e1, float e2, float e3) {
+    const bool in = k < K;
+    e[i][0] = in ? e0 : 0; e[i][1] = in ? e1 : 0; e[i][2] = in ? e2 : 0; e[i][3] = in ? e3 : 0;
+  }
+  __device__ __forceinline__ static int k(int i) { return (int)(threadIdx.x + i * NT) * 4; }
+  __device__ __forceinline__ u32 magnitude(int i) const {  // as an integer: NaN is the largest
+    const u32 abs = 0x7fffffffu;
+    return max(max(__float_as_uint(e[i][0]) & abs, __float_as_uint(e[i][1]) & abs),
+               max(__float_as_uint(e[i][2]) & abs, __float_as_uint(e[i][3]) & abs));
+  }
+  __device__ __forceinline__ u32 fixed(int i, int j, float by) const { return __float_as_uint(e[i][j] * by + ROUNDS); }
+};
+__device__ __forceinline__ float steps_per(float top, float most) { return top > 1e-30f ? __fdividef(most, top) : 0.0f; }
+
+// Two limbs; each 128 activations, those of one warp, have a scale of their own.
+template <class FM, int K> struct Store<FM, K, GROUPS> : Kept<K> {
+  using Kept<K>::IT;
+  static constexpr float MOST = 32512.0f;
+  __device__ __forceinline__ void finish() {
+    float unit[IT];
+    u32 w[IT][4];
+    int sum[IT];
+#pragma unroll
+    for (int i = 0; i < IT; i++) unit[i] = __uint_as_float(__reduce_max_sync(~0u, this->magnitude(i)));
+#pragma unroll
+    for (int i = 0; i < IT; i++) {
+      const float by = steps_per(unit[i], MOST);
+      unit[i] *= 1.0f / MOST;
+#pragma unroll
+      for (int j = 0; j < 4; j++) w[i][j] = this->fixed(i, j, by);
+      sum[i] = (int)(w[i][0] + w[i][1] + w[i][2] + w[i][3] - 4 * ROUNDS_BITS);
+    }
+#pragma unroll
+    for (int s = 1; s < FM::GROUP / 4; s *= 2)
+#pragma unroll
+      for (int i = 0; i < IT; i++) sum[i] += __shfl_xor_sync(~0u, sum[i], s);
+#pragma unroll
+    for (int i = 0; i < IT; i++) {
+      const int k = this->k(i);
+      if (k >= K) break;
+      const u32 p01 = __byte_perm(w[i][0] + 128, w[i][1] + 128, 0x5140), p23 = __byte_perm(w[i][2] + 128, w[i][3] + 128, 0x5140);
+      const int word = k % FM::GROUP / 4, half = FM::GROUP / 8;  // 4 bit: of the first half and of the second, in turn
+      char* to = smem + OFF_X + (FM::BITS == 8 ? k : k - k % FM::GROUP + (word % half * 2 + word / half) * 4);
+      *(u32*)to = __byte_perm(p01, p23, 0x7632);
+      *(u32*)(to + X<FM, K>::STRIDE) = __byte_perm(p01, p23, 0x5410) ^ 0x80808080u;
+      if (k % FM::GROUP == 0)
+        *(float2*)(smem + OFF_X + X<FM, K>::INFO + k / FM::GROUP * 8) = make_float2(unit[i], unit[i] * (float)sum[i]);
+    }
+    consumers_sync();
+  }
+};
+
+// Three limbs with one scale for all: it must be known first.
+template <class FM, int K> struct Store<FM, K, WHOLE> : Kept<K> {
+  using Kept<K>::IT;
+  static constexpr int MOST = (1 << 22) - (1 << 15);
+  __device__ __forceinline__ void finish() {
+    u32 most = 0;
+#pragma unroll
+    for (int i = 0; i < IT; i++) most = max(most, this->magnitude(i));
+    float top = __uint_as_float(__reduce_max_sync(~0u, most));
+    float* maxima = (float*)(smem + OFF_MAX);
+    if ((threadIdx.x & 31) == 0) maxima[threadIdx.x >> 5] = top;
+    consumers_sync();
+#pragma unroll
+    for (int w = 0; w < NW; w++) top = maxima[w] <= top ? top : maxima[w];
+    const float by = steps_per(top, (float)MOST);
+    char* x = smem + OFF_X;
+#pragma unroll
+    for (int i = 0; i < IT; i++) {
+      const int k = this->k(i);
+      if (k >= K) break;
+      u32 w[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) w[j] = this->fixed(i, j, by) - ROUNDS_BITS + 0x8080u;
+      const u32 p01 = __byte_perm(w[0], w[1], 0x5140), p23 = __byte_perm(w[2], w[3], 0x5140);
+      *(u32*)(x + k) = __byte_perm(__byte_perm(w[0], w[1], 0x0062), __byte_perm(w[2], w[3], 0x0062), 0x5410);
+      *(u32*)(x + X<FM, K>::STRIDE + k) = __byte_perm(p01, p23, 0x7632) ^ 0x80808080u;
+      *(u32*)(x + 2 * X<FM, K>::STRIDE + k) = __byte_perm(p01, p23, 0x5410) ^ 0x80808080u;
+    }
+    if (K % 64 && threadIdx.x < 24) *(u32*)(x + threadIdx.x / 8 * X<FM, K>::STRIDE + K + threadIdx.x % 8 * 4) = 0;  // a unit's rest
+    if (threadIdx.x == 0) maxima[NW] = top * (1.0f / MOST);
+    consumers_sync();
+  }
+};
 
 // The residual stream: kept as it is, stored times the norm's weight; its mean square is applied after the
 // product. `gain` is read before the wait for the data.
@@ -368,6 +525,7 @@ template <class FM, class Load> __device__ __forceinline__ void load_normed(cons
     const int k = (threadIdx.x + i * NT) * 4;
     g[i] = k < D ? __ldg((const uint2*)(gain + k)) : make_uint2(0, 0);
   }
+  Store<FM, D> store;
   float squares = 0;
   int i = 0;
   load([&](int k, u32 lo, u32 hi) {
@@ -376,16 +534,21 @@ template <class FM, class Load> __device__ __forceinline__ void load_normed(cons
       squares += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3);
       *(uint2*)(smem + OFF_RES + k * 2) = make_uint2(lo, hi);
     }
-    const uint2 w = g[i++];
-    store_x<FM, D>(k, pack(e0 * to_float(w.x), e1 * high(w.x)), pack(e2 * to_float(w.y), e3 * high(w.y)));
+    const uint2 w = g[i];
+    store.four(i++, k, e0 * to_float(w.x), e1 * high(w.x), e2 * to_float(w.y), e3 * high(w.y));
   });
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_RED))[threadIdx.x >> 5] = squares;
-  consumers_sync();
+  store.finish();
 }
 template <class FM, int K> __device__ __forceinline__ void load_plain(const u64* from, u32 tag) {
-  gather<K>(from, tag, [](int k, u32 lo, u32 hi) { store_x<FM, K>(k, lo, hi); });
-  consumers_sync();
+  Store<FM, K> store;
+  int i = 0;
+  gather<K>(from, tag, [&](int k, u32 lo, u32 hi) {
+    if constexpr (FM::KIND == PLAIN) store.words(k, lo, hi);
+    else store.four(i++, k, to_float(lo), high(lo), to_float(hi), high(hi));
+  });
+  store.finish();
 }
 __device__ __forceinline__ float inverse_rms() {
   const float4* red = (const float4*)(smem + OFF_RED);
@@ -395,21 +558,22 @@ __device__ __forceinline__ float inverse_rms() {
   return rsqrtf(s * (1.0f / D) + EPS);
 }
 
-// The sum over COLUMNS * 4 partial sums of a row; four neighbouring threads share one row.
+// The sum over COLUMNS * 4 partial sums of a row; TPO neighbouring threads share one row.
 template <int COLUMNS> __device__ __forceinline__ float across_warps(int row) {
+  const int mine = threadIdx.x % TPO;
   float s = 0;
-  if ((threadIdx.x & 3) < COLUMNS) {
-    const float4 v = *(const float4*)(smem + OFF_PART + (row * NW + (threadIdx.x & 3) * 4) * 4);
+  if (mine < COLUMNS) {
+    const float4 v = *(const float4*)(smem + OFF_PART + (row * NW + mine * 4) * 4);
     s = (v.x + v.y) + (v.z + v.w);
   }
-  s += __shfl_xor_sync(~0u, s, 1);
-  s += __shfl_xor_sync(~0u, s, 2);
+#pragma unroll
+  for (int i = 1; i < TPO; i *= 2) s += __shfl_xor_sync(~0u, s, i);
   return s;
 }
 
 // All rows of a stage that belong to this block. Slot i of the ring always goes to group i % NG, so that the
-// same warps wait for each turn of its barrier; within a group, warp m takes unit m, m + WPG, ... of a row. done(row, valid, gate or plain value, up value): called by all
-// four threads of an output alike.
+// same warps wait for each turn of its barrier; within a group, warp m takes unit m, m + WPG, ... of a row.
+// done(row, valid, gate or plain value, up value): called by all threads of an output alike.
 template <class FM, int K, bool PAIRS, class Done>
 __device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, Done done) {
   using R = Rows<FM, K>;
@@ -418,49 +582,39 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2;
   const int group = warp / WPG, member = warp % WPG;
   const int last = rows.last * 2;
-  const char* x = smem + OFF_X;
-  const float* xsum = (const float*)(x + X_BYTES);
   float* part = (float*)(smem + OFF_PART);
 #pragma unroll 1
   for (int seg = rows.first * 2; seg < last; seg += SEG) {
     const int end = min(seg + SEG, last);
-    const int mine = seg + (int)(threadIdx.x >> 2);  // the output that this thread finishes
+    const int mine = seg + (int)(threadIdx.x / TPO);  // the output that this thread finishes
     float s0 = 1.0f, s1 = 1.0f;
-    if (FM::ROW_SCALE && mine < end) {
+    if (FM::KIND == WHOLE && mine < end) {
       s0 = __ldg(row_scales + mine);
       if (PAIRS) s1 = __ldg(row_scales + F + mine);
     }
     const int chunks = (end - seg + TP - 1) / TP * R::S;
-    float c[R::HALVES][2][4] = {}, sum[R::HALVES] = {};  // two chains each
+    Sums<FM, K> sums;
     const int start = (group - (int)ring.pos) & (NG - 1);  // the group's first chunk
 #pragma unroll 1
     for (int chunk = start; chunk < chunks; chunk += NG) {
       const int tile = chunk / R::S, s = chunk % R::S;
       mbar_wait(ring.full(chunk), ring.parity(chunk));
       const char* slot = ring.data(chunk);
+      const char* scales[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int r = h * 8 + g;
+        const bool up = PAIRS && r >= TP;
+        scales[h] = slot + R::SCALE_AT + (r - (!R::PER_ROW && up ? TP : 0)) * R::SSTRIDE;
+        if (!R::PER_ROW)  // the address of the tile's first scale, modulo 16, is where its copy begins
+          scales[h] += (up ? R::SECOND : 0) + (int)((long long)(seg + tile * TP + (up ? F : 0)) * R::SCALES & 15);
+      }
       const int off = s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
-      const char* xs = x + off * 16 / FM::BITS;
-      const float* xss = xsum + off * 8 / FM::BITS / FM::XG;
 #pragma unroll
       for (int j = 0; j < R::MOST; j++) {
-        const int u = (member + WPG * j) * 64;
+        const int u = (member + WPG * j) * FM::UNIT;
         if (j >= R::SURE && u >= bytes) break;
-        const int steps = R::BYTES % 64 && j >= R::SURE ? (bytes - u) / FM::STEP : FM::STEPS;
-#pragma unroll
-        for (int h = 0; h < R::HALVES; h++) {
-          const int r = h * 8 + g;
-          const char* scales = nullptr;
-          if constexpr (FM::GROUP != 0) {
-            scales = slot + R::SCALE_AT + R::scales(u);
-            if constexpr (R::S > 1) scales += r * R::SSTRIDE;
-            else {  // the address of the first scale of the tile, modulo 16, is where its copy begins
-              const bool up = PAIRS && r >= TP;
-              const long long first = (long long)(seg + tile * TP + (up ? F : 0)) * R::SCALES;
-              scales += (up ? R::SECOND + (r - TP) * R::SCALES : r * R::SCALES) + (int)(first & 15);
-            }
-          }
-          unit<FM, R::SCALE_BYTES, R::TOGETHER>(c[h][j & 1], sum[h], slot + r * R::STRIDE + u, xs + u * 16 / FM::BITS, xss + u * 8 / FM::BITS / FM::XG, scales, steps);
-        }
+        sums.add(slot, off, u, j, scales);
       }
       __syncwarp();
       if (lane == 0) mbar_arrive(ring.empty(chunk));
@@ -468,15 +622,15 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
         const int column = ((start - tile * R::S) & (NG - 1)) * WPG + member;
 #pragma unroll
         for (int h = 0; h < R::HALVES; h++) {
-          const float v = finish<FM>(c[h][0][0] + c[h][1][0], c[h][0][3] + c[h][1][3], sum[h]);
+          const float v = sums.row(h);
           if ((lane & 3) == 0) part[(tile * R::TR + h * 8 + g) * NW + column] = v;
-          c[h][0][0] = c[h][0][3] = c[h][1][0] = c[h][1][3] = sum[h] = 0;
         }
+        sums.clear();
       }
     }
     ring.pos += chunks;
     consumers_sync();
-    const int e = threadIdx.x >> 2;
+    const int e = threadIdx.x / TPO;
     if constexpr (PAIRS) {
       const int row = e / TP * R::TR + e % TP;
       if (e < SEG) {  // whole warps
@@ -492,8 +646,8 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
 
 // Two neighbouring outputs, each held by four threads, become one tagged word.
 __device__ __forceinline__ void put_pair(u64* to, int row, bool valid, float v, u32 tag) {
-  const float next = __shfl_down_sync(~0u, v, 4);
-  if (valid && (threadIdx.x & 7) == 0) put(to + row / 2, pack(v, next), tag);
+  const float next = __shfl_down_sync(~0u, v, TPO);
+  if (valid && threadIdx.x % (2 * TPO) == 0) put(to + row / 2, pack(v, next), tag);
 }
 
 __device__ __forceinline__ float residual(int row) { return to_float(*(const u16*)(smem + OFF_RES + row * 2)); }
@@ -584,14 +738,14 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 1));
       top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 2));
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 2));
-      const float alpha0 = exp2f(m0 - top0), alpha1 = exp2f(m1 - top1);
+      const float alpha0 = exp2_fast(m0 - top0), alpha1 = exp2_fast(m1 - top1);
       m0 = top0; m1 = top1;
       l0 *= alpha0; l1 *= alpha1;
       u32 a[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int n = 0; n < TW / 8; n++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[n][i] = exp2f(s[n][i] - (i < 2 ? m0 : m1));
+        for (int i = 0; i < 4; i++) s[n][i] = exp2_fast(s[n][i] - (i < 2 ? m0 : m1));
         l0 += s[n][0] + s[n][1];
         l1 += s[n][2] + s[n][3];
         a[2 * n] = pack(s[n][0], s[n][1]);
@@ -649,18 +803,20 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
   if (p.begin == p.end) consumers_sync();
   for (int i = tid; i < G * H / 2; i += NT) {
     const int h = i / (H / 2), d = i % (H / 2) * 2;
-    float top = fresh ? fresh_score[h] : MINUS_INF;
-    for (int w = 0; w < used; w++) top = fmaxf(top, M[w * 16 + h]);
+    float top = fresh ? fresh_score[h] : MINUS_INF, m[AW];
+#pragma unroll
+    for (int w = 0; w < AW; w++) top = fmaxf(top, m[w] = w < used ? M[w * 16 + h] : MINUS_INF);
     float o0 = 0, o1 = 0, sum = 0;
     if (fresh) {
       const u32 v = *(const u32*)(A + A_KV + H * 2 + d * 2);
-      sum = exp2f(fresh_score[h] - top);
+      sum = exp2_fast(fresh_score[h] - top);
       o0 = sum * to_float(v);
       o1 = sum * high(v);
     }
-#pragma unroll 4
-    for (int w = 0; w < used; w++) {
-      const float weight = exp2f(M[w * 16 + h] - top);
+#pragma unroll
+    for (int w = 0; w < AW; w++) {
+      if (w >= used) continue;  // nothing was written there
+      const float weight = exp2_fast(m[w] - top);
       const float2 v = *(const float2*)(A + A_O + ((w * G + h) * H + d) * 4);
       o0 += weight * v.x;
       o1 += weight * v.y;
@@ -668,7 +824,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
     }
     const int q = p.head * G + h;
     if (p.splits == 1) {
-      const float inv = 1.0f / sum;
+      const float inv = __fdividef(1.0f, sum);
       put(ll_mix + (q * H + d) / 2, pack(o0 * inv, o1 * inv), tag);
     } else {
       u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
@@ -691,7 +847,7 @@ __device__ void combine(const Past& p, int q, u32 tag) {
       const u64* from = ll_part + (q * MAXP + s) * (H + 2);
       const float os = __uint_as_float(take(from + d, tag));
       const float ms = __uint_as_float(take(from + H, tag)), ls = __uint_as_float(take(from + H + 1, tag));
-      const float top = fmaxf(m, ms), a = exp2f(m - top), b = exp2f(ms - top);
+      const float top = fmaxf(m, ms), a = exp2_fast(m - top), b = exp2_fast(ms - top);
       o = o * a + os * b;
       sum = sum * a + ls * b;
       m = top;
@@ -704,7 +860,7 @@ __device__ void combine(const Past& p, int q, u32 tag) {
     float m = MINUS_INF, sum = 0, o0 = 0, o1 = 0;
     for (int k = 0; k < min(GROUPS, p.splits); k++) {
       const float* c = C + k * (H + 2);
-      const float top = fmaxf(m, c[H]), a = exp2f(m - top), b = exp2f(c[H] - top);
+      const float top = fmaxf(m, c[H]), a = exp2_fast(m - top), b = exp2_fast(c[H] - top);
       o0 = o0 * a + c[2 * threadIdx.x] * b;
       o1 = o1 * a + c[2 * threadIdx.x + 1] * b;
       sum = sum * a + c[H + 1] * b;
@@ -749,13 +905,10 @@ __device__ void consumer() {
   const u32 epoch = *(volatile u32*)&g_epoch;
   const Past& p = past();
   const int token = *ptr<const int>(T_TOKEN);
-  for (int i = threadIdx.x; i < H; i += NT)
-    ((float*)(smem + OFF_ROPE))[i] = i < H / 2 ? ptr<const float>(T_COS)[i] : ptr<const float>(T_SIN)[i - H / 2];
-  using FQ = Format<FMT_QKV>;
-  using FO = Format<FMT_O>;
-  using FG = Format<FMT_GU>;
-  using FD = Format<FMT_DOWN>;
-  using FH = Format<FMT_HEAD>;
+  for (int i = threadIdx.x; i < H; i += NT) {  // cosines, then sines; attention waits behind a barrier
+    const float angle = (float)p.length * ptr<const float>(T_FREQUENCIES)[i % (H / 2)];
+    ((float*)(smem + OFF_ROPE))[i] = (i < H / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE;
+  }
 #ifdef PROFILE
   const long long start = clock64();
 #endif
@@ -763,6 +916,8 @@ __device__ void consumer() {
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
     const u32 tag = epoch + l + 1;
+    const Share qkv = share(QKV_ROWS / 2, 4 * l), o = share(D / 2, 4 * l + 1);
+    const Share gate_up = share(F / 2, 4 * l + 2), down = share(D / 2, 4 * l + 3);
     load_normed<FQ>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
       if (l) return gather<D>(ll_x2, tag - 1, sink);
       constexpr int IT = (D / 4 + NT - 1) / NT;
@@ -774,7 +929,7 @@ __device__ void consumer() {
       }
     });
     STAMP(0)
-    products<FQ, D, false>(ring, share(QKV_ROWS / 2, 4 * l), ptr<const float>(y + Y_QKV + 1),
+    products<FQ, D, false>(ring, qkv, ptr<const float>(y + Y_QKV + 1),
                            [&](int row, bool valid, float v, float) { put_pair(ll_qkv, row, valid, v * inverse_rms(), tag); });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
@@ -783,21 +938,21 @@ __device__ void consumer() {
     STAMP(2)
     load_plain<FO, N_H>(ll_mix, tag);
     STAMP(3)
-    products<FO, N_H, false>(ring, share(D / 2, 4 * l + 1), ptr<const float>(y + Y_O + 1), [&](int row, bool valid, float v, float) {
+    products<FO, N_H, false>(ring, o, ptr<const float>(y + Y_O + 1), [&](int row, bool valid, float v, float) {
       put_pair(ll_x1, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
     STAMP(4)
     load_normed<FG>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
     STAMP(5)
-    products<FG, D, true>(ring, share(F / 2, 4 * l + 2), ptr<const float>(y + Y_GU + 1), [&](int row, bool valid, float gate, float up) {
+    products<FG, D, true>(ring, gate_up, ptr<const float>(y + Y_GU + 1), [&](int row, bool valid, float gate, float up) {
       const float inv = inverse_rms();
       const float gr = rounded(gate * inv), ur = rounded(up * inv);
-      put_pair(ll_h, row, valid, gr / (1.0f + exp2f(-1.4426950408889634f * gr)) * ur, tag);
+      put_pair(ll_h, row, valid, __fdividef(gr, 1.0f + exp2_fast(-1.4426950408889634f * gr)) * ur, tag);
     });
     STAMP(6)
     load_plain<FD, F>(ll_h, tag);
     STAMP(7)
-    products<FD, F, false>(ring, share(D / 2, 4 * l + 3), ptr<const float>(y + Y_DOWN + 1), [&](int row, bool valid, float v, float) {
+    products<FD, F, false>(ring, down, ptr<const float>(y + Y_DOWN + 1), [&](int row, bool valid, float v, float) {
       put_pair(ll_x2, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
     });
     STAMP(8)
@@ -807,14 +962,14 @@ __device__ void consumer() {
   float* logits = ptr<float>(T_LOGITS);
   products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), [&](int row, bool valid, float v, float) {
 #ifndef PROFILE
-    if (valid && (threadIdx.x & 3) == 0) logits[row] = v * inv;
+    if (valid && threadIdx.x % TPO == 0) logits[row] = v * inv;
 #endif
   });
   // Every block has read the epoch: this block has seen words of all of them.
   if (blockIdx.x == 0 && threadIdx.x == 0) g_epoch = epoch + L + 1;
 }
 
-extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PARAMS) {
+extern "C" __global__ void __launch_bounds__(NT + 32 * PW, 1) jllama_decode(KERNEL_PARAMS) {
   u64* T = (u64*)(smem + OFF_TABLE);
   const int warp = threadIdx.x >> 5;
   if ((threadIdx.x & 31) == 0) {
@@ -823,7 +978,7 @@ extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PA
   if (threadIdx.x == NT) {
 #pragma unroll 1
     for (int i = 0; i < NSLOT; i++) {
-      mbar_init(saddr(smem + OFF_BAR) + i * 8, 1);
+      mbar_init(saddr(smem + OFF_BAR) + i * 8, PW);
       mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, WPG);
     }
     show_barriers();
@@ -831,6 +986,6 @@ extern "C" __global__ void __launch_bounds__(NT + 32, 1) jllama_decode(KERNEL_PA
   __syncthreads();
   if (threadIdx.x == NT) find_past();
   __syncthreads();
-  if (warp == NW) producer();
+  if (warp >= NW) produce_all(warp - NW);
   else consumer();
 }

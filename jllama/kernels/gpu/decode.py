@@ -55,8 +55,7 @@ def _unsupported_arrays(c: ModelConfig, params: Params, cache: KVCache) -> str |
     for layer in params.layers:
         if layer_formats(layer) != plan.formats[1:5]:
             return "layers whose weights are stored in different ways"
-    columns = (c.hidden_size, c.hidden_size, c.num_attention_heads * c.head_dim, c.hidden_size)
-    for f, width in zip(plan.formats, (*columns, c.intermediate_size, c.hidden_size), strict=True):
+    for f, width in zip(plan.formats, (c.hidden_size, *plan.columns), strict=True):
         reason = _unsupported_format(f, width, plan)
         if reason:
             return reason
@@ -69,7 +68,7 @@ def _unsupported_format(f: Format, width: int, plan: Plan) -> str | None:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
     if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
         return "8-bit weights with offsets, or with float16 scales of whole rows"
-    if width % f.step or width * f.bits // 8 % 16:
+    if width % max(32, f.group) or width * f.bits // 8 % 16:
         return f"rows of {width} weights of {f.bits} bits"
     if f.row_scales(width) % 16 and width * f.bits // 8 > plan.row_bytes:
         return f"rows of {width} weights with scales that are no multiple of 16 bytes"
@@ -77,20 +76,20 @@ def _unsupported_format(f: Format, width: int, plan: Plan) -> str | None:
 
 
 def decode_step(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, rope: tuple[Array, Array]
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[Array, KVCache]:
     """`forward` of one token of one sequence; asks `decode_supported` first.
 
     Args:
       tokens: int32 `[1, 1]`.
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
-      rope: cosines and sines of the new position, float32 `[1, 1, H/2]`.
+      frequencies: of the rotation, `layers.rope.rope_frequencies`, float32 `[1, H/2]`.
 
     Returns:
       float32 logits `[1, 1, V]` and the cache with the token's keys and values.
     """
     with jax.named_scope("decode_step"):
-        operands, slots = _operands(config, params, tokens, cache, rope)
+        operands, slots = _operands(config, params, tokens, cache, frequencies)
         first_cache = len(operands) - 2 * len(cache.keys)
         results = [jax.ShapeDtypeStruct((1, 1, config.vocab_size), jnp.float32)]
         results += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*cache.keys, *cache.values)]
@@ -116,12 +115,12 @@ def _source(plan: Plan, slots: tuple[int, ...]) -> str:
 
 
 def _operands(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, rope: tuple[Array, Array]
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[list[Array], list[int]]:
     """The kernel's operands, the caches last, and the slot of each in the kernel's pointer table."""
     limits = np.array([cache.max_len, config.sliding_window or 0], np.int32)
-    operands: list[Array] = [tokens, cache.length, *rope, jnp.asarray(limits)]
-    slots = [0, 1, 2, 3, 4]
+    operands: list[Array] = [tokens, cache.length, frequencies, jnp.asarray(limits)]
+    slots = [0, 1, 2, 4]
 
     def add(slot: int, weight: Array | QTensor) -> None:
         parts = jax.tree.leaves(weight)  # of a QTensor: values, scales, offsets if it has them

@@ -8,10 +8,13 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.layers.quantized import QTensor
+from jllama.layers.rope import attention_factor
 from jllama.model import Block, Params
 
 ROW_BYTES = 1024  # of a weight row per ring slot
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
+PRODUCERS = 2  # warps that stream: 1, 2 or 4
+IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
 LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of decode.cu
 SPIN_LIMIT = 1 << 27
 
@@ -26,16 +29,16 @@ class Format:
     offsets: bool = False
 
     @property
-    def lane_bytes(self) -> int:
-        """Bytes of a row that a lane of the kernel takes at a time."""
-        return self.group * self.bits // 32 if self.group else 16
+    def unit(self) -> int:
+        """Bytes of a row that the kernel takes at a time: four groups' where there are groups."""
+        return self.group * self.bits // 2 if self.group else 64
 
-    @property
-    def step(self) -> int:
-        """Weights of a row that the kernel takes at a time."""
+    def activations(self, columns: int) -> int:
+        """Bytes of shared memory that so many activations take; the same sums as `X` in decode.cu."""
         if self.bits == 16:
-            return 32
-        return self.group or 64
+            return 2 * columns
+        limb = -(-columns // 128) * 128 + 64
+        return 2 * limb + columns // self.group * 8 if self.group else 3 * limb
 
     def row_scales(self, columns: int) -> int:
         """Bytes of scales per `columns` weights."""
@@ -63,6 +66,8 @@ class Plan:
     row_bytes: int  # of each weight row per ring slot
     warps: int
     groups: int
+    producers: int
+    in_flight: int
 
     @property
     def chunk(self) -> int:
@@ -70,27 +75,38 @@ class Plan:
         return min(128, 8192 // self.config.head_dim // 32 * 32)
 
     @property
+    def columns(self) -> tuple[int, ...]:
+        """The length of a row of q·k·v, o, gate·up, down and head."""
+        c = self.config
+        return (
+            c.hidden_size,
+            c.num_attention_heads * c.head_dim,
+            c.hidden_size,
+            c.intermediate_size,
+            c.hidden_size,
+        )
+
+    @property
     def slot(self) -> int:
         """Bytes of a ring slot: a tile's slices and their scales, or at least 32 cached tokens."""
-        c = self.config
-        mixed = c.num_attention_heads * c.head_dim
-        columns = (c.hidden_size, mixed, c.hidden_size, c.intermediate_size, c.hidden_size)
-        tiles = [self._tile(f, k) for f, k in zip(self.formats[1:], columns, strict=True)]
-        return -(-max(*tiles, 32 * c.head_dim * 2) // 128) * 128
+        tiles = [self._tile(f, k) for f, k in zip(self.formats[1:], self.columns, strict=True)]
+        return -(-max(*tiles, 32 * self.config.head_dim * 2) // 128) * 128
 
     def _tile(self, f: Format, columns: int) -> int:
         """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in decode.cu."""
         row, row_scales = columns * f.bits // 8, f.row_scales(columns)
-        rows = 16 if 2 * row <= self.row_bytes else 8
+        rows = 16 if f.bits < 16 or 2 * row <= self.row_bytes else 8
         pieces = -(-row // self.row_bytes)
+        if f.group and pieces > 1:
+            pieces = -(-pieces // self.groups) * self.groups
         units = ((row + 63) // 64 + pieces - 1) // pieces
         units = -(-units // 4) * 4 if f.group else units
         piece = min(row, units * 64)
-        data = rows * (piece + 4 * f.lane_bytes)
+        data = rows * (-(-piece // 128) * 128 + (64 if f.unit == 64 else 16))
         if not f.group:
             return data
         lists = 2 if f.offsets else 1
-        if piece < row:
+        if row_scales % 16 == 0:
             return data + lists * rows * (f.row_scales(piece * 8 // f.bits) + 16)
         return data + lists * 2 * ((rows // 2 * row_scales + 47) // 16 * 16)
 
@@ -98,13 +114,13 @@ class Plan:
     def fixed_bytes(self) -> int:
         """Shared memory beside the ring; the same sums as in decode.cu."""
         c = self.config
-        H, G, N = c.head_dim, c.num_attention_heads // c.num_key_value_heads, c.num_attention_heads
-        widest = max(c.hidden_size, c.intermediate_size, N * H)
+        H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
+        activations = [f.activations(k) for f, k in zip(self.formats[1:], self.columns, strict=True)]
         readers = self.chunk // (16 if self.chunk > 8 * self.warps else 8)
         attention = 16 * (H * 2 + 16) + H * 4 + readers * 128 + 64 + readers * G * H * 4
-        x = max(widest * 2 + widest // 8, attention, (32 * self.warps // H) * (H + 2) * 4)
+        x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)
         table = (TABLE_LAYER + c.num_hidden_layers * TABLE_PER_LAYER) * 8
-        sums = 32 * self.warps**2 + 4 * self.warps
+        sums = 512 * self.warps + 8 * self.warps + 16
         return -(-x // 128) * 128 + sums + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + table + 64
 
     @property
@@ -114,8 +130,7 @@ class Plan:
 
     @property
     def threads(self) -> int:
-        """Per block: one more warp streams."""
-        return 32 * (self.warps + 1)
+        return 32 * (self.warps + self.producers)
 
     @property
     def shared(self) -> int:
@@ -135,12 +150,15 @@ def source(plan: Plan, pointers: list[int]) -> str:
         H=c.head_dim,
         V=c.vocab_size,
         L=c.num_hidden_layers,
+        ROPE_SCALE=f"{attention_factor(c.rope):.9e}f",
         EPS=f"{c.rms_norm_eps!r}f" if "." in repr(c.rms_norm_eps) else f"{c.rms_norm_eps:.9e}f",
         NCTA=plan.blocks,
         SRB=plan.row_bytes,
         NSLOT=plan.slots,
         NW=plan.warps,
         NG=plan.groups,
+        PW=plan.producers,
+        LAG=max(1, plan.in_flight // plan.slot),
         SLOT=plan.slot,
         TC=plan.chunk,
         FP16=int(plan.dtype == "float16"),
@@ -151,7 +169,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
     for name, f in zip(names, plan.formats, strict=True):
         sizes[f"FMT_{name}"] = f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}"
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
-    sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + 1)
+    sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", "decode.cu")
 
@@ -182,6 +200,8 @@ def make_plan(c: ModelConfig, params: Params) -> Plan:
         row_bytes=ROW_BYTES,
         warps=WARPS,
         groups=GROUPS,
+        producers=PRODUCERS,
+        in_flight=IN_FLIGHT,
     )
 
 

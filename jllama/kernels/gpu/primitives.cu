@@ -14,12 +14,8 @@ typedef unsigned short u16;
 
 #if FP16
 #define MMA_TYPES "f16.f16"
-#define MAGIC 0x64646464u  // high byte of 1024
-#define BASE 1024.0f
 #else
 #define MMA_TYPES "bf16.bf16"
-#define MAGIC 0x43434343u  // high byte of 128
-#define BASE 128.0f
 #endif
 
 constexpr int cmax(int a, int b) { return a > b ? a : b; }
@@ -55,10 +51,26 @@ __device__ __forceinline__ u32 pack(float lo, float hi) {
   return r;
 }
 
+__device__ __forceinline__ float exp2_fast(float v) {  // nothing for less than 2^-126
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 __device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Signed bytes times signed bytes, or (weights, the first operand) unsigned times signed.
+template <bool SIGNED> __device__ __forceinline__ void mma_bytes(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#define MMA_BYTES(type) \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." type ".s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+  if constexpr (SIGNED) MMA_BYTES("s8");
+  else MMA_BYTES("u8");
+#undef MMA_BYTES
 }
 
 __device__ __forceinline__ void mbar_init(u32 bar, u32 count) {
