@@ -102,9 +102,22 @@ INLINE void put(bf16* p, float x) {  // to nearest, ties to even; a NaN stays on
   memcpy(&u, &x, 4);
   p->bits = x != x ? 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
-INLINE void put(half* p, float x) {  // likewise; too large a number becomes infinite
-  _Float16 h = (_Float16)x;
-  memcpy(&p->bits, &h, 2);
+// Likewise; too large a number becomes infinite. Not all compilers have _Float16.
+static void put(half* p, float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  const uint32_t sign = u >> 16 & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u < 0x38800000u) {  // subnormal: 0.5f has the same last place
+    memcpy(&x, &u, 4);
+    x += 0.5f;
+    memcpy(&u, &x, 4);
+    u -= 0x3f000000u;
+  } else {
+    const uint32_t most = u > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    u = u >= 0x477ff000u ? most : (u + 0xfffu + (u >> 13 & 1) - 0x38000000u) >> 13;
+  }
+  p->bits = uint16_t(sign | u);
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
