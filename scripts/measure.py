@@ -132,7 +132,11 @@ def _prefill_once(
 def _generate_once(
     config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
 ) -> tuple[float, KVCache]:
-    """Seconds from the first token's arrival to the last one's: `count` tokens, read as a user reads them."""
+    """Seconds that `count` tokens take, read as a user reads them.
+
+    The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
+    that block, for as long as it took to launch it.
+    """
     state, first = engine.start_decode(
         _at_length(cache, test.depth),
         rng.standard_normal((test.batch, config.vocab_size), np.float32),
@@ -144,8 +148,11 @@ def _generate_once(
         np.full((32,), engine.NO_TOKEN, np.int32),
     )
     decoder = engine.Decoder(config, params, state, first)
-    arrivals = [time.perf_counter() for _ in decoder]
-    return arrivals[-1] - arrivals[0], decoder.state.cache
+    arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
+    timed = sum(tokens for _, tokens in arrivals[1:])
+    if not timed:
+        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * engine.BLOCK}")
+    return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed, decoder.state.cache
 
 
 def _at_length(cache: KVCache, length: int) -> KVCache:

@@ -21,14 +21,12 @@ FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-mat
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")
 TARGETS = ("jllama_forward", "jllama_product")
-GAIN = "the CPU runs through XLA alone, which is two to five times slower on quantised weights"
+GAIN = "the CPU runs through XLA alone, which is several times slower"
 
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
     """The library with its FFI targets registered, or in one line why there is none."""
-    if os.environ.get("JLLAMA_CPU_KERNELS", "1") == "0":
-        return f"JLLAMA_CPU_KERNELS=0: {GAIN}"
     try:
         library = ctypes.CDLL(str(compiled()))
     except (JllamaError, OSError) as error:
@@ -114,7 +112,7 @@ def _run_all(commands: list[list[str]]) -> None:
             message = process.communicate(timeout=120)[1]
             if process.returncode:
                 first = next((line for line in message.splitlines() if "error" in line), message[:200])
-                raise JllamaError(f"{compiler} failed: {first.strip()}")
+                raise JllamaError(f"{compiler} failed: {first.strip() or process.returncode}")
     finally:
         for process in running:
             process.kill()  # does nothing to one that has ended

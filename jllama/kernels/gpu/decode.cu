@@ -838,19 +838,38 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
 
 // Joins the splits of one query head.
 __device__ void combine(const Past& p, int q, u32 tag) {
-  constexpr int GROUPS = NT / H;
+  constexpr int GROUPS = NT / H, AT_ONCE = 4;  // splits whose words are asked for together
   const int d = threadIdx.x % H, group = threadIdx.x / H;
   float* C = (float*)(smem + OFF_X);
   if (group < GROUPS) {
     float m = MINUS_INF, sum = 0, o = 0;
-    for (int s = group; s < p.splits; s += GROUPS) {
-      const u64* from = ll_part + (q * MAXP + s) * (H + 2);
-      const float os = __uint_as_float(take(from + d, tag));
-      const float ms = __uint_as_float(take(from + H, tag)), ls = __uint_as_float(take(from + H + 1, tag));
-      const float top = fmaxf(m, ms), a = exp2_fast(m - top), b = exp2_fast(ms - top);
-      o = o * a + os * b;
-      sum = sum * a + ls * b;
-      m = top;
+    for (int s0 = group; s0 < p.splits; s0 += AT_ONCE * GROUPS) {
+      u64 w[AT_ONCE][3];  // this dimension's sum, the maximum, the sum of the weights
+      for (u32 spins = 0;; patience(spins)) {
+        bool missing = false;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+          if (s0 + i * GROUPS >= p.splits) break;
+          const u64* from = ll_part + (q * MAXP + s0 + i * GROUPS) * (H + 2);
+          w[i][0] = peek(from + d);
+          w[i][1] = peek(from + H);
+          w[i][2] = peek(from + H + 1);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+          if (s0 + i * GROUPS < p.splits)
+            missing |= (u32)(w[i][0] >> 32) != tag || (u32)(w[i][1] >> 32) != tag || (u32)(w[i][2] >> 32) != tag;
+        if (!missing) break;
+      }
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        if (s0 + i * GROUPS >= p.splits) break;
+        const float os = __uint_as_float((u32)w[i][0]), ms = __uint_as_float((u32)w[i][1]), ls = __uint_as_float((u32)w[i][2]);
+        const float top = fmaxf(m, ms), a = exp2_fast(m - top), b = exp2_fast(ms - top);
+        o = o * a + os * b;
+        sum = sum * a + ls * b;
+        m = top;
+      }
     }
     C[group * (H + 2) + d] = o;
     if (d == 0) { C[group * (H + 2) + H] = m; C[group * (H + 2) + H + 1] = sum; }
