@@ -39,6 +39,7 @@ NARROW = shape(576, 1536, 1, 9, 3, 64, tie_word_embeddings=True)  # rows of scal
 TINYLLAMA = shape(2048, 5632, 2, 32, 4, 64, vocab=32000)
 LLAMA_8B = shape(4096, 14336, 1, 32, 8, 128, vocab=1026)
 MANY_HEADS = shape(256, 512, 1, 16, 1, 32)
+LONG = shape(256, 320, 1, 4, 1, 128)  # more parts of a context than groups of threads that join them
 ROW8, BLOCKS8, BLOCKS4 = Scheme(bits=8, group=None), Scheme(bits=8, group=32), Scheme(bits=4, group=32)
 STORED = {
     "bf16": None,
@@ -147,6 +148,8 @@ CASES = [
     (SMALL, "int8", "float16", 40, (37,)),
     (SLIDING, "q4", "bfloat16", 200, (170,)),
     (MANY_HEADS, "q8", "bfloat16", 200, (180,)),
+    (NARROW, "q4", "bfloat16", 40, (33,)),
+    (LONG, "bf16", "bfloat16", 300, (250,)),
 ]
 
 

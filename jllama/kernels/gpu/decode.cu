@@ -26,6 +26,7 @@
 #define WPG (NW / NG)         // warps per group: a group takes every NG-th slot of the ring
 #define TPO (NW / 4)          // threads that finish an output
 #define PART_ROWS (NT / TPO)  // rows between two reductions across warps
+static_assert(4 % PW == 0, "producers share the rows of a tile evenly");
 #define MAXP (NCTA / K_)
 #define N_H (N * H)
 #define QKV_ROWS (K_ * (G + 2) * H)
