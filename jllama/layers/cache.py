@@ -53,17 +53,12 @@ class KVCache:
 
         Positions past the end are dropped: nothing valid is ever overwritten.
         """
-        B, T, K, _ = keys.shape
-        row, head, token = (jnp.arange(size, dtype=jnp.int32) for size in (B, K, T))
-        # All three axes are indexed: with a slice between them XLA would transpose the whole cache.
-        where = (row[:, None, None], head[None, :, None], self.length[:, None, None] + token[None, None, :])
-
-        def write(old: Array, new: Array) -> Array:
-            new = jnp.swapaxes(new, 1, 2).astype(old.dtype)
-            return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
-
         with jax.named_scope("cache_append"):
-            return self.replace(layer, write(self.keys[layer], keys), write(self.values[layer], values))
+            return self.replace(
+                layer,
+                _write(self.keys[layer], keys, self.length),
+                _write(self.values[layer], values, self.length),
+            )
 
     def begin(self, layer: int, keys: Array, values: Array) -> "KVCache":
         """`append` where every row is empty: one block write of `[B, T, K, H]`, T at most `max_len`."""
@@ -97,6 +92,32 @@ class KVCache:
     def rewind(self, length: Array) -> "KVCache":
         """Forgets all but the first `length` (int32 `[B]`) positions of each row."""
         return dataclasses.replace(self, length=jnp.minimum(self.length, length))
+
+
+def _write(old: Array, new: Array, start: Array) -> Array:
+    """`[B, T, K, H]` into `[B, K, S, H]` from `start`, int32 `[B]`, on; what passes the end is dropped."""
+    new = jnp.swapaxes(new, 1, 2).astype(old.dtype)
+    if len(new) == 1 and new.shape[2] <= old.shape[2]:
+        # XLA on a CPU copies the whole cache for a scatter, one of 16-bit floats by way of float32.
+        return jax.lax.platform_dependent(old, new, start, cpu=_write_block, default=_write_rows)
+    return _write_rows(old, new, start)
+
+
+def _write_rows(old: Array, new: Array, start: Array) -> Array:
+    row, head, token = (jnp.arange(size, dtype=jnp.int32) for size in new.shape[:3])
+    # All three axes are indexed: with a slice between them XLA would transpose the whole cache.
+    where = (row[:, None, None], head[None, :, None], start[:, None, None] + token[None, None, :])
+    return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+
+def _write_block(old: Array, new: Array, start: Array) -> Array:
+    """`_write_rows` of a single row, as one block."""
+    T, S = new.shape[2], old.shape[2]
+    first = jnp.minimum(start[0], S - T)  # of the block; up to `start` it keeps what is there
+    there = jax.lax.dynamic_slice_in_dim(old, first, T, axis=2)
+    token = jnp.arange(T, dtype=jnp.int32) + (first - start[0])
+    block = jnp.where((token >= 0)[None, None, :, None], jnp.take(new, token, axis=2, mode="clip"), there)
+    return jax.lax.dynamic_update_slice_in_dim(old, block, first, axis=2)
 
 
 @partial(jax.jit, static_argnames=("shape", "dtype", "layers"))
