@@ -3,13 +3,15 @@
 Everything runs as in `bench.py`: the engine's own prefill and decode loop, sampling included.
 """
 
-import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
+from compare_cpu_side import answer
 
 from jllama import runtime
 from jllama.checkpoint import load_params, read_config
@@ -21,35 +23,31 @@ from jllama.model import Params
 MAX_LEN = 1024
 
 
-def run(config: ModelConfig, params: Params, request: dict[str, Any]) -> float:
-    """Seconds a step of `decodeB`, or of a whole `prefillT`."""
-    name, count = request["test"], request["tokens"]
-    decode = name.startswith("decode")
-    rows = int(name.removeprefix("decode")) if decode else 1
-    test = measure.Test(
-        kind="tg" if decode else "pp",
-        count=count if decode else int(name.removeprefix("prefill")),
-        depth=0,
-        batch=rows,
-    )
-    cache = KVCache.empty(config, batch=rows, max_len=MAX_LEN, dtype=str(params.norm.dtype))
-    once = measure._generate_once if decode else measure._prefill_once
-    seconds, _ = once(config, params, test, cache, np.random.default_rng(0))
-    return seconds / count if decode else seconds
+def decode(config: ModelConfig, params: Params, rows: int, count: int) -> float:
+    """Seconds a step of so many rows."""
+    return _seconds(measure._generate_once, config, params, kind="tg", count=count, batch=rows) / count
+
+
+def prefill(config: ModelConfig, params: Params, count: int) -> float:
+    """Seconds of a whole prompt."""
+    return _seconds(measure._prefill_once, config, params, kind="pp", count=count, batch=1)
+
+
+def _seconds(once: Callable[..., Any], config: ModelConfig, params: Params, **test: Any) -> float:
+    cache = KVCache.empty(config, batch=test["batch"], max_len=MAX_LEN, dtype=str(params.norm.dtype))
+    seconds, _ = once(config, params, measure.Test(depth=0, **test), cache, np.random.default_rng(0))
+    return seconds
 
 
 def main() -> None:
-    """Answers each request with a line `seconds NUMBER`."""
+    """Loads the model and answers."""
     path = Path(sys.argv[1])
     runtime.configure("cpu")
     files = resolve(str(path))
     config = read_config(files)
     dtype = "float32" if path.stem.endswith("F32") else "bfloat16"
     params = load_params(files, config, dtype, progress=False, quantize="auto")
-    for line in sys.stdin:
-        request = json.loads(line)
-        seconds = 0.0 if request["test"] == "ready" else run(config, params, request)
-        print(f"seconds {seconds}", flush=True)
+    answer(partial(decode, config, params), partial(prefill, config, params))
 
 
 if __name__ == "__main__":

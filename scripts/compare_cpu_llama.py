@@ -1,13 +1,13 @@
 """llama.cpp's side of `compare_cpu.py`: `compare_cpu_llama.py FILE THREADS`, requests on standard input."""
 
 import ctypes
-import json
 import sys
 import time
 from typing import Any
 
 import llama_cpp as lc
 import numpy as np
+from compare_cpu_side import answer
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -77,14 +77,7 @@ class Peer:
 
 def main() -> None:
     peer = Peer(sys.argv[1], int(sys.argv[2]))
-    for line in sys.stdin:
-        request = json.loads(line)
-        test, seconds = request["test"], 0.0
-        if test.startswith("decode"):
-            seconds = peer.decode(int(test.removeprefix("decode")), request["tokens"])
-        elif test.startswith("prefill"):
-            seconds = peer.prefill(int(test.removeprefix("prefill")))
-        print(f"seconds {seconds}", flush=True)
+    answer(peer.decode, peer.prefill)
 
 
 if __name__ == "__main__":

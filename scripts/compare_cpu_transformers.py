@@ -3,13 +3,13 @@
 Requests come on standard input. The weights of the GGUF file run in the type that they have there.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from compare_cpu_side import answer
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -45,15 +45,8 @@ class Peer:
 
 def main() -> None:
     peer = Peer(Path(sys.argv[1]), int(sys.argv[2]))
-    for line in sys.stdin:
-        request = json.loads(line)
-        test, seconds = request["test"], 0.0
-        with torch.inference_mode():
-            if test.startswith("decode"):
-                seconds = peer.decode(int(test.removeprefix("decode")), request["tokens"])
-            elif test.startswith("prefill"):
-                seconds = peer.prefill(int(test.removeprefix("prefill")))
-        print(f"seconds {seconds}", flush=True)
+    with torch.inference_mode():
+        answer(peer.decode, peer.prefill)
 
 
 if __name__ == "__main__":
