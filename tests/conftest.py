@@ -100,3 +100,13 @@ def tiny_params(tiny_config):
     from helpers import random_params
 
     return random_params(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Runs scripts in forks of a process that has imported what they need."""
+    from scripts_helpers import ScriptServer
+
+    server = ScriptServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()

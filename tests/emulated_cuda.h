@@ -148,12 +148,16 @@ static void patience(unsigned& spins) {
 static unsigned long long read_once_policy() { return 0; }
 static void show_barriers() {}
 
-static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+static Meeting& operands_of_all(unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   Meeting& m = my_warp();
-  const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
   const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
-  memcpy(m.u[lane], mine, sizeof mine);
+  memcpy(m.u[me->thread % 32], mine, sizeof mine);
   meet(m, 32);
+  return m;
+}
+static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  Meeting& m = operands_of_all(a0, a1, a2, a3, b0, b1);
+  const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; i++) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
     float sum = c[i];
@@ -169,11 +173,8 @@ static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
 }
 
 template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  Meeting& m = my_warp();
+  Meeting& m = operands_of_all(a0, a1, a2, a3, b0, b1);
   const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
-  const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
-  memcpy(m.u[lane], mine, sizeof mine);
-  meet(m, 32);
   for (int i = 0; i < 4; i++) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
     for (int k = 0; k < 32; k++) {

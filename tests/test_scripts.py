@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from scripts_helpers import ROOT, ScriptServer, environment, start
+from scripts_helpers import ROOT, environment, start
 from tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 GENERATE = "generate.py"
@@ -18,13 +18,6 @@ KEYS = (
     "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
     "decode_seconds prefill_tokens_per_second decode_tokens_per_second device dtype model"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = ScriptServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

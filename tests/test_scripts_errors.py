@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 from checkpoint_files import header_of, write_directory, write_safetensors
 from checkpoint_generator import random_tensors
-from scripts_helpers import ROOT, ScriptServer, assert_explained
+from scripts_helpers import ROOT, assert_explained
 from tiny_checkpoint import CONTEXT, KEYS, TEMPLATE, write_tiny_model
 
 GENERATE, INSPECT = "generate.py", "inspect_model.py"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = ScriptServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

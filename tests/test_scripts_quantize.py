@@ -1,17 +1,10 @@
 """`quantize.py` and `perplexity.py` as a user runs them."""
 
 import pytest
-from scripts_helpers import ScriptServer, assert_explained
+from scripts_helpers import assert_explained
 from tiny_checkpoint import write_tiny_model
 
 QUANTIZE, PERPLEXITY = "quantize.py", "perplexity.py"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = ScriptServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
