@@ -21,11 +21,10 @@ from jllama.decode_state import NO_TOKEN, Block, DecodeState, take_token
 from jllama.decode_state import start_decode as start_decode
 from jllama.errors import JllamaError
 from jllama.model import Params
-from jllama.prefill import platform_of
+from jllama.prefill import CUBLAS, platform_of
 from jllama.prefill import prefill as prefill
 
 BLOCK = 16
-UNROLL = 1  # steps of a GPU's loop in one go
 
 
 def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
@@ -55,7 +54,7 @@ def _compiled(batch_on_gpu: bool) -> Callable[..., tuple[DecodeState, Block]]:
         decode_steps,
         static_argnames=("config", "platform"),
         donate_argnames=("state",),
-        compiler_options={"xla_gpu_enable_triton_gemm": False} if batch_on_gpu else None,
+        compiler_options=CUBLAS if batch_on_gpu else None,
     )
 
 
@@ -106,7 +105,7 @@ def _fixed_loop(
     def body(step: Array, carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
         return _one_step(config, params, step, *carry, platform)
 
-    return jax.lax.fori_loop(0, BLOCK, body, (state, _no_tokens(state)), unroll=UNROLL)
+    return jax.lax.fori_loop(0, BLOCK, body, (state, _no_tokens(state)))
 
 
 def _no_tokens(state: DecodeState) -> Array:

@@ -18,9 +18,10 @@ from jllama.model import Params
 CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 512, 2048)}
 
 
+CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
 # A GPU's program runs once for each prompt, each time with other buffers: a CUDA graph would be updated for
 # longer (1.5 ms) than its kernels take to launch one by one behind one another.
-GPU_OPTIONS = {"xla_gpu_enable_command_buffer": "", "xla_gpu_enable_triton_gemm": False}
+GPU_OPTIONS = {**CUBLAS, "xla_gpu_enable_command_buffer": ""}
 
 
 def prefill_chunk(
