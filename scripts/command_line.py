@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import flagfiles
 import interrupts
 import streams
 from absl import flags
@@ -14,14 +15,6 @@ from jllama.errors import JllamaError
 
 FLAGS = flags.FLAGS
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
-
-
-# What a model's flagfile may hold for one script and another does not know: passed over there.
-FLAGFILE_FLAGS = (
-    "prompt prompt_file chat_template system stats max_new_tokens temperature top_k top_p min_p "
-    "repetition_penalty presence_penalty frequency_penalty seed stop ignore_eos transcript on_overflow "
-    "max_seq_len"
-).split()
 
 
 def define_model_flags() -> None:
@@ -201,16 +194,9 @@ def _wants_help(usage: str) -> bool:
       JllamaError: a flag that is unknown or malformed, or an argument that is no flag.
     """
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
-    try:
-        rest = FLAGS([*sys.argv, f"--undefok={','.join(FLAGFILE_FLAGS)}"])
-    except flags.Error as error:
-        raise JllamaError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise JllamaError(f"a flagfile is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    flagfiles.parse(FLAGS, sys.argv)
     if FLAGS.help:
         print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}", flush=True)
-    elif rest[1:]:
-        raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
     return FLAGS.help
 
 

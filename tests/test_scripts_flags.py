@@ -20,6 +20,14 @@ def without_jax(tmp_path_factory):
 
 FLAGS = {
     "unknown flag": (GENERATE, "--promt=x", "Unknown command line flag 'promt'. Did you mean"),
+    "unknown no-flag": (GENERATE, "--nomax_new_tokens", "Unknown command line flag 'nomax_new_tokens'"),
+    "no value": (GENERATE, "--prompt", "Missing value for flag --prompt"),
+    "no whole number": (GENERATE, "--seed", "Missing value for flag --seed"),
+    "no flagfile": (GENERATE, "--flagfile", "--flagfile with no argument"),
+    "a switch with a value": (GENERATE, "--nostats=1", "--nostats=1 does not take an argument"),
+    "chat: no message": ("chat.py", "--message", "Missing value for flag --message"),
+    "chat: generate's flag": ("chat.py", "--prompt=hi", "Unknown command line flag 'prompt'"),
+    "quantize: no output": ("quantize.py", "--model=x --output", "Missing value for flag --output"),
     "argument": (GENERATE, "--prompt=x Hello", "unexpected argument 'Hello'"),
     "no prompt": (GENERATE, "", "--prompt or --prompt_file"),
     "two prompts": (GENERATE, "--prompt=x --prompt_file=y", "--prompt or --prompt_file"),
@@ -62,6 +70,7 @@ FLAGS = {
     "device": (GENERATE, "--device=tpu", "--device=tpu|auto|cpu|gpu"),
     "inspect: no model": (INSPECT, "", "no model: give --model"),
     "inspect: no such": (INSPECT, "--model=nosuch", "no such model: 'nosuch'"),
+    "inspect: sampling": (INSPECT, "--model=x --temperature=7", "Unknown command line flag 'temperature'"),
     "inspect: batch": (INSPECT, "--model=x --batch=0", "--batch=0"),
     "inspect: positions": (INSPECT, "--model=x --max_seq_len=0", "--max_seq_len=0"),
     "make: nothing given": (MAKE, "", "give both --config=config.json and --output=DIR"),
@@ -76,6 +85,20 @@ FLAGS = {
 @pytest.mark.parametrize(("script", "arguments", "words"), FLAGS.values(), ids=FLAGS)
 def test_refused_before_jax_is_imported(script, arguments, words, without_jax):
     assert_explained(start(script, *arguments.split(), env=without_jax), words)
+
+
+@pytest.mark.parametrize("script", ["generate.py", "inspect_model.py", "bench.py", "perplexity.py"])
+def test_flagfiles_may_hold_flags_of_other_scripts(script, without_jax, tmp_path):
+    inner, outer = tmp_path / "inner.cfg", tmp_path / "outer.cfg"
+    inner.write_text(
+        "--transcript={user}\n--noignore_eos\n--temperature=1\n--logit_bias=1=2\n--dtype=float16\n"
+    )
+    outer.write_text(f"--flagfile={inner}\n--quantize=int8\n")
+    for flagfile in ([f"--flagfile={outer}"], ["--flagfile", str(outer)]):
+        assert start(script, *flagfile, "--help", env=without_jax).code == 0
+    inner.write_text("--temperatur=1\n")
+    outcome = start(script, f"--flagfile={outer}", "--help", env=without_jax)
+    assert_explained(outcome, "Unknown command line flag 'temperatur'")
 
 
 def test_a_prompt_that_is_not_utf_8(without_jax, tmp_path):
