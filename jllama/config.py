@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from jllama.config_gguf import gguf_fields
 from jllama.errors import JllamaError
+from jllama.json_files import read_object
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.rope import Rope
 from jllama.rope_config import rope_from_hf
@@ -17,7 +17,8 @@ from jllama.rope_config import rope_from_hf
 MODEL_TYPES = ("llama", "mistral")
 MAX_LAYERS = 10_000  # ten times the deepest that anyone trained: a damaged header must not exhaust memory
 
-# Keys of config.json that do not change what inference computes.
+# Keys of config.json that do not change what inference computes. `use_sliding_window` is Qwen's: Hugging
+# Face's Mistral slides whatever it says.
 _NEUTRAL = frozenset(
     """_name_or_path architectures attention_dropout auto_map bad_words_ids bos_token_id
     chunk_size_feed_forward dtype eos_token_id hidden_dropout id2label initializer_range is_decoder
@@ -25,7 +26,7 @@ _NEUTRAL = frozenset(
     model_type num_labels output_attentions output_hidden_states pad_token_id pretraining_tp
     problem_type return_dict rope_interleaved task_specific_params tokenizer_class torch_dtype
     torchscript transformers_version transformers.js_config unk_token_id unsloth_fixed
-    unsloth_version use_bfloat16 use_cache use_return_dict""".split()
+    unsloth_version use_bfloat16 use_cache use_return_dict use_sliding_window""".split()
 )
 # Keys that would change it, with the values that leave it alone.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -90,7 +91,7 @@ class ModelConfig:
         Raises:
           JllamaError: unreadable, not JSON, a model type, key or value that is not supported.
         """
-        keys = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
+        keys = dict(source) if isinstance(source, Mapping) else read_object(Path(source))
         model_type = keys.get("model_type")
         if model_type not in MODEL_TYPES:
             raise JllamaError(
@@ -148,23 +149,10 @@ def refuse_unsupported(keys: Mapping[str, Any]) -> None:
         "rope_parameters",
         "original_max_position_embeddings",
         "layer_types",
-        "use_sliding_window",
     }
     unknown = sorted(set(keys) - read - _NEUTRAL - set(_UNSUPPORTED))
     if unknown:
         warnings.warn(f"config.json: keys that jllama does not know: {', '.join(unknown)}", stacklevel=3)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JllamaError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise JllamaError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(keys, dict):
-        raise JllamaError(f"{path} holds no JSON object; it should be the model's config.json")
-    return keys
 
 
 def _hf_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +193,7 @@ def _hf_window(keys: Mapping[str, Any], mistral: bool) -> int | None:
     window = keys.get("sliding_window", 4096 if mistral else None)
     if not mistral and window is not None:
         raise JllamaError("config.json: model_type llama has no sliding_window; use model_type mistral")
-    return None if keys.get("use_sliding_window") is False else window
+    return window
 
 
 def _check(c: ModelConfig) -> None:
@@ -227,6 +215,8 @@ def _check(c: ModelConfig) -> None:
         raise JllamaError(f"config: head_dim={c.head_dim} must be even: RoPE rotates pairs")
     if c.head_dim == 2 and c.rope.rope_type == "dynamic":
         raise JllamaError("config: RoPE type dynamic needs a head_dim of 4 at least")
+    if c.rope.rope_type == "dynamic" and not c.max_position_embeddings * c.rope.factor < 2**31:
+        raise JllamaError(f"config: RoPE setting factor={c.rope.factor!r} stretches the context beyond 2^31")
     if not isinstance(c.rms_norm_eps, int | float) or not 0 <= c.rms_norm_eps < 1:
         raise JllamaError(f"config: rms_norm_eps={c.rms_norm_eps!r} must be a number from 0 to 1")
     if c.hidden_act not in ACTIVATIONS:

@@ -12,6 +12,11 @@ from pathlib import Path
 from jllama.errors import JllamaError
 
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
+# All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
+    *("chat_template*", "additional_chat_templates/*"),
+)
 _HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.gguf))?", re.ASCII)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jllama.errors import JllamaError
+from jllama.hub import TOKENIZER_FILES
 
 # Weights by their standard names only: many repositories carry them twice (*.bin, consolidated.*).
 PATTERNS = (
-    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template*", "model.safetensors.index.json"),
-    *("model.safetensors", "model-?????-of-?????.safetensors"),
+    *("config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt"),
+    *("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"),
 )
 PATIENCE = 10  # seconds without an answer
 

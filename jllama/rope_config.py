@@ -1,7 +1,6 @@
 """Every spelling of a RoPE configuration, brought to one `Rope`."""
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ _OPTIONAL = {
     ),
 }
 _IGNORED = ("finetuned",)  # YaRN's first models state it, and no code reads it
+LARGEST = 1e30  # of any number here: float32 still computes with it
 # GGUF's further knobs, with the value that leaves everything as it is.
 _GGUF_UNSUPPORTED = {
     "rope.scaling.attn_factor": 1.0,
@@ -91,8 +91,8 @@ def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: 
             if not isinstance(value, bool):
                 raise JllamaError(f"RoPE setting truncate={value!r} must be true or false")
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise JllamaError(f"RoPE setting {key}={value!r} must be a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+            raise JllamaError(f"RoPE setting {key}={value!r} must be a positive number, {LARGEST:g} at most")
     if rope_type == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
         raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")
     if rope_type == "yarn" and theta == 1:

@@ -78,7 +78,7 @@ def test_every_key_is_read():
     mistral = {"model_type": "mistral", "num_key_value_heads": 4}
     assert read(**mistral, sliding_window=7).sliding_window == 7
     assert read(**mistral, sliding_window=None).sliding_window is None
-    assert read(**mistral, sliding_window=7, use_sliding_window=False).sliding_window is None
+    assert read(**mistral, sliding_window=7, use_sliding_window=False).sliding_window == 7
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,8 @@ def test_rope_spellings(spelling, rope):
             "original_max_position_embeddings=0",
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim"),
+        *[({"rope_scaling": {"type": "dynamic", "factor": factor}}, "factor") for factor in (1e308, 1e25)],
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": {"factor": 8.0}}, "type"),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "full_attention"),

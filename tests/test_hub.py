@@ -134,6 +134,7 @@ class TestHub:
 
         wanted = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"}
         wanted |= {"tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
+        wanted |= {"added_tokens.json", "additional_chat_templates/rag.jinja"}
         wanted |= {"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"}
         twins = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.safetensors"}
         twins |= {"original/consolidated.00.pth", "onnx/model.onnx", "README.md", "x.Q4_0.gguf"}

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_files import KEYS, write_directory, write_gguf
 from checkpoint_generator import random_tensors
 from gguf import GGMLQuantizationType as GgmlType
+from tiny_checkpoint import write_tiny_model
 
 import jllama
 from jllama.checkpoint import automatic_mode, load_params, read_config
@@ -18,6 +19,7 @@ from jllama.errors import JllamaError
 from jllama.hub import resolve
 from jllama.layers.quantized import QTensor, dequantize
 from jllama.quantization import Scheme, quantize
+from jllama.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,29 @@ def test_a_saved_model_is_the_one_that_was_quantised(checkpoint, tmp_path, mode)
     leaves = zip(quantized_leaves(packed), quantized_leaves(params), strict=True)
     for theirs, ours in leaves:
         np.testing.assert_array_equal(dequantize(theirs), dequantize(ours))
+
+
+def test_a_saved_model_keeps_all_that_its_tokenizer_reads(tmp_path):
+    """Its ids that config.json alone states, and templates in a directory of their own."""
+    model = write_tiny_model(tmp_path / "tiny", bos_token_id=5, eos_token_id=[7, 9])
+    (model / "tokenizer").mkdir()
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    (model / "added_tokens.json").write_text("{}")
+    files = resolve(str(model))
+    config = read_config(files)
+    save(
+        files,
+        config,
+        load_params(files, config, "float32", quantize="int8", pack=False),
+        tmp_path / "q",
+        "int8",
+    )
+    before, after = Tokenizer.from_dir(model), Tokenizer.from_dir(tmp_path / "q")
+    assert after.eos_ids == before.eos_ids == {7, 9, 256}
+    assert after.bos_id == before.bos_id == 5
+    assert set(after.chat_templates) == {"rag"}
+    assert (tmp_path / "q" / "added_tokens.json").is_file()
 
 
 def quantized_leaves(params):

@@ -23,14 +23,15 @@ from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.output import appearing, check_free
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.hub import TOKENIZER_GGUF, ModelFiles
+from jllama.hub import TOKENIZER_FILES, TOKENIZER_GGUF, ModelFiles
+from jllama.json_files import read_object
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Params
 
 METHOD = "jllama"  # config.json: quantization_config.quant_method
 WEIGHTS = "model.safetensors"
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
+_TOKENIZER_KEYS = ("bos_token_id", "eos_token_id")  # of config.json: some models state them nowhere else
 
 
 def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, mode: str) -> None:
@@ -49,15 +50,17 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
     check_free(output)
     with appearing(output) as directory:
         _copy_tokenizer(files, directory)
-        (directory / "config.json").write_text(json.dumps(_config_keys(config, mode), indent=2) + "\n")
+        (directory / "config.json").write_text(json.dumps(_config_keys(files, config, mode), indent=2) + "\n")
         save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
 
 
-def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
+def _config_keys(files: ModelFiles, config: ModelConfig, mode: str) -> dict[str, Any]:
     model_type = "mistral" if config.sliding_window else "llama"
     quantization = {"quant_method": METHOD, "mode": mode, "version": 1}
+    given = read_object(files.config_path) if files.directory else {}
     return {
         "model_type": model_type,
+        **{key: given[key] for key in _TOKENIZER_KEYS if key in given},
         "quantization_config": quantization,
         METHOD: dataclasses.asdict(config),
     }
@@ -68,9 +71,11 @@ def _copy_tokenizer(files: ModelFiles, target: Path) -> None:
         copy_gguf_fields(files.gguf, target / TOKENIZER_GGUF)
         return
     assert files.directory is not None
-    for pattern in _TOKENIZER_FILES:
-        for file in files.directory.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+    for file in (found for pattern in TOKENIZER_FILES for found in files.directory.glob(pattern)):
+        if file.is_file():
+            copy = target / file.relative_to(files.directory)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _arrays(params: Params) -> dict[str, np.ndarray]:
@@ -94,11 +99,11 @@ def saved_config(directory: Path) -> ModelConfig | None:
       JllamaError: it says that it is one and breaks the format.
     """
     try:
-        keys = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        keys = read_object(directory / "config.json")
         quantization = keys.get("quantization_config") or {}
         if quantization.get("quant_method") != METHOD:
             return None
-    except (OSError, ValueError, AttributeError):
+    except (JllamaError, AttributeError):
         return None
     try:
         fields = dict(keys[METHOD])
