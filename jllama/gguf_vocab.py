@@ -94,6 +94,7 @@ def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
         token_bytes=lambda token: byte_level(tokens[token]) if token < len(tokens) else b"",
         drop_blanks=0,
         size=len(tokens),
+        base_size=len(tokens),
         ids=ids,
         specials={
             token: Special(text=token, id=at)

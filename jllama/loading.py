@@ -70,7 +70,7 @@ def load(
     runtime.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"

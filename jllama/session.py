@@ -19,7 +19,7 @@ from jllama.sampling import Sampling
 from jllama.settings import GenerationSettings
 
 DEFAULT_MAX_SEQ_LEN = 2048
-STOP_ID_SLOTS = 32  # a fixed number, so that another tokenizer compiles nothing
+STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
 
 
 class Session:
@@ -122,7 +122,6 @@ class Session:
         cache = self._take_cache(reused)
         logits, cache = engine.prefill(model.config, model.params, cache, [prompt[reused:]])
         V = model.config.vocab_size
-        stop_ids = [] if settings.ignore_eos else sorted(model.tokenizer.eos_ids)
         limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
         state, first = engine.start_decode(
             cache,
@@ -132,10 +131,17 @@ class Session:
             np.array([len(prompt)], np.int32),
             np.array([divmod(settings.seed or 0, 2**32)], np.uint32),
             np.array([limit], np.int32),
-            _padded_row(stop_ids, STOP_ID_SLOTS)[0],
+            self._stop_row(settings),
         )
         self.result.reused_tokens = reused
         return engine.Decoder(model.config, model.params, state, first)
+
+    def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
+        """int32 `[a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
+        known = range(self.model.config.vocab_size)
+        ids = [] if settings.ignore_eos else [i for i in sorted(self.model.tokenizer.eos_ids) if i in known]
+        size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
+        return _padded_row(ids, size)[0]
 
     def _take_cache(self, count: int) -> KVCache:
         """The cache with its first `count` positions. It is the engine's now: until `_keep` we have none."""

@@ -59,6 +59,7 @@ class SpmModel:
             token_bytes=lambda token: metaspace(pieces.get(token, "")),
             drop_blanks=int(self.add_prefix),
             size=max(pieces, default=-1) + 1,
+            base_size=len(self.pieces),
             ids=ids,
             specials=special | dict(extra),
         )

@@ -21,6 +21,8 @@ class Tokenizer:
 
     Attributes:
         vocab_size: the highest token id plus one.
+        base_vocab_size: the size without tokens that were added to the finished vocabulary, some of which
+            the model may not know.
         bos_id: the token that begins a text, if the model has one.
         eos_ids: every token that ends an answer: those of config.json, generation_config.json,
             tokenizer_config.json or of the GGUF (eos, eot, eom), tokens such as `<|endoftext|>`,
@@ -37,7 +39,7 @@ class Tokenizer:
             skipped=[special.id for special in vocabulary.specials.values()],
             drop_blanks=vocabulary.drop_blanks,
         )
-        self.vocab_size = vocabulary.size
+        self.vocab_size, self.base_vocab_size = vocabulary.size, vocabulary.base_size
         self.bos_id = settings.bos_id
         self.eos_ids = settings.eos_ids
         self.chat_templates = settings.templates

@@ -33,6 +33,7 @@ class Vocabulary:
     token_bytes: Callable[[int], bytes]
     drop_blanks: int  # blanks that decoding drops at the start of a text
     size: int  # the highest id plus one
+    base_size: int  # without tokens that were added to the finished vocabulary
     ids: Mapping[str, int]
     specials: Mapping[str, Special]
 

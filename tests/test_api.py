@@ -80,6 +80,15 @@ def test_mistakes_are_named(base, instruct):
             jllama.load(base.name, **arguments)
 
 
+def test_a_token_added_without_an_embedding_does_no_harm_until_it_is_said(tmp_path):
+    model = jllama.load(str(write_tiny_model(tmp_path / "tiny", vocab_size=256)), dtype="float32")
+    assert model.tokenizer.vocab_size == 257
+    assert len(jllama.Session(model).model.tokenizer.eos_ids) == 1
+    assert jllama.generate(model, "Once", max_new_tokens=3)
+    with pytest.raises(jllama.JllamaError, match="token 256; the vocabulary goes from 0 to 255"):
+        jllama.generate(model, model.tokenizer.encode(END, parse_special=True))
+
+
 def test_one_stop_string_needs_no_list(base):
     whole = jllama.generate(base, "Once", **SETTINGS)
     assert jllama.generate(base, "Once", stop=whole[5], **SETTINGS) == whole[: whole.index(whole[5])]

@@ -111,6 +111,12 @@ def test_end_of_text(session):
         assert (result.token_ids, result.finish_reason, result.text) == ([end] * count, reason, "")
 
 
+def test_any_number_of_ids_may_end_a_text(session, monkeypatch):
+    monkeypatch.setattr(session.model.tokenizer, "eos_ids", frozenset([*range(40), -1, 5000, 2**40]))
+    result = run(session, PROMPT, logit_bias={39: 1000.0}, ignore_eos=False)
+    assert (result.token_ids, result.finish_reason) == ([39], "stop")
+
+
 def test_the_cache_is_filled_to_its_end_and_no_further(session):
     result = run(session, PROMPT, max_new_tokens=1000)
     assert result.prompt_tokens + result.generated_tokens == session.max_seq_len

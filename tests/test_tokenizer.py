@@ -104,9 +104,28 @@ def test_tokenizer_json_gives_the_librarys_ids_and_text(story, story_dir):
         ({"tokenizer__json": "{}"}, "tokenizer.json"),
         ({"tokenizer__model": "hello, world"}, "SentencePiece"),
         ({"tokenizer__model": ""}, "SentencePiece"),
-        ({"tokenizer__json": byte_level_json(), "tokenizer_config__json": "]"}, "readable JSON"),
+        ({"tokenizer__json": byte_level_json(), "tokenizer_config__json": "]"}, "is not JSON"),
         ({"tokenizer__json": byte_level_json(), "tokenizer_config": []}, "no JSON object"),
-        ({"tokenizer__json": byte_level_json(), "config": [1]}, "damaged"),
+        ({"tokenizer__json": byte_level_json(), "config": [1]}, "config.json holds no JSON object"),
+        (
+            {"tokenizer__json": byte_level_json(), "generation_config": [1]},
+            "^[^ ]*generation_config.json holds no JSON object",
+        ),
+        *[
+            (
+                {"tokenizer__json": byte_level_json(), f"{name}__json": "[" * 200_000},
+                f"{name}.json .*too deep",
+            )
+            for name in ("config", "generation_config", "tokenizer_config")
+        ],
+        *[
+            (
+                {"tokenizer__json": byte_level_json(), "generation_config": {"eos_token_id": given}},
+                "generation_config.json: eos_token_id=.* must be a token id",
+            )
+            for given in ([2, "x"], 2.5, [[1]], True)
+        ],
+        ({"tokenizer__json": byte_level_json(added=[("<s>", True)], bos="<s>", unknown="8")}, "names '8'"),
         (
             {"tokenizer__json": byte_level_json(), "tokenizer_config": {"chat_template": [1]}},
             "damaged",

@@ -22,7 +22,7 @@ KEYS: dict[str, Any] = BASE | dict(
 
 def write_tiny_model(directory: Path, *, template: str | None = None, **changes: Any) -> Path:
     """A directory in Hugging Face's layout; `changes` go into its config.json."""
-    write_directory(directory, KEYS | changes, random_tensors(KEYS))
+    write_directory(directory, KEYS | changes, random_tensors(KEYS | changes))
     byte_characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({text: at for at, text in enumerate(byte_characters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

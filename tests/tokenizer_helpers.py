@@ -63,8 +63,11 @@ def spm_directory(path, name, **files):
     return path
 
 
-def byte_level_json(*, added=(), bos=None, prepend=None):
-    """A byte-level tokenizer of single bytes, its added tokens after them."""
+def byte_level_json(*, added=(), bos=None, unknown=None):
+    """A byte-level tokenizer of single bytes, its added tokens after them.
+
+    It puts `bos` before a text, by a rule that names the token `unknown` instead if there is one.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,4 +76,8 @@ def byte_level_json(*, added=(), bos=None, prepend=None):
     if bos:
         pair = (bos, inner.token_to_id(bos))
         inner.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[pair])
-    return inner.to_str()
+    text = inner.to_str()
+    if unknown is None:
+        return text
+    rule = '{"SpecialToken":{"id":"'
+    return text.replace(f'{rule}{bos}"', f'{rule}{unknown}"')
