@@ -175,6 +175,13 @@ def test_shards(tmp_path, tensors):
     load(directory)
 
 
+def test_an_index_left_beside_the_single_file_is_not_read(tmp_path, tensors):
+    directory = write_shards(tmp_path / "m", KEYS, tensors)
+    for shard in directory.glob("*.safetensors"):
+        shard.unlink()
+    load(write_directory(directory, KEYS, tensors))
+
+
 def test_directories_without_safetensors(tmp_path):
     directory = write_directory(tmp_path / "m", KEYS, {})
     (directory / "model.safetensors").unlink()

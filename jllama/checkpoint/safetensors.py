@@ -46,12 +46,12 @@ def open_safetensors(directory: Path) -> Checkpoint:
 
 
 def _files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.exists():
-        return _shards(index)
-    found = sorted(directory.glob("*.safetensors"))
-    if directory / SINGLE in found:
+    """The single file where there is one, as in Hugging Face's own code: an index beside it is a relic."""
+    if (directory / SINGLE).is_file():
         return [directory / SINGLE]
+    if (directory / INDEX).exists():
+        return _shards(directory / INDEX)
+    found = sorted(directory.glob("*.safetensors"))
     if len(found) > 1:
         raise JllamaError(f"{directory} holds {len(found)} safetensors files but no {INDEX}; download it too")
     if not found:
