@@ -7,6 +7,7 @@ from typing import Any
 
 import command_line
 from absl import flags
+from bench_tests import parse_tests
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
@@ -15,11 +16,12 @@ flags.DEFINE_string("random_config", None, "Instead of --model: random weights f
 flags.DEFINE_list("tests", ["pp512", "pp2048", "tg128", "tg128@d1024"], "What to measure.")
 flags.DEFINE_list("batch_sizes", ["1"], "Rows of the generation tests.")
 flags.DEFINE_integer("repetitions", 5, "Of each test, after a warm-up.", lower_bound=1, upper_bound=1000)
-flags.DEFINE_integer("seed", 0, "Of random weights and prompts.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Of random weights and prompts.", lower_bound=0, upper_bound=2**63 - 1)
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
 flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
 command_line.define_model_flags()
+command_line.define_quantize_flag()
 
 
 def main() -> None:
@@ -27,6 +29,7 @@ def main() -> None:
     batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
     if not FLAGS.tests or not batches:
         raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
+    tests = parse_tests(FLAGS.tests, batches)
     if FLAGS.json and FLAGS.markdown:
         raise JllamaError("give --json or --markdown, not both")
     if FLAGS.profile:
@@ -36,7 +39,7 @@ def main() -> None:
     import jax
     import measure
 
-    tests = measure.parse_tests(FLAGS.tests, batches)
+    measure.check_memory(config, FLAGS.dtype, tests)
     limits = measure.ceilings(FLAGS.dtype, jax.devices()[0].platform)
     rows = []
     for test in tests:
@@ -47,6 +50,7 @@ def main() -> None:
         profile(config, params, tests)
     report = {
         **environment(name),
+        "weight_bits": measure.weight_bits(params),
         "read_gb_per_second": limits.read_bytes_per_second / 1e9,
         "matrix_tflops": limits.matrix_flops_per_second / 1e12,
         "compile_seconds": sum(compiled),
@@ -68,14 +72,32 @@ def load() -> tuple[str, Any, Any]:
     from jllama.config import ModelConfig
 
     runtime.configure(FLAGS.device)
+    config = ModelConfig.from_hf(Path(FLAGS.random_config))
+    return f"random {Path(FLAGS.random_config).stem}", config, random_weights(config)
+
+
+def random_weights(config: Any) -> Any:
+    """Random weights, quantised as `load` would quantise a checkpoint's."""
+    import jax
+
+    from jllama.checkpoint.converters import placed
+    from jllama.checkpoint.layout import layout
+    from jllama.checkpoint.names import EMBED, HEAD
+    from jllama.quantization import SCHEMES, quantize
     from jllama.random_params import random_params
 
-    config = ModelConfig.from_hf(Path(FLAGS.random_config))
-    return (
-        f"random {Path(FLAGS.random_config).stem}",
-        config,
-        random_params(config, FLAGS.dtype, seed=FLAGS.seed),
-    )
+    params = random_params(config, FLAGS.dtype, seed=FLAGS.seed)
+    if FLAGS.quantize not in SCHEMES:
+        return params
+    matrices, tables = SCHEMES[FLAGS.quantize]
+
+    def shrink(leaf: Any, array: Any) -> Any:
+        name = leaf.parts[0].name
+        if len(leaf.shape) < 2 or name.endswith("bias"):
+            return array
+        return placed(quantize(array, tables if name in (EMBED, HEAD) else matrices))
+
+    return jax.tree.map(shrink, layout(config), params)
 
 
 def profile(config: Any, params: Any, tests: list[Any]) -> None:
@@ -98,6 +120,7 @@ def environment(name: str) -> dict[str, Any]:
     return {
         "model": name,
         "dtype": FLAGS.dtype,
+        "quantize": FLAGS.quantize,
         "device": describe_device(),
         "jllama": __version__,
         "jax": jax.__version__,
@@ -151,7 +174,7 @@ def about(report: dict[str, Any]) -> str:
         (row["weight_bytes_per_step"] for row in report["tests"] if "weight_bytes_per_step" in row), 0
     )
     parts = [
-        f"{report['model']} · {report['dtype']} · {report['device']}",
+        f"{report['model']} · {report['dtype']} · {weights_of(report)} · {report['device']}",
         f"jllama {report['jllama']} · jax {report['jax']}",
         f"seed {report['seed']} · median of {report['repetitions']} · {report['date']}\nceilings:",
         f"reads {report['read_gb_per_second']:,.1f} GB/s",
@@ -161,6 +184,12 @@ def about(report: dict[str, Any]) -> str:
         f"peak memory {report['peak_memory_mib']:,.0f} MiB",
     ]
     return " · ".join(parts).replace("ceilings: ·", "ceilings:")
+
+
+def weights_of(report: dict[str, Any]) -> str:
+    """How the weights were stored, and what asked for it."""
+    bits = " and ".join(map(str, report["weight_bits"]))
+    return f"weights of {bits} bit ({report['quantize']})" if bits else "weights not quantised"
 
 
 if __name__ == "__main__":

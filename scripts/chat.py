@@ -27,6 +27,7 @@ flags.DEFINE_string("load", None, "Go on with a conversation that /save wrote.")
 flags.DEFINE_bool("markdown", True, "Show Markdown as styles, where the terminal can.")
 command_line.define_answer_flags()
 command_line.define_model_flags()
+command_line.define_quantize_flag()
 command_line.define_sampling_flags()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import chat_text
+import streams
 from command_line import INTERRUPTED, USER_ERROR, say
 
 from jllama.conversation import Conversation
@@ -45,7 +46,7 @@ def run(
 
 def stdin_lines() -> Iterator[str]:
     """The lines that are not blank, as they come. Bytes that are no UTF-8 become U+FFFD."""
-    lines: Iterable[bytes] = sys.stdin.buffer
+    lines: Iterable[bytes] = streams.standard_input()
     for line in lines:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if text.strip():

@@ -1,6 +1,7 @@
 """What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,20 +25,18 @@ def define_model_flags() -> None:
     )
     flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
+    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
+    flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
+
+
+def define_quantize_flag() -> None:
+    """How the weights are stored while they run."""
     flags.DEFINE_enum(
         "quantize",
         "auto",
         ["auto", "none", "int8", "int4"],
         "auto: a GGUF's own 4 and 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
     )
-    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
-    flags.DEFINE_integer(
-        "max_seq_len",
-        None,
-        "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
-        lower_bound=2,
-    )
-    flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
 
 
 def define_answer_flags() -> None:
@@ -45,6 +44,12 @@ def define_answer_flags() -> None:
     flags.DEFINE_string("system", None, "The system message, for a chat template.")
     flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
     flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
+    flags.DEFINE_integer(
+        "max_seq_len",
+        None,
+        "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
+        lower_bound=2,
+    )
 
 
 def define_sampling_flags() -> None:
@@ -89,8 +94,11 @@ def _logit_bias(pairs: list[str]) -> dict[int, float]:
         raise JllamaError(f"--logit_bias={' '.join(pairs)}: give TOKEN_ID=VALUE, such as 42=-1.5") from None
 
 
-def load_model() -> Any:
+def load_model(quantize: str | None = None) -> Any:
     """The model that the flags name; says on stderr what it is if `--verbose`.
+
+    Args:
+      quantize: instead of what `--quantize` says.
 
     Raises:
       JllamaError: no model is named, or it can't be loaded.
@@ -103,7 +111,7 @@ def load_model() -> Any:
         FLAGS.model,
         dtype=FLAGS.dtype,
         device=FLAGS.device,
-        quantize=FLAGS.quantize,
+        quantize=quantize or FLAGS.quantize,
         sha256=FLAGS.model_sha256,
         progress=True,
     )
@@ -132,13 +140,13 @@ def banner(model: Any) -> str:
 
 
 def positive(text: str, flag: str) -> int:
-    """A whole number from 1 on.
+    """A whole number from 1 to 99999.
 
     Raises:
       JllamaError: it is none.
     """
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise JllamaError(f"{flag}={text}: give whole numbers from 1 on")
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", text.strip()):
+        raise JllamaError(f"{flag}={text[:40]}: give whole numbers from 1 to 99999")
     return int(text)
 
 
@@ -157,11 +165,11 @@ def count_compile_seconds() -> list[float]:
 
 
 def run(main: Callable[[], int | None], usage: str) -> None:
-    """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
     interrupts.catch()
     code = _guarded(main, usage)
-    if code == INTERRUPTED:
-        interrupts.leave()
+    if code in (INTERRUPTED, interrupts.TERMINATED):
+        interrupts.leave(code)
     sys.exit(code)
 
 
@@ -177,6 +185,8 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit:
+        return interrupts.TERMINATED
     except BrokenPipeError:
         streams.settle_stdout()
         return PIPE_CLOSED
@@ -204,8 +214,8 @@ def explanation(error: Exception) -> str | None:
     """What to tell the user of an error that no code of ours foresaw; None: a bug, to be shown whole."""
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})"
+    if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
+        return f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][-120:]})"
     if isinstance(error, OSError) and error.errno is not None:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
             return f"cannot write the output: {error.strerror}"

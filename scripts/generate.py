@@ -1,24 +1,28 @@
 """Continues or answers one prompt: `python scripts/generate.py --flagfile=configs/smollm2.cfg`."""
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import command_line
+import streams
 from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
 
 flags.DEFINE_string("prompt", None, "What to continue or answer.")
-flags.DEFINE_string("prompt_file", None, "Read the prompt from this UTF-8 file; - for standard input.")
+flags.DEFINE_string(
+    "prompt_file",
+    None,
+    "Read the prompt from this UTF-8 file, line ends as they are; - for standard input.",
+)
 flags.DEFINE_bool(
     "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
 )
 command_line.define_answer_flags()
 command_line.define_model_flags()
+command_line.define_quantize_flag()
 command_line.define_sampling_flags()
 
 
@@ -80,16 +84,7 @@ def _prompt_text() -> str:
         raise JllamaError("give the prompt with --prompt or --prompt_file, one of them")
     if FLAGS.prompt is not None:
         return FLAGS.prompt
-    try:
-        if FLAGS.prompt_file == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        return Path(FLAGS.prompt_file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise JllamaError(
-            f"{FLAGS.prompt_file} is not UTF-8 (byte {error.start}): convert it, for instance with iconv"
-        ) from None
-    except OSError as error:
-        raise JllamaError(f"cannot read {FLAGS.prompt_file}: {error.strerror}") from None
+    return streams.read_text(FLAGS.prompt_file)
 
 
 def summary(result: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: a KeyboardInterrupt where that is safe, or else a quiet end."""
+"""Ctrl-C and SIGTERM at any moment: an exception where that is safe, or else a quiet end."""
 
 import contextlib
 import os
@@ -7,30 +7,34 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-EXIT_CODE = 130
+EXIT_CODE, TERMINATED = 130, 143
 
 
 def catch() -> None:
-    """From now on Ctrl-C is a KeyboardInterrupt wherever that is safe."""
+    """From now on Ctrl-C is a KeyboardInterrupt and SIGTERM a SystemExit, wherever that is safe."""
     signal.signal(signal.SIGINT, _raise_or_leave)
     signal.signal(signal.SIGALRM, _raise_or_leave)
+    signal.signal(signal.SIGTERM, _raise_or_leave)
     sys.unraisablehook = _again
 
 
-def leave() -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Ends the process at once: Python takes itself down piece by piece, and a JAX cut off crashes there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         sys.stdout.flush()
-    os._exit(EXIT_CODE)
+    os._exit(code)
 
 
 def _raise_or_leave(number: int, frame: FrameType | None) -> None:
     """Raises, but not inside an import: NumPy's and JAX's C code turn that into an ImportError or a crash."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os._exit(EXIT_CODE)
+            os._exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
         frame = frame.f_back
+    if number == signal.SIGTERM:
+        raise SystemExit(TERMINATED)
     raise KeyboardInterrupt
 
 
@@ -38,5 +42,7 @@ def _again(unraisable: Any) -> None:
     """What a destructor or a callback of the collector raises gets lost there: Ctrl-C comes once more."""
     if unraisable.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
+    elif unraisable.exc_type is SystemExit:
+        os._exit(TERMINATED)
     else:
         sys.__unraisablehook__(unraisable)

@@ -28,18 +28,20 @@ def main() -> None:
     if math.isnan(FLAGS.scale):
         raise JllamaError("--scale=nan: give a number from 0 to 1000")
     shard_bytes = size_in_bytes(FLAGS.shard_size) if FLAGS.shard_size else None
+    from jllama.checkpoint.output import output_directory
     from jllama.checkpoint.random_weights import write_random_checkpoint
 
+    output = output_directory(FLAGS.output)
     write_random_checkpoint(
         Path(FLAGS.config),
-        Path(FLAGS.output),
+        output,
         dtype=FLAGS.dtype,
         seed=FLAGS.seed,
         scale=FLAGS.scale,
         shard_bytes=shard_bytes,
         tokenizer=Path(FLAGS.tokenizer) if FLAGS.tokenizer else None,
     )
-    say(f"wrote {FLAGS.output}")
+    say(f"wrote {output}")
 
 
 def size_in_bytes(text: str) -> int:
@@ -48,10 +50,10 @@ def size_in_bytes(text: str) -> int:
     Raises:
       JllamaError: no such size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]?)B?", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:
-        raise JllamaError(f"--shard_size={text}: give a size such as 2GB or 500MB")
+        raise JllamaError(f"--shard_size={text[:40]}: give a size such as 2GB or 500MB")
     return size
 
 

@@ -1,7 +1,6 @@
 """What `bench.py` measures: prompt processing, generation, and the machine's own ceilings."""
 
 import dataclasses
-import re
 import resource
 import statistics
 import time
@@ -11,46 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_tests import Test
 
-from jllama import engine
+from jllama import engine, memory, sizes
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
+from jllama.layers.quantized import QTensor
 from jllama.model import Params
 from jllama.sampling import Sampling
 
 CACHE_STEP = 256  # cache lengths are multiples of this
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Test:
-    """`pp512`: a prompt of 512 tokens. `tg128@d1024`: 128 tokens generated behind 1024 others."""
-
-    kind: str  # "pp" or "tg"
-    count: int
-    depth: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        depth = f" @ d{self.depth}" if self.depth else ""
-        return f"{self.kind}{self.count}{depth}"
-
-
-def parse_tests(names: list[str], batches: list[int]) -> list[Test]:
-    """The tests of `--tests`; batch sizes multiply the generation tests, prompts run alone.
-
-    Raises:
-      JllamaError: a name that is no test.
-    """
-    tests = []
-    for name in names:
-        match = re.fullmatch(r"(pp|tg)(\d+)(?:@d(\d+))?", name)
-        if not match or int(match[2]) < 2:
-            raise JllamaError(f"--tests: {name!r} is no test; write pp512, tg128 or tg128@d1024")
-        for batch in batches if match[1] == "tg" else [1]:
-            tests.append(Test(kind=match[1], count=int(match[2]), depth=int(match[3] or 0), batch=batch))
-    return tests
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +72,31 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def check_memory(config: ModelConfig, dtype: str, tests: list[Test]) -> None:
+    """Refuses tests whose cache the device has no room for, before the first of them runs.
+
+    Raises:
+      JllamaError: says which.
+    """
+    there = memory.available_bytes()
+    for test in tests:
+        needed = sizes.cache_bytes(config, batch=test.batch, max_len=_cache_length(test), dtype=dtype)
+        if there is not None and needed > there:
+            raise JllamaError(
+                f"{test.name}, batch {test.batch}: its cache needs {needed / memory.GIB:,.2f} GiB and the "
+                f"device has {there / memory.GIB:.2f} GiB left: choose smaller --tests or --batch_sizes"
+            )
+
+
+def _cache_length(test: Test) -> int:
+    length = test.depth + test.count + engine.BLOCK + 1
+    return -(-length // CACHE_STEP) * CACHE_STEP
+
+
 def run_test(config: ModelConfig, params: Params, test: Test, repetitions: int, seed: int) -> dict[str, Any]:
     """Seconds of each repetition after a warm-up, and what they mean."""
     dtype = str(params.norm.dtype)
-    length = test.depth + test.count + engine.BLOCK + 1
-    max_len = -(-length // CACHE_STEP) * CACHE_STEP
-    cache = KVCache.empty(config, batch=test.batch, max_len=max_len, dtype=dtype)
+    cache = KVCache.empty(config, batch=test.batch, max_len=_cache_length(test), dtype=dtype)
     rng = np.random.default_rng(seed)
     once = _prefill_once if test.kind == "pp" else _generate_once
     _, cache = once(config, params, test, cache, rng)
@@ -186,6 +175,12 @@ def weight_bytes(params: Params) -> int:
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     table = sum(leaf.nbytes for leaf in jax.tree.leaves(params.embed_tokens))
     return total if params.lm_head is None else total - table
+
+
+def weight_bits(params: Params) -> list[int]:
+    """In how many bits the quantised weights are stored; empty: none is quantised."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return sorted({leaf.bits for leaf in leaves if isinstance(leaf, QTensor)})
 
 
 def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:

@@ -4,18 +4,20 @@ import json
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import command_line
+import streams
 from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
 
-flags.DEFINE_string("text", None, "A UTF-8 text file.")
+flags.DEFINE_string("text", None, "A UTF-8 text file, read as it is; - for standard input.")
 flags.DEFINE_list(
-    "modes", ["none", "int8", "int4"], "Values of --quantize to compare, the first with the rest."
+    "modes",
+    ["none", "int8", "int4"],
+    "Values of --quantize to compare, the first with the rest.",
 )
 flags.DEFINE_integer("window", 512, "Tokens of each independent piece of the text.", lower_bound=8)
 flags.DEFINE_bool("json", False, "Print one JSON object.")
@@ -29,8 +31,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     reference = None
     for mode in FLAGS.modes:
-        FLAGS.quantize = mode
-        model = command_line.load_model()
+        model = command_line.load_model(mode)
         ids = model.tokenizer.encode(text)
         if len(ids) < 16:
             raise JllamaError(f"{FLAGS.text} has {len(ids)} tokens: too short to measure anything")
@@ -39,20 +40,33 @@ def main() -> None:
         rows.append(row(mode, model, losses, agreement(best, reference)))
         say(f"{mode}: perplexity {rows[-1]['perplexity']:.3f}")
         del model
-    print(json.dumps({"text": FLAGS.text, "tokens": len(ids), "rows": rows}) if FLAGS.json else table(rows))
+    report = {"text": FLAGS.text, "tokens": len(ids), "rows": [finite(r) for r in rows]}
+    print(json.dumps(report) if FLAGS.json else table(rows))
 
 
 def check_modes() -> None:
     """Before the first is measured, for minutes.
 
     Raises:
-      JllamaError: none, or one that does not exist.
+      JllamaError: none, one that does not exist, or one that would change what is quantised already.
     """
     from jllama.loading import QUANTIZE_MODES
 
     unknown = [mode for mode in FLAGS.modes if mode not in QUANTIZE_MODES]
     if unknown or not FLAGS.modes:
         raise JllamaError(f"--modes={','.join(FLAGS.modes)}: choose among {', '.join(QUANTIZE_MODES)}")
+    if FLAGS.model and set(FLAGS.modes) != {"auto"} and is_quantized(FLAGS.model):
+        raise JllamaError(f"{FLAGS.model} is quantised already: give --modes=auto")
+
+
+def is_quantized(model: str) -> bool:
+    """Whether the model is a directory of `quantize.py`'s."""
+    from jllama.hub import resolve
+
+    files = resolve(model, sha256=FLAGS.model_sha256)
+    from jllama.checkpoint.saved import is_saved
+
+    return is_saved(files)
 
 
 def read_text() -> str:
@@ -63,10 +77,7 @@ def read_text() -> str:
     """
     if not FLAGS.text:
         raise JllamaError("no text: give --text=FILE")
-    try:
-        return Path(FLAGS.text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JllamaError(f"cannot read {FLAGS.text} as UTF-8 text: {error}") from None
+    return streams.read_text(FLAGS.text)
 
 
 def measure(model: Any, ids: list[int], window: int) -> tuple[list[float], list[int]]:
@@ -136,20 +147,31 @@ def row(mode: str, model: Any, losses: list[float], top1: float) -> dict[str, An
     return {
         "mode": mode,
         "dtype": model.dtype,
-        "perplexity": math.exp(mean),
-        "standard_error": math.exp(mean) * spread,
+        "loss": mean,
+        "perplexity": exponential(mean),
+        "standard_error": exponential(mean) * spread,
         "top1_agreement": top1,
         "weights_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) / 2**20,
     }
 
 
+def exponential(loss: float) -> float:
+    """`math.exp`, infinite where that overflows."""
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+def finite(r: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for what is infinite or no number: JSON has neither."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in r.items()}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a person."""
     lines = ["mode   dtype      perplexity  ± std. error  vs first  same top-1  weights MiB"]
-    first = rows[0]["perplexity"]
+    first = rows[0]["loss"]
     lines += [
         f"{r['mode']:6} {r['dtype']:9} {r['perplexity']:11.3f}  {r['standard_error']:12.3f}  "
-        f"{r['perplexity'] / first - 1:+8.2%}  {r['top1_agreement']:10.1%}  {r['weights_mib']:11.1f}"
+        f"{exponential(r['loss'] - first) - 1:+8.2%}  {r['top1_agreement']:10.1%}  {r['weights_mib']:11.1f}"
         for r in rows
     ]
     return "\n".join(lines)

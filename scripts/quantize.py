@@ -1,8 +1,5 @@
 """Quantises a model once: `python scripts/quantize.py --model=REFERENCE --quantize=int4 --output=DIR`."""
 
-from pathlib import Path
-from typing import Any
-
 import command_line
 from absl import flags
 from command_line import FLAGS, say
@@ -13,6 +10,7 @@ flags.DEFINE_string(
     "output", None, "The directory to write; --model loads it. It must not exist, or be empty."
 )
 command_line.define_model_flags()
+command_line.define_quantize_flag()
 
 
 def main() -> None:
@@ -23,33 +21,25 @@ def main() -> None:
         raise JllamaError(
             "--quantize=none quantises nothing; use int8, int4, or auto for a GGUF's own blocks"
         )
+    from measure import weight_bits
+
     from jllama import runtime
     from jllama.checkpoint import load_params, read_config
-    from jllama.checkpoint.output import check_free
+    from jllama.checkpoint.output import output_directory
     from jllama.checkpoint.saved import is_saved, save
     from jllama.hub import resolve
 
     runtime.configure(FLAGS.device)
-    check_free(Path(FLAGS.output))
+    output = output_directory(FLAGS.output)
     files = resolve(FLAGS.model, sha256=FLAGS.model_sha256)
     if is_saved(files):
         raise JllamaError(f"{FLAGS.model} is quantised already: quantise the model that it was made of")
     config = read_config(files)
     params = load_params(files, config, FLAGS.dtype, quantize=FLAGS.quantize, pack=False)
-    if not is_quantized(params):
+    if not weight_bits(params):
         raise JllamaError(f"{FLAGS.model} holds no 8- or 4-bit blocks to keep: give --quantize=int8 or int4")
-    save(files, config, params, Path(FLAGS.output), FLAGS.quantize)
-    say(f"wrote {FLAGS.output}")
-
-
-def is_quantized(params: Any) -> bool:
-    """Whether any weight is stored in 8 or 4 bits."""
-    import jax
-
-    from jllama.layers.quantized import QTensor
-
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    return any(isinstance(leaf, QTensor) for leaf in leaves)
+    save(files, config, params, output, FLAGS.quantize)
+    say(f"wrote {output}")
 
 
 if __name__ == "__main__":

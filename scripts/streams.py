@@ -3,7 +3,8 @@
 import os
 import sys
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from jllama.errors import JllamaError
 
@@ -31,6 +32,37 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
     say(f"warning: {message}")
     drop_damaged_programs(str(message))
+
+
+def standard_input() -> BinaryIO:
+    """The bytes of standard input.
+
+    Raises:
+      JllamaError: it is closed.
+    """
+    if sys.stdin is None:
+        raise JllamaError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def read_text(name: str) -> str:
+    """A text as its bytes say it, line ends included, but without a byte order mark.
+
+    Args:
+      name: a file in UTF-8, or `-` for standard input.
+
+    Raises:
+      JllamaError: it can't be read, or not as UTF-8.
+    """
+    try:
+        data = standard_input().read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise JllamaError(
+            f"{name} is not UTF-8 (byte {error.start}): convert it, for instance with iconv"
+        ) from None
+    except OSError as error:
+        raise JllamaError(f"cannot read {name}: {error.strerror}") from None
 
 
 def settle_stdout() -> None:

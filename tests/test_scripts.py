@@ -108,6 +108,17 @@ def test_prompts_from_files(generate, server, tmp_path):
     assert expected["prompt_tokens"] == len("Grüße 🙂".encode())
 
 
+@pytest.mark.parametrize("mark", [b"", "\ufeff".encode()], ids=["plain", "with a byte order mark"])
+def test_a_file_and_standard_input_give_the_same_tokens(generate, server, base, tmp_path, mark):
+    text = "One\r\ntwo\r\n"
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(mark + text.encode())
+    assert generate("--json", f"--prompt_file={file}").report["prompt_tokens"] == len(text)
+    flags = [f"--model={base}", "--dtype=float32", "--max_new_tokens=1", "--json", "--prompt_file=-"]
+    piped = start(GENERATE, *flags, env=server.env, stdin=file.read_bytes())
+    assert piped.report["prompt_tokens"] == len(text)
+
+
 def test_statistics_and_banner_go_to_stderr(generate, base):
     outcome = generate("--stats", "--verbose", "--seed=3")
     assert outcome.out == generate().out

@@ -1,9 +1,10 @@
 """Command lines that are wrong: refused before jax is imported, so at once."""
 
+import subprocess
 import sys
 
 import pytest
-from scripts_helpers import assert_explained, environment, start
+from scripts_helpers import assert_explained, command, environment, start
 
 GENERATE, INSPECT, MAKE = "generate.py", "inspect_model.py", "make_random_checkpoint.py"
 
@@ -75,9 +76,16 @@ FLAGS = {
     "inspect: positions": (INSPECT, "--model=x --max_seq_len=0", "--max_seq_len=0"),
     "make: nothing given": (MAKE, "", "give both --config=config.json and --output=DIR"),
     "make: shard size": (MAKE, "--config=x --output=y --shard_size=many", "--shard_size=many: give a size"),
+    "make: absurd shards": (MAKE, f"--config=x --output=y --shard_size={10**400}", "give a size such as 2GB"),
     "make: scale": (MAKE, "--config=x --output=y --scale=-1", "--scale=-1"),
     "make: scale nan": (MAKE, "--config=x --output=y --scale=nan", "--scale=nan: give a number"),
     "bench: no tests": ("bench.py", "--model=x --tests=", "nothing to measure: give --tests=tg128"),
+    "bench: no such test": ("bench.py", "--model=x --tests=foo", "--tests: 'foo' is no test; write pp512"),
+    "bench: absurd test": ("bench.py", f"--model=x --tests=pp{10**22}", "is no test; write pp512"),
+    "bench: absurd batch": ("bench.py", f"--model=x --batch_sizes={10**22}", "whole numbers from 1 to 99999"),
+    "bench: absurd seed": ("bench.py", f"--model=x --seed={10**22}", f"--seed={10**22}"),
+    "perplexity: quantize": ("perplexity.py", "--quantize=int4", "Unknown command line flag 'quantize'"),
+    "perplexity: no text": ("perplexity.py", "--text=/no/such", "cannot read /no/such: No such file"),
     "bench: profile": ("bench.py", "--model=x --profile=/dev/null/x", "cannot use /dev/null/x"),
 }
 
@@ -108,3 +116,10 @@ def test_a_prompt_that_is_not_utf_8(without_jax, tmp_path):
     assert_explained(outcome, "prompt.txt is not UTF-8 (byte 2): convert it")
     outcome = start(GENERATE, "--prompt_file=-", env=without_jax, stdin=b"\xff")
     assert_explained(outcome, "not UTF-8 (byte 0)")
+
+
+@pytest.mark.parametrize(("script", "flag"), [(GENERATE, "--prompt_file=-"), ("perplexity.py", "--text=-")])
+def test_a_closed_standard_input(script, flag, without_jax):
+    line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(script, flag)]
+    done = subprocess.run(line, env=without_jax, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"error: standard input is closed\n")

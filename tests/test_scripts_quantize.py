@@ -1,8 +1,11 @@
 """`quantize.py` and `perplexity.py` as a user runs them."""
 
+import numpy as np
 import pytest
+from checkpoint_files import write_directory
+from checkpoint_generator import random_tensors
 from scripts_helpers import assert_explained
-from tiny_checkpoint import write_tiny_model
+from tiny_checkpoint import KEYS, write_tiny_model
 
 QUANTIZE, PERPLEXITY = "quantize.py", "perplexity.py"
 
@@ -59,6 +62,23 @@ def test_perplexity_of_each_mode(server, model, text):
     assert (none["mode"], int8["mode"], none["top1_agreement"]) == ("none", "int8", 1.0)
     assert int8["perplexity"] == pytest.approx(none["perplexity"], rel=0.05)
     assert int8["weights_mib"] < 0.5 * none["weights_mib"]
+
+
+def test_perplexity_of_a_quantised_directory(server, small, text):
+    flags = [f"--model={small}", f"--text={text}", "--json"]
+    assert_explained(server.run(PERPLEXITY, *flags), f"{small} is quantised already: give --modes=auto")
+    (only,) = server.run(PERPLEXITY, *flags, "--modes=auto").report["rows"]
+    assert only["perplexity"] > 1
+
+
+def test_perplexity_beyond_all_numbers_is_null(server, text, tmp_path):
+    wild, tensors = write_tiny_model(tmp_path / "wild"), random_tensors(KEYS)
+    write_directory(wild, KEYS, tensors | {"model.norm.weight": np.full(32, 1e5, np.float32)})
+    flags = [f"--model={wild}", f"--text={text}", "--modes=none,none"]
+    row, _ = server.run(PERPLEXITY, *flags, "--json").report["rows"]
+    assert (row["perplexity"], row["standard_error"]) == (None, None)
+    assert row["loss"] > 709
+    assert "inf" in server.run(PERPLEXITY, *flags).out
 
 
 @pytest.mark.parametrize("modes", ["", "none,int3"])

@@ -10,14 +10,33 @@ import safetensors
 from jllama.errors import JllamaError
 
 
+def output_directory(name: str) -> Path:
+    """The place that `--output` names, `~` expanded; refused before any work if nothing can be written there.
+
+    Raises:
+      JllamaError: as `check_free`; there is no such user; nothing can be written there.
+    """
+    try:
+        output = Path(name).expanduser()
+    except RuntimeError:
+        raise JllamaError(f"--output={name}: no such home directory; write ./{name} for that name") from None
+    check_free(output)
+    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    with _refusing(output), tempfile.TemporaryDirectory(dir=place):
+        return output
+
+
 def check_free(output: Path) -> None:
     """Refuses a place where something is already, before any work.
 
     Raises:
-      JllamaError: it is a file, or a directory that holds anything.
+      JllamaError: it is a file, a link to nothing, or a directory that holds anything.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise JllamaError(f"{output} exists already; remove it or choose another --output")
+    with _refusing(output):
+        if output.is_symlink() and not output.exists():
+            raise JllamaError(f"{output} is a link to nothing; remove it or choose another --output")
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise JllamaError(f"{output} exists already; remove it or choose another --output")
 
 
 @contextlib.contextmanager
@@ -27,13 +46,30 @@ def appearing(output: Path) -> Iterator[Path]:
     Raises:
       JllamaError: a full disk, no permission.
     """
-    try:
+    with _refusing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        # An empty directory may be a mount point or somebody's working directory: it is filled, not replaced.
+        place = output if output.exists() else output.parent
+        with tempfile.TemporaryDirectory(prefix=f".{output.name[:40]}-", dir=place) as scratch:
             complete = Path(scratch) / "complete"
             complete.mkdir()
             yield complete
-            complete.replace(output)
+            if place is output:
+                _move_all(complete, output)
+            else:
+                complete.replace(output)
+
+
+def _move_all(source: Path, target: Path) -> None:
+    """The configuration last: without it the rest is no model yet."""
+    for file in sorted(source.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(target / file.name)
+
+
+@contextlib.contextmanager
+def _refusing(output: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise JllamaError(f"cannot write {output}: {reason}; nothing was left there") from None

@@ -1,0 +1,40 @@
+"""`bench.py` as a user runs it: what is measured is what was asked for, and the report says so."""
+
+import json
+
+import pytest
+from scripts_helpers import assert_explained
+from tiny_checkpoint import KEYS
+
+BENCH = "bench.py"
+
+
+@pytest.fixture(scope="module")
+def bench(server, tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "small.json"
+    file.write_text(
+        json.dumps(KEYS | dict(hidden_size=64, intermediate_size=128, max_position_embeddings=1024))
+    )
+    flags = [f"--random_config={file}", "--tests=tg64", "--repetitions=1"]
+    return lambda *more: server.run(BENCH, *flags, *more)
+
+
+def test_random_weights_are_quantised(bench):
+    plain, small = bench("--json").report, bench("--json", "--quantize=int4").report
+    assert (plain["quantize"], plain["weight_bits"]) == ("auto", [])
+    assert (small["quantize"], small["weight_bits"]) == ("int4", [4, 8])
+    (full,), (quarter,) = plain["tests"], small["tests"]
+    assert quarter["weight_bytes_per_step"] < 0.6 * full["weight_bytes_per_step"]
+
+
+def test_the_table_names_the_quantisation(bench):
+    outcome = bench("--markdown", "--quantize=int8")
+    assert outcome.code == 0
+    assert outcome.out.startswith("random small · bfloat16 · weights of 8 bit (int8) · cpu · ")
+
+
+def test_what_does_not_fit_is_refused_before_the_first_test(bench):
+    outcome = bench("--tests=tg64,tg64@d9999999", "--batch_sizes=1,99999")
+    assert_explained(
+        outcome, "batch 99999: its cache needs|GiB left: choose smaller --tests or --batch_sizes"
+    )
