@@ -6,6 +6,7 @@ Needs the extra: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string("directory", "/tmp/jllama-compare", "Where the GGUF files are made and kept.")
 flags.DEFINE_integer("repeats", 5, "How many turns each side has; medians are compared.", lower_bound=2)
-flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2)
+flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2, upper_bound=512)
 flags.DEFINE_integer("threads", 0, "Of both sides; 0: the cores that this process may use.", lower_bound=0)
 flags.DEFINE_string("peer_python", sys.executable, "The Python that has llama_cpp installed.")
 flags.DEFINE_string(
@@ -38,11 +39,15 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("json", False, "Print one JSON object a line.")
 
+FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+LIMITS = {"decode": 256, "prefill": 512}  # llama.cpp's: sequences of a context, tokens of a batch
+
 
 class Side:
     """One of the programs in a process of its own, asked for one timing at a time."""
 
     def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
+        self.name = worker
         script = Path(__file__).with_name(f"compare_cpu_{worker}.py")
         command = [python, str(script), str(path), str(threads)]
         environment = {**os.environ, "JLLAMA_THREADS": str(threads)}
@@ -67,7 +72,7 @@ class Side:
                     return float(line.split()[1])
         except OSError:
             pass
-        raise JllamaError(f"{self.process.args!r} ended; its message stands above")
+        raise JllamaError(f"the side {self.name} ended; its message, if any, stands above")
 
     def close(self) -> None:
         """Ends the process."""
@@ -78,6 +83,8 @@ class Side:
 
 def main() -> None:
     """Prints a line for each format, test and peer."""
+    check_request()
+    say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     for kind in FLAGS.formats:
         path = compare_cpu_files.gguf_file(FLAGS.model, kind, Path(FLAGS.directory))
         sides = start(kind, path, FLAGS.threads or len(os.sched_getaffinity(0)))
@@ -85,6 +92,54 @@ def main() -> None:
             compare(kind, test, sides)
         for side in sides.values():
             side.close()
+
+
+def check_request() -> None:
+    """Before gigabytes are written.
+
+    Raises:
+      JllamaError: a format, a test or a side that there is not.
+    """
+    for kind in FLAGS.formats:
+        if kind not in FORMATS:
+            raise JllamaError(f"--formats: {kind!r} is none of {', '.join(FORMATS)}")
+    for test in FLAGS.tests:
+        count_of(test)
+    if not FLAGS.formats or not FLAGS.tests:
+        raise JllamaError("nothing to compare: give --formats=F32 and --tests=decode1, for instance")
+    check_python("peer_python", FLAGS.peer_python, "llama_cpp, numpy")
+    if FLAGS.transformers_python:
+        check_python("transformers_python", FLAGS.transformers_python, "torch, transformers, gguf")
+
+
+def count_of(test: str) -> int:
+    """The rows or tokens that a test's name says.
+
+    Raises:
+      JllamaError: it is no test.
+    """
+    match = re.fullmatch(r"(decode|prefill)(\d{1,3})", test)
+    if not match or not 1 <= int(match[2]) <= LIMITS[match[1]]:
+        most = " or ".join(f"{name}1 to {name}{limit}" for name, limit in LIMITS.items())
+        raise JllamaError(f"--tests: {test[:40]!r} is no test; write {most}")
+    return int(match[2])
+
+
+def check_python(flag: str, python: str, modules: str) -> None:
+    """Tries a side's imports.
+
+    Raises:
+      JllamaError: there is no such Python, or it lacks a module.
+    """
+    try:
+        done = subprocess.run(
+            [python, "-c", f"import {modules}"], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise JllamaError(f"--{flag}={python}: {error.strerror}") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        raise JllamaError(f"--{flag}={python} can't import {modules} ({reason}): --help says what it needs")
 
 
 def start(kind: str, path: Path, threads: int) -> dict[str, Side]:
@@ -102,9 +157,7 @@ def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
     """Turn by turn, so that a slow spell of the machine meets all; one turn each to warm up."""
     request = {"test": test, "tokens": FLAGS.tokens}
     turns = [[side.ask(request) for side in sides.values()] for _ in range(FLAGS.repeats + 1)][1:]
-    count = (
-        int(test.removeprefix("prefill")) if test.startswith("prefill") else int(test.removeprefix("decode"))
-    )
+    count = count_of(test)
     ours, *others = zip(*turns, strict=True)
     for peer, theirs in zip(list(sides)[1:], others, strict=True):
         ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
@@ -121,5 +174,4 @@ def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
 
 
 if __name__ == "__main__":
-    say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     command_line.run(main, __doc__ or "")

@@ -33,8 +33,11 @@ def gguf_file(model: str, kind: str, directory: Path) -> Path:
     path = directory / f"{Path(model).name.replace(':', '-')}-{kind}.gguf"
     if not path.exists():
         scratch = path.with_suffix(".part")
-        _write(scratch, model, kind)
-        scratch.replace(path)
+        try:
+            _write(scratch, model, kind)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
     return path
 
 

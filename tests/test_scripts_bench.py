@@ -1,4 +1,4 @@
-"""`bench.py` as a user runs it: what is measured is what was asked for, and the report says so."""
+"""`bench.py` and `compare_cpu.py` as a user runs them: what was asked for is measured, or refused at once."""
 
 import json
 
@@ -38,3 +38,26 @@ def test_what_does_not_fit_is_refused_before_the_first_test(bench):
     assert_explained(
         outcome, "batch 99999: its cache needs|GiB left: choose smaller --tests or --batch_sizes"
     )
+
+
+COMPARISONS = {
+    "--tests=foo": "--tests: 'foo' is no test; write decode1 to decode256 or prefill1 to prefill512",
+    "--tests=decode0": "'decode0' is no test",
+    "--tests=": "nothing to compare: give --formats=F32",
+    "--formats=Q9_0": "--formats: 'Q9_0' is none of F32, F16",
+    "--peer_python=/no/such": "--peer_python=/no/such: No such file",
+    "--peer_python=/bin/false": "--peer_python=/bin/false can't import llama_cpp, numpy",
+}
+
+
+@pytest.mark.parametrize("flag", COMPARISONS)
+def test_a_comparison_that_cannot_be_is_refused_before_files_are_written(server, tmp_path, flag):
+    outcome = server.run("compare_cpu.py", f"--directory={tmp_path / 'files'}", flag)
+    assert_explained(outcome, COMPARISONS[flag])
+    assert not (tmp_path / "files").exists()
+
+
+def test_a_side_that_cannot_be_imported_is_refused(server, tmp_path):
+    flags = ["--peer_python=/bin/true", "--transformers_python=/bin/false", f"--directory={tmp_path}"]
+    outcome = server.run("compare_cpu.py", *flags)
+    assert_explained(outcome, "--transformers_python=/bin/false can't import torch")
