@@ -1,4 +1,4 @@
-"""Ctrl-C and closed pipes: what came is on stdout, the exit code says it, and there is no traceback."""
+"""Ctrl-C, SIGTERM and closed pipes: what came is on stdout, the exit code says it, and there is no traceback."""
 
 import json
 import signal
@@ -37,17 +37,18 @@ def begin(place):
             pass
 
 
-def interrupt(process):
-    process.send_signal(signal.SIGINT)
+def interrupt(process, number=signal.SIGINT):
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return process.returncode, out.decode(), err.decode()
 
 
-def test_ctrl_c_keeps_what_came(begin):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_early_end_keeps_what_came(begin, number, expected):
     process = begin()
     first = process.stdout.read(1).decode()
-    code, rest, err = interrupt(process)
-    assert (code, err) == (130, "")
+    code, rest, err = interrupt(process, number)
+    assert (code, err) == (expected, "")
     text = first + rest
     assert text.endswith("\n")
     assert len(set(text[:-1])) == 1
