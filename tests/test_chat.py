@@ -111,6 +111,7 @@ WRONG = [
     ),
     *("/save", "/save /", "/save /no/such/dir/file", f"/save {'n' * 5000}", "/save a\0b", "/save --cache"),
     *("/load", "/load /", "/load /no/such/file", "/load /dev/zero", f"/load {'n' * 5000}", "/load a\0b"),
+    *("/save ~none", "/load ~none"),
     *("/stats maybe", "/help nothing", "/hlep", "/", "/ ", "//", f"/{'x' * 5000}", "word " * 2000),
 ]
 
