@@ -15,6 +15,7 @@ from jllama.branches import Branch, Message
 from jllama.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.overflow import check_policy
+from jllama.paths import expanded
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.tokenizer import Tokenizer
@@ -49,7 +50,9 @@ def save(
             document["cache_sha256"] = archive_cache.write(conversation, temporary)
         written.append(beside)
     with _replacing(target) as temporary:
-        temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+        text = json.dumps(document, ensure_ascii=False, indent=1)
+        # Half a surrogate pair, out of a flag that was no UTF-8, becomes JSON's own escape of it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return written
 
 
@@ -62,7 +65,7 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     Raises:
       JllamaError: the file can't be read, is damaged, or does not suit the model; nothing is changed then.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     document = read_document(target, FORMAT)
     settings, remarks = document.settings, []
     transcript = Transcript(conversation.model.tokenizer, document.transcript)
@@ -150,7 +153,7 @@ def _target(path: str | Path) -> Path:
     Raises:
       JllamaError: another file is in the way.
     """
-    target = Path(os.path.realpath(Path(path).expanduser()))
+    target = Path(os.path.realpath(expanded(path)))
     if not target.exists():
         return target
     if not target.is_file():

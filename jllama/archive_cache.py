@@ -13,20 +13,11 @@ from safetensors.numpy import save_file
 
 from jllama.conversation import Conversation
 from jllama.errors import JllamaError
+from jllama.fingerprint import fingerprint
 from jllama.layers.cache import KVCache
-from jllama.loading import Model
 from jllama.session import Session
 
 FORMAT = "jllama cache 1"
-
-
-def fingerprint(model: Model) -> str:
-    """A hash of the architecture, the dtype and a row of every weight: cheap, and no two models share it."""
-    digest = hashlib.sha256(f"{model.config} {model.dtype}".encode())
-    for leaf in jax.tree.leaves(model.params):
-        row = leaf[(-1,) * (leaf.ndim - 1)] if leaf.ndim else leaf
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + np.asarray(row).tobytes())
-    return digest.hexdigest()
 
 
 def write(conversation: Conversation, path: Path) -> str:
@@ -42,7 +33,8 @@ def write(conversation: Conversation, path: Path) -> str:
     tensors = {"ids": np.array(session.ids, np.int32)}
     for name, array in _named(cache).items():
         tensors[name] = np.ascontiguousarray(np.asarray(array)[:, :, : len(session.ids)])
-    metadata = {"format": FORMAT, "fingerprint": fingerprint(session.model), "model": session.model.name}
+    name = session.model.name.encode("utf-8", "replace").decode()  # a path may be no UTF-8
+    metadata = {"format": FORMAT, "fingerprint": fingerprint(session.model), "model": name}
     save_file(tensors, path, metadata=metadata)
     return _sha256(path)
 
@@ -69,7 +61,8 @@ def read_into(session: Session, path: Path, sha256: str) -> None:
         metadata = _metadata(path)
         if metadata.get("fingerprint") != fingerprint(session.model):
             raise JllamaError(
-                f"{path} is the cache of another model or dtype ({metadata.get('model', 'unknown')})"
+                f"{path} is the cache of another model, dtype or version of jllama "
+                f"({metadata.get('model', 'unknown')})"
             )
         ids, cache = _read(session, path)
     session.adopt(ids, cache)

@@ -61,6 +61,8 @@ def read_document(path: Path, wanted_format: str) -> Document:
         raise damaged(path, str(error)) from None
     except json.JSONDecodeError as error:
         raise damaged(path, f"line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise damaged(path, str(error)) from None
     except RecursionError:
         raise damaged(path, "it nests too deeply") from None
     except KeyError as error:

@@ -342,6 +342,18 @@ def test_a_conversation_survives_its_file(talk, story, tmp_path):
     assert ask(again, "Go on") == ask(talk, "Go on")
 
 
+def test_what_is_no_utf_8_is_saved_all_the_same(story, tmp_path):
+    """A flag's bytes that were no UTF-8 reach Python as halves of surrogate pairs."""
+    settings = GenerationSettings(stop=("\udcff",))
+    talk = Conversation(dataclasses.replace(story, name="\udcfd"))
+    talk.set_system("a\udcfeb")
+    ask(talk, "Hello")
+    archive.save(talk, settings, tmp_path / "talk.json", cache=True)
+    again = Conversation(story)
+    assert archive.load(again, tmp_path / "talk.json") == (settings, [])
+    assert again.branch.system == "a\udcfeb"
+
+
 def test_a_saved_cache_is_not_computed_again(talk, story, tmp_path):
     path = tmp_path / "talk.json"
     assert archive.save(talk, SHORT, path, cache=True) == [path, archive.cache_path(path)]
@@ -400,6 +412,7 @@ DAMAGE = {
     "empty": lambda data: "",
     "list": lambda data: "[]",
     "binary": lambda data: "\udcff\udcfe",
+    "a number without end": lambda data: json.dumps(data).replace('"dropped": 0', '"dropped": ' + "9" * 5000),
     "nested": lambda data: "[" * 100_000,
     "nan": lambda data: json.dumps({**data, "current": float("nan")}),
     "format": _changed(format="jllama conversation 99"),
@@ -465,5 +478,8 @@ def test_what_is_no_file_can_not_be_loaded(talk, tmp_path):
     for path in (tmp_path, tmp_path / "nothing", "/dev/null", "x" * 5000):
         with pytest.raises(JllamaError):
             archive.load(talk, path)
+    for act in (archive.load, lambda *arguments: archive.save(arguments[0], SHORT, arguments[1])):
+        with pytest.raises(JllamaError, match=r"no such home directory; .* write \./~nobody at all"):
+            act(talk, "~nobody at all.json")
     with pytest.raises(JllamaError, match="no cache yet"):
         archive.save(Conversation(talk.model), SHORT, tmp_path / "empty.json", cache=True)
