@@ -1,6 +1,8 @@
 """How the C++ kernels are compiled and found, and what the sanitizers say about them."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,46 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "false")
     assert "false failed" in build.load.__wrapped__()
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("words", ["{} -fno-lto", "'{}' -O0", "env {}"])
+def test_the_compiler_may_be_several_words(monkeypatch, tmp_path, words):
+    """Without compiling: what would be run is what counts."""
+    compiler = next(filter(None, map(shutil.which, build.COMPILERS)), None) or pytest.skip("no compiler")
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", words.format(compiler))
+    ran = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: ran.extend(commands) or written(commands))
+    assert build.compiled().exists()
+    assert all(
+        command[: len(words.split())] == words.format(compiler).replace("'", "").split() for command in ran
+    )
+
+
+def written(commands):
+    """Stands in for the compiler: every output is there."""
+    for command in commands:
+        Path(command[-1]).write_bytes(b"library")
+
+
+def test_a_compiler_that_is_no_command_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ '")
+    assert "CXX=g++ ' is no command" in build.load.__wrapped__()
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-3], lambda data: b"", lambda data: data[:-1] + b"?"])
+def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, spoil):
+    """To load it would end the process."""
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "true")
+    compilations = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    library = build.compiled()
+    assert build.compiled() == library
+    assert len(compilations) == 2  # objects, library
+    library.write_bytes(spoil(library.read_bytes()))
+    assert build.compiled().read_bytes() == b"library"
+    assert len(compilations) == 4
 
 
 def test_threads_follow_the_environment(monkeypatch):
@@ -81,8 +123,8 @@ jax.block_until_ready(t.cpu.quantized_linear(w, x))
 
 
 def sanitizer(name: str) -> str:
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
     found = subprocess.run(
-        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False
+        [*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False
     )
     return found.stdout.strip() if os.path.isabs(found.stdout.strip()) else ""

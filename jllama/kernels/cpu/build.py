@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -63,17 +64,35 @@ def compiled(machine: tuple[str, ...] | None = None) -> Path:
     Raises:
       JllamaError: no compiler, or it fails.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise JllamaError("no C++ compiler; install g++")
+    compiler = _compiler()
     machine = machine if machine is not None else native_flags()
     more = os.environ.get("JLLAMA_CXXFLAGS", "").split()
     flags = (*FLAGS, *machine, *more, f"-I{jax.ffi.include_dir()}")
-    key = hashlib.sha256("\0".join((compiler, *flags, jax.__version__, _cpu())).encode() + _sources())
-    library = cache_dir("kernels") / f"cpu-{key.hexdigest()[:24]}.so"
-    if not library.exists():
-        _compile(compiler, flags, library)
-    return library
+    key = hashlib.sha256("\0".join((*compiler, *flags, jax.__version__, _cpu())).encode() + _sources())
+    name = f"cpu-{key.hexdigest()[:24]}"
+    return _kept(name) or _compile(compiler, flags, name)
+
+
+def _compiler() -> list[str]:
+    """`$CXX`, which may be several words ("ccache g++"), else the first compiler there is."""
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise JllamaError(f"CXX={os.environ['CXX']} is no command: {error}") from None
+    found = chosen or [path for path in map(shutil.which, COMPILERS) if path][:1]
+    if not found:
+        raise JllamaError("no C++ compiler; install g++")
+    return found
+
+
+def _kept(name: str) -> Path | None:
+    """The library, if it was compiled before and is as it was: a damaged one would end the process."""
+    found = cache_dir("kernels").glob(f"{name}-*.so")
+    return next((library for library in found if library.stem == f"{name}-{_digest(library)}"), None)
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:24]
 
 
 def _sources() -> bytes:
@@ -84,21 +103,31 @@ def native_flags() -> tuple[str, ...]:
     return ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 
 
-def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
+def _compile(compiler: list[str], flags: tuple[str, ...], name: str) -> Path:
     """In a directory of its own, renamed when it is whole: two processes may do this at once."""
+    directory = cache_dir("kernels")
     try:
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=20)
             flags = flags if "clang" in version.stdout else (*flags, *GCC_FLAGS)
             objects = [Path(scratch, path.stem + ".o") for path in SOURCES]
             pairs = zip(SOURCES, objects, strict=True)
-            _run_all([[compiler, *flags, "-c", str(path), "-o", str(out)] for path, out in pairs])
-            whole = Path(scratch, library.name)
-            _run_all([[compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)]])
-            os.chmod(whole, 0o700)
-            os.replace(whole, library)
+            _run_all([[*compiler, *flags, "-c", str(path), "-o", str(out)] for path, out in pairs])
+            whole = Path(scratch, "whole.so")
+            _run_all([[*compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)]])
+            library = directory / f"{name}-{_digest(whole)}.so"
+            _put(whole, library)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise JllamaError(f"{compiler} failed: {error}") from None
+        raise JllamaError(f"{shlex.join(compiler)} failed: {error}") from None
+    return library
+
+
+def _put(whole: Path, library: Path) -> None:
+    """On the disk before it has its name."""
+    os.chmod(whole, 0o700)
+    with whole.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(whole, library)
 
 
 def _run_all(commands: list[list[str]]) -> None:
