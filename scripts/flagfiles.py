@@ -39,12 +39,34 @@ def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
     """Each flagfile's lines in its place, but for what they hold for other scripts."""
     kept: list[str] = []
     while typed:
-        taken = typed[:2] if typed[0] in ("--flagfile", "-flagfile") else typed[:1]
+        is_file = re.match("--?flagfile(=|$)", typed[0])
+        taken = typed[: 2 if _takes_the_next(known, typed) else 1]
         typed = typed[len(taken) :]
-        lines = known.read_flags_from_files(taken)
-        is_file = re.match("--?flagfile(=|$)", taken[0])
-        kept += [line for line in lines if not (is_file and _is_for_others(known, line))]
+        if is_file:
+            kept += [line for line in known.read_flags_from_files(taken) if not _is_for_others(known, line)]
+        else:
+            kept += taken
     return kept
+
+
+def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
+    """Whether the second argument is the value of the first.
+
+    Raises:
+      JllamaError: it is a flag itself: a value was forgotten.
+    """
+    name = typed[0].lstrip("-")
+    takes = typed[0].startswith("-") and (name == "flagfile" or (name in known and not known[name].boolean))
+    if takes and len(typed) > 1 and typed[1].startswith("--") and _is_flag(known, typed[1]):
+        raise JllamaError(
+            f"missing value for flag --{name}; if it is {typed[1]!r}, write --{name}={typed[1]}"
+        )
+    return takes
+
+
+def _is_flag(known: flags.FlagValues, text: str) -> bool:
+    name = text.lstrip("-").partition("=")[0]
+    return name == "flagfile" or name in known or name.removeprefix("no") in known
 
 
 def _is_for_others(known: flags.FlagValues, line: str) -> bool:
