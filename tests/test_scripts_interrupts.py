@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and closed pipes: what came is on stdout, the exit code says it, and there is no traceback."""
+"""Ctrl-C, SIGTERM and closed pipes: what came is on stdout, the exit code says it, and no traceback does."""
 
 import json
 import signal
