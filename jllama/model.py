@@ -1,6 +1,7 @@
 """The whole model: embed, blocks of attention and feed-forward, norm, unembed. Pure functions."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.layers.attention import Attend, Attention, attention, take_token
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
@@ -38,27 +39,26 @@ class Params:
     lm_head: Array | QTensor | None = None  # [V, D]; None: tied to embed_tokens
 
 
+@partial(jax.jit, static_argnames=("config", "attend_fn"))  # traced once for all layers, then inlined
 def block(
     config: ModelConfig,
     p: Block,
     x: Array,
-    cache: KVCache,
-    layer: int,
+    cache: LayerCache,
     rope: tuple[Array, Array],
     *,
     only: Array | None = None,
     attend_fn: Attend | None = None,
-) -> tuple[Array, KVCache]:
+) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
-    with jax.named_scope(f"layer_{layer}"):
-        normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
-        window = config.sliding_window
-        mixed, cache = attention(
-            p.attention, normed, cache, layer, rope=rope, window=window, only=only, attend_fn=attend_fn
-        )
-        x = (x if only is None else take_token(x, only)) + mixed
-        normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
-        return x + mlp(p.mlp, normed, config.hidden_act), cache
+    normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
+    window = config.sliding_window
+    mixed, cache = attention(
+        p.attention, normed, cache, rope=rope, window=window, only=only, attend_fn=attend_fn
+    )
+    x = (x if only is None else take_token(x, only)) + mixed
+    normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
+    return x + mlp(p.mlp, normed, config.hidden_act), cache
 
 
 def forward(
@@ -104,7 +104,9 @@ def forward(
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
     for layer, p in enumerate(params.layers):
         only = last if layer == len(params.layers) - 1 else None
-        x, cache = block(config, p, x, cache, layer, rope, only=only, attend_fn=attend_fn)
+        with jax.named_scope(f"layer_{layer}"):
+            x, own = block(config, p, x, cache.layer(layer), rope, only=only, attend_fn=attend_fn)
+        cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
 
 

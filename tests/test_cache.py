@@ -42,10 +42,14 @@ def test_empty():
     assert cache.length.dtype == jnp.int32
 
 
+def append(cache, layer, keys, values):
+    return cache.replace(layer, cache.layer(layer).append(keys, values))
+
+
 def test_append_writes_behind_each_row_and_only_its_layer():
     cache = dataclasses.replace(empty(), length=counts(0, 2))
     keys, values = entries(2, 2)
-    new = cache.append(1, keys, values)
+    new = append(cache, 1, keys, values)
     for row, at in ((0, 0), (1, 2)):
         np.testing.assert_array_equal(new.keys[1][row, :, at : at + 2], keys[row].swapaxes(0, 1))
         np.testing.assert_array_equal(new.values[1][row, :, at : at + 2], values[row].swapaxes(0, 1))
@@ -53,21 +57,20 @@ def test_append_writes_behind_each_row_and_only_its_layer():
     np.testing.assert_array_equal(new.keys[0], cache.keys[0])
     np.testing.assert_array_equal(new.length, cache.length)
     assert float(jnp.abs(cache.keys[1]).sum()) == 0, "the old cache stays as it was"
-    np.testing.assert_array_equal(new.read(1)[0], new.keys[1])
-    np.testing.assert_array_equal(new.read(1)[1], new.values[1])
 
 
 def test_begin_is_append_to_an_empty_cache():
     keys, values = entries(2, 3)
-    appended, begun = empty().append(1, keys, values), empty().begin(1, keys, values)
-    for ours, theirs in zip(begun.keys + begun.values, appended.keys + appended.values, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    own = empty().layer(1)
+    appended, begun = own.append(keys, values), own.begin(keys, values)
+    np.testing.assert_array_equal(begun.keys, appended.keys)
+    np.testing.assert_array_equal(begun.values, appended.values)
 
 
 def test_what_does_not_fit_is_dropped():
     keys, values = entries(2, 3)
-    full = empty().append(0, *entries(2, 5, seed=1)).advance(counts(5, 4))
-    new = full.append(0, keys, values)
+    full = append(empty(), 0, *entries(2, 5, seed=1)).advance(counts(5, 4))
+    new = append(full, 0, keys, values)
     np.testing.assert_array_equal(new.keys[0][:, :, :4], full.keys[0][:, :, :4])
     np.testing.assert_array_equal(new.keys[0][0], full.keys[0][0])
     np.testing.assert_array_equal(new.keys[0][1, :, 4], keys[1, 0])
@@ -83,7 +86,7 @@ def test_rewind_only_shortens():
 
 def test_append_rounds_to_the_cache_dtype():
     keys, values = entries(2, 1)
-    new = empty(dtype="float16").append(0, keys, values)
+    new = append(empty(dtype="float16"), 0, keys, values)
     assert new.keys[0].dtype == jnp.float16
     np.testing.assert_array_equal(new.keys[0][:, :, 0], keys[:, 0].astype(np.float16))
 
@@ -95,7 +98,7 @@ def test_any_history_equals_a_plain_list(history):
     cache, plain = empty(batch=1, max_len=6), []
     for step, (count, valid, keep) in enumerate(history):
         keys, values = entries(1, 4, seed=step)  # always 4 rows: one compilation
-        cache = cache.append(0, keys, values).advance(counts(min(count, valid)))
+        cache = append(cache, 0, keys, values).advance(counts(min(count, valid)))
         plain = [*plain, *keys[0, : min(count, valid)]][:6]
         cache, plain = cache.rewind(counts(keep)), plain[:keep]
         assert int(cache.length[0]) == len(plain)

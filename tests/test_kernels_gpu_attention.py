@@ -11,7 +11,7 @@ import pytest
 
 from jllama.kernels.gpu import decode_attention, launch
 from jllama.layers.attention import append_and_attend
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import LayerCache
 from jllama.layers.rope import Rope, rope_tables
 
 
@@ -36,23 +36,23 @@ def attention_case(batch, kv_heads, group, head_dim, max_len, dtype):
     shape = (batch, kv_heads, max_len, head_dim)
     k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
     rope = rope_tables(Rope(), head_dim, length[:, None], length + 1)
-    return qkv, rope, KVCache(keys=(k,), values=(v,), length=length)
+    return qkv, rope, LayerCache(keys=k, values=v, length=length)
 
 
-def check(qkv, rope, cache, window, mixed, new: KVCache) -> None:
+def check(qkv, rope, cache, window, mixed, new: LayerCache) -> None:
     """The mixed values of float32 arithmetic; the new token in its place, all else untouched, poison too."""
     exact_cache = jax.tree.map(jnp.nan_to_num, cache)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (qkv, exact_cache.keys, exact_cache.values))
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
-        exact, _ = append_and_attend(wide[0], start, 0, rope, window, None)
+        exact, _ = append_and_attend(wide[0], start, rope, window, None)
     mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
     np.testing.assert_array_equal(np.isnan(mixed), np.isnan(exact))  # a full cache, out of a window of one
     assert np.linalg.norm(np.nan_to_num(mixed - exact)) < 5e-3 * np.linalg.norm(np.nan_to_num(exact))
-    _, twin = append_and_attend(qkv, cache, 0, rope, window, None)
+    _, twin = append_and_attend(qkv, cache, rope, window, None)
     for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
         np.testing.assert_allclose(
-            np.asarray(ours[0], np.float32), np.asarray(theirs[0], np.float32), rtol=2**-7, atol=1e-6
+            np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6
         )
 
 
@@ -87,14 +87,15 @@ def test_attention_emulated(
     )
     results = []
     for _ in range(2):
-        operands = [emulation.aligned(a) for a in (qkv, *rope, cache.length, cache.keys[0], cache.values[0])]
+        operands = [emulation.aligned(a) for a in (qkv, *rope, cache.length, cache.keys, cache.values)]
         mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
         shares = np.full((batch * kv_heads * shape.P, group * (head_dim + 2)), np.nan, np.float32)
         kernel([*operands, mixed, operands[4], operands[5], shares][: 9 + (shape.P > 1)])
         results.append((mixed, *operands[4:]))
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
-    check(*case, window, results[0][0], cache.replace(0, *map(jnp.asarray, results[0][1:])))
+    mixed, keys, values = results[0]
+    check(*case, window, mixed, dataclasses.replace(cache, keys=keys, values=values))
 
 
 def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
@@ -120,11 +121,11 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
 def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
     case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
     assert decode_attention.attention_supported(group, head_dim, dtype) is None
-    run = jax.jit(functools.partial(decode_attention.decode_attend, window=window), static_argnames="layer")
+    run = jax.jit(functools.partial(decode_attention.decode_attend, window=window))
     qkv, rope, cache = case
-    mixed, new = run(qkv, cache, layer=0, rope=rope)
+    mixed, new = run(qkv, cache, rope=rope)
     for _ in range(3):
-        again, _ = run(qkv, cache, layer=0, rope=rope)
+        again, _ = run(qkv, cache, rope=rope)
         # In float32: NumPy does not know that a bfloat16 may be no number.
         np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
     check(*case, window, mixed, new)

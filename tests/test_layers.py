@@ -237,8 +237,8 @@ def test_attention_layer(groups, bias):
     )
     positions = jnp.arange(T, dtype=jnp.int32)[None]
     rope = rope_tables(Rope(), H, positions, jnp.asarray([T], jnp.int32))
-    cache = KVCache.empty(CACHE_SHAPE, batch=1, max_len=T, dtype="float32")
-    ours, cache = attention(p, x, cache, 0, rope=rope)
+    cache = KVCache.empty(CACHE_SHAPE, batch=1, max_len=T, dtype="float32").layer(0)
+    ours, cache = attention(p, x, cache, rope=rope)
     assert_close(ours[0], truth, roundings=5)
     assert int(cache.length[0]) == 0, "the caller advances"
 

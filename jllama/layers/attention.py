@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import LayerCache
 from jllama.layers.linear import EXACT, linear
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import apply_rope
 
-# (qkv, cache, layer, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.
-Attend = Callable[[Array, KVCache, int, tuple[Array, Array], int | None, Array | None], tuple[Array, KVCache]]
+# (qkv, cache, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.
+Attend = Callable[
+    [Array, LayerCache, tuple[Array, Array], int | None, Array | None], tuple[Array, LayerCache]
+]
 
 
 @jax.tree_util.register_dataclass
@@ -33,21 +35,19 @@ class Attention:
 def attention(
     p: Attention,
     x: Array,
-    cache: KVCache,
-    layer: int,
+    cache: LayerCache,
     *,
     rope: tuple[Array, Array],
     window: int | None = None,
     only: Array | None = None,
     attend_fn: Attend | None = None,
-) -> tuple[Array, KVCache]:
+) -> tuple[Array, LayerCache]:
     """Causal self-attention of T new tokens over the cache and themselves.
 
     Args:
       p: the layer's parameters.
       x: `[B, T, D]`, normalised.
-      cache: the new keys and values are appended to it; its `length` is left to the caller.
-      layer: which layer of the cache.
+      cache: the layer's own; the new keys and values are appended to it, its `length` is left to the caller.
       rope: cosines and sines of the new positions, float32 `[B, T, H/2]`.
       window: how many positions a token sees, itself included (config key `sliding_window`).
       only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
@@ -59,18 +59,17 @@ def attention(
     """
     with jax.named_scope("attention"):
         qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
-        mixed, cache = (attend_fn or append_and_attend)(qkv, cache, layer, rope, window, only)
+        mixed, cache = (attend_fn or append_and_attend)(qkv, cache, rope, window, only)
         return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
 
 
 def append_and_attend(
     qkv: Array,
-    cache: KVCache,
-    layer: int,
+    cache: LayerCache,
     rope: tuple[Array, Array],
     window: int | None,
     only: Array | None,
-) -> tuple[Array, KVCache]:
+) -> tuple[Array, LayerCache]:
     """What lies between the projections: rotate, append, attend. A kernel may do all of it at once.
 
     Args:
@@ -80,10 +79,10 @@ def append_and_attend(
       mixed values `[B, T, K, G, H]` (`[B, 1, K, G, H]` with `only`), and the cache with the new tokens.
     """
     queries, keys, values = rotated_heads(qkv, rope)
-    cache, start = cache.append(layer, keys, values), cache.length
+    cache, start = cache.append(keys, values), cache.length
     if only is not None:
         queries, start = take_token(queries, only), start + only
-    return attend(queries, *cache.read(layer), start, window), cache
+    return attend(queries, cache.keys, cache.values, start, window), cache
 
 
 def rotated_heads(qkv: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:

@@ -23,11 +23,47 @@ class CacheShape(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KVCache:
-    """Rotated keys and values of every layer, at exactly the rank that the attention products consume.
+class LayerCache:
+    """Rotated keys and values of one layer, at exactly the rank that the attention products consume.
 
     A reshape between the update and the product would make XLA copy the whole cache at each step.
     """
+
+    keys: Array  # [B, K, S, H], unfilled positions included
+    values: Array  # [B, K, S, H]
+    length: Array  # int32 [B]: how many positions of each row held a token when this call began
+
+    @property
+    def max_len(self) -> int:
+        """S: how many positions there are."""
+        return self.keys.shape[2]
+
+    def append(self, keys: Array, values: Array) -> "LayerCache":
+        """Writes `[B, T, K, H]` behind the valid positions of each row; `length` stays (see `advance`).
+
+        Positions past the end are dropped: nothing valid is ever overwritten.
+        """
+        with jax.named_scope("cache_append"):
+            return dataclasses.replace(
+                self,
+                keys=_write(self.keys, keys, self.length),
+                values=_write(self.values, values, self.length),
+            )
+
+    def begin(self, keys: Array, values: Array) -> "LayerCache":
+        """`append` where every row is empty: one block write of `[B, T, K, H]`, T at most `max_len`."""
+
+        def write(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, 0, 0))
+
+        with jax.named_scope("cache_begin"):
+            return dataclasses.replace(self, keys=write(self.keys, keys), values=write(self.values, values))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KVCache:
+    """What every layer keeps of the tokens so far."""
 
     keys: tuple[Array, ...]  # L of [B, K, S, H]
     values: tuple[Array, ...]  # L of [B, K, S, H]
@@ -48,38 +84,17 @@ class KVCache:
         """S: how many positions there are."""
         return self.keys[0].shape[2]
 
-    def append(self, layer: int, keys: Array, values: Array) -> "KVCache":
-        """Writes `[B, T, K, H]` behind the valid positions of each row; `length` stays (see `advance`).
+    def layer(self, index: int) -> LayerCache:
+        """The part of one layer."""
+        return LayerCache(keys=self.keys[index], values=self.values[index], length=self.length)
 
-        Positions past the end are dropped: nothing valid is ever overwritten.
-        """
-        with jax.named_scope("cache_append"):
-            return self.replace(
-                layer,
-                _write(self.keys[layer], keys, self.length),
-                _write(self.values[layer], values, self.length),
-            )
-
-    def begin(self, layer: int, keys: Array, values: Array) -> "KVCache":
-        """`append` where every row is empty: one block write of `[B, T, K, H]`, T at most `max_len`."""
-
-        def write(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, 0, 0))
-
-        with jax.named_scope("cache_begin"):
-            return self.replace(layer, write(self.keys[layer], keys), write(self.values[layer], values))
-
-    def replace(self, layer: int, keys: Array, values: Array) -> "KVCache":
-        """With other arrays `[B, K, S, H]` for one layer."""
+    def replace(self, index: int, new: LayerCache) -> "KVCache":
+        """With other keys and values for one layer."""
         return dataclasses.replace(
             self,
-            keys=(*self.keys[:layer], keys, *self.keys[layer + 1 :]),
-            values=(*self.values[:layer], values, *self.values[layer + 1 :]),
+            keys=(*self.keys[:index], new.keys, *self.keys[index + 1 :]),
+            values=(*self.values[:index], new.values, *self.values[index + 1 :]),
         )
-
-    def read(self, layer: int) -> tuple[Array, Array]:
-        """Keys and values of one layer, each `[B, K, S, H]`, unfilled positions included."""
-        return self.keys[layer], self.values[layer]
 
     def advance(self, count: Array) -> "KVCache":
         """Makes the next `count` (int32 `[B]`) positions of each row valid, up to the end."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import LayerCache
 
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
@@ -51,38 +51,36 @@ def attention_supported(heads_per_key: int, head_dim: int, dtype) -> str | None:
 
 def decode_attend(
     qkv: Array,
-    cache: KVCache,
-    layer: int,
+    cache: LayerCache,
     rope: tuple[Array, Array],
     window: int | None,
     only: Array | None = None,
-) -> tuple[Array, KVCache]:
+) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` for T = 1; asks `attention_supported` first.
 
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     """
     with jax.named_scope("decode_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        keys, values = cache.read(layer)
         shape = make_shape(B, K, G, H, cache.max_len, window, qkv.dtype)
         results = [
             jax.ShapeDtypeStruct((B, T, K, G, H), qkv.dtype),
-            jax.ShapeDtypeStruct(keys.shape, keys.dtype),
-            jax.ShapeDtypeStruct(values.shape, values.dtype),
+            jax.ShapeDtypeStruct(cache.keys.shape, cache.keys.dtype),
+            jax.ShapeDtypeStruct(cache.values.shape, cache.values.dtype),
         ]
         if shape.P > 1:
             results += [jax.ShapeDtypeStruct((B * K * shape.P, G * (H + 2)), jnp.float32)]
         mixed, keys, values, *_ = launch.call(
             attention_source(shape),
             "jllama_attention",
-            [qkv, *rope, cache.length, keys, values],
+            [qkv, *rope, cache.length, cache.keys, cache.values],
             results,
             grid=B * K * shape.P,
             threads=shape.WARPS * 32,
             shared=shape.shared,
             aliases={4: 1, 5: 2},
         )
-        return mixed, cache.replace(layer, keys, values)
+        return mixed, dataclasses.replace(cache, keys=keys, values=values)
 
 
 def make_shape(B: int, K: int, G: int, H: int, S: int, window: int | None, dtype) -> Shape:

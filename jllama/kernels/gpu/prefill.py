@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.attention import attend, rotated_heads, take_token
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import LayerCache
 
 MIN_TOKENS = 64
 
@@ -21,17 +21,16 @@ def prefill_supported(head_dim: int, dtype, tokens: int) -> str | None:
 
 def prefill_attend(
     qkv: Array,
-    cache: KVCache,
-    layer: int,
+    cache: LayerCache,
     rope: tuple[Array, Array],
     window: int | None,
     only: Array | None,
-) -> tuple[Array, KVCache]:
+) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` where every row of the cache is empty and T positions fit."""
     queries, keys, values = rotated_heads(qkv, rope)
-    cache = cache.begin(layer, keys, values)
+    cache = cache.begin(keys, values)
     if only is not None:  # one query a row
-        return attend(take_token(queries, only), *cache.read(layer), only, window), cache
+        return attend(take_token(queries, only), cache.keys, cache.values, only, window), cache
     B, T, K, G, H = queries.shape
     mixed = jax.nn.dot_product_attention(
         queries.reshape(B, T, K * G, H),
