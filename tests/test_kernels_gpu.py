@@ -222,8 +222,8 @@ def test_a_donated_cache_is_updated_in_place_through_many_steps():
     config, params = TINYLLAMA, weights(TINYLLAMA, "bf16")
     tokens = jax.random.randint(jax.random.key(1), (200,), 0, config.vocab_size, jnp.int32)
 
-    @functools.partial(jax.jit, donate_argnums=(0,), static_argnums=(1,))
-    def run(cache, kernel):
+    @functools.partial(jax.jit, donate_argnums=(1,), static_argnums=(2,))
+    def run(params, cache, kernel):
         def step(i, state):
             cache, _ = state
             token = jax.lax.dynamic_slice(tokens, (i,), (1,))[None]
@@ -235,12 +235,11 @@ def test_a_donated_cache_is_updated_in_place_through_many_steps():
 
         return jax.lax.fori_loop(0, 200, step, (cache, jnp.zeros((1, 1, config.vocab_size))))
 
-    start = clean(filled(config, 512, 250))
-    compiled = run.lower(start, True).compile()
-    caches = "bf16[1,4,512,64]{{3,2,1,0}} copy("
+    compiled = run.lower(params, clean(filled(config, 512, 250)), True).compile()
+    caches = "bf16[1,4,512,64]{3,2,1,0} copy("
     assert caches not in compiled.as_text()
-    cache, logits = run(clean(filled(config, 512, 250)), True)
-    plain_cache, plain_logits = run(clean(filled(config, 512, 250)), False)
+    cache, logits = compiled(params, clean(filled(config, 512, 250)))
+    plain_cache, plain_logits = run(params, clean(filled(config, 512, 250)), False)
     assert distance(logits, plain_logits) < 0.05
     for ours, plain in zip(cache.keys, plain_cache.keys, strict=True):
         assert distance(ours, plain) < 0.02
