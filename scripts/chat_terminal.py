@@ -1,5 +1,7 @@
 """The terminal's input side: line editing, history, completion, several lines, pasted text."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -110,7 +112,7 @@ def _bindings() -> KeyBindings:
 
 
 class _SafeHistory(FileHistory):
-    """Goes on without a file that can't be read or written."""
+    """Readable by the user alone; goes on without a file that can't be read or written."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:
@@ -119,10 +121,18 @@ class _SafeHistory(FileHistory):
             return []
 
     def store_string(self, string: str) -> None:
-        try:
+        with contextlib.suppress(OSError):
+            _close_to_others(os.fsdecode(self.filename))
             super().store_string(without_surrogates(string))
-        except OSError:
-            return
+
+
+def _close_to_others(path: str) -> None:
+    """The file may be new, or one that others could read until now."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.fchmod(handle, 0o600)
+    finally:
+        os.close(handle)
 
 
 def _history() -> History:

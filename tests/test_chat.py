@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import unicodedata
@@ -419,6 +420,14 @@ def test_history_survives_and_a_spoilt_file_does_not_matter(keyboard, tmp_path, 
     (tmp_path / "chat_history").unlink()
     (tmp_path / "chat_history").mkdir()
     assert keyboard("still here\r") == "still here"
+
+
+def test_only_the_user_can_read_the_history(keyboard, tmp_path):
+    tmp_path.chmod(0o755)
+    for text in ("a new file", "one that others could read"):
+        keyboard(f"{text}\r")
+        assert stat.S_IMODE((tmp_path / "chat_history").stat().st_mode) == 0o600
+        (tmp_path / "chat_history").chmod(0o644)
 
 
 def test_what_is_unfinished():
