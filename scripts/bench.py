@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import command_line
@@ -11,6 +10,7 @@ from bench_tests import parse_tests
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 flags.DEFINE_string("random_config", None, "Instead of --model: random weights for this config.json.")
 flags.DEFINE_list("tests", ["pp512", "pp2048", "tg128", "tg128@d1024"], "What to measure.")
@@ -33,7 +33,7 @@ def main() -> None:
     if FLAGS.json and FLAGS.markdown:
         raise JllamaError("give --json or --markdown, not both")
     if FLAGS.profile:
-        Path(FLAGS.profile).mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
+        expanded(FLAGS.profile).mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
     compiled = command_line.count_compile_seconds()
     name, config, params = load()
     import jax
@@ -72,8 +72,9 @@ def load() -> tuple[str, Any, Any]:
     from jllama.config import ModelConfig
 
     runtime.configure(FLAGS.device)
-    config = ModelConfig.from_hf(Path(FLAGS.random_config))
-    return f"random {Path(FLAGS.random_config).stem}", config, random_weights(config)
+    path = expanded(FLAGS.random_config)
+    config = ModelConfig.from_hf(path)
+    return f"random {path.stem}", config, random_weights(config)
 
 
 def random_weights(config: Any) -> Any:
@@ -105,7 +106,7 @@ def profile(config: Any, params: Any, tests: list[Any]) -> None:
     import jax
     import measure
 
-    with jax.profiler.trace(FLAGS.profile):
+    with jax.profiler.trace(str(expanded(FLAGS.profile))):
         for test in tests:
             measure.run_test(config, params, test, 1, FLAGS.seed)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import command_line
@@ -10,6 +9,7 @@ from absl import flags
 from command_line import FLAGS
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
 flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
@@ -42,7 +42,7 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
     if reference.endswith(".json"):
         from jllama.config import ModelConfig
 
-        config = ModelConfig.from_hf(Path(reference))
+        config = ModelConfig.from_hf(expanded(reference))
         return config, planned_tensors(config), "config.json"
     from jllama.hub import resolve
 

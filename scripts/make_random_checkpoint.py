@@ -2,13 +2,13 @@
 
 import math
 import re
-from pathlib import Path
 
 import command_line
 from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 flags.DEFINE_string("config", None, "The config.json to make weights for.")
 flags.DEFINE_string("output", None, "The directory to write; it must not exist, or be empty.")
@@ -33,13 +33,13 @@ def main() -> None:
 
     output = output_directory(FLAGS.output)
     write_random_checkpoint(
-        Path(FLAGS.config),
+        expanded(FLAGS.config),
         output,
         dtype=FLAGS.dtype,
         seed=FLAGS.seed,
         scale=FLAGS.scale,
         shard_bytes=shard_bytes,
-        tokenizer=Path(FLAGS.tokenizer) if FLAGS.tokenizer else None,
+        tokenizer=expanded(FLAGS.tokenizer) if FLAGS.tokenizer else None,
     )
     say(f"wrote {output}")
 

@@ -3,10 +3,10 @@
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 
 def say(text: str) -> None:
@@ -55,7 +55,7 @@ def read_text(name: str) -> str:
       JllamaError: it can't be read, or not as UTF-8.
     """
     try:
-        data = standard_input().read() if name == "-" else Path(name).read_bytes()
+        data = standard_input().read() if name == "-" else expanded(name).read_bytes()
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise JllamaError(

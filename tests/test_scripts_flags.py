@@ -45,6 +45,7 @@ FLAGS = {
     "no model": (GENERATE, "--prompt=x", "no model: give --model"),
     "empty model": (GENERATE, "--prompt=x --model=", "no model: give --model"),
     "prompt file": (GENERATE, "--prompt_file=/no/such", "cannot read /no/such: No such file"),
+    "prompt in no home": (GENERATE, "--prompt_file=~nobody-here/x", "there is no such home directory"),
     "prompt directory": (GENERATE, "--prompt_file=/", "cannot read /: Is a directory"),
     "no such flagfile": (GENERATE, "--flagfile=/no/such.cfg", "Unable to open flagfile|/no/such.cfg"),
     "flagfile of bytes": (GENERATE, f"--flagfile={sys.executable}", "a flagfile is not UTF-8"),
@@ -131,3 +132,9 @@ def test_a_closed_standard_input(script, flag, without_jax):
     line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(script, flag)]
     done = subprocess.run(line, env=without_jax, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (2, b"error: standard input is closed\n")
+
+
+def test_a_tilde_is_the_home_directory(without_jax, tmp_path):
+    (tmp_path / "prompt.txt").touch()
+    outcome = start(GENERATE, "--prompt_file=~/prompt.txt", env=without_jax | {"HOME": str(tmp_path)})
+    assert_explained(outcome, "the prompt is empty")

@@ -38,7 +38,7 @@ def test_a_tilde_is_the_home_directory(make, tmp_path):
     outcome = make("~/new", HOME=str(tmp_path))
     assert (outcome.code, outcome.err) == (0, f"wrote {tmp_path}/new\n")
     assert names(tmp_path / "new") == WRITTEN
-    assert_explained(make("~nobody-here/new"), "--output=~nobody-here/new: no such home directory")
+    assert_explained(make("~nobody-here/new"), "~nobody-here/new: there is no such home directory")
 
 
 def test_a_link_to_an_empty_directory_is_filled(make, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 
 def output_directory(name: str) -> Path:
@@ -16,10 +17,7 @@ def output_directory(name: str) -> Path:
     Raises:
       JllamaError: as `check_free`; there is no such user; nothing can be written there.
     """
-    try:
-        output = Path(name).expanduser()
-    except RuntimeError:
-        raise JllamaError(f"--output={name}: no such home directory; write ./{name} for that name") from None
+    output = expanded(name)
     check_free(output)
     place = next(path for path in (output, *output.absolute().parents) if path.exists())
     with _refusing(output), tempfile.TemporaryDirectory(dir=place):
