@@ -1,5 +1,7 @@
 """The two calls that most programs need."""
 
+import contextlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ from jllama.loading import Model
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 
-Prompt = str | Sequence[dict[str, Any]]
+Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
 
 def generate(
@@ -18,7 +20,8 @@ def generate(
 
     Args:
       model: from `jllama.load`.
-      prompt: a text, or a list of messages such as `{"role": "user", "content": "Hello"}`.
+      prompt: a text, a list of messages such as `{"role": "user", "content": "Hello"}`, or token ids, which
+        go to the model as they are.
       chat: put a text into the model's chat template as a user's message; None: where it has one.
       max_seq_len: positions of the cache; None: as many as the request needs, at least 2048 or the context.
       **settings: the fields of `GenerationSettings`: `max_new_tokens`, `temperature`, `seed`, `stop`, ...
@@ -52,26 +55,42 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of a text or of messages, in the chat template where `chat` or the model asks for it.
 
+    Token ids are returned as they are.
+
     Raises:
-      JllamaError: the prompt is empty; a template is asked for and the model has none; a system message
-        comes without one.
+      JllamaError: the prompt is empty or something else; a template is asked for and the model has none; a
+        system message comes without one.
     """
-    tokenizer = model.tokenizer
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise JllamaError("the prompt is empty: give a text")
-    if not isinstance(prompt, str) and not all(isinstance(message, Mapping) for message in prompt):
-        raise JllamaError("the prompt must be a text or a list of messages, each with role and content")
+    tokenizer, given = model.tokenizer, _checked(prompt)
     wants_chat = chat if chat is not None else tokenizer.chat_template is not None
-    if isinstance(prompt, str) and not wants_chat:
+    plain = isinstance(given, str) and not wants_chat
+    if plain or isinstance(given[0], int):
         if system:
             raise JllamaError("a system message needs a chat template, and this prompt is plain text")
-        return tokenizer.encode(prompt)
+        return tokenizer.encode(given) if plain else given
     if tokenizer.chat_template is None:
         raise JllamaError("the model has no chat template: use --nochat_template (chat=False)")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return tokenizer.encode_chat(messages)
+
+
+def _checked(prompt: Any) -> Any:
+    """A text, a list of messages or a list of token ids, and not an empty one."""
+    items = prompt
+    with contextlib.suppress(TypeError):
+        items = prompt if isinstance(prompt, str | bytes) else list(prompt)
+    if items == [] or (isinstance(items, str) and not items.strip()):
+        raise JllamaError("the prompt is empty: give a text")
+    if isinstance(items, str) or (isinstance(items, list) and all(isinstance(m, Mapping) for m in items)):
+        return items
+    with contextlib.suppress(TypeError):
+        if isinstance(items, list):
+            return [operator.index(token) for token in items]
+    raise JllamaError(
+        "the prompt must be a text or a list of messages (each with role and content) or of token ids"
+    )
 
 
 def room_for(model: Model, prompt_tokens: int, settings: GenerationSettings) -> int:

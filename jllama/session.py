@@ -40,9 +40,10 @@ class Session:
         """
         context = model.config.context_length
         self.model = model
-        self.max_seq_len = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-        if not 2 <= self.max_seq_len <= context:
-            raise JllamaError(f"max_seq_len={max_seq_len} must be from 2 to the model's context of {context}")
+        chosen = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
+        if not hasattr(chosen, "__index__") or not 2 <= chosen <= context:
+            raise JllamaError(f"max_seq_len={chosen!r} must be from 2 to the model's context of {context}")
+        self.max_seq_len = operator.index(chosen)
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None

@@ -1,11 +1,13 @@
 """How a text is generated: every setting that a user may turn, checked in one place."""
 
 import dataclasses
-import math
 import secrets
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
+
+LARGEST_BIAS = 1e9  # far beyond any logit, and float32 has it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,36 +32,55 @@ class GenerationSettings:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        self._use_plain_values()
+        """None is none; one stop string is not a sequence of letters; NumPy's numbers become Python's."""
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        object.__setattr__(self, "stop", _texts(self.stop))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name, low, high, wanted in _RANGES:
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high or (wanted is int and not isinstance(value, int)):
+            if not _within(value, low, high) or (wanted is int and not isinstance(value, int)):
                 kind = "a whole number" if wanted is int else "a number"
                 raise JllamaError(f"{name}={value!r} must be {kind} from {low:g} to {high:g}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
             raise JllamaError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise JllamaError("a stop string is empty; leave it out")
-        if not all(type(token) is int for token in self.logit_bias):
-            raise JllamaError(
-                "logit_bias must hold token ids (whole numbers) and what to add to their logits"
-            )
-        if not all(math.isfinite(value) for value in self.logit_bias.values()):
-            raise JllamaError("logit_bias must hold finite numbers; use -1000 to ban a token")
-
-    def _use_plain_values(self) -> None:
-        """One stop string is not a sequence of letters; NumPy's numbers become Python's."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if getattr(value, "ndim", None) == 0:
-                object.__setattr__(self, name, value.item())
 
     def seeded(self) -> "GenerationSettings":
         """These settings with a seed: their own, or one drawn now."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbits(32))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    texts = tuple(given) if several else () if given is None else (given,)
+    if not all(isinstance(text, str) for text in texts):
+        raise JllamaError(f"stop={given!r} must be a text or a list of texts")
+    if "" in texts:
+        raise JllamaError("a stop string is empty; leave it out")
+    return texts
+
+
+def _biases(given: Any) -> dict[int, float]:
+    given = {} if given is None else given
+    sound = isinstance(given, Mapping) and all(type(_plain(token)) is int for token in given)
+    if not sound:
+        raise JllamaError("logit_bias must hold token ids (whole numbers) and what to add to their logits")
+    biases = {_plain(token): _plain(value) for token, value in given.items()}
+    for token, value in biases.items():
+        if not _within(value, -LARGEST_BIAS, LARGEST_BIAS):
+            raise JllamaError(
+                f"logit_bias of token {token} is {value!r}; it must be a number from {-LARGEST_BIAS:g} to "
+                f"{LARGEST_BIAS:g} (-1000 bans a token)"
+            )
+    return biases
 
 
 def build_settings(**settings: Any) -> GenerationSettings:

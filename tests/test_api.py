@@ -71,8 +71,19 @@ def test_mistakes_are_named(base, instruct):
         r"max_seq_len=0 must be from 2": dict(max_seq_len=0),
         "a stop string is empty": dict(stop=["a", ""]),
         "the vocabulary goes from 0 to 257": dict(logit_bias={-1: 1.0}),
+        "logit_bias of token 5 is 'x'": dict(logit_bias={5: "x"}),
+        "logit_bias of token 5 is 1e.300": dict(logit_bias={5: 1e300}),
+        "logit_bias of token 6 is nan": dict(logit_bias={5: 1, 6: np.float32("nan")}),
+        "stop=5 must be a text": dict(stop=5),
+        "max_seq_len='3' must be from 2": dict(max_seq_len="3"),
+        "max_seq_len=3.0 must be from 2": dict(max_seq_len=3.0),
     }
-    for words, settings in mistakes.items():
+    wrong = [("must hold token ids", dict(logit_bias=bias)) for bias in ([5], 5, {True: 1.0})]
+    wrong += [
+        ("a list of messages .* or of token ids", dict(prompt=prompt)) for prompt in (5, None, b"x", [1.5])
+    ]
+    wrong += [("the prompt is empty", dict(prompt=prompt)) for prompt in ([], np.array([], np.int32))]
+    for words, settings in [*mistakes.items(), *wrong]:
         with pytest.raises(jllama.JllamaError, match=words):
             jllama.generate(base, **{"prompt": "x", **settings})
     for arguments, words in ((dict(dtype="int8"), "dtype 'int8'"), (dict(device="tpu"), "device 'tpu'")):
@@ -99,7 +110,14 @@ def test_what_programs_have_at_hand_is_taken(directory, instruct):
     settings = jllama.GenerationSettings(stop="end", seed=np.int64(3), temperature=np.float32(0.5))
     assert settings == jllama.GenerationSettings(stop=("end",), seed=3, temperature=0.5)
     assert type(settings.seed) is int
-    session = jllama.Session(instruct, max_seq_len=32)
+    assert jllama.GenerationSettings(stop=None, logit_bias=None) == jllama.GenerationSettings()
+    settings = jllama.GenerationSettings(logit_bias={np.int64(5): np.float32(1.5)})
+    assert settings.logit_bias == {5: 1.5}
+    assert [type(given) for pair in settings.logit_bias.items() for given in pair] == [int, float]
+    ids = instruct.tokenizer.encode("Once")
+    answer = jllama.generate(instruct, "Once", chat=False, **SETTINGS)
+    assert all(jllama.generate(instruct, given, **SETTINGS) == answer for given in (ids, np.array(ids)))
+    session = jllama.Session(instruct, max_seq_len=np.int64(32))
     short = jllama.GenerationSettings(max_new_tokens=4)
     answers = ["".join(session.stream(ids, short)) for ids in ([5, 6, 7], np.array([5, 6, 7]))]
     assert answers[0] == answers[1]
