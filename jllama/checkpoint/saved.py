@@ -50,20 +50,24 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
     check_free(output)
     with appearing(output) as directory:
         _copy_tokenizer(files, directory)
-        (directory / "config.json").write_text(json.dumps(_config_keys(files, config, mode), indent=2) + "\n")
+        keys = _config_keys(config, mode) | _tokenizer_keys(files)
+        (directory / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
         save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
 
 
-def _config_keys(files: ModelFiles, config: ModelConfig, mode: str) -> dict[str, Any]:
+def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
     model_type = "mistral" if config.sliding_window else "llama"
     quantization = {"quant_method": METHOD, "mode": mode, "version": 1}
-    given = read_object(files.config_path) if files.directory else {}
     return {
         "model_type": model_type,
-        **{key: given[key] for key in _TOKENIZER_KEYS if key in given},
         "quantization_config": quantization,
         METHOD: dataclasses.asdict(config),
     }
+
+
+def _tokenizer_keys(files: ModelFiles) -> dict[str, Any]:
+    given = read_object(files.config_path) if files.directory else {}
+    return {key: given[key] for key in _TOKENIZER_KEYS if key in given}
 
 
 def _copy_tokenizer(files: ModelFiles, target: Path) -> None:
