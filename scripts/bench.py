@@ -81,22 +81,18 @@ def random_weights(config: Any) -> Any:
     """Random weights, quantised as `load` would quantise a checkpoint's."""
     import jax
 
-    from jllama.checkpoint.converters import placed
+    from jllama.checkpoint.converters import placed, scheme_for
     from jllama.checkpoint.layout import layout
-    from jllama.checkpoint.names import EMBED, HEAD
     from jllama.quantization import SCHEMES, quantize
     from jllama.random_params import random_params
 
     params = random_params(config, FLAGS.dtype, seed=FLAGS.seed)
     if FLAGS.quantize not in SCHEMES:
         return params
-    matrices, tables = SCHEMES[FLAGS.quantize]
 
     def shrink(leaf: Any, array: Any) -> Any:
-        name = leaf.parts[0].name
-        if len(leaf.shape) < 2 or name.endswith("bias"):
-            return array
-        return placed(quantize(array, tables if name in (EMBED, HEAD) else matrices))
+        scheme = scheme_for(leaf, FLAGS.quantize)
+        return array if scheme is None else placed(quantize(array, scheme))
 
     return jax.tree.map(shrink, layout(config), params)
 

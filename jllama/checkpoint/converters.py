@@ -14,7 +14,7 @@ from jllama.checkpoint.quantized import QuantizedConverter
 from jllama.checkpoint.stored import Checkpoint, Reader
 from jllama.layers.quantized import QTensor
 from jllama.progress import ByteBar
-from jllama.quantization import SCHEMES, quantize
+from jllama.quantization import SCHEMES, Scheme, quantize
 
 Converter = Callable[[Leaf], Any]
 
@@ -46,15 +46,20 @@ def converter_for(
 
         return keep, [dense]
     wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), device, bar)
-    matrices, tables = SCHEMES[mode]
 
     def shrink(leaf: Leaf) -> Any:
-        if not _is_matrix(leaf):
-            return dense(leaf)
-        scheme = tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
-        return place(quantize(wide(leaf), scheme))
+        scheme = scheme_for(leaf, mode)
+        return dense(leaf) if scheme is None else place(quantize(wide(leaf), scheme))
 
     return shrink, [dense, wide]
+
+
+def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
+    """How a mode, a key of `SCHEMES`, quantises a leaf; None: not at all."""
+    matrices, tables = SCHEMES[mode]
+    if not _is_matrix(leaf):
+        return None
+    return tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
 
 
 def _is_matrix(leaf: Leaf) -> bool:
