@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_tests import Test
+from jax import Array
 
 from jllama import engine, memory, sizes
 from jllama.config import ModelConfig
@@ -34,36 +35,40 @@ class Ceilings:
 def ceilings(dtype: str, platform: str) -> Ceilings:
     """Reads or copies (counting both ways) a large array; multiplies two matrices of the run dtype."""
     gpu = platform == "gpu"
+    count = 10 if gpu else 1  # a CPU needs long for one, and reads more slowly within a loop
     rows = jnp.ones((8192, 131072 if gpu else 16384), jnp.float32)
-    read = _median_seconds(lambda: _row_maxima(rows), 10)
-    copy = _median_seconds(lambda: _negated(rows), 10)  # reads and writes
+    read = _seconds_each(_row_maxima, jnp.full(len(rows), jnp.inf), rows, count=count)
+    copy = _seconds_each(jnp.negative, rows, count=count)  # reads and writes
     size = 8192 if gpu else 2048
     left, right = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
-    product = _median_seconds(lambda: _product(left, right), 10)
+    product = _seconds_each(_product, left, right, count=count)
     return Ceilings(
         read_bytes_per_second=max(rows.nbytes / read, 2 * rows.nbytes / copy),
         matrix_flops_per_second=2 * size**3 / product,
     )
 
 
-@jax.jit
-def _row_maxima(rows):
-    return jnp.max(rows, axis=1)
+def _row_maxima(tops: Array, rows: Array) -> Array:
+    return jnp.max(jnp.minimum(rows, tops[:, None]), axis=1)
 
 
-@jax.jit
-def _negated(rows):
-    return -rows
+def _product(left: Array, right: Array) -> Array:
+    product = jnp.matmul(left, right, preferred_element_type=jnp.float32)
+    return (product * len(left) ** -0.5).astype(left.dtype)  # numbers of the size of `left`'s
 
 
-@jax.jit
-def _product(left, right):
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32).astype(left.dtype)
+def _seconds_each(work: Callable[..., Array], start: Array, *operands: Array, count: int) -> float:
+    """Of `count` calls in one program, each fed with the last one's result: the median of five.
 
+    One call alone would measure the program's start and the way back as well.
+    """
 
-def _median_seconds(call: Callable[[], Any], repetitions: int) -> float:
-    jax.block_until_ready(call())
-    return statistics.median(_seconds(call) for _ in range(repetitions))
+    @jax.jit
+    def several(start: Array, *operands: Array) -> Array:
+        return jax.lax.fori_loop(0, count, lambda _, state: work(state, *operands), start)
+
+    jax.block_until_ready(several(start, *operands))
+    return statistics.median(_seconds(lambda: several(start, *operands)) for _ in range(5)) / count
 
 
 def _seconds(call: Callable[[], Any]) -> float:
