@@ -67,6 +67,8 @@ def _keys(writer: Any, c: ModelConfig) -> None:
     writer.add_block_count(c.num_hidden_layers)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_rope_freq_base(c.rope.rope_theta)
     writer.add_rope_dimension_count(c.head_dim)

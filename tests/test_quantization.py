@@ -73,6 +73,8 @@ def test_a_saved_model_is_the_one_that_was_quantised(checkpoint, tmp_path, mode)
     config = read_config(files)
     params = load_params(files, config, "float32", quantize=mode, pack=False)
     save(files, config, params, tmp_path / "small", mode)
+    modes = {path.stat().st_mode for path in (tmp_path / "small").iterdir()}
+    assert len(modes) == 1, "whoever may read one file may read all"
     again = resolve(str(tmp_path / "small"))
     assert read_config(again) == config
     loaded = load_params(again, config, "float32", pack=False)

@@ -53,6 +53,8 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
         keys = _config_keys(config, mode) | _tokenizer_keys(files)
         (directory / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
         save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
+        # safetensors lets its owner alone read the file.
+        shutil.copymode(directory / "config.json", directory / WEIGHTS)
 
 
 def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
