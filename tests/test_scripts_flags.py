@@ -67,7 +67,7 @@ FLAGS = {
     "presence": (GENERATE, "--presence_penalty=1e9", "presence_penalty=1000000000.0 must be"),
     "frequency": (GENERATE, "--frequency_penalty=nan", "frequency_penalty=nan must be"),
     "bias": (GENERATE, "--logit_bias=many", "--logit_bias=many: give TOKEN_ID=VALUE"),
-    "bias nan": (GENERATE, "--logit_bias=1=nan", "logit_bias must hold finite numbers"),
+    "bias nan": (GENERATE, "--logit_bias=1=nan", "logit_bias of token 1 is nan; it must be a number from"),
     "no tokens": (GENERATE, "--max_new_tokens=0", "max_new_tokens=0 must be a whole number from 1"),
     "absurd": (GENERATE, f"--max_new_tokens={10**30}", "max_new_tokens=1000"),
     "a fraction": (GENERATE, "--max_new_tokens=1.5", "--max_new_tokens=1.5"),
