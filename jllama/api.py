@@ -81,7 +81,7 @@ def _checked(prompt: Any) -> Any:
     items = prompt
     with contextlib.suppress(TypeError):
         items = prompt if isinstance(prompt, str | bytes) else list(prompt)
-    if items == [] or (isinstance(items, str) and not items.strip()):
+    if (isinstance(items, list) and not items) or (isinstance(items, str) and not items.strip()):
         raise JllamaError("the prompt is empty: give a text")
     if isinstance(items, str) or (isinstance(items, list) and all(isinstance(m, Mapping) for m in items)):
         return items

@@ -72,7 +72,7 @@ def load(
     tokenizer = load_tokenizer(files)
     if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
+            f"the tokenizer has {tokenizer.base_vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
     params = _load_weights(files, config, dtype, quantize, progress)

@@ -46,8 +46,15 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
     _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
 
 
-def check_cache(config: ModelConfig, dtype: str, *, batch: int, max_len: int) -> None:
-    """Refuses a cache that the device has no room for.
+def check_cache(
+    config: ModelConfig,
+    dtype: str,
+    *,
+    batch: int,
+    max_len: int,
+    advice: str = "use a smaller --max_seq_len or batch, or --dtype=bfloat16",
+) -> None:
+    """Refuses a cache that the device has no room for; `advice`: what to change.
 
     Raises:
       JllamaError: as `check_weights`.
@@ -56,7 +63,7 @@ def check_cache(config: ModelConfig, dtype: str, *, batch: int, max_len: int) ->
     _check(
         needed,
         f"a cache of {max_len} positions for {batch} row{'s' if batch > 1 else ''} needs {{}}",
-        "use a smaller --max_seq_len or batch, or --dtype=bfloat16",
+        advice,
     )
 
 

@@ -1,5 +1,6 @@
 """Text in, text out: one conversation with its cache. Every front end stands on this."""
 
+import contextlib
 import dataclasses
 import operator
 import weakref
@@ -41,9 +42,11 @@ class Session:
         context = model.config.context_length
         self.model = model
         chosen = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-        if not hasattr(chosen, "__index__") or not 2 <= chosen <= context:
+        with contextlib.suppress(TypeError):
+            chosen = operator.index(chosen)
+        if not isinstance(chosen, int) or not 2 <= chosen <= context:
             raise JllamaError(f"max_seq_len={chosen!r} must be from 2 to the model's context of {context}")
-        self.max_seq_len = operator.index(chosen)
+        self.max_seq_len = chosen
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None

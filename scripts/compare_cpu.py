@@ -19,10 +19,12 @@ from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
+from jllama.paths import expanded
 
 flags.DEFINE_string(
     "model", "tinyllama", "A GGUF reference to convert, or tinyllama: random weights of its shape."
 )
+command_line.define_sha256_flag()
 flags.DEFINE_list("formats", ["F32", "BF16", "Q8_0", "Q4_0"], "The types of the weights, one GGUF file each.")
 flags.DEFINE_list(
     "tests", ["decode1", "decode8", "prefill512"], "decodeB: B rows at once; prefillT: T tokens."
@@ -49,7 +51,7 @@ class Side:
     def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
         self.name = worker
         script = Path(__file__).with_name(f"compare_cpu_{worker}.py")
-        command = [python, str(script), str(path), str(threads)]
+        command = [command_of(python), str(script), str(path), str(threads)]
         environment = {**os.environ, "JLLAMA_THREADS": str(threads)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -83,10 +85,11 @@ class Side:
 
 def main() -> None:
     """Prints a line for each format, test and peer."""
+    directory = expanded(FLAGS.directory)
     check_request()
     say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     for kind in FLAGS.formats:
-        path = compare_cpu_files.gguf_file(FLAGS.model, kind, Path(FLAGS.directory))
+        path = compare_cpu_files.gguf_file(FLAGS.model, kind, directory, FLAGS.model_sha256)
         sides = start(kind, path, FLAGS.threads or len(os.sched_getaffinity(0)))
         for test in FLAGS.tests:
             compare(kind, test, sides)
@@ -125,6 +128,11 @@ def count_of(test: str) -> int:
     return int(match[2])
 
 
+def command_of(python: str) -> str:
+    """A Python as the shell would take it: a path from `~`, or a name."""
+    return str(expanded(python)) if python.startswith("~") else python
+
+
 def check_python(flag: str, python: str, modules: str) -> None:
     """Tries a side's imports.
 
@@ -133,7 +141,7 @@ def check_python(flag: str, python: str, modules: str) -> None:
     """
     try:
         done = subprocess.run(
-            [python, "-c", f"import {modules}"], capture_output=True, text=True, check=False
+            [command_of(python), "-c", f"import {modules}"], capture_output=True, text=True, check=False
         )
     except OSError as error:
         raise JllamaError(f"--{flag}={python}: {error.strerror}") from None

@@ -27,24 +27,24 @@ TINYLLAMA = ModelConfig(
 DISTINCT = 256  # random rows that a random matrix repeats: quantising a billion numbers takes minutes
 
 
-def gguf_file(model: str, kind: str, directory: Path) -> Path:
+def gguf_file(model: str, kind: str, directory: Path, sha256: str | None) -> Path:
     """The file of `model` with weights of `kind`, made if it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{Path(model).name.replace(':', '-')}-{kind}.gguf"
     if not path.exists():
         scratch = path.with_suffix(".part")
         try:
-            _write(scratch, model, kind)
+            _write(scratch, model, kind, sha256)
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
     return path
 
 
-def _write(path: Path, model: str, kind: str) -> None:
+def _write(path: Path, model: str, kind: str, sha256: str | None) -> None:
     from gguf import GGUFWriter
 
-    config, tensors = _random() if model == "tinyllama" else _stored(model)
+    config, tensors = _random() if model == "tinyllama" else _stored(model, sha256)
     writer = GGUFWriter(path, "llama", use_temp_file=True)
     _keys(writer, config)
     for name, shape, numbers in tensors:
@@ -91,8 +91,8 @@ def _random():
     return TINYLLAMA, tensors()
 
 
-def _stored(model: str):
-    files = resolve(model)
+def _stored(model: str, sha256: str | None):
+    files = resolve(model, sha256=sha256)
     if files.gguf is None:
         raise JllamaError(f"{model} is no GGUF file")
     path, reader = files.gguf, Reader()

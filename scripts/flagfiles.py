@@ -43,7 +43,7 @@ def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
         taken = typed[: 2 if _takes_the_next(known, typed) else 1]
         typed = typed[len(taken) :]
         if is_file:
-            kept += [line for line in known.read_flags_from_files(taken) if not _is_for_others(known, line)]
+            kept += _for_us(known, known.read_flags_from_files(taken))
         else:
             kept += taken
     return kept
@@ -67,6 +67,17 @@ def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
 def _is_flag(known: flags.FlagValues, text: str) -> bool:
     name = text.lstrip("-").partition("=")[0]
     return name == "flagfile" or name in known or name.removeprefix("no") in known
+
+
+def _for_us(known: flags.FlagValues, lines: list[str]) -> list[str]:
+    """A flagfile's lines but for other scripts' flags and what stands below them as their values."""
+    kept, dropped = [], False
+    for line in lines:
+        if line.startswith("-"):
+            dropped = _is_for_others(known, line)
+        if not dropped:
+            kept.append(line)
+    return kept
 
 
 def _is_for_others(known: flags.FlagValues, line: str) -> bool:

@@ -12,7 +12,7 @@ from jllama.errors import JllamaError
 from jllama.paths import expanded
 
 flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
-flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+command_line.define_sha256_flag()
 flags.DEFINE_bool("tensors", True, "List every tensor.")
 flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 flags.DEFINE_integer("max_seq_len", None, "Positions of the planned cache. Default: the model's context.")

@@ -157,7 +157,7 @@ def row(mode: str, model: Any, losses: list[float], top1: float) -> dict[str, An
 
 def exponential(loss: float) -> float:
     """`math.exp`, infinite where that overflows."""
-    return math.exp(loss) if loss < 709 else math.inf
+    return math.inf if loss >= 709 else math.exp(loss)
 
 
 def finite(r: dict[str, Any]) -> dict[str, Any]:

@@ -77,10 +77,12 @@ def test_mistakes_are_named(base, instruct):
         "stop=5 must be a text": dict(stop=5),
         "max_seq_len='3' must be from 2": dict(max_seq_len="3"),
         "max_seq_len=3.0 must be from 2": dict(max_seq_len=3.0),
+        r"max_seq_len=array\(\[5\]\) must be from 2": dict(max_seq_len=np.array([5])),
     }
     wrong = [("must hold token ids", dict(logit_bias=bias)) for bias in ([5], 5, {True: 1.0})]
     wrong += [
-        ("a list of messages .* or of token ids", dict(prompt=prompt)) for prompt in (5, None, b"x", [1.5])
+        ("a list of messages .* or of token ids", dict(prompt=prompt))
+        for prompt in (5, np.array(5), None, b"x", [1.5])
     ]
     wrong += [("the prompt is empty", dict(prompt=prompt)) for prompt in ([], np.array([], np.int32))]
     for words, settings in [*mistakes.items(), *wrong]:

@@ -157,7 +157,11 @@ def test_random_checkpoints_are_readable_by_the_safetensors_package(tmp_path, co
 def test_tokenizer_files_come_along(tmp_path, config_file):
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"):
         (config_file.parent / name).write_text(name)
+    templates = config_file.parent / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "rag.jinja").write_text("{{ messages }}")
     write_random_checkpoint(config_file, tmp_path / "m", tokenizer=config_file.parent)
+    assert (tmp_path / "m" / "additional_chat_templates" / "rag.jinja").is_file()
     assert (tmp_path / "m" / "tokenizer.json").read_text() == "tokenizer.json"
     assert (tmp_path / "m" / "generation_config.json").exists()
     assert (tmp_path / "m" / "model.safetensors").stat().st_size > 1000

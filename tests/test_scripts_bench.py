@@ -37,9 +37,7 @@ def test_the_table_names_the_quantisation(bench):
 
 def test_what_does_not_fit_is_refused_before_the_first_test(bench):
     outcome = bench("--tests=tg64,tg64@d9999999", "--batch_sizes=1,99999")
-    assert_explained(
-        outcome, "batch 99999: its cache needs|GiB left: choose smaller --tests or --batch_sizes"
-    )
+    assert_explained(outcome, "for 99999 rows needs|GiB left: leave out|--batch_sizes=99999")
 
 
 COMPARISONS = {
@@ -48,6 +46,8 @@ COMPARISONS = {
     "--tests=": "nothing to compare: give --formats=F32",
     "--formats=Q9_0": "--formats: 'Q9_0' is none of F32, F16",
     "--peer_python=/no/such": "--peer_python=/no/such: No such file",
+    "--peer_python=~nobody-here/python": "~nobody-here/python: there is no such home directory",
+    "--directory=~nobody-here/x": "~nobody-here/x: there is no such home directory",
     "--peer_python=/bin/false": "--peer_python=/bin/false can't import llama_cpp, numpy",
 }
 

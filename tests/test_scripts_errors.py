@@ -95,7 +95,7 @@ FILES = {
     "NaN": (change_tensors(lambda t: t[UP].fill(np.nan)), f"{UP} in |NaN or infinite"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "tokenizer"),
     "broken tokenizer": (write("tokenizer.json", b"{}"), "tokenizer.json"),
-    "foreign tokenizer": (change_config(vocab_size=200), "the tokenizer has 257 tokens and the model 200"),
+    "foreign tokenizer": (change_config(vocab_size=200), "the tokenizer has 256 tokens and the model 200"),
 }
 
 

@@ -113,6 +113,10 @@ def test_flagfiles_may_hold_flags_of_other_scripts(script, without_jax, tmp_path
     outer.write_text(f"--flagfile={inner}\n--quantize=int8\n")
     for flagfile in ([f"--flagfile={outer}"], ["--flagfile", str(outer)]):
         assert start(script, *flagfile, "--help", env=without_jax).code == 0
+    inner.write_text("--transcript\nchatml\n--dtype\nfloat16\n")  # values on lines of their own
+    assert start(script, f"--flagfile={outer}", "--help", env=without_jax).code == 0
+    inner.write_text("--model\ntranscript\n--seed=1\n")  # a value that is another script's flag
+    assert start(script, f"--flagfile={inner}", "--help", env=without_jax).code == 0
     inner.write_text("--temperatur=1\n")
     outcome = start(script, f"--flagfile={outer}", "--help", env=without_jax)
     assert_explained(outcome, "Unknown command line flag 'temperatur'")

@@ -1,6 +1,7 @@
 """Directories that appear when they are complete, or not at all."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import safetensors
 
 from jllama.errors import JllamaError
+from jllama.hub import TOKENIZER_FILES
 from jllama.paths import expanded
 
 
@@ -56,6 +58,16 @@ def appearing(output: Path) -> Iterator[Path]:
                 _move_all(complete, output)
             else:
                 complete.replace(output)
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Copies whatever a tokenizer reads beside the weights (`TOKENIZER_FILES`); False: there is nothing."""
+    files = [file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()]
+    for file in files:
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    return bool(files)
 
 
 def _move_all(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jllama.checkpoint.layout import Part, parts
 from jllama.checkpoint.names import to_hf
-from jllama.checkpoint.output import appearing, check_free
+from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
 from jllama.checkpoint.safetensors import INDEX, SINGLE
 from jllama.checkpoint.stored import PLAIN
 from jllama.config import ModelConfig
@@ -43,7 +43,8 @@ def write_random_checkpoint(
     shards = _shards(list(parts(config).values()), PLAIN[DTYPES[dtype]].size, shard_bytes)
     check_free(output)
     with appearing(output) as directory:
-        _copy_tokenizer(tokenizer, directory)
+        if tokenizer is not None and not copy_tokenizer(tokenizer, directory):
+            raise JllamaError(f"{tokenizer} holds no tokenizer files")
         shutil.copyfile(config_path, directory / "config.json")
         _write_shards(shards, directory, dtype, seed, scale)
 
@@ -102,14 +103,3 @@ def _random(part: Part, bits: np.random.BitGenerator, scale: float) -> Iterator[
         numbers += np.float32(centre)
         yield numbers
         left -= numbers.size
-
-
-def _copy_tokenizer(source: Path | None, target: Path) -> None:
-    if source is None:
-        return
-    patterns = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
-    files = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
-    if not files:
-        raise JllamaError(f"{source} holds no tokenizer files")
-    for file in files:
-        shutil.copyfile(file, target / file.name)

@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 
 from jllama.checkpoint.gguf import copy_gguf_fields
 from jllama.checkpoint.layout import Leaf, layout
-from jllama.checkpoint.output import appearing, check_free
+from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.hub import TOKENIZER_FILES, TOKENIZER_GGUF, ModelFiles
+from jllama.hub import TOKENIZER_GGUF, ModelFiles
 from jllama.json_files import read_object
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import Rope
@@ -77,11 +77,7 @@ def _copy_tokenizer(files: ModelFiles, target: Path) -> None:
         copy_gguf_fields(files.gguf, target / TOKENIZER_GGUF)
         return
     assert files.directory is not None
-    for file in (found for pattern in TOKENIZER_FILES for found in files.directory.glob(pattern)):
-        if file.is_file():
-            copy = target / file.relative_to(files.directory)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+    copy_tokenizer(files.directory, target)
 
 
 def _arrays(params: Params) -> dict[str, np.ndarray]:

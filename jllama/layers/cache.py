@@ -39,7 +39,7 @@ class LayerCache:
         return self.keys.shape[2]
 
     def append(self, keys: Array, values: Array) -> "LayerCache":
-        """Writes `[B, T, K, H]` behind the valid positions of each row; `length` stays (see `advance`).
+        """Writes `[B, T, K, H]` behind the valid positions of each row; `KVCache.advance` makes them valid.
 
         Positions past the end are dropped: nothing valid is ever overwritten.
         """

@@ -137,11 +137,11 @@ def _run_all(commands: list[list[str]]) -> None:
         for command in commands
     ]
     try:
-        for process, (compiler, *_) in zip(running, commands, strict=True):
+        for process, command in zip(running, commands, strict=True):
             message = process.communicate(timeout=120)[1]
             if process.returncode:
                 first = next((line for line in message.splitlines() if "error" in line), message[:200])
-                raise JllamaError(f"{compiler} failed: {first.strip() or process.returncode}")
+                raise JllamaError(f"{command[0]} failed: {first.strip() or process.returncode}")
     finally:
         for process in running:
             process.kill()  # does nothing to one that has ended
