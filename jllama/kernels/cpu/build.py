@@ -117,7 +117,7 @@ def _compile(compiler: list[str], flags: tuple[str, ...], name: str) -> Path:
             _run_all([[*compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)]])
             library = directory / f"{name}-{_digest(whole)}.so"
             _put(whole, library)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise JllamaError(f"{shlex.join(compiler)} failed: {error}") from None
     return library
 
@@ -137,11 +137,11 @@ def _run_all(commands: list[list[str]]) -> None:
         for command in commands
     ]
     try:
-        for process, command in zip(running, commands, strict=True):
+        for process in running:
             message = process.communicate(timeout=120)[1]
             if process.returncode:
                 first = next((line for line in message.splitlines() if "error" in line), message[:200])
-                raise JllamaError(f"{command[0]} failed: {first.strip() or process.returncode}")
+                raise subprocess.SubprocessError(first.strip() or process.returncode)
     finally:
         for process in running:
             process.kill()  # does nothing to one that has ended
