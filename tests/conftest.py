@@ -1,6 +1,7 @@
 """Strict JAX settings, a private compilation cache and the models that several test files share."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -100,6 +101,17 @@ def tiny_params(tiny_config):
     from helpers import random_params
 
     return random_params(tiny_config)
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    """The config.json of a small model, in a directory of its own."""
+    from checkpoint_files import KEYS
+
+    path = tmp_path / "source" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(KEYS))
+    return path
 
 
 @pytest.fixture(scope="module")

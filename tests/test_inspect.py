@@ -56,14 +56,6 @@ def failure(name: str, *flags: str, before: tuple[str, ...] = ()) -> str:
     return done.stderr
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    path = tmp_path / "source" / "config.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(KEYS))
-    return path
-
-
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_sizes_are_those_of_the_real_arrays(name):
     config = ModelConfig.from_hf(SMALL_MODELS[name])

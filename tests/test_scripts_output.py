@@ -18,16 +18,8 @@ WRITTEN = ["config.json", "model.safetensors"]
 
 
 @pytest.fixture
-def config(tmp_path):
-    file = tmp_path / "config" / "config.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(KEYS))
-    return file
-
-
-@pytest.fixture
-def make(server, config):
-    return lambda output, **env: server.run(MAKE, f"--config={config}", f"--output={output}", **env)
+def make(server, config_file):
+    return lambda output, **env: server.run(MAKE, f"--config={config_file}", f"--output={output}", **env)
 
 
 def names(directory):
@@ -85,9 +77,9 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(server, tmp_p
     assert names(tmp_path) == ["file", "link"]
 
 
-def test_sigterm_leaves_nothing(config, tmp_path):
-    config.write_text(json.dumps(KEYS | dict(vocab_size=10**6, hidden_size=1024, head_dim=8)))
-    flags = [f"--config={config}", f"--output={tmp_path / 'out' / 'new'}"]
+def test_sigterm_leaves_nothing(config_file, tmp_path):
+    config_file.write_text(json.dumps(KEYS | dict(vocab_size=10**6, hidden_size=1024, head_dim=8)))
+    flags = [f"--config={config_file}", f"--output={tmp_path / 'out' / 'new'}"]
     with subprocess.Popen(command(MAKE, *flags), env=environment(tmp_path), cwd=ROOT, stderr=-1) as process:
         while not list(tmp_path.glob("out/.new-*/complete/model.safetensors")):
             assert process.poll() is None
