@@ -5,18 +5,37 @@ from pathlib import Path
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.file_errors import file_errors
+
+MAX_BYTES = 1 << 27  # four times the largest tokenizer.json
+MAX_VALUES = 1 << 23  # four times what it holds; Python spends about 70 bytes on each
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file of a model holds.
 
     Raises:
-      JllamaError: it can't be read, is not JSON, nests too deeply or holds something else.
+      JllamaError: it can't be read, is not JSON, nests too deeply, is larger than any such file or holds
+        something else.
     """
+    with file_errors(path):
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        return parse_object(path, text)
+
+
+def parse_object(path: Path, text: bytes, **options: Any) -> dict[str, Any]:
+    """The JSON object in `text`, which came from `path`; `options` are those of `json.loads`.
+
+    Raises:
+      JllamaError: as `read_object`.
+    """
+    # Each value but the first stands behind one of these, so that what parsing costs is known before it.
+    values = sum(text.count(mark) for mark in (b",", b"[", b"{", b":"))
+    if len(text) > MAX_BYTES or values > MAX_VALUES:
+        raise JllamaError(f"{path} is larger than any such file of a model; download it again")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JllamaError(f"cannot read {path}: {error.strerror}") from None
+        found = json.loads(text.decode("utf-8"), **options)
     except ValueError as error:
         raise JllamaError(f"{path} is not JSON ({error}); download it again") from None
     except RecursionError:
