@@ -1,21 +1,15 @@
 """Conversations in files: JSON for what was said, safetensors beside it for the cache."""
 
-import contextlib
 import dataclasses
-import json
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jllama import archive_cache
-from jllama.archive_json import read_document
+from jllama.archive_files import replacing, resolved
+from jllama.archive_json import Document, check_overwrite, read_document, write_document
 from jllama.branches import Branch, Message
 from jllama.conversation import Conversation
 from jllama.errors import JllamaError
-from jllama.overflow import check_policy
-from jllama.paths import expanded
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.tokenizer import Tokenizer
@@ -27,7 +21,7 @@ FORMAT = "jllama conversation 1"
 def save(
     conversation: Conversation, settings: GenerationSettings, path: str | Path, *, cache: bool = False
 ) -> list[Path]:
-    """Writes all branches and the settings, each file whole or not at all.
+    """Writes all branches and the settings: all files whole, or none.
 
     Args:
       conversation: what is saved.
@@ -41,19 +35,16 @@ def save(
     Raises:
       JllamaError: a file can't be written, or is in the way.
     """
-    target = _target(path)
-    document, written = _document(conversation, settings), [target]
+    target, document = resolved(path), _document(conversation, settings)
+    files = [target, cache_path(target)][: 1 + cache]
+    check_overwrite(target, FORMAT)
     if cache:
-        beside = cache_path(target)
-        archive_cache.check_overwrite(beside)
-        with _replacing(beside) as temporary:
-            document["cache_sha256"] = archive_cache.write(conversation, temporary)
-        written.append(beside)
-    with _replacing(target) as temporary:
-        text = json.dumps(document, ensure_ascii=False, indent=1)
-        # Half a surrogate pair, out of a flag that was no UTF-8, becomes JSON's own escape of it.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return written
+        archive_cache.check_overwrite(files[1])
+    with replacing(*files) as temporary:
+        if cache:
+            document["cache_sha256"] = archive_cache.write(conversation, temporary[1])
+        write_document(document, temporary[0])
+    return files
 
 
 def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettings, list[str]]:
@@ -65,11 +56,11 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     Raises:
       JllamaError: the file can't be read, is damaged, or does not suit the model; nothing is changed then.
     """
-    target = expanded(path)
+    target = resolved(path)
     document = read_document(target, FORMAT)
-    settings, remarks = document.settings, []
+    settings, remarks = _own_settings(document.settings, conversation.model.config.vocab_size)
     transcript = Transcript(conversation.model.tokenizer, document.transcript)
-    policy = check_policy(document.on_overflow)
+    remarks += _check_template(transcript, document)
     messages, foreign = _own_messages(document.messages, conversation.model.tokenizer)
     if foreign:
         remarks.append(f"{foreign} answers come from another tokenizer: their text is used, not their tokens")
@@ -85,7 +76,7 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     if document.cache_sha256 is not None:
         remarks += _read_cache(branches[document.current].session, cache_path(target), document.cache_sha256)
     conversation.branches, conversation.current = branches, document.current
-    conversation.transcript, conversation.on_overflow = transcript, policy
+    conversation.transcript, conversation.on_overflow = transcript, document.on_overflow
     return settings, remarks
 
 
@@ -131,6 +122,32 @@ def _document(conversation: Conversation, settings: GenerationSettings) -> dict[
     }
 
 
+def _own_settings(settings: GenerationSettings, vocab_size: int) -> tuple[GenerationSettings, list[str]]:
+    """The settings without biases of tokens that the model does not have: each answer would fail on them."""
+    known = {token: bias for token, bias in settings.logit_bias.items() if 0 <= token < vocab_size}
+    missing = len(settings.logit_bias) - len(known)
+    remark = f"the logit_bias of {missing} tokens that this model does not have is left out"
+    return dataclasses.replace(settings, logit_bias=known), [remark] * bool(missing)
+
+
+def _check_template(transcript: Transcript, document: Document) -> list[str]:
+    """Tries the template on a short talk with each system message, because a file may bring one that fails.
+
+    Returns:
+      A remark if it is the model's own that does not take a branch's system message.
+    """
+    talk = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
+    for name, branch in document.branches.items():
+        system = [{"role": "system", "content": branch.system}] if branch.system else []
+        try:
+            transcript.encode([*system, *talk])
+        except JllamaError as error:
+            if transcript.source is not None:
+                raise JllamaError(f"the conversation's own transcript can't be used: {error}") from None
+            return [f"branch {name} can't go on with its system message (/system - removes it): {error}"]
+    return []
+
+
 def _own_messages(messages: list[Message], tokenizer: Tokenizer) -> tuple[list[Message], int]:
     """The messages, without token ids that do not spell their text, and how many those were."""
     checked = [_without_foreign_ids(message, tokenizer) for message in messages]
@@ -145,46 +162,3 @@ def _without_foreign_ids(message: Message, tokenizer: Tokenizer) -> Message:
     if known and tokenizer.decode(ids).lstrip() == message.content:
         return message
     return dataclasses.replace(message, token_ids=None)
-
-
-def _target(path: str | Path) -> Path:
-    """The file to write, links followed.
-
-    Raises:
-      JllamaError: another file is in the way.
-    """
-    target = Path(os.path.realpath(expanded(path)))
-    if not target.exists():
-        return target
-    if not target.is_file():
-        raise JllamaError(f"{path} is not a file: give another name")
-    with _reported(target, "read"), target.open("rb") as file:
-        if FORMAT.split()[0].encode() not in file.read(64):
-            raise JllamaError(f"{path} exists and is no conversation: give another name")
-    return target
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary file, readable by the user alone, that takes the target's place if all goes well."""
-    temporary: Path | None = None
-    with _reported(target, "write"):
-        try:
-            handle, name = tempfile.mkstemp(prefix=".jllama-", suffix=".tmp", dir=target.parent)
-            os.close(handle)
-            temporary = Path(name)
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _reported(path: Path, verb: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise JllamaError(f"cannot {verb} {path}: {error.strerror or error}") from None

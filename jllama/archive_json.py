@@ -1,5 +1,6 @@
 """A saved conversation's JSON, every value of it checked: it may be damaged, or someone else's."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from jllama.branches import MAX_BRANCHES, Message, check_name
 from jllama.errors import JllamaError
+from jllama.overflow import POLICIES
 from jllama.settings import GenerationSettings, build_settings
 
-MAX_BYTES = 2**28
+MAX_BYTES = 2**25  # millions of tokens; and what Python makes of its JSON stays below a gigabyte
 ROLES = ("user", "assistant")
 
 
@@ -40,8 +42,40 @@ class DamagedError(Exception):
 
 
 def damaged(path: Path, what: str) -> JllamaError:
-    """The one message for every way in which a file may be spoilt."""
-    return JllamaError(f"{path} is damaged or no saved conversation: {what}")
+    """The one message for every way in which a file may be spoilt; `what` may quote the file at length."""
+    shown = what if len(what) <= 200 else what[:199] + "…"
+    return JllamaError(f"{path} is damaged or no saved conversation: {shown}")
+
+
+def write_document(document: dict[str, Any], path: Path) -> None:
+    """Writes a conversation as `read_document` reads it.
+
+    Raises:
+      JllamaError: it is too large to be read again.
+    """
+    text = json.dumps(document, ensure_ascii=False, indent=1)
+    # Half a surrogate pair, out of a flag that was no UTF-8, becomes JSON's own escape of it.
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) > MAX_BYTES:
+        raise JllamaError(
+            f"the conversation has more than {MAX_BYTES >> 20} MiB: undo turns or clear branches"
+        )
+    path.write_bytes(data)
+
+
+def check_overwrite(path: Path, wanted_format: str) -> None:
+    """Refuses to replace a file that does not say itself that it is a conversation.
+
+    Raises:
+      JllamaError: it is another file, or can't be read.
+    """
+    if not path.exists():
+        return
+    with contextlib.suppress(DamagedError, ValueError, RecursionError):
+        data = json.loads(_read_text(path))
+        if isinstance(data, dict) and data.get("format") == wanted_format:
+            return
+    raise JllamaError(f"{path} exists and is no conversation: give another name")
 
 
 def read_document(path: Path, wanted_format: str) -> Document:
@@ -88,12 +122,13 @@ def _document(data: dict[str, Any]) -> Document:
     saved = _a(dict, data["branches"], "branches")
     _need(0 < len(saved) <= MAX_BRANCHES, f"it has {len(saved)} branches")
     branches = {_name(name): _branch(item, messages) for name, item in saved.items()}
-    current = _a(str, data["current"], "current")
+    current, policy = _a(str, data["current"], "current"), _a(str, data["on_overflow"], "on_overflow")
+    _need(policy in POLICIES, f"on_overflow is {policy!r}")
     _need(current in branches, f"there is no branch {current!r}")
     return Document(
         settings=_settings(_a(dict, data["settings"], "settings")),
         transcript=_text_or_none(data, "transcript"),
-        on_overflow=_a(str, data["on_overflow"], "on_overflow"),
+        on_overflow=policy,
         current=current,
         branches=branches,
         messages=messages,
@@ -114,6 +149,7 @@ def _message(item: Any) -> Message:
 def _branch(item: Any, messages: list[Message]) -> SavedBranch:
     data = _a(dict, item, "a branch")
     numbers = _a(list, data["messages"], "a branch's messages")
+    _need(len(numbers) <= len(messages), "a branch has more messages than there are")
     for place, number in enumerate(numbers):
         _need(type(number) is int and 0 <= number < len(messages), f"there is no message {number!r}")
         _need(messages[number].role == ROLES[place % 2], "questions and answers do not alternate")
@@ -125,10 +161,11 @@ def _branch(item: Any, messages: list[Message]) -> SavedBranch:
 
 def _settings(data: dict[str, Any]) -> GenerationSettings:
     try:
-        bias = {int(token): float(value) for token, value in data.get("logit_bias", {}).items()}
+        given = _a(dict, data.get("logit_bias", {}), "logit_bias")
+        bias = {int(token): value for token, value in given.items()}
         stop = tuple(_a(list, data.get("stop", []), "stop"))
         return build_settings(**{**data, "logit_bias": bias, "stop": stop})
-    except (JllamaError, TypeError, ValueError, AttributeError) as error:
+    except (JllamaError, ValueError) as error:
         raise DamagedError(f"its settings: {error}") from None
 
 

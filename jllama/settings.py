@@ -41,9 +41,9 @@ class GenerationSettings:
             value = getattr(self, name)
             if not _within(value, low, high) or (wanted is int and not isinstance(value, int)):
                 kind = "a whole number" if wanted is int else "a number"
-                raise JllamaError(f"{name}={value!r} must be {kind} from {low:g} to {high:g}")
+                raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {high:g}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
-            raise JllamaError(f"seed={self.seed!r} must be a whole number from 0 to 2^63 - 1")
+            raise JllamaError(f"seed={_shown(self.seed)} must be a whole number from 0 to 2^63 - 1")
 
     def seeded(self) -> "GenerationSettings":
         """These settings with a seed: their own, or one drawn now."""
@@ -54,6 +54,15 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
+def _shown(value: Any) -> str:
+    """A value in a message, cut; Python writes no integers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "(thousands of digits)"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def _within(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
@@ -62,7 +71,7 @@ def _texts(given: Any) -> tuple[str, ...]:
     several = isinstance(given, Iterable) and not isinstance(given, str)
     texts = tuple(given) if several else () if given is None else (given,)
     if not all(isinstance(text, str) for text in texts):
-        raise JllamaError(f"stop={given!r} must be a text or a list of texts")
+        raise JllamaError(f"stop={_shown(given)} must be a text or a list of texts")
     if "" in texts:
         raise JllamaError("a stop string is empty; leave it out")
     return texts
@@ -77,8 +86,8 @@ def _biases(given: Any) -> dict[int, float]:
     for token, value in biases.items():
         if not _within(value, -LARGEST_BIAS, LARGEST_BIAS):
             raise JllamaError(
-                f"logit_bias of token {token} is {value!r}; it must be a number from {-LARGEST_BIAS:g} to "
-                f"{LARGEST_BIAS:g} (-1000 bans a token)"
+                f"logit_bias of token {_shown(token)} is {_shown(value)}; it must be a number from "
+                f"{-LARGEST_BIAS:g} to {LARGEST_BIAS:g} (-1000 bans a token)"
             )
     return biases
 
