@@ -1,10 +1,12 @@
 """One answer as it grows: ids in, text out, and what became of the request."""
 
 import dataclasses
+import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 from jllama.stop import StopMatcher
 from jllama.tokenizer import Tokenizer
@@ -40,6 +42,31 @@ class Result:
         """Everything as plain values: what the scripts print with `--json`."""
         derived = ("generated_tokens", "prefill_tokens_per_second", "decode_tokens_per_second")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+class OneAtATime:
+    """Streams that share a state: the next one ends the last one before it begins.
+
+    Who reads on in a stream that was ended finds nothing more, and closing it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._last: Generator[str, None, None] | None = None
+
+    def run(self, pieces: Generator[str, None, None]) -> Generator[str, None, None]:
+        """The pieces of a new stream."""
+        self.end()
+        self._last = pieces
+        yield from pieces
+
+    def end(self) -> None:
+        """Closes the stream that runs, if one does: what came is kept."""
+        if self._last is None:
+            return
+        if inspect.getgeneratorstate(self._last) == inspect.GEN_RUNNING:
+            raise JllamaError("another thread is reading an answer: give each thread a session of its own")
+        self._last.close()
+        self._last = None
 
 
 class Answer:

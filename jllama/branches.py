@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jllama.answer import OneAtATime
 from jllama.errors import JllamaError
 from jllama.session import Session
 
@@ -36,6 +37,12 @@ class Branch:
     system: str | None = None
     messages: tuple[Message, ...] = ()
     dropped: int = 0  # how many of the oldest turns the model no longer sees
+    streams: OneAtATime = dataclasses.field(default_factory=OneAtATime, repr=False)
+
+    def fork(self) -> "Branch":
+        """Another line from here on; the session's cache is shared until one of them goes on."""
+        self.streams.end()
+        return dataclasses.replace(self, session=self.session.fork(), streams=OneAtATime())
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -90,14 +90,16 @@ class Conversation:
     def ask(self, text: str, settings: GenerationSettings) -> Iterator[str]:
         """Yields the answer to a new message, as it becomes certain.
 
-        Closing the iterator early keeps what came. If nothing came, or an error ends it, the
-        conversation is as it was.
+        Closing the iterator early keeps what came. Whatever changes the branch meanwhile (the next `ask`,
+        `undo`, `fork`, ...) closes it first. If nothing came, or an error ends it, the conversation is as it
+        was.
 
         Raises:
           JllamaError: the message is empty, too long, or the context is full and `on_overflow` is `stop`.
         """
         if not text.strip():
             raise JllamaError("the message is empty: give a text")
+        self.branch.streams.end()
         yield from self._answer((*self.messages, Message("user", text)), settings)
 
     def retry(self, settings: GenerationSettings) -> Iterator[str]:
@@ -106,6 +108,7 @@ class Conversation:
         Raises:
           JllamaError: there is no answer yet.
         """
+        self.branch.streams.end()
         self._check_turn(self.turns, "nothing to retry")
         yield from self._answer(self.messages[:-1], dataclasses.replace(settings, seed=None))
 
@@ -115,6 +118,7 @@ class Conversation:
         Raises:
           JllamaError: there is no such turn, or see `ask`.
         """
+        self.branch.streams.end()
         self._check_turn(turn, "nothing to edit")
         if not text.strip():
             raise JllamaError("the message is empty: give a text")
@@ -126,6 +130,7 @@ class Conversation:
         Raises:
           JllamaError: there are not so many.
         """
+        self.branch.streams.end()
         self._check_turn(count, "nothing to undo")
         kept = len(self.messages) - 2 * count
         undone = self.messages[kept:]
@@ -134,6 +139,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forgets the current branch's messages; the system message stays."""
+        self.branch.streams.end()
         self._set_messages(())
 
     def set_system(self, text: str | None) -> None:
@@ -142,6 +148,7 @@ class Conversation:
         Raises:
           JllamaError: the model's chat template takes none.
         """
+        self.branch.streams.end()
         before, self.branch.system = self.branch.system, text or None
         try:
             self.encode((Message("user", "Hello"),))
@@ -160,7 +167,7 @@ class Conversation:
             raise JllamaError(f"there is a branch {name!r} already")
         if len(self.branches) >= MAX_BRANCHES:
             raise JllamaError(f"there are {MAX_BRANCHES} branches, and each holds memory: no more")
-        self.branches[name] = dataclasses.replace(self.branch, session=self.branch.session.fork())
+        self.branches[name] = self.branch.fork()
         self.current = name
 
     def switch(self, name: str) -> None:
@@ -190,6 +197,11 @@ class Conversation:
             raise JllamaError(f"turn {turn} does not exist: give a number from 1 to {self.turns}")
 
     def _answer(self, messages: tuple[Message, ...], settings: GenerationSettings) -> Iterator[str]:
+        yield from self.branch.streams.run(self._turn(messages, settings))
+
+    def _turn(
+        self, messages: tuple[Message, ...], settings: GenerationSettings
+    ) -> Generator[str, None, None]:
         branch = self.branch
         prompt, dropped = fit(
             lambda count: self.encode(messages[2 * count :]),

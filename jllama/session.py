@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama import engine
-from jllama.answer import Answer, Result
+from jllama.answer import Answer, OneAtATime, Result
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model
@@ -50,12 +50,14 @@ class Session:
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None
+        self._streams = OneAtATime()
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
     def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Generator[str, None, None]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
 
-        Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too.
+        Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too. So does
+        whatever needs the cache meanwhile: a second stream, `fork` and `adopt` end the one that runs.
 
         Raises:
           JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id
@@ -63,6 +65,9 @@ class Session:
         """
         prompt, settings = [operator.index(token) for token in prompt], settings.seeded()
         self._check(prompt, settings)
+        yield from self._streams.run(self._answer(prompt, settings))
+
+    def _answer(self, prompt: list[int], settings: GenerationSettings) -> Generator[str, None, None]:
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result
         decoder: engine.Decoder | None = self._start(prompt, settings)
@@ -78,13 +83,14 @@ class Session:
             raise
         finally:
             if decoder is not None:
-                self._keep(decoder, prompt)
+                self._keep(decoder, [*prompt, *answer.result.token_ids[:-1]])
 
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
 
         It costs nothing: they share the cache, and who generates next while both live copies it first.
         """
+        self._streams.end()
         twin = Session(self.model, max_seq_len=self.max_seq_len)
         twin.ids, twin.result = list(self.ids), dataclasses.replace(self.result)
         twin._cache, twin._sharers = self._cache, self._sharers
@@ -92,7 +98,7 @@ class Session:
         return twin
 
     def snapshot(self) -> KVCache | None:
-        """The cache, with as many valid positions as there are ids; None before the first answer.
+        """The cache, with as many valid positions as there are ids; None before the first answer and in one.
 
         The arrays are the session's own: read them before it generates again.
         """
@@ -101,6 +107,7 @@ class Session:
 
     def adopt(self, ids: Sequence[int], cache: KVCache) -> None:
         """Goes on from a cache that holds `ids`, as `snapshot` gave it. It is the session's from now on."""
+        self._streams.end()
         self._cache, self.ids = cache, list(ids)
         self._leave_sharers()
 
@@ -159,16 +166,17 @@ class Session:
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
         return cache.holding(np.array([count], np.int32))
 
-    def _keep(self, decoder: engine.Decoder, prompt: Sequence[int]) -> None:
+    def _keep(self, decoder: engine.Decoder, ids: list[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.
 
-        The last token was sampled but never fed: it is not in the cache.
+        Args:
+          decoder: has the cache.
+          ids: what is in it: not the answer's last token, which was sampled but never fed.
         """
         cache = decoder.state.cache
         if any(array.is_deleted() for array in jax.tree.leaves(cache)):
             return  # Ctrl-C fell between a step and the assignment of its result: start from nothing
-        self._cache = cache
-        self.ids = [*prompt, *self.result.token_ids[:-1]]
+        self._cache, self.ids = cache, ids
 
     def _leave_sharers(self) -> None:
         self._sharers.discard(self)
