@@ -40,8 +40,8 @@ class ChatTemplate:
             self._template = SandboxedTemplates().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise JllamaError(
-                f"the chat template does not compile: line {error.lineno}: {error.message}\n"
-                "Use plain text with --nochat_template; in chat.py, another --transcript."
+                f"the chat template does not compile: line {error.lineno}: {error.message}",
+                "Use plain text with --nochat_template; in chat.py, another --transcript.",
             ) from error
         except Exception as error:
             raise JllamaError(f"the chat template is refused: {_reason(error)}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jllama.config_gguf import gguf_fields
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, escaped
 from jllama.json_files import read_object
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.rope import Rope
@@ -152,7 +152,9 @@ def refuse_unsupported(keys: Mapping[str, Any]) -> None:
     }
     unknown = sorted(set(keys) - read - _NEUTRAL - set(_UNSUPPORTED))
     if unknown:
-        warnings.warn(f"config.json: keys that jllama does not know: {', '.join(unknown)}", stacklevel=3)
+        warnings.warn(
+            escaped(f"config.json: keys that jllama does not know: {', '.join(unknown)}"), stacklevel=3
+        )
 
 
 def _hf_fields(keys: Mapping[str, Any]) -> dict[str, Any]:

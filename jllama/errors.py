@@ -1,8 +1,37 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and how text of files and servers goes into a message."""
+
+MOST = 2000  # characters of a line: a hostile file may hold names of any length
 
 
 class JllamaError(Exception):
     """A mistake the user can mend: the message says what is wrong and what to do, in a line or two.
 
-    Scripts print it to stderr and exit with code 2; a library caller catches it.
+    Scripts print it to stderr and exit with code 2; a library caller catches it. Whatever a message quotes,
+    its text is one bounded line without control characters (`escaped`).
+
+    Args:
+      message: what is wrong, with or without the way out.
+      remedy: what to do, where that takes a line of its own.
     """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(escaped(message), *([escaped(remedy)] if remedy else []))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+def escaped(text: str) -> str:
+    """Text from anywhere as one line of at most `MOST` characters that can't steer a terminal.
+
+    Line ends, control, bidirectional and other invisible characters become escapes, as in `repr`; letters of
+    all scripts stay. Of a long text both ends stay: what a file is called, and what to do.
+    """
+    shown = _shortened(text)
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return _shortened(shown)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST // 2 - 3]} … {text[-MOST // 2 :]}"

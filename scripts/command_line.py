@@ -12,7 +12,7 @@ import streams
 from absl import flags
 from streams import say
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, escaped
 
 FLAGS = flags.FLAGS
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
@@ -199,7 +199,7 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
         message = explanation(error)
         if message is None:
             raise
-        return _fail(message)
+        return _fail(escaped(message))
 
 
 def _wants_help(usage: str) -> bool:

@@ -8,7 +8,7 @@ import command_line
 from absl import flags
 from command_line import FLAGS
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, escaped
 from jllama.paths import expanded
 
 flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
@@ -105,7 +105,7 @@ def tensor_line(entry: dict[str, Any]) -> str:
     """Name, shape, and, where a file holds it, type and bytes."""
     shape = " × ".join(map(str, entry["shape"]))
     held = "" if entry["dtype"] is None else f"{entry['dtype']:<6} {entry['bytes']:>15,} bytes"
-    return f"  {entry['name']:<52} {shape:<16} {held}".rstrip()
+    return f"  {escaped(entry['name']):<52} {shape:<16} {held}".rstrip()
 
 
 def shortened(value: Any) -> str:

@@ -5,7 +5,7 @@ import sys
 import warnings
 from typing import Any, BinaryIO
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, escaped
 from jllama.paths import expanded
 
 
@@ -30,7 +30,7 @@ def prepare() -> None:
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     from jllama.runtime import drop_damaged_programs
 
-    say(f"warning: {message}")
+    say(f"warning: {escaped(str(message))}")
     drop_damaged_programs(str(message))
 
 
