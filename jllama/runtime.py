@@ -1,5 +1,7 @@
 """Process-wide JAX settings. `configure` comes first: before a program's first array."""
 
+import contextlib
+import math
 import os
 import re
 
@@ -21,7 +23,8 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
       compilation_cache: False leaves the settings of JAX's persistent cache alone.
 
     Raises:
-      JllamaError: the device is unknown or not there, or the cache directory cannot be made.
+      JllamaError: the device is unknown or not there, or the cache directory can't be made or is open to
+        others.
     """
     if device not in DEVICES:
         raise JllamaError(f"device {device!r} is unknown; use {', '.join(DEVICES)}")
@@ -31,10 +34,23 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
     if device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
     if compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        _keep_programs()
     _check_device(device)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are read from the user's cache directory, and written where that is possible."""
+    import jax
+
+    directory = cache_dir("xla", writable=False)
+    if not directory.is_dir():
+        return
+    writable = os.access(directory, os.W_OK | os.X_OK)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if writable else math.inf)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not writable:
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA writes them by itself
 
 
 def drop_damaged_programs(warning: str) -> None:
@@ -46,9 +62,11 @@ def drop_damaged_programs(warning: str) -> None:
     import jax
 
     found = re.match(r"Error (?:reading|writing) persistent compilation cache entry for '(\w+)'", warning)
-    if found and jax.config.values["jax_compilation_cache_dir"] == str(cache_dir("xla")):
-        for path in cache_dir("xla").glob(f"{found[1]}-*"):
-            path.unlink(missing_ok=True)
+    ours = cache_dir("xla", writable=False)
+    if found and jax.config.values["jax_compilation_cache_dir"] == str(ours):
+        for path in ours.glob(f"{found[1]}-*"):
+            with contextlib.suppress(OSError):  # a read-only cache stays as it is
+                path.unlink()
 
 
 def _check_device(device: str) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import os
-import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +17,6 @@ from jllama import wheel_index, wheels
 from jllama.errors import JllamaError
 from jllama.hub import resolve
 from jllama.hub_download import PATTERNS
-from jllama.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENT = os.urandom(300_000)
@@ -339,26 +337,3 @@ class TestIndex:
             "pypi:tiny-gguf==2.0"
         )
         assert "HTTP Error 404" in words_of("pypi:absent==2.0")
-
-
-class TestCacheDirectory:
-    def test_is_private(self, cache):
-        assert cache_dir("a", "b") == cache / "a" / "b"
-        assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE((cache / "a").stat().st_mode) == 0o700
-
-    def test_follows_the_environment(self, tmp_path, monkeypatch):
-        monkeypatch.delenv("JLLAMA_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert cache_dir() == tmp_path / "xdg" / "jllama"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        assert cache_dir() == tmp_path / "home" / ".cache" / "jllama"
-
-    def test_unwritable(self, tmp_path, monkeypatch):
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(JllamaError, match="set JLLAMA_CACHE to a directory you can write"):
-            cache_dir()
-        monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
-        monkeypatch.setattr(os, "access", lambda *args: False)
-        assert "it is not writable" in words_of(REFERENCE)

@@ -19,6 +19,7 @@ import numpy as np
 from jllama.checkpoint.names import from_gguf, to_gguf
 from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
+from jllama.paths import check_file
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -64,6 +65,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
       JllamaError: unreadable, foreign, truncated, or inconsistent.
     """
     try:
+        check_file(path)
         state = path.stat()
         return _cached_header(path, state.st_size, state.st_mtime_ns)
     except OSError as error:

@@ -13,6 +13,8 @@ from typing import Any
 from jllama.checkpoint.names import from_hf, to_hf
 from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
+from jllama.json_files import read_object
+from jllama.paths import check_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -62,15 +64,13 @@ def _files(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except OSError as error:
-        raise JllamaError(f"cannot read {index}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        names = sorted(set(read_object(index)["weight_map"].values()))
+    except (TypeError, KeyError, AttributeError):
         raise JllamaError(f"{index} is no index with a weight_map; download it again") from None
     odd = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if odd:
         raise JllamaError(f"{index} names shards that are no plain file names: {odd}")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         raise JllamaError(f"{index.parent} lacks the shards {', '.join(missing)}; download them too")
     return [index.parent / name for name in names]
@@ -83,6 +83,7 @@ def read_header(path: Path) -> list[Stored]:
       JllamaError: unreadable, empty, truncated, or not what it says it is.
     """
     try:
+        check_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")

@@ -28,6 +28,7 @@ from jllama.json_files import read_object
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Params
+from jllama.paths import check_file
 
 METHOD = "jllama"  # config.json: quantization_config.quant_method
 WEIGHTS = "model.safetensors"
@@ -131,6 +132,7 @@ def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Cal
     """
     path = directory / WEIGHTS
     try:
+        check_file(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             names = set(file.keys())
 
