@@ -10,6 +10,8 @@ from jllama.template_meter import TemplateRefused, metering
 from jllama.template_sandbox import SandboxedTemplates, TemplateRaised
 
 Message = Mapping[str, Any]
+MAX_DEPTH = 100  # of lists and dictionaries in messages and tools
+MAX_ITEMS = 1 << 20
 
 
 class ChatTemplate:
@@ -75,19 +77,45 @@ def plain_data(value: Any, name: str) -> Any:
     """A copy of `value` in plain Python types, so that a template meets no object with methods.
 
     Raises:
-        JllamaError: something in it is not text, number, truth value, None, list or mapping.
+        JllamaError: something in it is not text, number, truth value, None, list or mapping, or it nests
+            deeper or holds more than any conversation.
     """
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {plain_data(key, name): plain_data(item, name) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(item, name) for item in value]
-    raise JllamaError(
-        f"{name} must be plain data (texts, numbers, lists, dictionaries), not {type(value).__name__}"
-    )
+    return _PlainCopy(name).copy(value)
+
+
+class _PlainCopy:
+    """Counts what it copies: lists that hold each other twice grow as powers of two."""
+
+    def __init__(self, name: str):
+        self._name, self._left = name, MAX_ITEMS
+
+    def copy(self, value: Any, depth: int = 0) -> Any:
+        self._left -= 1
+        if depth > MAX_DEPTH or self._left < 0:
+            raise JllamaError(
+                f"{self._name} holds lists or dictionaries that nest deeper than {MAX_DEPTH} or themselves, "
+                f"or more than {MAX_ITEMS} items"
+            )
+        if value is None or type(value) in (str, int, float, bool):
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, Mapping):
+            return {self._key(key): self.copy(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.copy(item, depth + 1) for item in value]
+        raise self._unknown(value)
+
+    def _key(self, key: Any) -> Any:
+        if isinstance(key, Mapping | list | tuple):
+            raise self._unknown(key)
+        return self.copy(key)
+
+    def _unknown(self, value: Any) -> JllamaError:
+        return JllamaError(
+            f"{self._name} must be plain data (texts, numbers, lists, dictionaries with texts as keys), "
+            f"not {type(value).__name__}"
+        )
 
 
 def _reason(error: Exception) -> str:

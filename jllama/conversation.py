@@ -4,7 +4,8 @@
     for piece in conversation.ask("Why is the sky blue?", GenerationSettings(max_new_tokens=64)):
         print(piece, end="", flush=True)
 
-The history is what the model read and wrote, token by token: each turn computes its new message alone.
+The history is what the model read and wrote, token by token, while the chat template writes it so: each turn
+computes its new message alone. Where the template drops an answer's thoughts, its own text is read again.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 from jllama.answer import Result
 from jllama.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
+from jllama.content_parts import Content, as_text
 from jllama.errors import JllamaError
 from jllama.loading import Model
 from jllama.overflow import check_policy, fit
@@ -87,8 +89,8 @@ class Conversation:
         """Tokens in the current branch's cache."""
         return len(self.branch.session.ids)
 
-    def ask(self, text: str, settings: GenerationSettings) -> Iterator[str]:
-        """Yields the answer to a new message, as it becomes certain.
+    def ask(self, text: Content, settings: GenerationSettings) -> Iterator[str]:
+        """Yields the answer to a new message, a text or a list of text parts, as it becomes certain.
 
         Closing the iterator early keeps what came. Whatever changes the branch meanwhile (the next `ask`,
         `undo`, `fork`, ...) closes it first. If nothing came, or an error ends it, the conversation is as it
@@ -97,10 +99,9 @@ class Conversation:
         Raises:
           JllamaError: the message is empty, too long, or the context is full and `on_overflow` is `stop`.
         """
-        if not text.strip():
-            raise JllamaError("the message is empty: give a text")
+        question = _question(text)
         self.branch.streams.end()
-        yield from self._answer((*self.messages, Message("user", text)), settings)
+        yield from self._answer((*self.messages, question), settings)
 
     def retry(self, settings: GenerationSettings) -> Iterator[str]:
         """Like `ask`: another answer to the last message, from a new seed.
@@ -112,7 +113,7 @@ class Conversation:
         self._check_turn(self.turns, "nothing to retry")
         yield from self._answer(self.messages[:-1], dataclasses.replace(settings, seed=None))
 
-    def edit(self, turn: int, text: str, settings: GenerationSettings) -> Iterator[str]:
+    def edit(self, turn: int, text: Content, settings: GenerationSettings) -> Iterator[str]:
         """Like `ask`: asks turn number `turn` (from 1) anew with another text; later turns are forgotten.
 
         Raises:
@@ -120,9 +121,7 @@ class Conversation:
         """
         self.branch.streams.end()
         self._check_turn(turn, "nothing to edit")
-        if not text.strip():
-            raise JllamaError("the message is empty: give a text")
-        yield from self._answer((*self.messages[: 2 * turn - 2], Message("user", text)), settings)
+        yield from self._answer((*self.messages[: 2 * turn - 2], _question(text)), settings)
 
     def undo(self, count: int = 1) -> tuple[Message, ...]:
         """Takes back the last `count` turns, and returns their messages.
@@ -142,14 +141,14 @@ class Conversation:
         self.branch.streams.end()
         self._set_messages(())
 
-    def set_system(self, text: str | None) -> None:
+    def set_system(self, text: Content | None) -> None:
         """Sets or (None) removes the system message of the current branch.
 
         Raises:
           JllamaError: the model's chat template takes none.
         """
         self.branch.streams.end()
-        before, self.branch.system = self.branch.system, text or None
+        before, self.branch.system = self.branch.system, as_text(text or "") or None
         try:
             self.encode((Message("user", "Hello"),))
         except JllamaError:
@@ -229,6 +228,13 @@ class Conversation:
     def _set_messages(self, messages: tuple[Message, ...]) -> None:
         self.branch.messages = messages
         self.branch.dropped = min(self.branch.dropped, len(messages) // 2)
+
+
+def _question(content: Content) -> Message:
+    text = as_text(content)
+    if not text.strip():
+        raise JllamaError("the message is empty: give a text")
+    return Message("user", text)
 
 
 def _from_first_word(pieces: Generator[str, None, None]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jllama import gguf_vocab, tokenizer_files
 from jllama.chat_template import ChatTemplate, Message, plain_data
+from jllama.content_parts import settle_parts
 from jllama.detokenizer import Detokenizer, StreamDecoder
 from jllama.errors import JllamaError
 from jllama.special_tokens import SpecialTokens
@@ -115,8 +116,10 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation, by the chat template, to which nothing is added.
 
-        Special tokens count where the template writes them; in the messages they are text. Of a
-        message with `token_ids` (an answer as it was generated) these are used, not its content.
+        Special tokens count where the template writes them; in the messages they are text. A content
+        may be a list of text parts, which are joined unless the template goes through them. A message
+        with `token_ids` (an answer as it was generated) keeps these where the template writes its
+        content as it is, behind the words that ask for an answer.
 
         Args:
             template: the name of one of the model's templates, or a ChatTemplate; None takes the
@@ -146,13 +149,17 @@ class Tokenizer:
         self, template: ChatTemplate, add_generation_prompt: bool, *given: Any
     ) -> Iterator[str | int]:
         """The prompt as plain stretches and special ids, none of them out of what was `given`."""
-        plain = plain_data(given, "the conversation")
-        shield, (messages, tools, extra) = self._specials.shield(*plain, avoid=template.source)
-        splices = Splices(shield)
-        text = template.render(splices.take_out(messages), add_generation_prompt, tools, **extra)
-        if add_generation_prompt:
-            text = splices.align(text)
-        for stretch in splices.split(_without_surrogates(text)):
+        messages, tools, extra = plain_data(given, "the conversation")
+
+        def render(messages: Sequence[Message], asks: bool = add_generation_prompt) -> str:
+            return template.render(messages, asks, tools, **extra)
+
+        messages = settle_parts(messages, render)
+        shield, (messages, tools, extra) = self._specials.shield(
+            messages, tools, extra, avoid=template.source
+        )
+        splices = Splices(shield, messages)
+        for stretch in splices.split(_without_surrogates(splices.render(render, add_generation_prompt))):
             for part in self._parts(stretch):
                 yield part if isinstance(part, int) else shield.reveal(part)
 
