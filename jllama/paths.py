@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jllama.errors import JllamaError
@@ -67,6 +69,40 @@ def cache_dir(*parts: str, writable: bool = True) -> Path:
     if writable and not os.access(path, os.W_OK | os.X_OK):
         raise JllamaError(_advice(path, "it is not writable"))
     return path
+
+
+@contextlib.contextmanager
+def locked(name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Lets one process at a time do what has this name; the system lets go for one that was killed.
+
+    Args:
+      name: a file name.
+      waiting: called before another process is waited for.
+
+    Yields:
+      False where the file system has no locks: others may be at it.
+
+    Raises:
+      JllamaError: the cache directory can't be written.
+    """
+    place = cache_dir("locks") / name
+    try:
+        file = place.open("wb")
+    except OSError as error:
+        raise JllamaError(_advice(place, error.strerror)) from None
+    with file:
+        yield _is_locked(file.fileno(), waiting)
+
+
+def _is_locked(descriptor: int, waiting: Callable[[], None]) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _check_private(directory: Path, may_be_sticky: bool) -> None:

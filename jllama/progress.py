@@ -1,5 +1,7 @@
 """A progress bar on stderr for what takes over a second; quicker work shows nothing."""
 
+import os
+import sys
 import threading
 import time
 from types import TracebackType
@@ -8,11 +10,17 @@ from typing import Any, Self
 PATIENCE = 1.0  # seconds before the bar appears
 
 
+def shown(wanted: bool = True) -> bool:
+    """Whether there is a person to show progress to: a log file gets nothing, not even an empty line."""
+    can_show = sys.stderr is not None and sys.stderr.isatty()
+    return wanted and can_show and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 class ByteBar:
     """Counts bytes towards a total; safe to advance from several threads."""
 
     def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
-        self._label, self._total, self._enabled = label, total, enabled
+        self._label, self._total, self._enabled = label, total, shown(enabled)
         self._done, self._started = 0, time.monotonic()
         self._lock = threading.Lock()
         self._bar: Any = None

@@ -58,10 +58,22 @@ def test_it_can_be_switched_off(screen, monkeypatch):
     assert terminal.getvalue() == ""
 
 
-def test_no_bar_in_a_log_file(monkeypatch):
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}])
+def test_a_log_file_gets_nothing_not_even_an_empty_line(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)
     with ByteBar("loading", 10) as bar:
         bar.advance(10)
-    assert log.getvalue().strip() == ""
+    assert log.getvalue() == ""
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_nothing(screen, monkeypatch):
+    terminal = screen()
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    with ByteBar("loading", 10) as bar:
+        bar.advance(10)
+    assert terminal.getvalue() == ""
