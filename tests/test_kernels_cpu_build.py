@@ -1,16 +1,20 @@
 """How the C++ kernels are compiled and found, and what the sanitizers say about them."""
 
+import errno
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from kernels_cpu import skip_without_kernels
 
 from jllama.kernels.cpu import build
+from jllama.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,6 +72,92 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, spoil):
     library.write_bytes(spoil(library.read_bytes()))
     assert build.compiled().read_bytes() == b"library"
     assert len(compilations) == 4
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A compiler that writes at once, and a cache of its own: how often it was asked."""
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "true")
+    compilations = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    return compilations
+
+
+def test_the_librarys_name_tells_machines_compilers_and_flags_apart(compiler, monkeypatch):
+    """The cache may lie on a disk that several machines share."""
+    names = [build.compiled().name]
+    with monkeypatch.context() as other:
+        other.setattr(build, "_cpu", lambda: "another processor")
+        names.append(build.compiled().name)
+    names.append(build.compiled(("-march=x86-64",)).name)
+    monkeypatch.setenv("JLLAMA_CXXFLAGS", "-O1")
+    names.append(build.compiled().name)
+    monkeypatch.setenv("CXX", "env true")
+    names.append(build.compiled().name)
+    assert len(set(names)) == len(names)
+
+
+def test_what_killed_compilations_and_earlier_versions_left_is_swept(compiler, tmp_path):
+    directory = cache_dir("kernels")
+    hour, month = 3600 + 60, 30 * 86400 + 60
+    ages = {
+        "compile-x": 0,
+        "tmpold": hour,
+        "tmpnew": 0,
+        "cpu-old.so": month,
+        "cpu-other.so": 0,
+        "old.ptx": month,
+    }
+    ages |= {"new.ptx": 0, "notes.txt": month}
+    for name, age in ages.items():
+        path = directory / name
+        path.touch() if path.suffix else path.mkdir()
+        if path.is_dir():
+            (path / "step.o").touch()
+        os.utime(path, (time.time() - age,) * 2)
+    library = build.compiled()
+    left = {path.name for path in directory.iterdir()} - {library.name}
+    assert left == {"tmpnew", "cpu-other.so", "new.ptx", "notes.txt"}
+
+
+def test_a_library_in_use_stays(compiler, tmp_path):
+    library = build.compiled()
+    os.utime(library, (1, 1))
+    assert build.compiled() == library
+    assert time.time() - library.stat().st_mtime < 1000
+
+
+def test_two_starts_at_once_compile_once(compiler):
+    threads = [threading.Thread(target=build.compiled) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(compiler) == 2  # objects, library
+
+
+def test_a_library_in_a_cache_that_cannot_be_written_is_used(compiler, monkeypatch):
+    library = build.compiled()
+    monkeypatch.setattr(os, "access", lambda *args: False)
+
+    def read_only(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert build.compiled() == library
+    library.unlink()
+    assert "cannot use the cache directory" in build.load.__wrapped__()
+
+
+def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = build.load.__wrapped__()
+    assert f"cannot write to {tmp_path / 'cache' / 'kernels'}: No space left on device" in message
+    assert not list((tmp_path / "cache" / "kernels").iterdir())
 
 
 def test_threads_follow_the_environment(monkeypatch):

@@ -1,6 +1,7 @@
 """Compiles the C++ once for this machine, keeps the library in the cache directory and loads it."""
 
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 import jax
 
 from jllama.errors import JllamaError
-from jllama.paths import cache_dir
+from jllama.kernels import kept
+from jllama.paths import cache_dir, locked
 
 DIRECTORY = Path(__file__).parent
 SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
@@ -70,7 +72,7 @@ def compiled(machine: tuple[str, ...] | None = None) -> Path:
     flags = (*FLAGS, *machine, *more, f"-I{jax.ffi.include_dir()}")
     key = hashlib.sha256("\0".join((*compiler, *flags, jax.__version__, _cpu())).encode() + _sources())
     name = f"cpu-{key.hexdigest()[:24]}"
-    return _kept(name) or _compile(compiler, flags, name)
+    return _kept(name) or _compiled_alone(compiler, flags, name)
 
 
 def _compiler() -> list[str]:
@@ -87,8 +89,11 @@ def _compiler() -> list[str]:
 
 def _kept(name: str) -> Path | None:
     """The library, if it was compiled before and is as it was: a damaged one would end the process."""
-    found = cache_dir("kernels").glob(f"{name}-*.so")
-    return next((library for library in found if library.stem == f"{name}-{_digest(library)}"), None)
+    for library in cache_dir("kernels", writable=False).glob(f"{name}-*.so"):
+        if library.stem == f"{name}-{_digest(library)}":
+            kept.touch(library)
+            return library
+    return None
 
 
 def _digest(library: Path) -> str:
@@ -103,11 +108,21 @@ def native_flags() -> tuple[str, ...]:
     return ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 
 
-def _compile(compiler: list[str], flags: tuple[str, ...], name: str) -> Path:
-    """In a directory of its own, renamed when it is whole: two processes may do this at once."""
-    directory = cache_dir("kernels")
+def _compiled_alone(compiler: list[str], flags: tuple[str, ...], name: str) -> Path:
+    """One process compiles; those that waited for it find the library."""
+    with locked("kernels") as alone:
+        if found := _kept(name):
+            return found
+        directory = cache_dir("kernels")
+        if alone:
+            kept.sweep(directory, useless=directory.glob(f"{name}-*.so"))
+        return _compile(compiler, flags, name, directory)
+
+
+def _compile(compiler: list[str], flags: tuple[str, ...], name: str, directory: Path) -> Path:
+    """In a directory of its own, renamed when it is whole."""
     try:
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with tempfile.TemporaryDirectory(prefix=kept.SCRATCH, dir=directory) as scratch:
             version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=20)
             flags = flags if "clang" in version.stdout else (*flags, *GCC_FLAGS)
             objects = [Path(scratch, path.stem + ".o") for path in SOURCES]
@@ -118,6 +133,8 @@ def _compile(compiler: list[str], flags: tuple[str, ...], name: str) -> Path:
             library = directory / f"{name}-{_digest(whole)}.so"
             _put(whole, library)
     except (OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise JllamaError(f"cannot write to {directory}: {error.strerror}; free some space") from None
         raise JllamaError(f"{shlex.join(compiler)} failed: {error}") from None
     return library
 

@@ -4,6 +4,7 @@ XLA launches the kernel itself, through its custom call `__gpu$xla.gpu.ptx`: no 
 and the call works inside `jit`, `while_loop` and with donated buffers.
 """
 
+import contextlib
 import ctypes
 import functools
 import glob
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama.kernels import kept
 from jllama.paths import cache_dir
 
 MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
@@ -120,13 +122,19 @@ def compiled(source: str) -> str:
         "--device-as-default-execution-space",
     )
     key = hashlib.sha256("\0".join((source, *options, str(_nvrtc_version()))).encode()).hexdigest()
-    path = cache_dir("kernels") / f"{key}.ptx"
+    path = cache_dir("kernels", writable=False) / f"{key}.ptx"
     if path.exists():
+        kept.touch(path)
         return path.read_text()
     code = _compile(source, options)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(code)
-    os.replace(file.name, path)  # whole or not at all, whoever else writes it
+    # Whole or not at all, whoever else writes it. Where there is no room, the next start compiles again.
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(prefix=kept.SCRATCH, dir=path.parent) as scratch,
+    ):
+        fresh = Path(scratch, path.name)
+        fresh.write_text(code)
+        os.replace(fresh, path)
     return code
 
 
