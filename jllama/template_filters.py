@@ -2,14 +2,24 @@
 
 import functools
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
-from jinja2.filters import do_indent, do_replace, do_round, do_slice, do_sum, make_attrgetter
+from jinja2.filters import do_indent, do_replace, do_round, do_sum, make_attrgetter, sync_do_slice
+from jinja2.nodes import EvalContext
+from jinja2.runtime import Context
 
-from jllama.template_meter import UNITS_PER_TURN, TemplateRefused, current_meter
+from jllama.template_meter import UNITS_PER_NODE, UNITS_PER_TURN, TemplateRefused, current_meter
+from jllama.template_prices import (
+    LINE_ENDS,
+    count_of,
+    paid_items,
+    pay_for_join,
+    pay_for_percent,
+    pay_for_replace,
+    text_of,
+)
 
 # Left out of jinja2's own: what chat templates do not use and what is slow on hostile text.
 NAMES = """abs attr batch capitalize center count d default dictsort e escape first float format
@@ -19,29 +29,20 @@ wordcount""".split()
 
 MAX_COUNT = 100_000
 MAX_DIGITS = 100
-# Two digits of width at most, none computed: a field of a million characters costs one letter.
-WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\*|\d{3})")
-WIDE_BRACES = re.compile(r"[:!][^{}]*(\d{3}|\{)")
-
-
-def refuse_wide_format(pattern: str) -> None:
-    if WIDE_PERCENT.search(pattern) or ("{" in pattern and WIDE_BRACES.search(pattern)):
-        raise TemplateRefused("it formats a field of a huge or a computed width")
-
-
-def pay_for_join(separator: str, parts: list) -> None:
-    lengths = sum(len(part) for part in parts if isinstance(part, str))
-    current_meter().spend(lengths + len(separator) * len(parts))
-
-
-def pay_for_replace(text: str, old: Any, new: Any) -> None:
-    current_meter().spend(len(text) + text.count(str(old)) * len(str(new)))
+# They print what they are given, whatever it is.
+PRINTING = frozenset(
+    "capitalize center e escape format indent lower replace string title tojson trim truncate upper "
+    "wordcount".split()
+)
+# They make a list of what they are given: of a text, too.
+LISTING = frozenset("batch groupby join list reverse slice sort".split())
+WORDS = frozenset({"title", "wordcount"})
 
 
 @jinja2.pass_context
 def finalize(_context: Any, value: Any) -> str:
-    text = str(value)
     current_meter().step()
+    text = text_of(value)
     current_meter().spend(len(text))
     return text
 
@@ -49,16 +50,30 @@ def finalize(_context: Any, value: Any) -> str:
 def metered(filters: Mapping[str, Any]) -> dict[str, Callable]:
     """The allowed filters out of `filters`, metered, and those that the sandbox itself inserts."""
     allowed: dict[str, Any] = {name: filters[name] for name in NAMES} | _OWN
-    return {name: _metered(function) for name, function in allowed.items()} | _INSERTED
+    return {name: _metered(name, function) for name, function in allowed.items()} | _INSERTED
 
 
-def _metered(function: Callable) -> Callable:
+def _metered(name: str, function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         current_meter().step()
+        # jinja2 gives some filters its own objects first.
+        at = int(bool(args) and isinstance(args[0], Context | EvalContext | jinja2.Environment))
+        if len(args) > at:
+            args = (*args[:at], _paid_operand(name, args[at]), *args[at + 1 :])
         return current_meter().value(function(*args, **kwargs))
 
     return run
+
+
+def _paid_operand(name: str, value: Any) -> Any:
+    meter = current_meter()
+    if name in PRINTING and not isinstance(value, str):
+        meter.value(value)
+    elif name in WORDS:
+        meter.spend(UNITS_PER_NODE * len(value))
+    is_list = isinstance(value, list | tuple | dict) or (name == "reverse" and isinstance(value, str))
+    return paid_items(value) if name in LISTING and not is_list else value
 
 
 def stepped(test: Any) -> Callable:
@@ -94,8 +109,8 @@ def _tojson(
 def _join(environment: jinja2.Environment, value: Iterable, d: Any = "", attribute: Any = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
-    parts = [current_meter().value(str(part)) for part in value]
-    pay_for_join(str(d), parts)
+    parts = [text_of(part) for part in value]
+    pay_for_join(text_of(d), parts)
     return str(d).join(parts)
 
 
@@ -107,7 +122,7 @@ def _replace(eval_ctx: Any, s: Any, old: Any, new: Any, count: int | None = None
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     size = len(width) if isinstance(width, str) else width
-    current_meter().spend((len(str(s).splitlines()) + 1) * size)
+    current_meter().spend((count_of(s, LINE_ENDS) + 1) * (size + UNITS_PER_NODE))
     return do_indent(s, width, first, blank)
 
 
@@ -123,7 +138,7 @@ def _center(value: Any, width: int = 80) -> str:
 
 
 def _format(value: Any, *args: Any, **kwargs: Any) -> str:
-    refuse_wide_format(str(value))
+    pay_for_percent(str(value), kwargs or args)
     return str(value) % (kwargs or args)
 
 
@@ -153,7 +168,7 @@ def _batch(value: Iterable, linecount: int, fill_with: Any = None) -> list[list]
 def _slice(value: Iterable, slices: int, fill_with: Any = None) -> list:
     if not 0 < slices <= MAX_COUNT:
         raise TemplateRefused("it makes huge numbers of slices")
-    return list(do_slice(value, slices, fill_with))
+    return list(sync_do_slice(list(value), slices, fill_with))
 
 
 _OWN: dict[str, Callable] = {
@@ -187,8 +202,23 @@ def _value(value: Any) -> Any:
     return current_meter().value(value)
 
 
+def _cut(value: Any) -> Any:
+    """A slice. What is in a list was paid for: the list alone is new."""
+    current_meter().step()
+    current_meter().spend(len(value) if isinstance(value, str | list | tuple) else 1)
+    return value
+
+
+def _items(value: Any) -> Any:
+    """What a loop or a call goes through; jinja2 may make a list of it."""
+    current_meter().step()
+    if isinstance(value, str):
+        current_meter().spend(UNITS_PER_NODE * len(value))
+    return paid_items(value) if isinstance(value, Iterator) else value
+
+
 def _concat(values: list) -> str:
-    return "".join(current_meter().value(str(value)) for value in values)
+    return "".join(current_meter().value(text_of(value)) for value in values)
 
 
 # A leading blank: no template can write these names.
@@ -196,5 +226,7 @@ _INSERTED: dict[str, Callable] = {
     " step": _step,
     " turn": _turn,
     " value": _value,
+    " cut": _cut,
+    " items": _items,
     " concat": _concat,
 }

@@ -7,7 +7,6 @@ whose result can outgrow their operands pay before they run. No signals, no trac
 processes, so it works on every platform and in any thread.
 """
 
-import operator
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -20,26 +19,26 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
-from jllama import template_filters
+from jllama import template_filters, template_prices
 from jllama.template_meter import TemplateRefused, current_meter
 
 MAX_SOURCE_CHARS = 1 << 16
-MAX_INT_BITS = 4096
-# A stripping or a backward search costs the product of the two lengths.
-MAX_SEARCH = 1 << 31
 
 STR_METHODS = frozenset(
-    """capitalize casefold center count endswith find format format_map index isalnum isalpha
-    isdecimal isdigit isidentifier islower isnumeric isspace istitle isupper join ljust lower lstrip
-    partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split
+    """capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha
+    isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust
+    lower lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split
     splitlines startswith strip swapcase title upper zfill""".split()
 )
 METHODS: Mapping[type, frozenset[str]] = {
     str: STR_METHODS,
     dict: frozenset({"copy", "get", "items", "keys", "values"}),
     list: frozenset({"copy", "count", "index"}),
-    tuple: frozenset({"count", "index"}),
+    tuple: frozenset({"count", "index", "grouper", "list"}),  # the last two: what `groupby` makes
+    int: frozenset({"bit_count", "bit_length", "denominator", "imag", "numerator", "real"}),
+    float: frozenset({"imag", "is_integer", "real"}),
 }
 
 
@@ -54,6 +53,7 @@ def raise_exception(message: Any) -> None:
 def strftime_now(pattern: str) -> str:
     if re.search(r"%[^a-zA-Z%]*\d", pattern):
         raise TemplateRefused("it asks strftime_now for a padded field")
+    current_meter().spend(len(pattern) * template_prices.UNITS_PER_FIELD)
     return datetime.now().strftime(pattern)
 
 
@@ -100,6 +100,9 @@ class _Instrument(NodeTransformer):
             nodes.Concat: self._concat,
             nodes.Compare: self._compare,
             nodes.Getitem: self._getitem,
+            nodes.Call: self._call,
+            nodes.Filter: self._call,
+            nodes.Test: self._call,
         }
         bodies = (nodes.Macro, nodes.CallBlock, nodes.Block)
         values = (nodes.List, nodes.Tuple, nodes.Dict)
@@ -121,7 +124,13 @@ class _Instrument(NodeTransformer):
 
     def _loop(self, node: Any) -> nodes.Node:
         node = self._pay_for_body(node)
-        node.iter = self._paid(node.iter, " step")
+        node.iter = self._paid(node.iter, " items")
+        return node
+
+    def _call(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = self._paid(node.dyn_args, " items")
         return node
 
     def _pay_for_value(self, node: Any) -> nodes.Node:
@@ -137,10 +146,14 @@ class _Instrument(NodeTransformer):
     def _compare(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         node.expr = self._paid(node.expr, " step")
+        for operand in node.ops:
+            operand.expr = self._paid(operand.expr, " step")
         return node
 
     def _getitem(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return self._paid(node, " cut")
         if node.ctx == "load" and not isinstance(node.arg, nodes.Const):
             node.node = self._paid(node.node, " step")
         return node
@@ -197,10 +210,19 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
         raise TemplateRefused(f"it reaches for {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            template_filters.refuse_wide_format(value.__self__)
-        return wrapped
+        if super().wrap_str_format(value) is None:
+            return None
+        pattern: str = value.__self__
+        formatter = template_prices.PaidFormatter(self)
+        if isinstance(pattern, Markup):
+            formatter = template_prices.PaidEscapeFormatter(self, escape=pattern.escape)
+
+        def write(*args: Any, **kwargs: Any) -> str:
+            current_meter().spend(len(pattern))
+            given = ((), *args) if value.__name__ == "format_map" else (args, kwargs)
+            return type(pattern)(formatter.vformat(pattern, *given))
+
+        return write
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         meter = current_meter()
@@ -209,37 +231,14 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
         meter.value((args, kwargs))
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
-            args = self._pay_for_method(owner, obj.__name__, args)
+            args = template_prices.pay_for_method(owner, obj.__name__, args, kwargs)
         return meter.value(super().call(context, obj, *args, **kwargs))
-
-    def _pay_for_method(self, owner: str, name: str, args: tuple) -> tuple:
-        if name == "join" and args:
-            args = ([*args[0]],)
-            template_filters.pay_for_join(owner, args[0])
-        elif name == "replace" and len(args) > 1:
-            template_filters.pay_for_replace(owner, *args[:2])
-        elif name in {"center", "ljust", "rjust", "zfill"} and args:
-            current_meter().spend(args[0])
-        longest = max((len(arg) for arg in args if isinstance(arg, str)), default=0)
-        if longest * len(owner) > MAX_SEARCH:
-            raise TemplateRefused("it searches a huge text for a huge text")
-        return args
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         meter = current_meter()
         meter.step()
         if operator == "%" and isinstance(left, str):
-            template_filters.refuse_wide_format(left)
+            template_prices.pay_for_percent(left, right)
         elif operator in ("*", "**"):
-            _pay_for_product(operator, left, right)
+            template_prices.pay_for_product(operator, left, right)
         return meter.value(super().call_binop(context, operator, left, right))
-
-
-def _pay_for_product(sign: str, left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * right if sign == "**" else left.bit_length() + right.bit_length()
-        if bits > MAX_INT_BITS:
-            raise TemplateRefused("it computes a huge number")
-    for many, times in ((left, right), (right, left)):
-        if isinstance(times, int) and isinstance(many, str | list | tuple):
-            current_meter().spend(current_meter().weight(many) * max(0, operator.index(times)))

@@ -1,12 +1,16 @@
 """Chat templates: what transformers renders, and what no template may do."""
 
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from hostile_templates import REACHING_OUT, RUNNING_AWAY
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizer_helpers import gguf_tokenizer
 
 from jllama.chat_template import ChatTemplate
@@ -46,6 +50,59 @@ def test_hostile_templates_are_refused_in_bounded_time(name):
     with pytest.raises(JllamaError):
         ChatTemplate({**REACHING_OUT, **RUNNING_AWAY}[name]).render([USER])
     assert time.thread_time() - started < 15
+
+
+def test_hostile_templates_are_refused_before_they_take_memory():
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (700 << 20,) * 2)
+from hostile_templates import RUNNING_AWAY
+from jllama.chat_template import ChatTemplate
+from jllama.errors import JllamaError
+for name, source in RUNNING_AWAY.items():
+    try:
+        ChatTemplate(source).render([])
+    except JllamaError as error:
+        if "MemoryError" in str(error):
+            sys.exit(name)
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+
+
+# What transformers renders with jinja2's own sandbox.
+EXPRESSIONS = """
+[1, 2, 3] | slice(2) | list; [1, 2, 3] | slice(2, 0) | list; 'abc' | slice(2) | list
+[1, 2, 3] | batch(2) | list; [1, 2, 3] | batch(2, 'x') | list; range(3) | list; 'abc' | list
+[3, 1, 2] | sort; 'cab' | sort; 'cab' | sort(reverse=true) | join; 'abc' | join('-'); range(3) | join(', ')
+[{'a': 1}, {'a': 2}] | join('+', attribute='a'); [{'a': 1}, {'a': 2}] | sum(attribute='a'); [1.5, 2] | sum
+[{'a': 1}] | groupby('a'); ([{'a': 1}] | groupby('a') | first).grouper; 'aab' | unique | list
+'abc' | reverse; [1, 2] | reverse | list; range(2) | map('string') | reverse | list
+{'b': 1, 'a': 2} | dictsort; {'a': 1} | items | list; {'a': 1} | length; [1, 2] | first; 'abc' | last
+'a b' | title; 'a b' | wordcount; 'Abc' | lower; 'abc' | upper; 'abc' | capitalize; 'a' | center(5)
+'a b c d' | truncate(5); 'x\\ny' | indent(2); 'x\\ny' | indent('> ', true); 'xyx' | replace('x', 'a')
+'xyx' | replace('x', 'a', 1); ' a ' | trim; 'xax' | trim('x'); '<' | e; 1.256 | round(2); -1 | abs
+'7' | int; 'ff' | int(base=16); '1.5' | float; 5 | string; [1, 'a'] | string; none | default('x', true)
+'%s-%05.1f' | format('a', 1.25); '%(a)s' | format(a=1); '%s of %d%%' % ('a', 5); '%(a)s' % {'a': 1}
+'{} {x:>5}'.format(1, x=2); '{0[a]}'.format({'a': 1}); '{a}'.format_map({'a': 1}); '{:{}}'.format(1, 5)
+('<{}>' | e).format('<'); 'abc'[1:]; 'abc'[::-1]; [1, 2, 3][:-1]; range(5)[1:3] | list; 'abc'[-1]
+'a,b,c'.split(',', 1); 'a b\\tc'.split(); 'a,b'.rsplit(',')[1]; 'a\\nb'.splitlines(); 'ab'.partition('b')
+'a\\tb'.expandtabs(4); 'a\\tb'.expandtabs(tabsize=2); '7'.zfill(3); 'a'.ljust(3) ~ 'b'.rjust(3, '.')
+'-'.join(['a', 'b']); 'abc'.replace('b', 'x'); 'xax'.strip('x'); 'abcb'.rfind('b'); 'é'.isascii()
+2 ** 10; 7 // 2; 7 % 3; 7 / 2; 'ab' * 2; 2 * [1]; [1] + [2]; 1 ~ [2] ~ 'c'; 1 < 2 < 3; 2 in [1, 2]
+range(4) | select('even') | list; [1, 2] | map('string') | list; [{'a': 1}] | selectattr('a', 'eq', 1) | list
+dict(a=1); namespace(a=1).a; [1, 2] | min; {'a': [1, {}]} | tojson(indent=1) | length; 1.0.is_integer()
+"""
+
+
+@pytest.mark.parametrize("expression", [one.strip() for one in re.split("[;\n]", EXPRESSIONS) if one.strip()])
+def test_an_expression_gives_what_jinja2_gives(expression):
+    source = "{{ " + expression.replace("\\\\", "\\") + " }}"
+    own = ImmutableSandboxedEnvironment()
+    own.filters["tojson"] = lambda value, **options: json.dumps(value, **options)
+    assert ChatTemplate(source).render([]) == own.from_string(source).render()
 
 
 def test_hostile_templates_are_refused_in_other_threads_too():
