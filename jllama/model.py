@@ -5,9 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.gradients import register_params
 from jllama.layers.attention import Attend, Attention, attention, take_token
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.linear import linear
@@ -28,7 +31,7 @@ class Block:
     mlp: MLP
 
 
-@jax.tree_util.register_dataclass
+@register_params
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Params:
     """All weights of a model, in the run dtype."""
@@ -37,6 +40,9 @@ class Params:
     layers: tuple[Block, ...]  # L
     norm: Array  # [D]
     lm_head: Array | QTensor | None = None  # [V, D]; None: tied to embed_tokens
+
+    def __repr__(self) -> str:
+        return f"Params({len(self.layers)} layers, {len(jax.tree.leaves(self))} arrays)"
 
 
 @partial(jax.jit, static_argnames=("config", "attend_fn"))  # traced once for all layers, then inlined
@@ -74,7 +80,7 @@ def forward(
 ) -> tuple[Array, KVCache]:
     """Logits of T new tokens behind whatever the cache holds: prefill and decode alike.
 
-    Pure: `jit`, `vmap` and `grad` go through it, and `cache` stays valid.
+    Pure: `jit`, `vmap` and `grad` go through it, and `cache` stays valid. Quantised weights have no gradient.
 
     Args:
       config: the architecture (static under `jit`).
@@ -88,16 +94,19 @@ def forward(
       attend_fn: a kernel in place of `layers.attention.append_and_attend`.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens. A token
+      that finds the cache full is not kept, and its logits are NaN.
+
+    Raises:
+      JllamaError: tokens do not fit in the cache. Only where lengths are known: under `jit` or `vmap` the
+        NaN must do.
     """
     B, T = tokens.shape
-    if n_valid is None:
-        n_valid = jnp.full((B,), T, jnp.int32)
-    else:
-        # Padding may be any id, -1 too: NaN in an unfilled place of the cache would spoil the valid tokens.
-        tokens = jnp.where(jnp.arange(T, dtype=jnp.int32)[None, :] < n_valid[:, None], tokens, 0)
+    n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
+    check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    tokens = _readable(tokens, n_valid, positions, cache.max_len)
     rope = rope_tables(config.rope, config.head_dim, positions, context)
     x = embed(params, tokens)
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
@@ -108,6 +117,27 @@ def forward(
             x, own = block(config, p, x, cache.layer(layer), rope, only=only, attend_fn=attend_fn)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
+
+
+def check_room(cache: KVCache, n_valid: Array) -> None:
+    """Refuses `n_valid` (int32 `[B]`) more tokens than fit in the cache; traced lengths are not looked at."""
+    if isinstance(cache.length, jax.core.Tracer) or isinstance(n_valid, jax.core.Tracer):
+        return
+    need = int(np.max(np.asarray(cache.length) + np.asarray(n_valid), initial=0))
+    if need > cache.max_len:
+        raise JllamaError(
+            f"the text would have {need} tokens and the cache has {cache.max_len} positions: "
+            "give fewer tokens or make the cache with a larger max_len"
+        )
+
+
+def _readable(tokens: Array, n_valid: Array, positions: Array, max_len: int) -> Array:
+    """Tokens `[B, T]` as `embed` takes them: 0 for padding, -1 (which embeds as NaN) past the cache's end.
+
+    Padding may be any id, -1 too: NaN in an unfilled place of the cache would spoil the valid tokens.
+    """
+    valid = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :] < n_valid[:, None]
+    return jnp.where(valid, jnp.where(positions < max_len, tokens, -1), 0)
 
 
 def embed(params: Params, tokens: Array) -> Array:

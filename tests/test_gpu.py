@@ -112,6 +112,7 @@ def step_logits(params, dtype, length):
 def test_kernel_and_xla_agree(dtype, length):
     (ours, cache), (theirs, plain) = step_logits(random_params(CONFIG, dtype), dtype, length)
     scale = float(theirs.max() - theirs.min())
+    assert bool(jnp.isnan(ours).all()) == bool(jnp.isnan(theirs).all()) == (length == MAX_LEN)
     if length < MAX_LEN:
         assert float(jnp.abs(ours - theirs).max()) <= KERNEL_BOUND[dtype] * scale
     assert cache.length.tolist() == plain.length.tolist() == [min(length + 1, MAX_LEN)]

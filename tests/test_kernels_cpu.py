@@ -43,7 +43,7 @@ def assert_same_step(config, params, lengths, T, max_len, suffix, dtype="float32
     tokens = jnp.asarray(rng.integers(0, config.vocab_size, (len(lengths), T)), jnp.int32)
     wanted, cache_wanted = plain_step(config, params, tokens, cache)
     got, cache_got = kernel_step(config, cpu.prepare(params), tokens, cache, suffix)
-    np.testing.assert_allclose(got, wanted, atol=rtol * float(jnp.abs(wanted).max()))
+    np.testing.assert_allclose(got, wanted, atol=rtol * float(jnp.nanmax(jnp.abs(wanted))))
     np.testing.assert_array_equal(cache_got.length, cache_wanted.length)
     places = np.arange(max_len) - np.asarray(lengths)[:, None]
     untouched = ((places < 0) | (places >= T))[:, None, :, None]  # [B, 1, S, 1]
@@ -94,6 +94,7 @@ def test_step_with_quantised_weights(bits, group, offset):
 
 @every_machine
 def test_a_full_cache_drops_what_does_not_fit(machine):
+    """And its logits are NaN, as those of `forward`."""
     params = random_params(BASE)
     assert_same_step(BASE, params, (6, 5, 2), 1, 6, suffix_of(machine))
     assert_same_step(BASE, params, (6, 5, 2), 3, 6, suffix_of(machine))
@@ -122,7 +123,9 @@ def test_last_only_is_the_last_valid_token(machine):
     tokens, n_valid = jnp.asarray(rng.integers(0, 83, (3, 5)), jnp.int32), jnp.asarray([5, 2, 0], jnp.int32)
     every = kernel_step(BASE, params, tokens, cache, suffix_of(machine))[0]
     last = kernel_step(BASE, params, tokens, cache, suffix_of(machine), n_valid=n_valid, last_only=True)[0]
-    np.testing.assert_array_equal(last[:, 0], every[jnp.arange(3), jnp.asarray([4, 1, 0])])
+    wanted = every[jnp.arange(3), jnp.asarray([4, 1, 0])]
+    # The head multiplies 3 rows instead of 15: on some machines its last columns are summed in another order.
+    np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
 def test_a_loop_of_steps_copies_no_cache():

@@ -111,6 +111,9 @@ def distance(a, b) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+plain_step = jax.jit(model.forward, static_argnums=0)
+
+
 def rope_of(config: ModelConfig, cache: KVCache):
     return rope_frequencies(config.rope, config.head_dim, cache.length + 1)
 
@@ -118,10 +121,13 @@ def rope_of(config: ModelConfig, cache: KVCache):
 def agree(config, params, token, cache, logits, new) -> None:
     """As near to the float32 model as the plain model is, the cache as it was but for the new token."""
     tokens, length = jnp.array([[token]], jnp.int32), int(cache.length[0])
-    twin, twin_cache = model.forward(config, params, tokens, clean(cache))
+    twin, twin_cache = plain_step(config, params, tokens, clean(cache))
     with jax.default_matmul_precision("highest"):
-        exact, _ = model.forward(config, wide(params), tokens, wide(clean(cache)))
-    assert distance(logits, exact) < 1.5 * distance(twin, exact) + 1e-3
+        exact, _ = plain_step(config, wide(params), tokens, wide(clean(cache)))
+    if length == cache.max_len:
+        assert np.isnan(logits).all()
+    else:
+        assert distance(logits, exact) < 1.5 * distance(twin, exact) + 1e-3
     others = np.arange(cache.max_len) != length
     pairs = zip(
         new.keys + new.values, cache.keys + cache.values, twin_cache.keys + twin_cache.values, strict=True
@@ -243,16 +249,3 @@ def test_a_donated_cache_is_updated_in_place_through_many_steps():
     assert distance(logits, plain_logits) < 0.05
     for ours, plain in zip(cache.keys, plain_cache.keys, strict=True):
         assert distance(ours, plain) < 0.02
-
-
-def test_refusals_give_a_reason(four_blocks):
-    cache, token = filled(SMALL, 64, 0), jnp.zeros((1, 1), jnp.int32)
-    params = weights(SMALL, "bf16")
-    refused = [
-        (dataclasses.replace(SMALL, hidden_act="relu"), params, cache, token, "relu"),
-        (dataclasses.replace(SMALL, head_dim=40), params, cache, token, "head_dim"),
-        (SMALL, params, cache, jnp.zeros((1, 2), jnp.int32), "one token"),
-        (SMALL, params, filled(SMALL, 64, 0, "float32"), token, "float32"),
-    ]
-    for config, params, cache, tokens, word in refused:
-        assert word in decode.decode_supported(config, params, cache, tokens)

@@ -39,8 +39,13 @@ def forward(
       fresh: nothing precedes the tokens: the cache is empty.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens; as in
+      `model.forward` where they do not fit.
+
+    Raises:
+      JllamaError: see `model.forward`.
     """
+    model.check_room(cache, n_valid)
     if why_not(config, params, tokens, cache, platform) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh) if platform == "gpu" else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)

@@ -69,6 +69,10 @@ class KVCache:
     values: tuple[Array, ...]  # L of [B, K, S, H]
     length: Array  # int32 [B]: how many positions of each row hold a token
 
+    def __repr__(self) -> str:
+        keys = self.keys[0]
+        return f"KVCache({len(self.keys)} layers, [B, K, S, H] = {list(keys.shape)}, {keys.dtype})"
+
     @classmethod
     def empty(cls, config: CacheShape, *, batch: int, max_len: int, dtype="bfloat16") -> "KVCache":
         """A cache of `max_len` positions for `batch` rows, filled with nothing.

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jllama.layers.quantized import EXACT as EXACT
 from jllama.layers.quantized import QTensor, quantized_linear
-
-# Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
-EXACT = jax.lax.Precision.HIGHEST
 
 
 def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:

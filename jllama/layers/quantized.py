@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+# Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
+EXACT = jax.lax.Precision.HIGHEST
 TILE = 16  # rows that lie interleaved in the layout "tiles"
 BLOCK = 32  # elements whose 4-bit halves share bytes in that layout
 
@@ -60,7 +62,7 @@ def quantized_linear(w: QTensor, x: Array) -> Array:
     """`linear` for a quantised weight: float32 `[..., *out]`."""
     full = dequantize(w, x.dtype)
     contract_last = (((x.ndim - 1,), (full.ndim - 1,)), ((), ()))
-    return jax.lax.dot_general(x, full, contract_last, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, full, contract_last, precision=EXACT, preferred_element_type=jnp.float32)
 
 
 def embed_rows(w: Array | QTensor, tokens: Array, dtype) -> Array:

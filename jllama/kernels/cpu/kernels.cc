@@ -131,8 +131,12 @@ struct Step : Spec {
   }
 
   void run() {
-    const int32_t *tokens = (int32_t*)in.arg(0), *n_valid = (int32_t*)in.arg(2);
-    each_row(M, [&](int64_t m) { embed(table, tokens[m], &x[m * D]); });
+    const int32_t *tokens = (int32_t*)in.arg(0), *length = (int32_t*)in.arg(1), *n_valid = (int32_t*)in.arg(2);
+    each_row(M, [&](int64_t m) {  // NaN for a token that finds the cache full
+      const int64_t b = m / T, t = m % T;
+      const bool lost = t < n_valid[b] && length[b] + t >= S;
+      embed(table, lost ? -1 : tokens[m], &x[m * D]);
+    });
     for (int64_t l = 0; l < L; l++) {
       Layer& p = layers[l];
       each_row(M, [&](int64_t m) {

@@ -92,7 +92,8 @@ def forward(
 
     Args:
       rope: cosines and sines, float32 `[B, T, H/2]`.
-      n_valid: int32 `[B]`; read only with `last_only`.
+      n_valid: int32 `[B]`, how many of the T tokens count; says which one is the last, and which find the
+        cache full.
       target: the name that `build.register` gave the function.
 
     Returns:

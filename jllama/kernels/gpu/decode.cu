@@ -924,7 +924,7 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
 __device__ void consumer() {
   const u32 epoch = *(volatile u32*)&g_epoch;
   const Past& p = past();
-  const int token = *ptr<const int>(T_TOKEN);
+  const int token = p.append ? *ptr<const int>(T_TOKEN) : -1;  // in a full cache: not a number
   for (int i = threadIdx.x; i < H; i += NT) {  // cosines, then sines; attention waits behind a barrier
     const float angle = (float)p.length * ptr<const float>(T_FREQUENCIES)[i % (H / 2)];
     ((float*)(smem + OFF_ROPE))[i] = (i < H / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE;
