@@ -36,6 +36,7 @@ FORMATS = [  # bits, group, offsets
     (4, 96, False),
     (4, 96, True),
 ]
+WIDER = [(4, 64, False), (4, 64, True)]  # for rows of 192
 
 
 def machines() -> dict[str, tuple[str, ...] | None]:

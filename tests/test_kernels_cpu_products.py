@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernels_cpu import FORMATS, every_machine, has_pairs, random_weight, suffix_of
+from kernels_cpu import FORMATS, WIDER, every_machine, has_pairs, random_weight, suffix_of
 
 from jllama.kernels import cpu
 from jllama.layers.quantized import dequantize, embed_rows
@@ -23,7 +23,7 @@ def product(weight: jax.Array, x: jax.Array) -> np.ndarray:
 
 
 @every_machine
-@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS)
+@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])
 def test_quantised_products(machine, bits, group, offset):
     rng = np.random.default_rng(bits * group + offset)
     for rows in ((1,), (16,), (3, 7), (50,)):
@@ -51,7 +51,7 @@ def test_dense_products(machine, dtype):
             np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS)
+@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])
 def test_tiles_hold_the_same_numbers(bits, group, offset):
     rng = np.random.default_rng(1)
     for rows in (1, 16, 39):

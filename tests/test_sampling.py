@@ -90,15 +90,15 @@ def test_greedy_takes_the_lowest_of_equal_logits_and_mixes_with_drawn_rows():
 
 
 def test_penalties_and_bias():
-    logits = jnp.asarray([[2.0, -2.0, 1.0, 0.5, 0.0]], jnp.float32)
+    logits = jnp.asarray([[2.0, -2.0, 1.0, 0.5, 0.0, 3.0]], jnp.float32)
     prompt = jnp.asarray([[0, 1, 4]], jnp.int32)
-    counts = TokenCounts.of_prompt(prompt, jnp.array([2], jnp.int32), 5)  # the 4 is padding
-    for _ in range(3):
-        counts = counts.add(jnp.array([2], jnp.int32), jnp.array([True]))
+    counts = TokenCounts.of_prompt(prompt, jnp.array([2], jnp.int32), 6)  # the 4 is padding
+    for token in (2, 2, 5, 2):
+        counts = counts.add(jnp.array([token], jnp.int32), jnp.array([True]))
     counts = counts.add(jnp.array([3], jnp.int32), jnp.array([False]))
     sampling = Sampling.build(
         batch=1,
-        vocab_size=5,
+        vocab_size=6,
         repetition_penalty=2.0,
         presence_penalty=0.25,
         frequency_penalty=0.5,
@@ -107,7 +107,7 @@ def test_penalties_and_bias():
     from jllama.sampling import penalize
 
     penalized = penalize(logits + sampling.logit_bias, sampling, counts)
-    expected = [[1.0, -4.0, 0.5 - 0.25 - 1.5, 0.5, 0.125]]
+    expected = [[1.0, -4.0, 0.5 - 0.25 - 1.5, 0.5, 0.125, 1.5 - 0.25 - 0.5]]
     np.testing.assert_allclose(np.asarray(penalized), expected, rtol=1e-6)
 
 

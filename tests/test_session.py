@@ -1,5 +1,8 @@
 """A session's promises: what is reused, what an interruption keeps, when and why an answer ends."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_checkpoint import CONTEXT, KEYS, write_tiny_model
@@ -51,41 +54,6 @@ def test_a_longer_prompt_computes_only_what_is_new(session, model):
     second = run(session, longer)
     assert second.reused_tokens == len(PROMPT) + 11
     assert second.token_ids == fresh(model, longer).token_ids
-
-
-class Counts:
-    """A bar that remembers its total and what it was told."""
-
-    def __init__(self, total):
-        self.seen, self.open = [total], None
-        bars.append(self)
-
-    def __enter__(self):
-        self.open = True
-        return self
-
-    def __exit__(self, *_):
-        self.open = False
-
-    def advance(self, count):
-        self.seen.append(count)
-
-
-bars: list[Counts] = []
-
-
-def test_a_long_prompt_is_counted_chunk_by_chunk(session, model):
-    bars.clear()
-    stream = session.stream(PROMPT * 2, settings(), progress=Counts)
-    next(stream)
-    assert [(bar.seen, bar.open) for bar in bars] == [([40, 32, 8], False)]
-    stream.close()
-    text = "".join(session.stream(PROMPT * 4, settings(), progress=Counts))
-    assert bars[1].seen == [40, 32, 8]  # of what the cache did not hold
-    assert text == fresh(model, PROMPT * 4).text
-    "".join(session.stream(PROMPT * 4, settings(), progress=Counts))
-    "".join(session.stream([1] * 32, settings(), progress=Counts))
-    assert len(bars) == 2  # one chunk: nothing to count
 
 
 def test_another_prompt_reuses_the_common_part(session, model):
@@ -184,7 +152,6 @@ def test_the_default_size_is_the_context_of_a_small_model(model):
 
 
 def test_seeds(session):
-    assert settings(seed=0).seeded().seed == 0
     hot = dict(temperature=1.5)
     first = run(session, PROMPT, **hot)
     assert run(session, PROMPT, seed=first.seed, **hot).token_ids == first.token_ids
@@ -209,12 +176,37 @@ def test_penalties_see_the_whole_prompt_though_it_is_reused(session, model):
     assert reused.token_ids == whole.token_ids != fresh(model, PROMPT, max_new_tokens=20).token_ids
 
 
+def broken(model):
+    norm = jnp.full_like(model.params.norm, np.inf)
+    return dataclasses.replace(model, params=dataclasses.replace(model.params, norm=norm))
+
+
 def test_logits_that_are_not_finite_end_with_advice(model):
-    import dataclasses
-
-    import jax
-
-    norm = jax.numpy.full_like(model.params.norm, np.inf)
-    broken = dataclasses.replace(model, params=dataclasses.replace(model.params, norm=norm))
     with pytest.raises(JllamaError, match="not finite in float32"):
-        run(Session(broken, max_seq_len=96), PROMPT)
+        run(Session(broken(model), max_seq_len=96), PROMPT)
+
+
+def test_a_cache_that_may_hold_nan_is_forgotten(session, model):
+    run(session, PROMPT)
+    session.model = broken(model)
+    with pytest.raises(JllamaError, match="not finite"):
+        run(session, [*PROMPT, 1, 2])
+    assert (session.ids, session.snapshot()) == ([], None)
+    session.model = model
+    assert run(session, PROMPT).token_ids == fresh(model, PROMPT).token_ids
+    assert session.result.reused_tokens == 0
+
+
+def test_a_fork_is_copied_once(session):
+    """By who goes on first; from then on each has arrays of its own."""
+    run(session, PROMPT)
+    twin = session.fork()
+    assert twin.snapshot().keys[0] is session.snapshot().keys[0]
+    run(twin, PROMPT)
+    assert (list(session._sharers), list(twin._sharers)) == ([session], [twin])
+    for one in (twin, session, twin):
+        held = one.snapshot().keys[0]
+        place = held.unsafe_buffer_pointer()
+        run(one, PROMPT)
+        assert held.is_deleted()
+        assert one.snapshot().keys[0].unsafe_buffer_pointer() == place

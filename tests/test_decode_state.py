@@ -1,0 +1,129 @@
+"""What passes from step to step: randomness, the cache, the end of a row, how many steps come next."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama import engine
+from jllama.decode_state import start_decode, take_token
+from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
+from jllama.sampling import Sampling
+
+V, S = 61, 16
+
+
+def begin(config, *, batch=1, limit=9, logits=0.0, stop_ids=(), **settings):
+    """A state whose first token came from the same logits everywhere, and that token."""
+    cache = KVCache.empty(config, batch=batch, max_len=S, dtype="float32")
+    return start_decode(
+        cache.holding(np.full((batch,), 3, np.int32)),
+        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (batch, V)),
+        Sampling.build(batch=batch, vocab_size=V, **settings),
+        np.zeros((batch, 4), np.int32),
+        np.full((batch,), 3, np.int32),
+        np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2),
+        np.full((batch,), limit, np.int32),
+        np.array([*stop_ids, engine.NO_TOKEN], np.int32),
+    )
+
+
+def test_each_token_has_a_random_number_of_its_own(tiny_config):
+    """On flat logits the draw shows it: token = floor(u * V), u from the row's key and the position."""
+    state, _ = begin(tiny_config, batch=2, temperature=1.0)
+    drawn = [state.token]
+    for _ in range(8):
+        state = take_token(state, jnp.zeros((2, V), jnp.float32))
+        drawn.append(state.token)
+    for row, key in enumerate(np.arange(4, dtype=np.uint32).reshape(2, 2)):
+        base = jax.random.wrap_key_data(jnp.asarray(key))
+        uniform = [jax.random.uniform(jax.random.fold_in(base, position)) for position in range(9)]
+        assert [int(tokens[row]) for tokens in drawn] == [int(u * V) for u in uniform]
+    assert len({int(tokens[0]) for tokens in drawn}) > 3
+
+
+def test_the_prompts_cache_is_donated_to_the_state(tiny_config, tiny_params):
+    cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
+    logits, filled = engine.prefill(tiny_config, tiny_params, cache, [[1, 2, 3]])
+    assert all(leaf.is_deleted() for leaf in (*cache.keys, *cache.values))
+    state, _ = start_decode(
+        filled,
+        logits,
+        Sampling.build(batch=1, vocab_size=V),
+        np.zeros((1, 4), np.int32),
+        np.full((1,), 3, np.int32),
+        np.zeros((1, 2), np.uint32),
+        np.full((1,), 9, np.int32),
+        np.array([engine.NO_TOKEN], np.int32),
+    )
+    assert all(leaf.is_deleted() for leaf in (*filled.keys, *filled.values))
+    assert not state.cache.keys[0].is_deleted()
+
+
+def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params):
+    """A further step would write keys behind the rows that are done."""
+    state, first = begin(tiny_config, batch=2, limit=1)
+    assert np.asarray(first.done).all()
+    before = jax.tree.map(np.array, state.cache)
+    state, block = engine.decode_block(tiny_config, tiny_params, state, np.int32(5), platform="cpu")
+    assert (np.asarray(block.tokens) == engine.NO_TOKEN).all()
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state.cache))
+
+
+def test_the_loop_takes_as_many_steps_as_it_is_told(tiny_config, tiny_params):
+    state, _ = begin(tiny_config, limit=100)
+    for steps, held in ((1, 4), (5, 9)):
+        state, block = engine.decode_block(tiny_config, tiny_params, state, np.int32(steps), platform="cpu")
+        assert state.cache.length.tolist() == [held]
+        assert (np.asarray(block.tokens) != engine.NO_TOKEN).sum() == steps
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_token_of_a_block_that_is_not_finite_is_handed_out(tiny_config, tiny_params, bad):
+    state, first = begin(tiny_config, logits=[bad] + [0.0] * (V - 1))
+    assert np.asarray(first.done).all()
+    seen = []
+    with pytest.raises(JllamaError, match="not finite"):
+        seen.extend(engine.Decoder(tiny_config, tiny_params, state, first))
+    assert seen == []
+
+
+def test_nor_of_a_later_one(tiny_config, tiny_params):
+    state, first = begin(tiny_config, limit=100)
+    broken = dataclasses.replace(tiny_params, norm=tiny_params.norm * jnp.nan)
+    seen = []
+    with pytest.raises(JllamaError, match="not finite"):
+        seen.extend(engine.Decoder(tiny_config, broken, state, first))
+    assert [block.tolist() for block in seen] == [first.tokens.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "then"),
+    [
+        (1, 0.01, 2),
+        (4, 0.049, 8),
+        (16, 0.01, 16),
+        (8, 0.05, 8),
+        (8, 0.2, 8),
+        (8, 0.201, 4),
+        (16, 9.0, 8),
+        (1, 9.0, 1),
+    ],
+)
+def test_blocks_double_while_they_are_fast_and_halve_when_slow(steps, seconds, then):
+    assert engine._next_steps(steps, seconds, target=0.1) == then
+
+
+def test_a_rows_limit_and_stop_ids(tiny_config):
+    """Which token is its last; what comes later does not count."""
+    chosen = jnp.zeros((1, V), jnp.float32).at[0, 7].set(1.0)
+    for more, count in ((dict(limit=3), 3), (dict(stop_ids=[7]), 1), (dict(limit=1), 1)):
+        state, _ = begin(tiny_config, logits=chosen, **more)
+        for _ in range(4):
+            state = take_token(state, chosen)
+        assert state.generated.tolist() == [count]
+        assert state.done.tolist() == [True]
+        assert state.counts.answer[0, 7] == count
