@@ -1,5 +1,6 @@
 """One answer as it grows: ids in, text out, and what became of the request."""
 
+import contextlib
 import dataclasses
 import inspect
 import time
@@ -116,3 +117,15 @@ class Answer:
         self.result.text += text
         if text:
             yield text
+
+
+def from_first_word(pieces: Generator[str, None, None]) -> Iterator[str]:
+    """The pieces without the blanks that some models put before an answer."""
+    started = False
+    # Closed now, and not when the collector comes: the session must take its cache back.
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            shown = piece if started else piece.lstrip()
+            started = started or bool(shown)
+            if shown:
+                yield shown

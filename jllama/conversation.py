@@ -8,16 +8,16 @@ The history is what the model read and wrote, token by token, while the chat tem
 computes its new message alone. Where the template drops an answer's thoughts, its own text is read again.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 
-from jllama.answer import Result
+from jllama.answer import Result, from_first_word
 from jllama.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
 from jllama.content_parts import Content, as_text
 from jllama.errors import JllamaError
 from jllama.loading import Model
 from jllama.overflow import check_policy, fit
+from jllama.prefill import Progress
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.transcript import Transcript, kept_ids
@@ -31,6 +31,7 @@ class Conversation:
       transcript: how the model reads the messages.
       on_overflow: what happens when the context is full: the oldest turns are dropped, or `ask` refuses.
       branches: by name, in the order of their birth.
+      progress: shows how far a long prompt is read; see `Session.stream`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Conversation:
         self.on_overflow = check_policy(on_overflow)
         self.branches = {"main": Branch(session=Session(model, max_seq_len=max_seq_len))}
         self.current = "main"
+        self.progress: Progress | None = None
         if system:
             self.set_system(system)
 
@@ -213,7 +215,7 @@ class Conversation:
         settings = dataclasses.replace(settings, stop=(*settings.stop, *self.transcript.stops))
         before, result = branch.session.result, None
         try:
-            yield from _from_first_word(branch.session.stream(prompt, settings))
+            yield from from_first_word(branch.session.stream(prompt, settings, progress=self.progress))
             result = branch.session.result
         except (GeneratorExit, KeyboardInterrupt):
             result = branch.session.result
@@ -235,16 +237,3 @@ def _question(content: Content) -> Message:
     if not text.strip():
         raise JllamaError("the message is empty: give a text")
     return Message("user", text)
-
-
-def _from_first_word(pieces: Generator[str, None, None]) -> Iterator[str]:
-    """The pieces without the blanks that some models put before an answer."""
-    started = False
-    with contextlib.closing(
-        pieces
-    ):  # now, and not when the collector comes: the session must take its cache back
-        for piece in pieces:
-            shown = piece if started else piece.lstrip()
-            started = started or bool(shown)
-            if shown:
-                yield shown

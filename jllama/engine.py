@@ -22,6 +22,7 @@ from jllama.decode_state import start_decode as start_decode
 from jllama.errors import JllamaError
 from jllama.model import Params
 from jllama.prefill import CUBLAS, platform_of
+from jllama.prefill import Progress as Progress
 from jllama.prefill import prefill as prefill
 
 BLOCK = 16

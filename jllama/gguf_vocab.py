@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
@@ -69,11 +70,24 @@ def _read_spm(fields: Mapping[str, Any]) -> Vocabulary:
         types=_types(fields, tokens),
         kind=BPE,
         unk_id=fields.get("tokenizer.ggml.unknown_token_id", 0),
-        charsmap=bytes(fields.get("tokenizer.ggml.precompiled_charsmap", b"")),
+        charsmap=_charsmap(fields),
         add_prefix=fields.get("tokenizer.ggml.add_space_prefix", True),
         squeeze=fields.get("tokenizer.ggml.remove_extra_whitespaces", False),
     )
     return model.vocabulary()
+
+
+def _charsmap(fields: Mapping[str, Any]) -> bytes:
+    given = fields.get("tokenizer.ggml.precompiled_charsmap", b"")
+    if isinstance(given, bytes):
+        return given
+    numbers = np.asarray(given)
+    if numbers.ndim != 1 or (numbers.size and (numbers.dtype.kind not in "iu" or np.ptp(numbers) > 255)):
+        raise JllamaError(
+            "the GGUF file's tokenizer.ggml.precompiled_charsmap is no array of bytes; "
+            "convert the model again"
+        )
+    return numbers.astype(np.uint8).tobytes()
 
 
 def _types(fields: Mapping[str, Any], tokens: list[str]) -> list[int]:
@@ -88,10 +102,18 @@ def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
     plain = {token: at for token, at in ids.items() if types[at] not in (CONTROL, UNKNOWN)}
     atoms = {token: at for token, at in plain.items() if types[at] == USER_DEFINED}
     encode = AtomEncoder(_bpe_model(fields, plain), atoms)
+
+    def token_bytes(token: int) -> bytes:
+        if token >= len(tokens):
+            return b""
+        # As in llama.cpp, only ordinary tokens are in the alphabet that stands for bytes.
+        text = tokens[token]
+        return byte_level(text) if types[token] == NORMAL else text.encode("utf-8", "replace")
+
     named = {fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
     return Vocabulary(
         encode=lambda text, _first: encode(text),
-        token_bytes=lambda token: byte_level(tokens[token]) if token < len(tokens) else b"",
+        token_bytes=token_bytes,
         drop_blanks=0,
         size=len(tokens),
         base_size=len(tokens),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import reprlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from jllama import runtime
 from jllama.errors import JllamaError
 from jllama.hub import ModelFiles, resolve
+from jllama.json_files import read_object
 
 if TYPE_CHECKING:
     from jllama.config import ModelConfig
@@ -30,6 +32,7 @@ class Model:
     tokenizer: "Tokenizer"
     name: str
     dtype: str
+    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
 
     def __repr__(self) -> str:
         from jllama.sizes import parameter_count
@@ -79,13 +82,30 @@ def load(
     runtime.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
+    _check_vocabulary(tokenizer, config)
+    params = _load_weights(files, config, dtype, quantize, progress)
+    return Model(
+        config=config,
+        params=params,
+        tokenizer=tokenizer,
+        name=name,
+        dtype=dtype,
+        generation_config=_generation_config(files),
+    )
+
+
+def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:
     if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
             f"the tokenizer has {tokenizer.base_vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
-    params = _load_weights(files, config, dtype, quantize, progress)
-    return Model(config=config, params=params, tokenizer=tokenizer, name=name, dtype=dtype)
+
+
+def _generation_config(files: ModelFiles) -> dict[str, Any]:
+    """What generation_config.json holds; nothing if there is none."""
+    path = files.directory and files.directory / "generation_config.json"
+    return read_object(path) if path and path.is_file() else {}
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.model import Params
+from jllama.progress import Bar
 
 CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 512, 2048)}
 
+Progress = Callable[[int], Bar]  # makes a bar for that many tokens
 
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
 # A GPU's program runs once for each prompt, each time with other buffers: a CUDA graph would be updated for
@@ -76,7 +79,12 @@ def chunk_sizes(count: int, sizes: Sequence[int]) -> list[int]:
 
 
 def prefill(
-    config: ModelConfig, params: Params, cache: KVCache, prompts: Sequence[Sequence[int]]
+    config: ModelConfig,
+    params: Params,
+    cache: KVCache,
+    prompts: Sequence[Sequence[int]],
+    *,
+    progress: Progress | None = None,
 ) -> tuple[Array, KVCache]:
     """Puts prompts behind what the cache holds.
 
@@ -85,6 +93,7 @@ def prefill(
       params: its weights.
       cache: donated: it must not be used afterwards.
       prompts: new token ids of each row, at least one; rows may differ in length.
+      progress: makes a bar for so many tokens of the longest row; not asked if one chunk holds them.
 
     Returns:
       float32 `[B, V]`, the logits behind each row's last token, and the new cache.
@@ -99,10 +108,16 @@ def prefill(
     # Only a GPU has a faster way for an empty cache; elsewhere it would be one more program.
     fresh = platform == "gpu" and not used.any()
     logits = None if fresh else jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
-    for size in chunk_sizes(int(lengths.max()), CHUNK_SIZES[platform]):
-        chunk = _chunk(prompts, start, size, used + lengths)
-        logits, cache = compiled_chunk(platform)(config, params, cache, logits, chunk, platform=platform)
-        start += size
+    total = int(lengths.max())
+    sizes = chunk_sizes(total, CHUNK_SIZES[platform])
+    with progress(total) if progress and len(sizes) > 1 else nullcontext() as bar:
+        for size in sizes:
+            chunk = _chunk(prompts, start, size, used + lengths)
+            logits, cache = compiled_chunk(platform)(config, params, cache, logits, chunk, platform=platform)
+            if bar is not None:
+                jax.block_until_ready(logits)  # else it would count what was asked for, not what is done
+                bar.advance(min(size, total - start))
+            start += size
     assert logits is not None
     return logits, cache
 

@@ -16,8 +16,8 @@ def shown(wanted: bool = True) -> bool:
     return wanted and can_show and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-class ByteBar:
-    """Counts bytes towards a total; safe to advance from several threads."""
+class Bar:
+    """Counts towards a total; safe to advance from several threads."""
 
     def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
         self._label, self._total, self._enabled = label, total, shown(enabled)
@@ -27,7 +27,7 @@ class ByteBar:
         self._task: Any = None
 
     def advance(self, count: int) -> None:
-        """Counts `count` more bytes."""
+        """Counts `count` more."""
         with self._lock:
             self._done += count
             if self._bar is not None:
@@ -38,14 +38,18 @@ class ByteBar:
     def _show(self) -> None:
         # Imported late: most runs never show a bar.
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *self._counts())
         console = Console(stderr=True)
         # Left alone, rich would send what is printed meanwhile to the bar's stream.
         self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
         self._task = self._bar.add_task(self._label, total=self._total, completed=self._done)
         self._bar.start()
+
+    def _counts(self) -> tuple[Any, ...]:
+        """Columns that say how much of the total is done."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -55,3 +59,24 @@ class ByteBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class ByteBar(Bar):
+    """Counts bytes."""
+
+    def _counts(self) -> tuple[Any, ...]:
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        return DownloadColumn(), TransferSpeedColumn()
+
+
+class PromptBar(Bar):
+    """Counts a prompt's tokens while the model reads them."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__("reading the prompt", total)
+
+    def _counts(self) -> tuple[Any, ...]:
+        from rich.progress import TextColumn
+
+        return (TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),)

@@ -53,11 +53,18 @@ class Session:
         self._streams = OneAtATime()
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
-    def stream(self, prompt: Sequence[int], settings: GenerationSettings) -> Generator[str, None, None]:
+    def stream(
+        self, prompt: Sequence[int], settings: GenerationSettings, *, progress: engine.Progress | None = None
+    ) -> Generator[str, None, None]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
 
         Closing the iterator early (or an exception such as Ctrl-C) keeps what came, in the cache too. So does
         whatever needs the cache meanwhile: a second stream, `fork` and `adopt` end the one that runs.
+
+        Args:
+          prompt: token ids, at least one.
+          settings: how to generate.
+          progress: shows how far a long prompt is read, such as `jllama.progress.PromptBar`.
 
         Raises:
           JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id
@@ -65,12 +72,14 @@ class Session:
         """
         prompt, settings = [operator.index(token) for token in prompt], settings.seeded()
         self._check(prompt, settings)
-        yield from self._streams.run(self._answer(prompt, settings))
+        yield from self._streams.run(self._answer(prompt, settings, progress))
 
-    def _answer(self, prompt: list[int], settings: GenerationSettings) -> Generator[str, None, None]:
+    def _answer(
+        self, prompt: list[int], settings: GenerationSettings, progress: engine.Progress | None
+    ) -> Generator[str, None, None]:
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result
-        decoder: engine.Decoder | None = self._start(prompt, settings)
+        decoder: engine.Decoder | None = self._start(prompt, settings, progress)
         assert decoder is not None
         try:
             for block in decoder:
@@ -125,13 +134,17 @@ class Session:
             if foreign:
                 raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {V - 1}")
 
-    def _start(self, prompt: Sequence[int], settings: GenerationSettings) -> engine.Decoder:
+    def _start(
+        self, prompt: Sequence[int], settings: GenerationSettings, progress: engine.Progress | None
+    ) -> engine.Decoder:
         """Prefills what the cache does not hold yet and samples the first token."""
         model = self.model
         # At least one token is computed anew: its logits are where the answer starts.
         reused = min(_common_prefix(self.ids, prompt), len(prompt) - 1)
         cache = self._take_cache(reused)
-        logits, cache = engine.prefill(model.config, model.params, cache, [prompt[reused:]])
+        logits, cache = engine.prefill(
+            model.config, model.params, cache, [prompt[reused:]], progress=progress
+        )
         V = model.config.vocab_size
         limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
         state, first = engine.start_decode(

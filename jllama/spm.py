@@ -1,11 +1,8 @@
 """SentencePiece vocabularies (a `tokenizer.model`, or a GGUF's `llama` tokens) made to encode."""
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import models
@@ -14,12 +11,14 @@ from jllama.detokenizer import metaspace
 from jllama.errors import JllamaError
 from jllama.special_tokens import Special
 from jllama.spm_charsmap import CharsMap
-from jllama.vocabulary import AtomEncoder, Vocabulary
+from jllama.vocabulary import ADVICE, AtomEncoder, Vocabulary
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 # Below any real score, so that text which spells out "<0x41>" is never taken for that byte.
 UNREACHABLE = -1e6
+# Characters. The longest known are some hundred blanks; the work on a piece grows with its square.
+MAX_PIECE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class SpmModel:
     types: list[int]
     kind: int = BPE
     byte_fallback: bool = True
-    unk_id: int | None = 0
+    unk_id: int = 0
     bos_id: int | None = 1
     eos_id: int | None = 2
     charsmap: bytes = b""
@@ -70,6 +69,7 @@ class SpmEncoder:
 
     def __init__(self, model: SpmModel):
         self._model = model
+        _check(model)
         self._charsmap = CharsMap(model.charsmap) if model.charsmap else None
         builders = {BPE: _bpe, UNIGRAM: _unigram}
         if model.kind not in builders:
@@ -96,6 +96,15 @@ class SpmEncoder:
         return text.replace(" ", "▁")
 
 
+def _check(model: SpmModel) -> None:
+    """Refuses what the library answers by an error in use, or by the end of the process."""
+    longest = max(map(len, model.pieces), default=0)
+    if longest > MAX_PIECE:
+        raise JllamaError(f"the vocabulary is damaged: a piece of {longest} characters; {ADVICE}")
+    if model.unk_id not in range(len(model.pieces)):
+        raise JllamaError(f"the vocabulary is damaged: no piece {model.unk_id}, its unknown token; {ADVICE}")
+
+
 def _of(model: SpmModel, *types: int) -> Iterator[tuple[int, str]]:
     return ((at, p) for at, p in enumerate(model.pieces) if model.types[at] in types)
 
@@ -111,11 +120,10 @@ def _bpe(model: SpmModel) -> models.BPE:
         if piece[:cut] in whole and piece[cut:] in whole
     ]
     vocab = whole | {piece: at for at, piece in _of(model, BYTE, UNKNOWN)}
-    unknown = None if model.unk_id is None else model.pieces[model.unk_id]
     return models.BPE(
         vocab=vocab,
         merges=merges,
-        unk_token=unknown,
+        unk_token=model.pieces[model.unk_id],
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
     )
@@ -128,70 +136,3 @@ def _unigram(model: SpmModel) -> models.Unigram:
     for at, piece in _of(model, BYTE):
         scored[at] = (piece, UNREACHABLE)
     return models.Unigram(scored, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
-
-
-def read_model(path: Path) -> SpmModel:
-    """Read a SentencePiece `.model` file (the protocol buffer, without its library).
-
-    Raises:
-        JllamaError: the file is no SentencePiece model.
-    """
-    try:
-        fields = list(_fields(path.read_bytes()))
-        pieces = [_piece(value) for number, value in fields if number == 1]
-        trainer, normalizer = (dict(_fields(dict(fields)[number])) for number in (2, 3))
-        texts, scores, types = (list(column) for column in zip(*pieces, strict=True))
-    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise JllamaError(f"{path} is not a SentencePiece model (truncated?); fetch it again") from error
-    return SpmModel(
-        pieces=texts,
-        scores=scores,
-        types=types,
-        kind=trainer.get(3, UNIGRAM),
-        byte_fallback=bool(trainer.get(35, 0)),
-        unk_id=_token_id(trainer.get(40, 0)),
-        bos_id=_token_id(trainer.get(41, 1)),
-        eos_id=_token_id(trainer.get(42, 2)),
-        charsmap=normalizer.get(2, b""),
-        add_prefix=bool(normalizer.get(3, 1)),
-        squeeze=bool(normalizer.get(4, 1)),
-    )
-
-
-def _piece(data: bytes) -> tuple[str, float, int]:
-    fields = dict(_fields(data))
-    (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
-    return fields.get(1, b"").decode(), score, fields.get(3, NORMAL)
-
-
-def _token_id(value: int) -> int | None:
-    # Protocol buffers write -1, "no such token", as an unsigned 64-bit number.
-    return value if value < 1 << 31 else None
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protocol buffer message: (number, value), in file order."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        if key & 7 == 2:
-            size, at = _varint(data, at)
-        else:
-            size = {1: 8, 5: 4}[key & 7]
-        if at + size > len(data):
-            raise ValueError("a field runs beyond the end")
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 0x80:
-            return value, at

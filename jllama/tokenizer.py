@@ -10,9 +10,10 @@ from jllama.chat_template import ChatTemplate, Message, plain_data
 from jllama.content_parts import settle_parts
 from jllama.detokenizer import Detokenizer, StreamDecoder
 from jllama.errors import JllamaError
+from jllama.file_errors import file_errors
 from jllama.special_tokens import SpecialTokens
 from jllama.splice import Splices
-from jllama.vocabulary import Settings, Vocabulary
+from jllama.vocabulary import ADVICE, Settings, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
@@ -184,14 +185,8 @@ class Tokenizer:
 
 def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name: str) -> tuple:
     """Files that are well-formed but hold something else than they should end up here."""
-    try:
+    with file_errors(name, ADVICE):
         return read(source)
-    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise JllamaError(
-            f"{name} is damaged or of an unknown form ({reason}).",
-            "Fetch the model's tokenizer files again.",
-        ) from error
 
 
 def _without_surrogates(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.json_files import read_object
 from jllama.special_tokens import Special
-from jllama.spm import SpmModel, read_model
+from jllama.spm import SpmModel
+from jllama.spm_file import read_model
 from jllama.tokenizer_json import read_json_vocabulary
 from jllama.vocabulary import Settings, Vocabulary, ending_ids
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import tokenizers
 
-from jllama.detokenizer import from_decoder_json
+from jllama.detokenizer import byte_level, from_decoder_json
 from jllama.errors import JllamaError
+from jllama.file_errors import file_errors
 from jllama.special_tokens import Special
-from jllama.vocabulary import Vocabulary
+from jllama.tokenizer_checks import check_tokenizer_json
+from jllama.vocabulary import ADVICE, Vocabulary
 
 Ids = tuple[int, ...]
 
@@ -26,10 +28,8 @@ def read_json_vocabulary(file: Path, special_texts: set[str]) -> tuple[Vocabular
     Raises:
         JllamaError: it is broken or of a kind not supported.
     """
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise JllamaError(f"{file} is no tokenizer that can be read: {error}") from error
+    with file_errors(file, ADVICE):
+        inner = tokenizers.Tokenizer.from_buffer(check_tokenizer_json(file))
     _check_post_processor(inner, file)
     inner.no_truncation()
     inner.no_padding()
@@ -39,9 +39,16 @@ def read_json_vocabulary(file: Path, special_texts: set[str]) -> tuple[Vocabular
     added = inner.get_added_tokens_decoder()
     # Of an added token the library may tell a normalised name, "▁<s>".
     texts = {at: token.content for at, token in added.items()}
+
+    def token_bytes(token: int) -> bytes:
+        # An added token is plain text, not in the alphabet that stands for bytes.
+        if token in texts and to_bytes is byte_level:
+            return texts[token].encode("utf-8", "replace")
+        return to_bytes(texts.get(token) or inner.id_to_token(token) or "")
+
     vocabulary = Vocabulary(
         encode=JsonEncoder(inner),
-        token_bytes=lambda token: to_bytes(texts.get(token) or inner.id_to_token(token) or ""),
+        token_bytes=token_bytes,
         drop_blanks=drop_blanks,
         size=max([inner.get_vocab_size(), *(token + 1 for token in added)]),
         base_size=inner.get_vocab_size(with_added_tokens=False),
@@ -61,7 +68,8 @@ class JsonEncoder:
 
     def __call__(self, text: str, first: bool) -> list[int]:
         inner = self._inner if first else self._later
-        return inner.encode(text, add_special_tokens=False).ids
+        with file_errors("the model's tokenizer.json", ADVICE):
+            return inner.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _later(self) -> tokenizers.Tokenizer:

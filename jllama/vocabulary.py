@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 import tokenizers
 
+from jllama.file_errors import file_errors
 from jllama.special_tokens import Special
+
+ADVICE = "fetch the model's tokenizer files again"
 
 # Tokens that end any text, and those that end a turn for the templates that write them.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
@@ -67,8 +70,12 @@ class AtomEncoder:
         ids: list[int] = []
         for part in self.split(text):
             atom = self.atoms.get(part)
-            ids += self._model.encode(part).ids if atom is None else [atom]
+            ids += self._encode(part) if atom is None else [atom]
         return ids
+
+    def _encode(self, text: str) -> list[int]:
+        with file_errors("the model's vocabulary", ADVICE):
+            return self._model.encode(text).ids
 
 
 def ending_ids(vocabulary: Vocabulary, templates: Mapping[str, str]) -> set[int]:

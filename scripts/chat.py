@@ -1,17 +1,22 @@
 """Talks with a model: `python scripts/chat.py --flagfile=configs/smollm2.cfg`. There, /help lists commands.
 
 Without a terminal, or with --message or --json, it answers each --message, or each line of standard input,
-and ends.
+and ends. Sampling flags that are not given follow the model's generation_config.json, or else are
+--temperature=0.7 --top_p=0.95.
 """
 
+import dataclasses
 import sys
 from typing import Any
 
 import command_line
+import flagfiles
+import streams
 from absl import flags
 from command_line import FLAGS
 
 from jllama.errors import JllamaError
+from jllama.generation_config import SAMPLING, conversation_sampling
 
 flags.DEFINE_string(
     "transcript",
@@ -29,27 +34,32 @@ command_line.define_answer_flags()
 command_line.define_model_flags()
 command_line.define_quantize_flag()
 command_line.define_sampling_flags()
+for name in SAMPLING:
+    FLAGS.set_default(name, None)  # the model's own
 
 
 def main() -> int:
     """A conversation at the terminal, or the answers alone."""
-    settings = command_line.sampling_settings()
+    command_line.sampling_settings()  # refuses what is wrong before the model is loaded
     interactive = (
         not FLAGS.message and not FLAGS.json and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
     )
     model = command_line.load_model()
-    conversation = _conversation(model)
+    conversation, settings = _conversation(model), _settings(model)
+    conversation.progress = streams.prompt_bar()
     if FLAGS.load:
-        settings = _load(conversation, FLAGS.load)
+        settings = _load(conversation, settings)
     if not interactive:
         import chat_batch
 
         return chat_batch.run(conversation, settings, FLAGS.message, as_json=FLAGS.json, stats=FLAGS.stats)
     import chat_loop
+    from chat_screen import Screen
+    from chat_state import Chat
 
-    return chat_loop.run(
-        conversation, settings, banner=_banner(model), stats=FLAGS.stats, markdown=FLAGS.markdown
-    )
+    chat = Chat(conversation, settings, Screen(markdown=FLAGS.markdown), file=FLAGS.load or "")
+    chat.show_stats = FLAGS.stats
+    return chat_loop.run(chat, _banner(model))
 
 
 def _conversation(model: Any) -> Any:
@@ -64,13 +74,42 @@ def _conversation(model: Any) -> Any:
     )
 
 
-def _load(conversation: Any, path: str) -> Any:
-    from jllama import archive
-
-    settings, remarks = archive.load(conversation, path)
+def _settings(model: Any) -> Any:
+    """The sampling flags, the model's own values where they say nothing."""
+    sampling, remarks = conversation_sampling(model.generation_config)
     for remark in remarks:
         command_line.say(f"warning: {remark}")
-    return settings
+    return command_line.sampling_settings(sampling)
+
+
+def _load(conversation: Any, given: Any) -> Any:
+    """The settings saved with a conversation, but for what was typed: that wins, and is said.
+
+    A flagfile's values describe the model, and give way to the conversation's.
+
+    Args:
+      conversation: as the flags want it; gets the saved branches.
+      given: the settings that the flags make.
+
+    Raises:
+      JllamaError: the file can't be read, or the model takes no system message.
+    """
+    from jllama import archive
+
+    own = {"transcript": conversation.transcript, "on_overflow": conversation.on_overflow}
+    settings, remarks = archive.load(conversation, FLAGS.load)
+    for remark in remarks:
+        command_line.say(f"warning: {remark}")
+    typed = flagfiles.typed_names(FLAGS, sys.argv[1:])
+    for name in typed & own.keys():
+        setattr(conversation, name, own[name])
+    if "system" in typed:
+        conversation.set_system(FLAGS.system)
+    changes = {name: getattr(given, name) for name in dataclasses.asdict(given) if name in typed}
+    winners = ", ".join(f"--{name}" for name in sorted(typed & {*changes, *own, "system"}))
+    if winners:
+        command_line.say(f"note: {winners}: as typed, not as saved in {FLAGS.load}")
+    return dataclasses.replace(settings, **changes)
 
 
 def _banner(model: Any) -> str:

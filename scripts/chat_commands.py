@@ -49,10 +49,7 @@ def help_(chat: Chat, argument: str) -> None:
     """/help [COMMAND]: lists the commands, or explains one"""
     if not argument:
         lines = [f"  {_usage(command):<22} {_meaning(command)}" for command in COMMANDS.values()]
-        keys = "Several lines: Alt-Enter, or a backslash at the line's end, or triple quotes around them."
-        chat.screen.say(
-            "\n".join([*dict.fromkeys(lines), keys, "Ctrl-C stops an answer and keeps what came."])
-        )
+        chat.screen.say("\n".join([*dict.fromkeys(lines), *_KEYS]))
         return
     command = COMMANDS.get("/" + argument.lstrip("/"))
     if command is None:
@@ -184,17 +181,20 @@ def tree(chat: Chat, argument: str) -> None:
 
 
 def save(chat: Chat, argument: str) -> None:
-    """/save FILE [--cache]: saves all branches; --cache: also what the model computed"""
-    name = argument.removesuffix("--cache").strip()
-    files = archive.save(
-        chat.conversation, chat.settings, _path(name, "/save FILE"), cache=argument.endswith("--cache")
-    )
+    """/save [FILE] [--cache]: saves all branches, again to the same FILE; --cache: also what was computed"""
+    name, _, last = f" {argument}".rpartition(" ")
+    cache = last == "--cache"
+    path = _path(name.strip() if cache else argument, "/save FILE", chat.file)
+    files = archive.save(chat.conversation, chat.settings, path, cache=cache)
+    chat.mark_saved(path)
     chat.screen.say("saved " + " and ".join(map(str, files)))
 
 
 def load(chat: Chat, argument: str) -> None:
     """/load FILE: goes on with a saved conversation, its settings and its cache"""
-    chat.settings, remarks = archive.load(chat.conversation, _path(argument, "/load FILE"))
+    path = _path(argument, "/load FILE")
+    chat.settings, remarks = archive.load(chat.conversation, path)
+    chat.mark_saved(path)
     for remark in remarks:
         chat.screen.say(remark)
     branches, turns = len(chat.conversation.branches), chat_text.turns(chat.conversation.turns)
@@ -203,7 +203,8 @@ def load(chat: Chat, argument: str) -> None:
     )
 
 
-def _path(text: str, usage: str) -> str:
+def _path(text: str, usage: str, default: str = "") -> str:
+    text = text or default
     for quote in "\"'":
         if len(text) > 2 and text[0] == text[-1] == quote:
             text = text[1:-1]
@@ -226,6 +227,10 @@ def _meaning(command: Any) -> str:
     return command.__doc__.partition(":")[2].strip()
 
 
+_KEYS = (
+    "Several lines: Alt-Enter, or a backslash at the line's end, or triple quotes around them.",
+    "Ctrl-C stops an answer and keeps what came. Ctrl-Z suspends the chat, fg goes on.",
+)
 _TALK = (system, undo, retry, edit, show, tokens, stats, set_, copy, clear)
 _KEEP = (fork, switch, tree, save, load, help_, exit_)
 COMMANDS: dict[str, Command] = {_usage(command).split()[0]: command for command in (*_TALK, *_KEEP)}

@@ -3,26 +3,21 @@
 import contextlib
 
 import chat_commands
-from chat_screen import Screen, quiet_typing
+import chat_text
+from chat_screen import quiet_typing
 from chat_state import Chat, LeaveError
 from chat_terminal import Terminal
 from command_line import INTERRUPTED, explanation
 
-from jllama.conversation import Conversation
 from jllama.errors import JllamaError
-from jllama.settings import GenerationSettings
 
 
-def run(
-    conversation: Conversation, settings: GenerationSettings, *, banner: str, stats: bool, markdown: bool
-) -> int:
+def run(chat: Chat, banner: str) -> int:
     """Talks until the user leaves.
 
     Returns:
       0; 130 if it was by Ctrl-C.
     """
-    chat = Chat(conversation, settings, Screen(markdown=markdown))
-    chat.show_stats = stats
     terminal = Terminal(
         chat_commands.COMMANDS, lambda command: chat_commands.arguments(command, chat.conversation)
     )
@@ -38,20 +33,22 @@ def run(
 
 
 def read(chat: Chat, terminal: Terminal) -> str:
-    """The next line. The second Ctrl-C on an empty line passes through."""
+    """The next line. Ctrl-C on an empty line leaves when pressed twice; Ctrl-D too if turns are not saved."""
     warned = False
     while True:
         name, default = chat.conversation.current, chat.prefill
         chat.prefill = ""
         try:
             return terminal.read("> " if len(chat.conversation.branches) == 1 else f"{name}> ", default)
-        except KeyboardInterrupt:
-            if terminal.typed:
+        except (KeyboardInterrupt, EOFError) as error:
+            ends = isinstance(error, EOFError)
+            if terminal.typed and not ends:
                 warned = False
                 continue
-            if warned:
+            lost = chat_text.unsaved(chat.unsaved_turns())
+            if warned or (ends and not lost):
                 raise
-            chat.screen.say("Ctrl-C again or Ctrl-D leaves")
+            chat.screen.say(lost + ("Ctrl-D again leaves" if ends else "Ctrl-C again or Ctrl-D leaves"))
             warned = True
 
 

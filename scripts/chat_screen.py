@@ -137,7 +137,10 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def quiet_typing() -> Iterator[None]:
-    """What is typed while no prompt stands there does not show up in answers; the next prompt gets it."""
+    """What is typed while no prompt stands there does not show up in answers; the next prompt gets it.
+
+    Ctrl-Z gives the shell its terminal as it was, and takes it back afterwards.
+    """
     if termios is None or not sys.stdin.isatty():
         yield
         return
@@ -145,9 +148,20 @@ def quiet_typing() -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     quiet = list(before)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+
+    def suspend(number: int, frame: FrameType | None) -> None:
+        ours = termios.tcgetattr(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # comes back when the shell lets us go on
+        signal.signal(signal.SIGTSTP, suspend)
+        termios.tcsetattr(descriptor, termios.TCSANOW, ours)
+
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    stop_before = signal.signal(signal.SIGTSTP, suspend)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTSTP, stop_before)
         with contextlib.suppress(termios.error):
             termios.tcsetattr(descriptor, termios.TCSANOW, before)

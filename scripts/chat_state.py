@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import chat_text
 from chat_screen import Screen
 
+from jllama.branches import Message
 from jllama.conversation import Conversation
 from jllama.settings import GenerationSettings
 
@@ -14,12 +15,31 @@ class LeaveError(Exception):
 
 
 class Chat:
-    """The conversation, how it is answered, and where it shows."""
+    """The conversation, how it is answered, where it shows and where it was saved."""
 
-    def __init__(self, conversation: Conversation, settings: GenerationSettings, screen: Screen) -> None:
+    def __init__(
+        self, conversation: Conversation, settings: GenerationSettings, screen: Screen, *, file: str = ""
+    ) -> None:
+        """`file`: where the conversation came from."""
         self.conversation, self.settings, self.screen = conversation, settings, screen
         self.show_stats = False
         self.prefill = ""  # stands at the next prompt, to be edited
+        self.file = file  # of the last /save or /load
+        self._saved = self._messages()
+
+    def mark_saved(self, file: str) -> None:
+        """From now on `file` holds the conversation as it is."""
+        self.file, self._saved = file, self._messages()
+
+    def unsaved_turns(self) -> int:
+        """How many turns of all branches would be lost."""
+        kept = {id(message) for message in self._saved}
+        return sum(message.role == "assistant" and id(message) not in kept for message in self._messages())
+
+    def _messages(self) -> list[Message]:
+        """Of all branches, what they share once."""
+        branches = self.conversation.branches.values()
+        return [*{id(message): message for branch in branches for message in branch.messages}.values()]
 
     def answer(self, pieces: Iterator[str]) -> None:
         """Shows an answer, and what is worth saying about it.

@@ -30,6 +30,7 @@ class Terminal:
             key_bindings=_bindings(),
             prompt_continuation="… ",
             enable_open_in_editor=True,
+            enable_suspend=True,
         )
 
     def read(self, prompt: str, default: str = "") -> str:

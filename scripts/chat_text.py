@@ -51,6 +51,11 @@ def turns(count: int) -> str:
     return f"{count} turn" + "s" * (count != 1)
 
 
+def unsaved(count: int) -> str:
+    """What would be lost; nothing if nothing would."""
+    return f"{turns(count)} {'is' if count == 1 else 'are'} not saved (/save FILE): " if count else ""
+
+
 def tokens(conversation: Conversation, last: int = 20) -> str:
     """How many tokens each message has."""
     encode = conversation.model.tokenizer.encode

@@ -3,7 +3,7 @@
 import errno
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flagfiles
@@ -77,8 +77,8 @@ def define_sampling_flags() -> None:
     flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
 
 
-def sampling_settings() -> Any:
-    """The sampling flags as `GenerationSettings`.
+def sampling_settings(defaults: Mapping[str, Any] | None = None) -> Any:
+    """The sampling flags as `GenerationSettings`; `defaults` stand in for flags that have no value.
 
     Raises:
       JllamaError: a value is out of range.
@@ -86,10 +86,9 @@ def sampling_settings() -> Any:
     from jllama.settings import GenerationSettings, build_settings
 
     names = GenerationSettings.__dataclass_fields__
-    values = {name: FLAGS[name].value for name in names}
-    return build_settings(
-        **{**values, "stop": tuple(FLAGS.stop), "logit_bias": _logit_bias(FLAGS.logit_bias)}
-    )
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    given |= {"stop": tuple(FLAGS.stop), "logit_bias": _logit_bias(FLAGS.logit_bias)}
+    return build_settings(**{**(defaults or {}), **given})
 
 
 def _logit_bias(pairs: list[str]) -> dict[int, float]:

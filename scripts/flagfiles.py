@@ -1,6 +1,7 @@
 """The command line with its flagfiles: a model's serves every script, whatever flags that one has."""
 
 import re
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -12,6 +13,8 @@ SHARED = frozenset(
     "repetition_penalty presence_penalty frequency_penalty logit_bias seed stop ignore_eos transcript "
     "on_overflow max_seq_len dtype device quantize verbose".split()
 )
+
+RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice
 
 
 def parse(known: flags.FlagValues, argv: list[str]) -> None:
@@ -26,7 +29,7 @@ def parse(known: flags.FlagValues, argv: list[str]) -> None:
         read.
     """
     try:
-        rest = known([argv[0], *_expanded(known, argv[1:])])
+        rest = known([argv[0], *_last_rival(known, _expanded(known, argv[1:]))])
     except UnicodeDecodeError as error:
         raise JllamaError(f"a flagfile is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except (flags.Error, ValueError) as error:  # absl raises the latter for --noNAME=VALUE
@@ -35,18 +38,46 @@ def parse(known: flags.FlagValues, argv: list[str]) -> None:
         raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
 
 
+def typed_names(known: flags.FlagValues, typed: list[str]) -> frozenset[str]:
+    """The flags that stand on the command line itself, not in a flagfile.
+
+    Args:
+      known: the flags that this script defines.
+      typed: what was typed, without the program's name.
+    """
+    words = [_name(taken[0]) for taken in _flags_with_values(known, typed)]
+    return frozenset(word if word in known else word.removeprefix("no") for word in words)
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""
+
+
 def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
     """Each flagfile's lines in its place, but for what they hold for other scripts."""
     kept: list[str] = []
-    while typed:
-        is_file = re.match("--?flagfile(=|$)", typed[0])
-        taken = typed[: 2 if _takes_the_next(known, typed) else 1]
-        typed = typed[len(taken) :]
-        if is_file:
+    for taken in _flags_with_values(known, typed):
+        if re.match("--?flagfile(=|$)", taken[0]):
             kept += _for_us(known, known.read_flags_from_files(taken))
         else:
             kept += taken
     return kept
+
+
+def _last_rival(known: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """The arguments without those of `RIVALS` that another one of them follows."""
+    groups = [*_flags_with_values(known, arguments)]
+    last = next((_name(taken[0]) for taken in reversed(groups) if _name(taken[0]) in RIVALS), "")
+    kept = (taken for taken in groups if _name(taken[0]) not in RIVALS - {last})
+    return [argument for taken in kept for argument in taken]
+
+
+def _flags_with_values(known: flags.FlagValues, typed: list[str]) -> Iterator[list[str]]:
+    """What was typed, each flag together with a value that stands behind it."""
+    while typed:
+        taken = typed[: 2 if _takes_the_next(known, typed) else 1]
+        yield taken
+        typed = typed[len(taken) :]
 
 
 def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
@@ -55,7 +86,7 @@ def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
     Raises:
       JllamaError: it is a flag itself: a value was forgotten.
     """
-    name = typed[0].lstrip("-")
+    name = typed[0].lstrip("-")  # with a value behind `=` it is no name
     takes = typed[0].startswith("-") and (name == "flagfile" or (name in known and not known[name].boolean))
     if takes and len(typed) > 1 and typed[1].startswith("--") and _is_flag(known, typed[1]):
         raise JllamaError(
@@ -65,13 +96,15 @@ def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
 
 
 def _is_flag(known: flags.FlagValues, text: str) -> bool:
-    name = text.lstrip("-").partition("=")[0]
-    return name == "flagfile" or name in known or name.removeprefix("no") in known
+    name = _name(text)
+    return name == "flagfile" or {name, name.removeprefix("no")} & (SHARED | set(known)) != set()
 
 
 def _for_us(known: flags.FlagValues, lines: list[str]) -> list[str]:
     """A flagfile's lines but for other scripts' flags and what stands below them as their values."""
     kept, dropped = [], False
+    for _ in _flags_with_values(known, lines):
+        pass  # a flag without its value must not take the next line's flag for it
     for line in lines:
         if line.startswith("-"):
             dropped = _is_for_others(known, line)
@@ -81,6 +114,6 @@ def _for_us(known: flags.FlagValues, lines: list[str]) -> list[str]:
 
 
 def _is_for_others(known: flags.FlagValues, line: str) -> bool:
-    name = line.lstrip("-").partition("=")[0]
+    name = _name(line)
     plain = name.removeprefix("no")
     return plain in SHARED and name not in known and plain not in known

@@ -11,7 +11,9 @@ from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
 
-flags.DEFINE_string("prompt", None, "What to continue or answer.")
+flags.DEFINE_string(
+    "prompt", None, "What to continue or answer. Of this and --prompt_file the one given last counts."
+)
 flags.DEFINE_string(
     "prompt_file",
     None,
@@ -38,7 +40,7 @@ def main() -> int:
 
     ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
     session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
-    code = show(session.stream(ids, settings))
+    code = show(session.stream(ids, settings, progress=streams.prompt_bar()))
     report = {
         **summary(session.result),
         "device": describe_device(),
@@ -71,7 +73,7 @@ def read_prompt() -> str:
     """The prompt of the flags.
 
     Raises:
-      JllamaError: none or two are given, it is empty, or the file can't be read as UTF-8.
+      JllamaError: none is given, it is empty, or the file can't be read as UTF-8.
     """
     text = _prompt_text()
     if not text.strip():
@@ -80,11 +82,11 @@ def read_prompt() -> str:
 
 
 def _prompt_text() -> str:
-    if (FLAGS.prompt is None) == (FLAGS.prompt_file is None):
-        raise JllamaError("give the prompt with --prompt or --prompt_file, one of them")
-    if FLAGS.prompt is not None:
-        return FLAGS.prompt
-    return streams.read_text(FLAGS.prompt_file)
+    if FLAGS.prompt_file is not None:
+        return streams.read_text(FLAGS.prompt_file)
+    if FLAGS.prompt is None:
+        raise JllamaError("give the prompt with --prompt or --prompt_file")
+    return FLAGS.prompt
 
 
 def summary(result: Any) -> dict[str, Any]:

@@ -1,17 +1,27 @@
 """stdout holds the answer alone, stderr what is said to a person; both in UTF-8."""
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from jllama.errors import JllamaError, escaped
 from jllama.paths import expanded
+from jllama.progress import Bar, PromptBar, shown
+
+LARGEST_TEXT = 2**28
 
 
 def say(text: str) -> None:
     """A message for a person: stderr, so that stdout holds the answer alone."""
     print(text, file=sys.stderr, flush=True)
+
+
+def prompt_bar() -> Callable[[int], Bar] | None:
+    """What shows how far a long prompt is read, if a person would see it."""
+    return PromptBar if shown() else None
 
 
 def prepare() -> None:
@@ -52,10 +62,13 @@ def read_text(name: str) -> str:
       name: a file in UTF-8, or `-` for standard input.
 
     Raises:
-      JllamaError: it can't be read, or not as UTF-8.
+      JllamaError: it can't be read, or not as UTF-8, or has no end.
     """
     try:
-        data = standard_input().read() if name == "-" else expanded(name).read_bytes()
+        with contextlib.nullcontext(standard_input()) if name == "-" else expanded(name).open("rb") as file:
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise JllamaError(f"{name} holds more than {LARGEST_TEXT >> 20} MiB: no model reads so much")
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise JllamaError(

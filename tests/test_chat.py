@@ -210,6 +210,66 @@ def test_save_and_load(chat, tmp_path):
     assert chat.conversation.result.reused_tokens > 20
 
 
+def test_save_remembers_the_file(chat, tmp_path):
+    assert "give a file" in said(chat, "/save")
+    said(chat, f"/save {tmp_path}/a.json")
+    said(chat, "More")
+    assert said(chat, "/save") == f"saved {tmp_path}/a.json"
+    assert said(chat, "/save --cache").count("a.json") == 2
+    said(chat, f"/save {tmp_path}/b--cache")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.json.safetensors", "b--cache"]
+    said(chat, f"/load {tmp_path}/a.json")
+    assert "error" in said(chat, f"/save {tmp_path}")
+    assert said(chat, "/save") == f"saved {tmp_path}/a.json"
+
+
+def test_what_is_not_saved_is_counted_once(chat, tmp_path):
+    assert chat.unsaved_turns() == 2
+    said(chat, "/fork other")
+    said(chat, "More")
+    assert chat.unsaved_turns() == 3
+    said(chat, f"/save {tmp_path}/a.json")
+    said(chat, "/undo 2")
+    assert chat.unsaved_turns() == 0
+    said(chat, "/retry")
+    assert chat.unsaved_turns() == 1
+    said(chat, f"/load {tmp_path}/a.json")
+    assert chat.unsaved_turns() == 0
+    again = Chat(chat.conversation, chat.settings, chat.screen, file=f"{tmp_path}/a.json")
+    assert again.unsaved_turns() == 0
+    assert said(again, "/save") == f"saved {tmp_path}/a.json"
+
+
+def test_leaving_warns_once_of_what_is_not_saved(chat, tmp_path):
+    class Keys:
+        """Ends of input, whatever is asked."""
+
+        typed = ""
+
+        def __init__(self, *errors):
+            self.errors = list(errors)
+
+        def read(self, *_):
+            raise self.errors.pop(0)
+
+    def left(*errors):
+        chat.screen.lines.clear()
+        keys = Keys(*errors)
+        with pytest.raises(errors[-1]):
+            chat_loop.read(chat, keys)
+        assert not keys.errors
+        return chat.screen.lines
+
+    ctrl_c, ctrl_d = KeyboardInterrupt, EOFError
+    assert left(ctrl_d, ctrl_d) == ["2 turns are not saved (/save FILE): Ctrl-D again leaves"]
+    assert left(ctrl_c, ctrl_d) == ["2 turns are not saved (/save FILE): Ctrl-C again or Ctrl-D leaves"]
+    said(chat, f"/save {tmp_path}/a.json")
+    assert left(ctrl_d) == []
+    assert left(ctrl_c, ctrl_c) == ["Ctrl-C again or Ctrl-D leaves"]
+    said(chat, "More")
+    assert left(ctrl_d, ctrl_d)[0].startswith("1 turn is not saved")
+
+
 def test_a_blank_or_several_lines_make_a_message_of_what_begins_with_a_slash(chat):
     assert chat_commands.find(" /undo") is None
     assert chat_commands.find("/etc/hosts says\n127.0.0.1") is None
@@ -228,7 +288,9 @@ def test_copy(chat, monkeypatch, tmp_path):
     assert chat.screen.lines[0].startswith("\x1b]52;c;")
     tool.write_text("#!/bin/sh\nexit 1\n")
     assert "if the terminal allows it" in said(chat, "/copy")
-    assert chat_copy.osc52("x" * 200_000) == ""
+    assert chat_copy.osc52("x" * 75_000).startswith("\x1b]52;c;")
+    assert chat_copy.osc52("x" * 75_001) == ""
+    assert chat_copy.osc52("\u00e9\udcff") == "\x1b]52;c;w6k/\a"
     said(chat, "/clear")
     assert said(chat, "/copy").startswith("error: nothing to copy")
 
@@ -323,6 +385,19 @@ def test_lines_break_between_words_and_nothing_is_lost(width, monkeypatch):
     text = "some words that are short and 漢字かな交じり文漢字かな交じり文 and then more of them, to the end"
     lines = styled(cut(text, 1), wrap=True).split("\n")
     assert max(map(chat_wrap.cell_len, lines)) <= width
+
+
+def test_a_narrowed_window_breaks_no_word_of_what_comes_next(monkeypatch):
+    words = ("extraordinary circumstances, **very important**, `surround` all of them here " * 9).split(" ")
+    widths = [72] * 40 + [31] * 60
+    monkeypatch.setattr(chat_wrap, "window_width", lambda: widths.pop(0) if len(widths) > 1 else widths[0])
+    lines = STYLES.sub("", styled([f"{word} " for word in words], wrap=True)).split("\n")
+    assert [word for line in lines for word in line.split()] == [
+        word.replace("*", "").replace("`", "") for word in words if word
+    ]
+    narrow = next(place for place, line in enumerate(lines) if len(line) <= 31)
+    assert 0 < narrow < len(lines) - 3
+    assert all(chat_wrap.cell_len(line) <= 31 for line in lines[narrow:])
 
 
 def test_the_first_ctrl_c_leaves_a_note_and_the_second_interrupts(capsys):

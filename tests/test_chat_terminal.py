@@ -1,6 +1,7 @@
 """chat.py in a real (pseudo-)terminal, with the story model, its context stretched so that it can go on."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -98,6 +99,9 @@ def test_history_errors_and_ctrl_d(start):
     terminal.type("/load /nowhere\r")
     terminal.wait_for("error: cannot read /nowhere")
     terminal.type("\x04")
+    terminal.wait_for("1 turn is not saved (/save FILE): Ctrl-D again leaves")
+    terminal.wait_for(PROMPT)
+    terminal.type("\x04")
     assert terminal.end() == 0
     assert "Traceback" not in terminal.text
 
@@ -107,3 +111,54 @@ def test_a_terminal_that_goes_away_amid_a_message(start):
     terminal.type('"""one\rtwo')
     terminal.wait_for("two")
     assert terminal.hang_up() in (0, 2, -1)
+
+
+def test_ctrl_z_suspends_at_the_prompt_and_amid_an_answer(model, tmp_path_factory, tmp_path):
+    env = environment(tmp_path_factory.getbasetemp() / "chat-cache", PS1="shell> ", ENV="")
+    shell = Terminal(["sh", "-i"], env)  # only a shell with jobs can stop one
+    try:
+        flags = (f"--model={model}", "--dtype=float32", f"--max_seq_len={LONG}", "--max_new_tokens=5")
+        shell.type(shlex.join(command("chat.py", *flags)) + "\r")
+        shell.wait_for("Ctrl-D leaves")
+        shell.wait_for(PROMPT)
+        shell.type("Hello")
+        shell.wait_for("Hello")
+        suspend_and_go_on(shell)
+        shell.wait_for(PROMPT)
+        shell.wait_for("Hello")
+        shell.type(" there\r")
+        shell.wait_for("max_new_tokens reached")
+        shell.wait_for(PROMPT)
+        shell.type("/set ignore_eos=on\r/set max_new_tokens=16000\r")
+        shell.wait_for("max_new_tokens=16000\n")
+        shell.wait_for(PROMPT)
+        shell.type("And then?\r")
+        for _ in range(30):
+            shell.wait_for(" ")  # the answer comes
+        suspend_and_go_on(shell)
+        for _ in range(30):
+            shell.wait_for(" ")
+        shell.type("not echoed\x03")
+        shell.wait_for("[stopped]")
+        shell.wait_for(PROMPT)
+        shell.type(f"/save {tmp_path}/talk.json\r")
+        shell.wait_for("saved")
+        shell.type("/exit\r")
+        shell.wait_for("shell> ")
+    finally:
+        shell.close()
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [message["content"] for message in messages[::2]] == ["Hello there", "And then?"]
+    assert words(messages[3]["content"])[-20:] in words(shell.text)
+    assert "not echoed" not in shell.text
+
+
+def suspend_and_go_on(shell):
+    """Ctrl-Z; the shell finds its terminal as it was; `fg`."""
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    shell.wait_for("shell> ")
+    shell.type("stty -a\r")
+    found = shell.wait_for("shell> ").split()
+    assert {"icanon", "isig", "echo"} <= set(found)
+    shell.type("fg\r")

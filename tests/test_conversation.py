@@ -207,6 +207,16 @@ def test_the_end_of_text_token_is_no_part_of_the_history(story):
     assert kept_ids(story.tokenizer, [1], dataclasses.replace(result, finish_reason="length")) == (5, 6, 2)
 
 
+def test_ctrl_c_amid_a_character_keeps_what_was_shown(smollm2):
+    """A snowman is three tokens; the first two show nothing yet."""
+    tokenizer = smollm2.tokenizer
+    ids = tokenizer.encode("So: \u2603", add_special=False)
+    stopped = dataclasses.replace(Session(smollm2).result, text="So: ", finish_reason="interrupted")
+    for count in (1, 2):
+        result = dataclasses.replace(stopped, token_ids=ids[: len(ids) - count])
+        assert tokenizer.decode(kept_ids(tokenizer, [], result)) == "So: "
+
+
 def test_the_oldest_turns_are_dropped_when_the_context_is_full(story):
     conversation = Conversation(story, max_seq_len=128, system="Be kind.")
     for number in range(8):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from jllama import progress
-from jllama.progress import ByteBar
+from jllama.progress import ByteBar, PromptBar
 
 
 class Terminal(io.StringIO):
@@ -48,6 +48,15 @@ def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
     assert "loading" in terminal.getvalue()
     assert "3.0/4.0 kB" in terminal.getvalue()
     assert out.getvalue() == "answer\n"
+
+
+def test_a_prompt_is_counted_in_tokens(screen, monkeypatch):
+    terminal = screen()
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    with PromptBar(6000) as bar:
+        bar.advance(1024)
+        assert "reading the prompt" in terminal.getvalue()
+        assert "1024/6000 tokens" in terminal.getvalue()
 
 
 def test_it_can_be_switched_off(screen, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -79,3 +80,25 @@ def test_a_closed_pipe(begin):
     process.stdout.close()
     err = process.stderr.read()
     assert (process.wait(timeout=60), err) == (141, b"")
+
+
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_what_a_destructor_swallows_still_ends_the_script(error, code):
+    program = f"""
+import sys, time
+sys.path.insert(0, "scripts")
+import interrupts
+class Dying:
+    def __del__(self):
+        raise {error}
+interrupts.catch()
+try:
+    Dying()
+    time.sleep(60)
+except KeyboardInterrupt:
+    interrupts.leave(interrupts.EXIT_CODE)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, b"")

@@ -71,6 +71,12 @@ def test_perplexity_of_a_quantised_directory(server, small, text):
     assert only["perplexity"] > 1
 
 
+def test_a_full_disk_under_the_output(server, small, text):
+    outcome = server.run(PERPLEXITY, f"--model={small}", f"--text={text}", "--modes=auto", stdout="/dev/full")
+    assert (outcome.code, "Traceback" in outcome.err) == (2, False)
+    assert outcome.err.endswith("error: cannot write the output: No space left on device\n")
+
+
 def test_perplexity_beyond_all_numbers_is_null(server, text, tmp_path):
     wild, tensors = write_tiny_model(tmp_path / "wild"), random_tensors(KEYS)
     write_directory(wild, KEYS, tensors | {"model.norm.weight": np.full(32, 1e5, np.float32)})

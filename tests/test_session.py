@@ -56,6 +56,41 @@ def test_a_longer_prompt_computes_only_what_is_new(session, model):
     assert second.token_ids == fresh(model, longer).token_ids
 
 
+class Counts:
+    """A bar that remembers its total and what it was told."""
+
+    def __init__(self, total):
+        self.seen, self.open = [total], None
+        bars.append(self)
+
+    def __enter__(self):
+        self.open = True
+        return self
+
+    def __exit__(self, *_):
+        self.open = False
+
+    def advance(self, count):
+        self.seen.append(count)
+
+
+bars: list[Counts] = []
+
+
+def test_a_long_prompt_is_counted_chunk_by_chunk(session, model):
+    bars.clear()
+    stream = session.stream(PROMPT * 2, settings(), progress=Counts)
+    next(stream)
+    assert [(bar.seen, bar.open) for bar in bars] == [([40, 32, 8], False)]
+    stream.close()
+    text = "".join(session.stream(PROMPT * 4, settings(), progress=Counts))
+    assert bars[1].seen == [40, 32, 8]  # of what the cache did not hold
+    assert text == fresh(model, PROMPT * 4).text
+    "".join(session.stream(PROMPT * 4, settings(), progress=Counts))
+    "".join(session.stream([1] * 32, settings(), progress=Counts))
+    assert len(bars) == 2  # one chunk: nothing to count
+
+
 def test_another_prompt_reuses_the_common_part(session, model):
     run(session, PROMPT)
     other = [*PROMPT[:9], 90, 91, 92]
@@ -152,6 +187,7 @@ def test_the_default_size_is_the_context_of_a_small_model(model):
 
 
 def test_seeds(session):
+    assert settings(seed=0).seeded().seed == 0
     hot = dict(temperature=1.5)
     first = run(session, PROMPT, **hot)
     assert run(session, PROMPT, seed=first.seed, **hot).token_ids == first.token_ids

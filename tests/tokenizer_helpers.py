@@ -9,7 +9,7 @@ import gguf
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from jllama.spm import read_model
+from jllama.spm_file import read_model
 from jllama.tokenizer import Tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens" / "tokenizers"
