@@ -42,6 +42,11 @@ def spm_as_gguf(name: str) -> dict:
     }
 
 
+@functools.cache
+def spm_charsmap() -> bytes:
+    return read_model(GOLDENS / "unigram.model").charsmap
+
+
 def expected_ids(name):
     return json.loads((GOLDENS / f"{name}.json").read_text())
 
