@@ -38,7 +38,7 @@ class Conversation:
         self,
         model: Model,
         *,
-        system: str | None = None,
+        system: Content | None = None,
         transcript: str | None = None,
         max_seq_len: int | None = None,
         on_overflow: str = "drop_oldest",

@@ -1,9 +1,13 @@
 """Contents given as lists of parts: joined where a template takes text, kept where it goes through them."""
 
+import shutil
+
 import pytest
 from tokenizer_helpers import byte_level_json, write_directory
 
+import jllama
 from jllama.content_parts import as_text
+from jllama.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.tokenizer import Tokenizer
 
@@ -72,3 +76,26 @@ def test_a_message_of_a_conversation_may_be_a_list_of_parts():
 def test_what_is_no_message_is_refused(tmp_path, messages):
     with pytest.raises(JllamaError, match="a message must be a dictionary"):
         rendered(tmp_path, LOOP, *messages)
+
+
+def test_everywhere_that_messages_go_parts_go_too(tmp_path, story_dir):
+    shutil.copytree(story_dir, tmp_path / "model")
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
+    write_directory(tmp_path / "model", chat_template__jinja=template)
+    model = jllama.load(str(tmp_path / "model"), dtype="float32")
+    asked = [[{"role": "user", "content": content}] for content in ("one two", PARTS)]
+    settings = jllama.GenerationSettings(max_new_tokens=4, temperature=0.0)
+    assert len({jllama.generate(model, messages, max_new_tokens=4) for messages in asked}) == 1
+    assert len({"".join(jllama.stream(model, messages, max_new_tokens=4)) for messages in asked}) == 1
+    conversation = Conversation(model, system=PARTS)
+    said = "".join(conversation.ask(PARTS, settings))
+    assert conversation.branch.system == conversation.messages[0].content == "one two"
+    assert (
+        "".join(conversation.edit(1, "one two", settings))
+        == said
+        == "".join(conversation.edit(1, PARTS, settings))
+    )
+    with pytest.raises(JllamaError, match="image_url"):
+        next(iter(conversation.ask([{"type": "image_url"}], settings)))
+    with pytest.raises(JllamaError, match="empty"):
+        next(iter(conversation.ask([{"type": "text", "text": " "}], settings)))
