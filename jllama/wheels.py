@@ -207,10 +207,15 @@ def _file_name(entry: str) -> str:
 
 @contextlib.contextmanager
 def _writing(home: Path) -> Iterator[None]:
-    """Explains a failed write; a directory in which nothing came to lie goes again."""
+    """Explains a failed write; a directory in which nothing came to lie goes again.
+
+    A broken download stays, to be resumed, unless it is what fills the disk.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _sweep(home, lambda path: path.suffix == ".part")
         raise JllamaError(
             f"cannot write to {home}: {error.strerror or error}; free some space, or set JLLAMA_CACHE to "
             "another directory"

@@ -185,6 +185,16 @@ def test_a_full_disk_is_named_and_leaves_nothing(fetches, cache, monkeypatch, wh
     assert names(cache / "pypi") == []
 
 
+def test_a_download_that_fills_the_disk_does_not_stay(cache, monkeypatch):
+    def download(name, version, home, scratch, progress):
+        (home / "tiny.whl.part").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(wheels, "_fetch", download)
+    assert "No space left on device" in words_of(REFERENCE)
+    assert names(cache / "pypi") == []
+
+
 def with_fields(data: bytes, local: int, central: int, value: int) -> bytes:
     """The zip file with a 16-bit field of each entry changed, in both its headers."""
     changed = bytearray(data)
