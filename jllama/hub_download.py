@@ -1,11 +1,13 @@
 """Fetches models from the Hugging Face hub: resumable, cached, by the user's own HF_* settings."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.hub import TOKENIZER_FILES
+from jllama.progress import shown
 
 # Weights by their standard names only: many repositories carry them twice (*.bin, consolidated.*).
 PATTERNS = (
@@ -21,7 +23,7 @@ def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
     Raises:
       JllamaError: no such repository or file, no access, no network; a repository without safetensors.
     """
-    with _explained(repository), _bars(progress):
+    with _explained(repository), _bars(shown(progress)):
         import huggingface_hub
 
         if gguf is not None:
@@ -96,12 +98,23 @@ def _explained(repository: str) -> Iterator[None]:
     except JllamaError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            place = error.filename or _cache()
+            raise JllamaError(
+                f"cannot write to {place}: {error.strerror}; free some space, or set HF_HOME to another place"
+            ) from None
         reason = str(error).strip().splitlines() or [""]
         raise JllamaError(
             f"no local path {repository!r}, and the hub gave no such files "
             f"({type(error).__name__}: {reason[0][:200]}).",
             _way_out(type(error).__name__, repository),
         ) from None
+
+
+def _cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
 
 
 def _way_out(kind: str, repository: str) -> str:

@@ -1,8 +1,10 @@
 """The command line with its flagfiles: a model's serves every script, whatever flags that one has."""
 
+import io
 import re
 from collections.abc import Iterator
 
+import streams
 from absl import flags
 
 from jllama.errors import JllamaError
@@ -30,8 +32,6 @@ def parse(known: flags.FlagValues, argv: list[str]) -> None:
     """
     try:
         rest = known([argv[0], *_last_rival(known, _expanded(known, argv[1:]))])
-    except UnicodeDecodeError as error:
-        raise JllamaError(f"a flagfile is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except (flags.Error, ValueError) as error:  # absl raises the latter for --noNAME=VALUE
         raise JllamaError(str(error)) from None
     if rest[1:] and not known["help"].value:
@@ -58,9 +58,32 @@ def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
     kept: list[str] = []
     for taken in _flags_with_values(known, typed):
         if re.match("--?flagfile(=|$)", taken[0]):
-            kept += _for_us(known, known.read_flags_from_files(taken))
+            kept += _for_us(known, _lines_of(taken))
         else:
             kept += taken
+    return kept
+
+
+def _lines_of(taken: list[str]) -> list[str]:
+    name = taken[1] if len(taken) > 1 else taken[0].partition("=")[2]
+    if "=" not in taken[0] and len(taken) == 1:
+        raise JllamaError("--flagfile with no argument")
+    return _read(name.strip())
+
+
+def _read(name: str, within: tuple[str, ...] = ()) -> list[str]:
+    """A flagfile's lines, those of a flagfile that it names in that one's place.
+
+    As absl reads them, but with our messages, and with what is no file refused.
+    """
+    if not name or name in within:
+        return []
+    kept = []
+    for line in io.StringIO(streams.read_text(name), newline=None):
+        if re.match("--?flagfile=", line):
+            kept += _read(line.partition("=")[2].strip(), (*within, name))
+        elif line.strip() and not line.startswith(("#", "//")):
+            kept.append(line.strip())
     return kept
 
 

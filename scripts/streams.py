@@ -1,10 +1,12 @@
 """stdout holds the answer alone, stderr what is said to a person; both in UTF-8."""
 
-import contextlib
 import os
+import select
+import stat
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from jllama.errors import JllamaError, escaped
@@ -12,6 +14,7 @@ from jllama.paths import expanded
 from jllama.progress import Bar, PromptBar, shown
 
 LARGEST_TEXT = 2**28
+PATIENCE = 10.0  # seconds without a writer
 
 
 def say(text: str) -> None:
@@ -62,11 +65,10 @@ def read_text(name: str) -> str:
       name: a file in UTF-8, or `-` for standard input.
 
     Raises:
-      JllamaError: it can't be read, or not as UTF-8, or has no end.
+      JllamaError: it can't be read, or not as UTF-8; it has no end, or it is a FIFO that nobody writes to.
     """
     try:
-        with contextlib.nullcontext(standard_input()) if name == "-" else expanded(name).open("rb") as file:
-            data = file.read(LARGEST_TEXT + 1)
+        data = _bytes(name)
         if len(data) > LARGEST_TEXT:
             raise JllamaError(f"{name} holds more than {LARGEST_TEXT >> 20} MiB: no model reads so much")
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -76,6 +78,28 @@ def read_text(name: str) -> str:
         ) from None
     except OSError as error:
         raise JllamaError(f"cannot read {name}: {error.strerror}") from None
+
+
+def _bytes(name: str) -> bytes:
+    """No more of them than show that there are too many: a device has no end."""
+    if name == "-":
+        return standard_input().read(LARGEST_TEXT + 1)
+    path = expanded(name)
+    if stat.S_ISFIFO(path.stat().st_mode):
+        return _from_pipe(path)
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT + 1)
+
+
+def _from_pipe(path: Path) -> bytes:
+    """What a command writes, as in `--prompt_file=<(command)`. To open one that has no writer would wait."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+        select.select([pipe], [], [], PATIENCE)
+        first = pipe.raw.read(1)  # None: somebody holds it open, and has yet to write
+        if first == b"":
+            raise JllamaError(f"{path} is a FIFO, and nobody writes to it")
+        os.set_blocking(pipe.fileno(), True)
+        return (first or b"") + pipe.read(LARGEST_TEXT)
 
 
 def settle_stdout() -> None:
