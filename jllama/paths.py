@@ -23,7 +23,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """
     try:
         return Path(path).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # the latter of a name that no system has, such as a null character
         raise JllamaError(
             f"{path}: there is no such home directory; for a file of that name write ./{path}"
         ) from None

