@@ -1,166 +1,203 @@
-"""Where texts come from and go to: files, pipes, devices, full disks."""
+"""Streams that share a session or a conversation: the next one ends the last one; nothing is lost."""
 
-import os
-import subprocess
-import sys
+import contextlib
 import threading
 
 import pytest
-from scripts_helpers import ROOT, assert_explained, environment, start
-from tiny_checkpoint import write_tiny_model
+from tiny_checkpoint import TEMPLATE, write_tiny_model
 
+import jllama
+from jllama.conversation import Conversation
 from jllama.errors import JllamaError
+from jllama.session import Session
+from jllama.settings import GenerationSettings
 
-sys.path.insert(0, str(ROOT / "scripts"))
+PROMPT, OTHER = list(range(40, 60)), [*range(40, 50), 90, 91, 92]
+LONG = GenerationSettings(max_new_tokens=40, ignore_eos=True)
 
-import streams
 
-INSPECT, QUANTIZE = "inspect_model.py", "quantize.py"
+def interrupt(stream):
+    with contextlib.suppress(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)
+
+
+# How the first stream goes on after the second was started.
+AFTERWARDS = {
+    "closed": lambda stream: stream.close(),
+    "read to its end": lambda stream: list(stream),
+    "dropped": lambda stream: None,
+    "interrupted": interrupt,
+}
+afterwards = pytest.mark.parametrize("afterwards", AFTERWARDS)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    place = tmp_path_factory.mktemp("models") / "tiny"
+    return jllama.load(str(write_tiny_model(place, template=TEMPLATE)), dtype="float32")
 
 
 @pytest.fixture
-def fifo(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    return tmp_path / "fifo"
+def session(model):
+    return Session(model, max_seq_len=96)
 
 
-@pytest.mark.parametrize("parts", [[b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe", b"\r\n"], [b"x" * 10**6]])
-def test_a_text_comes_from_a_fifo(fifo, parts):
-    def write():
-        with fifo.open("wb") as pipe:
-            for part in parts:
-                pipe.write(part)
-                pipe.flush()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert streams.read_text(str(fifo)) == b"".join(parts).decode("utf-8-sig")
-    writer.join()
+@pytest.fixture
+def talk(model):
+    return Conversation(model, max_seq_len=96)
 
 
-def test_a_writer_that_takes_its_time_is_waited_for(fifo, monkeypatch):
-    monkeypatch.setattr(streams, "PATIENCE", 0.01)
-    ready, write = threading.Event(), threading.Event()
-
-    def late():
-        with fifo.open("wb") as pipe:
-            ready.set()
-            write.wait(60)
-            pipe.write(b"late")
-
-    # Opening it to write waits for a reader.
-    keep = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    writer = threading.Thread(target=late)
-    writer.start()
-    assert ready.wait(60)
-    threading.Timer(0.1, write.set).start()
-    assert streams.read_text(str(fifo)) == "late"
-    writer.join()
-    os.close(keep)
+def started(stream, pieces=3):
+    for _ in range(pieces):
+        next(stream)
+    return stream
 
 
-def test_a_fifo_that_nobody_writes_to_is_not_waited_for(fifo, monkeypatch):
-    monkeypatch.setattr(streams, "PATIENCE", 0.01)
-    with pytest.raises(JllamaError, match="is a FIFO, and nobody writes to it"):
-        streams.read_text(str(fifo))
+def answer(session, prompt):
+    "".join(session.stream(prompt, LONG))
+    return session.result.token_ids
 
 
-def test_a_device_has_no_end(monkeypatch):
-    monkeypatch.setattr(streams, "LARGEST_TEXT", 2**20)
-    with pytest.raises(JllamaError, match="/dev/zero holds more than 1 MiB"):
-        streams.read_text("/dev/zero")
-    with open("/dev/zero", "rb") as zero:
-        monkeypatch.setattr(streams, "standard_input", lambda: zero)
-        with pytest.raises(JllamaError, match="- holds more than 1 MiB"):
-            streams.read_text("-")
+def fresh(model, prompt):
+    return answer(Session(model, max_seq_len=96), prompt)
 
 
-def test_what_a_shell_puts_in_a_files_place(tmp_path):
-    """`<(command)` as a flagfile and as a prompt."""
-    flags = "--flagfile=<(echo --model=/no/such) --prompt_file=<(echo Hello)"
-    line = f"{sys.executable} scripts/generate.py {flags}"
-    done = subprocess.run(
-        ["bash", "-c", line], env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "no such model: '/no/such'" in done.stderr
+@afterwards
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_second_stream_ends_the_first(session, model, afterwards, pieces):
+    """`pieces`: how far the second one is when the first goes on."""
+    first = started(session.stream(PROMPT, LONG))
+    kept = session.result
+    second = session.stream(OTHER, LONG)
+    started(second, pieces)
+    AFTERWARDS[afterwards](first)
+    list(second)
+    assert session.result.token_ids == fresh(model, OTHER)
+    assert session.ids == [*OTHER, *session.result.token_ids[:-1]]
+    assert kept.finish_reason == "interrupted"
+    assert answer(session, PROMPT) == fresh(model, PROMPT)
+    assert list(first) == []
 
 
-FLAGFILES = {
-    "fifo": "is a FIFO, and nobody writes to it",
-    "/dev/full": "holds more than",
-    "/": "Is a directory",
-    "x" * 5000: "File name too long",
-}
+def test_what_the_first_stream_wrote_is_in_the_cache_of_the_second(session, model):
+    first = started(session.stream(PROMPT, LONG))
+    onward = [*PROMPT, *session.result.token_ids]
+    assert answer(session, onward) == fresh(model, onward)
+    assert session.result.reused_tokens == len(onward) - 1
+    assert list(first) == []
 
 
-@pytest.mark.parametrize(("name", "words"), FLAGFILES.items(), ids=["FIFO", "device", "directory", "long"])
-def test_flagfiles_that_are_none(name, words, fifo, tmp_path, monkeypatch):
-    import flagfiles
-    from absl import flags
-
-    monkeypatch.setattr(streams, "LARGEST_TEXT", 2**20)
-    monkeypatch.setattr(streams, "PATIENCE", 0.01)
-    name = str(fifo) if name == "fifo" else name
-    (tmp_path / "outer.cfg").write_text(f"# a comment\n\n// another\n--flagfile={name}\n")
-    for argument in (f"--flagfile={name}", f"--flagfile={tmp_path / 'outer.cfg'}"):
-        with pytest.raises(JllamaError, match=words):
-            flagfiles.parse(flags.FlagValues(), ["script", argument])
+def test_a_stream_that_was_never_started_does_nothing_until_it_is(session, model):
+    idle, unused = session.stream(OTHER, LONG), session.stream([1], LONG)
+    first = started(session.stream(PROMPT, LONG))
+    unused.close()
+    assert session.result.finish_reason == "interrupted"
+    assert "".join(idle) == session.model.tokenizer.decode(fresh(model, OTHER))
+    assert list(first) == []
+    assert answer(session, PROMPT) == fresh(model, PROMPT)
 
 
-def test_flagfiles_that_name_each_other_are_read_once(tmp_path):
-    import flagfiles
+def test_a_stream_that_is_refused_leaves_the_running_one_alone(session, model):
+    first = started(session.stream(PROMPT, LONG))
+    for prompt in ([], [-1], [1] * 96):
+        with pytest.raises(JllamaError):
+            next(session.stream(prompt, LONG))
+    list(first)
+    assert session.result.token_ids == fresh(model, PROMPT)
 
-    one, other = tmp_path / "one.cfg", tmp_path / "other.cfg"
-    one.write_text(f"--seed=1\n--flagfile={other}\n--top_k=3\n")
-    other.write_text(f"  --seed=2  \r\n--flagfile={one}\n")
-    assert flagfiles._read(str(one)) == ["--seed=1", "--seed=2", "--top_k=3"]
+
+def test_a_fork_and_an_adopted_cache_end_the_running_stream(session, model):
+    first = started(session.stream(PROMPT, LONG))
+    so_far = list(session.result.token_ids)
+    twin = session.fork()
+    assert list(first) == []
+    assert twin.ids == session.ids == [*PROMPT, *so_far[:-1]]
+    assert answer(twin, OTHER) == answer(session, OTHER) == fresh(model, OTHER)
+    first = started(session.stream(PROMPT, LONG))
+    assert session.snapshot() is None
+    session.adopt(twin.ids, twin.snapshot())
+    first.close()
+    assert session.ids == twin.ids
+    assert answer(session, OTHER) == fresh(model, OTHER)
+
+
+def test_two_threads_can_not_read_one_session(session, monkeypatch):
+    inside, done = threading.Event(), threading.Event()
+
+    def slow(ids):
+        inside.set()
+        assert done.wait(60)
+        return ()
+
+    reader = threading.Thread(target=lambda: list(session.stream(PROMPT, LONG)), daemon=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("jllama.answer.Answer.push", lambda self, ids: slow(ids))
+        patch.setattr("jllama.answer.Answer.end", lambda self: ())
+        reader.start()
+        assert inside.wait(60)
+        with pytest.raises(JllamaError, match="another thread"):
+            next(session.stream(OTHER, LONG))
+        done.set()
+        reader.join(60)
+
+
+def turns(talk):
+    return [message.content for message in talk.messages]
+
+
+@afterwards
+def test_a_second_question_ends_the_first_answer(talk, model, afterwards):
+    first = talk.ask("One", LONG)
+    begun = "".join(next(first) for _ in range(3))
+    second = talk.ask("Two", LONG)
+    said = next(second)
+    AFTERWARDS[afterwards](first)
+    said += "".join(second)
+    assert turns(talk) == ["One", begun.lstrip(), "Two", said]
+    assert talk.result.reused_tokens > 20, "the first turn is not computed again"
+    other = Conversation(model, max_seq_len=96)
+    other.branch.messages = talk.messages[:2]
+    assert "".join(other.ask("Two", LONG)) == said
+    assert "".join(other.ask("Three", LONG)) == "".join(talk.ask("Three", LONG))
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments"),
+    ("change", "questions"),
     [
-        (INSPECT, []),
-        (INSPECT, ["--json"]),
-        ("generate.py", ["--prompt=x", "--max_new_tokens=2", "--json"]),
-        ("generate.py", ["--prompt=x", "--max_new_tokens=2"]),
+        (lambda talk: list(talk.retry(LONG)), ["One", "Two"]),
+        (lambda talk: list(talk.edit(1, "Three", LONG)), ["Three"]),
+        (lambda talk: talk.undo(), ["One"]),
+        (lambda talk: talk.clear(), []),
+        (lambda talk: talk.fork("new"), ["One", "Two"]),
+        (lambda talk: talk.set_system("Be brief."), ["One", "Two"]),
     ],
+    ids=["retry", "edit", "undo", "clear", "fork", "set_system"],
 )
-def test_a_full_disk_under_the_output(script, arguments, server, model):
-    outcome = server.run(script, f"--model={model}", *arguments, stdout="/dev/full")
-    assert outcome.code == 2
-    assert "error: cannot write the output: No space left on device\n" in outcome.err
-    assert "Traceback" not in outcome.err
+def test_what_changes_a_branch_ends_its_answer_first(talk, change, questions):
+    list(talk.ask("One", LONG))
+    first = started(talk.ask("Two", LONG))
+    change(talk)
+    before = talk.messages
+    assert list(first) == []
+    assert talk.messages == before
+    assert turns(talk)[::2] == questions
 
 
-@pytest.mark.parametrize("script", [QUANTIZE, "make_random_checkpoint.py"])
-@pytest.mark.parametrize("output", ["fifo", "/dev/null", "x" * 5000, "~nobody-here/x"])
-def test_an_output_that_is_no_place_for_a_model(script, output, server, fifo, model):
-    output = str(fifo) if output == "fifo" else output
-    source = f"--config={model}/config.json" if "random" in script else f"--model={model}"
-    outcome = server.run(script, source, f"--output={output}")
-    assert_explained(outcome, "exists already" if output[0] == "/" else "")
+def test_a_question_that_is_refused_leaves_the_running_answer_alone(talk):
+    first = talk.ask("One", LONG)
+    text = next(first)
+    with pytest.raises(JllamaError, match="empty"):
+        next(talk.ask(" ", LONG))
+    assert turns(talk) == []
+    text += "".join(first)
+    assert turns(talk) == ["One", text]
 
 
-def test_names_in_a_listing_do_not_steer_the_terminal(server, tmp_path):
-    from checkpoint_files import KEYS, write_directory
-    from checkpoint_generator import random_tensors
-
-    tensors = random_tensors(KEYS)
-    directory = write_directory(tmp_path, KEYS, tensors | {"x\x1b[31m\n": tensors["model.norm.weight"]})
-    outcome = server.run(INSPECT, f"--model={directory or tmp_path}")
-    assert "\x1b" not in outcome.out + outcome.err
-
-
-def test_warnings_are_one_line(tmp_path):
-    config = (ROOT / "configs" / "models" / "tinyllama-1.1b.json").read_text()
-    (tmp_path / "x.json").write_text(config.replace("{", '{"a\\u001b[31m\\n": 1,', 1))
-    outcome = start(
-        INSPECT, f"--model={tmp_path}/x.json", "--json", env=environment(tmp_path), warnings="default"
-    )
-    assert outcome.code == 0
-    assert outcome.err == "warning: config.json: keys that jllama does not know: a\\x1b[31m\\n\n"
+def test_an_answer_on_another_branch_goes_on(talk):
+    list(talk.ask("One", LONG))
+    talk.fork("side")
+    first = talk.ask("Two", LONG)
+    text = next(first)
+    talk.switch("main")
+    assert "".join(talk.ask("Two", LONG)) == text + "".join(first)
+    assert turns(talk) == [message.content for message in talk.branches["side"].messages]
