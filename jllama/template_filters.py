@@ -36,6 +36,9 @@ PRINTING = frozenset(
 )
 # They make a list of what they are given: of a text, too.
 LISTING = frozenset("batch groupby join list reverse slice sort".split())
+# They may take a path of attributes by position.
+BY_PATH = frozenset("groupby max min rejectattr selectattr sort sum unique".split())
+MAX_PATH = 32
 WORDS = frozenset({"title", "wordcount"})
 
 
@@ -58,12 +61,20 @@ def _metered(name: str, function: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         current_meter().step()
         # jinja2 gives some filters its own objects first.
+        _refuse_long_path(name, args[1:], kwargs)
         at = int(bool(args) and isinstance(args[0], Context | EvalContext | jinja2.Environment))
         if len(args) > at:
             args = (*args[:at], _paid_operand(name, args[at]), *args[at + 1 :])
         return current_meter().value(function(*args, **kwargs))
 
     return run
+
+
+def _refuse_long_path(name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Each item of a list is asked for each part of an attribute's path, `a.b,c.d`."""
+    paths = (*(args if name in BY_PATH else ()), kwargs.get("attribute"))
+    if any(isinstance(path, str) and count_of(path, ".,") > MAX_PATH for path in paths):
+        raise TemplateRefused("it asks for attributes of attributes without end")
 
 
 def _paid_operand(name: str, value: Any) -> Any:
@@ -73,7 +84,7 @@ def _paid_operand(name: str, value: Any) -> Any:
     elif name in WORDS:
         meter.spend(UNITS_PER_NODE * len(value))
     is_list = isinstance(value, list | tuple | dict) or (name == "reverse" and isinstance(value, str))
-    return paid_items(value) if name in LISTING and not is_list else value
+    return paid_items(value) if isinstance(value, Iterator) or (name in LISTING and not is_list) else value
 
 
 def stepped(test: Any) -> Callable:
@@ -116,7 +127,7 @@ def _join(environment: jinja2.Environment, value: Iterable, d: Any = "", attribu
 
 @jinja2.pass_eval_context
 def _replace(eval_ctx: Any, s: Any, old: Any, new: Any, count: int | None = None) -> str:
-    pay_for_replace(str(s), old, new)
+    pay_for_replace(str(s), old, new, count)
     return do_replace(eval_ctx, s, old, new, count)
 
 

@@ -30,8 +30,10 @@ def text_of(value: Any) -> str:
 
 def paid_items(values: Iterable) -> Iterator[Any]:
     """The items of `values`, each paid as one of a list before it is made."""
+    meter = current_meter()
     for value in values:
-        current_meter().spend(UNITS_PER_NODE)
+        meter.spend(UNITS_PER_NODE)
+        meter.look()
         yield value
 
 
@@ -40,9 +42,11 @@ def pay_for_join(separator: str, parts: list) -> None:
     current_meter().spend(lengths + len(separator) * len(parts))
 
 
-def pay_for_replace(text: str, old: Any, new: Any) -> None:
+def pay_for_replace(text: str, old: Any, new: Any, count: int | None = None) -> None:
     pieces = text.count(text_of(old))
-    current_meter().spend(len(text) + pieces * len(text_of(new)))
+    if count is not None and 0 <= count < pieces:
+        pieces = count
+    current_meter().spend(len(text) + pieces * (len(text_of(new)) + UNITS_PER_NODE))
 
 
 def count_of(text: str, characters: str) -> int:
@@ -56,7 +60,7 @@ def pay_for_method(owner: str, name: str, args: tuple, kwargs: Mapping[str, Any]
         args = ([*paid_items(args[0])],)
         pay_for_join(owner, args[0])
     elif name == "replace" and len(args) > 1:
-        pay_for_replace(owner, *args[:2])
+        pay_for_replace(owner, *args)
     elif name in PADDINGS and args:
         spend(args[0])
     elif name == "expandtabs":

@@ -10,6 +10,7 @@ from jllama.json_files import read_object
 from jllama.special_tokens import Special
 from jllama.spm import SpmModel
 from jllama.spm_file import read_model
+from jllama.template_sandbox import MAX_SOURCE_CHARS
 from jllama.tokenizer_json import read_json_vocabulary
 from jllama.vocabulary import Settings, Vocabulary, ending_ids
 
@@ -139,5 +140,10 @@ def _templates(directory: Directory) -> dict[str, str]:
     files = {"default": directory.path / "chat_template.jinja"}
     more = directory.path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))}
-    read = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
-    return {**given, **read}
+    return {**given, **{name: _template(file) for name, file in files.items() if file.is_file()}}
+
+
+def _template(file: Path) -> str:
+    """The text of a template; of one that is too long to be compiled, enough to say so."""
+    with file.open(encoding="utf-8") as source:
+        return source.read(MAX_SOURCE_CHARS + 1)

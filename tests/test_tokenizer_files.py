@@ -152,6 +152,15 @@ def test_the_first_token_beside_a_sentencepiece_model(tmp_path):
     assert tokenizer.encode("<inside>", parse_special=True)[-1] != count - 1
 
 
+def test_of_a_huge_template_only_what_tells_so_is_read(tmp_path):
+    files = {"tokenizer__json": byte_level_json(), "chat_template__jinja": "{{ 1 }}\r\n" * 100_000}
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, **files))
+    assert len(tokenizer.chat_templates["default"]) < 100_000
+    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+    with pytest.raises(JllamaError, match="longer than"):
+        tokenizer.encode_chat([])
+
+
 def test_a_tiktoken_table_is_named(tmp_path):
     lines = (base64.b64encode(bytes([n])).decode() + f" {n}\n" for n in range(256))
     with pytest.raises(JllamaError, match=r"tiktoken.*\n.*tokenizer.json"):
