@@ -70,10 +70,7 @@ def load(
       >>> jllama.generate(model, "What is 2 + 2?", max_new_tokens=32)
     """
     dtype = _dtype_name(dtype)
-    if quantize not in QUANTIZE_MODES:
-        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
-    if device == "gpu":
-        runtime.configure(device)  # fails before anything is fetched
+    _check_settings(quantize, device)
     name = os.fspath(reference)
     files = resolve(name, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
@@ -92,6 +89,14 @@ def load(
         dtype=dtype,
         generation_config=_generation_config(files),
     )
+
+
+def _check_settings(quantize: str, device: str) -> None:
+    """Before anything is fetched."""
+    if quantize not in QUANTIZE_MODES:
+        raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
+    if device == "gpu":
+        runtime.configure(device)
 
 
 def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:

@@ -1,6 +1,7 @@
 """What `configure` sets, each in a process of its own: JAX reads these settings only once."""
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -22,9 +23,20 @@ print(json.dumps(dict(
 """
 
 
-def configured(cache, arguments="", **env):
+READ_ONLY = """
+import errno, os, pathlib
+os.access = lambda *args: False
+def mkdir(path, *args, really=pathlib.Path.mkdir, **options):
+    if path.name == "xla" and not path.exists():
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    really(path, *args, **options)
+pathlib.Path.mkdir = mkdir
+"""
+
+
+def configured(cache, arguments="", program=PROGRAM, **env):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM.format(arguments=arguments)],
+        [sys.executable, "-W", "error", "-c", program.replace("{arguments}", arguments)],
         env=environment(cache, **env),
         capture_output=True,
         check=False,
@@ -53,6 +65,23 @@ def test_the_users_own_settings_stay(tmp_path):
     found = configured(tmp_path / "cache", **settings)
     assert (found["directory"], found["preallocate"]) == (other, "true")
     assert not (tmp_path / "cache" / "xla").exists()
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_a_cache_that_cannot_be_written_is_read_in_silence(tmp_path, lacking):
+    """As on a read-only disk, which a test can't mount: warnings are errors here."""
+    cache = tmp_path / "cache"
+    configured(cache)
+    before = sorted((cache / "xla").iterdir())
+    if lacking:
+        shutil.rmtree(cache / "xla")
+    elsewhere = PROGRAM.replace("import json, os\n", READ_ONLY + "import json\n").replace(
+        "ones(3)", "ones(5)"
+    )
+    found = configured(cache, program=elsewhere)
+    assert found["directory"] == (None if lacking else str(cache / "xla"))
+    assert lacking or found["seconds"] > 10**9
+    assert sorted(cache.rglob("*cache")) == ([] if lacking else before)
 
 
 @pytest.mark.parametrize(
