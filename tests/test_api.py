@@ -1,5 +1,6 @@
 """The public names as a program uses them, and the README's own snippets."""
 
+import dataclasses
 import doctest
 import pathlib
 import re
@@ -11,7 +12,7 @@ from scripts_helpers import ROOT
 from tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 import jllama
-from jllama.api import encode_prompt
+from jllama.api import encode_prompt, room_for
 
 SETTINGS = dict(max_new_tokens=12, ignore_eos=True)
 
@@ -134,6 +135,23 @@ def test_a_token_added_without_an_embedding_does_no_harm_until_it_is_said(tmp_pa
     assert jllama.generate(model, "Once", max_new_tokens=3)
     with pytest.raises(jllama.JllamaError, match="token 256; the vocabulary goes from 0 to 255"):
         jllama.generate(model, model.tokenizer.encode(END, parse_special=True))
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "wanted", "room"),
+    [
+        (8192, 5, 64, 2048),
+        (8192, 2000, 48, 2048),
+        (8192, 2000, 49, 4096),
+        (8192, 4000, 96, 4096),
+        (8192, 4000, 9000, 8192),
+        (256, 5, 64, 256),
+    ],
+)
+def test_a_cache_has_room_for_prompt_and_answer(base, context, prompt, wanted, room):
+    config = dataclasses.replace(base.config, max_position_embeddings=context)
+    model = dataclasses.replace(base, config=config)
+    assert room_for(model, prompt, jllama.GenerationSettings(max_new_tokens=wanted)) == room
 
 
 def test_one_stop_string_needs_no_list(base):

@@ -100,6 +100,17 @@ def test_nor_of_a_later_one(tiny_config, tiny_params):
     assert [block.tolist() for block in seen] == [first.tokens.tolist()]
 
 
+def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_config, tiny_params):
+    state, _ = begin(tiny_config, batch=2, limit=100)
+    keys = state.cache.keys[0].at[0, :, 0].set(jnp.nan)
+    cache = dataclasses.replace(state.cache, keys=(keys, *state.cache.keys[1:]))
+    state, block = engine.decode_block(
+        tiny_config, tiny_params, dataclasses.replace(state, cache=cache), np.int32(5), platform="cpu"
+    )
+    assert (block.healthy.tolist(), block.done.tolist()) == ([False, True], [True, False])
+    assert state.generated.tolist() == [2, 6]
+
+
 @pytest.mark.parametrize(
     ("steps", "seconds", "then"),
     [

@@ -150,6 +150,11 @@ def test_chunks(count, chunks):
     assert prefill.chunk_sizes(count, (32, 128, 512)) == chunks
 
 
+def test_of_two_chunks_that_would_do_the_smaller_is_taken():
+    assert prefill.chunk_sizes(4, (4, 8, 16)) == [4]
+    assert prefill.chunk_sizes(9, (4, 12, 16)) == [12]
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params):
     cache = KVCache.empty(tiny_config, batch=1, max_len=8, dtype="float32")
     with pytest.raises(JllamaError, match="9 positions at least and the cache has 8"):

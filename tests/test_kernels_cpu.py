@@ -80,6 +80,20 @@ def test_step_in_16_bits(machine, dtype, bound):
         )
 
 
+@every_machine
+def test_keys_are_those_of_activations_in_float32(machine):
+    """Many rows meet bfloat16 weights in bfloat16 where the machine multiplies pairs; q·k·v does not."""
+    config = dataclasses.replace(BASE, num_hidden_layers=1)
+    params, rng = random_params(config, dtype="bfloat16"), np.random.default_rng(0)
+    cache = KVCache.empty(config, batch=1, max_len=64, dtype="bfloat16")
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (1, 64)), jnp.int32)
+    _, got = kernel_step(config, params, tokens, cache, suffix_of(machine))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    _, exact = plain_step(config, wide, tokens, KVCache.empty(config, batch=1, max_len=64, dtype="float32"))
+    for ours, truth in ((got.keys[0], exact.keys[0]), (got.values[0], exact.values[0])):
+        assert float(jnp.mean(ours == truth.astype(jnp.bfloat16))) > 0.98
+
+
 @pytest.mark.parametrize(("bits", "group", "offset"), FORMATS[1::2])
 def test_step_with_quantised_weights(bits, group, offset):
     skip_without_kernels()
@@ -160,5 +174,7 @@ def test_refusals():
     narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
     assert "layout" in str(cpu.weight_supported(narrow))
     assert cpu.prepare(narrow) is narrow
+    last = dataclasses.replace(cache, values=(*cache.values[:-1], cache.values[-1].astype(jnp.float16)))
+    assert "a cache of" in str(cpu.forward_supported(BASE, params, last))
     mixed = dataclasses.replace(params, norm=params.norm.astype(jnp.bfloat16))
     assert "dtypes" in str(cpu.forward_supported(BASE, mixed, cache))

@@ -1,4 +1,4 @@
-"""Products with quantised weights that XLA computes: float32 inside, one rounding at most."""
+"""Products with quantised weights that XLA computes, and gates: float32 inside, one rounding at most."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jllama.layers.linear import EXACT, linear
+from jllama.layers.mlp import ACTIVATIONS, MLP, mlp
 from jllama.layers.quantized import QTensor, dequantize
 
 
@@ -57,3 +58,19 @@ def test_float32_on_a_gpu(rows):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, rows, 512)), jnp.float32)
     truth = np.asarray(x, np.float64) @ np.asarray(dequantize(w), np.float64).T
     assert np.abs(np.asarray(jax.jit(linear)(w, x)) - truth).max() < 1e-6 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_gate_in_16_bits_is_applied_in_float32(activation):
+    """Rounded once: where the product with `up` is stored."""
+    gate, up = (np.random.default_rng(n).normal(size=(1, 200, 1)) for n in (1, 2))
+    x = jnp.asarray(np.concatenate([gate, up], axis=-1), jnp.bfloat16)
+    p = MLP(
+        gate_up_proj=jnp.eye(2, dtype=jnp.bfloat16)[
+            :, None, :
+        ],  # [2, F=1, D=2]: one is the gate, one is `up`
+        down_proj=jnp.ones((1, 1), jnp.bfloat16),
+    )
+    wide = np.asarray(x, np.float32)
+    wanted = ACTIVATIONS[activation](jnp.asarray(wide[..., :1])) * wide[..., 1:]
+    np.testing.assert_array_equal(mlp(p, x, activation), wanted.astype(jnp.bfloat16))

@@ -111,6 +111,21 @@ def test_penalties_and_bias():
     np.testing.assert_allclose(np.asarray(penalized), expected, rtol=1e-6)
 
 
+def test_what_lies_on_a_border_is_kept_by_min_p_and_cut_by_top_p():
+    """Two of equal probability: both are as probable as the most probable one; one alone reaches a half."""
+    logits = jnp.full((1, V), -jnp.inf, jnp.float32).at[0, jnp.array([3, 8])].set(0.0)
+    for case, token in ((dict(min_p=1.0), 8), (dict(top_p=0.5), 3), (dict(top_p=0.51), 8)):
+        sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, **case)
+        drawn = sample_fast(logits, sampling, empty_counts(), jnp.array([0.9], jnp.float32))
+        assert drawn.tolist() == [token]
+
+
+def test_top_p_is_a_share_of_what_top_k_left():
+    logits = jnp.zeros((1, V), jnp.float32)  # of the two that are left, the first one holds a half
+    sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, top_k=2, top_p=0.4)
+    assert sample_fast(logits, sampling, empty_counts(), jnp.array([0.9], jnp.float32)).tolist() == [0]
+
+
 def test_a_large_bias_decides():
     sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, logit_bias={123: 1000.0})
     flat, uniform = jnp.zeros((1, V), jnp.float32), jnp.array([0.7], jnp.float32)

@@ -193,6 +193,9 @@ def test_seeds(session):
     assert run(session, PROMPT, seed=first.seed, **hot).token_ids == first.token_ids
     large = run(session, PROMPT, seed=2**63 - 1, **hot).token_ids
     assert large != run(session, PROMPT, seed=2**31 - 1, **hot).token_ids
+    assert (
+        run(session, PROMPT, seed=5, **hot).token_ids != run(session, PROMPT, seed=5 + 2**32, **hot).token_ids
+    )
 
 
 def test_a_fork_goes_its_own_way(session, model):

@@ -121,6 +121,18 @@ def test_a_fork_and_an_adopted_cache_end_the_running_stream(session, model):
     assert answer(session, OTHER) == fresh(model, OTHER)
 
 
+def test_an_adopted_cache_is_nobody_elses(session, model):
+    """Who shared the old one with a fork does not copy the new one for it."""
+    answer(session, PROMPT)
+    twin, other = session.fork(), Session(model, max_seq_len=96)
+    answer(other, OTHER)
+    session.adopt(other.ids, other.snapshot())
+    held = session.snapshot().keys[0]
+    assert answer(session, OTHER) == fresh(model, OTHER)
+    assert held.is_deleted()
+    assert answer(twin, OTHER) == fresh(model, OTHER)
+
+
 def test_two_threads_can_not_read_one_session(session, monkeypatch):
     inside, done = threading.Event(), threading.Event()
 

@@ -1,0 +1,48 @@
+"""Which attention a GPU's call takes, and that a cache which holds anything is never begun anew."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama import engine, kernels, prefill
+from jllama.layers.cache import KVCache
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if there were one that takes every shape."""
+    monkeypatch.setattr(kernels.gpu, "attention_supported", lambda *_: None)
+    monkeypatch.setattr(kernels.gpu, "prefill_supported", lambda *_: None)
+
+
+def chosen(config, params, *, T, fresh, max_len=16, dtype="float32"):
+    cache = KVCache.empty(config, batch=2, max_len=max_len, dtype=dtype)
+    return kernels.gpu_attention(config, params, jnp.zeros((2, T), jnp.int32), cache, fresh)
+
+
+def test_attention_of_a_call(gpu, tiny_config, tiny_params, monkeypatch):
+    take = functools.partial(chosen, tiny_config, tiny_params)
+    assert take(T=1, fresh=False) is take(T=1, fresh=True) is kernels.gpu.decode_attend
+    assert take(T=16, fresh=True) is kernels.gpu.prefill_attend
+    assert take(T=16, fresh=False) is None
+    assert take(T=16, fresh=True, max_len=15) is None
+    assert take(T=16, fresh=True, dtype="bfloat16") is take(T=1, fresh=False, dtype="bfloat16") is None
+    monkeypatch.setenv("JLLAMA_KERNELS", "0")
+    assert take(T=1, fresh=False) is None
+
+
+def test_a_row_that_holds_something_keeps_it_though_its_neighbour_is_empty(
+    tiny_config, tiny_params, monkeypatch
+):
+    monkeypatch.setattr(prefill, "CHUNK_SIZES", {"cpu": (4, 8, 16), "gpu": (4, 8, 16)})
+    empty = KVCache.empty(tiny_config, batch=2, max_len=32, dtype="float32")
+    _, cache = engine.prefill(tiny_config, tiny_params, empty, [[1, 2, 3], [4, 5, 6]])
+    held = cache.holding(np.array([3, 0], np.int32))
+    monkeypatch.setattr(prefill, "platform_of", lambda tree: "gpu")
+    ours, _ = engine.prefill(tiny_config, tiny_params, held, [[7, 8], [9]])
+    for row, text in enumerate(([1, 2, 3, 7, 8], [9])):
+        alone = KVCache.empty(tiny_config, batch=1, max_len=32, dtype="float32")
+        wanted, _ = engine.prefill(tiny_config, tiny_params, alone, [text])
+        np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=2e-5)
