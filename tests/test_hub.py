@@ -1,5 +1,6 @@
 """Model references: local paths, and a hub without a network."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -124,6 +125,30 @@ class TestHub:
         message = words_of("owner/name")
         assert f"no local path 'owner/name', and the hub gave no such files ({kind}: first line)" in message
         assert words in message
+
+    @pytest.mark.parametrize("place", [None, "/big/blob.incomplete"])
+    def test_a_full_disk_is_named(self, calls, monkeypatch, place):
+        def full(*args, **options):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+        message = words_of("owner/name")
+        assert "No space left on device; free some space, or set HF_HOME" in message
+        assert f"cannot write to {place or '/'}" in message
+
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_bars_are_for_terminals(self, calls, monkeypatch, tmp_path, terminal):
+        from huggingface_hub.utils import are_progress_bars_disabled
+
+        shown = []
+        monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(
+            "huggingface_hub.model_info", lambda *_, **__: shown.append(not are_progress_bars_disabled())
+        )
+        (tmp_path / "model.safetensors").touch()
+        resolve("owner/name")
+        assert shown == [terminal]
 
     def test_offline_uses_the_hubs_own_cache(self, tmp_path):
         """HF_HOME and HF_HUB_OFFLINE are read at import, hence the process of its own."""
