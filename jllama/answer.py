@@ -70,13 +70,20 @@ class OneAtATime:
         self._last = None
 
 
+def ending_ids(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[int, str | None]:
+    """The ids that end an answer, each with the stop string that it is: special tokens never show as text."""
+    found = ((tokenizer.special_id(text), text) for text in settings.stop)
+    stops: dict[int, str | None] = {token: text for token, text in found if token is not None}
+    return stops if settings.ignore_eos else stops | dict.fromkeys(tokenizer.eos_ids)
+
+
 class Answer:
     """Turns generated ids into text, up to the end-of-text token or a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], settings: GenerationSettings) -> None:
         """`settings` carry their seed. The clock of the prefill starts here."""
         self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt))
-        self._stop_ids = frozenset() if settings.ignore_eos else tokenizer.eos_ids
+        self._ends = ending_ids(tokenizer, settings)
         self._detokenizer = tokenizer.stream(prompt)
         self._matcher = StopMatcher(settings.stop)
         self._started = time.perf_counter()
@@ -92,7 +99,7 @@ class Answer:
         shown = ""
         for token in ids:
             self.result.token_ids.append(token)
-            if token not in self._stop_ids:
+            if token not in self._ends:
                 shown += self._matcher.push(self._detokenizer.push(token))
             if self.finished:
                 break
@@ -103,7 +110,9 @@ class Answer:
         tail = self._matcher.push(self._detokenizer.flush())
         if not self.finished:
             tail += self._matcher.flush()
-            self.result.finish_reason = "stop" if self.result.token_ids[-1] in self._stop_ids else "length"
+            last = self.result.token_ids[-1]
+            self.result.finish_reason = "stop" if last in self._ends else "length"
+            self.result.stop_string = self._ends.get(last)
         yield from self._show(tail)
 
     def _take_time(self) -> None:

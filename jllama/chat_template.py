@@ -8,10 +8,15 @@ import jinja2
 from jllama.errors import JllamaError
 from jllama.template_meter import TemplateRefused, metering
 from jllama.template_sandbox import SandboxedTemplates, TemplateRaised
+from jllama.traced_text import OWN, Traced, concatenate, trace_data
 
 Message = Mapping[str, Any]
 MAX_DEPTH = 100  # of lists and dictionaries in messages and tools
 MAX_ITEMS = 1 << 20
+# Templates make special tokens of them, `'<|' + message.role + '|>'`: they are the program's, not a user's.
+ROLES = frozenset(
+    "system user assistant tool function developer ipython environment documents context observation".split()
+)
 
 
 class ChatTemplate:
@@ -37,7 +42,7 @@ class ChatTemplate:
     ):
         self.source = source
         named = {"bos_token": bos_token, "eos_token": eos_token, **tokens}
-        self._variables = {name: text for name, text in named.items() if text is not None}
+        self._variables = {name: Traced(text, OWN) for name, text in named.items() if text is not None}
         try:
             self._template = SandboxedTemplates().from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -61,16 +66,32 @@ class ChatTemplate:
             JllamaError: the template refused the messages (its own words follow), failed on them,
                 or used far more time or memory than they call for; or they are not plain data.
         """
+        return str.__str__(self.trace(messages, add_generation_prompt, tools, **extra))
+
+    def trace(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> Traced:
+        """Like `render`, and each character of the prompt knows whether the template wrote it."""
         given = {"messages": messages, "tools": tools, "documents": None, **extra}
-        variables = {name: plain_data(value, name) for name, value in given.items()}
+        variables = {name: trace_data(plain_data(value, name)) for name, value in given.items()}
+        variables["messages"] = [_with_own_role(message) for message in variables["messages"] or ()]
         variables["add_generation_prompt"] = bool(add_generation_prompt)
         with metering(variables):
             try:
-                return self._template.render({**self._variables, **variables})
+                return concatenate([self._template.render({**self._variables, **variables})])
             except TemplateRaised as error:
                 raise JllamaError(f"the chat template says: {error.message}") from error
             except Exception as error:
                 raise JllamaError(f"the chat template is refused: {_reason(error)}") from error
+
+
+def _with_own_role(message: Any) -> Any:
+    role = message.get("role") if isinstance(message, dict) else None
+    return {**message, "role": Traced(role, OWN)} if isinstance(role, str) and role in ROLES else message
 
 
 def plain_data(value: Any, name: str) -> Any:
@@ -96,7 +117,7 @@ class _PlainCopy:
                 f"{self._name} holds lists or dictionaries that nest deeper than {MAX_DEPTH} or themselves, "
                 f"or more than {MAX_ITEMS} items"
             )
-        if value is None or type(value) in (str, int, float, bool):
+        if value is None or type(value) in (str, int, float, bool, Traced):
             return value
         if isinstance(value, str):
             return str.__str__(value)

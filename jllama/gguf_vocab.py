@@ -1,17 +1,17 @@
 """The tokenizer inside a GGUF file."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
-from jllama.detokenizer import byte_level
+from jllama.detokenizer import byte_level, metaspace
 from jllama.errors import JllamaError
 from jllama.special_tokens import Special
-from jllama.spm import BPE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SpmModel
+from jllama.spm import BPE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SpmModel, settle_types
 from jllama.vocabulary import AtomEncoder, Settings, Vocabulary, ending_ids
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -39,6 +39,8 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 }
 # Those that take a whole word out of the vocabulary before merging, and begin with BOS unasked.
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
+# llama.cpp's ids of a `llama` vocabulary that does not name them.
+SPM_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 
 
 def read_vocabulary(fields: Mapping[str, Any]) -> tuple[Vocabulary, Settings]:
@@ -67,12 +69,13 @@ def _read_spm(fields: Mapping[str, Any]) -> Vocabulary:
     model = SpmModel(
         pieces=tokens,
         scores=list(scores),
-        types=_types(fields, tokens),
+        types=_types(fields, metaspace),
         kind=BPE,
-        unk_id=fields.get("tokenizer.ggml.unknown_token_id", 0),
+        unk_id=_token_id(fields, "unknown") or 0,
         charsmap=_charsmap(fields),
-        add_prefix=fields.get("tokenizer.ggml.add_space_prefix", True),
-        squeeze=fields.get("tokenizer.ggml.remove_extra_whitespaces", False),
+        add_prefix=_flag(fields, "add_space_prefix", True),
+        squeeze=_flag(fields, "remove_extra_whitespaces", False),
+        symbols_first=True,
     )
     return model.vocabulary()
 
@@ -90,18 +93,55 @@ def _charsmap(fields: Mapping[str, Any]) -> bytes:
     return numbers.astype(np.uint8).tobytes()
 
 
-def _types(fields: Mapping[str, Any], tokens: list[str]) -> list[int]:
+def _types(fields: Mapping[str, Any], to_bytes: Callable[[str], bytes]) -> list[int]:
+    """The type of each token, with CONTROL for all that is special."""
+    tokens = fields["tokenizer.ggml.tokens"]
     types = list(fields.get("tokenizer.ggml.token_type", ()))
-    return types if len(types) == len(tokens) else [NORMAL] * len(tokens)
+    ids = (_token_id(fields, name) for name in ("bos", "eos", "eot", "eom"))
+    named = [tokens[token] for token in ids if token is not None]
+    return settle_types(
+        tokens,
+        types if len(types) == len(tokens) else [NORMAL] * len(tokens),
+        to_bytes,
+        named=named,
+        templates=_templates(fields).values(),
+    )
+
+
+def _token_id(fields: Mapping[str, Any], name: str) -> int | None:
+    """The token with this role; like llama.cpp, its default where the file's is outside the vocabulary."""
+    default = SPM_IDS.get(name) if fields["tokenizer.ggml.model"] == "llama" else None
+    given = fields.get(f"tokenizer.ggml.{name}_token_id", default)
+    if given is None:
+        return None
+    if type(given) is not int:
+        raise JllamaError(
+            f"the GGUF file's tokenizer.ggml.{name}_token_id is {given!r:.40}, which is no token id; "
+            "convert the model again"
+        )
+    known = range(len(fields["tokenizer.ggml.tokens"]))
+    if name == "unknown" and given not in known:
+        raise IndexError(f"its unknown token is number {given}")
+    return next((token for token in (given, default) if token in known), None)
+
+
+def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    given = fields.get(f"tokenizer.ggml.{name}", default)
+    if given not in (True, False):
+        raise JllamaError(
+            f"the GGUF file's tokenizer.ggml.{name} is {given!r:.40}, neither true nor false; "
+            "convert the model again"
+        )
+    return bool(given)
 
 
 def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
     tokens = list(fields["tokenizer.ggml.tokens"])
-    types = _types(fields, tokens)
+    types = _types(fields, byte_level)
     ids = {token: at for at, token in enumerate(tokens)}
     plain = {token: at for token, at in ids.items() if types[at] not in (CONTROL, UNKNOWN)}
     atoms = {token: at for token, at in plain.items() if types[at] == USER_DEFINED}
-    encode = AtomEncoder(_bpe_model(fields, plain), atoms)
+    encode = AtomEncoder(_bpe_model(fields, plain, _learnt(fields, ids.keys() - plain.keys())), atoms)
 
     def token_bytes(token: int) -> bytes:
         if token >= len(tokens):
@@ -110,7 +150,6 @@ def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
         text = tokens[token]
         return byte_level(text) if types[token] == NORMAL else text.encode("utf-8", "replace")
 
-    named = {fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
     return Vocabulary(
         encode=lambda text, _first: encode(text),
         token_bytes=token_bytes,
@@ -118,17 +157,25 @@ def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
         size=len(tokens),
         base_size=len(tokens),
         ids=ids,
-        specials={
-            token: Special(text=token, id=at)
-            for token, at in ids.items()
-            if token not in plain or at in named
-        },
+        specials={token: Special(text=token, id=at) for token, at in ids.items() if token not in plain},
     )
 
 
-def _bpe_model(fields: Mapping[str, Any], vocab: dict[str, int]) -> tokenizers.Tokenizer:
+def _learnt(fields: Mapping[str, Any], specials: Set[str]) -> set[str]:
+    """Those special tokens that the file has as ordinary ones: merges may lead to them."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    types = list(fields.get("tokenizer.ggml.token_type", ()))
+    if len(types) != len(tokens):
+        return set(specials)
+    control = {token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)}
+    return set(specials - control)
+
+
+def _bpe_model(fields: Mapping[str, Any], vocab: dict[str, int], unwanted: Set[str]) -> tokenizers.Tokenizer:
     pre = _pre_tokenizer_name(fields)
     merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", ())]
+    if unwanted:
+        merges = [merge for merge in merges if unwanted.isdisjoint((*merge, "".join(merge)))]
     try:
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
     except Exception as error:  # the library raises nothing narrower
@@ -160,14 +207,12 @@ def _pre_tokenizer_name(fields: Mapping[str, Any]) -> str:
 
 def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
     def token(name: str) -> int | None:
-        return fields.get(f"tokenizer.ggml.{name}_token_id")
+        return _token_id(fields, name)
 
     bos, eos = token("bos"), token("eos")
     spm = fields["tokenizer.ggml.model"] == "llama"
-    add_bos = fields.get(
-        "tokenizer.ggml.add_bos_token", spm or fields.get("tokenizer.ggml.pre") in WHOLE_WORDS
-    )
-    add_eos = fields.get("tokenizer.ggml.add_eos_token", False)
+    add_bos = _flag(fields, "add_bos_token", spm or fields.get("tokenizer.ggml.pre") in WHOLE_WORDS)
+    add_eos = _flag(fields, "add_eos_token", False)
     templates = _templates(fields)
     ends = {eos, token("eot"), token("eom")} - {None} | ending_ids(vocabulary, templates)
     texts = fields["tokenizer.ggml.tokens"]
@@ -178,9 +223,7 @@ def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
         prefix=(bos,) if add_bos and bos is not None else (),
         suffix=(eos,) if add_eos and eos is not None else (),
         templates=templates,
-        variables={
-            f"{name}_token": texts[at] for name, at in names.items() if at is not None and at < len(texts)
-        },
+        variables={f"{name}_token": texts[at] for name, at in names.items() if at is not None},
     )
 
 

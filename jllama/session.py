@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama import engine
-from jllama.answer import Answer, OneAtATime, Result
+from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model
@@ -163,7 +163,7 @@ class Session:
     def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
         """int32 `[a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
         known = range(self.model.config.vocab_size)
-        ids = [] if settings.ignore_eos else [i for i in sorted(self.model.tokenizer.eos_ids) if i in known]
+        ids = [token for token in sorted(ending_ids(self.model.tokenizer, settings)) if token in known]
         size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
         return _padded_row(ids, size)[0]
 

@@ -1,10 +1,29 @@
-"""Special tokens as text: finding them where they count, hiding them where they do not."""
+"""Special tokens: which tokens are special, and where they stand in a text."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from jllama.traced_text import OWN, runs
+
+# Tokens that end any text, and those that end a turn for the templates that write them.
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|return|>",
+    "[EOT]",
+)
+BEGIN_OF_TURN = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>")
+# Added tokens that a template writes are control tokens if they look so; `<think>` is text for the reader.
+CONTROL_LIKE = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,86 +39,83 @@ class Special:
     @property
     def pattern(self) -> str:
         edges = (r"(?<!\w)", r"(?!\w)") if self.single_word else ("", "")
-        left, right = (r"\s*" if strip else "" for strip in (self.lstrip, self.rstrip))
-        return left + edges[0] + re.escape(self.text) + edges[1] + right
+        return edges[0] + re.escape(self.text) + edges[1]
+
+
+def special_texts(
+    known: Container[str],
+    to_bytes: Callable[[str], bytes],
+    *,
+    added: Iterable[str] = (),
+    named: Iterable[str | None] = (),
+    templates: Iterable[str] = (),
+    by_name: bool = True,
+) -> set[str]:
+    """The tokens that are special whatever type their file gives them. All of jllama decides it here.
+
+    They are what begins and ends a text or a turn. A token of a single byte never is one: no text could be
+    spelt without it.
+
+    Args:
+        known: the texts of all tokens.
+        to_bytes: what a token stands for.
+        added: tokens that were added to the vocabulary ("user-defined").
+        named: bos, eos, eot, eom and whatever else the files say ends an answer.
+        templates: the sources of the model's chat templates.
+        by_name: a well-known name is enough, as for llama.cpp; otherwise the templates must write it, too.
+    """
+    written = "\n".join(templates)
+    marks = {text for text in added if CONTROL_LIKE.fullmatch(text) and text in written}
+    turns = {text for text in (*BEGIN_OF_TURN, *END_OF_TURN) if by_name or text in written}
+    found = {*named, *marks, *turns, *END_OF_TEXT}
+    return {text for text in found if text and text in known and len(to_bytes(text)) > 1}
 
 
 class SpecialTokens:
-    """Splits text at special tokens, and shields messages from being mistaken for them."""
+    """Finds special tokens in text."""
 
     def __init__(self, specials: Iterable[Special]):
         self.by_text = {special.text: special for special in specials if special.text}
         # The longest first: an alternation takes the first branch that fits.
         ordered = sorted(self.by_text.values(), key=lambda special: -len(special.text))
-        self._specials = ordered
-        # A group of its own for each, since blanks may surround the text that matched.
-        patterns = "|".join(f"({special.pattern})" for special in ordered)
-        self._pattern = re.compile(patterns or r"(?!)")
-        self._texts = re.compile("|".join(re.escape(s.text) for s in ordered) or r"(?!)")
-        self._beginnings = {s.text[:size] for s in ordered for size in range(1, len(s.text))}
-        self._longest = max((len(special.text) for special in ordered), default=0)
+        self._pattern = re.compile("|".join(special.pattern for special in ordered) or r"(?!)")
 
     def split(self, text: str) -> list[str | int]:
-        """`text` as plain stretches (never empty) and the ids of the special tokens in it."""
-        parts: list[str | int] = []
-        at = 0
-        for match in self._pattern.finditer(text):
-            parts += [text[at : match.start()], self._specials[(match.lastindex or 1) - 1].id]
-            at = match.end()
-        return [part for part in (*parts, text[at:]) if part != ""]
+        """`text` as plain stretches (never empty) and the ids of the special tokens in it.
 
-    def shield(self, *values: Any, avoid: str = "") -> tuple["Shield", list[Any]]:
-        """Copies of `values` (plain data) in which no text can become a special token.
-
-        Each special token's text is swapped for one private character, and where a text ends in
-        the beginning of one, an empty private character follows. The characters chosen occur
-        neither in `values` nor in `avoid`.
+        Of a `Traced` text, only what the template wrote itself can be a special token.
         """
-        texts = json.dumps(values, ensure_ascii=False)  # repr() would write private ones as escapes
-        shield = Shield(self, _unused_characters(texts + avoid))
-        return shield, [shield.hide(value) for value in values]
+        parts = self._split(text)
+        for at, part in enumerate(parts):
+            if isinstance(part, Special):
+                _swallow_blanks(parts, at, part)
+        return [part.id if isinstance(part, Special) else part for part in parts if part != ""]
 
-    def ends_in_a_beginning(self, text: str) -> bool:
-        sizes = range(1, min(self._longest, len(text) + 1))
-        return any(text[-size:] in self._beginnings for size in sizes)
+    def leading(self, text: str) -> Special | None:
+        """The special token that `text` begins with, blanks aside."""
+        first = (part for part in self._split(text) if isinstance(part, Special) or part.strip())
+        found = next(first, None)
+        return found if isinstance(found, Special) else None
 
-
-class Shield:
-    """One conversation's private characters."""
-
-    def __init__(self, specials: SpecialTokens, characters: Iterable[str]):
-        self._specials = specials
-        self._characters = iter(characters)
-        self._nothing = next(self._characters)
-        self._by_text: dict[str, str] = {}
-
-    def hide(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._hide_text(value)
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def mark(self) -> str:
-        """A further private character, for the caller's own use."""
-        return next(self._characters)
-
-    def reveal(self, text: str) -> str:
-        table = {ord(character): text for text, character in self._by_text.items()}
-        return text.translate({**table, ord(self._nothing): ""})
-
-    def _hide_text(self, text: str) -> str:
-        hidden = self._specials._texts.sub(self._swap, text)
-        return hidden + self._nothing if self._specials.ends_in_a_beginning(hidden) else hidden
-
-    def _swap(self, match: re.Match[str]) -> str:
-        text = match[0]
-        if text not in self._by_text:
-            self._by_text[text] = next(self._characters)
-        return self._by_text[text]
+    def _split(self, text: str) -> list[str | Special]:
+        """Plain stretches and special tokens by turns."""
+        plain = str.__str__(text)
+        parts: list[str | Special] = []
+        at = 0
+        for start, end, origin in runs(text):
+            for match in self._pattern.finditer(plain, start, end) if origin == OWN else ():
+                special = self.by_text[match[0]]
+                # The pattern sees what stands before its stretch, not what stands behind.
+                if special.single_word and re.match(r"\w", plain[match.end() : match.end() + 1]):
+                    continue
+                parts += [plain[at : match.start()], special]
+                at = match.end()
+        return [*parts, plain[at:]]
 
 
-def _unused_characters(text: str) -> Iterable[str]:
-    taken = set(text)
-    private = (chr(code) for code in (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)))
-    return (character for character in private if character not in taken)
+def _swallow_blanks(parts: list[str | Special], at: int, special: Special) -> None:
+    before, after = parts[at - 1], parts[at + 1]
+    if special.lstrip and isinstance(before, str):
+        parts[at - 1] = before.rstrip()
+    if special.rstrip and isinstance(after, str):
+        parts[at + 1] = after.lstrip()

@@ -1,15 +1,16 @@
 """SentencePiece vocabularies (a `tokenizer.model`, or a GGUF's `llama` tokens) made to encode."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tokenizers
 from tokenizers import models
 
 from jllama.detokenizer import metaspace
 from jllama.errors import JllamaError
-from jllama.special_tokens import Special
+from jllama.special_tokens import Special, special_texts
 from jllama.spm_charsmap import CharsMap
 from jllama.vocabulary import ADVICE, AtomEncoder, Vocabulary
 
@@ -37,6 +38,7 @@ class SpmModel:
     add_prefix: bool = True
     squeeze: bool = False  # remove_extra_whitespaces
     every_stretch: bool = True  # the prefix also after a special token
+    symbols_first: bool = False  # user-defined symbols are found before blanks are put into the text
 
     def vocabulary(self, extra: Mapping[str, Special] | None = None) -> Vocabulary:
         """Ready to encode; `extra` are tokens that files beside the model add.
@@ -82,7 +84,13 @@ class SpmEncoder:
         self._encode = AtomEncoder(inner, atoms)
 
     def __call__(self, text: str, first: bool) -> list[int]:
-        return self._encode(self.normalise(text, first))
+        if not self._model.symbols_first:
+            return self._encode(self.normalise(text, first))
+        ids: list[int] = []
+        for at, part in enumerate(self._encode.split(text)):
+            is_symbol = part in self._encode.atoms
+            ids += self._encode(part if is_symbol else self.normalise(part, first or at > 0))
+        return ids
 
     def normalise(self, text: str, first: bool) -> str:
         if self._charsmap:
@@ -103,6 +111,21 @@ def _check(model: SpmModel) -> None:
         raise JllamaError(f"the vocabulary is damaged: a piece of {longest} characters; {ADVICE}")
     if model.unk_id not in range(len(model.pieces)):
         raise JllamaError(f"the vocabulary is damaged: no piece {model.unk_id}, its unknown token; {ADVICE}")
+
+
+def settle_types(
+    pieces: Sequence[str],
+    types: Sequence[int],
+    to_bytes: Callable[[str], bytes] = metaspace,
+    **hints: Any,
+) -> list[int]:
+    """`types` with CONTROL for every piece that is special, whatever its file says; see `special_texts`."""
+    symbols = (piece for piece, kind in zip(pieces, types, strict=True) if kind == USER_DEFINED)
+    special = special_texts(set(pieces), to_bytes, added=symbols, **hints)
+    return [
+        CONTROL if piece in special and kind != UNKNOWN else kind
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
 
 
 def _of(model: SpmModel, *types: int) -> Iterator[tuple[int, str]]:
@@ -130,7 +153,8 @@ def _bpe(model: SpmModel) -> models.BPE:
 
 
 def _unigram(model: SpmModel) -> models.Unigram:
-    scored = [(f"\U0010fffd{at}", UNREACHABLE) for at in range(len(model.pieces))]
+    # A normalised text has no blanks, so that none of it is ever taken for one of these.
+    scored = [(f" {at}", UNREACHABLE) for at in range(len(model.pieces))]
     for at, piece in _of(model, NORMAL, USER_DEFINED):
         scored[at] = (piece, model.scores[at])
     for at, piece in _of(model, BYTE):

@@ -20,6 +20,7 @@ from jllama.template_prices import (
     pay_for_replace,
     text_of,
 )
+from jllama.traced_text import join_traced, printed, traced
 
 # Left out of jinja2's own: what chat templates do not use and what is slow on hostile text.
 NAMES = """abs attr batch capitalize center count d default dictsort e escape first float format
@@ -65,7 +66,7 @@ def _metered(name: str, function: Callable) -> Callable:
         at = int(bool(args) and isinstance(args[0], Context | EvalContext | jinja2.Environment))
         if len(args) > at:
             args = (*args[:at], _paid_operand(name, args[at]), *args[at + 1 :])
-        return current_meter().value(function(*args, **kwargs))
+        return current_meter().value(traced(function(*args, **kwargs)))
 
     return run
 
@@ -122,13 +123,13 @@ def _join(environment: jinja2.Environment, value: Iterable, d: Any = "", attribu
         value = map(make_attrgetter(environment, attribute), value)
     parts = [text_of(part) for part in value]
     pay_for_join(text_of(d), parts)
-    return str(d).join(parts)
+    return printed(d).join(parts)
 
 
 @jinja2.pass_eval_context
 def _replace(eval_ctx: Any, s: Any, old: Any, new: Any, count: int | None = None) -> str:
     pay_for_replace(str(s), old, new, count)
-    return do_replace(eval_ctx, s, old, new, count)
+    return do_replace(eval_ctx, printed(s), old, new, count)
 
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -140,7 +141,7 @@ def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = Fal
 def _trim(value: Any, chars: str | None = None) -> str:
     if len(chars or "") > MAX_DIGITS:
         raise TemplateRefused("it trims a huge set of characters")
-    return str(value).strip(chars)
+    return printed(value).strip(chars)
 
 
 def _center(value: Any, width: int = 80) -> str:
@@ -150,7 +151,7 @@ def _center(value: Any, width: int = 80) -> str:
 
 def _format(value: Any, *args: Any, **kwargs: Any) -> str:
     pay_for_percent(str(value), kwargs or args)
-    return str(value) % (kwargs or args)
+    return printed(value) % (kwargs or args)
 
 
 def _round(value: Any, precision: int = 0, method: Any = "common") -> float:
@@ -183,6 +184,7 @@ def _slice(value: Iterable, slices: int, fill_with: Any = None) -> list:
 
 
 _OWN: dict[str, Callable] = {
+    "safe": printed,  # nothing is escaped, so that nothing needs the mark
     "tojson": _tojson,
     "join": _join,
     "replace": _replace,
@@ -229,7 +231,7 @@ def _items(value: Any) -> Any:
 
 
 def _concat(values: list) -> str:
-    return "".join(current_meter().value(text_of(value)) for value in values)
+    return join_traced(current_meter().value(text_of(value)) for value in values)
 
 
 # A leading blank: no template can write these names.

@@ -8,6 +8,7 @@ from jinja2.sandbox import SandboxedFormatter
 from markupsafe import EscapeFormatter
 
 from jllama.template_meter import MAX_INT_BITS, UNITS_PER_NODE, TemplateRefused, current_meter
+from jllama.traced_text import Traced, printed
 
 # A stripping or a backward search costs the product of the two lengths.
 MAX_SEARCH = 1 << 28
@@ -21,11 +22,11 @@ UNITS_PER_FIELD = 128
 PERCENT_REST = re.compile(r"[#0\- +\d.*]*[hlL]?")
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any) -> Traced:
     """`str(value)`, paid: of a list it is much longer than the list."""
     if not isinstance(value, str):
         current_meter().value(value)
-    return str(value)
+    return printed(value)
 
 
 def paid_items(values: Iterable) -> Iterator[Any]:

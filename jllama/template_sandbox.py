@@ -18,11 +18,12 @@ from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from jllama import template_filters, template_prices
+from jllama.template_instrument import Instrument
 from jllama.template_meter import TemplateRefused, current_meter
+from jllama.traced_text import Traced, braces, concatenate, traced
 
 MAX_SOURCE_CHARS = 1 << 16
 
@@ -91,89 +92,10 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Instrument(NodeTransformer):
-    """Puts the meter into the syntax tree, where jinja2 has no hook to offer."""
-
-    def __init__(self) -> None:
-        self._visitors: dict[type, Callable[[Any], nodes.Node]] = {
-            nodes.For: self._loop,
-            nodes.Concat: self._concat,
-            nodes.Compare: self._compare,
-            nodes.Getitem: self._getitem,
-            nodes.Call: self._call,
-            nodes.Filter: self._call,
-            nodes.Test: self._call,
-        }
-        bodies = (nodes.Macro, nodes.CallBlock, nodes.Block)
-        values = (nodes.List, nodes.Tuple, nodes.Dict)
-        others = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-        self._visitors |= dict.fromkeys(bodies, self._pay_for_body)
-        self._visitors |= dict.fromkeys(values, self._pay_for_value)
-        self._visitors |= dict.fromkeys(others, self._refuse)
-
-    def _paid(self, node: nodes.Expr, name: str) -> nodes.Filter:
-        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-    def _pay_for_body(self, node: Any) -> Any:
-        self.generic_visit(node)
-        static = sum(len(data.data) for part in node.body for data in _texts(part))
-        price = nodes.Const(static, lineno=node.lineno)
-        payment = nodes.Output([self._paid(price, " turn")], lineno=node.lineno)
-        node.body.insert(0, payment)
-        return node
-
-    def _loop(self, node: Any) -> nodes.Node:
-        node = self._pay_for_body(node)
-        node.iter = self._paid(node.iter, " items")
-        return node
-
-    def _call(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        if node.dyn_args is not None:
-            node.dyn_args = self._paid(node.dyn_args, " items")
-        return node
-
-    def _pay_for_value(self, node: Any) -> nodes.Node:
-        # The target of `{% set a, b = … %}` is a Tuple too, and takes no filter.
-        if getattr(self.generic_visit(node), "ctx", "load") != "load":
-            return node
-        return self._paid(node, " value")
-
-    def _concat(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        return self._paid(nodes.List(node.nodes, lineno=node.lineno), " concat")
-
-    def _compare(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        node.expr = self._paid(node.expr, " step")
-        for operand in node.ops:
-            operand.expr = self._paid(operand.expr, " step")
-        return node
-
-    def _getitem(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            return self._paid(node, " cut")
-        if node.ctx == "load" and not isinstance(node.arg, nodes.Const):
-            node.node = self._paid(node.node, " step")
-        return node
-
-    def _refuse(self, node: Any) -> nodes.Node:
-        raise TemplateRefused(f"it reads other templates (line {node.lineno})")
-
-    def get_visitor(self, node: nodes.Node) -> Any:
-        return self._visitors.get(type(node))
-
-
-def _texts(node: nodes.Node) -> list[nodes.TemplateData]:
-    if isinstance(node, nodes.TemplateData):
-        return [node]
-    return list(node.find_all(nodes.TemplateData))
-
-
 class SandboxedTemplates(ImmutableSandboxedEnvironment):
     """Compiles chat templates as transformers does, with a meter running."""
 
+    concat = staticmethod(concatenate)
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
@@ -198,7 +120,7 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_SOURCE_CHARS:
             raise TemplateRefused(f"it is longer than {MAX_SOURCE_CHARS} characters")
-        return _Instrument().visit(super()._parse(source, name, filename))
+        return Instrument(self).visit(super()._parse(source, name, filename))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if not super().is_safe_attribute(obj, attr, value):
@@ -220,7 +142,10 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
         def write(*args: Any, **kwargs: Any) -> str:
             current_meter().spend(len(pattern))
             given = ((), *args) if value.__name__ == "format_map" else (args, kwargs)
-            return type(pattern)(formatter.vformat(pattern, *given))
+            whole = formatter.vformat(pattern, *given)
+            if isinstance(pattern, Traced):
+                return braces(pattern, whole, lambda field: formatter.vformat(field, *given), *given)
+            return type(pattern)(whole)
 
         return write
 
@@ -232,7 +157,7 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
             args = template_prices.pay_for_method(owner, obj.__name__, args, kwargs)
-        return meter.value(super().call(context, obj, *args, **kwargs))
+        return meter.value(traced(super().call(context, obj, *args, **kwargs)))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         meter = current_meter()
@@ -241,4 +166,4 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             template_prices.pay_for_percent(left, right)
         elif operator in ("*", "**"):
             template_prices.pay_for_product(operator, left, right)
-        return meter.value(super().call_binop(context, operator, left, right))
+        return meter.value(traced(super().call_binop(context, operator, left, right)))

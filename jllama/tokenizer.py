@@ -1,5 +1,6 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from jllama.errors import JllamaError
 from jllama.file_errors import file_errors
 from jllama.special_tokens import SpecialTokens
 from jllama.splice import Splices
+from jllama.traced_text import SURROGATES, Traced, without_surrogates
+from jllama.turn_ends import turn_ends
 from jllama.vocabulary import ADVICE, Settings, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -43,7 +46,6 @@ class Tokenizer:
         )
         self.vocab_size, self.base_vocab_size = vocabulary.size, vocabulary.base_size
         self.bos_id = settings.bos_id
-        self.eos_ids = settings.eos_ids
         self.chat_templates = settings.templates
 
     @classmethod
@@ -65,6 +67,13 @@ class Tokenizer:
         return cls(*_read(gguf_vocab.read_vocabulary, fields, "the GGUF file's tokenizer"))
 
     @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        ends: tuple[str, ...] = ()
+        with contextlib.suppress(JllamaError):  # a broken template does not stop plain text
+            ends = self.turn_ends(self.chat_template) if self.chat_template else ()
+        return self._settings.eos_ids | {self._specials.by_text[text].id for text in ends}
+
+    @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The default template, compiled; None for a base model.
 
@@ -80,6 +89,15 @@ class Tokenizer:
             JllamaError: it does not compile.
         """
         return ChatTemplate(source, **self._settings.variables)
+
+    def turn_ends(self, template: ChatTemplate) -> tuple[str, ...]:
+        """The texts of the special tokens that end a turn in this template."""
+        return turn_ends(template, self._specials)
+
+    def special_id(self, text: str | None) -> int | None:
+        """The id of the special token that is spelt so, if there is one."""
+        special = self._specials.by_text.get(text or "")
+        return special.id if special else None
 
     def encode(
         self,
@@ -97,7 +115,7 @@ class Tokenizer:
             parse_special: read "<|im_end|>" as that token; otherwise it is text like any other.
             begins: False for the rest of a text: some tokenizers put a blank before a first word.
         """
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         ids = self._encode_parts(self._specials.split(text) if parse_special else [text], begins)
         if not add_special:
             return ids
@@ -143,26 +161,20 @@ class Tokenizer:
         """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
         return StreamDecoder(self._detokenizer, prompt_ids)
 
-    def _parts(self, stretch: str | Sequence[int]) -> Sequence[str | int]:
-        return self._specials.split(stretch) if isinstance(stretch, str) else stretch
-
     def _render(
         self, template: ChatTemplate, add_generation_prompt: bool, *given: Any
     ) -> Iterator[str | int]:
         """The prompt as plain stretches and special ids, none of them out of what was `given`."""
         messages, tools, extra = plain_data(given, "the conversation")
 
-        def render(messages: Sequence[Message], asks: bool = add_generation_prompt) -> str:
-            return template.render(messages, asks, tools, **extra)
+        def render(messages: Sequence[Message], asks: bool = add_generation_prompt) -> Traced:
+            return template.trace(messages, asks, tools, **extra)
 
-        messages = settle_parts(messages, render)
-        shield, (messages, tools, extra) = self._specials.shield(
-            messages, tools, extra, avoid=template.source
-        )
-        splices = Splices(shield, messages)
-        for stretch in splices.split(_without_surrogates(splices.render(render, add_generation_prompt))):
-            for part in self._parts(stretch):
-                yield part if isinstance(part, int) else shield.reveal(part)
+        for stretch in Splices(settle_parts(messages, render)).render(render, add_generation_prompt):
+            if isinstance(stretch, Traced):
+                yield from self._specials.split(Traced(SURROGATES.sub("\ufffd", stretch), stretch.origins))
+            else:
+                yield from stretch
 
     def _encode_parts(self, parts: Iterable[str | int], begins: bool = True) -> list[int]:
         ids: list[int] = []
@@ -187,8 +199,3 @@ def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name:
     """Files that are well-formed but hold something else than they should end up here."""
     with file_errors(name, ADVICE):
         return read(source)
-
-
-def _without_surrogates(text: str) -> str:
-    # Half a surrogate pair (from a file name or a broken escape) has no UTF-8 form.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,5 +1,6 @@
 """The tokenizer in a Hugging Face directory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.json_files import read_object
 from jllama.special_tokens import Special
-from jllama.spm import SpmModel
+from jllama.spm import SpmModel, settle_types
 from jllama.spm_file import read_model
 from jllama.template_sandbox import MAX_SOURCE_CHARS
 from jllama.tokenizer_json import read_json_vocabulary
@@ -55,7 +56,13 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Settings]:
 
 
 def _from_json(directory: Directory) -> tuple[Vocabulary, Settings]:
-    vocabulary, affixes = read_json_vocabulary(directory.path / "tokenizer.json", _ending_texts(directory))
+    bos = _bos_id(directory, {}, None)
+    vocabulary, affixes = read_json_vocabulary(
+        directory.path / "tokenizer.json",
+        _ending_texts(directory),
+        _eos_ids(directory) | ({bos} if bos is not None else set()),
+        _templates(directory).values(),
+    )
     return vocabulary, _settings(directory, vocabulary, affixes)
 
 
@@ -67,7 +74,13 @@ def _from_spm(directory: Directory) -> tuple[Vocabulary, Settings]:
     model = read_model(directory.path / "tokenizer.model")
     # transformers' `legacy: false` puts no blank after a special token.
     every = directory.config.get("legacy") is not False
-    vocabulary = replace(model, every_stretch=every).vocabulary(_extra_tokens(directory, model))
+    ids = {*_eos_ids(directory), model.bos_id, model.eos_id}
+    named = {*_ending_texts(directory), *(piece for at, piece in enumerate(model.pieces) if at in ids)}
+    templates = _templates(directory).values()
+    # SentencePiece takes its user-defined symbols out of any text.
+    types = settle_types(model.pieces, model.types, named=named, templates=templates, by_name=False)
+    model = replace(model, every_stretch=every, types=types)
+    vocabulary = model.vocabulary(_extra_tokens(directory, model))
     bos = (model.bos_id,) if model.bos_id is not None else ()
     return vocabulary, _settings(directory, vocabulary, (bos, ()), model)
 
@@ -88,7 +101,7 @@ def _settings(
 ) -> Settings:
     named = {name: directory.token_text(name) for name in TOKEN_NAMES}
     templates = _templates(directory)
-    bos = _bos_id(directory, vocabulary, model)
+    bos = _bos_id(directory, vocabulary.ids, model)
     eos = vocabulary.ids.get(named["eos_token"] or "", model.eos_id if model else None)
     ends = {eos, *_eos_ids(directory), *ending_ids(vocabulary, templates)}
     prefix, suffix = affixes
@@ -106,9 +119,9 @@ def _settings(
     )
 
 
-def _bos_id(directory: Directory, vocabulary: Vocabulary, model: SpmModel | None) -> int | None:
+def _bos_id(directory: Directory, ids: Mapping[str, int], model: SpmModel | None) -> int | None:
     if "bos_token" in directory.config:
-        return vocabulary.ids.get(directory.token_text("bos_token") or "")
+        return ids.get(directory.token_text("bos_token") or "")
     if model:
         return model.bos_id
     given = directory.json("config.json").get("bos_token_id")

@@ -18,7 +18,8 @@ class Transcript:
 
     Attributes:
       source: what was asked for: a format such as `PLAIN`, a jinja template, or None for the model's own.
-      stops: texts that end an answer, because the user's next turn begins with them.
+      stops: texts that end an answer, because the user's next turn begins with them or they end a turn.
+      turn_ends: those of `stops` that are special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
@@ -29,6 +30,7 @@ class Transcript:
         """
         self.source = source
         self.stops: tuple[str, ...] = ()
+        self.turn_ends: tuple[str, ...] = ()
         self._tokenizer = tokenizer
         self._template: ChatTemplate | None = None
         self._prefix: list[int] = []
@@ -36,6 +38,9 @@ class Transcript:
             self._template = tokenizer.compile_template(source)
         elif source is not None or tokenizer.chat_template is None:
             self._use_format(PLAIN if source is None else source)
+        if self._template is not None:
+            self.turn_ends = tokenizer.turn_ends(self._template)
+            self.stops += self.turn_ends
 
     def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt that asks for the next answer; `token_ids` of a message are used as they are.
@@ -88,7 +93,8 @@ def kept_ids(tokenizer: Tokenizer, prompt: Sequence[int], result: Result) -> tup
     A stop string or Ctrl-C may cut a token: what is left of that is tokenised.
     """
     ids = list(result.token_ids)
-    while ids and result.finish_reason != "length" and ids[-1] in tokenizer.eos_ids:
+    ends = tokenizer.eos_ids | {tokenizer.special_id(result.stop_string)}
+    while ids and result.finish_reason != "length" and ids[-1] in ends:
         ids.pop()
     is_cut = result.finish_reason == "interrupted" or result.stop_string is not None
     return _cut(tokenizer, prompt, ids, result.text) if is_cut else tuple(ids)

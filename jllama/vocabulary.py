@@ -7,25 +7,9 @@ from dataclasses import dataclass, field
 import tokenizers
 
 from jllama.file_errors import file_errors
-from jllama.special_tokens import Special
+from jllama.special_tokens import END_OF_TEXT, END_OF_TURN, Special
 
 ADVICE = "fetch the model's tokenizer files again"
-
-# Tokens that end any text, and those that end a turn for the templates that write them.
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
-END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|eot|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|end|>",
-    "<|end_of_turn|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|return|>",
-    "[EOT]",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

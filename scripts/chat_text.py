@@ -35,7 +35,7 @@ def reason(conversation: Conversation) -> str:
     if result.finish_reason == "length":
         full = result.prompt_tokens + result.generated_tokens >= conversation.max_seq_len
         return "the context is full" if full else "max_new_tokens reached"
-    if result.stop_string is not None:
+    if result.stop_string is not None and result.stop_string not in conversation.transcript.turn_ends:
         return f"stopped at {result.stop_string!r}"
     return {"stop": "complete", "interrupted": "interrupted"}[result.finish_reason]
 
