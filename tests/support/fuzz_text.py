@@ -228,7 +228,7 @@ class _Expressions:
 
 def template_made(random: Random, _directory: Path) -> None:
     made = _Expressions(random)
-    for _ in range(5):
+    for _ in range(3):
         big = random.choice(
             ("'a' * 1000000", "'日 ' * 2000000", "range(99999) | list", "['ab'] * 9999", "'x'")
         )
