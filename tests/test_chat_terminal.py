@@ -1,4 +1,4 @@
-"""chat.py in a real (pseudo-)terminal, with the story model, its context stretched so that it can go on."""
+"""chat.py in a real (pseudo-)terminal, with a small model whose context is so long that it can go on."""
 
 import json
 import shlex
@@ -12,10 +12,10 @@ LONG = 16384
 
 
 @pytest.fixture(scope="module")
-def model(story_dir, tmp_path_factory):
-    """The story model with a context so long that an answer can be interrupted."""
-    place = tmp_path_factory.mktemp("story")
-    for file in story_dir.iterdir():
+def model(plain_dir, tmp_path_factory):
+    """A model with a context so long that an answer can be interrupted."""
+    place = tmp_path_factory.mktemp("long")
+    for file in plain_dir.iterdir():
         if file.suffix in (".json", ".safetensors"):
             shutil.copyfile(file, place / file.name)
     config = json.loads((place / "config.json").read_text())

@@ -24,8 +24,8 @@ LLAMA2 = (
 
 
 @pytest.fixture(scope="module")
-def story(story_dir):
-    return loading.load(str(story_dir), dtype="float32")
+def story(plain_dir):
+    return loading.load(str(plain_dir), dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk,
 def test_an_answer_cut_by_a_stop_string_keeps_only_what_was_shown(story):
     conversation = Conversation(story)
     whole = ask(conversation, "Hello", GenerationSettings(max_new_tokens=40))
-    stop = whole[9:13]
+    stop = whole[8:12]
     text = ask(Conversation(story), "Hello", GenerationSettings(max_new_tokens=40, stop=(stop,)))
     assert text == whole[: whole.index(stop)]
     other = Conversation(story)

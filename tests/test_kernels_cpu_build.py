@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from kernels_cpu import skip_without_kernels
+from scripts_helpers import PATIENCE
 
 from jllama.kernels.cpu import build
 from jllama.paths import cache_dir
@@ -187,7 +188,7 @@ def test_sanitizers_find_nothing():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts_helpers import ROOT, assert_explained, command, environment
+from scripts_helpers import PATIENCE, ROOT, assert_explained, command, environment
 from tiny_checkpoint import KEYS
 
 from jllama.checkpoint.output import appearing, check_free
@@ -85,6 +85,6 @@ def test_sigterm_leaves_nothing(config_file, tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (143, b"")
     assert names(tmp_path / "out") == []

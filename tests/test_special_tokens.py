@@ -25,8 +25,8 @@ def smollm2(smollm2_gguf):
 
 
 @pytest.fixture(scope="module")
-def story(story_dir):
-    return Tokenizer.from_dir(story_dir)
+def story(plain_dir):
+    return Tokenizer.from_dir(plain_dir)
 
 
 def test_special_tokens_in_text_are_text_unless_asked(smollm2, story):

@@ -19,8 +19,8 @@ def smollm2(smollm2_gguf):
 
 
 @pytest.fixture(scope="module")
-def story(story_dir):
-    return Tokenizer.from_dir(story_dir)
+def story(plain_dir):
+    return Tokenizer.from_dir(plain_dir)
 
 
 def load(name, request):

@@ -27,8 +27,8 @@ def smollm2(smollm2_gguf):
 
 
 @pytest.fixture(scope="module")
-def story(story_dir):
-    return Tokenizer.from_dir(story_dir)
+def story(plain_dir):
+    return Tokenizer.from_dir(plain_dir)
 
 
 @pytest.mark.parametrize("name", SPM)
@@ -86,8 +86,8 @@ def test_how_each_pre_tokenizer_cuts_words(pre, pieces):
     assert [tokenizer.decode([token]) for token in ids] == pieces
 
 
-def test_tokenizer_json_gives_the_librarys_ids_and_text(story, story_dir):
-    inner = tokenizers.Tokenizer.from_file(str(story_dir / "tokenizer.json"))
+def test_tokenizer_json_gives_the_librarys_ids_and_text(story, plain_dir):
+    inner = tokenizers.Tokenizer.from_file(str(plain_dir / "tokenizer.json"))
     inner.encode_special_tokens = True
     for line in TEXT:
         ids = inner.encode(line, add_special_tokens=False).ids

@@ -67,33 +67,49 @@ class CoverageMap:
         partial.replace(self.path)
 
     def covering(self, source: str, text: str, lines: range) -> dict[str, tuple[list[str], list[str]]]:
-        """Test file -> the tests that run these lines of a source whose text is `text`, and its others."""
+        """Test file -> the tests that run these lines of a source whose text is `text`, and its others.
+
+        Files that changed since the map was made may have new tests: such a file stands for itself.
+        """
         if (suffix := Path(source).suffix) in NATIVE:
-            names = [str(path.relative_to(ROOT)) for path in ROOT.glob(NATIVE[suffix])]
-            return {name: (self._passing(name), []) for name in sorted(names) if name in self.files}
-        found: dict[str, set[str]] = {}
+            found = {str(path.relative_to(ROOT)): {""} for path in sorted(ROOT.glob(NATIVE[suffix]))}
+        else:
+            found = self._running(source, text, lines)
+        covering = {name: self._split(name, direct) for name, direct in found.items() if direct}
+        for name in self.stale():
+            if name in covering:
+                covering[name][1].append(name)
+            elif name in self._mentioning(source):
+                covering[name] = ([], [name])
+        return covering
+
+    def _running(self, source: str, text: str, lines: range) -> dict[str, set[str]]:
         for wider in _widening(text, lines):
             found = {name: self._direct(name, source, text, wider) for name in self.files}
             if any(found.values()):
-                break
-        else:  # a module that nothing runs, or a new one: whatever speaks of it
-            word = re.compile(rf"\b{Path(source).stem}\b")
-            found = {name: {""} for name in self.files if word.search((ROOT / name).read_text("utf-8"))}
-        return {name: self._split(name, direct) for name, direct in found.items() if direct}
+                return found
+        return {name: {""} for name in self._mentioning(source)}  # nothing runs it, or it is new
+
+    def _mentioning(self, source: str) -> list[str]:
+        word = re.compile(rf"\b{Path(source).stem}\b")
+        every = sorted((ROOT / "tests").glob("test_*.py"))
+        return [str(path.relative_to(ROOT)) for path in every if word.search(path.read_text("utf-8"))]
 
     def seconds(self, name: str) -> dict[str, float]:
         """What each test of a file took."""
-        return {test: seconds for test, (seconds, _) in self.files[name]["tests"].items()}
+        return {test: seconds for test, (seconds, _) in self._tests(name).items()}
 
-    def _passing(self, name: str) -> list[str]:
-        return [test for test, (_, passed) in self.files[name]["tests"].items() if passed]
+    def _tests(self, name: str) -> dict[str, tuple[float, bool]]:
+        return self.files[name]["tests"] if name in self.files else {}
 
     def _split(self, name: str, direct: set[str]) -> tuple[list[str], list[str]]:
-        passing = self._passing(name)
+        passing = [test for test, (_, passed) in self._tests(name).items() if passed]
+        if "" in direct:
+            return passing, []
         return [t for t in passing if t in direct], [t for t in passing if t not in direct]
 
     def _direct(self, name: str, source: str, text: str, lines: range) -> set[str]:
-        """Tests of one file. What a fixture runs counts for the file, as the empty name."""
+        """Tests of one file. What a fixture or its process runs counts for all, as the empty name."""
         entry = self.files[name]
         if source not in entry["sources"]:
             return set()

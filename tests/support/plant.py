@@ -35,6 +35,7 @@ from .planted_tree import Tree
 # How a run of tests ended -> what that says of the fault.
 FAILED = {"failed": "noticed", "crashed": "noticed", "timed out": "timed out"}
 STATUS = FAILED | {"passed": "unnoticed"}
+UNKNOWN = 20.0  # seconds for a test, or a whole file, that the map does not know
 NOTICED = set(FAILED.values())
 
 
@@ -57,12 +58,12 @@ class Planter:
             planted, lines = fault.planted(text)
             files, limits = self._tests(fault.file, text, lines)
             how, test, count = "uncovered", "", 0
-            while limits:
+            while any(limits.values()):
                 with tree.planted(fault.file, planted):
                     how, test, count = tree.run(files, limits, self._budget)
                 if how not in FAILED or self._passes(tree, test, limits):
                     break
-                limits.pop(test)  # it fails without the fault too
+                limits[test] = 0  # it fails without the fault too
         finally:
             self._trees.put(tree)
         return dict(
@@ -73,21 +74,19 @@ class Planter:
     def _tests(self, file: str, text: str, lines: range) -> tuple[list[str], dict[str, float]]:
         """Test files, and tests with their limits: those that run the lines first, cheap files first."""
         covering = self._table.covering(file, text, lines)
+        took = {test: seconds for name in covering for test, seconds in self._table.seconds(name).items()}
         order: list[str] = []
         for place in (0, 1):
-            seconds = {name: self._table.seconds(name) for name in covering}
-            costs = {
-                name: sum(seconds[name][test] for test in both[place]) for name, both in covering.items()
-            }
-            order += [test for name in sorted(costs, key=costs.__getitem__) for test in covering[name][place]]
+            tests = {name: both[place] for name, both in covering.items()}
+            costs = {name: sum(took.get(test, UNKNOWN) for test in tests[name]) for name in tests}
+            order += [test for name in sorted(costs, key=costs.__getitem__) for test in tests[name]]
         # Generous: a busy machine must not look like a hang.
-        every = {test: took for name in covering for test, took in self._table.seconds(name).items()}
-        return sorted(covering), {test: round(30 + 5 * every[test]) for test in order}
+        return sorted(covering), {test: round(30 + 5 * took.get(test, UNKNOWN)) for test in order}
 
     def _passes(self, tree: Tree, test: str, limits: dict[str, float]) -> bool:
         """Whether a test that failed passes without a fault. A file that cannot be imported is no test."""
-        if test in limits and test not in self._clean:
-            how, _, _ = tree.run([test.partition("::")[0]], {test: limits[test]}, 600)
+        if "::" in test and test not in self._clean:
+            how, _, _ = tree.run([test.partition("::")[0]], {test: limits.get(test, 600)}, 600)
             self._clean[test] = how == "passed"
         return self._clean.get(test, True)
 
@@ -151,7 +150,7 @@ def run_all(todo: list[Fault], results: dict[str, dict[str, Any]], options: argp
     with tempfile.TemporaryDirectory(prefix="jllama-plant-") as directory:
         table = CoverageMap(options.map)
         if stale := table.stale():
-            print(f"the map does not know these as they are; run coverage_map first: {' '.join(stale)}")
+            print(f"changed since the map was made, so run whole (slower): {' '.join(stale)}")
         planter = Planter(table, Path(directory), options.jobs, options.budget)
         with ThreadPoolExecutor(options.jobs) as pool, options.results.open("a", encoding="utf-8") as out:
             futures = [pool.submit(planter.try_fault, fault) for fault in todo]

@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--selection", help="JSON: node id -> its time limit in seconds; the order counts")
+    parser.addoption("--selection", help="JSON: node id or file -> time limit of a test in seconds")
     parser.addoption("--record", help="takes one line of JSON for each test that starts, passes or fails")
 
 
@@ -28,10 +28,12 @@ def pytest_collection_modifyitems(config, items) -> None:
         return
     limits = json.loads(Path(path).read_text("utf-8"))
     order = {nodeid: place for place, nodeid in enumerate(limits)}
-    chosen = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
-    for item in chosen:
-        item.add_marker(pytest.mark.timeout(limits[item.nodeid], method="thread"), append=False)
-    items[:] = chosen
+    # A file stands for all its tests that are not named; without time a test does not run.
+    names = {item: item.nodeid if item.nodeid in order else item.nodeid.partition("::")[0] for item in items}
+    chosen = [item for item in items if limits.get(names[item])]
+    items[:] = sorted(chosen, key=lambda item: order[names[item]])
+    for item in items:
+        item.add_marker(pytest.mark.timeout(limits[names[item]], method="thread"), append=False)
 
 
 class Recorder:

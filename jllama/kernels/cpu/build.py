@@ -23,6 +23,7 @@ SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")
+PATIENCE = 600  # seconds: a busy machine compiles for minutes
 TARGETS = ("jllama_forward", "jllama_product")
 GAIN = "the CPU runs through XLA alone, which is several times slower"
 
@@ -123,7 +124,7 @@ def _compile(compiler: list[str], flags: tuple[str, ...], name: str, directory: 
     """In a directory of its own, renamed when it is whole."""
     try:
         with tempfile.TemporaryDirectory(prefix=kept.SCRATCH, dir=directory) as scratch:
-            version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=20)
+            version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60)
             flags = flags if "clang" in version.stdout else (*flags, *GCC_FLAGS)
             objects = [Path(scratch, path.stem + ".o") for path in SOURCES]
             pairs = zip(SOURCES, objects, strict=True)
@@ -155,7 +156,7 @@ def _run_all(commands: list[list[str]]) -> None:
     ]
     try:
         for process in running:
-            message = process.communicate(timeout=120)[1]
+            message = process.communicate(timeout=PATIENCE)[1]
             if process.returncode:
                 first = next((line for line in message.splitlines() if "error" in line), message[:200])
                 raise subprocess.SubprocessError(first.strip() or process.returncode)
