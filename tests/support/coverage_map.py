@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ class CoverageMap:
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(self.content), "utf-8")
         partial.replace(self.path)
+
+    def add(self, name: str, entry: dict[str, Any], sources: dict[str, str]) -> None:
+        """Keeps what a test file did, and says so."""
+        self.files[name] = entry
+        self.content["sources"] |= sources
+        self.save()
+        failed = [test for test, (_, passed) in entry["tests"].items() if not passed]
+        print(f"{name}: {len(entry['tests'])} tests, {len(failed)} not passed", flush=True)
 
     def covering(self, source: str, text: str, lines: range) -> dict[str, tuple[list[str], list[str]]]:
         """Test file -> the tests that run these lines of a source whose text is `text`, and its others.
@@ -223,12 +231,12 @@ def main() -> None:
     for gone in [name for name in table.files if not (ROOT / name).exists()]:
         del table.files[gone]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for name, future in [(name, pool.submit(measure, name)) for name in options.files or table.stale()]:
-            table.files[name], sources = future.result()
-            table.content["sources"] |= sources
-            table.save()
-            failed = [test for test, (_, passed) in table.files[name]["tests"].items() if not passed]
-            print(f"{name}: {len(table.files[name]['tests'])} tests, {len(failed)} not passed", flush=True)
+        futures = {pool.submit(measure, name): name for name in options.files or table.stale()}
+        for future in as_completed(futures):
+            if error := future.exception():
+                print(f"{futures[future]}: {error}", flush=True)
+            else:
+                table.add(futures[future], *future.result())
 
 
 if __name__ == "__main__":
