@@ -78,8 +78,8 @@ def test_what_is_no_message_is_refused(tmp_path, messages):
         rendered(tmp_path, LOOP, *messages)
 
 
-def test_everywhere_that_messages_go_parts_go_too(tmp_path, story_dir):
-    shutil.copytree(story_dir, tmp_path / "model")
+def test_everywhere_that_messages_go_parts_go_too(tmp_path, plain_dir):
+    shutil.copytree(plain_dir, tmp_path / "model")
     template = "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
     write_directory(tmp_path / "model", chat_template__jinja=template)
     model = jllama.load(str(tmp_path / "model"), dtype="float32")
