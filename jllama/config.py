@@ -12,6 +12,7 @@ from jllama.errors import JllamaError, escaped
 from jllama.json_files import read_object
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.rope import Rope
+from jllama.rope_check import check_rope
 from jllama.rope_config import rope_from_hf
 
 MODEL_TYPES = ("llama", "mistral")
@@ -119,6 +120,11 @@ class ModelConfig:
           JllamaError: an architecture, key or value that is not supported, or a key that is missing.
         """
         architecture = metadata.get("general.architecture")
+        if metadata.get("general.type") == "adapter":
+            raise JllamaError(
+                "the GGUF file is a LoRA adapter, not a whole model; merge it into its base model with "
+                "llama-export-lora and give the result"
+            )
         if architecture not in MODEL_TYPES:
             raise JllamaError(
                 f"GGUF architecture {architecture!r} is not supported; "
@@ -130,17 +136,19 @@ class ModelConfig:
 
 @contextlib.contextmanager
 def _types_checked(source: str) -> Iterator[None]:
-    """Arithmetic with a text or a list where a number should be is the file's mistake, not ours."""
+    """Arithmetic with a text or a huge number where a size should be is the file's mistake, not ours."""
     try:
         yield
-    except TypeError as error:
-        raise JllamaError(f"{source} holds a value of the wrong type: {error}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise JllamaError(f"{source} holds a value of the wrong type or size: {error}") from None
 
 
 def refuse_unsupported(keys: Mapping[str, Any]) -> None:
     """Refuses keys of `config.json` that jllama would compute wrongly; warns of those it does not know."""
     for key, harmless in _UNSUPPORTED.items():
         if key in keys and keys[key] not in harmless:
+            if key == "quantization_config":
+                raise JllamaError(_quantized_by_others(keys[key]))
             raise JllamaError(f"config.json: {key}={keys[key]!r} is not supported")
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     read = fields | {
@@ -157,6 +165,14 @@ def refuse_unsupported(keys: Mapping[str, Any]) -> None:
         )
 
 
+def _quantized_by_others(settings: Any) -> str:
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+    return (
+        f"config.json: the weights are quantised by {method!r} (quantization_config), which jllama does not "
+        "read; fetch the model's original weights, which --quantize=int8 or int4 makes small, or a GGUF of it"
+    )
+
+
 def _hf_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `ModelConfig`, with the defaults that Hugging Face's own classes give."""
     mistral = keys["model_type"] == "mistral"
@@ -168,6 +184,7 @@ def _hf_fields(keys: Mapping[str, Any]) -> dict[str, Any]:
     hidden, heads = get("hidden_size", 4096), get("num_attention_heads", 32)
     implied_head_dim = hidden // heads if isinstance(heads, int) and heads > 0 else 0
     max_positions = get("max_position_embeddings", 131072 if mistral else 2048)
+    _check_size("max_position_embeddings", max_positions)
     return dict(
         vocab_size=get("vocab_size", 32000),
         hidden_size=hidden,
@@ -202,8 +219,8 @@ def _check(c: ModelConfig) -> None:
     """Refuses sizes that no model has, each by name."""
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)
-        if field.type is int and (type(value) is not int or not 0 < value < 2**31):
-            raise JllamaError(f"config: {field.name}={value!r} must be a positive whole number")
+        if field.type is int:
+            _check_size(field.name, value)
         if field.type is bool and type(value) is not bool:
             raise JllamaError(f"config: {field.name}={value!r} must be true or false")
     if c.num_hidden_layers > MAX_LAYERS:
@@ -215,17 +232,18 @@ def _check(c: ModelConfig) -> None:
         )
     if c.head_dim % 2:
         raise JllamaError(f"config: head_dim={c.head_dim} must be even: RoPE rotates pairs")
-    if c.head_dim == 2 and c.rope.rope_type == "dynamic":
-        raise JllamaError("config: RoPE type dynamic needs a head_dim of 4 at least")
-    if c.rope.rope_type == "dynamic" and not c.max_position_embeddings * c.rope.factor < 2**31:
-        raise JllamaError(f"config: RoPE setting factor={c.rope.factor!r} stretches the context beyond 2^31")
-    if not isinstance(c.rms_norm_eps, int | float) or not 0 <= c.rms_norm_eps < 1:
+    check_rope(c.rope, c.head_dim, c.max_position_embeddings)
+    if type(c.rms_norm_eps) not in (int, float) or not 0 <= c.rms_norm_eps < 1:
         raise JllamaError(f"config: rms_norm_eps={c.rms_norm_eps!r} must be a number from 0 to 1")
     if c.hidden_act not in ACTIVATIONS:
         raise JllamaError(
             f"config: hidden_act={c.hidden_act!r} is not supported; use {', '.join(ACTIVATIONS)}"
         )
-    if c.sliding_window is not None and (type(c.sliding_window) is not int or c.sliding_window < 1):
-        raise JllamaError(
-            f"config: sliding_window={c.sliding_window!r} must be a positive whole number or null"
-        )
+    if c.sliding_window is not None:
+        _check_size("sliding_window", c.sliding_window, "below 2^31, or null")
+
+
+def _check_size(name: str, value: Any, otherwise: str = "below 2^31") -> None:
+    """Sizes are int32 on the device."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise JllamaError(f"config: {name}={value!r} must be a positive whole number {otherwise}")

@@ -27,7 +27,7 @@ def gguf_fields(
     keys.allow_only({"attention.value_length": head_dim, "rope.dimension_count": head_dim, "expert_count": 0})
     words = keys.metadata.get("tokenizer.ggml.tokens")
     return dict(
-        vocab_size=len(words) if words else keys.need("vocab_size"),
+        vocab_size=len(words) if words and isinstance(words, list) else keys.need("vocab_size"),
         hidden_size=hidden,
         intermediate_size=keys.need("feed_forward_length"),
         num_hidden_layers=keys.need("block_count"),
@@ -40,7 +40,7 @@ def gguf_fields(
         tie_word_embeddings="output.weight" not in tensors,
         attention_bias="blk.0.attn_q.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        sliding_window=keys.get("attention.sliding_window"),
+        sliding_window=keys.get("attention.sliding_window") or None,  # 0: none
     )
 
 
@@ -51,7 +51,21 @@ class _GgufKeys:
         self.metadata, self.prefix = metadata, architecture
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.prefix}.{key}", default)
+        value = self.metadata.get(f"{self.prefix}.{key}", default)
+        return self._of_all_layers(key, value) if isinstance(value, list) else value
+
+    def _of_all_layers(self, key: str, values: list[Any]) -> Any:
+        """A number for each layer stands for one number where all are equal."""
+        layers = self.metadata.get(f"{self.prefix}.block_count")
+        if len(values) != layers:
+            raise JllamaError(
+                f"GGUF: {self.prefix}.{key} has {len(values)} values for {layers} layers; download it again"
+            )
+        if any(value != values[0] for value in values):
+            raise JllamaError(
+                f"GGUF: {self.prefix}.{key} differs from layer to layer, which is not supported: {values}"
+            )
+        return values[0]
 
     def need(self, key: str) -> Any:
         value = self.get(key)

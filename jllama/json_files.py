@@ -26,15 +26,21 @@ def read_object(path: Path) -> dict[str, Any]:
         return parse_object(path, text)
 
 
-def parse_object(path: Path, text: bytes, **options: Any) -> dict[str, Any]:
-    """The JSON object in `text`, which came from `path`; `options` are those of `json.loads`.
+def parse_object(path: Path, text: bytes, most: int | None = None, **options: Any) -> dict[str, Any]:
+    """The JSON object in `text`, which came from `path`.
+
+    Args:
+      path: for messages.
+      text: UTF-8.
+      most: how many values it may hold; `MAX_VALUES` when None.
+      options: those of `json.loads`.
 
     Raises:
       JllamaError: as `read_object`.
     """
     # Each value but the first stands behind one of these, so that what parsing costs is known before it.
     values = sum(text.count(mark) for mark in (b",", b"[", b"{", b":"))
-    if len(text) > MAX_BYTES or values > MAX_VALUES:
+    if len(text) > MAX_BYTES or values > (most or MAX_VALUES):
         raise JllamaError(f"{path} is larger than any such file of a model; download it again")
     try:
         found = json.loads(text.decode("utf-8"), **options)

@@ -5,6 +5,7 @@ from pathlib import Path
 from jllama.checkpoint.saved import is_saved
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.gguf_files import parts
 from jllama.hub import ModelFiles
 from jllama.sizes import cache_bytes, parameter_bytes
 
@@ -42,7 +43,7 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        needed = min(needed, files.gguf.stat().st_size)
+        needed = min(needed, sum(part.stat().st_size for part in parts(files.gguf)))
     _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jllama.errors import JllamaError, escaped
 from jllama.layers.rope import Rope
+from jllama.rope_check import check_settings
 
 # What each type needs besides rope_theta, and what it may have.
 _REQUIRED = {
@@ -24,13 +25,13 @@ _OPTIONAL = {
     ),
 }
 _IGNORED = ("finetuned",)  # YaRN's first models state it, and no code reads it
-LARGEST = 1e30  # of any number here: float32 still computes with it
 # GGUF's further knobs, with the value that leaves everything as it is.
 _GGUF_UNSUPPORTED = {
     "rope.scaling.attn_factor": 1.0,
     "rope.scaling.yarn_attn_factor": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
     "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.alpha": 0.0,
 }
 
 
@@ -43,6 +44,11 @@ def rope_from_hf(keys: Mapping[str, Any], max_positions: int) -> Rope:
     settings: Any = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     if not isinstance(settings, Mapping):
         raise JllamaError(f"config.json: RoPE settings {settings!r} must be an object or null")
+    by_layer = [str(key) for key, value in settings.items() if isinstance(value, Mapping)]
+    if by_layer:
+        raise JllamaError(
+            f"config.json: RoPE settings for each layer type ({', '.join(by_layer)}) are not supported"
+        )
     settings = {key: value for key, value in settings.items() if value is not None and key not in _IGNORED}
     typed = "rope_type" in settings or "type" in settings
     rope_type = settings.pop("rope_type", settings.pop("type", "default"))
@@ -86,17 +92,7 @@ def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: 
     unknown = set(settings) - set(_REQUIRED[rope_type]) - set(_OPTIONAL.get(rope_type, ()))
     if unknown:
         raise JllamaError(f"RoPE type {rope_type} has no {', '.join(sorted(unknown))}")
-    for key, value in {"rope_theta": theta, **settings}.items():
-        if key == "truncate":
-            if not isinstance(value, bool):
-                raise JllamaError(f"RoPE setting truncate={value!r} must be true or false")
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-            raise JllamaError(f"RoPE setting {key}={value!r} must be a positive number, {LARGEST:g} at most")
-    if rope_type == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
-        raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")
-    if rope_type == "yarn" and theta == 1:
-        raise JllamaError("RoPE type yarn needs a rope_theta other than 1")
+    check_settings({"rope_theta": theta, **settings})
     if rope_type == "dynamic":
         # Hugging Face's own code reads the trained length from max_position_embeddings alone.
         settings["original_max_position_embeddings"] = max_positions
@@ -108,30 +104,30 @@ def _build(rope_type: str, theta: Any, settings: dict[str, Any], max_positions: 
 def rope_from_gguf(
     get: Callable[..., Any], max_positions: int, frequency_factors: tuple[float, ...] | None
 ) -> Rope:
-    """From GGUF metadata (keys `rope.*` under the architecture's prefix).
+    """From GGUF metadata (keys `rope.*` under the architecture's prefix), with llama.cpp's defaults.
 
     Llama 3's stretching comes as a tensor of one factor per frequency, not as metadata.
 
     Raises:
       JllamaError: an unknown type or a bad setting.
     """
-    kind = get("rope.scaling.type", "none")
-    theta = get("rope.freq_base", 10000.0)
-    settings: dict[str, Any] = {}
+    kind = get("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise JllamaError(f"GGUF: RoPE scaling type {kind!r} is not supported; use none, linear, yarn")
-    if kind == "none" and get("rope.scale_linear") not in (None, 1.0):
-        kind, settings = "linear", {"factor": get("rope.scale_linear")}
-    if kind in ("linear", "yarn"):
-        settings.setdefault("factor", get("rope.scaling.factor", 1.0))
-    if kind == "yarn":
-        original = get("rope.scaling.original_context_length", max_positions)
-        settings["original_max_position_embeddings"] = original
-        for key in ("beta_fast", "beta_slow"):
-            if get(f"rope.scaling.yarn_{key}") is not None:
-                settings[key] = get(f"rope.scaling.yarn_{key}")
     for key, neutral in _GGUF_UNSUPPORTED.items():
         if get(key, neutral) != neutral:
             raise JllamaError(f"GGUF: {key}={get(key)!r} is not supported (only {neutral})")
-    rope = _build("default" if kind == "none" else kind, theta, settings, max_positions)
+    # rope.scale_linear is the factor's name in old files; 0 stands for no scaling.
+    factor = get("rope.scaling.factor", get("rope.scale_linear", 1.0))
+    settings: dict[str, Any] = {"factor": 1.0 if factor == 0 else factor}
+    if kind == "none" or (kind == "linear" and settings["factor"] == 1):
+        kind, settings = "default", {}
+    if kind == "yarn":
+        settings["original_max_position_embeddings"] = (
+            get("rope.scaling.original_context_length") or max_positions
+        )
+        for key in ("beta_fast", "beta_slow"):
+            if get(f"rope.scaling.yarn_{key}") is not None:
+                settings[key] = get(f"rope.scaling.yarn_{key}")
+    rope = _build(kind, get("rope.freq_base", 10000.0), settings, max_positions)
     return dataclasses.replace(rope, frequency_factors=frequency_factors)

@@ -96,10 +96,10 @@ def _stored(model: str, sha256: str | None):
     if files.gguf is None:
         raise JllamaError(f"{model} is no GGUF file")
     path, reader = files.gguf, Reader()
-    reader.open(path)
 
     def tensors():
         for stored in read_gguf_header(path).tensors:
+            reader.open(stored.path)
             raw = np.empty((_rows(stored), stored.nbytes // _rows(stored)), np.uint8)
             reader.read(stored, 0, raw)
             yield (

@@ -85,11 +85,17 @@ def stretch(header):
     return header
 
 
-def overlap(header):
-    header["model.norm.weight"]["data_offsets"] = header["model.layers.0.input_layernorm.weight"][
-        "data_offsets"
-    ]
-    return header
+def first_of_other_length(rows):
+    """The first tensor claims other rows than it has; the next stands where it stood."""
+
+    def change(header):
+        name = min(header, key=lambda name: header[name]["data_offsets"][1])
+        (had, *columns), (begin, end) = header[name]["shape"], header[name]["data_offsets"]
+        longer = (end - begin) // had * (had + rows)
+        header[name] |= dict(shape=[had + rows, *columns], data_offsets=[begin, begin + longer])
+        return header
+
+    return change
 
 
 LIES = {
@@ -101,11 +107,10 @@ LIES = {
     "one offset": (entry(data_offsets=[0]), "makes no sense"),
     "huge offsets": (entry(data_offsets=[2**70, 2**70 + 256]), "truncated"),
     "beyond the end": (stretch, "truncated"),
-    "overlap": (overlap, "overlap"),
-    "float8": (
-        entry(dtype="F8_E4M3", data_offsets=[0, 64]),
-        r"cannot read: model\.norm\.weight \(F8_E4M3\)|overlap",
-    ),
+    "overlap": (first_of_other_length(1), "overlaps the tensor before"),
+    "a gap": (first_of_other_length(-1), "lies behind a gap"),
+    "an axis too many": (entry(shape=[1] * 9), "makes no sense"),
+    "axes without end": (entry(shape=[2**62] * 10**5), "makes no sense"),
     "integers": (entry(dtype="I32"), r"cannot read: model\.norm\.weight \(I32\)"),
     "unknown type": (entry(dtype="F3"), r"cannot read: model\.norm\.weight \(F3\)"),
     "type of no string": (entry(dtype=5), "makes no sense"),
@@ -134,6 +139,10 @@ DAMAGE = {
     ),
     "no JSON": lambda data: data[:8] + b"x" + data[9:],
     "no UTF-8": lambda data: data[:8] + b"\xff" + data[9:],
+    "bytes behind the tensors": lambda data: data + bytes(7),
+    "a name twice": lambda data: data.replace(
+        b"model.layers.1.input_layernorm", b"model.layers.0.input_layernorm"
+    ),
     "deep JSON": lambda data: struct.pack("<Q", 10**6) + b"[" * 10**6,
 }
 
@@ -143,15 +152,16 @@ def test_damaged_safetensors(tmp_path, tensors, damage):
     directory = write_directory(tmp_path / "m", KEYS, tensors)
     file = directory / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    refused(directory, "model.safetensors .*(truncated|no safetensors|overlap)")
+    refused(directory, "model.safetensors .*(truncated|no safetensors|overlap|belong to no tensor)")
 
 
 def test_float8_is_refused_by_name(tmp_path, tensors):
-    header, name = header_of(tensors), list(tensors)[-1]
-    begin, end = header[name]["data_offsets"]
-    header[name] |= dict(dtype="F8_E4M3", data_offsets=[begin, begin + (end - begin) // 4])
+    name = list(tensors)[-1]
+    eighths = tensors | {name: tensors[name][..., : tensors[name].shape[-1] // 4]}
+    header = header_of(eighths)
+    header[name] |= dict(dtype="F8_E4M3", shape=list(tensors[name].shape))
     directory = write_directory(tmp_path / "m", KEYS, tensors)
-    write_safetensors(directory / "model.safetensors", tensors, header)
+    write_safetensors(directory / "model.safetensors", eighths, header)
     refused(directory, rf"type that jllama cannot read: {name} \(F8_E4M3\)$")
 
 
@@ -166,7 +176,7 @@ def test_shards(tmp_path, tensors):
     second.write_bytes(content)
     for text in ("", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": []}}'):
         index.write_text(text)
-        refused(directory, "no index with a weight_map")
+        refused(directory, r"index\.json .*(no index with a weight_map|not JSON|no JSON object)")
     index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors", "b": 5 and "y/z"}}))
     refused(directory, "no plain file names")
     index.unlink()

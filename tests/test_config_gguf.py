@@ -66,7 +66,20 @@ def test_head_width_and_window():
             {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0},
             Rope(rope_type="linear", rope_theta=5e5, factor=4.0),
         ),
+        # llama.cpp's defaults: linear where no type is named, never scaled where the type is none.
         ({"rope__scale_linear": 2.0}, Rope(rope_type="linear", rope_theta=5e5, factor=2.0)),
+        ({"rope__scaling__factor": 4.0}, Rope(rope_type="linear", rope_theta=5e5, factor=4.0)),
+        (
+            {"rope__scaling__factor": 4.0, "rope__scale_linear": 2.0},
+            Rope(rope_type="linear", rope_theta=5e5, factor=4.0),
+        ),
+        (
+            {"rope__scaling__type": "yarn", "rope__scale_linear": 2.0},
+            Rope(rope_type="yarn", rope_theta=5e5, factor=2.0, original_max_position_embeddings=128),
+        ),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, Rope(rope_theta=5e5)),
+        ({"rope__scaling__type": "linear"}, Rope(rope_theta=5e5)),
+        ({"rope__scaling__factor": 0.0}, Rope(rope_theta=5e5)),
         (
             {
                 "rope__scaling__type": "yarn",
@@ -112,13 +125,44 @@ def test_rope(changes, rope):
         ({"rope__scaling__yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ({"block_count": 0}, "num_hidden_layers"),
         ({"attention__head_count_kv": 3}, "num_key_value_heads"),
-        ({"attention__head_count_kv": [2, 2]}, "num_key_value_heads"),
+        ({"attention__head_count_kv": [2, 1]}, r"attention.head_count_kv differs from layer to layer.*2, 1"),
+        ({"feed_forward_length": [48] * 3}, "feed_forward_length has 3 values for 2 layers"),
+        ({"attention__head_count": []}, "attention.head_count has 0 values for 2 layers"),
+        ({"attention__layer_norm_rms_epsilon": False}, "rms_norm_eps"),
+        ({"rope__scaling__factor": "4"}, "factor='4'"),
+        ({"rope__scaling__factor": -4.0}, "factor=-4.0"),
+        ({"rope__scaling__alpha": 1000.0}, "alpha"),
+        ({"rope__freq_base": 1e-38}, "angles that are no numbers"),
     ],
     ids=str,
 )
 def test_refusals_name_the_key(changes, names):
     with pytest.raises(JllamaError, match=names):
         read(**changes)
+
+
+def test_a_number_for_each_layer():
+    equal = {
+        "attention__head_count": [4, 4],
+        "attention__head_count_kv": [2, 2],
+        "feed_forward_length": [48, 48],
+    }
+    assert read(**equal) == read()
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [(1.0,) * 3, (1.0,) * 8, (), (1.0, 1.0, 0.0, 1.0), (1.0, float("nan"), 1.0, 1.0), (1.0, -1.0, 1.0, 1.0)],
+    ids=str,
+)
+def test_frequency_factors_that_fit_no_head(factors):
+    with pytest.raises(JllamaError, match=r"rope_freqs\.weight"):
+        read(factors=factors)
+
+
+def test_an_adapter_is_named():
+    with pytest.raises(JllamaError, match="LoRA adapter"):
+        ModelConfig.from_gguf(METADATA | {"general.type": "adapter"}, ())
 
 
 def test_foreign_architecture():

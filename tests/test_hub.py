@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from wheel_files import words_of
 
+from jllama.checkpoint import open_checkpoint
+from jllama.errors import JllamaError
 from jllama.hub import resolve
 from jllama.hub_download import PATTERNS
 
@@ -31,6 +33,30 @@ class TestLocal:
         assert resolve(str(tmp_path)).gguf == tmp_path / "a.gguf"
         (tmp_path / "model.safetensors").touch()
         assert resolve(str(tmp_path)).directory == tmp_path
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("adapter_config.json", "is an adapter .* merge it into its base model"),
+            ("adapter_model.safetensors", "is an adapter"),
+            ("consolidated.00.pth", "Meta's own layout"),
+            ("consolidated.safetensors", "Mistral's own layout"),
+        ],
+    )
+    @pytest.mark.parametrize("with_config", [False, True])
+    def test_what_is_no_model_is_named(self, tmp_path, name, says, with_config):
+        (tmp_path / name).touch()
+        if with_config:
+            (tmp_path / "config.json").touch()
+        with pytest.raises(JllamaError, match=says):
+            open_checkpoint(resolve(str(tmp_path)))
+        if with_config:
+            (tmp_path / "m.gguf").touch()
+            assert resolve(str(tmp_path)).gguf == tmp_path / "m.gguf"
+
+    def test_the_root_of_a_hub_cache(self, tmp_path):
+        (tmp_path / "snapshots" / "0a1b").mkdir(parents=True)
+        assert "give a directory in its snapshots/: 0a1b" in words_of(str(tmp_path))
 
     def test_mistakes(self, tmp_path):
         assert "holds neither config.json nor a .gguf file" in words_of(str(tmp_path))
@@ -77,6 +103,14 @@ class TestHub:
         monkeypatch.setattr("huggingface_hub.model_info", model_info)
         assert resolve("owner/name").directory == tmp_path
         assert calls == [("owner/name", list(PATTERNS), True)]
+
+    def test_all_parts_of_a_split_gguf(self, monkeypatch):
+        import huggingface_hub
+
+        asked = []
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: asked.append(file) or file)
+        assert resolve("owner/name:q4/x-00002-of-00003.gguf").gguf == Path("q4/x-00001-of-00003.gguf")
+        assert asked == [f"q4/x-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
 
     @pytest.mark.parametrize("separator", [":", "/"])
     def test_one_gguf_of_a_repository(self, monkeypatch, separator):
@@ -160,6 +194,8 @@ class TestHub:
         for name in ("config.json", "model.safetensors"):
             (snapshot / name).touch()
         code = """
+from jllama.checkpoint import open_checkpoint
+from jllama.errors import JllamaError
 from jllama.hub import resolve
 from jllama.errors import JllamaError
 print(resolve("owner/name", progress=False).directory)

@@ -42,7 +42,7 @@ def converter_for(
         stored = QuantizedConverter(checkpoint, reader)
 
         def keep(leaf: Leaf) -> Any:
-            return place(stored(leaf)) if _is_matrix(leaf) and stored.keeps(leaf) else dense(leaf)
+            return place(stored(leaf)) if leaf.is_matrix and stored.keeps(leaf) else dense(leaf)
 
         return keep, [dense]
     wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), device, bar)
@@ -57,13 +57,9 @@ def converter_for(
 def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
     """How a mode, a key of `SCHEMES`, quantises a leaf; None: not at all."""
     matrices, tables = SCHEMES[mode]
-    if not _is_matrix(leaf):
+    if not leaf.is_matrix:
         return None
     return tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
-
-
-def _is_matrix(leaf: Leaf) -> bool:
-    return len(leaf.shape) > 1 and not leaf.parts[0].name.endswith("bias")
 
 
 def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:

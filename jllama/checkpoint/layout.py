@@ -29,6 +29,11 @@ class Leaf:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is multiplied with, and so may be quantised: no norm and no bias."""
+        return len(self.shape) > 1 and not self.parts[0].name.endswith("bias")
+
 
 def layout(config: ModelConfig) -> Any:
     """`Params` with a `Leaf` for each array."""

@@ -3,8 +3,6 @@
 The format: https://huggingface.co/docs/safetensors.
 """
 
-import itertools
-import json
 import math
 import os
 from pathlib import Path
@@ -13,12 +11,16 @@ from typing import Any
 from jllama.checkpoint.names import from_hf, to_hf
 from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
-from jllama.json_files import read_object
+from jllama.file_errors import file_errors
+from jllama.foreign import foreign_layout, weight_files
+from jllama.json_files import parse_object, read_object
 from jllama.paths import check_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # the limit of the format's own library
+MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
+_MAX_VALUES = 1 << 21  # those of a quarter of a million tensors
+_MAX_AXES = 8
 
 # Types that the format knows and jllama does not compute with; bytes of each.
 _UNREAD = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2}
@@ -53,23 +55,25 @@ def _files(directory: Path) -> list[Path]:
         return [directory / SINGLE]
     if (directory / INDEX).exists():
         return _shards(directory / INDEX)
-    found = sorted(directory.glob("*.safetensors"))
+    found = weight_files(directory)
     if len(found) > 1:
         raise JllamaError(f"{directory} holds {len(found)} safetensors files but no {INDEX}; download it too")
     if not found:
         hint = " (its .bin files are not read: convert them to safetensors)" * any(directory.glob("*.bin"))
-        raise JllamaError(f"{directory} holds no safetensors weights{hint}; download {SINGLE} into it")
+        nothing = f"holds no safetensors weights{hint}; download {SINGLE} into it"
+        raise JllamaError(f"{directory} {foreign_layout(directory) or nothing}")
     return found
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(read_object(index)["weight_map"].values()))
-    except (TypeError, KeyError, AttributeError):
-        raise JllamaError(f"{index} is no index with a weight_map; download it again") from None
-    odd = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise JllamaError(f"{index} is no index with a weight_map; download it again")
+    names = sorted(set(places.values()))
+    odd = [name for name in names if Path(name).name != name]
     if odd:
-        raise JllamaError(f"{index} names shards that are no plain file names: {odd}")
+        raise JllamaError(f"{index} names shards that are no plain file names: {', '.join(odd)}")
+    # os.path.isfile, unlike the method of Path, says False of a name that no file can have.
     missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         raise JllamaError(f"{index.parent} lacks the shards {', '.join(missing)}; download them too")
@@ -82,7 +86,7 @@ def read_header(path: Path) -> list[Stored]:
     Raises:
       JllamaError: unreadable, empty, truncated, or not what it says it is.
     """
-    try:
+    with file_errors(path):
         check_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -90,22 +94,25 @@ def read_header(path: Path) -> list[Stored]:
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise JllamaError(f"{path} is truncated, or no safetensors file; download it again")
             text = file.read(length)
-    except OSError as error:
-        raise JllamaError(f"cannot read {path}: {error.strerror}") from None
-    tensors = _tensors(path, _header(path, text), 8 + length, size)
-    _check_offsets(path, tensors)
+        tensors = _tensors(path, _header(path, text), 8 + length, size)
+        _check_order(path, tensors, 8 + length, size)
     return tensors
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise JllamaError(f"{path} has no safetensors header; download it again")
+        header = parse_object(path, text, most=_MAX_VALUES, object_pairs_hook=_unique)
+    except JllamaError:
+        raise JllamaError(f"{path} has no safetensors header that makes sense; download it again") from None
     header.pop("__metadata__", None)
     return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> list[Stored]:
@@ -126,6 +133,8 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> Stored | None:
     except (TypeError, KeyError, ValueError):
         return None
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if len(numbers) > _MAX_AXES + 2:
+        return None
     if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers) or end < begin:
         return None
     encoding = _ENCODINGS.get(dtype, Encoding(name=dtype))
@@ -141,8 +150,13 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> Stored | None:
     )
 
 
-def _check_offsets(path: Path, tensors: list[Stored]) -> None:
-    in_order = sorted((t for t in tensors if t.nbytes), key=lambda stored: stored.offset)
-    for first, second in itertools.pairwise(in_order):
-        if first.offset + first.nbytes > second.offset:
-            raise JllamaError(f"{path}: {first.name} and {second.name} overlap; download it again")
+def _check_order(path: Path, tensors: list[Stored], start: int, size: int) -> None:
+    """The format wants every byte behind the header to belong to one tensor."""
+    end = start
+    for stored in sorted(tensors, key=lambda stored: (stored.offset, stored.nbytes)):
+        if stored.offset != end:
+            wrong = "overlaps the tensor before it" if stored.offset < end else "lies behind a gap"
+            raise JllamaError(f"{path} is damaged: {stored.name} {wrong}; download it again")
+        end += stored.nbytes
+    if end != size:
+        raise JllamaError(f"{path} is damaged: {size - end} bytes belong to no tensor; download it again")

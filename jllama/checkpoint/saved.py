@@ -6,30 +6,31 @@ An array of `Params` is stored under its path (`layers.0.mlp.down_proj`), a quan
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from jllama.checkpoint.dense import all_finite
 from jllama.checkpoint.gguf import copy_gguf_fields
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
+from jllama.checkpoint.saved_check import check_saved, leaf_name
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.file_errors import file_errors
 from jllama.hub import TOKENIZER_GGUF, ModelFiles
 from jllama.json_files import read_object
 from jllama.layers.quantized import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Params
-from jllama.paths import check_file
 
+_ADVICE = "quantise the model again"
 METHOD = "jllama"  # config.json: quantization_config.quant_method
 WEIGHTS = "model.safetensors"
 _TOKENIZER_KEYS = ("bos_token_id", "eos_token_id")  # of config.json: some models state them nowhere else
@@ -83,11 +84,7 @@ def _copy_tokenizer(files: ModelFiles, target: Path) -> None:
 
 def _arrays(params: Params) -> dict[str, np.ndarray]:
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {_name(path): np.asarray(leaf) for path, leaf in flat}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(step, "name", getattr(step, "idx", step))) for step in path)
+    return {leaf_name(path): np.asarray(leaf) for path, leaf in flat}
 
 
 def is_saved(files: ModelFiles) -> bool:
@@ -114,8 +111,8 @@ def saved_config(directory: Path) -> ModelConfig | None:
         if rope.get("frequency_factors") is not None:
             rope["frequency_factors"] = tuple(rope["frequency_factors"])
         return ModelConfig(rope=Rope(**rope), **fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise JllamaError(f"{directory}/config.json is damaged ({error}): quantise the model again") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, JllamaError) as error:
+        raise JllamaError(f"{directory}/config.json is damaged ({error}): {_ADVICE}") from None
 
 
 def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Callable[[Any], Any]) -> Params:
@@ -128,40 +125,35 @@ def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Cal
       place: brings an array or a `QTensor` to the device.
 
     Raises:
-      JllamaError: a file or tensor is missing, misshapen or not sound.
+      JllamaError: a file or tensor is missing, extra, misshapen or not sound.
     """
     path = directory / WEIGHTS
-    try:
-        check_file(path)
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
+    tree = layout(config)
+    quantized = check_saved(path, tree)
+    with file_errors(path, _ADVICE), safetensors.safe_open(path, framework="numpy") as file:
 
-            def leaf(at: tuple[Any, ...], wanted: Leaf) -> Any:
-                name = _name(at)
-                if name in names:
-                    return place(_dense(file.get_tensor(name), wanted, name, dtype))
-                return place(_quantized(name, wanted, lambda n: file.get_tensor(n) if n in names else None))
+        def leaf(at: tuple[Any, ...], wanted: Leaf) -> Any:
+            name = leaf_name(at)
+            if name in quantized:
+                return place(_quantized(file.get_tensor, name, wanted, quantized[name]))
+            return place(_dense(file.get_tensor(name), name, dtype))
 
-            return jax.tree_util.tree_map_with_path(leaf, layout(config))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise JllamaError(f"cannot read {path} ({error}): quantise the model again") from None
+        return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def _dense(array: np.ndarray, wanted: Leaf, name: str, dtype: np.dtype) -> np.ndarray:
-    if array.shape != wanted.shape or not jnp.issubdtype(array.dtype, jnp.floating):
-        raise JllamaError(f"{name} is {array.dtype} {list(array.shape)}, not {list(wanted.shape)}")
-    return array.astype(dtype)
+def _dense(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+    if not all_finite(cast):
+        raise JllamaError(f"{name} holds numbers that are NaN, infinite or too large for {dtype}: {_ADVICE}")
+    return cast
 
 
-def _quantized(name: str, wanted: Leaf, get: Callable[[str], np.ndarray | None]) -> QTensor:
-    values, scales, offsets = (get(f"{name}.{part}") for part in ("values", "scales", "offsets"))
-    if values is None or scales is None:
-        raise JllamaError(f"{name} is missing: quantise the model again")
+def _quantized(read: Callable[[str], np.ndarray], name: str, wanted: Leaf, kinds: tuple[str, ...]) -> QTensor:
+    values, scales, *offsets = (read(f"{name}.{kind}") for kind in kinds)
+    for part in (scales, *offsets):
+        if not np.isfinite(part).all():
+            raise JllamaError(f"{name}: a scale or offset is NaN or infinite: {_ADVICE}")
     bits = 8 if values.dtype == np.int8 else 4
-    rows, columns = math.prod(wanted.shape[:-1]), wanted.shape[-1]
-    sound = values.shape == (rows, columns * bits // 8) and scales.ndim == 2 and len(scales) == rows
-    if not sound or columns % scales.shape[1] or (offsets is not None and offsets.shape != scales.shape):
-        raise JllamaError(f"{name}: its parts do not fit {list(wanted.shape)}: quantise the model again")
-    if not np.isfinite(scales).all():
-        raise JllamaError(f"{name}: a scale is NaN or infinite: quantise the model again")
-    return QTensor(values=values, scales=scales, offsets=offsets, shape=wanted.shape, bits=bits)  # type: ignore[arg-type]
+    parts: Any = dict(values=values, scales=scales, offsets=offsets[0] if offsets else None)
+    return QTensor(**parts, shape=wanted.shape, bits=bits)

@@ -94,7 +94,7 @@ class Reader:
         Raises:
           JllamaError: the file can't be read, or has become shorter.
         """
-        view, offset = memoryview(out.data).cast("B"), stored.offset + start
+        view, offset = memoryview(out.reshape(-1).data), stored.offset + start
         while view:
             try:
                 count = os.preadv(self._files[stored.path], [view], offset)

@@ -1,0 +1,89 @@
+"""Refuses RoPE settings with which some angle would be no number, before a forward pass meets them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jllama.errors import JllamaError
+from jllama.layers.rope import Rope, attention_factor, inverse_frequencies
+
+LARGEST = 1e30  # of any setting: float32 still computes with it
+_LARGEST_ANGLE = 1e30
+_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_STRETCHED = ("dynamic", "llama3", "yarn")  # types that know how long the texts of training were
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses a setting that is no positive number (`truncate`: no truth value), by name.
+
+    Raises:
+      JllamaError: names it.
+    """
+    for key, value in settings.items():
+        if key == "truncate":
+            if not isinstance(value, bool):
+                raise JllamaError(f"RoPE setting truncate={value!r} must be true or false")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+            raise JllamaError(f"RoPE setting {key}={value!r} must be a positive number, {LARGEST:g} at most")
+
+
+def check_rope(rope: Rope, head_dim: int, max_positions: int) -> None:
+    """Refuses what no file may state, wherever the settings came from.
+
+    Raises:
+      JllamaError: names the setting.
+    """
+    if rope.rope_type not in _TYPES:
+        raise JllamaError(f"RoPE type {rope.rope_type!r} is not supported; use {', '.join(_TYPES)}")
+    unset = ("rope_type", "frequency_factors") + (
+        () if rope.rope_type in _STRETCHED else ("original_max_position_embeddings",)
+    )
+    settings = {field.name: getattr(rope, field.name) for field in dataclasses.fields(rope)}
+    check_settings({k: v for k, v in settings.items() if k not in unset and v is not None})
+    _check_factors(rope.frequency_factors, head_dim)
+    if rope.rope_type == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
+        raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")
+    if rope.rope_type == "yarn" and rope.rope_theta == 1:
+        raise JllamaError("RoPE type yarn needs a rope_theta other than 1")
+    if rope.rope_type == "dynamic":
+        _check_dynamic(rope, head_dim, max_positions)
+    _check_angles(rope, head_dim, max_positions)
+
+
+def _check_factors(factors: Any, head_dim: int) -> None:
+    if factors is None:
+        return
+    if len(factors) != head_dim // 2:
+        raise JllamaError(
+            f"RoPE has {len(factors)} frequency factors (rope_freqs.weight), and heads of {head_dim} need "
+            f"{head_dim // 2}; download the file again"
+        )
+    for factor in factors:
+        check_settings({"frequency_factors (rope_freqs.weight)": factor})
+
+
+def _check_dynamic(rope: Rope, head_dim: int, max_positions: int) -> None:
+    if head_dim == 2:
+        raise JllamaError("config: RoPE type dynamic needs a head_dim of 4 at least")
+    if not max_positions * rope.factor < 2**31:
+        raise JllamaError(f"config: RoPE setting factor={rope.factor!r} stretches the context beyond 2^31")
+
+
+def _check_angles(rope: Rope, head_dim: int, max_positions: int) -> None:
+    """Settings that are sound one by one may still divide by zero together: hence the angles themselves."""
+    try:
+        with np.errstate(all="ignore"):
+            frequencies = inverse_frequencies(rope, head_dim)
+            largest = float(np.max(frequencies)) * max_positions
+            sound = bool(np.isfinite(frequencies).all()) and largest <= _LARGEST_ANGLE
+        sound = sound and math.isfinite(attention_factor(rope))
+    except (ValueError, ArithmeticError):
+        sound = False
+    if not sound:
+        stated = {key: value for key, value in dataclasses.asdict(rope).items() if value is not None}
+        raise JllamaError(
+            f"RoPE settings {stated} give angles that are no numbers; correct them in the model"
+        )
