@@ -5,13 +5,24 @@ import json
 import math
 import struct
 
+import gguf
 import numpy as np
 import pytest
-from checkpoint_files import KEYS, header_of, write_directory, write_gguf, write_safetensors, write_shards
+from checkpoint_files import (
+    KEYS,
+    finish,
+    gguf_writer,
+    header_of,
+    write_directory,
+    write_gguf,
+    write_safetensors,
+    write_shards,
+)
 from checkpoint_generator import random_tensors
 from gguf import GGMLQuantizationType as GgmlType
 
 from jllama.checkpoint import load_params, read_config, read_gguf_fields
+from jllama.checkpoint.names import from_hf, to_gguf
 from jllama.checkpoint.safetensors import read_header
 from jllama.errors import JllamaError
 from jllama.hub import resolve
@@ -237,6 +248,22 @@ def test_gguf_types_that_cannot_be_dequantised(tmp_path, tensors):
     for kind, name in ((GgmlType.I16, "I16"), (999, "type 999")):
         path.write_bytes(data[:place] + struct.pack("<I", kind) + data[place + 4 :])
         refused(path, rf"cannot read: output\.weight \({name}\)")
+
+
+def test_blocks_that_straddle_rows_are_refused(tmp_path):
+    """Rows of 48 numbers in blocks of 32: half a block of each second row would be its neighbour's."""
+    keys = KEYS | dict(intermediate_size=48)
+    writer = gguf_writer(tmp_path / "m.gguf", keys)
+    for name, tensor in random_tensors(keys).items():
+        kind = GgmlType.Q8_0 if name.endswith("mlp.down_proj.weight") else GgmlType.F32
+        flat = gguf.quants.quantize(tensor.reshape(-1, 64) if kind == GgmlType.Q8_0 else tensor, kind)
+        writer.add_tensor(to_gguf(str(from_hf(name))), flat, raw_dtype=kind)
+    finish(writer)
+    path = tmp_path / "m.gguf"
+    data, name = bytearray(path.read_bytes()), b"blk.0.ffn_down.weight"
+    struct.pack_into("<2Q", data, data.index(name) + len(name) + 4, 48, 64)
+    path.write_bytes(data)
+    refused(path, r"cannot read: .*ffn_down\.weight \(Q8_0\)")
 
 
 NOT_FINITE = [

@@ -1,5 +1,7 @@
 """Sound checkpoints of every format and type become the right `Params`, within the promised memory."""
 
+import contextlib
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +133,34 @@ def test_a_tie_that_holds_two_tables_is_refused(tmp_path):
     tensors = random_tensors(KEYS)
     with pytest.raises(JllamaError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
         load(write_directory(tmp_path / "m", KEYS | dict(tie_word_embeddings=True), tensors))
+
+
+def test_a_tie_is_compared_to_its_last_number(tmp_path):
+    """Tables of 400 KiB: the comparison goes in pieces of 256."""
+    keys = KEYS | dict(tie_word_embeddings=True, vocab_size=1600)
+    tensors = random_tensors(keys)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    load(write_directory(tmp_path / "same", keys, tensors))
+    tensors["lm_head.weight"][-1, -1] += 1
+    with pytest.raises(JllamaError, match="differs from"):
+        load(write_directory(tmp_path / "other", keys, tensors))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts with Linux's /proc")
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_file_is_closed_again(tmp_path, fails):
+    tensors = random_tensors(KEYS)
+    if fails:
+        tensors["lm_head.weight"][0, 0] = np.nan
+    directory = write_shards(tmp_path / "m", KEYS, tensors)
+    load(
+        write_directory(tmp_path / "first", KEYS, random_tensors(KEYS))
+    )  # what stays open from then on is not ours
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(JllamaError) if fails else contextlib.nullcontext():
+        load(directory)
+    gc.collect()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_rope_factors_of_a_gguf_reach_the_configuration(tmp_path):

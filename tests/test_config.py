@@ -17,6 +17,7 @@ BASE = {
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -140,6 +141,10 @@ def test_every_key_is_read():
             Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=128),
         ),
         (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 32}},
+            Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=128),
+        ),
+        (
             {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5.0}},
             Rope(rope_type="linear", factor=2.0),
         ),
@@ -154,7 +159,14 @@ def test_rope_spellings(spelling, rope):
     [
         ({"model_type": "qwen3"}, "qwen3"),
         ({"model_type": None}, "None"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "'awq' (quantization_config)"),
+        ({"max_position_embeddings": 10**400}, "max_position_embeddings"),
+        ({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 2**63}, "sliding_window"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 5e-324}}, "angles"),
+        ({"rope_scaling": YARN | {"beta_fast": 5e-324}}, "angles"),
+        ({"rope_scaling": YARN | {"beta_slow": 5e-324}}, "angles"),
+        ({"rope_theta": 1e-300}, "angles"),
+        ({"rms_norm_eps": False}, "rms_norm_eps"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
@@ -205,7 +217,10 @@ def test_rope_spellings(spelling, rope):
         ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": {"factor": 8.0}}, "type"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "full_attention"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "for each layer type (full_attention)",
+        ),
     ],
     ids=str,
 )

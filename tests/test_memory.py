@@ -42,6 +42,32 @@ def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tm
         memory.check_weights(ModelFiles(description="x", directory=tmp_path), tiny_config, "float32", "auto")
 
 
+def test_what_a_device_has_left(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    def left(stats):
+        monkeypatch.setattr("jax.devices", lambda: [Device(stats)])
+        return memory.available_bytes()
+
+    assert left({"bytes_limit": 1000, "bytes_in_use": 400}) == 600
+    assert left({"bytes_limit": 1000}) == 1000
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "MemFree: 1 kB\nMemAvailable:   3 kB\n")
+    assert left(None) == left({}) == 3 * 1024
+
+
+def test_all_parts_of_a_split_gguf_count(tiny_config, monkeypatch, tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(bytes(600))
+    files = ModelFiles(description="m", gguf=tmp_path / "m-00001-of-00002.gguf")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1200)
+    memory.check_weights(files, tiny_config, "float32", "auto")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1199)
+    with pytest.raises(JllamaError, match="weights need"):
+        memory.check_weights(files, tiny_config, "float32", "auto")
+
+
 def test_caches_that_do_not_fit_are_refused(tiny_config):
     memory.check_cache(tiny_config, "float32", batch=1, max_len=1024)
     with pytest.raises(JllamaError, match=r"1048576 positions for 8192 rows needs .*max_seq_len"):
