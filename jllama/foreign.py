@@ -1,9 +1,33 @@
 """Directories that hold something else than a model that jllama reads: what it is, what to fetch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 FOREIGN_WEIGHTS = ("adapter_model", "consolidated")  # how such files' names begin
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# Endings of tensors that only other kinds of weights have.
+_SIGNS = {
+    (
+        ".qweight",
+        ".qzeros",
+        ".g_idx",
+    ): "the weights are quantised by AWQ or GPTQ; fetch the original or a GGUF",
+    (".weight_packed", ".weight_scale", ".absmax", ".biases"): (
+        "the weights are quantised by another program; fetch the original or a GGUF"
+    ),
+    (".lora_A.weight", ".lora_B.weight", ".lora_a", ".lora_b"): (
+        "this is an adapter (LoRA), not a whole model; merge it into its base model"
+    ),
+}
+
+
+def foreign_tensors(names: Iterable[str]) -> str | None:
+    """What kind of weights the names of tensors that no model has tell of, and the way out."""
+    for name in names:
+        for endings, what in _SIGNS.items():
+            if name.endswith(endings):
+                return what
+    return None
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from jllama.file_errors import file_errors
 from jllama.paths import check_file
 
 MAX_BYTES = 1 << 27  # four times the largest tokenizer.json
-MAX_VALUES = 1 << 23  # four times what it holds; Python spends about 70 bytes on each
+MAX_VALUES = 1 << 22  # twice what it holds; Python spends up to 100 bytes on each
 
 
 def read_object(path: Path) -> dict[str, Any]:

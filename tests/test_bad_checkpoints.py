@@ -68,6 +68,17 @@ def test_gguf_tensors_are_named_as_the_file_names_them(tmp_path, tensors):
     refused(write_gguf(tmp_path / "m.gguf", KEYS, odd), r"missing: blk\.1\.ffn_up\.weight$")
 
 
+@pytest.mark.parametrize(
+    ("ending", "says"),
+    [("qweight", "AWQ or GPTQ"), ("weight_packed", "by another program"), ("lora_A.weight", "an adapter")],
+)
+def test_weights_of_another_kind_are_named(tmp_path, tensors, ending, says):
+    odd = tensors | {f"model.layers.0.mlp.up_proj.{ending}": np.zeros((4, 4), np.float32)}
+    refused(
+        write_directory(tmp_path / "m", KEYS, odd), f"{says}.*: extra: model.layers.0.mlp.up_proj.{ending}"
+    )
+
+
 def test_a_long_list_is_folded_over_the_layers(tmp_path, tensors):
     keys = KEYS | dict(num_hidden_layers=12)
     message = refused(write_directory(tmp_path / "m", keys, tensors), "missing")

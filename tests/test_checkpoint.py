@@ -153,9 +153,7 @@ def test_every_file_is_closed_again(tmp_path, fails):
     if fails:
         tensors["lm_head.weight"][0, 0] = np.nan
     directory = write_shards(tmp_path / "m", KEYS, tensors)
-    load(
-        write_directory(tmp_path / "first", KEYS, random_tensors(KEYS))
-    )  # what stays open from then on is not ours
+    load(write_directory(tmp_path / "first", KEYS, random_tensors(KEYS)))  # opens what JAX keeps open
     before = sorted(Path("/proc/self/fd").iterdir())
     with pytest.raises(JllamaError) if fails else contextlib.nullcontext():
         load(directory)

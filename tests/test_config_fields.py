@@ -94,10 +94,7 @@ def test_rope_fields(field, kind, value):
     """Under a type that reads the field, on a text beyond the original length."""
     keys = SMALL_MODELS["rope_theta" if kind == "default" else kind]
     config = ModelConfig.from_hf(keys)
-    changed = dataclasses.replace(config, rope=dataclasses.replace(config.rope, **{field: value}))
+    changes = {field: value} | ({"original_max_position_embeddings": 16} if field == "rope_type" else {})
+    changed = dataclasses.replace(config, rope=dataclasses.replace(config.rope, **changes))
     params = random_params(config)
-    if field == "rope_type":
-        changed = dataclasses.replace(
-            changed, rope=dataclasses.replace(changed.rope, original_max_position_embeddings=16)
-        )
     assert np.abs(logits(changed, params) - logits(config, params)).max() > 1e-3

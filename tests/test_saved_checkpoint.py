@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,11 +174,6 @@ def test_the_run_dtype_holds_what_is_not_quantised(sound, tmp_path):
     tensors = load_file(directory / "model.safetensors")
     save_file(tensors | {NORM: np.full(64, 70000.0, np.float32)}, directory / "model.safetensors")
     files = resolve(str(directory))
-    with pytest.raises(JllamaError, match="norm holds numbers that are .*too large for float16"):
+    with pytest.raises(JllamaError, match=r"norm holds numbers that are .*too large for float16"):
         load_params(files, read_config(files), "float16")
-    assert {
-        leaf.dtype.name for leaf in jax.tree.leaves(load_params(files, read_config(files), "bfloat16"))
-    } >= {
-        "bfloat16",
-        "int8",
-    }
+    assert load_params(files, read_config(files), "bfloat16").norm.dtype == jnp.bfloat16

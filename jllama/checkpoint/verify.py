@@ -10,6 +10,7 @@ from jllama.checkpoint.names import EMBED, HEAD
 from jllama.checkpoint.stored import Checkpoint, Stored
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.foreign import foreign_tensors
 
 FEW = 24  # names listed one by one; longer lists are folded over the layers
 
@@ -53,7 +54,9 @@ def _readable(part: Part, stored: Stored) -> bool:
 def _report(description: str, problems: dict[str, list[str]]) -> None:
     found = [f"{kind}: {', '.join(_folded(names))}" for kind, names in problems.items() if names]
     if found:
-        raise JllamaError(f"{description} does not fit its configuration: {'; '.join(found)}")
+        hint = foreign_tensors(problems["extra"])
+        why = f" ({hint})" if hint else ""
+        raise JllamaError(f"{description} does not fit its configuration{why}: {'; '.join(found)}")
 
 
 def _folded(names: list[str]) -> Iterable[str]:

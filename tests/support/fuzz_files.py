@@ -43,7 +43,7 @@ def _model(quantize: str = "none", shards: bool = False) -> dict[str, bytes]:
     from checkpoint_generator import random_tensors
     from tiny_checkpoint import KEYS, write_tiny_model
 
-    keys = dict(num_hidden_layers=1)
+    keys = dict(num_hidden_layers=1, intermediate_size=64)
     with tempfile.TemporaryDirectory() as place:
         directory = write_tiny_model(Path(place) / "m", **keys)
         if shards:
@@ -72,7 +72,7 @@ def _written(directory: Path, files: dict[str, bytes], **changed: bytes) -> Path
     return directory
 
 
-def _run(path: Path, dtype: str = "float32") -> None:
+def _run(path: Path, dtype: str = "float32", quantize: str = "auto") -> None:
     """Loads and computes the logits of three tokens; raises AssertionError where one is infinite."""
     import numpy as np
 
@@ -80,7 +80,7 @@ def _run(path: Path, dtype: str = "float32") -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = jllama.load(str(path), dtype=dtype)
+        model = jllama.load(str(path), dtype=dtype, quantize=quantize)
         cache = jllama.KVCache.empty(model.config, batch=1, max_len=8, dtype=dtype)
         tokens = np.array([[1, 2, 3]], np.int32) % model.config.vocab_size
         logits, _ = _forward()(model.config, model.params, tokens, cache, n_valid=np.array([3], np.int32))
@@ -158,6 +158,22 @@ def _quantized_weights(rng: random.Random, directory: Path) -> None:
     _run(_written(directory, files, model__safetensors=changed))
 
 
+def _sizes(rng: random.Random, directory: Path) -> None:
+    """No damage at all: a sound model of odd sizes, quantised or not."""
+    from checkpoint_files import write_directory
+    from checkpoint_generator import random_tensors
+    from tiny_checkpoint import KEYS
+
+    heads = rng.choice((1, 2, 3))
+    keys = KEYS | dict(num_hidden_layers=1, num_key_value_heads=heads)
+    keys |= dict(num_attention_heads=heads * rng.choice((1, 3)), head_dim=rng.choice((2, 6, 8, 16, 34)))
+    keys |= dict(hidden_size=rng.choice((1, 2, 7, 32, 33, 64)))
+    keys |= dict(intermediate_size=rng.choice((1, 5, 32, 48, 96)), tie_word_embeddings=rng.random() < 0.5)
+    keys |= dict.fromkeys(("attention_bias", "mlp_bias"), rng.random() < 0.3)
+    path = write_directory(_written(directory, _model()), keys, random_tensors(keys))
+    _run(path, rng.choice(("float32", "bfloat16", "float16")), rng.choice(("none", "int8", "int4")))
+
+
 def _gguf_bytes(rng: random.Random, directory: Path) -> None:
     data, head = tiny_gguf()
     (directory / "m.gguf").write_bytes(damaged_bytes(rng, data, head))
@@ -198,4 +214,5 @@ KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     "gguf_parts": _gguf_parts,
     "quantized_config": _quantized_config,
     "quantized_weights": _quantized_weights,
+    "sizes": _sizes,
 }
