@@ -1,11 +1,12 @@
 """Refuses what cannot fit, before anything big is allocated."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from jllama.checkpoint.saved import is_saved
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.gguf_files import parts
+from jllama.gguf_files import part_names
 from jllama.hub import ModelFiles
 from jllama.sizes import cache_bytes, parameter_bytes
 
@@ -39,11 +40,11 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
     needed = parameter_bytes(config, dtype)
     if is_saved(files):
         assert files.directory is not None
-        needed = sum(file.stat().st_size for file in files.directory.glob("*.safetensors"))
+        needed = _size(files.directory.glob("*.safetensors"))
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        needed = min(needed, sum(part.stat().st_size for part in parts(files.gguf)))
+        needed = min(needed, _size(map(files.gguf.with_name, part_names(files.gguf.name))))
     _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
 
 
@@ -66,6 +67,10 @@ def check_cache(
         f"a cache of {max_len} positions for {batch} row{'s' if batch > 1 else ''} needs {{}}",
         advice,
     )
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _check(needed: int, what: str, advice: str) -> None:
