@@ -6,7 +6,9 @@ from pathlib import Path
 from jllama.errors import JllamaError
 from jllama.file_errors import file_errors
 
-_PART = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+_PART = re.compile(
+    r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE | re.ASCII
+)
 _FEW = 3  # missing parts that are named one by one
 
 
