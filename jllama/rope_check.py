@@ -13,6 +13,7 @@ from jllama.layers.rope import Rope, attention_factor, inverse_frequencies
 LARGEST = 1e30  # of any setting: float32 still computes with it
 _LARGEST_ANGLE = 1e30
 _TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim")
 _STRETCHED = ("dynamic", "llama3", "yarn")  # types that know how long the texts of training were
 
 
@@ -38,11 +39,11 @@ def check_rope(rope: Rope, head_dim: int, max_positions: int) -> None:
     """
     if rope.rope_type not in _TYPES:
         raise JllamaError(f"RoPE type {rope.rope_type!r} is not supported; use {', '.join(_TYPES)}")
-    unset = ("rope_type", "frequency_factors") + (
-        () if rope.rope_type in _STRETCHED else ("original_max_position_embeddings",)
-    )
     settings = {field.name: getattr(rope, field.name) for field in dataclasses.fields(rope)}
-    check_settings({k: v for k, v in settings.items() if k not in unset and v is not None})
+    unset = {"rope_type", "frequency_factors"} | {key for key in _OPTIONAL if settings[key] is None}
+    if rope.rope_type not in _STRETCHED:
+        unset.add("original_max_position_embeddings")
+    check_settings({key: value for key, value in settings.items() if key not in unset})
     _check_factors(rope.frequency_factors, head_dim)
     if rope.rope_type == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
         raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")

@@ -171,7 +171,7 @@ def _sizes(rng: random.Random, directory: Path) -> None:
     keys |= dict(intermediate_size=rng.choice((1, 5, 32, 48, 96)), tie_word_embeddings=rng.random() < 0.5)
     keys |= dict.fromkeys(("attention_bias", "mlp_bias"), rng.random() < 0.3)
     path = write_directory(_written(directory, _model()), keys, random_tensors(keys))
-    _run(path, rng.choice(("float32", "bfloat16", "float16")), rng.choice(("none", "int8", "int4")))
+    _run(path, rng.choice(("float32", "bfloat16", "float16")), rng.choice(("none", "int8", "int8", "int4")))
 
 
 def _gguf_bytes(rng: random.Random, directory: Path) -> None:
