@@ -109,3 +109,16 @@ def test_gguf_frequency_factors_divide():
     plain = inverse_frequencies(Rope(), 6)
     stretched = inverse_frequencies(dataclasses.replace(Rope(), frequency_factors=factors), 6)
     np.testing.assert_allclose(stretched, plain / np.array(factors))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        Rope(rope_type="yarn", original_max_position_embeddings=16, attention_factor=2**64),
+        Rope(rope_type="dynamic", original_max_position_embeddings=2**40, factor=2, rope_theta=10**20),
+    ],
+    ids=lambda rope: rope.rope_type,
+)
+def test_whole_numbers_beyond_int32(rope):
+    positions, context = jnp.zeros((1, 3), jnp.int32), jnp.array([3], jnp.int32)
+    assert all(np.isfinite(table).all() for table in rope_tables(rope, 8, positions, context))

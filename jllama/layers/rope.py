@@ -110,11 +110,12 @@ def _yarn_frequencies(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarra
 
 def _dynamic_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
     """Dynamic NTK: the base grows with the text once it is longer than the model was trained for."""
-    trained = rope.original_max_position_embeddings
-    length = jnp.maximum(context.astype(jnp.float32), float(trained))
-    growth = (rope.factor * length / trained - (rope.factor - 1.0)) ** (head_dim / (head_dim - 2))
+    # Floats: files may state whole numbers that are no int32.
+    trained, factor = float(rope.original_max_position_embeddings), float(rope.factor)
+    length = jnp.maximum(context.astype(jnp.float32), trained)
+    growth = (factor * length / trained - (factor - 1.0)) ** (head_dim / (head_dim - 2))
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    return 1.0 / (rope.rope_theta * growth[:, None]) ** exponents[None, :]
+    return 1.0 / (float(rope.rope_theta) * growth[:, None]) ** exponents[None, :]
 
 
 def attention_factor(rope: Rope) -> float:
@@ -122,7 +123,7 @@ def attention_factor(rope: Rope) -> float:
     if rope.rope_type != "yarn":
         return 1.0
     if rope.attention_factor is not None:
-        return rope.attention_factor
+        return float(rope.attention_factor)
 
     def magnitude(mscale: float) -> float:
         return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
