@@ -122,7 +122,7 @@ def test_a_damaged_saved_model_is_refused(checkpoint, tmp_path):
     save(files, config, params, place, "int8")
     with pytest.raises(JllamaError, match="exists already"):
         save(files, config, params, place, "int8")
-    with pytest.raises(JllamaError, match=r"do not fit|not float32"):
+    with pytest.raises(JllamaError, match="does not fit its config"):
         load_params(
             resolve(str(place)), dataclasses.replace(config, vocab_size=config.vocab_size + 1), "float32"
         )

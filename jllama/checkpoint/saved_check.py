@@ -28,7 +28,7 @@ def check_saved(path: Path, tree: Any) -> dict[str, tuple[str, ...]]:
     Raises:
       JllamaError: names every leaf that is missing, extra, misshapen or of a type that does not fit.
     """
-    stored = {tensor.name: tensor for tensor in read_header(path)}
+    stored = {tensor.name: tensor for tensor in _header(path)}
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     quantized: dict[str, tuple[str, ...]] = {}
     wrong, known = [], set()
@@ -47,6 +47,13 @@ def check_saved(path: Path, tree: Any) -> dict[str, tuple[str, ...]]:
             f"{path} does not fit its config.json ({', '.join(wrong)}): quantise the model again"
         )
     return quantized
+
+
+def _header(path: Path) -> list[Stored]:
+    try:
+        return read_header(path)
+    except JllamaError as error:
+        raise JllamaError(f"{error}, or quantise the model again") from None
 
 
 def _dense_fits(stored: dict[str, Stored], name: str, leaf: Leaf) -> bool:
