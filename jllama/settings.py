@@ -7,6 +7,11 @@ from typing import Any
 
 from jllama.errors import JllamaError
 
+# How a token is chosen: the numbers among the settings; `logit_bias` stands beside them.
+CHOICES = (
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 LARGEST_BIAS = 1e9  # far beyond any logit, and float32 has it
 
 

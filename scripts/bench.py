@@ -1,6 +1,7 @@
 """Measures a model's speed: `python scripts/bench.py --flagfile=configs/bench.cfg`."""
 
 import json
+import statistics
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
 from jllama.paths import expanded
+from jllama.settings import CHOICES, GenerationSettings, build_settings
 
 flags.DEFINE_string("random_config", None, "Instead of --model: random weights for this config.json.")
 flags.DEFINE_list("tests", ["pp512", "pp2048", "tg128", "tg128@d1024"], "What to measure.")
@@ -22,6 +24,7 @@ flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
 flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
 command_line.define_model_flags()
 command_line.define_quantize_flag()
+command_line.define_choice_flags()
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
     batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
     if not FLAGS.tests or not batches:
         raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
-    tests = parse_tests(FLAGS.tests, batches)
+    tests = parse_tests(FLAGS.tests, batches, sampling())
     if FLAGS.json and FLAGS.markdown:
         raise JllamaError("give --json or --markdown, not both")
     if FLAGS.profile:
@@ -56,9 +59,20 @@ def main() -> None:
         "compile_seconds": sum(compiled),
         "first_token_seconds": first,
         "peak_memory_mib": measure.peak_memory_bytes() / 2**20,
-        "tests": [with_shares(row, limits) for row in rows],
+        "tests": [with_shares(row, limits, rows) for row in rows],
     }
     print(json.dumps(report, indent=1) if FLAGS.json else as_table(report, FLAGS.markdown))
+
+
+def sampling() -> dict[str, float]:
+    """The sampling flags that change anything.
+
+    Raises:
+      JllamaError: a value is out of range.
+    """
+    settings, neutral = build_settings(**{name: FLAGS[name].value for name in CHOICES}), GenerationSettings()
+    given = {name: getattr(settings, name) for name in CHOICES}
+    return {name: value for name, value in given.items() if value != getattr(neutral, name)}
 
 
 def load() -> tuple[str, Any, Any]:
@@ -127,17 +141,22 @@ def environment(name: str) -> dict[str, Any]:
     }
 
 
-def with_shares(row: dict[str, Any], limits: Any) -> dict[str, Any]:
-    """Adds what part of the ceiling measured in this run a test reached."""
+def with_shares(row: dict[str, Any], limits: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Adds what part of the ceiling measured in this run a test reached, and of the greedy test's rate."""
     if "flops_per_second" in row:
         return row | {"matrix_share": row["flops_per_second"] / limits.matrix_flops_per_second}
-    return row | {"read_share": row["bytes_per_second"] / limits.read_bytes_per_second}
+    row = row | {"read_share": row["bytes_per_second"] / limits.read_bytes_per_second}
+    if not row["sampling"]:
+        return row
+    same = (other for other in rows if (other["test"], other["batch"]) == (row["test"], row["batch"]))
+    return row | {"of_greedy": row["tokens_per_second"] / next(same)["tokens_per_second"]}
 
 
 def as_table(report: dict[str, Any], markdown: bool) -> str:
     """A line about the run, a row a test."""
-    head = ["test", "batch", "tok/s", "±", "GB/s", "of read", "TFLOP/s", "of matrix"]
-    rows = [head, *(cells(row) for row in report["tests"])]
+    head = ["test", "batch", "tok/s", "±", "GB/s", "of read", "TFLOP/s", "of matrix", "ms"]
+    head += ["tokens", "of greedy"] if any(row["sampling"] for row in report["tests"]) else []
+    rows = [head, *(cells(row)[: len(head)] for row in report["tests"])]
     if markdown:
         rows.insert(1, ["---"] * len(head))
         body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -162,6 +181,9 @@ def cells(row: dict[str, Any]) -> list[str]:
         show("read_share", 1, "{:.1%}"),
         show("flops_per_second", 1e-12, "{:,.2f}"),
         show("matrix_share", 1, "{:.1%}"),
+        f"{statistics.median(row['seconds']) * 1e3:,.2f}",
+        row["choice"],
+        show("of_greedy", 1, "{:.1%}"),
     ]
 
 

@@ -14,15 +14,25 @@ class Test:
     count: int
     depth: int
     batch: int
+    sampling: dict[str, float] = dataclasses.field(default_factory=dict)  # what is not neutral; none: greedy
 
     @property
     def name(self) -> str:
         depth = f" @ d{self.depth}" if self.depth else ""
         return f"{self.kind}{self.count}{depth}"
 
+    @property
+    def choice(self) -> str:
+        """How its tokens are chosen, for people."""
+        if self.kind == "pp":
+            return ""
+        return ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "greedy"
 
-def parse_tests(names: list[str], batches: list[int]) -> list[Test]:
+
+def parse_tests(names: list[str], batches: list[int], sampling: dict[str, float]) -> list[Test]:
     """The tests of `--tests`; batch sizes multiply the generation tests, prompts run alone.
+
+    With settings in `sampling` each generation test runs twice: greedily, then with them.
 
     Raises:
       JllamaError: a name that is no test.
@@ -32,6 +42,9 @@ def parse_tests(names: list[str], batches: list[int]) -> list[Test]:
         match = re.fullmatch(r"(pp|tg)(\d{1,7})(?:@d(\d{1,7}))?", name)
         if not match or int(match[2]) < 2:
             raise JllamaError(f"--tests: {name[:40]!r} is no test; write pp512, tg128 or tg128@d1024")
-        for batch in batches if match[1] == "tg" else [1]:
-            tests.append(Test(kind=match[1], count=int(match[2]), depth=int(match[3] or 0), batch=batch))
+        generates = match[1] == "tg"
+        for batch in batches if generates else [1]:
+            for kind in ({}, sampling) if generates and sampling else ({},):
+                count, depth = int(match[2]), int(match[3] or 0)
+                tests.append(Test(kind=match[1], count=count, depth=depth, batch=batch, sampling=kind))
     return tests

@@ -60,6 +60,17 @@ def define_answer_flags() -> None:
 def define_sampling_flags() -> None:
     """The settings of `jllama.GenerationSettings`, under the same names."""
     flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.")
+    define_choice_flags()
+    flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
+    flags.DEFINE_integer(
+        "seed", None, "The same seed gives the same text. Default: one is drawn and reported."
+    )
+    flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
+    flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
+
+
+def define_choice_flags() -> None:
+    """How a token is chosen: the fields of `jllama.sampling.Sampling` but for the bias."""
     flags.DEFINE_float("temperature", 0.0, "Randomness; 0 always takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
     flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p; 1: all.")
@@ -69,12 +80,6 @@ def define_sampling_flags() -> None:
     flags.DEFINE_float("repetition_penalty", 1.0, "Divide the logits of tokens already seen by this; 1: off.")
     flags.DEFINE_float("presence_penalty", 0.0, "Subtract this from the logits of tokens in the answer.")
     flags.DEFINE_float("frequency_penalty", 0.0, "The same for each time that they occur there.")
-    flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
-    flags.DEFINE_integer(
-        "seed", None, "The same seed gives the same text. Default: one is drawn and reported."
-    )
-    flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
-    flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
 
 
 def sampling_settings(defaults: Mapping[str, Any] | None = None) -> Any:

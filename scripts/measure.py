@@ -103,8 +103,9 @@ def run_test(config: ModelConfig, params: Params, test: Test, repetitions: int, 
     cache = KVCache.empty(config, batch=test.batch, max_len=_cache_length(test), dtype=dtype)
     rng = np.random.default_rng(seed)
     once = _prefill_once if test.kind == "pp" else _generate_once
-    _, cache = once(config, params, test, cache, rng)
-    times = []
+    times: list[float] = []
+    for _ in range(2):  # the second time with a cache that a program returned, as every repetition has it
+        _, cache = once(config, params, test, cache, rng)
     for _ in range(repetitions):
         seconds, cache = once(config, params, test, cache, rng)
         times.append(seconds)
@@ -133,7 +134,7 @@ def _generate_once(
     state, first = engine.start_decode(
         _at_length(cache, test.depth),
         rng.standard_normal((test.batch, config.vocab_size), np.float32),
-        Sampling.build(batch=test.batch, vocab_size=config.vocab_size),
+        Sampling.build(batch=test.batch, vocab_size=config.vocab_size, **test.sampling),  # type: ignore[arg-type]
         np.full((test.batch, 1), engine.NO_TOKEN, np.int32),
         np.zeros((test.batch,), np.int32),
         np.zeros((test.batch, 2), np.uint32),
@@ -160,6 +161,8 @@ def summarize(config: ModelConfig, params: Params, test: Test, times: list[float
     row = {
         "test": test.name,
         "batch": test.batch,
+        "sampling": test.sampling,
+        "choice": test.choice,
         "tokens_per_second": tokens / median,
         "spread": (max(times) - min(times)) / median,
         "seconds": times,

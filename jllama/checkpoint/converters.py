@@ -63,11 +63,14 @@ def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
 
 
 def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:
-    """An array or a quantised leaf on the device; `pack`: in the layout that its kernels read."""
-    place = device or jax.devices()[0]
-    if isinstance(leaf, QTensor) and pack and _reads_tiles(place):
+    """An array or a quantised leaf on the device; `pack`: in the layout that its kernels read.
+
+    Bound to a device only if one is named: a program compiled for arrays that are not is compiled anew for
+    those that are, and what it returned with the weights' help would be.
+    """
+    if isinstance(leaf, QTensor) and pack and _reads_tiles(device or jax.devices()[0]):
         return kernels.cpu.tiles(leaf)
-    return jax.device_put(leaf, place)
+    return jax.device_put(leaf, device)
 
 
 def _reads_tiles(place: Any) -> bool:
