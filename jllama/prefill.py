@@ -17,14 +17,16 @@ from jllama.layers.cache import KVCache
 from jllama.model import Params
 from jllama.progress import Bar
 
-CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 512, 2048)}
-
 Progress = Callable[[int], Bar]  # makes a bar for that many tokens
 
+# A GPU reads all weights for any chunk: one that is padded costs less than two.
+CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 128, 256, 512, 1024, 2048)}
+
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
-# A GPU's program runs once for each prompt, each time with other buffers: a CUDA graph would be updated for
-# longer (1.5 ms) than its kernels take to launch one by one behind one another.
-GPU_OPTIONS = {**CUBLAS, "xla_gpu_enable_command_buffer": ""}
+# A short chunk's kernels end sooner than the host can launch the next one: a CUDA graph launches them all.
+# A long one's outlast their launches, but not the graph's update, which each call with other buffers needs.
+SHORT_CHUNK = 512
+ONE_BY_ONE = {**CUBLAS, "xla_gpu_enable_command_buffer": ""}
 
 
 def prefill_chunk(
@@ -53,14 +55,19 @@ def prefill_chunk(
     return jnp.where(n_valid[:, None] > 0, new_logits[:, 0], logits), cache
 
 
+def compiled_chunk(platform: str, size: int) -> Callable[..., tuple[Array, KVCache]]:
+    """`prefill_chunk` of so many tokens under `jit`, as each platform wants it."""
+    return _compiled_chunk(platform == "gpu", size <= SHORT_CHUNK)
+
+
 @functools.cache
-def compiled_chunk(platform: str) -> Callable[..., tuple[Array, KVCache]]:
-    """`prefill_chunk` under `jit`, as each platform wants it."""
+def _compiled_chunk(on_gpu: bool, short: bool) -> Callable[..., tuple[Array, KVCache]]:
+    options = CUBLAS if short else ONE_BY_ONE
     return jax.jit(
         prefill_chunk,
         static_argnames=("config", "platform"),
         donate_argnames=("cache", "logits"),
-        compiler_options=GPU_OPTIONS if platform == "gpu" else None,
+        compiler_options=options if on_gpu else None,
     )
 
 
@@ -113,7 +120,8 @@ def prefill(
     with progress(total) if progress and len(sizes) > 1 else nullcontext() as bar:
         for size in sizes:
             chunk = _chunk(prompts, start, size, used + lengths)
-            logits, cache = compiled_chunk(platform)(config, params, cache, logits, chunk, platform=platform)
+            run = compiled_chunk(platform, size)
+            logits, cache = run(config, params, cache, logits, chunk, platform=platform)
             if bar is not None:
                 jax.block_until_ready(logits)  # else it would count what was asked for, not what is done
                 bar.advance(min(size, total - start))

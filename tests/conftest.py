@@ -22,7 +22,9 @@ def wants_gpu(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Runs before any test module is imported, so before anything reads JAX's settings."""
-    if not wants_gpu(config):
+    if wants_gpu(config):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # xdist's processes share it
+    else:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.jllama_cache = tempfile.mkdtemp(prefix="jllama-xla-")

@@ -14,6 +14,7 @@ from jllama.model import forward
 from jllama.sampling import Sampling
 
 MAX_LEN = 64
+GPU_SIZES = prefill.CHUNK_SIZES["gpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +154,13 @@ def test_chunks(count, chunks):
 def test_of_two_chunks_that_would_do_the_smaller_is_taken():
     assert prefill.chunk_sizes(4, (4, 8, 16)) == [4]
     assert prefill.chunk_sizes(9, (4, 12, 16)) == [12]
+
+
+def test_a_gpu_reads_a_short_prompt_in_one_chunk():
+    """Its weights are read once, whatever the length, and padding at most doubles the work."""
+    for count in range(1, GPU_SIZES[-1] + 1):
+        (size,) = prefill.chunk_sizes(count, GPU_SIZES)
+        assert count <= size <= max(64, 2 * count)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params):
