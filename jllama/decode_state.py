@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jllama import kernels
 from jllama.layers.cache import KVCache
 from jllama.prefill import platform_of
 from jllama.sampling import Sampling, TokenCounts, largest_and_sum, sample
@@ -64,13 +65,14 @@ def start_decode(
       limit: int32 `[B]`, how many tokens a row may generate.
       stop_ids: int32 `[E]`, tokens that end a row; `[NO_TOKEN]` for none.
     """
-    # A GPU's loop must not branch: plain settings get a loop of their own. Elsewhere one serves them all.
-    plain = sampling.plain and platform_of(cache) == "gpu"
-    sampling = dataclasses.replace(sampling, plain=plain)
-    return _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids)
+    platform = platform_of(cache)
+    # On a GPU plain settings get a loop of their own: XLA finds the largest logits of many rows sooner than
+    # our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
+    sampling = dataclasses.replace(sampling, plain=sampling.plain and platform == "gpu")
+    return _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, platform=platform)
 
 
-@partial(jax.jit, donate_argnames=("cache",))
+@partial(jax.jit, donate_argnames=("cache",), static_argnames=("platform",))
 def _start_decode(
     cache: KVCache,
     logits: Array,
@@ -80,6 +82,8 @@ def _start_decode(
     keys: Array,
     limit: Array,
     stop_ids: Array,
+    *,
+    platform: str,
 ) -> tuple[DecodeState, Block]:
     B, V = logits.shape
     state = DecodeState(
@@ -94,12 +98,14 @@ def _start_decode(
         sampling=sampling,
         counts=TokenCounts.of_prompt(prompt, n_prompt, V),
     )
-    state = take_token(state, logits)
+    state = take_token(state, logits, platform)
     return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
 
 
-def take_token(state: DecodeState, logits: Array) -> DecodeState:
-    """Samples the next token of each row that is not done."""
+def take_token(state: DecodeState, logits: Array, platform: str) -> DecodeState:
+    """Samples the next token of each row that is not done, by the platform's kernel where there is one."""
+    if not state.sampling.plain and kernels.chooses_tokens(logits.shape[-1], platform):
+        return _take_by_kernel(state, logits)
     active = ~state.done
     if state.sampling.plain:
         token, total = largest_and_sum(logits)
@@ -119,6 +125,22 @@ def take_token(state: DecodeState, logits: Array) -> DecodeState:
         healthy=state.healthy & finite,
         counts=state.counts if state.sampling.plain else state.counts.add(token, active),
     )
+
+
+def _take_by_kernel(state: DecodeState, logits: Array) -> DecodeState:
+    rows = kernels.gpu.Rows(
+        token=state.token, generated=state.generated, done=state.done, healthy=state.healthy
+    )
+    rows, counts = kernels.gpu.sample_rows(
+        logits,
+        state.sampling,
+        state.counts,
+        rows,
+        keys=state.keys,
+        limit=state.limit,
+        stop_ids=state.stop_ids,
+    )
+    return dataclasses.replace(state, **vars(rows), counts=counts)
 
 
 def _uniform(keys: Array, position: Array) -> Array:

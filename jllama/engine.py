@@ -34,7 +34,7 @@ def decode_step(config: ModelConfig, params: Params, state: DecodeState, platfor
     logits, cache = kernels.forward(
         config, params, state.token[:, None], state.cache, n_valid=active, platform=platform
     )
-    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0])
+    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], platform)
 
 
 def decode_block(

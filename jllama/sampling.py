@@ -37,6 +37,7 @@ class Sampling:
     presence_penalty: Array  # float32 [B]
     frequency_penalty: Array  # float32 [B]
     logit_bias: Array  # float32 [B, V]
+    biased: Array  # bool [B]: whether a row's `logit_bias` holds anything
     # Every row takes the largest logit, with nothing added or taken away: known before anything compiles.
     plain: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
@@ -70,8 +71,10 @@ class Sampling:
         rows: dict[str, Any] = {name: np.full((batch,), value, np.float32) for name, value in numbers.items()}
         rows["top_k"] = np.full((batch,), top_k, np.int32)
         penalties = (repetition_penalty - 1.0, presence_penalty, frequency_penalty)
-        plain = temperature == 0 and not any(penalties) and not any((logit_bias or {}).values())
-        return cls(logit_bias=bias, plain=plain, **rows)  # type: ignore[arg-type]
+        biased = any((logit_bias or {}).values())
+        rows |= {"biased": np.full((batch,), biased), "logit_bias": bias}
+        plain = temperature == 0 and not any(penalties) and not biased
+        return cls(plain=plain, **rows)
 
 
 @jax.tree_util.register_dataclass

@@ -17,7 +17,7 @@ from jllama.layers.cache import KVCache
 from jllama.loading import Model
 from jllama.memory import check_cache
 from jllama.sampling import Sampling
-from jllama.settings import GenerationSettings
+from jllama.settings import CHOICES, GenerationSettings
 
 DEFAULT_MAX_SEQ_LEN = 2048
 STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
@@ -209,5 +209,5 @@ def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
 
 
 def _sampling(settings: GenerationSettings, vocab_size: int) -> Sampling:
-    names = [field.name for field in dataclasses.fields(Sampling) if field.name != "plain"]
+    names = (*CHOICES, "logit_bias")
     return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})

@@ -20,6 +20,7 @@
 #define __host__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 using std::max;
@@ -42,7 +43,7 @@ struct Any {  // a pointer that becomes whatever the kernel's parameter is
   template <class T> operator T*() const { return (T*)at; }
 };
 struct Fiber { ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack; };
-struct Meeting { int arrived = 0, turn = 0; float f[32]; unsigned u[32][10]; float c[32][4]; };
+struct Meeting { int arrived = 0, turn = 0; unsigned long long w[32]; unsigned u[32][10]; float c[32][4]; };
 struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; };
 struct Copy { int block; unsigned dst, bytes, bar; const char* src; };
 
@@ -51,7 +52,7 @@ static Fiber* me;
 static jmp_buf scheduler;
 static std::vector<std::vector<char>> shared_memory;
 static std::vector<std::vector<Barrier>> barriers;
-static std::vector<Meeting> warps, groups;
+static std::vector<Meeting> warps, groups, clusters;
 static std::vector<Copy> copies;
 static int warps_per_block;
 #define threadIdx (Index{me->thread})
@@ -79,16 +80,17 @@ static void __syncwarp() { meet(my_warp(), 32); }
 static void __syncthreads() { meet(groups[me->block * 2], warps_per_block * 32); }
 template <class T> static T exchange(T v, int from) {
   Meeting& m = my_warp();
-  memcpy(&m.f[me->thread % 32], &v, 4);
+  memcpy(&m.w[me->thread % 32], &v, sizeof v);
   meet(m, 32);
   T r;
-  memcpy(&r, &m.f[from], 4);
+  memcpy(&r, &m.w[from], sizeof r);
   meet(m, 32);
   return r;
 }
 template <class T> static T __shfl_xor_sync(unsigned, T v, int mask) { return exchange(v, (me->thread % 32) ^ mask); }
 template <class T> static T __shfl_sync(unsigned, T v, int from) { return exchange(v, from); }
 template <class T> static T __shfl_down_sync(unsigned, T v, int by) { return exchange(v, min(31, me->thread % 32 + by)); }
+template <class T> static T __shfl_up_sync(unsigned, T v, int by) { return exchange(v, max(0, me->thread % 32 - by)); }
 static bool __any_sync(unsigned, bool v) {
   unsigned any = 0;
   for (int i = 0; i < 32; i++) any |= exchange((unsigned)v, i);
@@ -99,6 +101,15 @@ static unsigned __reduce_max_sync(unsigned, unsigned v) {
   for (int i = 0; i < 32; i++) top = max(top, exchange(v, i));
   return top;
 }
+#ifdef CLUSTER
+#define IN_CLUSTERS
+static void cluster_arrive() {}
+static void cluster_wait() { meet(clusters[me->block / CLUSTER], CLUSTER * warps_per_block * 32); }
+template <class T> static T* peer(T* p, int rank) {
+  return (T*)(shared_memory[me->block / CLUSTER * CLUSTER + rank].data() + ((const char*)p - smem));
+}
+#endif
+static unsigned __reduce_min_sync(unsigned, unsigned v) { return ~__reduce_max_sync(~0u, ~v); }
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t both = (uint64_t)b << 32 | a;
   unsigned r = 0;
@@ -110,6 +121,9 @@ template <class T> static T __ldcg(const T* p) { return *p; }
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
 static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static unsigned long long __float2ull_rn(float f) { return (unsigned long long)nearbyintf(f); }
+static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
+static unsigned atomicAdd(unsigned* to, unsigned more) { *to += more; return *to - more; }
 static float __fdividef(float a, float b) { return a / b; }
 static float exp2_fast(float v) { return exp2f(v); }
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
@@ -219,6 +233,7 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
   barriers.assign(blocks, std::vector<Barrier>(shared_bytes / 8));
   warps.assign(blocks * warps_per_block, Meeting());
   groups.assign(blocks * 2, Meeting());
+  clusters.assign(blocks, Meeting());
   copies.clear();
   fibers.clear();
   fibers.resize(blocks * threads);

@@ -101,6 +101,11 @@ def gpu_attention(
     return gpu.prefill_attend if fits else None
 
 
+def chooses_tokens(vocab_size: int, platform: str) -> bool:
+    """Whether `gpu.sample_rows` takes the place of `jllama.sampling`."""
+    return platform == "gpu" and switched_on() and gpu.sampling_supported(vocab_size) is None
+
+
 def switched_on() -> bool:
     """For comparisons: `JLLAMA_KERNELS=0` leaves everything to XLA and its libraries."""
     return os.environ.get("JLLAMA_KERNELS", "1") != "0"

@@ -6,3 +6,6 @@ from jllama.kernels.gpu.decode_attention import attention_supported as attention
 from jllama.kernels.gpu.decode_attention import decode_attend as decode_attend
 from jllama.kernels.gpu.prefill import prefill_attend as prefill_attend
 from jllama.kernels.gpu.prefill import prefill_supported as prefill_supported
+from jllama.kernels.gpu.sample import Rows as Rows
+from jllama.kernels.gpu.sample import sample_rows as sample_rows
+from jllama.kernels.gpu.sample import sampling_supported as sampling_supported

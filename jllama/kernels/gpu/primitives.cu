@@ -116,6 +116,15 @@ __device__ __forceinline__ bool last_of(u32* counter, u32 blocks) {
   __threadfence();
   return last;
 }
+// Blocks of a cluster: each arrives, then waits for all others; where `p` in this block's shared memory lies in that of another.
+#define IN_CLUSTERS __cluster_dims__(CLUSTER, 1, 1)
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+template <class T> __device__ __forceinline__ T* peer(T* p, u32 rank) {
+  u64 there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  return (T*)there;
+}
 __device__ __forceinline__ u64 read_once_policy() {
   u64 policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
