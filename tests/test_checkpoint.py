@@ -26,6 +26,7 @@ from gguf import GGMLQuantizationType as GgmlType
 from helpers import params_from
 
 from jllama.checkpoint import load_params, read_config, read_gguf_fields
+from jllama.checkpoint.converters import placed
 from jllama.checkpoint.dense import aligned_empty
 from jllama.checkpoint.gguf import open_gguf
 from jllama.errors import JllamaError
@@ -223,6 +224,12 @@ def test_the_device_takes_the_host_array_as_it_is(tmp_path, monkeypatch):
     _, params = load(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS)))
     assert filled == {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
     assert not params.norm.committed
+
+
+def test_weights_are_bound_to_a_device_only_if_one_is_named():
+    """Else programs would be compiled twice: for arrays that are bound, and for those that are not."""
+    assert not placed(np.ones(3)).committed
+    assert placed(np.ones(3), device=jax.devices()[0]).committed
 
 
 def test_a_device_may_be_named(tmp_path):

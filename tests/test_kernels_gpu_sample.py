@@ -163,7 +163,7 @@ class Emulated:
                 self.directory, source, name, count, grid=grid, threads=threads, shared=shared
             )
             self.kernels[source] = kernel
-        arrays = [emulation.aligned(a) for a in operands]
+        arrays = [np.array(a) for a in operands]  # copies, changed in place
         kernel([*arrays, *(arrays[operand] for operand in aliases)])
         return [jnp.asarray(arrays[operand]) for operand in aliases]
 

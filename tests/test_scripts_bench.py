@@ -35,6 +35,20 @@ def test_the_table_names_the_quantisation(bench):
     assert outcome.out.startswith("random small · bfloat16 · weights of 8 bit (int8) · cpu · ")
 
 
+def test_sampled_tokens_are_measured_beside_greedy_ones(bench):
+    report = bench("--json", "--tests=tg64,pp8", "--temperature=0.8", "--top_p=0.9").report
+    greedy, sampled, prompt = report["tests"]
+    assert [test["choice"] for test in report["tests"]] == ["greedy", "temperature 0.8, top_p 0.9", ""]
+    assert sampled["sampling"] == {"temperature": 0.8, "top_p": 0.9}
+    assert sampled["of_greedy"] == sampled["tokens_per_second"] / greedy["tokens_per_second"]
+    assert "of_greedy" not in greedy
+    assert "of_greedy" not in prompt
+
+
+def test_a_setting_out_of_range_is_refused(bench):
+    assert_explained(bench("--top_p=2"), "top_p=2.0 must be a number from 1e-09 to 1")
+
+
 def test_what_does_not_fit_is_refused_before_the_first_test(bench):
     outcome = bench("--tests=tg64,tg64@d9999999", "--batch_sizes=1,99999")
     assert_explained(outcome, "for 99999 rows needs|GiB left: leave out|--batch_sizes=99999")
