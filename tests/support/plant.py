@@ -42,13 +42,13 @@ NOTICED = set(FAILED.values())
 class Planter:
     """Runs faults in several trees at once."""
 
-    def __init__(self, table: CoverageMap, directory: Path, jobs: int, budget: float) -> None:
+    def __init__(self, table: CoverageMap, directory: Path, cache: Path, jobs: int, budget: float) -> None:
         self._table, self._budget = table, budget
         self._trees: queue.Queue[Tree] = queue.Queue()
         self._clean: dict[str, bool] = {}  # what tests do without a fault
         for job in range(jobs):
             (directory / str(job)).mkdir()
-            self._trees.put(Tree(directory / str(job), directory / "xla"))
+            self._trees.put(Tree(directory / str(job), cache))
 
     def try_fault(self, fault: Fault) -> dict[str, Any]:
         """Plants one fault; its result."""
@@ -151,7 +151,8 @@ def run_all(todo: list[Fault], results: dict[str, dict[str, Any]], options: argp
         table = CoverageMap(options.map)
         if stale := table.stale():
             print(f"changed since the map was made, so run whole (slower): {' '.join(stale)}")
-        planter = Planter(table, Path(directory), options.jobs, options.budget)
+        cache = options.map.absolute().with_suffix(".xla")  # of the next call too
+        planter = Planter(table, Path(directory), cache, options.jobs, options.budget)
         with ThreadPoolExecutor(options.jobs) as pool, options.results.open("a", encoding="utf-8") as out:
             futures = [pool.submit(planter.try_fault, fault) for fault in todo]
             try:

@@ -86,7 +86,9 @@ class Tree:
     def _environment(self) -> dict[str, str]:
         story = os.environ.get("JLLAMA_STORY") or ROOT.parent / "shared" / "models" / "story"
         kept = {"JLLAMA_STORY": str(story), "PYTHONPATH": str(self.root)}
-        return os.environ | kept | {"JAX_COMPILATION_CACHE_DIR": str(self._cache)}
+        # Most faults leave most programs as they were: their compilation, most of a test's time, is shared.
+        kept |= {"JAX_COMPILATION_CACHE_DIR": str(self._cache)}
+        return os.environ | kept | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def _kill_group(process: subprocess.Popen) -> None:
