@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file."""
 
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _read_spm(fields: Mapping[str, Any]) -> Vocabulary:
     model = SpmModel(
         pieces=tokens,
         scores=list(scores),
-        types=_types(fields, metaspace),
+        types=_types(fields, tokens, metaspace),
         kind=BPE,
         unk_id=_token_id(fields, "unknown") or 0,
         charsmap=_charsmap(fields),
@@ -93,19 +94,19 @@ def _charsmap(fields: Mapping[str, Any]) -> bytes:
     return numbers.astype(np.uint8).tobytes()
 
 
-def _types(fields: Mapping[str, Any], to_bytes: Callable[[str], bytes]) -> list[int]:
-    """The type of each token, with CONTROL for all that is special."""
-    tokens = fields["tokenizer.ggml.tokens"]
-    types = list(fields.get("tokenizer.ggml.token_type", ()))
+def _types(
+    fields: Mapping[str, Any], tokens: list[str], to_bytes: Callable[[str], bytes], also: Iterable[str] = ()
+) -> list[int]:
+    """The type of each token, with CONTROL for all that is special; `also` names more of that."""
     ids = (_token_id(fields, name) for name in ("bos", "eos", "eot", "eom"))
     named = [tokens[token] for token in ids if token is not None]
-    return settle_types(
-        tokens,
-        types if len(types) == len(tokens) else [NORMAL] * len(tokens),
-        to_bytes,
-        named=named,
-        templates=_templates(fields).values(),
-    )
+    given = _given_types(fields)
+    return settle_types(tokens, given, to_bytes, named=[*named, *also], templates=_templates(fields).values())
+
+
+def _given_types(fields: Mapping[str, Any]) -> list[int]:
+    types, count = fields.get("tokenizer.ggml.token_type", ()), len(fields["tokenizer.ggml.tokens"])
+    return types if len(types) == count else [NORMAL] * count
 
 
 def _token_id(fields: Mapping[str, Any], name: str) -> int | None:
@@ -135,13 +136,18 @@ def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
     return bool(given)
 
 
-def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
+def _read_bpe(fields: Mapping[str, Any], also: Iterable[str] = ()) -> Vocabulary:
     tokens = list(fields["tokenizer.ggml.tokens"])
-    types = _types(fields, byte_level)
-    ids = {token: at for at, token in enumerate(tokens)}
-    plain = {token: at for token, at in ids.items() if types[at] not in (CONTROL, UNKNOWN)}
-    atoms = {token: at for token, at in plain.items() if types[at] == USER_DEFINED}
-    encode = AtomEncoder(_bpe_model(fields, plain, _learnt(fields, ids.keys() - plain.keys())), atoms)
+    types = _types(fields, tokens, byte_level, also)
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    # Few tokens are not normal, and a start walks over all only once. Of a text's tokens, the last counts.
+    unusual = {tokens[at]: at for at, kind in enumerate(types) if kind != NORMAL and ids[tokens[at]] == at}
+    special = {token: at for token, at in unusual.items() if types[at] in (CONTROL, UNKNOWN)}
+    atoms = {token: at for token, at in unusual.items() if types[at] == USER_DEFINED}
+    plain = ids.copy()
+    for token in special:
+        del plain[token]
+    encode = AtomEncoder(_bpe_model(fields, plain, _learnt(fields, special)), atoms)
 
     def token_bytes(token: int) -> bytes:
         if token >= len(tokens):
@@ -157,18 +163,16 @@ def _read_bpe(fields: Mapping[str, Any]) -> Vocabulary:
         size=len(tokens),
         base_size=len(tokens),
         ids=ids,
-        specials={token: Special(text=token, id=at) for token, at in ids.items() if token not in plain},
+        specials={token: Special(text=token, id=at) for token, at in special.items()},
+        added=atoms.keys(),
+        remake=partial(_read_bpe, fields),
     )
 
 
-def _learnt(fields: Mapping[str, Any], specials: Set[str]) -> set[str]:
+def _learnt(fields: Mapping[str, Any], special: Mapping[str, int]) -> set[str]:
     """Those special tokens that the file has as ordinary ones: merges may lead to them."""
-    tokens = fields["tokenizer.ggml.tokens"]
-    types = list(fields.get("tokenizer.ggml.token_type", ()))
-    if len(types) != len(tokens):
-        return set(specials)
-    control = {token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)}
-    return set(specials - control)
+    types = _given_types(fields)
+    return {token for token, at in special.items() if types[at] not in (CONTROL, UNKNOWN)}
 
 
 def _bpe_model(fields: Mapping[str, Any], vocab: dict[str, int], unwanted: Set[str]) -> tokenizers.Tokenizer:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.traced_text import GIVEN, Traced, join_traced, runs, without_surrogates
+from jllama.surrogates import without_surrogates
+from jllama.traced_text import GIVEN, Traced, join_traced, runs
 
 Ids = Sequence[int]
 Render = Callable[[list[dict[str, Any]], bool], Traced]

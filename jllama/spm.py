@@ -1,8 +1,9 @@
 """SentencePiece vocabularies (a `tokenizer.model`, or a GGUF's `llama` tokens) made to encode."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import tokenizers
@@ -63,7 +64,12 @@ class SpmModel:
             base_size=len(self.pieces),
             ids=ids,
             specials=special | dict(extra),
+            added=[piece for _, piece in _of(self, USER_DEFINED)],
+            remake=lambda also: self._with_special(also).vocabulary(extra),
         )
+
+    def _with_special(self, also: Set[str]) -> "SpmModel":
+        return replace(self, types=settle_types(self.pieces, self.types, named=also, by_name=False))
 
 
 class SpmEncoder:
@@ -120,12 +126,12 @@ def settle_types(
     **hints: Any,
 ) -> list[int]:
     """`types` with CONTROL for every piece that is special, whatever its file says; see `special_texts`."""
-    symbols = (piece for piece, kind in zip(pieces, types, strict=True) if kind == USER_DEFINED)
-    special = special_texts(set(pieces), to_bytes, added=symbols, **hints)
-    return [
-        CONTROL if piece in special and kind != UNKNOWN else kind
-        for piece, kind in zip(pieces, types, strict=True)
-    ]
+    symbols = [pieces[at] for at, kind in enumerate(types) if kind == USER_DEFINED]
+    special = special_texts(frozenset(pieces), to_bytes, added=symbols, **hints)
+    settled = list(types)
+    for at in compress(range(len(pieces)), map(special.__contains__, pieces)):
+        settled[at] = UNKNOWN if types[at] == UNKNOWN else CONTROL
+    return settled
 
 
 def _of(model: SpmModel, *types: int) -> Iterator[tuple[int, str]]:

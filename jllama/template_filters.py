@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
-from jinja2.filters import do_indent, do_replace, do_round, do_sum, make_attrgetter, sync_do_slice
+from jinja2.filters import do_replace, do_round, do_sum, make_attrgetter, sync_do_slice
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 
@@ -20,7 +20,7 @@ from jllama.template_prices import (
     pay_for_replace,
     text_of,
 )
-from jllama.traced_text import join_traced, printed, traced
+from jllama.traced_text import Traced, join_traced, printed, traced
 
 # Left out of jinja2's own: what chat templates do not use and what is slow on hostile text.
 NAMES = """abs attr batch capitalize center count d default dictsort e escape first float format
@@ -135,7 +135,12 @@ def _replace(eval_ctx: Any, s: Any, old: Any, new: Any, count: int | None = None
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     size = len(width) if isinstance(width, str) else width
     current_meter().spend((count_of(s, LINE_ENDS) + 1) * (size + UNITS_PER_NODE))
-    return do_indent(s, width, first, blank)
+    blanks = width if isinstance(width, str) else " " * width
+    lines = (printed(s) + "\n").splitlines()
+    # As jinja2's own, which joins the lines as plain texts.
+    return Traced("\n").join(
+        [blanks + line if (first if at == 0 else line or blank) else line for at, line in enumerate(lines)]
+    )
 
 
 def _trim(value: Any, chars: str | None = None) -> str:
@@ -146,7 +151,7 @@ def _trim(value: Any, chars: str | None = None) -> str:
 
 def _center(value: Any, width: int = 80) -> str:
     current_meter().spend(width)
-    return str(value).center(width)
+    return printed(value).center(width)
 
 
 def _format(value: Any, *args: Any, **kwargs: Any) -> str:

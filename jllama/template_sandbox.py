@@ -23,7 +23,8 @@ from markupsafe import Markup
 from jllama import template_filters, template_prices
 from jllama.template_instrument import Instrument
 from jllama.template_meter import TemplateRefused, current_meter
-from jllama.traced_text import Traced, braces, concatenate, traced
+from jllama.traced_format import braces
+from jllama.traced_text import Traced, concatenate, traced
 
 MAX_SOURCE_CHARS = 1 << 16
 

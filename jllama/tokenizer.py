@@ -1,7 +1,7 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from jllama.errors import JllamaError
 from jllama.file_errors import file_errors
 from jllama.special_tokens import SpecialTokens
 from jllama.splice import Splices
-from jllama.traced_text import SURROGATES, Traced, without_surrogates
-from jllama.turn_ends import turn_ends
+from jllama.surrogates import without_surrogates
+from jllama.traced_text import Traced, blotted
+from jllama.turn_ends import turn_ends, turn_tokens
 from jllama.vocabulary import ADVICE, Settings, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -47,6 +48,8 @@ class Tokenizer:
         self.vocab_size, self.base_vocab_size = vocabulary.size, vocabulary.base_size
         self.bos_id = settings.bos_id
         self.chat_templates = settings.templates
+        self._compiled: dict[str, ChatTemplate] = {}
+        self._readers: dict[Set[str], Tokenizer] = {}
 
     @classmethod
     def from_dir(cls, path: str | Path) -> "Tokenizer":
@@ -92,7 +95,7 @@ class Tokenizer:
 
     def turn_ends(self, template: ChatTemplate) -> tuple[str, ...]:
         """The texts of the special tokens that end a turn in this template."""
-        return turn_ends(template, self._specials)
+        return turn_ends(template, self._reader(template)._specials)
 
     def special_id(self, text: str | None) -> int | None:
         """The id of the special token that is spelt so, if there is one."""
@@ -148,7 +151,9 @@ class Tokenizer:
             JllamaError: there is no such template, or it does not take these messages.
         """
         chosen = template if isinstance(template, ChatTemplate) else self._template(template, tools)
-        ids = self._encode_parts(self._render(chosen, add_generation_prompt, list(messages), tools, extra))
+        reader = self._reader(chosen)
+        rendered = reader._render(chosen, add_generation_prompt, list(messages), tools, extra)
+        ids = reader._encode_parts(rendered)
         while self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             del ids[0]
         return ids
@@ -161,6 +166,14 @@ class Tokenizer:
         """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
         return StreamDecoder(self._detokenizer, prompt_ids)
 
+    def _reader(self, template: ChatTemplate) -> "Tokenizer":
+        """This tokenizer, or one for which the turn tokens that the template writes are special, too."""
+        if not (new := turn_tokens(template, self._vocabulary)):
+            return self
+        if new not in self._readers:
+            self._readers[new] = Tokenizer(self._vocabulary.remake(new), self._settings)
+        return self._readers[new]
+
     def _render(
         self, template: ChatTemplate, add_generation_prompt: bool, *given: Any
     ) -> Iterator[str | int]:
@@ -172,7 +185,7 @@ class Tokenizer:
 
         for stretch in Splices(settle_parts(messages, render)).render(render, add_generation_prompt):
             if isinstance(stretch, Traced):
-                yield from self._specials.split(Traced(SURROGATES.sub("\ufffd", stretch), stretch.origins))
+                yield from self._specials.split(blotted(stretch))
             else:
                 yield from stretch
 
@@ -192,7 +205,10 @@ class Tokenizer:
                 f"the model has no chat template {name!r} (it has: {have}).",
                 "Use plain text with --nochat_template; in chat.py, another --transcript.",
             )
-        return self.compile_template(templates[name])
+        source = templates[name]
+        if source not in self._compiled:
+            self._compiled[source] = self.compile_template(source)
+        return self._compiled[source]
 
 
 def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name: str) -> tuple:

@@ -1,7 +1,7 @@
 """The tokenizer in a Hugging Face directory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,22 @@ class Directory:
     """The JSON files of one directory; a missing one is an empty one."""
 
     path: Path
+    _read: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        return read_object(path) if path.exists() else {}
+        if name not in self._read:
+            path = self.path / name
+            self._read[name] = read_object(path) if path.exists() else {}
+        return self._read[name]
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """tokenizer_config.json, completed by special_tokens_map.json."""
         return {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
+
+    @cached_property
+    def templates(self) -> dict[str, str]:
+        return _templates(self)
 
     def token_text(self, name: str) -> str | None:
         token = self.config.get(name)
@@ -61,7 +68,7 @@ def _from_json(directory: Directory) -> tuple[Vocabulary, Settings]:
         directory.path / "tokenizer.json",
         _ending_texts(directory),
         _eos_ids(directory) | ({bos} if bos is not None else set()),
-        _templates(directory).values(),
+        directory.templates.values(),
     )
     return vocabulary, _settings(directory, vocabulary, affixes)
 
@@ -76,8 +83,8 @@ def _from_spm(directory: Directory) -> tuple[Vocabulary, Settings]:
     every = directory.config.get("legacy") is not False
     ids = {*_eos_ids(directory), model.bos_id, model.eos_id}
     named = {*_ending_texts(directory), *(piece for at, piece in enumerate(model.pieces) if at in ids)}
-    templates = _templates(directory).values()
-    # SentencePiece takes its user-defined symbols out of any text.
+    templates = directory.templates.values()
+    # SentencePiece takes its user-defined symbols out of any text; a template in use makes some special.
     types = settle_types(model.pieces, model.types, named=named, templates=templates, by_name=False)
     model = replace(model, every_stretch=every, types=types)
     vocabulary = model.vocabulary(_extra_tokens(directory, model))
@@ -100,7 +107,7 @@ def _settings(
     model: SpmModel | None = None,
 ) -> Settings:
     named = {name: directory.token_text(name) for name in TOKEN_NAMES}
-    templates = _templates(directory)
+    templates = directory.templates
     bos = _bos_id(directory, vocabulary.ids, model)
     eos = vocabulary.ids.get(named["eos_token"] or "", model.eos_id if model else None)
     ends = {eos, *_eos_ids(directory), *ending_ids(vocabulary, templates)}

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,13 @@ def read_json_vocabulary(
     _check_post_processor(inner, file)
     inner.no_truncation()
     inner.no_padding()
+    vocabulary = _vocabulary(inner, named_texts, named_ids, tuple(templates))
+    return vocabulary, _affixes(inner)
+
+
+def _vocabulary(
+    inner: tokenizers.Tokenizer, named_texts: Set[str], named_ids: Set[int], templates: tuple[str, ...]
+) -> Vocabulary:
     state = inner.decoder.__getstate__() if inner.decoder else None
     to_bytes, drop_blanks = from_decoder_json(state and state.decode())
     added = inner.get_added_tokens_decoder()
@@ -57,7 +64,12 @@ def read_json_vocabulary(
     named = {*named_texts, *map(text_of, named_ids)}
     also = special_texts(ids, to_bytes, added=contents, named=named, templates=templates)
     specials = _specials(ids, added, also)
-    vocabulary = Vocabulary(
+
+    def remake(also: Set[str]) -> Vocabulary:
+        copy = tokenizers.Tokenizer.from_str(inner.to_str())
+        return _vocabulary(copy, named_texts | also, named_ids, templates)
+
+    return Vocabulary(
         encode=JsonEncoder(inner, specials),
         token_bytes=token_bytes,
         drop_blanks=drop_blanks,
@@ -65,8 +77,9 @@ def read_json_vocabulary(
         base_size=inner.get_vocab_size(with_added_tokens=False),
         ids=ids,
         specials=specials,
+        added=[content for content in contents if content not in specials],
+        remake=remake,
     )
-    return vocabulary, _affixes(inner)
 
 
 class JsonEncoder:

@@ -8,13 +8,16 @@ never forged.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from string import Formatter
+from itertools import pairwise
 from typing import Any, SupportsIndex
+
+import numpy as np
+
+from jllama.surrogates import SURROGATES, has_utf8_form, without_surrogates
 
 OWN, GIVEN = "t", "g"
 # A field of `%`: its name in a mapping, the rest, and the letter that says how.
 PERCENT = re.compile(r"%(?:\((?P<name>[^)]*)\))?(?P<rest>[^a-zA-Z%]*)(?P<kind>[a-zA-Z%])")
-SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Traced(str):
@@ -39,10 +42,10 @@ class Traced(str):
         # Text that is marked as HTML escapes what it is added to.
         if not isinstance(other, str) or hasattr(other, "__html__"):
             return NotImplemented
-        return join_traced([self, other])
+        return Traced(str.__add__(self, other), self.origins + _origins(other))
 
     def __radd__(self, other: str) -> str:
-        return join_traced([other, self])
+        return Traced(str.__add__(other, self), _origins(other) + self.origins)
 
     def __mul__(self, times: SupportsIndex) -> "Traced":
         return Traced(str.__mul__(self, times), self.origins * times)
@@ -66,6 +69,24 @@ class Traced(str):
 
     def strip(self, chars: str | None = None, /) -> "Traced":
         return self.lstrip(chars).rstrip(chars)
+
+    def center(self, width: SupportsIndex, fill: str = " ", /) -> "Traced":
+        padded = str.center(self, width, fill)
+        missing = len(padded) - len(self)
+        # As Python has it: of an odd number, the greater half is on the left in an odd width.
+        return self._padded(padded, missing // 2 + (missing & len(padded) & 1), fill)
+
+    def ljust(self, width: SupportsIndex, fill: str = " ", /) -> "Traced":
+        return self._padded(str.ljust(self, width, fill), 0, fill)
+
+    def rjust(self, width: SupportsIndex, fill: str = " ", /) -> "Traced":
+        padded = str.rjust(self, width, fill)
+        return self._padded(padded, len(padded) - len(self), fill)
+
+    def zfill(self, width: SupportsIndex, /) -> str:
+        padded = str.zfill(self, width)
+        sign = self[: int(self.startswith(("+", "-")))]
+        return join_traced([sign, self[len(sign) :].rjust(len(padded) - len(sign), "0")])
 
     def removeprefix(self, prefix: str, /) -> "Traced":
         return self[len(prefix) :] if self.startswith(prefix) else self
@@ -117,6 +138,10 @@ class Traced(str):
     def casefold(self) -> str:
         return self._recased(str.casefold)
 
+    def _padded(self, padded: str, before: int, fill: str) -> "Traced":
+        behind = len(padded) - len(self) - before
+        return Traced(padded, _origins(fill) * before + self.origins + _origins(fill) * behind)
+
     def _recased(self, change: Callable[[str], str]) -> str:
         # No change of case drops a character, so that of an equal length each stands for itself.
         text = change(self)
@@ -148,6 +173,8 @@ def printed(value: Any) -> Traced:
 def join_traced(parts: Iterable[str], otherwise: str = GIVEN) -> Traced:
     """All the parts in a row; plain `str`s among them are of the origin `otherwise`."""
     parts = [*parts]
+    if len(parts) == 1 and isinstance(parts[0], Traced):
+        return parts[0]
     return Traced("".join(parts), "".join(_origins(part, otherwise) for part in parts))
 
 
@@ -172,30 +199,16 @@ def runs(text: str) -> Iterator[tuple[int, int, str]]:
     if not isinstance(text, Traced):
         yield 0, len(text), OWN
         return
-    for match in re.finditer(r"(.)\1*", text.origins, re.DOTALL):
-        yield match.start(), match.end(), match[1]
+    # An origin may be any character, half a surrogate pair, too.
+    codes = np.frombuffer(text.origins.encode("utf-32-le", "surrogatepass"), np.uint32)
+    borders = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(text)]
+    for start, end in pairwise(borders if text else ()):
+        yield start, end, text.origins[start]
 
 
-def braces(
-    pattern: Traced, whole: str, write_field: Callable[[str], str], args: tuple, kwargs: Mapping
-) -> Traced:
-    """`whole`, which is `pattern.format(*args, **kwargs)`; `write_field` formats a pattern of one field."""
-    origin = OWN if set(pattern.origins) <= {OWN} else GIVEN
-    pieces: list[str] = []
-    count = 0
-    for literal, name, spec, conversion in Formatter().parse(pattern):
-        pieces.append(Traced(literal, origin))
-        if name is None:
-            continue
-        if "{" in (spec or ""):  # a field in a field
-            return Traced(whole)
-        if not name or name[0] in ".[":
-            name, count = f"{count}{name}", count + 1
-        value: Any = args[int(name)] if name.isdecimal() else kwargs.get(name)
-        field = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
-        is_text = isinstance(value, Traced) and not (spec or conversion)
-        pieces.append(value if is_text else write_field(field))
-    return _checked(pieces, whole)
+def blotted(text: Traced) -> Traced:
+    """The text, each half of a surrogate pair in it replaced: what a template wrote may hold some."""
+    return text if has_utf8_form(text) else Traced(SURROGATES.sub("\ufffd", text), text.origins)
 
 
 def _percent(pattern: Traced, values: Any) -> Traced:
@@ -209,7 +222,7 @@ def _percent(pattern: Traced, values: Any) -> Traced:
         pieces.append(Traced(str.__str__(pattern)[at : match.start()], origin))
         at = match.end()
         pieces.append(_percent_field(match, values, rest, origin))
-    return _checked([*pieces, Traced(str.__str__(pattern)[at:], origin)], whole)
+    return checked([*pieces, Traced(str.__str__(pattern)[at:], origin)], whole)
 
 
 def _percent_field(match: re.Match[str], values: Any, rest: Iterator[Any], origin: str) -> str:
@@ -221,19 +234,10 @@ def _percent_field(match: re.Match[str], values: Any, rest: Iterator[Any], origi
     return str.__mod__("%" + match["rest"] + match["kind"], (value,))
 
 
-def _checked(pieces: list[str], whole: str) -> Traced:
+def checked(pieces: list[str], whole: str) -> Traced:
     """The pieces in a row, if they make `whole`; else that, given."""
     made = join_traced(pieces)
     return made if made == whole else Traced(whole)
-
-
-def without_surrogates(text: str) -> str:
-    """Half a surrogate pair (from a file name or a broken escape) has no UTF-8 form."""
-    return (
-        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if SURROGATES.search(text)
-        else text
-    )
 
 
 def _origins(text: str, otherwise: str = GIVEN) -> str:

@@ -1,11 +1,24 @@
-"""Which special tokens end a turn where a chat template writes it."""
+"""What a chat template in use makes of tokens: which are special in it, and which of them end a turn."""
 
 from jllama.chat_template import ChatTemplate
 from jllama.errors import JllamaError
-from jllama.special_tokens import END_OF_TURN, SpecialTokens
+from jllama.special_tokens import END_OF_TURN, SpecialTokens, special_texts
+from jllama.vocabulary import Vocabulary
 
 ANSWER = "\ufffc"
 TURN = ({"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER})
+
+
+def turn_tokens(template: ChatTemplate, vocabulary: Vocabulary) -> frozenset[str]:
+    """Those that are ordinary tokens of this vocabulary, but special while the template is in use."""
+    found = special_texts(
+        vocabulary.ids,
+        lambda text: vocabulary.token_bytes(vocabulary.ids[text]),
+        added=vocabulary.added,
+        templates=[template.source],
+        by_name=False,
+    )
+    return frozenset(found - vocabulary.specials.keys())
 
 
 def turn_ends(template: ChatTemplate, specials: SpecialTokens) -> tuple[str, ...]:

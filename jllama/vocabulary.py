@@ -1,7 +1,7 @@
 """What every kind of tokenizer file boils down to."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 import tokenizers
@@ -23,6 +23,8 @@ class Vocabulary:
     base_size: int  # without tokens that were added to the finished vocabulary
     ids: Mapping[str, int]
     specials: Mapping[str, Special]
+    added: Collection[str]  # ordinary tokens that are found in any text before it is cut
+    remake: Callable[[Set[str]], "Vocabulary"]  # the same, with these tokens special, too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,3 +171,18 @@ def test_errors_in_use_are_errors_of_ours():
     model = models.BPE({"a": 0}, [], unk_token="<nope>")
     with pytest.raises(JllamaError, match="nope"):
         AtomEncoder(tokenizers.Tokenizer(model), {})("xyz")
+
+
+def test_of_conflicting_files_tokenizer_config_wins(tmp_path):
+    text = byte_level_json(added=[("<a>", True), ("<b>", True)])
+    files = {"special_tokens_map": {"bos_token": "<a>"}, "tokenizer_config": {"bos_token": "<b>"}}
+    assert Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=text, **files)).bos_id == 257
+
+
+@pytest.mark.parametrize(
+    ("config", "alike"), [({}, True), ({"legacy": None}, True), ({"legacy": False}, False)]
+)
+def test_without_legacy_a_blank_stands_behind_special_tokens(tmp_path, config, alike):
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", tokenizer_config=config))
+    first, later = (tokenizer.encode("ab", add_special=False, begins=begins) for begins in (True, False))
+    assert (first == later) == alike
