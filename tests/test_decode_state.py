@@ -138,3 +138,10 @@ def test_a_rows_limit_and_stop_ids(tiny_config):
         assert state.generated.tolist() == [count]
         assert state.done.tolist() == [True]
         assert state.counts.answer[0, 7] == count
+
+
+def test_a_row_that_is_done_stays_healthy_whatever_its_logits(tiny_config):
+    state, _ = begin(tiny_config, batch=2)
+    state = dataclasses.replace(state, done=jnp.array([True, False]))
+    state = take_token(state, jnp.full((2, V), jnp.nan), "cpu")
+    np.testing.assert_array_equal(state.healthy, [True, False])

@@ -31,6 +31,7 @@ MODELS = {
     "tied_gelu": dict(tie_word_embeddings=True, hidden_act="gelu"),
     "biases_tanh": dict(attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh"),
     "window": dict(sliding_window=5),
+    "window_of_single_queries": dict(sliding_window=5, num_key_value_heads=6),
     "odd_sizes": dict(hidden_size=70, intermediate_size=51, head_dim=18, hidden_act="relu"),
     "one_head": dict(num_attention_heads=1, num_key_value_heads=1, head_dim=96),
     "eight_queries": dict(num_attention_heads=8, num_key_value_heads=1, head_dim=12),

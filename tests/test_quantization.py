@@ -42,6 +42,12 @@ def test_constant_and_zero_rows_survive():
         np.testing.assert_allclose(dequantize(quantize(w, scheme)), w, atol=2e-3)
 
 
+def test_a_step_too_small_for_float16_keeps_the_order_of_its_weights():
+    """The scale is rounded down to float16's smallest number, so that the largest weights lie beyond 15 steps."""
+    w = jnp.linspace(0.0, 15 * 1.4 * 2.0**-24, 32)[None]
+    assert (np.diff(np.asarray(dequantize(quantize(w, Scheme(bits=4, group=32))))) >= 0).all()
+
+
 def test_rows_that_groups_do_not_divide_are_refused():
     with pytest.raises(JllamaError, match="use int8"):
         quantize(jnp.zeros((2, 40)), Scheme(bits=4, group=32))
