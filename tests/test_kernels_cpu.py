@@ -33,6 +33,7 @@ MODELS = {
     "window": dict(sliding_window=5),
     "window_of_single_queries": dict(sliding_window=5, num_key_value_heads=6),
     "odd_sizes": dict(hidden_size=70, intermediate_size=51, head_dim=18, hidden_act="relu"),
+    "large_epsilon": dict(rms_norm_eps=0.1),
     "one_head": dict(num_attention_heads=1, num_key_value_heads=1, head_dim=96),
     "eight_queries": dict(num_attention_heads=8, num_key_value_heads=1, head_dim=12),
 }
