@@ -7,6 +7,7 @@ import tokenizers
 from tokenizer_helpers import SPM, TEXT, gguf_tokenizer, gguf_tokenizer_fields, spm_as_gguf
 from tokenizers import models
 
+from jllama.detokenizer import Detokenizer, StreamDecoder
 from jllama.tokenizer import Tokenizer
 
 FULL = "\N{REPLACEMENT CHARACTER}"
@@ -106,6 +107,12 @@ def test_leading_space(story):
     blank = story.encode(" ", add_special=False)[0]
     assert streamed(story, [blank, blank], ids[:2])[0] == [" ", " "]
     assert streamed(story, [blank, blank], ids[:1])[0] == ["", " "]
+
+
+def test_as_many_blanks_are_dropped_as_the_decoder_strips():
+    """Of the start of a text alone, however its blanks are cut into tokens."""
+    stream = StreamDecoder(Detokenizer([b" ", b"  ", b"  a"].__getitem__, drop_blanks=2))
+    assert [stream.push(token) for token in (0, 2, 1)] == ["", " a", "  "]
 
 
 def test_ids_beyond_the_vocabulary_are_silent(smollm2, story):
