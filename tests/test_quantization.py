@@ -43,7 +43,7 @@ def test_constant_and_zero_rows_survive():
 
 
 def test_a_step_too_small_for_float16_keeps_the_order_of_its_weights():
-    """The scale is rounded down to float16's smallest number, so that the largest weights lie beyond 15 steps."""
+    """Its scale is rounded down to float16's smallest number: the largest weights lie beyond 15 steps."""
     w = jnp.linspace(0.0, 15 * 1.4 * 2.0**-24, 32)[None]
     assert (np.diff(np.asarray(dequantize(quantize(w, Scheme(bits=4, group=32))))) >= 0).all()
 
