@@ -23,11 +23,14 @@ def save(
 ) -> list[Path]:
     """Writes all branches and the settings: all files whole, or none.
 
+    An older cache beside the file goes, unless it is written anew: it would be of another conversation.
+
     Args:
       conversation: what is saved.
       settings: saved with it.
       path: of the JSON file. An older conversation there is replaced, any other file is not.
-      cache: also write the current branch's cache beside it, as `PATH.safetensors`.
+      cache: also write the current branch's cache beside it, as `PATH.safetensors`; an answer that is being
+        read ends first, with what came.
 
     Returns:
       The files written.
@@ -35,15 +38,19 @@ def save(
     Raises:
       JllamaError: a file can't be written, or is in the way.
     """
-    target, document = resolved(path), _document(conversation, settings)
+    target = resolved(path)
     files = [target, cache_path(target)][: 1 + cache]
     check_overwrite(target, FORMAT)
     if cache:
         archive_cache.check_overwrite(files[1])
+        conversation.branch.streams.end()  # it has the cache
+    document = _document(conversation, settings)
     with replacing(*files) as temporary:
         if cache:
             document["cache_sha256"] = archive_cache.write(conversation, temporary[1])
         write_document(document, temporary[0])
+    if not cache:
+        archive_cache.remove(cache_path(target))
     return files
 
 
@@ -63,7 +70,10 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     remarks += _check_template(transcript, document)
     messages, foreign = _own_messages(document.messages, conversation.model.tokenizer)
     if foreign:
-        remarks.append(f"{foreign} answers come from another tokenizer: their text is used, not their tokens")
+        remarks.append(
+            f"the text of {foreign} answer{'s' * (foreign > 1)} was changed or comes from another tokenizer: "
+            "it is read anew"
+        )
     branches = {
         name: Branch(
             session=Session(conversation.model, max_seq_len=conversation.max_seq_len),
@@ -149,15 +159,18 @@ def _check_template(transcript: Transcript, document: Document) -> list[str]:
 
 
 def _own_messages(messages: list[Message], tokenizer: Tokenizer) -> tuple[list[Message], int]:
-    """The messages, without token ids that do not spell their text, and how many those were."""
+    """The messages, without token ids that do not spell their text, and of how many answers that is so."""
     checked = [_without_foreign_ids(message, tokenizer) for message in messages]
-    return checked, sum(new is not old for new, old in zip(checked, messages, strict=True))
+    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+    return checked, sum(checked[at] is not messages[at] for at in answers)
 
 
 def _without_foreign_ids(message: Message, tokenizer: Tokenizer) -> Message:
     ids = message.token_ids
     if ids is None:
         return message
+    if message.role != "assistant":
+        return dataclasses.replace(message, token_ids=None)  # `save` writes none: the text alone is read
     known = all(0 <= token < tokenizer.vocab_size for token in ids)
     if known and tokenizer.decode(ids).lstrip() == message.content:
         return message

@@ -46,12 +46,21 @@ def write(conversation: Conversation, path: Path) -> str:
 
 def check_overwrite(path: Path) -> None:
     """Refuses to replace a file that is no cache of ours: it may be a model."""
-    if not path.exists():
-        return
+    if path.exists() and not _is_ours(path):
+        raise JllamaError(f"{path} exists and is no saved cache: give another name")
+
+
+def remove(path: Path) -> None:
+    """Removes a cache that no conversation uses any more; a file that is no cache of ours stays."""
+    with contextlib.suppress(OSError):
+        if _is_ours(path):
+            path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
     with contextlib.suppress(OSError, safetensors.SafetensorError):
-        if path.is_file() and _metadata(path).get("format") == FORMAT:
-            return
-    raise JllamaError(f"{path} exists and is no saved cache: give another name")
+        return path.is_file() and _metadata(path).get("format") == FORMAT
+    return False
 
 
 def read_into(session: Session, path: Path, sha256: str) -> None:

@@ -9,19 +9,22 @@ from pathlib import Path
 import safetensors
 
 from jllama.errors import JllamaError
-from jllama.paths import expanded
+from jllama.paths import expanded, special_kind
 
 
 def resolved(path: str | Path) -> Path:
-    """The file that a path means, `~` expanded and links followed.
+    """The file that a path means, there or not, `~` expanded and links followed.
 
     Raises:
-      JllamaError: it is there and no file, or the name can't be used.
+      JllamaError: a directory, FIFO, socket or device is there, a link leads to itself, or the name can't be
+        used.
     """
     with reported(path, "use"):
         target = Path(os.path.realpath(expanded(path)))
-        if target.exists() and not target.is_file():
-            raise JllamaError(f"{path} is not a file: give another name")
+        if target.is_symlink():
+            raise JllamaError(f"{path} is a link that leads to itself: give another name")
+        if target.exists() and (kind := special_kind(target)):
+            raise JllamaError(f"{path} is {kind}, not a file: give the name of a file")
         return target
 
 

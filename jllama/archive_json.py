@@ -95,8 +95,8 @@ def read_document(path: Path, wanted_format: str) -> Document:
         raise damaged(path, str(error)) from None
     except json.JSONDecodeError as error:
         raise damaged(path, f"line {error.lineno}: {error.msg}") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise damaged(path, str(error)) from None
+    except ValueError:
+        raise damaged(path, "a number in it has thousands of digits") from None
     except RecursionError:
         raise damaged(path, "it nests too deeply") from None
     except KeyError as error:
@@ -162,11 +162,18 @@ def _branch(item: Any, messages: list[Message]) -> SavedBranch:
 def _settings(data: dict[str, Any]) -> GenerationSettings:
     try:
         given = _a(dict, data.get("logit_bias", {}), "logit_bias")
-        bias = {int(token): value for token, value in given.items()}
+        bias = {_token(name): value for name, value in given.items()}
         stop = tuple(_a(list, data.get("stop", []), "stop"))
         return build_settings(**{**data, "logit_bias": bias, "stop": stop})
-    except (JllamaError, ValueError) as error:
+    except JllamaError as error:
         raise DamagedError(f"its settings: {error}") from None
+
+
+def _token(name: str) -> int:
+    try:
+        return int(name)
+    except ValueError:
+        raise DamagedError(f"logit_bias names {name[:40]!r}, which is no token id") from None
 
 
 def _name(name: str) -> str:

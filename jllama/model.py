@@ -98,9 +98,10 @@ def forward(
       that finds the cache full is not kept, and its logits are NaN.
 
     Raises:
-      JllamaError: tokens do not fit in the cache. Only where lengths are known: under `jit` or `vmap` the
-        NaN must do.
+      JllamaError: tokens are no such array; or they do not fit in the cache, but only where lengths are
+        known: under `jit` or `vmap` the NaN must do.
     """
+    check_tokens(tokens, rows=cache.keys[0].shape[0])
     B, T = tokens.shape
     n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
     check_room(cache, n_valid)
@@ -117,6 +118,18 @@ def forward(
             x, own = block(config, p, x, cache.layer(layer), rope, only=only, attend_fn=attend_fn)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
+
+
+def check_tokens(tokens: Array, *, rows: int) -> None:
+    """Refuses what is no array of whole numbers `[B, T]` with the cache's rows."""
+    is_array = isinstance(tokens, jax.Array | np.ndarray)
+    is_whole = is_array and tokens.ndim == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
+    if is_whole and tokens.shape[0] == rows and tokens.shape[1] > 0:
+        return
+    given = f"{tokens.dtype} {list(tokens.shape)}" if is_array else f"a {type(tokens).__name__}"
+    raise JllamaError(
+        f"tokens are {given}; they must be an int32 array [B, T] of the cache's B = {rows} rows, T at least 1"
+    )
 
 
 def check_room(cache: KVCache, n_valid: Array) -> None:

@@ -36,10 +36,20 @@ def check_file(path: Path) -> None:
       JllamaError: it is a directory, FIFO, socket or device.
       OSError: there is nothing, or it can't be looked at.
     """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((name for name, is_kind in _KINDS.items() if is_kind(mode)), "a device")
+    if kind := special_kind(path):
         raise JllamaError(f"{path} is {kind} where a file is due; put the file itself there")
+
+
+def special_kind(path: Path) -> str | None:
+    """What is there instead of a file, such as `a directory`; None of a file.
+
+    Raises:
+      OSError: there is nothing, or it can't be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for name, is_kind in _KINDS.items() if is_kind(mode)), "a device")
 
 
 def cache_dir(*parts: str, writable: bool = True) -> Path:

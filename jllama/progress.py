@@ -1,4 +1,4 @@
-"""A progress bar on stderr for what takes over a second; quicker work shows nothing."""
+"""A progress bar on stderr for what takes over a second, or surely will; quicker work shows nothing."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 PATIENCE = 1.0  # seconds before the bar appears
+LONG_PROMPT = 512  # tokens: the bar of a longer one does not wait
 
 
 def shown(wanted: bool = True) -> bool:
@@ -75,6 +76,12 @@ class PromptBar(Bar):
 
     def __init__(self, total: int) -> None:
         super().__init__("reading the prompt", total)
+        self._is_long = total > LONG_PROMPT
+
+    def __enter__(self) -> Self:
+        if self._is_long and self._enabled:
+            self._show()  # the first chunk alone may take many seconds
+        return self
 
     def _counts(self) -> tuple[Any, ...]:
         from rich.progress import TextColumn

@@ -41,6 +41,8 @@ for name in SAMPLING:
 def main() -> int:
     """A conversation at the terminal, or the answers alone."""
     command_line.sampling_settings()  # refuses what is wrong before the model is loaded
+    if FLAGS.load == "":
+        raise JllamaError("--load= names no file: give one that /save wrote")
     interactive = (
         not FLAGS.message and not FLAGS.json and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
     )
@@ -99,7 +101,7 @@ def _load(conversation: Any, given: Any) -> Any:
     own = {"transcript": conversation.transcript, "on_overflow": conversation.on_overflow}
     settings, remarks = archive.load(conversation, FLAGS.load)
     for remark in remarks:
-        command_line.say(f"warning: {remark}")
+        command_line.say(*f"warning: {remark}".split("\n"))
     typed = flagfiles.typed_names(FLAGS, sys.argv[1:])
     for name in typed & own.keys():
         setattr(conversation, name, own[name])

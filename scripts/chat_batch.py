@@ -78,4 +78,4 @@ def _report(conversation: Conversation) -> dict[str, Any]:
 def _report_error(message: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": message}, ensure_ascii=False), flush=True)
-    say(f"error: {message}")
+    say(*f"error: {message}".split("\n"))

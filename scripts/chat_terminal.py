@@ -10,6 +10,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.keys import Keys
 
 from jllama.errors import JllamaError
 from jllama.paths import cache_dir
@@ -108,6 +109,10 @@ def _bindings() -> KeyBindings:
     @bindings.add("escape", "enter")
     def new_line(event: Any) -> None:
         event.current_buffer.insert_text("\n")
+
+    @bindings.add(Keys.Vt100MouseEvent)
+    def ignore(event: Any) -> None:
+        """Nobody asked for the mouse: it is a typed colour code, and prompt_toolkit would fail to read it."""
 
     return bindings
 

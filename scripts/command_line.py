@@ -179,6 +179,7 @@ def run(main: Callable[[], int | None], usage: str) -> None:
     code = _guarded(main, usage)
     if code in (INTERRUPTED, interrupts.TERMINATED):
         interrupts.leave(code)
+    streams.settle()
     sys.exit(code)
 
 
@@ -197,7 +198,6 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
     except SystemExit:
         return interrupts.TERMINATED
     except BrokenPipeError:
-        streams.settle_stdout()
         return PIPE_CLOSED
     except Exception as error:
         message = explanation(error)
@@ -238,7 +238,6 @@ def _out_of_memory() -> str:
 
 
 def _fail(message: str) -> int:
-    streams.settle_stdout()
     if sys.stderr is not None:
-        say(f"error: {message}")
+        say(*f"error: {message}".split("\n"))
     return USER_ERROR

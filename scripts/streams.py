@@ -1,5 +1,6 @@
 """stdout holds the answer alone, stderr what is said to a person; both in UTF-8."""
 
+import contextlib
 import os
 import select
 import stat
@@ -17,9 +18,15 @@ LARGEST_TEXT = 2**28
 PATIENCE = 10.0  # seconds without a writer
 
 
-def say(text: str) -> None:
-    """A message for a person: stderr, so that stdout holds the answer alone."""
-    print(text, file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """A message for a person: stderr, so that stdout holds the answer alone.
+
+    Args:
+      lines: each stays one line and steers no terminal, whatever names from outside it holds. A stderr that
+        takes no more loses them: the answer is what counts.
+    """
+    with contextlib.suppress(OSError):
+        print(*map(escaped, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def prompt_bar() -> Callable[[int], Bar] | None:
@@ -43,7 +50,7 @@ def prepare() -> None:
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     from jllama.runtime import drop_damaged_programs
 
-    say(f"warning: {escaped(str(message))}")
+    say(f"warning: {message}")
     drop_damaged_programs(str(message))
 
 
@@ -102,10 +109,11 @@ def _from_pipe(path: Path) -> bytes:
         return (first or b"") + pipe.read(LARGEST_TEXT)
 
 
-def settle_stdout() -> None:
-    """Flushes; a stream that takes no more is replaced, or Python would complain once more at its exit."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def settle() -> None:
+    """Flushes; a stream that takes no more is replaced, or Python would change the exit code at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -78,8 +78,14 @@ def test_only_what_says_that_it_is_a_conversation_is_replaced(talk, path, text):
 def test_special_files_are_neither_read_nor_replaced(talk, tmp_path):
     os.mkfifo(tmp_path / "talk.json")
     for act in (lambda path: archive.save(talk, SHORT, path), lambda path: archive.load(talk, path)):
-        with pytest.raises(JllamaError, match="is not a file"):
+        with pytest.raises(JllamaError, match=r"talk\.json is a FIFO, not a file: give the name of a file"):
             act(tmp_path / "talk.json")
+        with pytest.raises(JllamaError, match="is a directory, not a file"):
+            act(tmp_path)
+    os.symlink("loop", tmp_path / "loop")
+    with pytest.raises(JllamaError, match="loop is a link that leads to itself"):
+        archive.save(talk, SHORT, tmp_path / "loop")
+    assert (tmp_path / "loop").is_symlink()
     os.mkfifo(tmp_path / "other.json.safetensors")
     with pytest.raises(JllamaError, match="is no saved cache"):
         archive.save(talk, SHORT, tmp_path / "other.json", cache=True)
@@ -116,6 +122,24 @@ def test_what_could_not_be_read_again_is_not_written(talk, path, monkeypatch):
     with pytest.raises(JllamaError, match="undo turns or clear branches"):
         archive.save(talk, SHORT, path)
     assert path.read_bytes() == before
+
+
+def test_a_cache_that_no_longer_fits_goes_with_the_next_save(talk, path):
+    _, cache = archive.save(talk, SHORT, path, cache=True)
+    archive.save(talk, SHORT, path)
+    assert not cache.exists()
+    save_file({"x": np.zeros(1)}, cache, metadata={"format": "pt"})  # no cache of ours
+    archive.save(talk, SHORT, path)
+    assert cache.exists()
+
+
+def test_an_answer_that_is_being_read_ends_where_its_cache_is_saved(talk, model, path):
+    stream = talk.ask("More", dataclasses.replace(SHORT, max_new_tokens=40, ignore_eos=True))
+    next(stream)
+    archive.save(talk, SHORT, path, cache=True)
+    assert (talk.turns, next(stream, None)) == (3, None)
+    again, remarks = loaded(model, path)
+    assert (again.messages, again.context_used, remarks) == (talk.messages, talk.context_used, [])
 
 
 def test_files_are_readable_by_the_user_alone(talk, path):
@@ -217,6 +241,36 @@ def cache_with(path, **changes):
     save_file(kept, file, metadata=metadata)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     rewritten(path, lambda data: data.update(cache_sha256=digest))
+
+
+def test_a_question_with_token_ids_is_no_changed_answer(talk, model, path):
+    archive.save(talk, SHORT, path)
+    rewritten(path, lambda d: d["messages"][0].update(token_ids=[5]))
+    again, remarks = loaded(model, path)
+    assert (again.messages, remarks) == (talk.messages, [])
+    rewritten(path, lambda d: d["messages"][1].update(content="mine"))
+    _, (remark,) = loaded(model, path)
+    assert remark.startswith("the text of 1 answer was changed or comes from")
+
+
+DIGITS = '"logit_bias": {"%s": 1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('"logit_bias": {"x": 1}', "logit_bias names 'x', which is no token id"),
+        (DIGITS % ("9" * 5000), "logit_bias names '9999"),
+        ('"logit_bias": {"5": %s}' % ("9" * 5000), "a number in it has thousands of digits"),
+    ],
+    ids=["no number", "a long id", "a long bias"],
+)
+def test_damaged_numbers_are_explained_in_our_words(talk, path, text, words):
+    archive.save(talk, SHORT, path)
+    path.write_text(path.read_text().replace('"logit_bias": {}', text))
+    with pytest.raises(JllamaError, match=words) as caught:
+        archive.load(talk, path)
+    assert "int" not in str(caught.value).removeprefix(str(path))
 
 
 def first(value):

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 
 
@@ -82,6 +84,35 @@ def test_rewind_only_shortens():
     cache = empty().advance(counts(4, 2))
     np.testing.assert_array_equal(cache.rewind(counts(3, 3)).length, [3, 2])
     np.testing.assert_array_equal(cache.length, [4, 2])
+
+
+@pytest.mark.parametrize(
+    "length",
+    [counts(-1, 2), [3, -1], counts(1, 1, 1), counts(1, 1)[None], np.ones(2), -1, 10**30, "2"],
+    ids=str,
+)
+def test_a_length_that_is_none_is_refused(length):
+    with pytest.raises(JllamaError, match=r"the length to rewind to is .*int32 \[2\]"):
+        empty().advance(counts(4, 2)).rewind(length)
+
+
+@pytest.mark.parametrize("length", [1, np.int64(1), [1, 1], counts(1), np.array([1, 2**40 - 2**40 + 1])])
+def test_one_length_serves_all_rows(length):
+    cache = empty().advance(counts(4, 2))
+    np.testing.assert_array_equal(cache.rewind(length).length, [1, 1])
+    assert cache.rewind(2**40).length.tolist() == [4, 2]
+    np.testing.assert_array_equal(jax.jit(KVCache.rewind)(cache, counts(1, 1)).length, [1, 1])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [dict(max_len=-4), dict(max_len=0), dict(batch=0), dict(batch=1.0), dict(max_len="8")]
+    + [dict(dtype=name) for name in ("int8", "nonsense", "complex64")],
+    ids=str,
+)
+def test_a_cache_of_no_size_or_no_floats_is_refused(size):
+    with pytest.raises(JllamaError, match=f"{next(iter(size))}=.* must be"):
+        empty(**size)
 
 
 def test_append_rounds_to_the_cache_dtype():

@@ -95,3 +95,30 @@ def test_vmap_and_grad_see_the_end_too(tiny_config, tiny_params):
     np.testing.assert_array_equal(np.isnan(losses), [False, False, True])
     with pytest.raises(jllama.JllamaError, match="7 tokens"):
         jax.grad(loss)(tiny_params, np.int32([5]))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [[1, 2]],
+        ints([1, 2]),
+        ints([[1], [2]]),
+        ints([[]]),
+        np.ones((1, 2), np.float32),
+        np.ones((1, 2), bool),
+        5,
+    ],
+    ids=["a list", "1-D", "two rows", "no token", "floats", "truth values", "a number"],
+)
+def test_tokens_of_another_shape_or_kind_are_refused(tiny_config, tiny_params, tokens):
+    cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
+    with pytest.raises(jllama.JllamaError, match=r"they must be an int32 array \[B, T\] .* B = 1 rows"):
+        jllama.forward(tiny_config, tiny_params, tokens, cache)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_tokens_may_be_whole_numbers_of_any_width(tiny_config, tiny_params, dtype):
+    cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
+    wide, _ = jllama.forward(tiny_config, tiny_params, np.array([[1, 2]], dtype), cache)
+    plain, _ = jllama.forward(tiny_config, tiny_params, ints([[1, 2]]), cache)
+    np.testing.assert_array_equal(wide, plain)

@@ -153,6 +153,19 @@ def test_ctrl_z_suspends_at_the_prompt_and_amid_an_answer(model, tmp_path_factor
     assert "not echoed" not in shell.text
 
 
+def test_a_typed_colour_code_is_no_mouse(start):
+    """Without brackets around it, prompt_toolkit takes what follows an escape for a click."""
+    terminal = start()
+    terminal.type("/fork \x16\x1b[31mx")
+    terminal.type("\x1b[31mx\x1b[96;14;13Mx\r")
+    terminal.wait_for("on branch")
+    terminal.wait_for(PROMPT)
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+    assert "nhandled" not in terminal.text
+
+
 def suspend_and_go_on(shell):
     """Ctrl-Z; the shell finds its terminal as it was; `fg`."""
     shell.type("\x1a")

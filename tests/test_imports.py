@@ -76,6 +76,7 @@ def test_layers_know_nothing_but_jax_numpy_and_each_other():
         "numpy",
         "jllama.layers",
         "jllama.kernels",
+        "jllama.errors",
         "dataclasses",
         "math",
         "typing",

@@ -53,10 +53,19 @@ def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
 def test_a_prompt_is_counted_in_tokens(screen, monkeypatch):
     terminal = screen()
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
-    with PromptBar(6000) as bar:
-        bar.advance(1024)
+    with PromptBar(500) as bar:
+        bar.advance(128)
         assert "reading the prompt" in terminal.getvalue()
-        assert "1024/6000 tokens" in terminal.getvalue()
+        assert "128/500 tokens" in terminal.getvalue()
+
+
+def test_a_long_prompts_bar_stands_there_before_its_first_chunk(screen):
+    terminal = screen()
+    with PromptBar(512) as bar:
+        bar.advance(32)
+    assert terminal.getvalue() == ""
+    with PromptBar(513):
+        assert "0/513 tokens" in terminal.getvalue()
 
 
 def test_it_can_be_switched_off(screen, monkeypatch):

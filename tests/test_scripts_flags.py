@@ -35,6 +35,7 @@ FLAGS = {
     "no flagfile": (GENERATE, "--flagfile", "--flagfile with no argument"),
     "a switch with a value": (GENERATE, "--nostats=1", "--nostats=1 does not take an argument"),
     "chat: no message": ("chat.py", "--message", "Missing value for flag --message"),
+    "chat: nothing to load": ("chat.py", "--model=x --load=", "--load= names no file"),
     "chat: generate's flag": ("chat.py", "--prompt=hi", "Unknown command line flag 'prompt'"),
     "quantize: no output": ("quantize.py", "--model=x --output", "Missing value for flag --output"),
     "argument": (GENERATE, "--prompt=x Hello", "unexpected argument 'Hello'"),

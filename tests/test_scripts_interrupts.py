@@ -20,6 +20,14 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """A shell lets what it starts in the background ignore Ctrl-C, and children inherit that from pytest."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def begin(place):
     """Starts a generation that takes far longer than the test."""
@@ -48,8 +56,8 @@ def interrupt(process, number=signal.SIGINT):
 
 def wait_for_handler(process):
     """Until the script, not the interpreter before it, answers to signals."""
-    mask = 0
-    while not mask >> signal.SIGTERM - 1 & 1:
+    mask, wanted = 0, sum(1 << number - 1 for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM))
+    while mask & wanted != wanted:
         assert process.poll() is None
         status = Path(f"/proc/{process.pid}/status").read_text()
         mask = int(status.partition("SigCgt:")[2].split()[0], 16)

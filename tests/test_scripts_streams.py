@@ -137,6 +137,23 @@ def test_a_full_disk_under_the_output(script, arguments, server, model):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2> >(true)"])
+def test_a_stderr_that_takes_nothing_costs_no_answer(redirect, tmp_path, model):
+    """A pipe is closed as soon as `true` ends."""
+    flags = f"--model={model} --prompt=x --max_new_tokens=2 --dtype=float32 --verbose --stats"
+    for line, code in ((flags, 0), (f"{flags} --top_p=7", 2)):
+        line = f"{sys.executable} scripts/generate.py {line} {redirect}"
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment(tmp_path), cwd=ROOT, capture_output=True, check=False
+        )
+        assert (done.returncode, bool(done.stdout)) == (code, code == 0)
+
+
+def test_names_in_messages_do_not_steer_the_terminal(capsys):
+    streams.say("note: as saved in a\x1b[31m\nb", "second line")
+    assert capsys.readouterr().err == "note: as saved in a\\x1b[31m\\nb\nsecond line\n"
+
+
 @pytest.mark.parametrize("script", [QUANTIZE, "make_random_checkpoint.py"])
 @pytest.mark.parametrize("output", ["fifo", "/dev/null", "x" * 5000, "~nobody-here/x"])
 def test_an_output_that_is_no_place_for_a_model(script, output, server, fifo, model):

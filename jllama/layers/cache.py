@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jllama.errors import JllamaError
+
 
 class CacheShape(Protocol):
     """What a cache must know of a model (a `ModelConfig` is one)."""
@@ -78,7 +80,11 @@ class KVCache:
         """A cache of `max_len` positions for `batch` rows, filled with nothing.
 
         Its `length` lies on the host: who asks whether it is empty need not wait for the device.
+
+        Raises:
+          JllamaError: `batch` or `max_len` is no whole number from 1, or `dtype` is none of floats.
         """
+        _check_size(batch, max_len, dtype)
         shape = (batch, config.num_key_value_heads, max_len, config.head_dim)
         keys, values = _zeros(shape, jnp.dtype(dtype), config.num_hidden_layers)
         return cls(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
@@ -109,8 +115,38 @@ class KVCache:
         return dataclasses.replace(self, length=length)  # type: ignore[arg-type]
 
     def rewind(self, length: Array) -> "KVCache":
-        """Forgets all but the first `length` (int32 `[B]`) positions of each row."""
-        return dataclasses.replace(self, length=jnp.minimum(self.length, length))
+        """Forgets all but the first `length` (int32 `[B]`, or one number for all) positions of each row.
+
+        A row that holds fewer stays as it is.
+
+        Raises:
+          JllamaError: `length` has another shape, no whole numbers or, where it is known, a negative one.
+        """
+        kept = _checked_length(length, rows=self.keys[0].shape[0], max_len=self.max_len)
+        return dataclasses.replace(self, length=jnp.minimum(self.length, kept))
+
+
+def _check_size(batch: int, max_len: int, dtype) -> None:
+    for name, value in (("batch", batch), ("max_len", max_len)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise JllamaError(f"{name}={value!r} of a cache must be a whole number from 1")
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise JllamaError(f"dtype={dtype!r} of a cache must be float32, bfloat16 or float16")
+
+
+def _checked_length(length: Array, *, rows: int, max_len: int) -> Array:
+    """int32 `[B]`, `[1]` or `[]`; what is traced is known by its shape alone."""
+    is_known = not isinstance(length, jax.core.Tracer)
+    found = np.asarray(length) if is_known else length
+    sound = found.shape in ((), (1,), (rows,)) and jnp.issubdtype(found.dtype, jnp.integer)
+    if not sound or (is_known and found.min() < 0):
+        given = f"{found.dtype} {list(found.shape)}" if not sound else f"{found.min()}"
+        raise JllamaError(f"the length to rewind to is {given}; it must be int32 [{rows}], from 0")
+    return jnp.asarray(np.minimum(found, max_len), jnp.int32) if is_known else length
 
 
 def _write(old: Array, new: Array, start: Array) -> Array:
