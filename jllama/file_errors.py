@@ -6,6 +6,14 @@ from collections.abc import Iterator
 
 from jllama.errors import JllamaError
 
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, too
+# How the files begin that some ways of downloading leave in place of the one that was asked for.
+_STAND_INS = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"<!doctype": "a web page, not the file: download it again (the raw file)",
+    b"<html": "a web page, not the file: download it again (the raw file)",
+}
+
 
 @contextlib.contextmanager
 def file_errors(path: str | os.PathLike[str], advice: str = "download it again") -> Iterator[None]:
@@ -31,6 +39,22 @@ def file_errors(path: str | os.PathLike[str], advice: str = "download it again")
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise JllamaError(f"{path} is truncated or damaged ({_reason(error)}); {advice}") from error
+
+
+def refuse_stand_in(path: str | os.PathLike[str], content: bytes) -> None:
+    """Refuses what stands in a file's place.
+
+    Args:
+      path: for the message.
+      content: the file's, or its first 256 bytes.
+
+    Raises:
+      JllamaError: it is a pointer of Git LFS or a web page.
+    """
+    head = content[:256].lstrip(_BLANKS).lower()
+    for beginning, what in _STAND_INS.items():
+        if head.startswith(beginning):
+            raise JllamaError(f"{path} is {what}")
 
 
 def _reason(error: BaseException) -> str:

@@ -87,10 +87,7 @@ def _charsmap(fields: Mapping[str, Any]) -> bytes:
         return given
     numbers = np.asarray(given)
     if numbers.ndim != 1 or (numbers.size and (numbers.dtype.kind not in "iu" or np.ptp(numbers) > 255)):
-        raise JllamaError(
-            "the GGUF file's tokenizer.ggml.precompiled_charsmap is no array of bytes; "
-            "convert the model again"
-        )
+        raise _wrong("tokenizer.ggml.precompiled_charsmap", given, "not an array of bytes")
     return numbers.astype(np.uint8).tobytes()
 
 
@@ -109,30 +106,32 @@ def _given_types(fields: Mapping[str, Any]) -> list[int]:
     return types if len(types) == count else [NORMAL] * count
 
 
-def _token_id(fields: Mapping[str, Any], name: str) -> int | None:
+def _wrong(key: str, value: Any, what: str) -> JllamaError:
+    return JllamaError(f"the GGUF file's {key} is {value!r:.40}, {what}; convert the model again")
+
+
+def _token_id(fields: Mapping[str, Any], name: str, warn: bool = False) -> int | None:
     """The token with this role; like llama.cpp, its default where the file's is outside the vocabulary."""
     default = SPM_IDS.get(name) if fields["tokenizer.ggml.model"] == "llama" else None
-    given = fields.get(f"tokenizer.ggml.{name}_token_id", default)
+    key = f"tokenizer.ggml.{name}_token_id"
+    given = fields.get(key, default)
     if given is None:
         return None
     if type(given) is not int:
-        raise JllamaError(
-            f"the GGUF file's tokenizer.ggml.{name}_token_id is {given!r:.40}, which is no token id; "
-            "convert the model again"
-        )
+        raise _wrong(key, given, "which is no token id")
     known = range(len(fields["tokenizer.ggml.tokens"]))
     if name == "unknown" and given not in known:
         raise IndexError(f"its unknown token is number {given}")
+    if warn and key in fields and given not in known:
+        outside = f"is outside its vocabulary of {len(known)} tokens"
+        warnings.warn(f"the GGUF file's {key}={given} {outside}; it is ignored", stacklevel=2)
     return next((token for token in (given, default) if token in known), None)
 
 
 def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
     given = fields.get(f"tokenizer.ggml.{name}", default)
     if given not in (True, False):
-        raise JllamaError(
-            f"the GGUF file's tokenizer.ggml.{name} is {given!r:.40}, neither true nor false; "
-            "convert the model again"
-        )
+        raise _wrong(f"tokenizer.ggml.{name}", given, "neither true nor false")
     return bool(given)
 
 
@@ -211,7 +210,7 @@ def _pre_tokenizer_name(fields: Mapping[str, Any]) -> str:
 
 def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
     def token(name: str) -> int | None:
-        return _token_id(fields, name)
+        return _token_id(fields, name, warn=True)
 
     bos, eos = token("bos"), token("eos")
     spm = fields["tokenizer.ggml.model"] == "llama"
@@ -232,8 +231,11 @@ def _settings(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Settings:
 
 
 def _templates(fields: Mapping[str, Any]) -> dict[str, str]:
-    prefix = "tokenizer.chat_template"
-    named = {
-        key.removeprefix(prefix + "."): value for key, value in fields.items() if key.startswith(prefix + ".")
-    }
-    return ({"default": fields[prefix]} if fields.get(prefix) else {}) | named
+    main = "tokenizer.chat_template"
+    found = {key: value for key, value in fields.items() if key == main or key.startswith(main + ".")}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise _wrong(key, value, "not a text")
+    default = found.pop(main, "")
+    named = {key.removeprefix(main + "."): value for key, value in found.items()}
+    return ({"default": default} if default else {}) | named

@@ -10,12 +10,13 @@ Any part of a split GGUF (NAME-00001-of-00003.gguf) stands for the whole.
 import dataclasses
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.file_errors import file_errors, refuse_stand_in
 from jllama.foreign import foreign_layout, weight_files
-from jllama.gguf_files import first_part, is_gguf, models_in
-from jllama.paths import check_file, expanded
+from jllama.gguf_files import first_part, is_gguf, models_in, unnamed_models_in
+from jllama.paths import check_file, check_no_other_kind, expanded
 
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
 # All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
     *("chat_template*", "additional_chat_templates/*"),
 )
-_HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.gguf))?", re.ASCII)
+_HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.(?i:gguf)))?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,8 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 def _local(reference: str, path: Path) -> ModelFiles:
     if not path.is_dir():
         return _local_file(reference, path)
-    ggufs = models_in(path)
     has_weights = bool(weight_files(path)) or any(path.glob("*.safetensors.index.json"))
+    ggufs = models_in(path) or ([] if has_weights else unnamed_models_in(path))
     if (path / "config.json").is_file() and (has_weights or not ggufs):
         return ModelFiles(description=reference, directory=path)
     if len(ggufs) == 1:
@@ -92,6 +93,7 @@ def _local(reference: str, path: Path) -> ModelFiles:
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
         raise JllamaError(f"{path} holds several GGUF files; name one of them: {names}")
+    check_no_other_kind(path / "config.json")
     nothing = "holds neither config.json nor a .gguf file; download the model into it"
     raise JllamaError(f"{path} {foreign_layout(path) or nothing}")
 
@@ -99,5 +101,14 @@ def _local(reference: str, path: Path) -> ModelFiles:
 def _local_file(reference: str, path: Path) -> ModelFiles:
     check_file(path)
     if not is_gguf(path):
-        raise JllamaError(f"{path} is no GGUF file; for other weights give their directory")
+        _refuse_file(path)
     return ModelFiles(description=reference, gguf=first_part(path))
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    with path.open("rb") as file:
+        head = file.read(256)
+    refuse_stand_in(path, head)
+    if not head:
+        raise JllamaError(f"{path} is empty; download it again")
+    raise JllamaError(f"{path} is no GGUF file; for other weights give their directory")

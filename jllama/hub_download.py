@@ -69,7 +69,7 @@ def _explain_absence(repository: str) -> None:
     import huggingface_hub
 
     files = huggingface_hub.list_repo_files(repository)
-    ggufs = [name for name in files if name.endswith(".gguf")]
+    ggufs = [name for name in files if name.lower().endswith(".gguf")]
     if ggufs:
         choices = ", ".join(f"{repository}:{name}" for name in ggufs)
         raise JllamaError(f"{repository} holds GGUF files only; name one of them: {choices}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.file_errors import file_errors, refuse_stand_in
 from jllama.paths import check_file
 
 MAX_BYTES = 1 << 27  # four times the largest tokenizer.json
@@ -38,6 +38,7 @@ def parse_object(path: Path, text: bytes, most: int | None = None, **options: An
     Raises:
       JllamaError: as `read_object`.
     """
+    refuse_stand_in(path, text)
     # Each value but the first stands behind one of these, so that what parsing costs is known before it.
     values = sum(text.count(mark) for mark in (b",", b"[", b"{", b":"))
     if len(text) > MAX_BYTES or values > (most or MAX_VALUES):

@@ -6,7 +6,7 @@ from pathlib import Path
 from jllama.checkpoint.saved import is_saved
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.gguf_files import part_names
+from jllama.gguf_files import part_paths
 from jllama.hub import ModelFiles
 from jllama.sizes import cache_bytes, parameter_bytes
 
@@ -44,7 +44,7 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        needed = min(needed, _size(map(files.gguf.with_name, part_names(files.gguf.name))))
+        needed = min(needed, _size(part_paths(files.gguf)))
     _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jllama.errors import JllamaError
+from jllama.file_errors import file_errors
 
 _KINDS = {"a directory": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
 _UNCHANGEABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
@@ -50,6 +51,17 @@ def special_kind(path: Path) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return next((name for name, is_kind in _KINDS.items() if is_kind(mode)), "a device")
+
+
+def check_no_other_kind(path: Path) -> None:
+    """For a file that was not found: says so if something else has its name, a directory or a dead link.
+
+    Raises:
+      JllamaError: something has it.
+    """
+    if os.path.lexists(path):
+        with file_errors(path):
+            check_file(path)
 
 
 def cache_dir(*parts: str, writable: bool = True) -> Path:

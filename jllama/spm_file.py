@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.file_errors import file_errors, refuse_stand_in
 from jllama.spm import NORMAL, UNIGRAM, SpmModel
 
 MAX_BYTES = 1 << 26  # ten times the largest known
@@ -37,6 +37,7 @@ def _read(path: Path) -> bytes:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise JllamaError(f"{path} is larger than any SentencePiece model; fetch it again")
+    refuse_stand_in(path, data)
     return data
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.file_errors import refuse_stand_in
 from jllama.json_files import MAX_BYTES, parse_object
 from jllama.spm_charsmap import CharsMap
 from jllama.vocabulary import ADVICE
@@ -33,6 +34,7 @@ def check_tokenizer_json(file: Path) -> bytes:
         data = source.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise JllamaError(f"{file} is larger than any tokenizer; {ADVICE}")
+    refuse_stand_in(file, data)
     if _is_unusual(data):
         state = parse_object(file, data)
         _check_model(state.get("model"), file)

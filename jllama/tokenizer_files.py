@@ -8,6 +8,7 @@ from typing import Any
 
 from jllama.errors import JllamaError
 from jllama.json_files import read_object
+from jllama.paths import check_no_other_kind
 from jllama.special_tokens import Special
 from jllama.spm import SpmModel, settle_types
 from jllama.spm_file import read_model
@@ -56,6 +57,8 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Settings]:
         return _from_json(directory)
     if (path / "tokenizer.model").is_file():
         return _from_spm(directory)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        check_no_other_kind(path / name)
     raise JllamaError(
         f"{path} has no tokenizer: neither tokenizer.json nor tokenizer.model is there.",
         "Copy one of them from the place the model came from.",
@@ -152,15 +155,28 @@ def _eos_ids(directory: Directory) -> set[int]:
 
 def _templates(directory: Directory) -> dict[str, str]:
     """By name; the files in the directory win over tokenizer_config.json."""
-    given = directory.config.get("chat_template") or {}
-    if isinstance(given, str):
-        given = {"default": given}
-    elif isinstance(given, list):
-        given = {entry["name"]: entry["template"] for entry in given}
+    given = _given_templates(directory)
     files = {"default": directory.path / "chat_template.jinja"}
     more = directory.path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))}
     return {**given, **{name: _template(file) for name, file in files.items() if file.is_file()}}
+
+
+def _given_templates(directory: Directory) -> dict[str, str]:
+    """Those of tokenizer_config.json: one text, or several with names."""
+    given = named = directory.config.get("chat_template")
+    if given in (None, ""):
+        return {}
+    if isinstance(given, str):
+        named = {"default": given}
+    elif isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
+        named = {entry.get("name"): entry.get("template") for entry in given}
+    if not isinstance(named, dict) or not all(isinstance(text, str) for text in (*named, *named.values())):
+        raise JllamaError(
+            f"{directory.path / 'tokenizer_config.json'}: chat_template is {given!r:.40}, not a text (or a "
+            "list of texts with names); correct it there"
+        )
+    return named
 
 
 def _template(file: Path) -> str:

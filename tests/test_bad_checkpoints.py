@@ -26,6 +26,7 @@ from jllama.checkpoint.names import from_hf, to_gguf
 from jllama.checkpoint.safetensors import read_header
 from jllama.errors import JllamaError
 from jllama.hub import resolve
+from jllama.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ DAMAGE = {
     "seven bytes": lambda data: data[:7],
     "inside the header": lambda data: data[:100],
     "without the last byte": lambda data: data[:-1],
-    "a text": lambda data: b"version https://git-lfs.github.com/spec/v1\n" * 9,
+    "a text": lambda data: b"version https://example.org\n" * 9,
     "header length of 2**63": lambda data: b"\xff" * 7 + b"\x7f" + data[8:],
     "header length one less": lambda data: (
         struct.pack("<Q", struct.unpack_from("<Q", data)[0] - 1) + data[8:]
@@ -175,6 +176,31 @@ def test_damaged_safetensors(tmp_path, tensors, damage):
     file = directory / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     refused(directory, "model.safetensors .*(truncated|no safetensors|overlap|belong to no tensor)")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 9\n"
+STAND_INS = {
+    "pointer": (LFS, "is a Git LFS pointer, not the file itself: run `git lfs pull`$"),
+    "page": (
+        b"<!DOCTYPE html>\n<title>x</title>",
+        r"is a web page, not the file: download it again \(the raw",
+    ),
+    "short page": (b"\xef\xbb\xbf\n<HTML></HTML>", "is a web page"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), STAND_INS.values(), ids=STAND_INS)
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "m.gguf", "sha256-0a1b", "config.json", "tokenizer.json", "tokenizer.model"],
+)
+def test_what_stands_in_a_files_place(tmp_path, name, content, says):
+    file = tmp_path / name
+    (tmp_path / "config.json").write_text(json.dumps(KEYS))
+    file.write_bytes(content)
+    read = Tokenizer.from_dir if name.startswith("tokenizer") else load
+    with pytest.raises(JllamaError, match=f"{name} {says}"):
+        read(tmp_path if file.suffix in (".safetensors", ".json", ".model") else file)
 
 
 def test_float8_is_refused_by_name(tmp_path, tensors):

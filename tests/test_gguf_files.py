@@ -1,5 +1,6 @@
 """GGUF files: hostile headers, split models, files known by their magic."""
 
+import re
 import struct
 
 import gguf
@@ -120,6 +121,25 @@ def test_a_split_model_loads_from_any_part_and_from_its_directory(tmp_path, tens
     refused(tmp_path, r"name one of them: m-00001-of-00003\.gguf, other\.gguf")
 
 
+@pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2)], ids=["all", "the second", "all but it"])
+def test_parts_in_upper_case(tmp_path, tensors, which):
+    parts = write_split(tmp_path / "m.gguf", tensors)
+    for n in which:
+        parts[n] = parts[n].rename(parts[n].with_name(parts[n].name.upper()))
+    for place in (*parts, tmp_path):
+        files = resolve(str(place))
+        assert files.gguf == parts[0]
+        assert len(open_checkpoint(files).tensors) == len(tensors)
+
+
+@pytest.mark.parametrize("count", ["2", -1, 2.5, [1, 2], True])
+def test_numbers_of_parts_that_make_no_sense(tmp_path, count):
+    writer = gguf_writer(tmp_path / "m.gguf", KEYS)
+    writer.add_key_value("split.count", count, gguf.GGUFValueType.get_type(count))
+    finish(writer)
+    refused(tmp_path / "m.gguf", rf"split\.count={re.escape(repr(count))} makes no sense; download it again")
+
+
 def test_parts_that_are_missing_or_belong_to_others(tmp_path, tensors):
     first, second, third = write_split(tmp_path / "m.gguf", tensors)
     content = second.read_bytes()
@@ -140,9 +160,10 @@ def test_parts_that_are_missing_or_belong_to_others(tmp_path, tensors):
     refused(third, r"lacks m-00001-of-00003\.gguf")
 
 
-@pytest.mark.parametrize("name", ["sha256-0a1b2c", "MODEL.GGUF", "model"])
+@pytest.mark.parametrize("name", ["sha256-0a1b2c", "MODEL.GGUF", "model", "model.bin"])
 def test_a_gguf_is_known_by_its_magic(tmp_path, tensors, name):
     path = write_gguf(tmp_path / "m.gguf", KEYS, tensors).rename(tmp_path / name)
     load(path)
-    if name != "model":
-        assert resolve(str(tmp_path)).gguf == path
+    (tmp_path / "README.md").write_text("A model.")
+    (tmp_path / "empty").touch()
+    assert resolve(str(tmp_path)).gguf == path

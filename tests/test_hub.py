@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from jllama.checkpoint import open_checkpoint
 from jllama.errors import JllamaError
 from jllama.hub import resolve
 from jllama.hub_download import PATTERNS
+from jllama.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,8 +65,27 @@ class TestLocal:
         for name in "ab":
             (tmp_path / f"{name}.gguf").touch()
         assert "name one of them: a.gguf, b.gguf" in words_of(str(tmp_path))
-        (tmp_path / "model.safetensors").touch()
-        assert "give their directory" in words_of(str(tmp_path / "model.safetensors"))
+        other = tmp_path / "model.safetensors"
+        other.write_bytes(bytes(8))
+        assert "give their directory" in words_of(str(other))
+        (tmp_path / "sha256-0a1b").touch()
+        assert "sha256-0a1b is empty; download it again" in words_of(str(tmp_path / "sha256-0a1b"))
+
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (os.mkdir, "is a directory where a file is due"),
+            (os.mkfifo, "is a FIFO where a file is due"),
+            (lambda path: os.symlink("absent", path), "No such file"),
+        ],
+        ids=["directory", "FIFO", "dead link"],
+    )
+    def test_what_has_a_files_name_and_is_none(self, tmp_path, make, says):
+        make(tmp_path / "config.json")
+        assert re.search(f"config.json.*{says}", words_of(str(tmp_path)))
+        make(tmp_path / "tokenizer.json")
+        with pytest.raises(JllamaError, match=f"tokenizer.json.*{says}"):
+            Tokenizer.from_dir(tmp_path)
 
     @pytest.mark.parametrize(
         "reference", ["", "nothing", "./nothing", "/no/such", "~/no/such", "a/b/c", "a b/c"]
@@ -109,8 +130,8 @@ class TestHub:
 
         asked = []
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: asked.append(file) or file)
-        assert resolve("owner/name:q4/x-00002-of-00003.gguf").gguf == Path("q4/x-00001-of-00003.gguf")
-        assert asked == [f"q4/x-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+        assert resolve("owner/name:q4/x-00002-OF-00003.GGUF").gguf == Path("q4/x-00001-OF-00003.GGUF")
+        assert asked == [f"q4/x-0000{n}-OF-00003.GGUF" for n in (1, 2, 3)]
 
     @pytest.mark.parametrize("separator", [":", "/"])
     def test_one_gguf_of_a_repository(self, monkeypatch, separator):

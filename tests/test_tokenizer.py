@@ -1,5 +1,6 @@
 """Tokenizers: ids equal to the original libraries', and clear words for what is broken."""
 
+import re
 import sys
 
 import pytest
@@ -126,10 +127,13 @@ def test_tokenizer_json_gives_the_librarys_ids_and_text(story, plain_dir):
             for given in ([2, "x"], 2.5, [[1]], True)
         ],
         ({"tokenizer__json": byte_level_json(added=[("<s>", True)], bos="<s>", unknown="8")}, "names '8'"),
-        (
-            {"tokenizer__json": byte_level_json(), "tokenizer_config": {"chat_template": [1]}},
-            "damaged",
-        ),
+        *[
+            (
+                {"tokenizer__json": byte_level_json(), "tokenizer_config": {"chat_template": given}},
+                "tokenizer_config.json: chat_template is .*, not a text .*; correct it there$",
+            )
+            for given in (5, False, [1], [{"name": "x"}], [{"name": "x", "template": 5}], {"x": 5})
+        ],
     ],
 )
 def test_broken_directories(tmp_path, files, message):
@@ -154,6 +158,11 @@ def test_truncated_sentencepiece_models(tmp_path):
         ({"tokenizer.ggml.scores": [1.0]}, "score"),
         ({"tokenizer.ggml.unknown_token_id": 10**6}, "damaged"),
         ({"tokenizer.ggml.tokens": 7}, "damaged"),
+        *[
+            ({key: given}, f"{re.escape(f'{key} is {given}')}, not a text; convert the model again$")
+            for key in ("tokenizer.chat_template", "tokenizer.chat_template.rag")
+            for given in (5, 0, False, True, [], ["a"])
+        ],
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "nonsense"}, "'nonsense'"),
         (
             {

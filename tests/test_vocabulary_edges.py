@@ -75,9 +75,20 @@ def test_ids_that_a_gguf_does_not_name_are_llama_cpps():
     del fields["tokenizer.ggml.eos_token_id"]
     tokenizer = Tokenizer.from_gguf(fields)
     assert (tokenizer.bos_id, 2 in tokenizer.eos_ids) == (1, True)
-    for far in (10**9, -1, 2**32 - 1):
-        assert Tokenizer.from_gguf(fields | {"tokenizer.ggml.bos_token_id": far}).bos_id == 1
-        assert Tokenizer.from_gguf(gguf_bpe("control") | {"tokenizer.ggml.bos_token_id": far}).bos_id is None
+
+
+@pytest.mark.parametrize("far", [10**9, -1, 2**32 - 1])
+@pytest.mark.parametrize("name", ["bos", "eos", "eot", "eom", "padding"])
+@pytest.mark.parametrize("make", [gguf_spm, gguf_bpe])
+def test_ids_outside_a_ggufs_vocabulary_are_ignored_as_in_llama_cpp(make, name, far):
+    fields, key = make("control"), f"tokenizer.ggml.{name}_token_id"
+    plain = Tokenizer.from_gguf({other: value for other, value in fields.items() if other != key})
+    with pytest.warns(
+        UserWarning, match=f"{key}={far} is outside its vocabulary of .* it is ignored$"
+    ) as told:
+        tokenizer = Tokenizer.from_gguf(fields | {key: far})
+    assert len(told) == 1
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (plain.bos_id, plain.eos_ids)
 
 
 def test_a_symbol_of_a_gguf_stands_before_the_blank_as_in_llama_cpp():

@@ -17,7 +17,7 @@ from jllama.checkpoint.gguf_header import RawHeader, TensorInfo, parse_header
 from jllama.checkpoint.names import from_gguf, to_gguf
 from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.file_errors import file_errors, refuse_stand_in
 from jllama.gguf_files import part_names, parts
 from jllama.paths import check_file
 
@@ -60,7 +60,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
       JllamaError: unreadable, foreign, truncated, or inconsistent; parts missing or of different models.
     """
     first = _read_header(path)
-    if first.fields.get("split.count", 1) in (0, 1):
+    count = first.fields.get("split.count", 1)
+    if type(count) is not int or count < 0:
+        raise JllamaError(f"{path}: split.count={count!r:.40} makes no sense; download it again")
+    if count < 2:
         return first
     if len(part_names(path.name)) == 1:
         raise JllamaError(
@@ -108,6 +111,7 @@ def _cached_header(path: Path, size: int, changed: int) -> GgufHeader:
 
 def _parse_file(path: Path) -> GgufHeader:
     with file_errors(path), path.open("rb") as file:
+        refuse_stand_in(path, file.read(256))
         if path.stat().st_size < 24:
             raise JllamaError(f"{path} is too short for a GGUF file; download it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

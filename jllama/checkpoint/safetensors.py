@@ -11,7 +11,7 @@ from typing import Any
 from jllama.checkpoint.names import from_hf, to_hf
 from jllama.checkpoint.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.file_errors import file_errors, refuse_stand_in
 from jllama.foreign import foreign_layout, weight_files
 from jllama.json_files import parse_object, read_object
 from jllama.paths import check_file
@@ -90,9 +90,12 @@ def read_header(path: Path) -> list[Stored]:
         check_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            head = file.read(256)
+            refuse_stand_in(path, head)
+            length = int.from_bytes(head[:8], "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise JllamaError(f"{path} is truncated, or no safetensors file; download it again")
+            file.seek(8)
             text = file.read(length)
         tensors = _tensors(path, _header(path, text), 8 + length, size)
         _check_order(path, tensors, 8 + length, size)
