@@ -101,8 +101,7 @@ def forward(
       JllamaError: tokens are no such array; or they do not fit in the cache, but only where lengths are
         known: under `jit` or `vmap` the NaN must do.
     """
-    check_tokens(tokens, rows=cache.keys[0].shape[0])
-    B, T = tokens.shape
+    B, T = checked_shape(tokens, rows=cache.keys[0].shape[0])
     n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
     check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context
@@ -120,12 +119,12 @@ def forward(
     return unembed(config, params, x), cache.advance(n_valid)
 
 
-def check_tokens(tokens: Array, *, rows: int) -> None:
-    """Refuses what is no array of whole numbers `[B, T]` with the cache's rows."""
+def checked_shape(tokens: Array, *, rows: int) -> tuple[int, int]:
+    """B and T of `tokens`; refuses what is no array of whole numbers `[B, T]` with the cache's rows."""
     is_array = isinstance(tokens, jax.Array | np.ndarray)
     is_whole = is_array and tokens.ndim == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
     if is_whole and tokens.shape[0] == rows and tokens.shape[1] > 0:
-        return
+        return rows, tokens.shape[1]
     given = f"{tokens.dtype} {list(tokens.shape)}" if is_array else f"a {type(tokens).__name__}"
     raise JllamaError(
         f"tokens are {given}; they must be an int32 array [B, T] of the cache's B = {rows} rows, T at least 1"
