@@ -36,7 +36,7 @@ def test_each_token_has_a_random_number_of_its_own(tiny_config):
     state, _ = begin(tiny_config, batch=2, temperature=1.0)
     drawn = [state.token]
     for _ in range(8):
-        state = take_token(state, jnp.zeros((2, V), jnp.float32))
+        state = take_token(state, jnp.zeros((2, V), jnp.float32), "cpu")
         drawn.append(state.token)
     for row, key in enumerate(np.arange(4, dtype=np.uint32).reshape(2, 2)):
         base = jax.random.wrap_key_data(jnp.asarray(key))
@@ -134,7 +134,7 @@ def test_a_rows_limit_and_stop_ids(tiny_config):
     for more, count in ((dict(limit=3), 3), (dict(stop_ids=[7]), 1), (dict(limit=1), 1)):
         state, _ = begin(tiny_config, logits=chosen, **more)
         for _ in range(4):
-            state = take_token(state, chosen)
+            state = take_token(state, chosen, "cpu")
         assert state.generated.tolist() == [count]
         assert state.done.tolist() == [True]
         assert state.counts.answer[0, 7] == count
