@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_error_and_both_old_files_stay(talk, path, monkeypatc
     def full(*_, **__):
         raise safetensors.SafetensorError("I/O error: No space left on device")
 
-    for place, name in ((archive_cache, "save_file"), (archive, "write_document")):
+    for place, name in ((archive_cache, "save_file"), (archive, "write_document"), (os, "fsync")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
             with pytest.raises(JllamaError, match=r"cannot write .*talk.json: I/O error: No space left"):
@@ -140,6 +140,13 @@ def test_an_answer_that_is_being_read_ends_where_its_cache_is_saved(talk, model,
     assert (talk.turns, next(stream, None)) == (3, None)
     again, remarks = loaded(model, path)
     assert (again.messages, again.context_used, remarks) == (talk.messages, talk.context_used, [])
+
+
+def test_what_was_left_out_and_what_happens_next_time_are_kept(talk, model, path):
+    talk.branch.dropped, talk.on_overflow = 1, "stop"
+    archive.save(talk, SHORT, path)
+    again, _ = loaded(model, path)
+    assert (again.branch.dropped, again.on_overflow) == (1, "stop")
 
 
 def test_files_are_readable_by_the_user_alone(talk, path):
@@ -184,6 +191,7 @@ DAMAGE = {
     "one message too many": lambda d: d["branches"]["main"].update(messages=[0, 1] * 3),
     "message true": lambda d: d["branches"]["main"]["messages"].__setitem__(1, True),
     "dropped true": lambda d: d["branches"]["main"].update(dropped=True),
+    "a turn dropped that is not there": lambda d: d["branches"]["main"].update(dropped=3),
     "a long role": lambda d: d["messages"][0].update(role=LONG),
     "a list as role": lambda d: d["messages"][0].update(role=[1]),
     "a long branch": lambda d: d.update(current=LONG),
@@ -323,7 +331,9 @@ def test_an_unchanged_cache_is_used_after_the_same_treatment(talk, model, path):
 
 def test_a_cache_that_does_not_fit_or_is_no_file_is_not_used(talk, model, path, monkeypatch):
     archive.save(talk, SHORT, path, cache=True)
-    assert "max_seq_len is 16" in loaded(model, path, max_seq_len=16)[1][0]
+    for size in (16, talk.context_used - 1):
+        assert f"max_seq_len is {size}" in loaded(model, path, max_seq_len=size)[1][0]
+    assert loaded(model, path, max_seq_len=talk.context_used)[1] == []
     monkeypatch.setattr(
         archive_cache, "check_cache", lambda *_, **__: (_ for _ in ()).throw(JllamaError("no room"))
     )
@@ -339,6 +349,17 @@ def test_a_cache_that_does_not_fit_or_is_no_file_is_not_used(talk, model, path, 
     file.touch()
     os.truncate(file, 2**40)  # sparse: hashing it would take an hour
     assert "is damaged" in loaded(model, path)[1][0]
+
+
+def test_a_cache_with_another_bit_is_not_used(talk, model, path):
+    """Its last number is as good as the one that was saved: only the hash tells."""
+    _, file = archive.save(talk, SHORT, path, cache=True)
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1
+    file.write_bytes(data)
+    again, (remark,) = loaded(model, path)
+    assert "is damaged, or of another conversation" in remark
+    assert again.context_used == 0
 
 
 def test_an_answer_may_hold_the_end_token_itself(talk, model, path):

@@ -154,6 +154,16 @@ def test_only_plain_data_reaches_a_template(content):
         ChatTemplate("{{ messages }}").render([{"role": "user", "content": content}])
 
 
+def test_lists_that_grow_as_powers_of_two_are_not_copied(monkeypatch):
+    monkeypatch.setattr("jllama.chat_template.MAX_ITEMS", 1000)
+    pair = "x"
+    for _ in range(12):
+        pair = [pair, pair]
+    with pytest.raises(JllamaError, match="or more than 1000 items"):
+        ChatTemplate("").render([{"role": "user", "content": pair}])
+    assert ChatTemplate("x").render([{"role": "user", "content": ["x"] * 900}]) == "x"
+
+
 def test_the_callers_messages_stay_as_they_are():
     messages = [{"role": "user", "content": ["a", {"b": 1}]}]
     before = json.dumps(messages)

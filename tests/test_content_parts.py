@@ -59,9 +59,10 @@ def test_parts_that_are_no_text_are_refused_by_name(tmp_path, kind):
 
 
 def test_what_a_tool_returns_is_the_templates_own(tmp_path):
-    result = [{"type": "place", "name": "Rome"}]
-    message = {"role": "tool", "content": result}
-    assert rendered(tmp_path, "{{ messages[0].content | tojson }}", message) == str(result).replace("'", '"')
+    for result in ([{"type": "place", "name": "Rome"}], []):
+        message = {"role": "tool", "content": result}
+        said = rendered(tmp_path, "{{ messages[0].content | tojson }}", message)
+        assert said == str(result).replace("'", '"')
 
 
 def test_a_message_of_a_conversation_may_be_a_list_of_parts():

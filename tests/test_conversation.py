@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jllama import archive, engine, loading
-from jllama.branches import Message
+from jllama.branches import Message, build_tree
 from jllama.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.session import Session
@@ -128,6 +128,16 @@ def test_the_tree_shows_the_common_past_once(talk):
     (below,) = tree.children
     assert [turn[0].content for turn in below.turns] == ["Tell me a story"]
     assert sorted(child.ends for child in below.children) == [("main",), ("other",)]
+
+
+def test_the_same_words_said_twice_are_no_common_past():
+    first, again = ((Message("user", "Hi"), Message("assistant", "Yes")) for _ in range(2))
+    tree = build_tree({"main": (first,), "other": (first, again), "third": (again,)})
+    assert (tree.turns, tree.ends) == ((), ())
+    assert [(node.turns, node.ends) for node in tree.children] == [
+        ((first,), ("main",)),
+        ((again,), ("third",)),
+    ]
 
 
 def test_undo_goes_back_any_number_of_turns_and_reuses_the_cache(talk):

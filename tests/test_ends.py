@@ -5,7 +5,7 @@ import json
 
 import pytest
 from tiny_checkpoint import END, TEMPLATE, write_tiny_model
-from tokenizer_helpers import byte_level_json, write_directory
+from tokenizer_helpers import byte_level_json, spm_directory, write_directory
 
 import jllama
 from jllama.answer import Answer, Result
@@ -91,6 +91,15 @@ def test_the_models_own_template_counts(tmp_path, tokenizer):
 def test_an_answer_is_kept_without_the_stop_that_ended_it(tokenizer, ids, stop, kept):
     result = Result(text="B" if stop is None else tokenizer.decode([65]), token_ids=ids, finish_reason="stop")
     assert kept_ids(tokenizer, [1], dataclasses.replace(result, stop_string=stop)) == kept
+
+
+def test_what_is_left_of_a_cut_token_is_no_new_text(tmp_path):
+    """A first word gets a blank before it, the rest of an answer none."""
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", tokenizer_config={"legacy": False}))
+    whole, rest = (tokenizer.encode(text, add_special=False, begins=False) for text in ("he", "h"))
+    result = Result(text="h", token_ids=whole, finish_reason="interrupted")
+    assert len(whole) == 1
+    assert [*kept_ids(tokenizer, [1, 5], result)] == rest != tokenizer.encode("h", add_special=False)
 
 
 def test_a_stop_of_ordinary_text_shows_nothing_of_it(tokenizer):

