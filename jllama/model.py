@@ -10,13 +10,13 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.gradients import register_params
 from jllama.layers.attention import Attend, Attention, attention, take_token
 from jllama.layers.cache import KVCache, LayerCache
+from jllama.layers.gradients import register_params
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
-from jllama.layers.quantized import QTensor, embed_rows
+from jllama.layers.qtensor import QTensor, embed_rows
 from jllama.layers.rope import rope_tables
 
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama import engine
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
+from jllama.checkpoint.memory import check_cache
+from jllama.engine import decoder as engine
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling
 from jllama.loading import Model
-from jllama.memory import check_cache
-from jllama.sampling import Sampling
 from jllama.settings import CHOICES, GenerationSettings
 
 DEFAULT_MAX_SEQ_LEN = 2048
@@ -64,7 +64,7 @@ class Session:
         Args:
           prompt: token ids, at least one.
           settings: how to generate.
-          progress: shows how far a long prompt is read, such as `jllama.progress.PromptBar`.
+          progress: shows how far a long prompt is read, such as `jllama.machine.progress.PromptBar`.
 
         Raises:
           JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id

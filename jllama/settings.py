@@ -17,7 +17,7 @@ LARGEST_BIAS = 1e9  # far beyond any logit, and float32 has it
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """The names, meanings and neutral values of `jllama.sampling.Sampling`, and when to stop.
+    """The names, meanings and neutral values of `jllama.layers.sampling.Sampling`, and when to stop.
 
     Raises:
       JllamaError: a value is out of its range.

@@ -11,7 +11,7 @@ from bench_tests import parse_tests
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
-from jllama.paths import expanded
+from jllama.files.paths import expanded
 from jllama.settings import CHOICES, GenerationSettings, build_settings
 
 flags.DEFINE_string("random_config", None, "Instead of --model: random weights for this config.json.")
@@ -82,10 +82,10 @@ def load() -> tuple[str, Any, Any]:
     if FLAGS.model:
         model = command_line.load_model()
         return model.name, model.config, model.params
-    from jllama import runtime
     from jllama.config import ModelConfig
+    from jllama.machine import devices
 
-    runtime.configure(FLAGS.device)
+    devices.configure(FLAGS.device)
     path = expanded(FLAGS.random_config)
     config = ModelConfig.from_hf(path)
     return f"random {path.stem}", config, random_weights(config)
@@ -95,10 +95,10 @@ def random_weights(config: Any) -> Any:
     """Random weights, quantised as `load` would quantise a checkpoint's."""
     import jax
 
-    from jllama.checkpoint.converters import placed, scheme_for
     from jllama.checkpoint.layout import layout
-    from jllama.quantization import SCHEMES, quantize
-    from jllama.random_params import random_params
+    from jllama.checkpoint.leaves.choose import placed, scheme_for
+    from jllama.checkpoint.random_params import random_params
+    from jllama.layers.quantization import SCHEMES, quantize
 
     params = random_params(config, FLAGS.dtype, seed=FLAGS.seed)
     if FLAGS.quantize not in SCHEMES:
@@ -126,7 +126,7 @@ def environment(name: str) -> dict[str, Any]:
     import jax
 
     from jllama import __version__
-    from jllama.runtime import describe_device
+    from jllama.machine.devices import describe_device
 
     return {
         "model": name,

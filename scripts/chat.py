@@ -15,8 +15,8 @@ import streams
 from absl import flags
 from command_line import FLAGS
 
+from jllama.chat.generation_config import SAMPLING, conversation_sampling
 from jllama.errors import JllamaError
-from jllama.generation_config import SAMPLING, conversation_sampling
 
 flags.DEFINE_string(
     "transcript",
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _conversation(model: Any) -> Any:
-    from jllama.conversation import Conversation
+    from jllama.chat.conversation import Conversation
 
     return Conversation(
         model,
@@ -96,7 +96,7 @@ def _load(conversation: Any, given: Any) -> Any:
     Raises:
       JllamaError: the file can't be read, or the model takes no system message.
     """
-    from jllama import archive
+    from jllama.chat.archive import archive
 
     own = {"transcript": conversation.transcript, "on_overflow": conversation.on_overflow}
     settings, remarks = archive.load(conversation, FLAGS.load)
@@ -115,7 +115,7 @@ def _load(conversation: Any, given: Any) -> Any:
 
 
 def _banner(model: Any) -> str:
-    from jllama.runtime import describe_device
+    from jllama.machine.devices import describe_device
 
     kind = "" if model.tokenizer.chat_template is not None else " · a base model: it continues a transcript"
     return (

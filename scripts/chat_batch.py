@@ -9,9 +9,9 @@ import chat_text
 import streams
 from command_line import INTERRUPTED, USER_ERROR, say
 
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
-from jllama.runtime import describe_device
+from jllama.machine.devices import describe_device
 from jllama.settings import GenerationSettings
 
 

@@ -9,9 +9,9 @@ import chat_settings
 import chat_text
 from chat_state import Chat, LeaveError
 
-from jllama import archive
-from jllama.branches import nearest
-from jllama.conversation import Conversation
+from jllama.chat.archive import archive
+from jllama.chat.branches import nearest
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 
 Command = Callable[[Chat, str], None]

@@ -7,9 +7,9 @@ from typing import Any
 
 from chat_state import Chat
 
-from jllama.branches import nearest
+from jllama.chat.branches import nearest
+from jllama.chat.overflow import check_policy
 from jllama.errors import JllamaError
-from jllama.overflow import check_policy
 from jllama.settings import GenerationSettings
 
 _FIELDS = {field.name: field for field in dataclasses.fields(GenerationSettings)}

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import chat_text
 from chat_screen import Screen
 
-from jllama.branches import Message
-from jllama.conversation import Conversation
+from jllama.chat.branches import Message
+from jllama.chat.conversation import Conversation
 from jllama.settings import GenerationSettings
 
 

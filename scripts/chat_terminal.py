@@ -13,7 +13,7 @@ from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 
 from jllama.errors import JllamaError
-from jllama.paths import cache_dir
+from jllama.files.paths import cache_dir
 
 QUOTES = '"""'
 Words = Callable[[str], Iterable[str]]  # the possible arguments of a command

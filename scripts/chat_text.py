@@ -1,7 +1,7 @@
 """What the chat says about itself, as plain text."""
 
-from jllama.branches import TreeNode, Turn
-from jllama.conversation import Conversation
+from jllama.chat.branches import TreeNode, Turn
+from jllama.chat.conversation import Conversation
 
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
 _CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}")

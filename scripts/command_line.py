@@ -70,7 +70,7 @@ def define_sampling_flags() -> None:
 
 
 def define_choice_flags() -> None:
-    """How a token is chosen: the fields of `jllama.sampling.Sampling` but for the bias."""
+    """How a token is chosen: the fields of `jllama.layers.sampling.Sampling` but for the bias."""
     flags.DEFINE_float("temperature", 0.0, "Randomness; 0 always takes the most probable token.")
     flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
     flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p; 1: all.")
@@ -125,7 +125,7 @@ def load_model(quantize: str | None = None) -> Any:
         progress=True,
     )
     from jllama import kernels
-    from jllama.prefill import platform_of
+    from jllama.engine.prefill import platform_of
 
     reason = kernels.notice(model.config, model.params, model.dtype, platform_of(model.params))
     if reason:
@@ -140,7 +140,7 @@ def banner(model: Any) -> str:
     import jax
 
     from jllama import __version__
-    from jllama.runtime import describe_device
+    from jllama.machine.devices import describe_device
 
     return (
         f"{model.name} · {model.dtype} · {describe_device()} · "

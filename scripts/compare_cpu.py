@@ -19,7 +19,7 @@ from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
-from jllama.paths import expanded
+from jllama.files.paths import expanded
 
 flags.DEFINE_string(
     "model", "tinyllama", "A GGUF reference to convert, or tinyllama: random weights of its shape."

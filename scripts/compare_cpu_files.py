@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from jllama.checkpoint.gguf import read_gguf_header
+from jllama.checkpoint.formats.gguf import read_gguf_header
+from jllama.checkpoint.formats.stored import Reader, Stored
 from jllama.checkpoint.layout import parts
-from jllama.checkpoint.loading import read_config
-from jllama.checkpoint.names import to_gguf
-from jllama.checkpoint.stored import Reader, Stored
+from jllama.checkpoint.reading import read_config
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.families.tensor_names import to_gguf
+from jllama.hub.references import resolve
 
 TINYLLAMA = ModelConfig(
     vocab_size=32000,

@@ -13,11 +13,11 @@ import measure
 import numpy as np
 from compare_cpu_side import answer
 
-from jllama import runtime
 from jllama.checkpoint import load_params, read_config
 from jllama.config import ModelConfig
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
+from jllama.machine import devices
 from jllama.model import Params
 
 MAX_LEN = 1024
@@ -42,7 +42,7 @@ def _seconds(once: Callable[..., Any], config: ModelConfig, params: Params, **te
 def main() -> None:
     """Loads the model and answers."""
     path = Path(sys.argv[1])
-    runtime.configure("cpu")
+    devices.configure("cpu")
     files = resolve(str(path))
     config = read_config(files)
     dtype = "float32" if path.stem.endswith("F32") else "bfloat16"

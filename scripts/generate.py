@@ -35,7 +35,7 @@ def main() -> int:
     model = command_line.load_model()
     preparation = command_line.count_compile_seconds()
     from jllama.api import encode_prompt, room_for
-    from jllama.runtime import describe_device
+    from jllama.machine.devices import describe_device
     from jllama.session import Session
 
     ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)

@@ -9,7 +9,7 @@ from absl import flags
 from command_line import FLAGS
 
 from jllama.errors import JllamaError, escaped
-from jllama.paths import expanded
+from jllama.files.paths import expanded
 
 flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
 command_line.define_sha256_flag()
@@ -44,7 +44,7 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
 
         config = ModelConfig.from_hf(expanded(reference))
         return config, planned_tensors(config), "config.json"
-    from jllama.hub import resolve
+    from jllama.hub.references import resolve
 
     files = resolve(reference, sha256=sha256)
     # A wrong reference is refused before jax is imported.
@@ -60,7 +60,7 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
 def planned_tensors(config: Any) -> list[dict[str, Any]]:
     """The tensors that a checkpoint of this configuration would hold."""
     from jllama.checkpoint.layout import parts
-    from jllama.checkpoint.names import to_hf
+    from jllama.families.tensor_names import to_hf
 
     return [tensor(to_hf(part.name), part.shape, None, None) for part in parts(config).values()]
 
@@ -72,7 +72,7 @@ def tensor(name: str, shape: tuple[int, ...], dtype: str | None, nbytes: int | N
 
 def describe(config: Any, tensors: list[dict[str, Any]], max_seq_len: int, batch: int) -> dict[str, Any]:
     """Everything that is printed, as plain values."""
-    from jllama.sizes import DTYPE_BYTES, cache_bytes, parameter_bytes, parameter_count
+    from jllama.checkpoint.sizes import DTYPE_BYTES, cache_bytes, parameter_bytes, parameter_count
 
     cache = {d: cache_bytes(config, batch=batch, max_len=max_seq_len, dtype=d) for d in DTYPE_BYTES}
     return {

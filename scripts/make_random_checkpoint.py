@@ -8,7 +8,7 @@ from absl import flags
 from command_line import FLAGS, say
 
 from jllama.errors import JllamaError
-from jllama.paths import expanded
+from jllama.files.paths import expanded
 
 flags.DEFINE_string("config", None, "The config.json to make weights for.")
 flags.DEFINE_string("output", None, "The directory to write; it must not exist, or be empty.")

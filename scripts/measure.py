@@ -13,13 +13,14 @@ import numpy as np
 from bench_tests import Test
 from jax import Array
 
-from jllama import engine, memory
+from jllama.checkpoint import memory
 from jllama.config import ModelConfig
+from jllama.engine import decoder as engine
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
+from jllama.layers.sampling import Sampling
 from jllama.model import Params
-from jllama.sampling import Sampling
 
 CACHE_STEP = 256  # cache lengths are multiples of this
 

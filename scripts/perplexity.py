@@ -61,10 +61,10 @@ def check_modes() -> None:
 
 def is_quantized(model: str) -> bool:
     """Whether the model is a directory of `quantize.py`'s."""
-    from jllama.hub import resolve
+    from jllama.hub.references import resolve
 
     files = resolve(model, sha256=FLAGS.model_sha256)
-    from jllama.checkpoint.saved import is_saved
+    from jllama.checkpoint.formats.saved import is_saved
 
     return is_saved(files)
 
@@ -102,8 +102,8 @@ def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
 def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
     import numpy as np
 
+    from jllama.engine.prefill import platform_of
     from jllama.layers.cache import KVCache
-    from jllama.prefill import platform_of
 
     cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)
     run = _scorer(model.config, platform_of(model.params))

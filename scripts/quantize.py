@@ -23,13 +23,13 @@ def main() -> None:
         )
     from measure import weight_bits
 
-    from jllama import runtime
     from jllama.checkpoint import load_params, read_config
+    from jllama.checkpoint.formats.saved import is_saved, save
     from jllama.checkpoint.output import output_directory
-    from jllama.checkpoint.saved import is_saved, save
-    from jllama.hub import resolve
+    from jllama.hub.references import resolve
+    from jllama.machine import devices
 
-    runtime.configure(FLAGS.device)
+    devices.configure(FLAGS.device)
     output = output_directory(FLAGS.output)
     files = resolve(FLAGS.model, sha256=FLAGS.model_sha256)
     if is_saved(files):

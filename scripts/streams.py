@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jllama.errors import JllamaError, escaped
-from jllama.paths import expanded
-from jllama.progress import Bar, PromptBar, shown
+from jllama.files.paths import expanded
+from jllama.machine.progress import Bar, PromptBar, shown
 
 LARGEST_TEXT = 2**28
 PATIENCE = 10.0  # seconds without a writer
@@ -48,7 +48,7 @@ def prepare() -> None:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    from jllama.runtime import drop_damaged_programs
+    from jllama.machine.devices import drop_damaged_programs
 
     say(f"warning: {message}")
     drop_damaged_programs(str(message))

@@ -11,7 +11,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GgmlType
 from small_models import BASE
 
-from jllama.checkpoint.names import from_hf, to_gguf
+from jllama.families.tensor_names import from_hf, to_gguf
 
 SAFETENSORS_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 KEYS: dict[str, Any] = BASE | dict(vocab_size=64, hidden_size=64, intermediate_size=96, head_dim=32)

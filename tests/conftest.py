@@ -117,11 +117,11 @@ def _fetched(tmp_path_factory, reference: str, sha256: str | None = None) -> Pat
 
 def _fetch(reference: str, sha256: str | None) -> tuple[str, str]:
     """Where the model is, or why it is not."""
-    from jllama import hub
     from jllama.errors import JllamaError
+    from jllama.hub import references
 
     try:
-        files = hub.resolve(reference, sha256=sha256, progress=False)
+        files = references.resolve(reference, sha256=sha256, progress=False)
     except JllamaError as error:
         return "", str(error).splitlines()[0]
     return str(files.gguf or files.directory), ""

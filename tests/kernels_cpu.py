@@ -15,7 +15,7 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu
 from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import rope_tables
 
 BASE = ModelConfig(

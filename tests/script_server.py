@@ -40,7 +40,7 @@ def preload() -> None:
     import jllama.api
     import jllama.checkpoint
     import jllama.checkpoint.random_weights
-    import jllama.tokenizer  # noqa: F401
+    import jllama.text.tokenizer  # noqa: F401
 
 
 preload()

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 import jllama
-from jllama import archive, archive_cache, archive_json
-from jllama.conversation import Conversation
+from jllama.chat.archive import archive, document
+from jllama.chat.archive import cache as archive_cache
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 
@@ -116,7 +117,7 @@ def test_a_full_disk_is_one_error_and_both_old_files_stay(talk, path, monkeypatc
 def test_what_could_not_be_read_again_is_not_written(talk, path, monkeypatch):
     archive.save(talk, SHORT, path)
     before = path.read_bytes()
-    monkeypatch.setattr(archive_json, "MAX_BYTES", len(before))
+    monkeypatch.setattr(document, "MAX_BYTES", len(before))
     assert archive.load(talk, path) == (SHORT, [])
     "".join(talk.ask("More", SHORT))
     with pytest.raises(JllamaError, match="undo turns or clear branches"):

@@ -22,11 +22,11 @@ from checkpoint_generator import random_tensors
 from gguf import GGMLQuantizationType as GgmlType
 
 from jllama.checkpoint import load_params, read_config, read_gguf_fields
-from jllama.checkpoint.names import from_hf, to_gguf
-from jllama.checkpoint.safetensors import read_header
+from jllama.checkpoint.formats.safetensors import read_header
 from jllama.errors import JllamaError
-from jllama.hub import resolve
-from jllama.tokenizer import Tokenizer
+from jllama.families.tensor_names import from_hf, to_gguf
+from jllama.hub.references import resolve
+from jllama.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def refused(path, words, dtype="float32"):
 
 
 def test_all_that_does_not_fit_is_named_at_once(tmp_path, tensors, monkeypatch):
-    monkeypatch.setattr("jllama.checkpoint.dense.aligned_empty", None)  # nothing may be allocated
+    monkeypatch.setattr("jllama.checkpoint.leaves.dense.aligned_empty", None)  # nothing may be allocated
     odd = dict(tensors)
     del odd["model.layers.1.mlp.up_proj.weight"], odd["model.norm.weight"]
     odd["model.layers.0.self_attn.q_proj.bias"] = odd["vision.weight"] = np.zeros(128, np.float32)
@@ -357,7 +357,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, tensors):
     directory = write_directory(tmp_path / "m", KEYS, tensors)
     path = directory / "model.safetensors"
     stored = max(read_header(path), key=lambda stored: stored.offset)
-    from jllama.checkpoint.stored import Reader
+    from jllama.checkpoint.formats.stored import Reader
 
     reader = Reader()
     reader.open(path)
@@ -369,15 +369,15 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, tensors):
 
 
 def test_names_are_a_bijection():
-    from jllama.checkpoint import names
     from jllama.checkpoint.layout import parts
     from jllama.config import ModelConfig
+    from jllama.families import tensor_names
 
     config = ModelConfig.from_hf(KEYS | dict(attention_bias=True, mlp_bias=True))
     ours = list(parts(config))
-    assert [names.from_gguf(names.to_gguf(name)) for name in ours] == ours
-    assert [names.from_hf(names.to_hf(name)) for name in ours] == ours
-    assert not any(a == b for a, b in itertools.pairwise(sorted(map(names.to_gguf, ours))))
+    assert [tensor_names.from_gguf(tensor_names.to_gguf(name)) for name in ours] == ours
+    assert [tensor_names.from_hf(tensor_names.to_hf(name)) for name in ours] == ours
+    assert not any(a == b for a, b in itertools.pairwise(sorted(map(tensor_names.to_gguf, ours))))
 
 
 ODD = (None, 0, -1, 1.5, float("nan"), float("inf"), "x", [], [1], {}, {"a": 1}, True, 2**70, [[]])

@@ -19,7 +19,7 @@ from scripts_helpers import PATIENCE, ROOT, environment, start
 from terminal import command
 
 from jllama import loading
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 

@@ -7,9 +7,9 @@ from scripts_helpers import ROOT
 from tiny_checkpoint import TEMPLATE, write_tiny_model
 
 import jllama
-from jllama import archive
-from jllama.conversation import Conversation
-from jllama.generation_config import FALLBACK, conversation_sampling
+from jllama.chat.archive import archive
+from jllama.chat.conversation import Conversation
+from jllama.chat.generation_config import FALLBACK, conversation_sampling
 from jllama.settings import GenerationSettings
 
 GREEDY = GenerationSettings(max_new_tokens=12, ignore_eos=True)

@@ -13,8 +13,8 @@ from hostile_templates import REACHING_OUT, RUNNING_AWAY
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizer_helpers import gguf_tokenizer
 
-from jllama.chat_template import ChatTemplate
 from jllama.errors import JllamaError
+from jllama.text.template.chat_template import ChatTemplate
 
 GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = json.loads((GOLDENS / "templates.json").read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def test_hostile_templates_are_refused_before_they_take_memory():
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (700 << 20,) * 2)
 from hostile_templates import RUNNING_AWAY
-from jllama.chat_template import ChatTemplate
+from jllama.text.template.chat_template import ChatTemplate
 from jllama.errors import JllamaError
 for name, source in RUNNING_AWAY.items():
     try:

@@ -26,11 +26,11 @@ from gguf import GGMLQuantizationType as GgmlType
 from helpers import params_from
 
 from jllama.checkpoint import load_params, read_config, read_gguf_fields
-from jllama.checkpoint.converters import placed
-from jllama.checkpoint.dense import aligned_empty
-from jllama.checkpoint.gguf import open_gguf
+from jllama.checkpoint.formats.gguf import open_gguf
+from jllama.checkpoint.leaves.choose import placed
+from jllama.checkpoint.leaves.dense import aligned_empty
 from jllama.errors import JllamaError
-from jllama.hub import ModelFiles, resolve
+from jllama.hub.references import ModelFiles, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = ("float32", "bfloat16", "float16")
@@ -220,7 +220,7 @@ def test_the_device_takes_the_host_array_as_it_is(tmp_path, monkeypatch):
         filled.add(array.ctypes.data)
         return array
 
-    monkeypatch.setattr("jllama.checkpoint.dense.aligned_empty", recording)
+    monkeypatch.setattr("jllama.checkpoint.leaves.dense.aligned_empty", recording)
     _, params = load(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS)))
     assert filled == {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
     assert not params.norm.committed
@@ -250,7 +250,7 @@ def test_other_run_dtypes_are_refused(tmp_path, dtype):
 MEASURE = """
 import sys, jax
 from jllama.checkpoint import load_params, read_config
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 jax.devices()

@@ -8,11 +8,11 @@ import pytest
 from helpers import random_params
 from small_models import SMALL_MODELS
 
-from jllama import engine
 from jllama.config import ModelConfig
-from jllama.decode_state import start_decode
+from jllama.engine import decoder
+from jllama.engine.state import start_decode
 from jllama.layers.cache import KVCache
-from jllama.sampling import Sampling
+from jllama.layers.sampling import Sampling
 
 V, D, F = 1009, 48, 80
 WEIGHTS = {"table": (V, D), "gate and up": (2, F, D)}
@@ -31,11 +31,11 @@ def program():
         np.full((1,), 3, np.int32),
         np.zeros((1, 2), np.uint32),
         np.full((1,), 9, np.int32),
-        np.array([engine.NO_TOKEN], np.int32),
+        np.array([decoder.NO_TOKEN], np.int32),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JLLAMA_KERNELS", "0")
-        lowered = engine._compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
+        lowered = decoder._compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
     return lowered.compile().as_text()
 
 

@@ -6,10 +6,10 @@ import pytest
 from tokenizer_helpers import byte_level_json, write_directory
 
 import jllama
-from jllama.content_parts import as_text
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
-from jllama.tokenizer import Tokenizer
+from jllama.text.content_parts import as_text
+from jllama.text.tokenizer import Tokenizer
 
 PARTS = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
 LOOP = "{% for m in messages %}[{% for p in m.content %}{{ p['text'] }}|{% endfor %}]{% endfor %}"

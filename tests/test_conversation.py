@@ -7,13 +7,15 @@ import os
 import numpy as np
 import pytest
 
-from jllama import archive, engine, loading
-from jllama.branches import Message, build_tree
-from jllama.conversation import Conversation
+from jllama import loading
+from jllama.chat.archive import archive
+from jllama.chat.branches import Message, build_tree
+from jllama.chat.conversation import Conversation
+from jllama.chat.transcript import Transcript, kept_ids
+from jllama.engine import decoder
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
-from jllama.transcript import Transcript, kept_ids
 
 SHORT = GenerationSettings(max_new_tokens=12)
 RANDOM = GenerationSettings(max_new_tokens=12, temperature=1.0)
@@ -182,7 +184,7 @@ def test_closing_early_keeps_what_came(talk):
 
 
 def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk, monkeypatch):
-    whole, calls = engine.decode_block, []
+    whole, calls = decoder.decode_block, []
 
     def interrupted(*args, **kwargs):
         calls.append(whole(*args, **kwargs))
@@ -190,7 +192,7 @@ def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk,
             raise KeyboardInterrupt  # the old state is donated, and the new one is lost
         return calls[-1]
 
-    monkeypatch.setattr(engine, "decode_block", interrupted)
+    monkeypatch.setattr(decoder, "decode_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(talk, "Go on", GenerationSettings(max_new_tokens=100, ignore_eos=True))
     assert talk.turns == 4

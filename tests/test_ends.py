@@ -9,11 +9,11 @@ from tokenizer_helpers import byte_level_json, spm_directory, write_directory
 
 import jllama
 from jllama.answer import Answer, Result
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
+from jllama.chat.transcript import Transcript, kept_ids
 from jllama.session import Session
 from jllama.settings import GenerationSettings
-from jllama.tokenizer import Tokenizer
-from jllama.transcript import Transcript, kept_ids
+from jllama.text.tokenizer import Tokenizer
 
 ALWAYS_END = {256: 1000.0}
 TURN = "{% for m in messages %}{{ m.role }}: {{ m.content }}ENDS{% endfor %}"

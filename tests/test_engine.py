@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama import decode_state, engine, kernels, prefill
+from jllama import kernels
+from jllama.engine import decoder as engine
+from jllama.engine import prefill
+from jllama.engine import state as decode_state
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling
 from jllama.model import forward
-from jllama.sampling import Sampling
 
 MAX_LEN = 64
 GPU_SIZES = prefill.CHUNK_SIZES["gpu"]

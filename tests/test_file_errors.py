@@ -6,9 +6,9 @@ import zlib
 import pytest
 import safetensors
 
-from jllama import json_files
 from jllama.errors import JllamaError
-from jllama.file_errors import file_errors
+from jllama.files import json_files
+from jllama.files.errors import file_errors
 
 PanicException = type("PanicException", (BaseException,), {})  # as pyo3 makes it: no Exception
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import random_params
 
-from jllama import fingerprint as module
-from jllama.fingerprint import fingerprint
+from jllama.chat.archive import fingerprint as module
+from jllama.chat.archive.fingerprint import fingerprint
+from jllama.layers.quantization import Scheme, quantize
 from jllama.loading import Model
-from jllama.quantization import Scheme, quantize
 
 
 def model(config, params, dtype="float32"):

@@ -10,9 +10,9 @@ from checkpoint_files import KEYS, finish, gguf_writer, write_gguf
 from checkpoint_generator import random_tensors
 
 from jllama.checkpoint import load_params, open_checkpoint, read_config, read_gguf_fields
-from jllama.checkpoint.names import from_hf, to_gguf
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.families.tensor_names import from_hf, to_gguf
+from jllama.hub.references import resolve
 
 U8, STRING, ARRAY = 0, 8, 9
 
@@ -57,7 +57,7 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_header_that_asks_for_more_than_any_model_is_refused_early(tmp_path, bomb, monkeypatch):
     """The limits, made small, hold whatever a header asks for: what goes beyond is not built."""
-    monkeypatch.setattr("jllama.checkpoint.gguf_header.MAX_VALUES", 10_000)
+    monkeypatch.setattr("jllama.checkpoint.formats.gguf_header.MAX_VALUES", 10_000)
     with pytest.raises(JllamaError, match=r"asks for more than any model's|twice"):
         read_gguf_fields(sparse_header(tmp_path / "m.gguf", **bomb))
 

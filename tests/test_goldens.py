@@ -13,7 +13,7 @@ from small_models import LENGTH, SMALL_MODELS
 
 from jllama.checkpoint import load_params, read_config
 from jllama.config import ModelConfig
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 
 GOLDENS = Path(__file__).parent / "goldens"
 BOUND = 2e-4  # max |Δlogit| as a part of the logit range

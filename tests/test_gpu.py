@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from test_goldens import check_real_model
 
-from jllama import engine, kernels
+from jllama import kernels
 from jllama.checkpoint import load_params, read_config
+from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
-from jllama.hub import resolve
+from jllama.engine import decoder
+from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
-from jllama.random_params import random_params
-from jllama.sampling import Sampling
+from jllama.layers.sampling import Sampling
 
 pytestmark = pytest.mark.gpu
 
@@ -46,18 +47,18 @@ def answers(params, dtype, prompts, *, count=64, **settings):
     """Generated ids of each row, by the engine."""
     batch = len(prompts)
     cache = KVCache.empty(CONFIG, batch=batch, max_len=MAX_LEN, dtype=dtype)
-    logits, cache = engine.prefill(CONFIG, params, cache, prompts)
-    state, first = engine.start_decode(
+    logits, cache = decoder.prefill(CONFIG, params, cache, prompts)
+    state, first = decoder.start_decode(
         cache,
         logits,
         Sampling.build(batch=batch, vocab_size=CONFIG.vocab_size, **settings),
-        np.full((batch, 1), engine.NO_TOKEN, np.int32),
+        np.full((batch, 1), decoder.NO_TOKEN, np.int32),
         np.zeros((batch,), np.int32),
         np.array([[0, row] for row in range(batch)], np.uint32),
         np.full((batch,), count, np.int32),
-        np.array([engine.NO_TOKEN], np.int32),
+        np.array([decoder.NO_TOKEN], np.int32),
     )
-    return np.concatenate(list(engine.Decoder(CONFIG, params, state, first)), axis=1)
+    return np.concatenate(list(decoder.Decoder(CONFIG, params, state, first)), axis=1)
 
 
 PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 7 * row).tolist() for row in range(4)]

@@ -12,9 +12,9 @@ from wheel_files import words_of
 
 from jllama.checkpoint import open_checkpoint
 from jllama.errors import JllamaError
-from jllama.hub import resolve
-from jllama.hub_download import PATTERNS
-from jllama.tokenizer import Tokenizer
+from jllama.hub.huggingface import PATTERNS
+from jllama.hub.references import resolve
+from jllama.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -217,7 +217,7 @@ class TestHub:
         code = """
 from jllama.checkpoint import open_checkpoint
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 from jllama.errors import JllamaError
 print(resolve("owner/name", progress=False).directory)
 try:

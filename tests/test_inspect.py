@@ -16,13 +16,13 @@ from helpers import random_params
 from small_models import SMALL_MODELS
 
 from jllama.checkpoint import load_params, read_config
+from jllama.checkpoint.formats.safetensors import read_header
 from jllama.checkpoint.random_weights import write_random_checkpoint
-from jllama.checkpoint.safetensors import read_header
+from jllama.checkpoint.sizes import cache_bytes, parameter_bytes, parameter_count
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
-from jllama.sizes import cache_bytes, parameter_bytes, parameter_count
 
 ROOT = Path(__file__).resolve().parent.parent
 TINYLLAMA = dict(

@@ -14,8 +14,8 @@ import pytest
 from kernels_cpu import skip_without_kernels
 from scripts_helpers import PATIENCE
 
+from jllama.files.paths import cache_dir
 from jllama.kernels.cpu import build
-from jllama.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 

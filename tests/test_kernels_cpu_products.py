@@ -7,7 +7,7 @@ import pytest
 from kernels_cpu import FORMATS, WIDER, every_machine, has_pairs, random_weight, suffix_of
 
 from jllama.kernels import cpu
-from jllama.layers.quantized import dequantize, embed_rows
+from jllama.layers.qtensor import dequantize, embed_rows
 
 
 def rounded(x: jax.Array) -> jax.Array:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jllama import model
+from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor, dequantize
+from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.quantization import Scheme, quantize
 from jllama.layers.rope import rope_frequencies
-from jllama.quantization import Scheme, quantize
-from jllama.random_params import random_params
 
 
 def shape(hidden, ffn, layers, heads, kv_heads, head_dim, vocab=130, **more) -> ModelConfig:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama import decode_state, kernels
-from jllama.decode_state import DecodeState
+from jllama import kernels
+from jllama.engine import state as decode_state
+from jllama.engine.state import DecodeState
 from jllama.kernels.gpu import launch, sample
 from jllama.layers.cache import KVCache
-from jllama.sampling import Sampling, TokenCounts, penalize
+from jllama.layers.sampling import Sampling, TokenCounts, penalize
 
 # How far from the end of a share a draw may fall and still be taken for the neighbour's: both add up float32
 # exponentials, the plain code with rounding, the kernel without.

@@ -13,7 +13,7 @@ from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS, MLP, mlp
 from jllama.layers.norm import rms_norm
-from jllama.layers.quantized import QTensor, dequantize, embed_rows
+from jllama.layers.qtensor import QTensor, dequantize, embed_rows
 from jllama.layers.rope import Rope, rope_tables
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -12,7 +12,7 @@ from scripts_helpers import ROOT
 from tiny_checkpoint import KEYS, write_tiny_model
 
 from jllama.config import ModelConfig
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

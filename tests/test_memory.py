@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from jllama import memory
-from jllama.checkpoint.saved import _config_keys
+from jllama.checkpoint import memory
+from jllama.checkpoint.formats.saved import _config_keys
 from jllama.errors import JllamaError
-from jllama.hub import ModelFiles
+from jllama.hub.references import ModelFiles
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path):

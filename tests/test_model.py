@@ -13,7 +13,7 @@ from small_models import SMALL_MODELS
 
 from jllama.config import ModelConfig
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.model import Params, forward
 
 LENGTH = 24

@@ -4,9 +4,9 @@ import pytest
 from tiny_checkpoint import TEMPLATE, write_tiny_model
 
 import jllama
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
+from jllama.chat.overflow import fit
 from jllama.errors import JllamaError
-from jllama.overflow import fit
 from jllama.settings import GenerationSettings
 
 SIZE = 100

@@ -11,7 +11,7 @@ from tiny_checkpoint import write_tiny_model
 
 import jllama
 from jllama.errors import JllamaError
-from jllama.paths import cache_dir, check_file
+from jllama.files.paths import cache_dir, check_file
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jllama.checkpoint import load_params, read_config
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
 from jllama.loading import load_tokenizer
 from jllama.model import forward

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from jllama import progress
-from jllama.progress import ByteBar, PromptBar
+from jllama.machine import progress
+from jllama.machine.progress import ByteBar, PromptBar
 
 
 class Terminal(io.StringIO):

@@ -14,12 +14,12 @@ from tiny_checkpoint import write_tiny_model
 
 import jllama
 from jllama.checkpoint import automatic_mode, load_params, read_config
-from jllama.checkpoint.saved import save
+from jllama.checkpoint.formats.saved import save
 from jllama.errors import JllamaError
-from jllama.hub import resolve
-from jllama.layers.quantized import QTensor, dequantize
-from jllama.quantization import Scheme, quantize
-from jllama.tokenizer import Tokenizer
+from jllama.hub.references import resolve
+from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.quantization import Scheme, quantize
+from jllama.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(

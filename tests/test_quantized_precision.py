@@ -7,7 +7,7 @@ import pytest
 
 from jllama.layers.linear import EXACT, linear
 from jllama.layers.mlp import ACTIVATIONS, MLP, mlp
-from jllama.layers.quantized import QTensor, dequantize
+from jllama.layers.qtensor import QTensor, dequantize
 
 
 def weight(rows=64, columns=512, seed=0, scale=1e-2) -> QTensor:

@@ -8,8 +8,8 @@ import pytest
 import reference
 from small_models import SMALL_MODELS
 
+from jllama.families.rope import rope_from_hf
 from jllama.layers.rope import Rope, apply_rope, attention_factor, inverse_frequencies, rope_tables
-from jllama.rope_config import rope_from_hf
 
 POSITIONS = np.array([0, 1, 15, 16, 31, 32, 63, 64, 2047, 2048, 4095, 4096, 8191])
 # Position 8191 as float32 times a float32 frequency: 2⁻²³ · 8191 radians, and as much again in the frequency.

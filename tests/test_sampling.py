@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.sampling import WINDOW, Sampling, TokenCounts, largest, largest_and_sum, sample
+from jllama.layers.sampling import WINDOW, Sampling, TokenCounts, largest, largest_and_sum, sample
 
 V = 500
 sample_fast = jax.jit(sample)
@@ -104,7 +104,7 @@ def test_penalties_and_bias():
         frequency_penalty=0.5,
         logit_bias={4: 0.125},
     )
-    from jllama.sampling import penalize
+    from jllama.layers.sampling import penalize
 
     penalized = penalize(logits + sampling.logit_bias, sampling, counts)
     expected = [[1.0, -4.0, 0.5 - 0.25 - 1.5, 0.5, 0.125, 1.5 - 0.25 - 0.5]]

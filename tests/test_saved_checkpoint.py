@@ -11,11 +11,11 @@ from checkpoint_generator import random_tensors
 from safetensors.numpy import load_file, save_file
 
 from jllama.checkpoint import load_params, read_config
-from jllama.checkpoint.saved import save
+from jllama.checkpoint.formats.saved import save
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.model import forward
 
 BIASED = KEYS | dict(attention_bias=True, mlp_bias=True)

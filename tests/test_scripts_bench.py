@@ -6,8 +6,8 @@ import pytest
 from scripts_helpers import assert_explained
 from tiny_checkpoint import KEYS
 
+from jllama.checkpoint.sizes import parameter_count
 from jllama.config import ModelConfig
-from jllama.sizes import parameter_count
 
 BENCH = "bench.py"
 SIZES = KEYS | dict(num_hidden_layers=1, hidden_size=64, intermediate_size=128, max_position_embeddings=1024)

@@ -14,7 +14,7 @@ from tokenizer_helpers import (
 from tokenizers import models, pre_tokenizers
 
 from jllama.errors import JllamaError
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
 
 FULL = "\N{REPLACEMENT CHARACTER}"
 

@@ -4,7 +4,7 @@ import pytest
 from tokenizer_helpers import byte_level_json, write_directory
 
 from jllama.errors import JllamaError
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
 
 HEAD = "{% for m in messages %}{% if m.role == 'user' %}<|u|>{{ m.content }}{% else %}"
 PLAIN = "<|a|>{{ m.content }}<|end|>"

@@ -7,10 +7,10 @@ import pytest
 from tokenizer_helpers import GOLDENS, spm_as_gguf
 
 from jllama.errors import JllamaError
-from jllama.spm import NORMAL, UNKNOWN, UNUSED, SpmModel
-from jllama.spm_charsmap import CharsMap
-from jllama.spm_file import read_model
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm import NORMAL, UNKNOWN, UNUSED, SpmModel
+from jllama.text.vocabularies.spm_charsmap import CharsMap
+from jllama.text.vocabularies.spm_file import read_model
 
 CHARSMAP = read_model(GOLDENS / "unigram.model").charsmap
 

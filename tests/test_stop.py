@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jllama.errors import JllamaError
-from jllama.stop import StopMatcher
+from jllama.text.stop import StopMatcher
 
 STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=4)
 PIECES = st.lists(st.text("abc", max_size=4), max_size=12)

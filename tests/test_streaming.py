@@ -7,8 +7,8 @@ import tokenizers
 from tokenizer_helpers import SPM, TEXT, gguf_tokenizer, gguf_tokenizer_fields, spm_as_gguf
 from tokenizers import models
 
-from jllama.detokenizer import Detokenizer, StreamDecoder
-from jllama.tokenizer import Tokenizer
+from jllama.text.detokenizer import Detokenizer, StreamDecoder
+from jllama.text.tokenizer import Tokenizer
 
 FULL = "\N{REPLACEMENT CHARACTER}"
 EMOJI = "👩‍👩‍👧‍👦🇫🇷 e\u0301 \u1112\u1161\u11ab 你好 नमस्ते ½ 👍🏽"

@@ -7,7 +7,7 @@ import pytest
 from tiny_checkpoint import TEMPLATE, write_tiny_model
 
 import jllama
-from jllama.conversation import Conversation
+from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings

@@ -19,7 +19,7 @@ from tokenizer_helpers import (
 from tokenizers import models, pre_tokenizers
 
 from jllama.errors import JllamaError
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -195,5 +195,5 @@ def test_an_unsupported_decoder_is_refused(tmp_path):
 def test_text_needs_no_jax():
     import subprocess
 
-    code = "import sys, jllama.tokenizer, jllama.stop; sys.exit('jax' in sys.modules)"
+    code = "import sys, jllama.text.tokenizer, jllama.text.stop; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

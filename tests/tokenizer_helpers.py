@@ -9,8 +9,8 @@ import gguf
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from jllama.spm_file import read_model
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm_file import read_model
 
 GOLDENS = Path(__file__).parent / "goldens" / "tokenizers"
 TEXT = json.loads((GOLDENS / "text.json").read_text(encoding="utf-8"))

@@ -4,9 +4,9 @@ import tokenizers
 from tokenizer_helpers import GOLDENS, SPM, spm_directory, write_directory
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from jllama.spm import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from jllama.spm_file import read_model
-from jllama.tokenizer import Tokenizer
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from jllama.text.vocabularies.spm_file import read_model
 
 START, END, EOS = "<|im_start|>", "<|im_end|>", "</s>"
 SPECIALS = (START, END, EOS)

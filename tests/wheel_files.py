@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import resolve
+from jllama.hub.references import resolve
 
 CONTENT = os.urandom(300_000)
 REFERENCE = "pypi:tiny-gguf==1.5"

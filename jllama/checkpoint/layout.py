@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from jllama.checkpoint.names import EMBED, HEAD, NORM
 from jllama.config import ModelConfig
+from jllama.families.tensor_names import EMBED, HEAD, NORM
 from jllama.layers.attention import Attention
 from jllama.layers.mlp import MLP
 from jllama.model import Block, Params

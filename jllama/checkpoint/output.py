@@ -9,8 +9,8 @@ from pathlib import Path
 import safetensors
 
 from jllama.errors import JllamaError
-from jllama.hub import TOKENIZER_FILES
-from jllama.paths import expanded
+from jllama.files.paths import expanded
+from jllama.hub.references import TOKENIZER_FILES
 
 
 def output_directory(name: str) -> Path:

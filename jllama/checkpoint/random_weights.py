@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jllama.checkpoint.formats.safetensors import INDEX, SINGLE
+from jllama.checkpoint.formats.stored import PLAIN
 from jllama.checkpoint.layout import Part, parts
-from jllama.checkpoint.names import to_hf
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
-from jllama.checkpoint.safetensors import INDEX, SINGLE
-from jllama.checkpoint.stored import PLAIN
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.tensor_names import to_hf
 
 CHUNK = 1 << 20  # numbers drawn at a time
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

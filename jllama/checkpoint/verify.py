@@ -5,12 +5,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from jllama.checkpoint.formats.stored import Checkpoint, Stored
 from jllama.checkpoint.layout import Part, parts
-from jllama.checkpoint.names import EMBED, HEAD
-from jllama.checkpoint.stored import Checkpoint, Stored
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.foreign import foreign_tensors
+from jllama.families.tensor_names import EMBED, HEAD
+from jllama.files.foreign import foreign_tensors
 
 FEW = 24  # names listed one by one; longer lists are folded over the layers
 

@@ -102,7 +102,7 @@ def gpu_attention(
 
 
 def chooses_tokens(vocab_size: int, platform: str) -> bool:
-    """Whether `gpu.sample_rows` takes the place of `jllama.sampling`."""
+    """Whether `gpu.sample_rows` takes the place of `jllama.layers.sampling`."""
     return platform == "gpu" and switched_on() and gpu.sampling_supported(vocab_size) is None
 
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from jllama.layers.cache import LayerCache
 from jllama.layers.linear import EXACT, linear
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import apply_rope
 
 # (qkv, cache, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama.layers.quantized import EXACT as EXACT
-from jllama.layers.quantized import QTensor, quantized_linear
+from jllama.layers.qtensor import EXACT as EXACT
+from jllama.layers.qtensor import QTensor, quantized_linear
 
 
 def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.linear import linear
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,

@@ -45,7 +45,7 @@ def _model() -> Any:
 
 
 def _conversation() -> Any:
-    from jllama.conversation import Conversation
+    from jllama.chat.conversation import Conversation
 
     return Conversation(_model(), max_seq_len=192)
 
@@ -53,7 +53,7 @@ def _conversation() -> Any:
 @functools.cache
 def _saved() -> dict[str, bytes]:
     """The files of a sound conversation of two branches, with its cache."""
-    from jllama import archive
+    from jllama.chat.archive import archive
     from jllama.settings import GenerationSettings
 
     settings = GenerationSettings(max_new_tokens=6, temperature=0.5, stop=("\n\n",), logit_bias={7: -1.0})
@@ -71,7 +71,7 @@ def _read(directory: Path) -> None:
     """Loads the conversation and goes on with it."""
     import dataclasses
 
-    from jllama import archive
+    from jllama.chat.archive import archive
 
     talk = _conversation()
     settings, _ = archive.load(talk, directory / "talk.json")

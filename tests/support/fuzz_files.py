@@ -56,8 +56,8 @@ def _model(quantize: str = "none", shards: bool = False) -> dict[str, bytes]:
 
 def _quantized(directory: Path, mode: str) -> Path:
     from jllama.checkpoint import load_params, read_config
-    from jllama.checkpoint.saved import save
-    from jllama.hub import resolve
+    from jllama.checkpoint.formats.saved import save
+    from jllama.hub.references import resolve
 
     files = resolve(str(directory))
     config = read_config(files)

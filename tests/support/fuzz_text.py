@@ -18,9 +18,9 @@ import tokenizer_helpers
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from jllama.chat_template import ChatTemplate
 from jllama.errors import JllamaError
-from jllama.tokenizer import Tokenizer
+from jllama.text.template.chat_template import ChatTemplate
+from jllama.text.tokenizer import Tokenizer
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 TEMPLATES = [path.read_text("utf-8") for path in sorted((GOLDENS / "templates").glob("*.jinja"))]

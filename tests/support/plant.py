@@ -7,7 +7,7 @@ A list of faults is TOML (or JSON: a list of the same tables). `line` decides wh
 
     [[fault]]
     id = "stop-1"
-    file = "jllama/stop.py"
+    file = "jllama/text/stop.py"
     line = 31
     old = "if length > 0:"
     new = "if length >= 0:"

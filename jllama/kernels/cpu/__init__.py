@@ -15,7 +15,7 @@ from jllama.kernels.cpu.pack import prepare as prepare
 from jllama.kernels.cpu.pack import tiles as tiles
 from jllama.kernels.cpu.step import Operands, forward, forward_supported, weight_supported
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.model import Params
 
 __all__ = [

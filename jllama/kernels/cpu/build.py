@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 
 from jllama.errors import JllamaError
+from jllama.files.paths import cache_dir, locked
 from jllama.kernels import kept
-from jllama.paths import cache_dir, locked
 
 DIRECTORY = Path(__file__).parent
 SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from jllama.layers.quantized import BLOCK, TILE, QTensor
+from jllama.layers.qtensor import BLOCK, TILE, QTensor
 
 
 def prepare(params):

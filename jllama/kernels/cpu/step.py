@@ -11,7 +11,7 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import BLOCK, QTensor
+from jllama.layers.qtensor import BLOCK, QTensor
 from jllama.model import Params
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.

@@ -22,7 +22,7 @@ from jllama.kernels.gpu.plan import (
     source,
 )
 from jllama.layers.cache import KVCache
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.model import Params
 
 

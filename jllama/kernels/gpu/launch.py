@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama.files.paths import cache_dir
 from jllama.kernels import kept
-from jllama.paths import cache_dir
 
 MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
 

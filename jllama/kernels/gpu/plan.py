@@ -7,7 +7,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
-from jllama.layers.quantized import QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import attention_factor
 from jllama.model import Block, Params
 

@@ -358,7 +358,7 @@ struct Descents {
   }
 };
 
-struct Row {  // the settings of `jllama.sampling.Sampling`
+struct Row {  // the settings of `jllama.layers.sampling.Sampling`
   float temperature, top_p, min_p, repetition, presence, frequency;
   int top_k;
   bool biased, penalized;

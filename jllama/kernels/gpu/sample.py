@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.sampling import Sampling, TokenCounts
+from jllama.layers.sampling import Sampling, TokenCounts
 
 MAX_CLUSTER = 8  # blocks that may share a row on any GPU that knows clusters
 MIN_SLICE = 1024  # logits: fewer are not worth a block

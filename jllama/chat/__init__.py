@@ -1,0 +1,1 @@
+"""Conversations: turns, branches, what happens when the context is full."""

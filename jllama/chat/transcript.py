@@ -1,0 +1,115 @@
+"""A conversation as the model reads it: by its chat template, or as a plain transcript of ours."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jllama.answer import Result
+from jllama.errors import JllamaError
+from jllama.text.template.chat_template import ChatTemplate
+from jllama.text.tokenizer import Tokenizer
+
+PLAIN = "User: {user}\nAI: {ai}\n"
+
+
+class Transcript:
+    """Messages in, prompt ids out.
+
+    Attributes:
+      source: what was asked for: a format such as `PLAIN`, a jinja template, or None for the model's own.
+      stops: texts that end an answer, because the user's next turn begins with them or they end a turn.
+      turn_ends: those of `stops` that are special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
+        r"""A base model without a template gets `PLAIN`. In a format, `\n` stands for a line's end.
+
+        Raises:
+          JllamaError: the format lacks `{user}` or `{ai}`, or the template does not compile.
+        """
+        self.source = source
+        self.stops: tuple[str, ...] = ()
+        self.turn_ends: tuple[str, ...] = ()
+        self._tokenizer = tokenizer
+        self._template: ChatTemplate | None = None
+        self._prefix: list[int] = []
+        if source is not None and ("{{" in source or "{%" in source):
+            self._template = tokenizer.compile_template(source)
+        elif source is not None or tokenizer.chat_template is None:
+            self._use_format(PLAIN if source is None else source)
+        if self._template is not None:
+            self.turn_ends = tokenizer.turn_ends(self._template)
+            self.stops += self.turn_ends
+
+    def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt that asks for the next answer; `token_ids` of a message are used as they are.
+
+        Raises:
+          JllamaError: the template does not take these messages.
+        """
+        return self._prefix + self._tokenizer.encode_chat(messages, template=self._template)
+
+    def _use_format(self, text: str) -> None:
+        before, between, after = _parse(text)
+        self._template = self._tokenizer.compile_template(_template_of(before, between, after))
+        self._prefix = self._tokenizer.encode("")[:1] if self._tokenizer.bos_id is not None else []
+        stop = (after + before).rstrip(" ")
+        self.stops = (stop,) if stop else ()
+
+
+def _parse(text: str) -> tuple[str, str, str]:
+    """What stands before the user's text, between it and the answer, and behind the answer."""
+    text = text.replace("\\n", "\n").replace("\\t", "\t")
+    before, user, rest = text.partition("{user}")
+    between, ai, after = rest.partition("{ai}")
+    if not (user and ai) or "{user}" in between + after or "{ai}" in before + after:
+        raise JllamaError(
+            f"transcript {text!r}: give {{user}} and then {{ai}}, each once, as in {PLAIN!r}; "
+            "or a jinja template"
+        )
+    return before, between, after
+
+
+def _template_of(before: str, between: str, after: str) -> str:
+    """The format as a jinja template. The blank before an answer is the model's to write."""
+
+    def quoted(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False)
+
+    asks = f"{quoted(between.rstrip(' '))} if loop.last else {quoted(between)}"
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'system' -%}{{ message.content + '\\n\\n' }}"
+        f"{{%- elif message.role == 'user' -%}}{{{{ {quoted(before)} + message.content + ({asks}) }}}}"
+        f"{{%- else -%}}{{{{ message.content + {quoted(after)} }}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+
+
+def kept_ids(tokenizer: Tokenizer, prompt: Sequence[int], result: Result) -> tuple[int, ...]:
+    """The ids of an answer as history: without the end-of-text token, and nothing beyond its text.
+
+    A stop string or Ctrl-C may cut a token: what is left of that is tokenised.
+    """
+    ids = list(result.token_ids)
+    ends = tokenizer.eos_ids | {tokenizer.special_id(result.stop_string)}
+    while ids and result.finish_reason != "length" and ids[-1] in ends:
+        ids.pop()
+    is_cut = result.finish_reason == "interrupted" or result.stop_string is not None
+    return _cut(tokenizer, prompt, ids, result.text) if is_cut else tuple(ids)
+
+
+def _cut(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], text: str) -> tuple[int, ...]:
+    """The longest run of `ids` whose text begins `text`, and the ids of the rest."""
+    stream = tokenizer.stream(prompt)
+    sizes = [0, *itertools.accumulate(len(stream.push(token)) for token in ids)]
+    for count in range(len(ids), -1, -1):
+        if sizes[count] > len(text):
+            continue
+        stream = tokenizer.stream(prompt)
+        start = "".join(map(stream.push, ids[:count])) + stream.flush()
+        if text.startswith(start):
+            rest = text[len(start) :]
+            return (*ids[:count], *tokenizer.encode(rest, add_special=False, begins=False))
+    return ()

@@ -1,0 +1,1 @@
+"""The containers that weights lie in: safetensors, GGUF, and directories of our own."""

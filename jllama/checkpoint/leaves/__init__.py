@@ -1,0 +1,1 @@
+"""Stored tensors -> the leaves of `Params`."""

@@ -1,0 +1,42 @@
+"""What `--quantize=auto` means for a file on this machine."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jllama import kernels
+from jllama.checkpoint.layout import Leaf, layout
+from jllama.checkpoint.leaves.gguf_blocks import kind_of, outline
+from jllama.checkpoint.reading import open_checkpoint
+from jllama.checkpoint.verify import verified
+from jllama.config import ModelConfig
+from jllama.hub.references import ModelFiles
+
+
+def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, platform: str) -> str:
+    """`auto` if a kernel decodes with a GGUF file's 8- and 4-bit blocks as they are stored, else `none`.
+
+    XLA expands blocks anew for each token, which is far slower than to expand them once.
+
+    Args:
+      files: where the weights are.
+      config: what `read_config` made of them.
+      dtype: the run dtype.
+      platform: `cpu` or `gpu`, where the weights will lie.
+
+    Raises:
+      JllamaError: the file is not sound.
+    """
+    if files.gguf is None:
+        return "none"
+    checkpoint = verified(open_checkpoint(files), config)
+
+    def shapes(leaf: Leaf) -> Any:
+        kind = kind_of(leaf, checkpoint)
+        if kind is None:
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+        return outline(leaf, kind, layout="tiles" if platform == "cpu" else "rows")
+
+    params = jax.tree.map(shapes, layout(config))
+    return "auto" if kernels.why_no_decode(config, params, dtype, platform) is None else "none"

@@ -1,0 +1,80 @@
+"""Refuses what cannot fit, before anything big is allocated."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from jllama.checkpoint.formats.saved import is_saved
+from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.files.gguf_files import part_paths
+from jllama.hub.references import ModelFiles
+
+GIB = 2**30
+# Weights of each mode as a part of bfloat16's, scales included; `auto` keeps whatever the file holds.
+_SHARE = {"int8": 0.51, "int4": 0.33}
+
+
+def available_bytes() -> int | None:
+    """What the device still has to give; None where nobody tells."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    kib = fields.get("MemAvailable", "").split()
+    return int(kib[0]) * 1024 if kib else None
+
+
+def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: str) -> None:
+    """Refuses weights that the device has no room for.
+
+    Raises:
+      JllamaError: says what is needed, what there is and what to change.
+    """
+    needed = parameter_bytes(config, dtype)
+    if is_saved(files):
+        assert files.directory is not None
+        needed = _size(files.directory.glob("*.safetensors"))
+    elif quantize in _SHARE:
+        needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
+    elif quantize == "auto" and files.gguf is not None:
+        needed = min(needed, _size(part_paths(files.gguf)))
+    _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
+
+
+def check_cache(
+    config: ModelConfig,
+    dtype: str,
+    *,
+    batch: int,
+    max_len: int,
+    advice: str = "use a smaller --max_seq_len or batch, or --dtype=bfloat16",
+) -> None:
+    """Refuses a cache that the device has no room for; `advice`: what to change.
+
+    Raises:
+      JllamaError: as `check_weights`.
+    """
+    needed = cache_bytes(config, batch=batch, max_len=max_len, dtype=dtype)
+    _check(
+        needed,
+        f"a cache of {max_len} positions for {batch} row{'s' if batch > 1 else ''} needs {{}}",
+        advice,
+    )
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _check(needed: int, what: str, advice: str) -> None:
+    there = available_bytes()
+    if there is not None and needed > there:
+        need = what.format(f"{needed / GIB:.2f} GiB")
+        raise JllamaError(f"{need} and the device has {there / GIB:.2f} GiB left: {advice}")

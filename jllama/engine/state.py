@@ -1,0 +1,152 @@
+"""What decoding depends on from token to token: the state, its beginning, and how the next token gets in."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jllama import kernels
+from jllama.engine.prefill import platform_of
+from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling, TokenCounts, largest_and_sum, sample
+
+NO_TOKEN = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeState:
+    """All that the next step depends on."""
+
+    cache: KVCache
+    token: Array  # int32 [B]: sampled last, not yet in the cache
+    generated: Array  # int32 [B]: how many tokens were sampled
+    limit: Array  # int32 [B]: how many may be
+    done: Array  # bool [B]
+    healthy: Array  # bool [B]: all logits so far were finite
+    keys: Array  # uint32 [B, 2]: the randomness of each row
+    stop_ids: Array  # int32 [E]: tokens that end a row
+    sampling: Sampling
+    counts: TokenCounts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """What a call of the loop hands out, apart from the state."""
+
+    tokens: Array  # int32 [B, up to BLOCK]: in order, then NO_TOKEN
+    done: Array  # bool [B]
+    healthy: Array  # bool [B]
+
+
+def start_decode(
+    cache: KVCache,
+    logits: ArrayLike,
+    sampling: Sampling,
+    prompt: ArrayLike,
+    n_prompt: ArrayLike,
+    keys: ArrayLike,
+    limit: ArrayLike,
+    stop_ids: ArrayLike,
+) -> tuple[DecodeState, Block]:
+    """Samples the first token from the prompt's last logits.
+
+    Args:
+      cache: what `prefill` gave; donated.
+      logits: float32 `[B, V]`, likewise.
+      sampling: the settings of each row.
+      prompt: int32 `[B, S]`, right-padded, and its lengths `n_prompt`, int32 `[B]`: for the penalties.
+      n_prompt: see `prompt`.
+      keys: uint32 `[B, 2]`, the randomness of each row.
+      limit: int32 `[B]`, how many tokens a row may generate.
+      stop_ids: int32 `[E]`, tokens that end a row; `[NO_TOKEN]` for none.
+    """
+    platform = platform_of(cache)
+    # On a GPU plain settings get a loop of their own: XLA finds the largest logits of many rows sooner than
+    # our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
+    sampling = dataclasses.replace(sampling, plain=sampling.plain and platform == "gpu")
+    return _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, platform=platform)
+
+
+@partial(jax.jit, donate_argnames=("cache",), static_argnames=("platform",))
+def _start_decode(
+    cache: KVCache,
+    logits: Array,
+    sampling: Sampling,
+    prompt: Array,
+    n_prompt: Array,
+    keys: Array,
+    limit: Array,
+    stop_ids: Array,
+    *,
+    platform: str,
+) -> tuple[DecodeState, Block]:
+    B, V = logits.shape
+    state = DecodeState(
+        cache=cache,
+        token=jnp.zeros((B,), jnp.int32),
+        generated=jnp.zeros((B,), jnp.int32),
+        limit=limit,
+        done=jnp.zeros((B,), bool),
+        healthy=jnp.ones((B,), bool),
+        keys=keys,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        counts=TokenCounts.of_prompt(prompt, n_prompt, V),
+    )
+    state = take_token(state, logits, platform)
+    return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
+
+
+def take_token(state: DecodeState, logits: Array, platform: str) -> DecodeState:
+    """Samples the next token of each row that is not done, by the platform's kernel where there is one."""
+    if not state.sampling.plain and kernels.chooses_tokens(logits.shape[-1], platform):
+        return _take_by_kernel(state, logits)
+    active = ~state.done
+    if state.sampling.plain:
+        token, total = largest_and_sum(logits)
+    else:
+        token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
+        total = jnp.sum(logits, axis=-1)
+    token = jnp.where(active, token, state.token)
+    generated = state.generated + active.astype(jnp.int32)
+    ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
+    # A sum, not a maximum: XLA on a CPU passes over a NaN when it takes the largest.
+    finite = jnp.isfinite(total) | state.done
+    return dataclasses.replace(
+        state,
+        token=token,
+        generated=generated,
+        done=state.done | (ended & active) | ~finite,
+        healthy=state.healthy & finite,
+        counts=state.counts if state.sampling.plain else state.counts.add(token, active),
+    )
+
+
+def _take_by_kernel(state: DecodeState, logits: Array) -> DecodeState:
+    rows = kernels.gpu.Rows(
+        token=state.token, generated=state.generated, done=state.done, healthy=state.healthy
+    )
+    rows, counts = kernels.gpu.sample_rows(
+        logits,
+        state.sampling,
+        state.counts,
+        rows,
+        keys=state.keys,
+        limit=state.limit,
+        stop_ids=state.stop_ids,
+    )
+    return dataclasses.replace(state, **vars(rows), counts=counts)
+
+
+def _uniform(keys: Array, position: Array) -> Array:
+    """Counter-based: the draw of a row depends on its key and position alone, never on its neighbours."""
+
+    def draw(key: Array, position: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
+
+    return jax.vmap(draw)(keys, position)

@@ -1,0 +1,1 @@
+"""What each family's configuration and tensor names mean."""

@@ -1,0 +1,1 @@
+"""A model reference -> files on this machine."""

@@ -1,0 +1,100 @@
+"""Process-wide JAX settings. `configure` comes first: before a program's first array."""
+
+import contextlib
+import math
+import os
+import re
+
+from jllama.errors import JllamaError
+from jllama.files.paths import cache_dir
+
+DEVICES = ("auto", "cpu", "gpu")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
+    """Chooses the device and sets what JAX reads only once: call it before the first array.
+
+    GPU memory is taken as it is needed instead of whole at start-up, unless the user's environment says
+    otherwise. Compiled programs are kept in the user's cache directory: a second start compiles nothing.
+
+    Args:
+      device: `auto` (a GPU if JAX sees one), `cpu` or `gpu`.
+      compilation_cache: False leaves the settings of JAX's persistent cache alone.
+
+    Raises:
+      JllamaError: the device is unknown or not there, or the cache directory can't be made or is open to
+        others.
+    """
+    if device not in DEVICES:
+        raise JllamaError(f"device {device!r} is unknown; use {', '.join(DEVICES)}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    if device != "auto":
+        jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
+    if compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
+        _keep_programs()
+    _check_device(device)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are read from the user's cache directory, and written where that is possible."""
+    import jax
+
+    directory = cache_dir("xla", writable=False)
+    if not directory.is_dir():
+        return
+    writable = os.access(directory, os.W_OK | os.X_OK)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if writable else math.inf)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not writable:
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA writes them by itself
+
+
+def drop_damaged_programs(warning: str) -> None:
+    """Removes from our cache what JAX warns of: it would neither read nor replace a half-written program.
+
+    Args:
+      warning: any text that `warnings.warn` was given.
+    """
+    import jax
+
+    found = re.match(r"Error (?:reading|writing) persistent compilation cache entry for '(\w+)'", warning)
+    ours = cache_dir("xla", writable=False)
+    if found and jax.config.values["jax_compilation_cache_dir"] == str(ours):
+        for path in ours.glob(f"{found[1]}-*"):
+            with contextlib.suppress(OSError):  # a read-only cache stays as it is
+                path.unlink()
+
+
+def _check_device(device: str) -> None:
+    import jax
+
+    try:
+        found = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as error:  # the latter where no GPU build is installed
+        found = str(error)
+    if device == "gpu" and found != "gpu":
+        raise JllamaError(
+            "--device=gpu: JAX sees no NVIDIA GPU. Install its GPU build (pip install -e '.[cuda12]'), "
+            "see that nvidia-smi lists the GPU, or use --device=cpu"
+        )
+    if device == "cpu" and found != "cpu":
+        raise JllamaError("--device=cpu came too late: jax was already running on another device")
+
+
+def platform() -> str:
+    """`cpu` or `gpu`: where JAX puts arrays."""
+    import jax
+
+    return jax.devices()[0].platform
+
+
+def describe_device() -> str:
+    """What the model runs on, for banners: `cpu` or the GPU's name."""
+    import jax
+
+    device = jax.devices()[0]
+    return device.device_kind if device.platform == "gpu" else device.platform

@@ -1,0 +1,1 @@
+"""Chat templates: Jinja in a sandbox, whose text knows who wrote it."""

@@ -1,0 +1,1 @@
+"""The kinds of vocabularies, and the files that they come in."""
