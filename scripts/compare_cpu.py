@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import command_line
-import compare_cpu_files
 from absl import flags
-from command_line import FLAGS, say
+from cpu_comparison import files
 
+from jllama.cli import command_line
+from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
 
@@ -89,7 +89,7 @@ def main() -> None:
     check_request()
     say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     for kind in FLAGS.formats:
-        path = compare_cpu_files.gguf_file(FLAGS.model, kind, directory, FLAGS.model_sha256)
+        path = files.gguf_file(FLAGS.model, kind, directory, FLAGS.model_sha256)
         sides = start(kind, path, FLAGS.threads or len(os.sched_getaffinity(0)))
         for test in FLAGS.tests:
             compare(kind, test, sides)

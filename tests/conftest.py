@@ -130,7 +130,7 @@ def _fetch(reference: str, sha256: str | None) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def plain_dir(tmp_path_factory) -> Path:
     """A small base model with a tokenizer as the story model's."""
-    from plain_model import write_plain_model
+    from tests.support.plain_model import write_plain_model
 
     return write_plain_model(tmp_path_factory.mktemp("plain"))
 
@@ -155,7 +155,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def tiny_params(tiny_config):
     """Random float32 weights for `tiny_config`."""
-    from helpers import random_params
+    from tests.support.helpers import random_params
 
     return random_params(tiny_config)
 
@@ -163,7 +163,7 @@ def tiny_params(tiny_config):
 @pytest.fixture
 def config_file(tmp_path) -> Path:
     """The config.json of a small model, in a directory of its own."""
-    from checkpoint_files import KEYS
+    from tests.support.checkpoint_files import KEYS
 
     path = tmp_path / "source" / "config.json"
     path.parent.mkdir()
@@ -174,7 +174,7 @@ def config_file(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Runs scripts in forks of a process that has imported what they need."""
-    from scripts_helpers import ScriptServer
+    from tests.support.scripts_helpers import ScriptServer
 
     server = ScriptServer(tmp_path_factory.mktemp("server"))
     yield server

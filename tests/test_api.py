@@ -8,11 +8,11 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripts_helpers import ROOT
-from tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 import jllama
 from jllama.api import encode_prompt, room_for
+from tests.support.scripts_helpers import ROOT
+from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 SETTINGS = dict(max_new_tokens=12, ignore_eos=True)
 

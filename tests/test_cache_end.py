@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import full_logits
 
 import jllama
 from jllama import kernels
 from jllama.layers.cache import KVCache
+from tests.support.helpers import full_logits
 
 PAST = [  # lengths of the rows, new tokens, how many of them count
     ([6], 1, None),

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from checkpoint_generator import random_tokens
-from helpers import full_logits, random_params
-from small_models import SMALL_MODELS
 
 from jllama.config import ModelConfig
 from jllama.layers.rope import Rope
+from tests.support.checkpoint_generator import random_tokens
+from tests.support.helpers import full_logits, random_params
+from tests.support.small_models import SMALL_MODELS
 
 # Field: another value. Those that change the parameters' shapes, and those that change the numbers.
 SHAPES = {

@@ -6,11 +6,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-from checkpoint_files import KEYS
 
 from jllama.config import ModelConfig
 from jllama.errors import MOST, JllamaError, escaped
 from jllama.text.template.chat_template import ChatTemplate
+from tests.support.checkpoint_files import KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [path for folder in ("jllama", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from scripts_helpers import PATIENCE, ROOT
+from tests.support.scripts_helpers import PATIENCE, ROOT
 
 PLANTED = """
 import os, re, time

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from checkpoint_generator import random_tensors, random_tokens
-from helpers import full_logits, params_from
-from small_models import LENGTH, SMALL_MODELS
 
 from jllama.checkpoint import load_params, read_config
 from jllama.config import ModelConfig
 from jllama.hub.references import resolve
+from tests.support import reference
+from tests.support.checkpoint_generator import random_tensors, random_tokens
+from tests.support.helpers import full_logits, params_from
+from tests.support.small_models import LENGTH, SMALL_MODELS
 
 GOLDENS = Path(__file__).parent / "goldens"
 BOUND = 2e-4  # max |Δlogit| as a part of the logit range

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_goldens import check_real_model
 
 from jllama import kernels
 from jllama.checkpoint import load_params, read_config
@@ -16,6 +15,7 @@ from jllama.engine import decoder
 from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
+from tests.test_goldens import check_real_model
 
 pytestmark = pytest.mark.gpu
 

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from checkpoint_generator import random_tensors
-from helpers import full_logits, params_from, random_params
-from small_models import SMALL_MODELS
 
 from jllama.config import ModelConfig
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params, forward
+from tests.support import reference
+from tests.support.checkpoint_generator import random_tensors
+from tests.support.helpers import full_logits, params_from, random_params
+from tests.support.small_models import SMALL_MODELS
 
 LENGTH = 24
 SHAPES = ("gqa3", "all_biases_tied", "mistral_window", "dynamic", "yarn", "head_dim_26")

@@ -5,12 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_checkpoint import CONTEXT, KEYS, write_tiny_model
 
 import jllama
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
+from tests.support.tiny_checkpoint import CONTEXT, KEYS, write_tiny_model
 
 PROMPT = list(range(40, 60))
 

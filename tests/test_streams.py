@@ -4,13 +4,13 @@ import contextlib
 import threading
 
 import pytest
-from tiny_checkpoint import TEMPLATE, write_tiny_model
 
 import jllama
 from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
+from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 PROMPT, OTHER = list(range(40, 60)), [*range(40, 50), 90, 91, 92]
 LONG = GenerationSettings(max_new_tokens=40, ignore_eos=True)

@@ -16,8 +16,8 @@ import transformers
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from checkpoint_generator import random_tensors, random_tokens  # noqa: E402
-from small_models import LENGTH, SMALL_MODELS  # noqa: E402
+from tests.support.checkpoint_generator import random_tensors, random_tokens  # noqa: E402
+from tests.support.small_models import LENGTH, SMALL_MODELS  # noqa: E402
 
 GREEDY = 200
 STORY_PROMPTS = (

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
-from tiny_checkpoint import TEMPLATE, write_tiny_model
+
+from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 LONG = "x" * 100_000
 ODD: tuple[Any, ...] = (

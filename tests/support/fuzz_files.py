@@ -39,9 +39,9 @@ _KEYS |= dict(
 @functools.cache
 def _model(quantize: str = "none", shards: bool = False) -> dict[str, bytes]:
     """The files of a tiny sound model."""
-    from checkpoint_files import write_shards
-    from checkpoint_generator import random_tensors
-    from tiny_checkpoint import KEYS, write_tiny_model
+    from tests.support.checkpoint_files import write_shards
+    from tests.support.checkpoint_generator import random_tensors
+    from tests.support.tiny_checkpoint import KEYS, write_tiny_model
 
     keys = dict(num_hidden_layers=1, intermediate_size=64)
     with tempfile.TemporaryDirectory() as place:
@@ -160,9 +160,9 @@ def _quantized_weights(rng: random.Random, directory: Path) -> None:
 
 def _sizes(rng: random.Random, directory: Path) -> None:
     """No damage at all: a sound model of odd sizes, quantised or not."""
-    from checkpoint_files import write_directory
-    from checkpoint_generator import random_tensors
-    from tiny_checkpoint import KEYS
+    from tests.support.checkpoint_files import write_directory
+    from tests.support.checkpoint_generator import random_tensors
+    from tests.support.tiny_checkpoint import KEYS
 
     heads = rng.choice((1, 2, 3))
     keys = KEYS | dict(num_hidden_layers=1, num_key_value_heads=heads)

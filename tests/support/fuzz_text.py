@@ -13,14 +13,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import hostile_templates
-import tokenizer_helpers
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from jllama.errors import JllamaError
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.text.tokenizer import Tokenizer
+from tests.support import hostile_templates, tokenizer_helpers
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 TEMPLATES = [path.read_text("utf-8") for path in sorted((GOLDENS / "templates").glob("*.jinja"))]

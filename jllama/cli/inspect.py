@@ -1,0 +1,123 @@
+"""Shows what a model is made of: `python scripts/inspect_model.py --model=REFERENCE` (or a config.json)."""
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+
+from jllama.cli import command_line
+from jllama.cli.command_line import FLAGS
+from jllama.errors import JllamaError, escaped
+from jllama.files.paths import expanded
+
+flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
+command_line.define_sha256_flag()
+flags.DEFINE_bool("tensors", True, "List every tensor.")
+flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
+flags.DEFINE_integer("max_seq_len", None, "Positions of the planned cache. Default: the model's context.")
+flags.DEFINE_integer("batch", 1, "Rows of the planned cache.", lower_bound=1, upper_bound=2**20)
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Reads headers only: no weights, no device."""
+    if not FLAGS.model:
+        raise JllamaError("no model: give --model=REFERENCE or --model=config.json")
+    if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
+        raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
+    config, tensors, source = read_model(FLAGS.model, FLAGS.model_sha256)
+    report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
+    report = {"model": FLAGS.model, "tensors_from": source, **report}
+    print(json.dumps(report, indent=2) if FLAGS.json else as_text(report, FLAGS.tensors))
+
+
+def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, Any]], str]:
+    """Configuration, tensors, and whether these come from the files or follow from the configuration.
+
+    Raises:
+      JllamaError: the reference, the configuration or a header is not sound.
+    """
+    if reference.endswith(".json"):
+        from jllama.config import ModelConfig
+
+        config = ModelConfig.from_hf(expanded(reference))
+        return config, planned_tensors(config), "config.json"
+    from jllama.hub.references import resolve
+
+    files = resolve(reference, sha256=sha256)
+    # A wrong reference is refused before jax is imported.
+    from jllama.checkpoint import open_checkpoint, read_config
+
+    config = read_config(files)
+    if files.directory is not None and not any(files.directory.glob("*.safetensors*")):
+        return config, planned_tensors(config), "config.json"
+    stored = open_checkpoint(files).tensors.values()
+    return config, [tensor(s.name, s.shape, s.encoding.name, s.nbytes) for s in stored], "files"
+
+
+def planned_tensors(config: Any) -> list[dict[str, Any]]:
+    """The tensors that a checkpoint of this configuration would hold."""
+    from jllama.checkpoint.layout import parts
+    from jllama.families.tensor_names import to_hf
+
+    return [tensor(to_hf(part.name), part.shape, None, None) for part in parts(config).values()]
+
+
+def tensor(name: str, shape: tuple[int, ...], dtype: str | None, nbytes: int | None) -> dict[str, Any]:
+    """One row of the listing."""
+    return dict(name=name, shape=list(shape), dtype=dtype, bytes=nbytes)
+
+
+def describe(config: Any, tensors: list[dict[str, Any]], max_seq_len: int, batch: int) -> dict[str, Any]:
+    """Everything that is printed, as plain values."""
+    from jllama.checkpoint.sizes import DTYPE_BYTES, cache_bytes, parameter_bytes, parameter_count
+
+    cache = {d: cache_bytes(config, batch=batch, max_len=max_seq_len, dtype=d) for d in DTYPE_BYTES}
+    return {
+        "config": dataclasses.asdict(config),
+        "tensors": tensors,
+        "parameters": parameter_count(config),
+        "parameter_bytes": {dtype: parameter_bytes(config, dtype) for dtype in DTYPE_BYTES},
+        "kv_cache": {"batch": batch, "max_seq_len": max_seq_len, "bytes": cache},
+    }
+
+
+def as_text(report: dict[str, Any], with_tensors: bool) -> str:
+    """The report for a person."""
+    lines = [f"{report['model']}", "", "configuration"]
+    rope = report["config"].pop("rope")
+    settings = report["config"] | {name: rope[name] for name in rope if rope[name] is not None}
+    lines += [f"  {name:<32} {shortened(value)}" for name, value in settings.items()]
+    if with_tensors:
+        lines += ["", f"{len(report['tensors'])} tensors, as the {report['tensors_from']} state them"]
+        lines += [tensor_line(entry) for entry in report["tensors"]]
+    lines += ["", f"parameters   {report['parameters']:,}"]
+    lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in report["parameter_bytes"].items()]
+    plan = report["kv_cache"]
+    lines += ["", f"KV cache     batch {plan['batch']} × {plan['max_seq_len']:,} positions"]
+    lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in plan["bytes"].items()]
+    return "\n".join(lines)
+
+
+def tensor_line(entry: dict[str, Any]) -> str:
+    """Name, shape, and, where a file holds it, type and bytes."""
+    shape = " × ".join(map(str, entry["shape"]))
+    held = "" if entry["dtype"] is None else f"{entry['dtype']:<6} {entry['bytes']:>15,} bytes"
+    return f"  {escaped(entry['name']):<52} {shape:<16} {held}".rstrip()
+
+
+def shortened(value: Any) -> str:
+    """A long list by its ends."""
+    is_long = isinstance(value, tuple | list) and len(value) > 4
+    return f"{value[0]} … {value[-1]} ({len(value)} numbers)" if is_long else str(value)
+
+
+def mib(size: int) -> str:
+    """`4,196.35 MiB`."""
+    return f"{size / MIB:>14,.2f} MiB"
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

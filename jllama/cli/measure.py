@@ -1,0 +1,231 @@
+"""What `bench.py` measures: prompt processing, generation, and the machine's own ceilings."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jllama.checkpoint import memory
+from jllama.cli.bench_tests import Test
+from jllama.config import ModelConfig
+from jllama.engine import decoder as engine
+from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
+from jllama.layers.qtensor import QTensor
+from jllama.layers.sampling import Sampling
+from jllama.model import Params
+
+CACHE_STEP = 256  # cache lengths are multiples of this
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What this device reached in this run, with nothing else to do."""
+
+    read_bytes_per_second: float
+    matrix_flops_per_second: float
+
+
+def ceilings(dtype: str, platform: str) -> Ceilings:
+    """Reads or copies (counting both ways) a large array; multiplies two matrices of the run dtype."""
+    gpu = platform == "gpu"
+    count = 10 if gpu else 1  # a CPU needs long for one
+    rows = jnp.ones((8192, 131072 if gpu else 16384), jnp.float32)
+    tops = jnp.full(len(rows), jnp.inf) if gpu else None
+    read = _seconds_each(_row_maxima, tops, rows, count=count)
+    copy = _seconds_each(jnp.negative, rows, count=count)  # reads and writes
+    size = 8192 if gpu else 2048
+    left, right = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
+    product = _seconds_each(_product, left, right, count=count)
+    return Ceilings(
+        read_bytes_per_second=max(rows.nbytes / read, 2 * rows.nbytes / copy),
+        matrix_flops_per_second=2 * size**3 / product,
+    )
+
+
+def _row_maxima(tops: Array | None, rows: Array) -> Array:
+    """`tops` ties a call to the one before; a CPU that has to look at it reads more slowly."""
+    return jnp.max(rows if tops is None else jnp.minimum(rows, tops[:, None]), axis=1)
+
+
+def _product(left: Array, right: Array) -> Array:
+    product = jnp.matmul(left, right, preferred_element_type=jnp.float32)
+    return (product * len(left) ** -0.5).astype(left.dtype)  # numbers of the size of `left`'s
+
+
+def _seconds_each(work: Callable[..., Array], start: Any, *operands: Array, count: int) -> float:
+    """Of `count` calls in one program, each fed with the last one's result: the median of five.
+
+    One call alone would measure the program's start and the way back as well.
+    """
+
+    @jax.jit
+    def several(start: Any, *operands: Array) -> Array:
+        if count == 1:
+            return work(start, *operands)
+        return jax.lax.fori_loop(0, count, lambda _, state: work(state, *operands), start)
+
+    jax.block_until_ready(several(start, *operands))
+    return statistics.median(_seconds(lambda: several(start, *operands)) for _ in range(5)) / count
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - started
+
+
+def check_memory(config: ModelConfig, dtype: str, tests: list[Test]) -> None:
+    """Refuses tests whose cache the device has no room for, before the first of them runs.
+
+    Raises:
+      JllamaError: says which.
+    """
+    for test in tests:
+        advice = f"leave out {test.name} or --batch_sizes={test.batch}, or use --dtype=bfloat16"
+        memory.check_cache(config, dtype, batch=test.batch, max_len=_cache_length(test), advice=advice)
+
+
+def _cache_length(test: Test) -> int:
+    length = test.depth + test.count + engine.BLOCK + 1
+    return -(-length // CACHE_STEP) * CACHE_STEP
+
+
+def run_test(config: ModelConfig, params: Params, test: Test, repetitions: int, seed: int) -> dict[str, Any]:
+    """Seconds of each repetition after a warm-up, and what they mean."""
+    dtype = str(params.norm.dtype)
+    cache = KVCache.empty(config, batch=test.batch, max_len=_cache_length(test), dtype=dtype)
+    rng = np.random.default_rng(seed)
+    once = _prefill_once if test.kind == "pp" else _generate_once
+    times: list[float] = []
+    for _ in range(2):  # the second time with a cache that a program returned, as every repetition has it
+        _, cache = once(config, params, test, cache, rng)
+    for _ in range(repetitions):
+        seconds, cache = once(config, params, test, cache, rng)
+        times.append(seconds)
+    return summarize(config, params, test, times)
+
+
+def _prefill_once(
+    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
+) -> tuple[float, KVCache]:
+    prompt = rng.integers(config.vocab_size, size=(test.batch, test.count)).tolist()
+    cache = _at_length(cache, test.depth)
+    started = time.perf_counter()
+    logits, cache = engine.prefill(config, params, cache, prompt)
+    jax.block_until_ready(logits)
+    return time.perf_counter() - started, cache
+
+
+def _generate_once(
+    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
+) -> tuple[float, KVCache]:
+    """Seconds that `count` tokens take, read as a user reads them.
+
+    The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
+    that block, for as long as it took to launch it.
+    """
+    state, first = engine.start_decode(
+        _at_length(cache, test.depth),
+        rng.standard_normal((test.batch, config.vocab_size), np.float32),
+        Sampling.build(batch=test.batch, vocab_size=config.vocab_size, **test.sampling),  # type: ignore[arg-type]
+        np.full((test.batch, 1), engine.NO_TOKEN, np.int32),
+        np.zeros((test.batch,), np.int32),
+        np.zeros((test.batch, 2), np.uint32),
+        np.full((test.batch,), test.count + 1, np.int32),
+        np.full((32,), engine.NO_TOKEN, np.int32),
+    )
+    decoder = engine.Decoder(config, params, state, first)
+    arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
+    timed = sum(tokens for _, tokens in arrivals[1:])
+    if not timed:
+        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * engine.BLOCK}")
+    return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed, decoder.state.cache
+
+
+def _at_length(cache: KVCache, length: int) -> KVCache:
+    """As if `length` tokens had been read: what they were does not change the time."""
+    return cache.holding(np.full(cache.length.shape, length, np.int32))
+
+
+def summarize(config: ModelConfig, params: Params, test: Test, times: list[float]) -> dict[str, Any]:
+    """Rates of the median repetition; the spread is (max - min) / median."""
+    median = statistics.median(times)
+    tokens = test.batch * test.count
+    row = {
+        "test": test.name,
+        "batch": test.batch,
+        "sampling": test.sampling,
+        "choice": test.choice,
+        "tokens_per_second": tokens / median,
+        "spread": (max(times) - min(times)) / median,
+        "seconds": times,
+    }
+    if test.kind == "pp":
+        return row | {"flops_per_second": prompt_flops(config, test) / median}
+    weights, kv = weight_bytes(params), kv_bytes(config, params, test)
+    return row | {
+        "weight_bytes_per_step": weights,
+        "cache_bytes_per_step": kv,
+        "bytes_per_second": (weights + kv) * test.count / median,
+    }
+
+
+def weight_bytes(params: Params) -> int:
+    """What a decode step reads of the weights: all but the embedding table, unless that is the head too."""
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    table = sum(leaf.nbytes for leaf in jax.tree.leaves(params.embed_tokens))
+    return total if params.lm_head is None else total - table
+
+
+def weight_bits(params: Params) -> list[int]:
+    """In how many bits the quantised weights are stored; empty: none is quantised."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return sorted({leaf.bits for leaf in leaves if isinstance(leaf, QTensor)})
+
+
+def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:
+    """What a decode step reads of the filled cache, on average over the test."""
+    positions = test.depth + (test.count + 1) / 2
+    if config.sliding_window is not None:
+        positions = min(positions, config.sliding_window)
+    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return int(test.batch * positions * per_position * params.norm.dtype.itemsize)
+
+
+def prompt_flops(config: ModelConfig, test: Test) -> float:
+    """Two per weight and token (one unembedding a row), and causal attention's two products."""
+    c, T = config, test.count
+    heads = c.num_attention_heads * c.head_dim
+    kv_heads = c.num_key_value_heads * c.head_dim
+    weights = c.num_hidden_layers * c.hidden_size * (2 * heads + 2 * kv_heads + 3 * c.intermediate_size)
+    pairs = T * test.depth + T * (T + 1) / 2
+    attention = 4 * c.num_hidden_layers * heads * pairs
+    return test.batch * (2 * weights * T + 2 * c.vocab_size * c.hidden_size + attention)
+
+
+def first_token_seconds(config: ModelConfig, params: Params, prompt_tokens: int, seed: int) -> float:
+    """From a prompt's ids to the first token's id on the host, warm: the median of five."""
+    test = Test(kind="pp", count=prompt_tokens, depth=0, batch=1)
+    max_len = -(-(prompt_tokens + 2) // CACHE_STEP) * CACHE_STEP
+    cache = KVCache.empty(config, batch=1, max_len=max_len, dtype=str(params.norm.dtype))
+    rng, times = np.random.default_rng(seed), []
+    for _ in range(6):
+        seconds, cache = _prefill_once(config, params, test, cache, rng)
+        times.append(seconds)
+    return statistics.median(times[1:])
+
+
+def peak_memory_bytes() -> int:
+    """Of the device where it tells, else of the process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,180 @@
+"""How well a model predicts a text: `python scripts/perplexity.py --model=REFERENCE --text=FILE`."""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from absl import flags
+
+from jllama.cli import command_line, streams
+from jllama.cli.command_line import FLAGS, say
+from jllama.errors import JllamaError
+
+flags.DEFINE_string("text", None, "A UTF-8 text file, read as it is; - for standard input.")
+flags.DEFINE_list(
+    "modes",
+    ["none", "int8", "int4"],
+    "Values of --quantize to compare, the first with the rest.",
+)
+flags.DEFINE_integer("window", 512, "Tokens of each independent piece of the text.", lower_bound=8)
+flags.DEFINE_bool("json", False, "Print one JSON object.")
+command_line.define_model_flags()
+
+
+def main() -> None:
+    """A row for each mode."""
+    text = read_text()
+    check_modes()
+    rows: list[dict[str, Any]] = []
+    reference = None
+    for mode in FLAGS.modes:
+        model = command_line.load_model(mode)
+        ids = model.tokenizer.encode(text)
+        if len(ids) < 16:
+            raise JllamaError(f"{FLAGS.text} has {len(ids)} tokens: too short to measure anything")
+        losses, best = measure(model, ids, min(FLAGS.window, model.config.context_length))
+        reference = best if reference is None else reference
+        rows.append(row(mode, model, losses, agreement(best, reference)))
+        say(f"{mode}: perplexity {rows[-1]['perplexity']:.3f}")
+        del model
+    report = {"text": FLAGS.text, "tokens": len(ids), "rows": [finite(r) for r in rows]}
+    print(json.dumps(report) if FLAGS.json else table(rows))
+
+
+def check_modes() -> None:
+    """Before the first is measured, for minutes.
+
+    Raises:
+      JllamaError: none, one that does not exist, or one that would change what is quantised already.
+    """
+    from jllama.loading import QUANTIZE_MODES
+
+    unknown = [mode for mode in FLAGS.modes if mode not in QUANTIZE_MODES]
+    if unknown or not FLAGS.modes:
+        raise JllamaError(f"--modes={','.join(FLAGS.modes)}: choose among {', '.join(QUANTIZE_MODES)}")
+    if FLAGS.model and set(FLAGS.modes) != {"auto"} and is_quantized(FLAGS.model):
+        raise JllamaError(f"{FLAGS.model} is quantised already: give --modes=auto")
+
+
+def is_quantized(model: str) -> bool:
+    """Whether the model is a directory of `quantize.py`'s."""
+    from jllama.hub.references import resolve
+
+    files = resolve(model, sha256=FLAGS.model_sha256)
+    from jllama.checkpoint.formats.saved import is_saved
+
+    return is_saved(files)
+
+
+def read_text() -> str:
+    """The file of `--text`.
+
+    Raises:
+      JllamaError: none is given, or it can't be read as UTF-8.
+    """
+    if not FLAGS.text:
+        raise JllamaError("no text: give --text=FILE")
+    return streams.read_text(FLAGS.text)
+
+
+def measure(model: Any, ids: list[int], window: int) -> tuple[list[float], list[int]]:
+    """For each token but a piece's first: its negative log-probability, and the most probable token there."""
+    losses: list[float] = []
+    best: list[int] = []
+    for piece, count in pieces(ids, window):
+        token_losses, token_best = _piece(model, piece)
+        losses += token_losses[: count - 1].tolist()
+        best += token_best[: count - 1].tolist()
+    return losses, best
+
+
+def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
+    """Padded to one length, so that one program serves all; a last piece of one token predicts nothing."""
+    for start in range(0, len(ids), window):
+        piece = ids[start : start + window]
+        if len(piece) > 1:
+            yield piece + [0] * (window - len(piece)), len(piece)
+
+
+def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
+    import numpy as np
+
+    from jllama.engine.prefill import platform_of
+    from jllama.layers.cache import KVCache
+
+    cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)
+    run = _scorer(model.config, platform_of(model.params))
+    losses, best = run(model.params, np.asarray([piece], np.int32), cache)
+    return np.asarray(losses), np.asarray(best)
+
+
+def _scorer(config: Any, platform: str) -> Any:
+    import jax
+
+    return jax.jit(partial(_score, config, platform))
+
+
+def _score(config: Any, platform: str, params: Any, tokens: Any, cache: Any) -> tuple[Any, Any]:
+    """Losses and most probable tokens, `[T - 1]`, by the kernels that the engine would run."""
+    import jax
+    import jax.numpy as jnp
+
+    from jllama import kernels
+
+    n_valid = jnp.full((1,), tokens.shape[1], jnp.int32)
+    logits, _ = kernels.forward(
+        config, params, tokens, cache, n_valid=n_valid, last_only=False, platform=platform
+    )
+    logits = logits[0, :-1]
+    picked = jnp.take_along_axis(logits, tokens[0, 1:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - picked, jnp.argmax(logits, axis=1)
+
+
+def agreement(best: list[int], reference: list[int]) -> float:
+    """Share of the places where both find the same token the most probable."""
+    return sum(a == b for a, b in zip(best, reference, strict=True)) / len(best)
+
+
+def row(mode: str, model: Any, losses: list[float], top1: float) -> dict[str, Any]:
+    """The perplexity with its standard error, and the size of the weights."""
+    import jax
+
+    mean = sum(losses) / len(losses)
+    spread = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / len(losses) / max(len(losses) - 1, 1))
+    return {
+        "mode": mode,
+        "dtype": model.dtype,
+        "loss": mean,
+        "perplexity": exponential(mean),
+        "standard_error": exponential(mean) * spread,
+        "top1_agreement": top1,
+        "weights_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) / 2**20,
+    }
+
+
+def exponential(loss: float) -> float:
+    """`math.exp`, infinite where that overflows."""
+    return math.inf if loss >= 709 else math.exp(loss)
+
+
+def finite(r: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for what is infinite or no number: JSON has neither."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in r.items()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a person."""
+    lines = ["mode   dtype      perplexity  ± std. error  vs first  same top-1  weights MiB"]
+    first = rows[0]["loss"]
+    lines += [
+        f"{r['mode']:6} {r['dtype']:9} {r['perplexity']:11.3f}  {r['standard_error']:12.3f}  "
+        f"{exponential(r['loss'] - first) - 1:+8.2%}  {r['top1_agreement']:10.1%}  {r['weights_mib']:11.1f}"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

@@ -1,0 +1,45 @@
+"""Quantises a model once: `python scripts/quantize.py --model=REFERENCE --quantize=int4 --output=DIR`."""
+
+from absl import flags
+
+from jllama.cli import command_line
+from jllama.cli.command_line import FLAGS, say
+from jllama.errors import JllamaError
+
+flags.DEFINE_string(
+    "output", None, "The directory to write; --model loads it. It must not exist, or be empty."
+)
+command_line.define_model_flags()
+command_line.define_quantize_flag()
+
+
+def main() -> None:
+    """Loads, quantises and writes the model."""
+    if not FLAGS.model or not FLAGS.output:
+        raise JllamaError("give both --model=REFERENCE and --output=DIR")
+    if FLAGS.quantize not in ("int8", "int4", "auto"):
+        raise JllamaError(
+            "--quantize=none quantises nothing; use int8, int4, or auto for a GGUF's own blocks"
+        )
+    from jllama.checkpoint import load_params, read_config
+    from jllama.checkpoint.formats.saved import is_saved, save
+    from jllama.checkpoint.output import output_directory
+    from jllama.cli.measure import weight_bits
+    from jllama.hub.references import resolve
+    from jllama.machine import devices
+
+    devices.configure(FLAGS.device)
+    output = output_directory(FLAGS.output)
+    files = resolve(FLAGS.model, sha256=FLAGS.model_sha256)
+    if is_saved(files):
+        raise JllamaError(f"{FLAGS.model} is quantised already: quantise the model that it was made of")
+    config = read_config(files)
+    params = load_params(files, config, FLAGS.dtype, quantize=FLAGS.quantize, pack=False)
+    if not weight_bits(params):
+        raise JllamaError(f"{FLAGS.model} holds no 8- or 4-bit blocks to keep: give --quantize=int8 or int4")
+    save(files, config, params, output, FLAGS.quantize)
+    say(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

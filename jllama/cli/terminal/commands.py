@@ -1,0 +1,236 @@
+"""The chat's commands: one small function each, told what stands behind the command's name."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jllama.chat.archive import archive
+from jllama.chat.branches import nearest
+from jllama.chat.conversation import Conversation
+from jllama.cli.terminal import clipboard
+from jllama.cli.terminal import remarks as chat_text
+from jllama.cli.terminal import settings as chat_settings
+from jllama.cli.terminal.state import Chat, LeaveError
+from jllama.errors import JllamaError
+
+Command = Callable[[Chat, str], None]
+
+
+def find(text: str) -> Command | None:
+    """The command that a text calls, or None if it is a message. A blank first makes any text a message.
+
+    Raises:
+      JllamaError: it looks like a command and is none.
+    """
+    if not text.startswith("/"):
+        return None
+    name = text.split()[0]
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if "\n" in text.strip():
+        return None  # pasted text that happens to begin with a slash
+    hint = nearest(name, COMMANDS)
+    raise JllamaError(f"unknown command {name[:40]!r}{hint}; /help lists all, a blank before / sends it")
+
+
+def arguments(command: str, conversation: Conversation) -> Iterable[str]:
+    """What may follow a command, for completion."""
+    choices: dict[str, Iterable[str]] = {
+        "/set": (f"{name}=" for name in chat_settings.NAMES),
+        "/switch": conversation.branches,
+        "/help": COMMANDS,
+        "/stats": ("on", "off"),
+    }
+    return choices.get(command, ())
+
+
+def help_(chat: Chat, argument: str) -> None:
+    """/help [COMMAND]: lists the commands, or explains one"""
+    if not argument:
+        lines = [f"  {_usage(command):<22} {_meaning(command)}" for command in COMMANDS.values()]
+        chat.screen.say("\n".join([*dict.fromkeys(lines), *_KEYS]))
+        return
+    command = COMMANDS.get("/" + argument.lstrip("/"))
+    if command is None:
+        raise JllamaError(f"no command {argument[:40]!r}{nearest('/' + argument.lstrip('/'), COMMANDS)}")
+    chat.screen.say(f"{_usage(command)}: {_meaning(command)}")
+
+
+def exit_(chat: Chat, argument: str) -> None:
+    """/exit: leaves, as Ctrl-D does"""
+    raise LeaveError
+
+
+def system(chat: Chat, argument: str) -> None:
+    """/system [TEXT]: sets the system message; shows it without TEXT; /system - removes it"""
+    if argument:
+        chat.conversation.set_system(None if argument == "-" else argument)
+    chat.screen.say(f"system: {chat.conversation.branch.system or '(none)'}")
+
+
+def set_(chat: Chat, argument: str) -> None:
+    """/set KEY=VALUE: changes a setting; lists them without KEY"""
+    if not argument:
+        chat.screen.say(chat_settings.listing(chat))
+        return
+    name = chat_settings.change(chat, argument)
+    chat.screen.say(f"{name}={chat_settings.value(chat, name)}")
+
+
+def show(chat: Chat, argument: str) -> None:
+    """/show [N]: shows the conversation, or turn N in full"""
+    if not argument:
+        chat.screen.say(chat_text.history(chat.conversation) or "nothing was said yet")
+        return
+    number, turns = _number(argument, "/show N"), chat.conversation.branch.turns
+    if not 1 <= number <= len(turns):
+        raise JllamaError(f"turn {number} does not exist: there are {len(turns)}")
+    question, answer = turns[number - 1]
+    chat.screen.say(f"> {question.content}")
+    chat.screen.say(answer.content, "")
+
+
+def stats(chat: Chat, argument: str) -> None:
+    """/stats [on|off]: statistics of the last answer; on: after each answer"""
+    if argument:
+        chat_settings.change(chat, f"stats={argument}")
+        chat.screen.say(f"stats={chat_settings.value(chat, 'stats')}")
+    elif chat.conversation.result.generated_tokens:
+        chat.screen.say(chat_text.statistics(chat.conversation))
+    else:
+        chat.screen.say("no answer yet")
+
+
+def tokens(chat: Chat, argument: str) -> None:
+    """/tokens: how many tokens the messages have"""
+    chat.screen.say(chat_text.tokens(chat.conversation))
+
+
+def clear(chat: Chat, argument: str) -> None:
+    """/clear: forgets this branch's messages; the system message stays"""
+    chat.conversation.clear()
+    chat.screen.say("cleared")
+
+
+def copy(chat: Chat, argument: str) -> None:
+    """/copy: copies the last answer to the clipboard"""
+    if not chat.conversation.messages:
+        raise JllamaError("nothing to copy: there is no answer yet")
+    text = chat.conversation.messages[-1].content
+    sequence, tool = clipboard.osc52(text), clipboard.copy_with_tool(text)
+    if not (sequence or tool):
+        raise JllamaError(
+            "the answer is too long for the terminal's clipboard, and there is no clipboard tool"
+        )
+    chat.screen.raw(sequence)
+    how = f"with {tool}" if tool else "if the terminal allows it"
+    chat.screen.say(f"copied {len(text)} characters {how}")
+
+
+def undo(chat: Chat, argument: str) -> None:
+    """/undo [N]: takes back the last turn, or the last N"""
+    undone = chat.conversation.undo(_number(argument, "/undo N") if argument else 1)
+    for question in undone[::2]:
+        chat.screen.say(f"taken back: {chat_text.one_line(question.content)}")
+
+
+def retry(chat: Chat, argument: str) -> None:
+    """/retry: another answer to the last message"""
+    settings = chat.settings
+    if settings.temperature == 0 and chat.conversation.turns:
+        settings = dataclasses.replace(settings, temperature=0.8, top_p=0.95)
+        chat.screen.say(
+            "temperature=0 would repeat the answer: this one is drawn at 0.8 (/set temperature=0.8 stays)"
+        )
+    chat.answer(chat.conversation.retry(settings))
+
+
+def edit(chat: Chat, argument: str) -> None:
+    """/edit N [TEXT]: asks turn N again with another text, and forgets the turns after it"""
+    first, _, text = argument.partition(" ")
+    number, turns = _number(first, "/edit N TEXT"), chat.conversation.branch.turns
+    if text.strip() or not 1 <= number <= len(turns):
+        chat.answer(chat.conversation.edit(number, text.strip(), chat.settings))
+    else:
+        chat.prefill = f"/edit {number} {turns[number - 1][0].content}"
+
+
+def fork(chat: Chat, argument: str) -> None:
+    """/fork NAME: starts a branch here; the old one stays as it is"""
+    if not argument:
+        raise JllamaError("give the branch a name: /fork NAME")
+    before = chat.conversation.current
+    chat.conversation.fork(argument)
+    chat.screen.say(f"on branch {argument}; /switch {before} goes back")
+
+
+def switch(chat: Chat, argument: str) -> None:
+    """/switch NAME: goes to another branch"""
+    conversation = chat.conversation
+    if not argument:
+        raise JllamaError(f"which branch? /switch NAME; there are {', '.join(conversation.branches)}")
+    conversation.switch(argument)
+    last = f": {chat_text.one_line(conversation.messages[-2].content)}" if conversation.messages else ""
+    chat.screen.say(f"on branch {argument}, {chat_text.turns(conversation.turns)}{last}")
+
+
+def tree(chat: Chat, argument: str) -> None:
+    """/tree: shows the branches and their common past"""
+    chat.screen.say(chat_text.tree(chat.conversation))
+
+
+def save(chat: Chat, argument: str) -> None:
+    """/save [FILE] [--cache]: saves all branches, again to the same FILE; --cache: also what was computed"""
+    name, _, last = f" {argument}".rpartition(" ")
+    cache = last == "--cache"
+    path = _path(name.strip() if cache else argument, "/save FILE", chat.file)
+    files = archive.save(chat.conversation, chat.settings, path, cache=cache)
+    chat.mark_saved(path)
+    chat.screen.say("saved " + " and ".join(map(str, files)))
+
+
+def load(chat: Chat, argument: str) -> None:
+    """/load FILE: goes on with a saved conversation, its settings and its cache"""
+    path = _path(argument, "/load FILE")
+    chat.settings, remarks = archive.load(chat.conversation, path)
+    chat.mark_saved(path)
+    for remark in remarks:
+        chat.screen.say(remark)
+    branches, turns = len(chat.conversation.branches), chat_text.turns(chat.conversation.turns)
+    chat.screen.say(
+        f"on branch {chat.conversation.current}, {turns}" + f", {branches} branches" * (branches > 1)
+    )
+
+
+def _path(text: str, usage: str, default: str = "") -> str:
+    text = text or default
+    for quote in "\"'":
+        if len(text) > 2 and text[0] == text[-1] == quote:
+            text = text[1:-1]
+    if not text or "\0" in text:
+        raise JllamaError(f"give a file: {usage}")
+    return text
+
+
+def _number(text: str, usage: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise JllamaError(f"{text[:20]!r} is no number of a turn: {usage}")
+    return int(text)
+
+
+def _usage(command: Any) -> str:
+    return command.__doc__.partition(":")[0]
+
+
+def _meaning(command: Any) -> str:
+    return command.__doc__.partition(":")[2].strip()
+
+
+_KEYS = (
+    "Several lines: Alt-Enter, or a backslash at the line's end, or triple quotes around them.",
+    "Ctrl-C stops an answer and keeps what came. Ctrl-Z suspends the chat, fg goes on.",
+)
+_TALK = (system, undo, retry, edit, show, tokens, stats, set_, copy, clear)
+_KEEP = (fork, switch, tree, save, load, help_, exit_)
+COMMANDS: dict[str, Command] = {_usage(command).split()[0]: command for command in (*_TALK, *_KEEP)}
+COMMANDS["/quit"] = exit_

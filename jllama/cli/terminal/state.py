@@ -1,0 +1,69 @@
+"""What a command of the chat may look at and change."""
+
+from collections.abc import Iterator
+
+from jllama.chat.branches import Message
+from jllama.chat.conversation import Conversation
+from jllama.cli.terminal import remarks
+from jllama.cli.terminal.screen import Screen
+from jllama.settings import GenerationSettings
+
+
+class LeaveError(Exception):
+    """The user wants to go."""
+
+
+class Chat:
+    """The conversation, how it is answered, where it shows and where it was saved."""
+
+    def __init__(
+        self, conversation: Conversation, settings: GenerationSettings, screen: Screen, *, file: str = ""
+    ) -> None:
+        """`file`: where the conversation came from."""
+        self.conversation, self.settings, self.screen = conversation, settings, screen
+        self.show_stats = False
+        self.prefill = ""  # stands at the next prompt, to be edited
+        self.file = file  # of the last /save or /load
+        self._saved = self._messages()
+
+    def mark_saved(self, file: str) -> None:
+        """From now on `file` holds the conversation as it is."""
+        self.file, self._saved = file, self._messages()
+
+    def unsaved_turns(self) -> int:
+        """How many turns of all branches would be lost."""
+        kept = {id(message) for message in self._saved}
+        return sum(message.role == "assistant" and id(message) not in kept for message in self._messages())
+
+    def _messages(self) -> list[Message]:
+        """Of all branches, what they share once."""
+        branches = self.conversation.branches.values()
+        return [*{id(message): message for branch in branches for message in branch.messages}.values()]
+
+    def answer(self, pieces: Iterator[str]) -> None:
+        """Shows an answer, and what is worth saying about it.
+
+        Raises:
+          JllamaError: the model could not answer; the conversation is as it was.
+        """
+        dropped, before = self.conversation.branch.dropped, self.conversation.messages
+        self.screen.stream(pieces)
+        if self.conversation.messages is before:
+            self.screen.say("stopped before the first word: the message is taken back")
+            return
+        if self.conversation.branch.dropped > dropped:
+            self.screen.say(remarks.dropped(self.conversation.branch.dropped))
+        self._explain_end()
+        if self.show_stats:
+            self.screen.say(remarks.statistics(self.conversation))
+
+    def _explain_end(self) -> None:
+        result = self.conversation.result
+        reason = remarks.reason(self.conversation)
+        if result.finish_reason == "length":
+            more = "" if "context" in reason else f": /set max_new_tokens={2 * self.settings.max_new_tokens}"
+            self.screen.say(f"[{reason}{more}]")
+        elif result.finish_reason == "interrupted":
+            self.screen.say("[stopped]")
+        elif not result.text.strip():
+            self.screen.say("[an empty answer]")

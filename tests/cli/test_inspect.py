@@ -1,0 +1,182 @@
+"""`inspect_model.py` and `make_random_checkpoint.py`, run as a user runs them, and their arithmetic."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jllama.checkpoint import load_params, read_config
+from jllama.checkpoint.formats.safetensors import read_header
+from jllama.checkpoint.random_weights import write_random_checkpoint
+from jllama.checkpoint.sizes import cache_bytes, parameter_bytes, parameter_count
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.hub.references import resolve
+from jllama.layers.cache import KVCache
+from tests.support.checkpoint_files import KEYS, write_directory, write_gguf
+from tests.support.checkpoint_generator import random_tensors
+from tests.support.helpers import random_params
+from tests.support.small_models import SMALL_MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+TINYLLAMA = dict(
+    model_type="llama",
+    vocab_size=32000,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=22,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    max_position_embeddings=2048,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_word_embeddings=False,
+)
+
+
+def script(name: str, *flags: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [*before, sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def failure(name: str, *flags: str, before: tuple[str, ...] = ()) -> str:
+    """The script's message, when it ends as a user's mistake should."""
+    done = script(name, *flags, before=before)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_sizes_are_those_of_the_real_arrays(name):
+    config = ModelConfig.from_hf(SMALL_MODELS[name])
+    leaves = jax.tree.leaves(random_params(config))
+    assert parameter_count(config) == sum(leaf.size for leaf in leaves)
+    assert parameter_bytes(config, "float32") == sum(leaf.nbytes for leaf in leaves)
+    cache = KVCache.empty(config, batch=3, max_len=17, dtype="bfloat16")
+    planned = cache_bytes(config, batch=3, max_len=17, dtype="bfloat16")
+    assert planned == sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_tinyllama_from_its_configuration_alone(tmp_path, as_file):
+    (tmp_path / "config.json").write_text(json.dumps(TINYLLAMA))
+    done = script("inspect_model", f"--model={tmp_path / 'config.json' if as_file else tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1,100,048,384" in done.stdout
+    assert "4,196.35 MiB" in done.stdout
+    assert "model.layers.21.self_attn.k_proj.weight" in done.stdout
+    assert "44.00 MiB" in done.stdout  # the cache of 2,048 positions in bfloat16
+
+
+def test_inspect_a_checkpoint_as_json(tmp_path):
+    tensors = random_tensors(KEYS)
+    for path in (
+        write_directory(tmp_path / "m", KEYS, tensors, "float16"),
+        write_gguf(tmp_path / "m.gguf", KEYS, tensors),
+    ):
+        done = script("inspect_model", f"--model={path}", "--json", "--max_seq_len=10", "--batch=2")
+        report = json.loads(done.stdout)
+        assert report["config"]["head_dim"] == 32
+        assert report["parameters"] == sum(tensor.size for tensor in tensors.values())
+        assert report["kv_cache"]["bytes"]["float32"] == 2 * (2 * 2 * 2 * 32 * 10 * 4 + 4)
+        width = {"F16": 2, "F32": 4}
+        held = {entry["dtype"]: 0 for entry in report["tensors"]}
+        for entry in report["tensors"]:
+            held[entry["dtype"]] += 1
+            assert entry["bytes"] == width[entry["dtype"]] * np.prod(entry["shape"])
+        assert held == ({"F16": len(tensors)} if path.is_dir() else {"F32": len(tensors)})
+
+
+def test_inspect_refuses_clearly(tmp_path, config_file):
+    assert "no model: give --model" in failure("inspect_model")
+    assert "no such model" in failure("inspect_model", "--model=./absent")
+    assert "must be at least 1" in failure("inspect_model", f"--model={config_file}", "--max_seq_len=-1")
+    assert "batch" in failure("inspect_model", f"--model={config_file}", "--batch=0")
+    (tmp_path / "bad.json").write_text("{")
+    assert "is not JSON" in failure("inspect_model", f"--model={tmp_path / 'bad.json'}")
+
+
+def test_random_checkpoints_load_and_sharding_changes_nothing(tmp_path, config_file):
+    write_random_checkpoint(config_file, tmp_path / "one", dtype="float32", seed=3)
+    flags = [f"--config={config_file}", f"--output={tmp_path / 'many'}", "--seed=3", "--shard_size=40KB"]
+    done = script("make_random_checkpoint", *flags, "--dtype=float32")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 3
+    loaded = []
+    for name in ("one", "many"):
+        files = resolve(str(tmp_path / name))
+        loaded.append(load_params(files, read_config(files), "float32"))
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, loaded), strict=True))
+    weights, norm = np.asarray(loaded[0].layers[0].mlp.gate_up_proj), np.asarray(loaded[0].norm)
+    assert abs(weights.std() - 0.02) < 0.001
+    assert abs(norm.mean() - 1.0) < 0.02
+    assert not np.array_equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("bfloat16", "BF16"), ("float16", "F16")])
+def test_random_checkpoints_in_narrow_types(tmp_path, config_file, dtype, held):
+    write_random_checkpoint(config_file, tmp_path / "m", dtype=dtype, scale=0.5)
+    write_random_checkpoint(config_file, tmp_path / "wide", dtype="float32", scale=0.5)
+    assert {tensor.encoding.name for tensor in read_header(tmp_path / "m" / "model.safetensors")} == {held}
+    narrow, wide = (
+        load_params(files, read_config(files), "float32")
+        for files in (resolve(str(tmp_path / "m")), resolve(str(tmp_path / "wide")))
+    )
+    rounded = np.asarray(wide.embed_tokens).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    np.testing.assert_array_equal(np.asarray(narrow.embed_tokens), rounded.astype(np.float32))
+
+
+def test_random_checkpoints_are_readable_by_the_safetensors_package(tmp_path, config_file):
+    from safetensors.numpy import load_file
+
+    write_random_checkpoint(config_file, tmp_path / "m", dtype="float32")
+    theirs = load_file(tmp_path / "m" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in theirs.items()} == {
+        name: tensor.shape for name, tensor in random_tensors(KEYS).items()
+    }
+
+
+def test_tokenizer_files_come_along(tmp_path, config_file):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"):
+        (config_file.parent / name).write_text(name)
+    templates = config_file.parent / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "rag.jinja").write_text("{{ messages }}")
+    write_random_checkpoint(config_file, tmp_path / "m", tokenizer=config_file.parent)
+    assert (tmp_path / "m" / "additional_chat_templates" / "rag.jinja").is_file()
+    assert (tmp_path / "m" / "tokenizer.json").read_text() == "tokenizer.json"
+    assert (tmp_path / "m" / "generation_config.json").exists()
+    assert (tmp_path / "m" / "model.safetensors").stat().st_size > 1000
+
+
+def test_random_checkpoint_refuses_clearly(tmp_path, config_file):
+    run, config = "make_random_checkpoint", f"--config={config_file}"
+    assert "give both" in failure(run, config)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").touch()
+    assert "exists already" in failure(run, config, f"--output={tmp_path / 'taken'}")
+    assert "such as 2GB" in failure(run, config, f"--output={tmp_path / 'new'}", "--shard_size=many")
+    assert "cannot read" in failure(run, f"--config={tmp_path}/no.json", f"--output={tmp_path / 'new'}")
+    with pytest.raises(JllamaError, match="holds no tokenizer files"):
+        write_random_checkpoint(config_file, tmp_path / "new", tokenizer=tmp_path / "taken")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, config_file):
+    """A limit on file sizes stands in for a full disk."""
+    flags = [f"--config={config_file}", f"--output={tmp_path / 'out' / 'm'}"]
+    limited = ("sh", "-c", 'ulimit -f 40; exec "$@"', "sh")
+    message = failure("make_random_checkpoint", *flags, before=limited)
+    assert "cannot write" in message
+    assert "nothing was left there" in message
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,100 @@
+"""What `bench.py` and `perplexity.py` report, against sums by hand."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from jllama.config import ModelConfig
+from jllama.text.tokenizer import Tokenizer
+from tests.support.checkpoint_generator import random_tensors
+from tests.support.helpers import full_logits, params_from
+from tests.support.scripts_helpers import ROOT
+from tests.support.tiny_checkpoint import KEYS, write_tiny_model
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from jllama.cli import measure
+from jllama.cli.bench_tests import Test as BenchTest
+
+CONFIG = ModelConfig.from_hf(KEYS)
+
+
+def bench_test(**changes):
+    return BenchTest(**{"kind": "tg", "count": 40, "depth": 0, "batch": 1, **changes})
+
+
+def test_a_prompts_operations():
+    """Two for each weight and token, one unembedding a row, two products with each position so far."""
+    c = CONFIG
+    attention = c.hidden_size * 4 * c.head_dim * 2 + c.hidden_size * 2 * c.head_dim * 2  # q and o, k and v
+    weights = 2 * (attention + 3 * c.hidden_size * c.intermediate_size)
+    for count, depth, batch in ((3, 0, 1), (3, 5, 2)):
+        pairs = sum(depth + place + 1 for place in range(count))
+        by_hand = 2 * weights * count + 2 * c.vocab_size * c.hidden_size + 2 * 2 * 2 * 4 * c.head_dim * pairs
+        assert (
+            measure.prompt_flops(c, bench_test(kind="pp", count=count, depth=depth, batch=batch))
+            == batch * by_hand
+        )
+
+
+def test_a_steps_bytes():
+    params = params_from(CONFIG, random_tensors(KEYS))
+    per_position = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
+    mean = np.mean([10 + step + 1 for step in range(40)])
+    assert measure.kv_bytes(CONFIG, params, bench_test(depth=10, batch=3)) == 3 * mean * per_position
+    table = CONFIG.vocab_size * CONFIG.hidden_size * 4
+    total = sum(array.nbytes for array in random_tensors(KEYS).values())
+    assert measure.weight_bytes(params) == total - table
+
+
+@pytest.mark.parametrize("late", [0.0, 7.0])
+def test_the_rate_of_a_generation_leaves_the_first_block_out(monkeypatch, late):
+    """Its start is not measured: only what comes after the second arrival, over the time since then."""
+    arrivals = [(1, 0.5), (4, 2.0 + late), (16, 4.0 + late), (16, 5.0 + late), (4, 6.0 + late)]
+    clock = iter([at for _, at in arrivals])
+    monkeypatch.setattr(measure.engine, "Decoder", lambda *_: FakeDecoder(arrivals))
+    monkeypatch.setattr(measure.engine, "start_decode", lambda *_: (None, None))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measure, "_at_length", lambda cache, length: cache)
+    seconds, _ = measure._generate_once(CONFIG, None, bench_test(), None, np.random.default_rng(0))
+    assert seconds == pytest.approx((6.0 - 2.0) * 40 / (16 + 16 + 4))
+
+
+class FakeDecoder:
+    """Blocks of so many tokens."""
+
+    def __init__(self, arrivals):
+        self._sizes = [count for count, _ in arrivals]
+        self.state = types.SimpleNamespace(cache=None)
+
+    def __iter__(self):
+        return (np.zeros((1, count)) for count in self._sizes)
+
+
+def test_perplexity_counts_each_token_of_the_text_once(server, tmp_path):
+    """Windows of 16 and a rest: of each window all tokens but the first, and nothing of the padding."""
+    model, text = write_tiny_model(tmp_path / "tiny"), "The same words again, and the same words."
+    (tmp_path / "text.txt").write_text(text)
+    flags = [
+        f"--model={model}",
+        f"--text={tmp_path}/text.txt",
+        "--dtype=float32",
+        "--window=16",
+        "--modes=none",
+    ]
+    (row,) = server.run("perplexity.py", *flags, "--json").report["rows"]
+    params, ids = params_from(CONFIG, random_tensors(KEYS)), Tokenizer.from_dir(model).encode(text)
+    assert len(ids) % 16 > 1
+    losses = []
+    for start in range(0, len(ids), 16):
+        window = ids[start : start + 16]
+        logits = full_logits(CONFIG, params, [window])[0].astype(np.float64)
+        picked = logits[np.arange(len(window) - 1), window[1:]]
+        losses += list(np.log(np.exp(logits[:-1]).sum(axis=1)) - picked)
+    assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert row["standard_error"] == pytest.approx(
+        math.exp(np.mean(losses)) * np.std(losses) / (len(losses) - 1) ** 0.5, rel=1e-4
+    )

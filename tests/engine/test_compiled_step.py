@@ -1,0 +1,48 @@
+"""What XLA makes of the decode step: no float32 copy of a 16-bit weight, kept or made anew each step."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.config import ModelConfig
+from jllama.engine import decoder
+from jllama.engine.state import start_decode
+from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling
+from tests.support.helpers import random_params
+from tests.support.small_models import SMALL_MODELS
+
+V, D, F = 1009, 48, 80
+WEIGHTS = {"table": (V, D), "gate and up": (2, F, D)}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The text of the compiled loop on a CPU, without our own kernels."""
+    config = ModelConfig.from_hf(SMALL_MODELS["tied"] | {"vocab_size": V})
+    params = random_params(config, dtype="bfloat16")
+    state, _ = start_decode(
+        KVCache.empty(config, batch=1, max_len=16, dtype="bfloat16"),
+        jnp.zeros((1, V), jnp.float32),
+        Sampling.build(batch=1, vocab_size=V),
+        np.zeros((1, 4), np.int32),
+        np.full((1,), 3, np.int32),
+        np.zeros((1, 2), np.uint32),
+        np.full((1,), 9, np.int32),
+        np.array([decoder.NO_TOKEN], np.int32),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JLLAMA_KERNELS", "0")
+        lowered = decoder._compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
+    return lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_no_weight_is_widened_in_memory(program, name):
+    """Inside a fused loop it may be: only what passes between loops is a copy."""
+    shape = ",".join(map(str, WEIGHTS[name]))
+    passed_on = rf"= {{}}\[{shape}\]\S* (?:parameter|fusion|get-tuple-element)\("
+    assert re.search(passed_on.format("bf16"), program)
+    assert not re.search(passed_on.format("f32"), program)

@@ -1,0 +1,35 @@
+"""The emulation of the CUDA kernels: a kernel that crashes or hangs fails a test and no more."""
+
+import numpy as np
+import pytest
+
+from tests.support import emulation
+
+SOURCE = """
+#define FP16 0
+// What the kernels share
+static void faulty(int* mode, int* out, int* none) {
+  if (*mode == 1) *none = 1;
+  if (*mode == 2) abort();
+  while (*mode == 3) pause_fiber();
+  const int sum = __shfl_xor_sync(~0u, threadIdx.x, 1);
+  __syncthreads();
+  out[threadIdx.x] += sum;
+}
+"""
+
+
+def test_a_crash_or_a_hang_is_an_error_with_the_kernels_name(tmp_path, monkeypatch):
+    if emulation.COMPILER is None:
+        pytest.skip("no g++")
+    kernel = emulation.Emulated(tmp_path, SOURCE, "faulty", 3, grid=1, threads=64, shared=16)
+    mode, out = np.array([0], np.int32), np.full(64, 100, np.int32)
+    kernel([mode, out, None])
+    np.testing.assert_array_equal(out, 100 + (np.arange(64) ^ 1))
+    for mode[0], how in ((1, "SIGSEGV"), (2, "SIGABRT")):
+        with pytest.raises(AssertionError, match=f"faulty ended with {how}"):
+            kernel([mode, out, None])
+    mode[0] = 3
+    monkeypatch.setattr(emulation, "SECONDS", 0.1)
+    with pytest.raises(AssertionError, match="faulty does not end"):
+        kernel([mode, out, None])

@@ -1,0 +1,182 @@
+"""The step of the C++ kernels against `forward`, on every instruction set that this machine has."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.kernels import cpu
+from jllama.layers.cache import KVCache
+from jllama.model import forward
+from tests.support.helpers import random_params
+from tests.support.kernels_cpu import (
+    BASE,
+    FORMATS,
+    every_machine,
+    filled_cache,
+    kernel_step,
+    machines,
+    random_weight,
+    skip_without_kernels,
+    suffix_of,
+    weights_like,
+)
+
+plain_step = jax.jit(forward, static_argnums=0)
+MODELS = {
+    "plain": {},
+    "tied_gelu": dict(tie_word_embeddings=True, hidden_act="gelu"),
+    "biases_tanh": dict(attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh"),
+    "window": dict(sliding_window=5),
+    "window_of_single_queries": dict(sliding_window=5, num_key_value_heads=6),
+    "odd_sizes": dict(hidden_size=70, intermediate_size=51, head_dim=18, hidden_act="relu"),
+    "large_epsilon": dict(rms_norm_eps=0.1),
+    "one_head": dict(num_attention_heads=1, num_key_value_heads=1, head_dim=96),
+    "eight_queries": dict(num_attention_heads=8, num_key_value_heads=1, head_dim=12),
+}
+
+
+def assert_same_step(config, params, lengths, T, max_len, suffix, dtype="float32", rtol=2e-5):
+    rng = np.random.default_rng(T)
+    cache = filled_cache(config, rng, lengths, max_len, dtype)
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (len(lengths), T)), jnp.int32)
+    wanted, cache_wanted = plain_step(config, params, tokens, cache)
+    got, cache_got = kernel_step(config, cpu.prepare(params), tokens, cache, suffix)
+    np.testing.assert_allclose(got, wanted, atol=rtol * float(jnp.nanmax(jnp.abs(wanted))))
+    np.testing.assert_array_equal(cache_got.length, cache_wanted.length)
+    places = np.arange(max_len) - np.asarray(lengths)[:, None]
+    untouched = ((places < 0) | (places >= T))[:, None, :, None]  # [B, 1, S, 1]
+    got_kv, wanted_kv, old_kv = ((*c.keys, *c.values) for c in (cache_got, cache_wanted, cache))
+    for ours, theirs, old in zip(got_kv, wanted_kv, old_kv, strict=True):
+        ours, theirs, old = (np.asarray(leaf, np.float32) for leaf in (ours, theirs, old))
+        np.testing.assert_allclose(ours, theirs, atol=rtol * 8)
+        np.testing.assert_array_equal(np.where(untouched, ours, 0), np.where(untouched, old, 0))
+
+
+# Elsewhere only the models whose sizes meet each loop's remainders.
+CASES = [
+    (machine, name)
+    for machine in machines()
+    for name in MODELS
+    if machine == "native" or name in ("window", "odd_sizes", "eight_queries")
+]
+
+
+@pytest.mark.parametrize(("machine", "name"), CASES)
+def test_step_is_forward(machine, name):
+    config = dataclasses.replace(BASE, **MODELS[name])
+    params = random_params(config)
+    for lengths, T in (((0, 12, 5), 1), ((3, 0), 4), ((2,), 40)):
+        assert_same_step(config, params, lengths, T, 48, suffix_of(machine))
+
+
+@every_machine
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.04), ("float16", 0.005)])
+def test_step_in_16_bits(machine, dtype, bound):
+    for lengths, T in (((7, 3), 1), ((2,), 40)):
+        assert_same_step(
+            BASE, random_params(BASE, dtype=dtype), lengths, T, 48, suffix_of(machine), dtype, bound
+        )
+
+
+@every_machine
+def test_keys_are_those_of_activations_in_float32(machine):
+    """Many rows meet bfloat16 weights in bfloat16 where the machine multiplies pairs; q·k·v does not."""
+    config = dataclasses.replace(BASE, num_hidden_layers=1)
+    params, rng = random_params(config, dtype="bfloat16"), np.random.default_rng(0)
+    cache = KVCache.empty(config, batch=1, max_len=64, dtype="bfloat16")
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (1, 64)), jnp.int32)
+    _, got = kernel_step(config, params, tokens, cache, suffix_of(machine))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    _, exact = plain_step(config, wide, tokens, KVCache.empty(config, batch=1, max_len=64, dtype="float32"))
+    for ours, truth in ((got.keys[0], exact.keys[0]), (got.values[0], exact.values[0])):
+        assert float(jnp.mean(ours == truth.astype(jnp.bfloat16))) > 0.98
+
+
+@pytest.mark.parametrize(("bits", "group", "offset"), FORMATS[1::2])
+def test_step_with_quantised_weights(bits, group, offset):
+    skip_without_kernels()
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(BASE, intermediate_size=192)
+    params = weights_like(
+        random_params(config), rng, lambda shape: random_weight(rng, shape, bits, group, offset)
+    )
+    for lengths, T in (((7, 3), 1), ((2,), 9)):
+        assert_same_step(config, params, lengths, T, 48, "", rtol=0.06)
+
+
+@every_machine
+def test_a_full_cache_drops_what_does_not_fit(machine):
+    """And its logits are NaN, as those of `forward`."""
+    params = random_params(BASE)
+    assert_same_step(BASE, params, (6, 5, 2), 1, 6, suffix_of(machine))
+    assert_same_step(BASE, params, (6, 5, 2), 3, 6, suffix_of(machine))
+
+
+@every_machine
+def test_neighbours_change_nothing_and_an_unknown_token_is_nan(machine):
+    params, rng = random_params(BASE), np.random.default_rng(0)
+    cache = filled_cache(BASE, rng, (4, 9, 0, 2, 5), 16, "float32")
+    first = kernel_step(
+        BASE, params, jnp.asarray([[3], [1], [2], [5], [8]], jnp.int32), cache, suffix_of(machine)
+    )[0]
+    other = kernel_step(
+        BASE, params, jnp.asarray([[3], [83], [9], [-1], [0]], jnp.int32), cache, suffix_of(machine)
+    )[0]
+    np.testing.assert_array_equal(first[0], other[0])
+    np.testing.assert_array_equal(
+        np.isnan(np.asarray(other)).all(axis=(1, 2)), [False, True, False, True, False]
+    )
+
+
+@every_machine
+def test_last_only_is_the_last_valid_token(machine):
+    params, rng = random_params(BASE), np.random.default_rng(0)
+    cache = filled_cache(BASE, rng, (4, 0, 1), 16, "float32")
+    tokens, n_valid = jnp.asarray(rng.integers(0, 83, (3, 5)), jnp.int32), jnp.asarray([5, 2, 0], jnp.int32)
+    every = kernel_step(BASE, params, tokens, cache, suffix_of(machine))[0]
+    last = kernel_step(BASE, params, tokens, cache, suffix_of(machine), n_valid=n_valid, last_only=True)[0]
+    wanted = every[jnp.arange(3), jnp.asarray([4, 1, 0])]
+    # The head multiplies 3 rows instead of 15: on some machines its last columns are summed in another order.
+    np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
+
+
+def test_a_loop_of_steps_copies_no_cache():
+    skip_without_kernels()
+    params, cache = random_params(BASE), KVCache.empty(BASE, batch=2, max_len=77, dtype="float32")
+
+    def run(params, tokens, cache):
+        def body(_, carry):
+            logits, cache = kernel_step(BASE, params, carry[0], carry[1], "", last_only=True)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 9, body, (tokens, cache))
+
+    tokens = jnp.asarray([[1], [2]], jnp.int32)
+    program = jax.jit(run, donate_argnums=2).lower(params, tokens, cache).compile()
+    assert not re.search(r"f32\[2,2,77,16\]\S* copy\(", program.as_text())
+    wanted, state = tokens, cache
+    for _ in range(9):
+        logits, state = plain_step(BASE, params, wanted, state)
+        wanted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    np.testing.assert_array_equal(program(params, tokens, cache)[0], wanted)
+
+
+def test_refusals():
+    skip_without_kernels()
+    params, cache = random_params(BASE), KVCache.empty(BASE, batch=1, max_len=4, dtype="float32")
+    token = jnp.zeros((1, 1), jnp.int32)
+    assert cpu.decode_supported(BASE, params, cache, token) is None
+    assert "2 tokens" in str(cpu.decode_supported(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
+    foreign = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
+    assert "float8" in str(cpu.forward_supported(BASE, foreign, cache))
+    narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
+    assert "layout" in str(cpu.weight_supported(narrow))
+    assert cpu.prepare(narrow) is narrow
+    last = dataclasses.replace(cache, values=(*cache.values[:-1], cache.values[-1].astype(jnp.float16)))
+    assert "a cache of" in str(cpu.forward_supported(BASE, params, last))
+    mixed = dataclasses.replace(params, norm=params.norm.astype(jnp.bfloat16))
+    assert "dtypes" in str(cpu.forward_supported(BASE, mixed, cache))

@@ -1,0 +1,221 @@
+"""How the C++ kernels are compiled and found, and what the sanitizers say about them."""
+
+import errno
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jllama.files.paths import cache_dir
+from jllama.kernels.cpu import build
+from tests.support.kernels_cpu import skip_without_kernels
+from tests.support.scripts_helpers import PATIENCE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    message = build.load.__wrapped__()
+    assert "no C++ compiler; install g++" in message
+    assert "\n" not in message
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert "false failed" in build.load.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("words", ["{} -fno-lto", "'{}' -O0", "env {}"])
+def test_the_compiler_may_be_several_words(monkeypatch, tmp_path, words):
+    """Without compiling: what would be run is what counts."""
+    compiler = next(filter(None, map(shutil.which, build.COMPILERS)), None) or pytest.skip("no compiler")
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", words.format(compiler))
+    ran = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: ran.extend(commands) or written(commands))
+    assert build.compiled().exists()
+    assert all(
+        command[: len(words.split())] == words.format(compiler).replace("'", "").split() for command in ran
+    )
+
+
+def written(commands):
+    """Stands in for the compiler: every output is there."""
+    for command in commands:
+        Path(command[-1]).write_bytes(b"library")
+
+
+def test_a_compiler_that_is_no_command_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ '")
+    assert "CXX=g++ ' is no command" in build.load.__wrapped__()
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-3], lambda data: b"", lambda data: data[:-1] + b"?"])
+def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, spoil):
+    """To load it would end the process."""
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "true")
+    compilations = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    library = build.compiled()
+    assert build.compiled() == library
+    assert len(compilations) == 2  # objects, library
+    library.write_bytes(spoil(library.read_bytes()))
+    assert build.compiled().read_bytes() == b"library"
+    assert len(compilations) == 4
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A compiler that writes at once, and a cache of its own: how often it was asked."""
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "true")
+    compilations = []
+    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    return compilations
+
+
+def test_the_librarys_name_tells_machines_compilers_and_flags_apart(compiler, monkeypatch):
+    """The cache may lie on a disk that several machines share."""
+    names = [build.compiled().name]
+    with monkeypatch.context() as other:
+        other.setattr(build, "_cpu", lambda: "another processor")
+        names.append(build.compiled().name)
+    names.append(build.compiled(("-march=x86-64",)).name)
+    monkeypatch.setenv("JLLAMA_CXXFLAGS", "-O1")
+    names.append(build.compiled().name)
+    monkeypatch.setenv("CXX", "env true")
+    names.append(build.compiled().name)
+    assert len(set(names)) == len(names)
+
+
+def test_what_killed_compilations_and_earlier_versions_left_is_swept(compiler, tmp_path):
+    directory = cache_dir("kernels")
+    hour, month = 3600 + 60, 30 * 86400 + 60
+    ages = {
+        "compile-x": 0,
+        "tmpold": hour,
+        "tmpnew": 0,
+        "cpu-old.so": month,
+        "cpu-other.so": 0,
+        "old.ptx": month,
+    }
+    ages |= {"new.ptx": 0, "notes.txt": month}
+    for name, age in ages.items():
+        path = directory / name
+        path.touch() if path.suffix else path.mkdir()
+        if path.is_dir():
+            (path / "step.o").touch()
+        os.utime(path, (time.time() - age,) * 2)
+    library = build.compiled()
+    left = {path.name for path in directory.iterdir()} - {library.name}
+    assert left == {"tmpnew", "cpu-other.so", "new.ptx", "notes.txt"}
+
+
+def test_a_library_in_use_stays(compiler, tmp_path):
+    library = build.compiled()
+    os.utime(library, (1, 1))
+    assert build.compiled() == library
+    assert time.time() - library.stat().st_mtime < 1000
+
+
+def test_two_starts_at_once_compile_once(compiler):
+    threads = [threading.Thread(target=build.compiled) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(compiler) == 2  # objects, library
+
+
+def test_a_library_in_a_cache_that_cannot_be_written_is_used(compiler, monkeypatch):
+    library = build.compiled()
+    monkeypatch.setattr(os, "access", lambda *args: False)
+
+    def read_only(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert build.compiled() == library
+    library.unlink()
+    assert "cannot use the cache directory" in build.load.__wrapped__()
+
+
+def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = build.load.__wrapped__()
+    assert f"cannot write to {tmp_path / 'cache' / 'kernels'}: No space left on device" in message
+    assert not list((tmp_path / "cache" / "kernels").iterdir())
+
+
+def test_threads_follow_the_environment(monkeypatch):
+    monkeypatch.setenv("JLLAMA_THREADS", "3")
+    assert build.threads() == 3
+    monkeypatch.setenv("JLLAMA_THREADS", "none")
+    assert build.threads() == len(os.sched_getaffinity(0))
+
+
+def test_sanitizers_find_nothing():
+    """Address and undefined behaviour, over steps and products, with more threads than cores."""
+    skip_without_kernels()
+    libraries = [sanitizer(name) for name in ("libasan.so", "libubsan.so")]
+    if not all(libraries):
+        pytest.skip("the compiler has no sanitizers")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "JLLAMA_CXXFLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=all -O1",
+        "JLLAMA_THREADS": "3",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+SANITIZED = """
+import dataclasses, jax, jax.numpy as jnp, numpy as np, kernels_cpu as t
+from helpers import random_params
+assert t.cpu.available() is None, t.cpu.available()
+rng = np.random.default_rng(0)
+config = dataclasses.replace(t.BASE, sliding_window=5, hidden_size=96, intermediate_size=192)
+params = random_params(config)
+weights = [params]
+for case in ((8, 96, False), (4, 32, True)):
+    weights.append(t.cpu.prepare(t.weights_like(params, rng, lambda s: t.random_weight(rng, s, *case))))
+for params in weights:
+    for lengths, T in (((6, 5, 0), 1), ((3,), 36)):
+        cache = t.filled_cache(config, rng, lengths, 39, "float32")
+        tokens = jnp.asarray(rng.integers(-1, 84, (len(lengths), T)), jnp.int32)
+        jax.block_until_ready(t.kernel_step(config, params, tokens, cache, ""))
+w, x = jnp.ones((37, 45), jnp.bfloat16), jnp.ones((21, 45), jnp.float32)
+jax.block_until_ready(t.cpu.quantized_linear(w, x))
+"""
+
+
+def sanitizer(name: str) -> str:
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    found = subprocess.run(
+        [*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() if os.path.isabs(found.stdout.strip()) else ""

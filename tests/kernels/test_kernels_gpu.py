@@ -1,0 +1,251 @@
+"""The CUDA kernels against the plain-JAX model: on a CPU through an emulation, on a GPU with `-m gpu`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama import model
+from jllama.checkpoint.random_params import random_params
+from jllama.config import ModelConfig
+from jllama.kernels.gpu import decode, launch
+from jllama.layers.cache import KVCache
+from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.quantization import Scheme, quantize
+from jllama.layers.rope import rope_frequencies
+from tests.support import emulation
+
+
+def shape(hidden, ffn, layers, heads, kv_heads, head_dim, vocab=130, **more) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        **more,
+    )
+
+
+SMALL = shape(256, 704, 1, 8, 2, 32)
+TIED = shape(512, 1408, 1, 4, 4, 128, tie_word_embeddings=True)
+SLIDING = shape(256, 320, 1, 4, 2, 64, sliding_window=50)
+NARROW = shape(576, 1536, 1, 9, 3, 64, tie_word_embeddings=True)  # rows of scales of 36 bytes
+TINYLLAMA = shape(2048, 5632, 2, 32, 4, 64, vocab=32000)
+LLAMA_8B = shape(4096, 14336, 1, 32, 8, 128, vocab=1026)
+MANY_HEADS = shape(256, 512, 1, 16, 1, 32)
+LONG = shape(256, 320, 1, 4, 1, 128)  # more parts of a context than groups of threads that join them
+ROW8, BLOCKS8, BLOCKS4 = Scheme(bits=8, group=None), Scheme(bits=8, group=32), Scheme(bits=4, group=32)
+STORED = {
+    "bf16": None,
+    "int8": (ROW8, ROW8),
+    "q8": (BLOCKS8, BLOCKS8),
+    "int4": (BLOCKS4, ROW8),
+    "q4": (BLOCKS4,) * 2,
+}
+
+
+def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
+    """Random parameters; `q8` and `q4` as GGUF's Q8_0 and Q4_0 have them: float16 scales, no offsets."""
+    params = random_params(config, dtype)
+    if STORED[stored] is None:
+        return params
+    block, head = STORED[stored]
+
+    def leaf(path, w):
+        if w.ndim < 2:
+            return w
+        q = quantize(w, head if path[0].name in ("embed_tokens", "lm_head") else block)
+        if stored[0] != "q":
+            return q
+        offsets = None if q.offsets is None else q.offsets * 0 - 8 * q.scales
+        return without_offsets(dataclasses.replace(q, scales=q.scales.astype("float16"), offsets=offsets))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def without_offsets(q: QTensor) -> QTensor:
+    return dataclasses.replace(q, offsets=None)
+
+
+def filled(config: ModelConfig, max_len: int, length: int, dtype="bfloat16") -> KVCache:
+    """A cache of noise, the part beyond `length` not a number: nothing may read it."""
+    key = jax.random.key(7)
+    empty = KVCache.empty(config, batch=1, max_len=max_len, dtype=dtype)
+    live = (jnp.arange(max_len) < length)[None, None, :, None]
+
+    def noise(n: int) -> jax.Array:
+        return jnp.where(live, jax.random.normal(jax.random.fold_in(key, n), empty.keys[0].shape), jnp.nan)
+
+    count = config.num_hidden_layers
+    keys = tuple(noise(n).astype(dtype) for n in range(count))
+    values = tuple(noise(count + n).astype(dtype) for n in range(count))
+    return KVCache(keys=keys, values=values, length=jnp.array([length], jnp.int32))
+
+
+def wide(tree):
+    """Everything in float32."""
+
+    def widen(leaf):
+        if isinstance(leaf, QTensor):
+            return dequantize(leaf)
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(widen, tree, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+
+
+def clean(cache: KVCache) -> KVCache:
+    """Without the poison: the plain model multiplies it by zero."""
+    return dataclasses.replace(
+        cache, keys=tuple(map(jnp.nan_to_num, cache.keys)), values=tuple(map(jnp.nan_to_num, cache.values))
+    )
+
+
+def distance(a, b) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+plain_step = jax.jit(model.forward, static_argnums=0)
+
+
+def rope_of(config: ModelConfig, cache: KVCache):
+    return rope_frequencies(config.rope, config.head_dim, cache.length + 1)
+
+
+def agree(config, params, token, cache, logits, new) -> None:
+    """As near to the float32 model as the plain model is, the cache as it was but for the new token."""
+    tokens, length = jnp.array([[token]], jnp.int32), int(cache.length[0])
+    twin, twin_cache = plain_step(config, params, tokens, clean(cache))
+    with jax.default_matmul_precision("highest"):
+        exact, _ = plain_step(config, wide(params), tokens, wide(clean(cache)))
+    if length == cache.max_len:
+        assert np.isnan(logits).all()
+    else:
+        assert distance(logits, exact) < 1.5 * distance(twin, exact) + 1e-3
+    others = np.arange(cache.max_len) != length
+    pairs = zip(
+        new.keys + new.values, cache.keys + cache.values, twin_cache.keys + twin_cache.values, strict=True
+    )
+    for after, before, expected in pairs:
+        after, before, expected = (np.asarray(a, np.float32) for a in (after, before, expected))
+        np.testing.assert_array_equal(after[:, :, others], before[:, :, others])
+        if length < cache.max_len:
+            assert distance(after[:, :, length], expected[:, :, length]) < 0.03
+
+
+@pytest.fixture
+def four_blocks(monkeypatch):
+    if emulation.COMPILER is None:
+        pytest.skip("no g++")
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+
+
+CASES = [
+    (SMALL, "bf16", "bfloat16", 300, (0, 299, 300)),
+    (SMALL, "int4", "bfloat16", 40, (37,)),
+    (SMALL, "int8", "float16", 40, (37,)),
+    (SLIDING, "q4", "bfloat16", 200, (170,)),
+    (MANY_HEADS, "q8", "bfloat16", 200, (180,)),
+    (NARROW, "q4", "bfloat16", 40, (33,)),
+    (LONG, "bf16", "bfloat16", 300, (250,)),
+]
+
+
+@pytest.mark.parametrize(("config", "stored", "dtype", "max_len", "lengths"), CASES)
+def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, lengths):
+    params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
+    cache = filled(config, max_len, 0, dtype)
+    assert decode.decode_supported(config, params, cache, tokens) is None
+    operands, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
+    slots += [decode.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
+    plan = decode.make_plan(config, params)
+    kernel = emulation.Emulated(
+        tmp_path,
+        decode.source(plan, slots),
+        "jllama_decode",
+        len(slots),
+        grid=plan.blocks,
+        threads=plan.threads,
+        shared=plan.shared,
+    )
+    for length in lengths:
+        cache = filled(config, max_len, length, dtype)
+        operands, _ = decode._operands(config, params, tokens, cache, rope_of(config, cache))
+        arrays = [np.array(a) for a in operands]
+        results = []
+        for _ in range(2):
+            logits = np.full((1, 1, config.vocab_size), np.nan, np.float32)
+            kernel([*arrays, logits, *[None] * 2 * config.num_hidden_layers])
+            results.append(logits)
+        np.testing.assert_array_equal(*results)
+        count = config.num_hidden_layers
+        new = dataclasses.replace(
+            cache, keys=tuple(arrays[-2 * count : -count]), values=tuple(arrays[-count:])
+        )
+        agree(config, params, 7, cache, results[0], new)
+
+
+ON_GPU = [
+    (SMALL, "bf16", "bfloat16", 300, (0, 1, 130, 299, 300)),
+    (SMALL, "int8", "float16", 100, (37,)),
+    (SLIDING, "bf16", "bfloat16", 200, (20, 50, 170)),
+    (NARROW, "q4", "bfloat16", 40, (33,)),
+    (TIED, "bf16", "bfloat16", 140, (133,)),
+    (MANY_HEADS, "bf16", "float16", 200, (180,)),
+    *((TINYLLAMA, stored, "bfloat16", 2048, (0, 100, 1900, 2048)) for stored in STORED),
+    (LLAMA_8B, "bf16", "bfloat16", 300, (290,)),
+    (LLAMA_8B, "int4", "bfloat16", 300, (290,)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("config", "stored", "dtype", "max_len", "lengths"), ON_GPU)
+def test_decode(config, stored, dtype, max_len, lengths):
+    params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
+    cache = filled(config, max_len, 0, dtype)
+    assert decode.decode_supported(config, params, cache, tokens) is None
+    step = jax.jit(functools.partial(decode.decode_step, config))
+    for length in lengths:
+        cache = filled(config, max_len, length, dtype)
+        logits, new = step(params, tokens, cache, rope_of(config, cache))
+        for _ in range(3):
+            again, _ = step(params, tokens, cache, rope_of(config, cache))
+            np.testing.assert_array_equal(again, logits)
+        agree(config, params, 7, cache, logits, new)
+
+
+@pytest.mark.gpu
+def test_a_donated_cache_is_updated_in_place_through_many_steps():
+    """200 steps across the borders of the attention's splits, against the plain model's cache."""
+    config, params = TINYLLAMA, weights(TINYLLAMA, "bf16")
+    tokens = jax.random.randint(jax.random.key(1), (200,), 0, config.vocab_size, jnp.int32)
+
+    @functools.partial(jax.jit, donate_argnums=(1,), static_argnums=(2,))
+    def run(params, cache, kernel):
+        def step(i, state):
+            cache, _ = state
+            token = jax.lax.dynamic_slice(tokens, (i,), (1,))[None]
+            if kernel:
+                logits, cache = decode.decode_step(config, params, token, cache, rope_of(config, cache))
+                return cache.advance(jnp.ones((1,), jnp.int32)), logits
+            logits, cache = model.forward(config, params, token, cache)
+            return cache, logits
+
+        return jax.lax.fori_loop(0, 200, step, (cache, jnp.zeros((1, 1, config.vocab_size))))
+
+    compiled = run.lower(params, clean(filled(config, 512, 250)), True).compile()
+    caches = "bf16[1,4,512,64]{3,2,1,0} copy("
+    assert caches not in compiled.as_text()
+    cache, logits = compiled(params, clean(filled(config, 512, 250)))
+    plain_cache, plain_logits = run(params, clean(filled(config, 512, 250)), False)
+    assert distance(logits, plain_logits) < 0.05
+    for ours, plain in zip(cache.keys, plain_cache.keys, strict=True):
+        assert distance(ours, plain) < 0.02

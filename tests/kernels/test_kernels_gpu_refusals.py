@@ -1,0 +1,94 @@
+"""Which models the GPU kernels take, and how compiled kernels are kept: nothing here needs a GPU."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from jllama.kernels.gpu import decode, launch
+from jllama.layers.cache import KVCache
+from tests.kernels.test_kernels_gpu import SMALL, filled, weights
+
+
+@pytest.fixture
+def four_blocks(monkeypatch):
+    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+
+
+TOKEN = jnp.zeros((1, 1), jnp.int32)
+SHAPES = [
+    (dict(hidden_act="relu"), "relu"),
+    (dict(attention_bias=True), "biases"),
+    (dict(mlp_bias=True), "biases"),
+    (dict(head_dim=40), "head_dim 40"),
+    (dict(head_dim=160), "head_dim 160"),
+    (dict(num_attention_heads=34, num_key_value_heads=2), "16 query heads"),
+    (dict(hidden_size=272), "multiple of 32"),
+    (dict(intermediate_size=720), "multiple of 32"),
+    (dict(vocab_size=131), "odd vocabulary"),
+    (dict(num_attention_heads=8, num_key_value_heads=8), "more key heads than blocks"),
+    (dict(hidden_size=32800), "longer than 32768"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), SHAPES, ids=str)
+def test_shapes_that_the_kernel_does_not_know(four_blocks, changes, words):
+    cache = KVCache.empty(SMALL, batch=1, max_len=64)
+    config = dataclasses.replace(SMALL, **changes)
+    assert words in str(decode.decode_supported(config, weights(SMALL, "bf16"), cache, TOKEN))
+
+
+def test_arrays_that_the_kernel_does_not_know(four_blocks):
+    cache, params = filled(SMALL, 64, 0), weights(SMALL, "bf16")
+    assert decode.decode_supported(SMALL, params, cache, TOKEN) is None
+    assert "one token" in decode.decode_supported(SMALL, params, cache, jnp.zeros((1, 2), jnp.int32))
+    assert "one token" in decode.decode_supported(SMALL, params, cache, jnp.zeros((2, 1), jnp.int32))
+    for narrow in ("float32", "float16"):
+        reason = decode.decode_supported(SMALL, params, filled(SMALL, 64, 0, narrow), TOKEN)
+        assert f"bfloat16 with a cache of {narrow}" in reason
+    wide = weights(SMALL, "bf16", "float32")
+    assert "float32" in decode.decode_supported(SMALL, wide, filled(SMALL, 64, 0, "float32"), TOKEN)
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_every_layer_must_be_stored_as_the_first(four_blocks, other):
+    config = dataclasses.replace(SMALL, num_hidden_layers=3)
+    layers, (small,) = weights(config, "bf16").layers, weights(SMALL, "int8").layers
+    mixed = tuple(small if i == other else layer for i, layer in enumerate(layers))
+    params = dataclasses.replace(weights(config, "bf16"), layers=mixed)
+    reason = decode.decode_supported(config, params, KVCache.empty(config, batch=1, max_len=64), TOKEN)
+    assert "different ways" in reason
+
+
+def test_a_compiled_kernel_is_kept_for_its_source_gpu_and_compiler(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_(source, options):
+        compiled.append((source, options[0]))
+        return f"// {len(compiled)}"
+
+    gpu, version = [(9, 0)], [(13, 1)]
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setattr(launch, "capability", lambda: gpu[0])
+    monkeypatch.setattr(launch, "_nvrtc_version", lambda: version[0])
+    monkeypatch.setattr(launch, "_compile", compile_)
+
+    def code(source):
+        launch.compiled.cache_clear()
+        return launch.compiled(source)
+
+    assert [code("a"), code("a"), code("b"), code("a")] == ["// 1", "// 1", "// 2", "// 1"]
+    gpu[0] = (10, 0)
+    assert code("a") == "// 3"
+    version[0] = (13, 2)
+    assert code("a") == "// 4"
+    names = [option for _, option in compiled]
+    assert names == [f"--gpu-architecture=compute_{number}a" for number in (90, 90, 100, 100)]
+    kept = [path for path in (tmp_path / "kernels").rglob("*") if path.is_file()]
+    assert sorted(path.read_text() for path in kept if path.suffix == ".ptx") == [
+        f"// {n}" for n in range(1, 5)
+    ]
+    assert all(path.suffix == ".ptx" for path in kept)
+    launch.compiled.cache_clear()

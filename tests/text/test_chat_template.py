@@ -1,0 +1,182 @@
+"""Chat templates: what transformers renders, and what no template may do."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from jllama.errors import JllamaError
+from jllama.text.template.chat_template import ChatTemplate
+from tests.support.hostile_templates import REACHING_OUT, RUNNING_AWAY
+from tests.support.tokenizer_helpers import gguf_tokenizer
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+FAMILIES = json.loads((GOLDENS / "templates.json").read_text(encoding="utf-8"))
+USER = {"role": "user", "content": "hi"}
+
+
+def check(template, cases):
+    for case in cases:
+        given = (case["messages"], case.get("add_generation_prompt", True), case.get("tools"))
+        if "error" in case:
+            with pytest.raises(JllamaError) as error:
+                template.render(*given, **case.get("extra", {}))
+            assert case["error"] in str(error.value)
+        else:
+            assert template.render(*given, **case.get("extra", {})) == case["expected"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"smollm2"}))
+def test_equals_transformers(name):
+    family = FAMILIES[name]
+    source = (GOLDENS / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokens = {key: family[key] for key in ("bos_token", "eos_token")}
+    check(ChatTemplate(source, **tokens), family["cases"])
+
+
+def test_smollm2s_own_template_equals_transformers(smollm2_gguf):
+    check(gguf_tokenizer(smollm2_gguf).chat_template, FAMILIES["smollm2"]["cases"])
+
+
+@pytest.mark.parametrize("name", [*REACHING_OUT, *RUNNING_AWAY])
+def test_hostile_templates_are_refused_in_bounded_time(name):
+    started = time.thread_time()
+    with pytest.raises(JllamaError):
+        ChatTemplate({**REACHING_OUT, **RUNNING_AWAY}[name]).render([USER])
+    assert time.thread_time() - started < 15
+
+
+def test_hostile_templates_are_refused_before_they_take_memory():
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (700 << 20,) * 2)
+from hostile_templates import RUNNING_AWAY
+from jllama.text.template.chat_template import ChatTemplate
+from jllama.errors import JllamaError
+for name, source in RUNNING_AWAY.items():
+    try:
+        ChatTemplate(source).render([])
+    except JllamaError as error:
+        if "MemoryError" in str(error):
+            sys.exit(name)
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+
+
+# What transformers renders with jinja2's own sandbox.
+EXPRESSIONS = """
+[1, 2, 3] | slice(2) | list; [1, 2, 3] | slice(2, 0) | list; 'abc' | slice(2) | list
+[1, 2, 3] | batch(2) | list; [1, 2, 3] | batch(2, 'x') | list; range(3) | list; 'abc' | list
+[3, 1, 2] | sort; 'cab' | sort; 'cab' | sort(reverse=true) | join; 'abc' | join('-'); range(3) | join(', ')
+[{'a': 1}, {'a': 2}] | join('+', attribute='a'); [{'a': 1}, {'a': 2}] | sum(attribute='a'); [1.5, 2] | sum
+[{'a': 1}] | groupby('a'); ([{'a': 1}] | groupby('a') | first).grouper; 'aab' | unique | list
+'abc' | reverse; [1, 2] | reverse | list; range(2) | map('string') | reverse | list
+{'b': 1, 'a': 2} | dictsort; {'a': 1} | items | list; {'a': 1} | length; [1, 2] | first; 'abc' | last
+'a b' | title; 'a b' | wordcount; 'Abc' | lower; 'abc' | upper; 'abc' | capitalize; 'a' | center(5)
+'a b c d' | truncate(5); 'x\\ny' | indent(2); 'x\\ny' | indent('> ', true); 'xyx' | replace('x', 'a')
+'xyx' | replace('x', 'a', 1); ' a ' | trim; 'xax' | trim('x'); '<' | e; 1.256 | round(2); -1 | abs
+'7' | int; 'ff' | int(base=16); '1.5' | float; 5 | string; [1, 'a'] | string; none | default('x', true)
+'%s-%05.1f' | format('a', 1.25); '%(a)s' | format(a=1); '%s of %d%%' % ('a', 5); '%(a)s' % {'a': 1}
+'{} {x:>5}'.format(1, x=2); '{0[a]}'.format({'a': 1}); '{a}'.format_map({'a': 1}); '{:{}}'.format(1, 5)
+('<{}>' | e).format('<'); 'abc'[1:]; 'abc'[::-1]; [1, 2, 3][:-1]; range(5)[1:3] | list; 'abc'[-1]
+'a,b,c'.split(',', 1); 'a b\\tc'.split(); 'a,b'.rsplit(',')[1]; 'a\\nb'.splitlines(); 'ab'.partition('b')
+'a\\tb'.expandtabs(4); 'a\\tb'.expandtabs(tabsize=2); '7'.zfill(3); 'a'.ljust(3) ~ 'b'.rjust(3, '.')
+'-'.join(['a', 'b']); 'abc'.replace('b', 'x'); 'xax'.strip('x'); 'abcb'.rfind('b'); 'é'.isascii()
+2 ** 10; 7 // 2; 7 % 3; 7 / 2; 'ab' * 2; 2 * [1]; [1] + [2]; 1 ~ [2] ~ 'c'; 1 < 2 < 3; 2 in [1, 2]
+range(4) | select('even') | list; [1, 2] | map('string') | list; [{'a': 1}] | selectattr('a', 'eq', 1) | list
+dict(a=1); namespace(a=1).a; [1, 2] | min; {'a': [1, {}]} | tojson(indent=1) | length; 1.0.is_integer()
+"""
+
+
+@pytest.mark.parametrize("expression", [one.strip() for one in re.split("[;\n]", EXPRESSIONS) if one.strip()])
+def test_an_expression_gives_what_jinja2_gives(expression):
+    source = "{{ " + expression.replace("\\\\", "\\") + " }}"
+    own = ImmutableSandboxedEnvironment()
+    own.filters["tojson"] = lambda value, **options: json.dumps(value, **options)
+    assert ChatTemplate(source).render([]) == own.from_string(source).render()
+
+
+def test_hostile_templates_are_refused_in_other_threads_too():
+    outcomes = []
+
+    def render():
+        try:
+            outcomes.append(ChatTemplate(RUNNING_AWAY["loops"]).render([USER]))
+        except JllamaError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=render) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [type(outcome) for outcome in outcomes] == [JllamaError, JllamaError]
+
+
+def test_a_long_conversation_is_no_hostile_one():
+    source = (GOLDENS / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+    long = [USER, {"role": "assistant", "content": "word " * 20_000}] * 50
+    short = [USER, {"role": "assistant", "content": "yes"}] * 3_000
+    template = ChatTemplate(source)
+    assert len(template.render([*long, USER])) > 5_000_000
+    assert template.render([*short, USER]).count("<|im_start|>") == 6_002
+
+
+def test_the_templates_own_refusal_is_told():
+    template = ChatTemplate("{{ raise_exception('no system role, please') }}")
+    with pytest.raises(JllamaError, match="no system role, please"):
+        template.render([USER])
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% for x in y %}", "{% nonsense %}"])
+def test_a_template_that_does_not_compile_says_where(source):
+    with pytest.raises(JllamaError, match="line 1"):
+        ChatTemplate(source)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(JllamaError, match="content"):
+        ChatTemplate("{{ messages[0].content + 'x' }}").render([{"role": "user"}])
+
+
+@pytest.mark.parametrize("content", [object(), b"bytes", {1, 2}])
+def test_only_plain_data_reaches_a_template(content):
+    with pytest.raises(JllamaError, match="plain data"):
+        ChatTemplate("{{ messages }}").render([{"role": "user", "content": content}])
+
+
+def test_lists_that_grow_as_powers_of_two_are_not_copied(monkeypatch):
+    monkeypatch.setattr("jllama.chat_template.MAX_ITEMS", 1000)
+    pair = "x"
+    for _ in range(12):
+        pair = [pair, pair]
+    with pytest.raises(JllamaError, match="or more than 1000 items"):
+        ChatTemplate("").render([{"role": "user", "content": pair}])
+    assert ChatTemplate("x").render([{"role": "user", "content": ["x"] * 900}]) == "x"
+
+
+def test_the_callers_messages_stay_as_they_are():
+    messages = [{"role": "user", "content": ["a", {"b": 1}]}]
+    before = json.dumps(messages)
+    ChatTemplate("{% for m in messages %}{{ m }}{% endfor %}").render(messages)
+    assert json.dumps(messages) == before
+
+
+def test_generation_marks_and_loop_controls():
+    source = "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{% generation %}{{ i }}"
+    source += "{% endgeneration %}{% endfor %}"
+    assert ChatTemplate(source).render([]) == "012"
+
+
+def test_strftime_now_tells_the_year():
+    year = ChatTemplate("{{ strftime_now('%Y') }}").render([])
+    assert year in {str(time.localtime().tm_year), str(time.localtime(time.time() - 9).tm_year)}

@@ -1,0 +1,188 @@
+"""Tokenizer files: damaged and hostile ones are refused in time, conflicting ones have an order."""
+
+import base64
+import json
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, models, pre_tokenizers
+
+from jllama.errors import JllamaError
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies.spm_file import read_model
+from jllama.text.vocabulary import AtomEncoder
+from tests.support.tokenizer_helpers import GOLDENS, byte_level_json, spm_directory, write_directory
+
+CHARSMAP = read_model(GOLDENS / "unigram.model").charsmap
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+EMPTY = {"type": "Replace", "pattern": {"Regex": ""}, "content": "ab"}
+BACK = {"type": "Replace", "pattern": {"String": "s"}, "content": "ﷺ"}
+BPE = json.loads(byte_level_json())["model"]
+LONG = "a" * 200_000
+
+
+def sequence(*steps):
+    return {"normalizer": {"type": "Sequence", "normalizers": list(steps)}}
+
+
+def precompiled(blob):
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(blob).decode()}
+
+
+def unigram(piece):
+    return {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [piece, -1.0]], "byte_fallback": False}
+
+
+def added(content):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    return {"id": 256, "content": content, "normalized": True, **flags}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (sequence(*[DOUBLE] * 30), "normalizer makes texts longer"),
+        (sequence(sequence(*[DOUBLE] * 5)["normalizer"], *[DOUBLE] * 5), "normalizer makes texts longer"),
+        (sequence(*[DOUBLE] * 30) | {"added_tokens": [added("a")]}, "normalizer makes texts longer"),
+        (sequence(*[EMPTY] * 9), "normalizer makes texts longer"),
+        (sequence(*[BACK, {"type": "NFKC"}] * 5), "normalizer makes texts longer"),
+        (sequence(*[{"type": "Prepend", "prepend": LONG}]), "normalizer makes texts longer"),
+        (sequence(*[{"type": "NFC"}] * 2000), "normalizer makes texts longer"),
+        ({"normalizer": precompiled(b"\xff" * 5)}, "charsmap is damaged"),
+        ({"normalizer": precompiled(bytes(4))}, "charsmap is damaged"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "damaged"),
+        ({"normalizer": {"type": "Replace"}}, "damaged"),
+        ({"model": unigram(LONG)}, "a token of 200000 characters"),
+        ({"added_tokens": [added('"' + LONG)]}, "a token of 200001 characters"),
+        (
+            {
+                "model": BPE
+                | {"vocab": {"a": 0, "é": 1, "a\xa9": 2}, "merges": ["a é"]}
+                | {"continuing_subword_prefix": "x"}
+            },
+            "continuing_subword_prefix",
+        ),
+        ({"model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "[UNK]"}}, "damaged"),
+        ({"model": BPE | {"unk_token": "<nope>", "vocab": {"x": 0}}}, "damaged"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "damaged"),
+        ({"added_tokens": 5}, "damaged"),
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+def test_hostile_tokenizer_json(tmp_path, change, message, escaped):
+    text = json.dumps(json.loads(byte_level_json()) | change)
+    if escaped:
+        text = text.replace('"normalizer"', '"normali\\u007aer"')
+    with pytest.raises(JllamaError, match=message):
+        Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=text)).encode("axy")
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        {"type": "NFC"},
+        sequence(
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        )["normalizer"],
+        sequence(
+            {"type": "NFKD"}, {"type": "Lowercase"}, precompiled(CHARSMAP),
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},
+        )["normalizer"],
+    ],
+)  # fmt: skip
+def test_the_rules_of_known_models_are_read(tmp_path, normalizer):
+    state = json.loads(byte_level_json()) | {"normalizer": normalizer}
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=json.dumps(state)))
+    assert tokenizer.decode(tokenizer.encode("ab")).endswith("ab")
+
+
+def test_truncation_and_padding_are_turned_off(tmp_path):
+    inner = tokenizers.Tokenizer.from_str(byte_level_json())
+    inner.enable_truncation(3)
+    inner.enable_padding(length=9)
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=inner.to_str()))
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in ("a", "abcdef")] == ["a", "abcdef"]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_are_plain_text_and_no_bytes(tmp_path, special):
+    texts = ["naïve", "été", "đem", "日本", "Ġodd"]
+    inner = tokenizers.Tokenizer.from_str(byte_level_json())
+    inner.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=inner.to_str()))
+    assert [tokenizer.decode([256 + at], skip_special=False) for at in range(5)] == texts
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [*sorted(pre_tokenizers.ByteLevel.alphabet()), *texts],
+        "tokenizer.ggml.token_type": [1] * 256 + [3 if special else 4] * 5,
+    }
+    tokenizer = Tokenizer.from_gguf(fields)
+    assert [tokenizer.decode([256 + at], skip_special=False) for at in range(5)] == texts
+
+
+def test_which_file_wins(tmp_path):
+    names = [("<a>", True), ("<b>", True), ("<c>", True)]
+    files = {
+        "tokenizer__json": byte_level_json(added=names),
+        "special_tokens_map": {"eos_token": "<a>", "bos_token": "<a>"},
+        "tokenizer_config": {"eos_token": "<b>"},
+        "config": {"bos_token_id": 258},
+    }
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", **files))
+    assert (tokenizer.eos_ids, tokenizer.bos_id) == ({257}, 256)
+    assert tokenizer.vocab_size == 259
+
+
+def test_a_blank_follows_a_special_token_unless_legacy_is_false(tmp_path):
+    (tmp_path / "a").mkdir()
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path / "a", "bpe"))
+    ids = tokenizer.encode("</s>a", add_special=False, parse_special=True)
+    assert ids == [2, *tokenizer.encode("a", add_special=False)]
+
+
+def test_the_first_token_beside_a_sentencepiece_model(tmp_path):
+    count = len(read_model(GOLDENS / "bpe.model").pieces)
+    tokens = {"<inside>": count - 1, "<|im_end|>": count}
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", added_tokens=tokens))
+    assert tokenizer.vocab_size == count + 1
+    assert tokenizer.encode("<|im_end|>", parse_special=True)[-1] == count
+    assert tokenizer.encode("<inside>", parse_special=True)[-1] != count - 1
+
+
+def test_of_a_huge_template_only_what_tells_so_is_read(tmp_path):
+    files = {"tokenizer__json": byte_level_json(), "chat_template__jinja": "{{ 1 }}\r\n" * 100_000}
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, **files))
+    assert len(tokenizer.chat_templates["default"]) < 100_000
+    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+    with pytest.raises(JllamaError, match="longer than"):
+        tokenizer.encode_chat([])
+
+
+def test_a_tiktoken_table_is_named(tmp_path):
+    lines = (base64.b64encode(bytes([n])).decode() + f" {n}\n" for n in range(256))
+    with pytest.raises(JllamaError, match=r"tiktoken.*\n.*tokenizer.json"):
+        Tokenizer.from_dir(write_directory(tmp_path, tokenizer__model="".join(lines)))
+
+
+def test_errors_in_use_are_errors_of_ours():
+    model = models.BPE({"a": 0}, [], unk_token="<nope>")
+    with pytest.raises(JllamaError, match="nope"):
+        AtomEncoder(tokenizers.Tokenizer(model), {})("xyz")
+
+
+def test_of_conflicting_files_tokenizer_config_wins(tmp_path):
+    text = byte_level_json(added=[("<a>", True), ("<b>", True)])
+    files = {"special_tokens_map": {"bos_token": "<a>"}, "tokenizer_config": {"bos_token": "<b>"}}
+    assert Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=text, **files)).bos_id == 257
+
+
+@pytest.mark.parametrize(
+    ("config", "alike"), [({}, True), ({"legacy": None}, True), ({"legacy": False}, False)]
+)
+def test_without_legacy_a_blank_stands_behind_special_tokens(tmp_path, config, alike):
+    tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", tokenizer_config=config))
+    first, later = (tokenizer.encode("ab", add_special=False, begins=begins) for begins in (True, False))
+    assert (first == later) == alike
