@@ -50,9 +50,9 @@ class Side:
 
     def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
         self.name = worker
-        script = Path(__file__).with_name(f"compare_cpu_{worker}.py")
-        command = [command_of(python), str(script), str(path), str(threads)]
-        environment = {**os.environ, "JLLAMA_THREADS": str(threads)}
+        command = [command_of(python), "-m", f"cpu_comparison.{worker}_side", str(path), str(threads)]
+        found = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "JLLAMA_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(found)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -182,4 +182,4 @@ def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")
+    command_line.run(sys.modules[__name__])

@@ -207,7 +207,7 @@ def test_the_examples_of_the_docstrings_run(function, directory, instruct):
 
 def test_every_flag_and_script_of_the_readme_exists():
     readme = (ROOT / "README.md").read_text("utf-8")
-    sources = "".join(path.read_text("utf-8") for path in (ROOT / "scripts").glob("*.py"))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "jllama" / "cli").rglob("*.py"))
     flags = {name.removeprefix("no") for name in re.findall(r"--(\w+)", readme)} - {"flagfile"}
     assert {flag for flag in flags if f'"{flag}"' not in sources} == set()
     for link in re.findall(r"\]\(([\w./-]+)\)", readme):

@@ -211,7 +211,3 @@ def weights_of(report: dict[str, Any]) -> str:
     """How the weights were stored, and what asked for it."""
     bits = " and ".join(map(str, report["weight_bits"]))
     return f"weights of {bits} bit ({report['quantize']})" if bits else "weights not quantised"
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -125,7 +125,3 @@ def _is_terminal(stream: Any) -> bool:
     if stream is None:
         raise JllamaError("standard input is closed: give --message")
     return stream.isatty()
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -3,7 +3,8 @@
 import errno
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -171,21 +172,24 @@ def count_compile_seconds() -> list[float]:
     return seconds
 
 
-def run(main: Callable[[], int | None], usage: str) -> None:
-    """Parses the flags, runs `main` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
+def run(program: ModuleType) -> None:
+    """Parses the flags, runs `program.main` and exits.
+
+    The code is 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     interrupts.catch()
-    code = _guarded(main, usage)
+    code = _guarded(program)
     if code in (INTERRUPTED, interrupts.TERMINATED):
         interrupts.leave(code)
     streams.settle()
     sys.exit(code)
 
 
-def _guarded(main: Callable[[], int | None], usage: str) -> int:
+def _guarded(program: ModuleType) -> int:
     try:
         streams.prepare()
-        if not _wants_help(usage):
-            code = main() or 0
+        if not _wants_help(program):
+            code = program.main() or 0
             sys.stdout.flush()
             return code
         return 0
@@ -204,7 +208,7 @@ def _guarded(main: Callable[[], int | None], usage: str) -> int:
         return _fail(escaped(message))
 
 
-def _wants_help(usage: str) -> bool:
+def _wants_help(program: ModuleType) -> bool:
     """Parses the command line; prints the help if that is what it asks for.
 
     Raises:
@@ -213,7 +217,8 @@ def _wants_help(usage: str) -> bool:
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h")
     flagfiles.parse(FLAGS, sys.argv)
     if FLAGS.help:
-        print(f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}\n{FLAGS.main_module_help()}", flush=True)
+        shared, own = FLAGS.module_help(sys.modules[__name__]), FLAGS.module_help(program)
+        print(program.__doc__, shared, own, sep="\n", flush=True)
     return FLAGS.help
 
 

@@ -106,7 +106,3 @@ def statistics(report: dict[str, Any], preparation: float) -> str:
         f"({report['decode_tokens_per_second']:.1f} tok/s) · {report['finish_reason']} · "
         f"seed {report['seed']} · {report['model']} · {report['dtype']} · {report['device']}"
     )
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -117,7 +117,3 @@ def shortened(value: Any) -> str:
 def mib(size: int) -> str:
     """`4,196.35 MiB`."""
     return f"{size / MIB:>14,.2f} MiB"
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -174,7 +174,3 @@ def table(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -39,7 +39,3 @@ def main() -> None:
         raise JllamaError(f"{FLAGS.model} holds no 8- or 4-bit blocks to keep: give --quantize=int8 or int4")
     save(files, config, params, output, FLAGS.quantize)
     say(f"wrote {output}")
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

@@ -5,7 +5,6 @@ import re
 
 from absl import flags
 
-from jllama.cli import command_line
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
@@ -55,7 +54,3 @@ def size_in_bytes(text: str) -> int:
     if size < 1:
         raise JllamaError(f"--shard_size={text[:40]}: give a size such as 2GB or 500MB")
     return size
-
-
-if __name__ == "__main__":
-    command_line.run(main, __doc__ or "")

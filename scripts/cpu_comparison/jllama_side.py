@@ -1,6 +1,7 @@
-"""jllama's side of `compare_cpu.py`: `compare_cpu_jllama.py FILE THREADS`, requests on standard input.
+"""jllama's side of `compare_cpu.py`: `python -m cpu_comparison.jllama_side FILE THREADS`.
 
-Everything runs as in `bench.py`: the engine's own prefill and decode loop, sampling included.
+Requests come on standard input. Everything runs as in `bench.py`:
+the engine's own prefill and decode loop, sampling included.
 """
 
 import sys

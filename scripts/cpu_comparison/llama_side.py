@@ -1,4 +1,7 @@
-"""llama.cpp's side of `compare_cpu.py`: `compare_cpu_llama.py FILE THREADS`, requests on standard input."""
+"""llama.cpp's side of `compare_cpu.py`: `python -m cpu_comparison.llama_side FILE THREADS`.
+
+Requests come on standard input.
+"""
 
 import ctypes
 import sys

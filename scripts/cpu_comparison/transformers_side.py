@@ -1,4 +1,4 @@
-"""Hugging Face transformers' side of `compare_cpu.py`: `compare_cpu_transformers.py FILE THREADS`.
+"""transformers' side of `compare_cpu.py`: `python -m cpu_comparison.transformers_side FILE THREADS`.
 
 Requests come on standard input. The weights of the GGUF file run in the type that they have there.
 """

@@ -7,7 +7,6 @@ import re
 import signal
 import stat
 import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -18,13 +17,6 @@ from prompt_toolkit.output import DummyOutput
 
 from jllama import loading
 from jllama.chat.conversation import Conversation
-from jllama.errors import JllamaError
-from jllama.settings import GenerationSettings
-from tests.support.scripts_helpers import PATIENCE, ROOT, environment, start
-from tests.support.terminal import command
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
 from jllama.cli.terminal import clipboard, commands, loop, remarks
 from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import settings as chat_settings
@@ -32,6 +24,10 @@ from jllama.cli.terminal import wrap as chat_wrap
 from jllama.cli.terminal.line_editor import Terminal, unfinished
 from jllama.cli.terminal.markdown import MarkdownStream
 from jllama.cli.terminal.state import Chat, LeaveError
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+from tests.support.scripts_helpers import PATIENCE, ROOT, environment, start
+from tests.support.terminal import command
 
 STYLES = re.compile(r"</?[a-z ]*>")
 

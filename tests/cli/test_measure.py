@@ -1,23 +1,18 @@
 """What `bench.py` and `perplexity.py` report, against sums by hand."""
 
 import math
-import sys
 import types
 
 import numpy as np
 import pytest
 
+from jllama.cli import measure
+from jllama.cli.bench_tests import Test as BenchTest
 from jllama.config import ModelConfig
 from jllama.text.tokenizer import Tokenizer
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.helpers import full_logits, params_from
-from tests.support.scripts_helpers import ROOT
 from tests.support.tiny_checkpoint import KEYS, write_tiny_model
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from jllama.cli import measure
-from jllama.cli.bench_tests import Test as BenchTest
 
 CONFIG = ModelConfig.from_hf(KEYS)
 

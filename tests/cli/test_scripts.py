@@ -168,7 +168,7 @@ def test_output_is_utf_8_under_any_locale(locale, base, server):
 
 def test_the_second_start_compiles_nothing(instruct, tmp_path):
     def programs(*arguments):
-        counter, script = ROOT / "tests" / "count_compilations.py", ROOT / "scripts" / GENERATE
+        counter, script = ROOT / "tests" / "support" / "count_compilations.py", ROOT / "scripts" / GENERATE
         done = subprocess.run(
             [sys.executable, str(counter), str(script), f"--model={instruct}", "--ignore_eos", *arguments],
             env=environment(tmp_path / "cache", JLLAMA_KERNELS="1"),

@@ -121,8 +121,7 @@ def test_a_closed_pipe(begin):
 def test_what_a_destructor_swallows_still_ends_the_script(error, code):
     program = f"""
 import sys, time
-sys.path.insert(0, "scripts")
-import interrupts
+from jllama.cli import interrupts
 class Dying:
     def __del__(self):
         raise {error}

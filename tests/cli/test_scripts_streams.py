@@ -7,13 +7,10 @@ import threading
 
 import pytest
 
+from jllama.cli import streams
 from jllama.errors import JllamaError
 from tests.support.scripts_helpers import ROOT, assert_explained, environment, start
 from tests.support.tiny_checkpoint import write_tiny_model
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from jllama.cli import streams
 
 INSPECT, QUANTIZE = "inspect_model.py", "quantize.py"
 

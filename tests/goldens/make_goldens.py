@@ -15,7 +15,7 @@ import torch
 import transformers
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 from tests.support.checkpoint_generator import random_tensors, random_tokens  # noqa: E402
 from tests.support.small_models import LENGTH, SMALL_MODELS  # noqa: E402
 

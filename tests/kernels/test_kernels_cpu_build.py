@@ -194,8 +194,9 @@ def test_sanitizers_find_nothing():
 
 
 SANITIZED = """
-import dataclasses, jax, jax.numpy as jnp, numpy as np, kernels_cpu as t
-from helpers import random_params
+import dataclasses, jax, jax.numpy as jnp, numpy as np
+from tests.support import kernels_cpu as t
+from tests.support.helpers import random_params
 assert t.cpu.available() is None, t.cpu.available()
 rng = np.random.default_rng(0)
 config = dataclasses.replace(t.BASE, sliding_window=5, hidden_size=96, intermediate_size=192)

@@ -29,8 +29,6 @@ Kind = Callable[[random.Random, Path], Exception | None]
 def collect(pattern: str = "*") -> dict[str, Kind]:
     """The kinds of every module that is there, as `module/kind`."""
     kinds = {}
-    # The modules import the helpers of the tests by their plain names.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     for module in MODULES:
         name = f"{__package__}.fuzz_{module}"
         if importlib.util.find_spec(name):

@@ -56,7 +56,7 @@ def test_hostile_templates_are_refused_before_they_take_memory():
     code = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (700 << 20,) * 2)
-from hostile_templates import RUNNING_AWAY
+from tests.support.hostile_templates import RUNNING_AWAY
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.errors import JllamaError
 for name, source in RUNNING_AWAY.items():
@@ -67,7 +67,7 @@ for name, source in RUNNING_AWAY.items():
             sys.exit(name)
 """
     child = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert (child.stderr, child.returncode) == ("", 0)
 
