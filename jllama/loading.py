@@ -11,7 +11,8 @@ import numpy as np
 
 from jllama.errors import JllamaError
 from jllama.files.json_files import read_object
-from jllama.hub.references import ModelFiles, resolve
+from jllama.files.model_files import ModelFiles
+from jllama.hub.references import resolve
 from jllama.machine import devices
 
 if TYPE_CHECKING:

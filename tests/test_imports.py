@@ -118,6 +118,8 @@ def test_layers_know_nothing_but_jax_numpy_and_each_other():
         "math",
         "typing",
         "functools",
+        "sys",
+        "types",
     )
     for module in (m for m in IMPORTS if within(m, "jllama.layers")):
         foreign = {n for n in IMPORTS[module] if not any(within(n, ok) for ok in (*allowed, "collections"))}
@@ -172,5 +174,5 @@ def test_sizes(path):
 def test_this_test_sees_an_arrow_that_runs_back(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text("import jax\ndef f():\n    from jllama import engine\n")
-    assert imported(file) == {"jax", "jllama", "jllama.engine.decoder"}
+    assert imported(file) == {"jax", "jllama", "jllama.engine"}
     assert imported(file, lazy_too=False) == {"jax"}

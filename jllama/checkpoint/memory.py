@@ -8,7 +8,7 @@ from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.gguf_files import part_paths
-from jllama.hub.references import ModelFiles
+from jllama.files.model_files import ModelFiles
 
 GIB = 2**30
 # Weights of each mode as a part of bfloat16's, scales included; `auto` keeps whatever the file holds.

@@ -9,8 +9,8 @@ from pathlib import Path
 import safetensors
 
 from jllama.errors import JllamaError
+from jllama.files.model_files import TOKENIZER_FILES
 from jllama.files.paths import expanded
-from jllama.hub.references import TOKENIZER_FILES
 
 
 def output_directory(name: str) -> Path:

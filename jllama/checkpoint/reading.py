@@ -20,7 +20,7 @@ from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.tensor_names import EMBED, GGUF_ROPE_FACTORS, HEAD
-from jllama.hub.references import ModelFiles
+from jllama.files.model_files import ModelFiles
 from jllama.machine.progress import ByteBar
 from jllama.model import Params
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.files.gguf_files import part_names
-from jllama.hub.references import TOKENIZER_FILES
+from jllama.files.model_files import TOKENIZER_FILES
 from jllama.machine.progress import shown
 
 # Weights by their standard names only: many repositories carry them twice (*.bin, consolidated.*).

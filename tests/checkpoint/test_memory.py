@@ -8,7 +8,7 @@ import pytest
 from jllama.checkpoint import memory
 from jllama.checkpoint.formats.saved import _config_keys
 from jllama.errors import JllamaError
-from jllama.hub.references import ModelFiles
+from jllama.files.model_files import ModelFiles
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path):

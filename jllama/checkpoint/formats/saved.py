@@ -25,7 +25,7 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.errors import file_errors
 from jllama.files.json_files import read_object
-from jllama.hub.references import TOKENIZER_GGUF, ModelFiles
+from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Params

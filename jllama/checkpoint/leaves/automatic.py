@@ -11,7 +11,7 @@ from jllama.checkpoint.leaves.gguf_blocks import kind_of, outline
 from jllama.checkpoint.reading import open_checkpoint
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
-from jllama.hub.references import ModelFiles
+from jllama.files.model_files import ModelFiles
 
 
 def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, platform: str) -> str:
