@@ -12,7 +12,9 @@ import numpy as np
 
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
-from jllama.engine import decoder as engine
+from jllama.engine.decoder import Decoder
+from jllama.engine.prefill import Progress, prefill
+from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
@@ -54,7 +56,7 @@ class Session:
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
     def stream(
-        self, prompt: Sequence[int], settings: GenerationSettings, *, progress: engine.Progress | None = None
+        self, prompt: Sequence[int], settings: GenerationSettings, *, progress: Progress | None = None
     ) -> Generator[str, None, None]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
 
@@ -75,11 +77,11 @@ class Session:
         yield from self._streams.run(self._answer(prompt, settings, progress))
 
     def _answer(
-        self, prompt: list[int], settings: GenerationSettings, progress: engine.Progress | None
+        self, prompt: list[int], settings: GenerationSettings, progress: Progress | None
     ) -> Generator[str, None, None]:
         answer = Answer(self.model.tokenizer, prompt, settings)
         self.result = answer.result
-        decoder: engine.Decoder | None = self._start(prompt, settings, progress)
+        decoder: Decoder | None = self._start(prompt, settings, progress)
         assert decoder is not None
         try:
             for block in decoder:
@@ -135,19 +137,17 @@ class Session:
                 raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {V - 1}")
 
     def _start(
-        self, prompt: Sequence[int], settings: GenerationSettings, progress: engine.Progress | None
-    ) -> engine.Decoder:
+        self, prompt: Sequence[int], settings: GenerationSettings, progress: Progress | None
+    ) -> Decoder:
         """Prefills what the cache does not hold yet and samples the first token."""
         model = self.model
         # At least one token is computed anew: its logits are where the answer starts.
         reused = min(_common_prefix(self.ids, prompt), len(prompt) - 1)
         cache = self._take_cache(reused)
-        logits, cache = engine.prefill(
-            model.config, model.params, cache, [prompt[reused:]], progress=progress
-        )
+        logits, cache = prefill(model.config, model.params, cache, [prompt[reused:]], progress=progress)
         V = model.config.vocab_size
         limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
-        state, first = engine.start_decode(
+        state, first = start_decode(
             cache,
             logits,
             _sampling(settings, V),
@@ -158,7 +158,7 @@ class Session:
             self._stop_row(settings),
         )
         self.result.reused_tokens = reused
-        return engine.Decoder(model.config, model.params, state, first)
+        return Decoder(model.config, model.params, state, first)
 
     def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
         """int32 `[a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
@@ -179,7 +179,7 @@ class Session:
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
         return cache.holding(np.array([count], np.int32))
 
-    def _keep(self, decoder: engine.Decoder, ids: list[int]) -> None:
+    def _keep(self, decoder: Decoder, ids: list[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.
 
         Args:
@@ -203,7 +203,7 @@ def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
 
 def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
     """int32 `[1, size]`: the ids, then `NO_TOKEN`."""
-    row = np.full((1, size), engine.NO_TOKEN, np.int32)
+    row = np.full((1, size), NO_TOKEN, np.int32)
     row[0, : len(ids)] = ids
     return row
 

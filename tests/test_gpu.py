@@ -11,7 +11,9 @@ from jllama import kernels
 from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
-from jllama.engine import decoder
+from jllama.engine.decoder import Decoder
+from jllama.engine.prefill import prefill
+from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
@@ -47,18 +49,18 @@ def answers(params, dtype, prompts, *, count=64, **settings):
     """Generated ids of each row, by the engine."""
     batch = len(prompts)
     cache = KVCache.empty(CONFIG, batch=batch, max_len=MAX_LEN, dtype=dtype)
-    logits, cache = decoder.prefill(CONFIG, params, cache, prompts)
-    state, first = decoder.start_decode(
+    logits, cache = prefill(CONFIG, params, cache, prompts)
+    state, first = start_decode(
         cache,
         logits,
         Sampling.build(batch=batch, vocab_size=CONFIG.vocab_size, **settings),
-        np.full((batch, 1), decoder.NO_TOKEN, np.int32),
+        np.full((batch, 1), NO_TOKEN, np.int32),
         np.zeros((batch,), np.int32),
         np.array([[0, row] for row in range(batch)], np.uint32),
         np.full((batch,), count, np.int32),
-        np.array([decoder.NO_TOKEN], np.int32),
+        np.array([NO_TOKEN], np.int32),
     )
-    return np.concatenate(list(decoder.Decoder(CONFIG, params, state, first)), axis=1)
+    return np.concatenate(list(Decoder(CONFIG, params, state, first)), axis=1)
 
 
 PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 7 * row).tolist() for row in range(4)]

@@ -15,7 +15,10 @@ from jax import Array
 from jllama.checkpoint import memory
 from jllama.cli.bench_tests import Test
 from jllama.config import ModelConfig
-from jllama.engine import decoder as engine
+from jllama.engine.decoder import Decoder
+from jllama.engine.prefill import prefill
+from jllama.engine.state import NO_TOKEN, start_decode
+from jllama.engine.step import BLOCK
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
@@ -94,7 +97,7 @@ def check_memory(config: ModelConfig, dtype: str, tests: list[Test]) -> None:
 
 
 def _cache_length(test: Test) -> int:
-    length = test.depth + test.count + engine.BLOCK + 1
+    length = test.depth + test.count + BLOCK + 1
     return -(-length // CACHE_STEP) * CACHE_STEP
 
 
@@ -119,7 +122,7 @@ def _prefill_once(
     prompt = rng.integers(config.vocab_size, size=(test.batch, test.count)).tolist()
     cache = _at_length(cache, test.depth)
     started = time.perf_counter()
-    logits, cache = engine.prefill(config, params, cache, prompt)
+    logits, cache = prefill(config, params, cache, prompt)
     jax.block_until_ready(logits)
     return time.perf_counter() - started, cache
 
@@ -132,21 +135,21 @@ def _generate_once(
     The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
     that block, for as long as it took to launch it.
     """
-    state, first = engine.start_decode(
+    state, first = start_decode(
         _at_length(cache, test.depth),
         rng.standard_normal((test.batch, config.vocab_size), np.float32),
         Sampling.build(batch=test.batch, vocab_size=config.vocab_size, **test.sampling),  # type: ignore[arg-type]
-        np.full((test.batch, 1), engine.NO_TOKEN, np.int32),
+        np.full((test.batch, 1), NO_TOKEN, np.int32),
         np.zeros((test.batch,), np.int32),
         np.zeros((test.batch, 2), np.uint32),
         np.full((test.batch,), test.count + 1, np.int32),
-        np.full((32,), engine.NO_TOKEN, np.int32),
+        np.full((32,), NO_TOKEN, np.int32),
     )
-    decoder = engine.Decoder(config, params, state, first)
+    decoder = Decoder(config, params, state, first)
     arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
     timed = sum(tokens for _, tokens in arrivals[1:])
     if not timed:
-        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * engine.BLOCK}")
+        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * BLOCK}")
     return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed, decoder.state.cache
 
 

@@ -13,6 +13,7 @@ from jllama.chat.branches import Message, build_tree
 from jllama.chat.conversation import Conversation
 from jllama.chat.transcript import Transcript, kept_ids
 from jllama.engine import decoder
+from jllama.engine.step import decode_block
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
@@ -184,7 +185,7 @@ def test_closing_early_keeps_what_came(talk):
 
 
 def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk, monkeypatch):
-    whole, calls = decoder.decode_block, []
+    whole, calls = decode_block, []
 
     def interrupted(*args, **kwargs):
         calls.append(whole(*args, **kwargs))

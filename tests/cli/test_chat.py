@@ -17,7 +17,7 @@ from prompt_toolkit.output import DummyOutput
 
 from jllama import loading
 from jllama.chat.conversation import Conversation
-from jllama.cli.terminal import clipboard, commands, loop, remarks
+from jllama.cli.terminal import clipboard, commands, loop, wording
 from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal import wrap as chat_wrap
@@ -296,7 +296,7 @@ def test_the_end_of_an_answer_is_explained(story):
 
 
 def test_control_characters_of_a_model_do_not_reach_the_terminal():
-    shown = remarks.printable("a\x1b[2Jb\x07\x9b31m\tc\n")
+    shown = wording.printable("a\x1b[2Jb\x07\x9b31m\tc\n")
     assert not [letter for letter in shown if unicodedata.category(letter) == "Cc" and letter not in "\t\n"]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jllama.config import ModelConfig
-from jllama.engine import decoder
-from jllama.engine.state import start_decode
+from jllama.engine.state import NO_TOKEN, start_decode
+from jllama.engine.step import _compiled
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
 from tests.support.helpers import random_params
@@ -31,11 +31,11 @@ def program():
         np.full((1,), 3, np.int32),
         np.zeros((1, 2), np.uint32),
         np.full((1,), 9, np.int32),
-        np.array([decoder.NO_TOKEN], np.int32),
+        np.array([NO_TOKEN], np.int32),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JLLAMA_KERNELS", "0")
-        lowered = decoder._compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
+        lowered = _compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
     return lowered.compile().as_text()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jllama import kernels, model
 from jllama.config import ModelConfig
-from jllama.engine import decoder
+from jllama.engine.prefill import prefill
 from jllama.layers.cache import KVCache
 from tests.support.helpers import random_params
 from tests.support.small_models import SMALL_MODELS
@@ -33,8 +33,8 @@ def ints(*values):
 
 def test_a_second_prompt_counts_what_the_cache_holds(params):
     """10 tokens within the trained 16, then 14 more beyond them."""
-    _, cache = decoder.prefill(CONFIG, params, empty(), [TOKENS[0, :10].tolist()])
-    ours, _ = decoder.prefill(CONFIG, params, cache, [TOKENS[0, 10:24].tolist()])
+    _, cache = prefill(CONFIG, params, empty(), [TOKENS[0, :10].tolist()])
+    ours, _ = prefill(CONFIG, params, cache, [TOKENS[0, 10:24].tolist()])
     _, cache = forward(CONFIG, params, TOKENS[:1, :10], empty())
     wanted, _ = forward(CONFIG, params, TOKENS[:1, 10:24], cache, context=ints(24))
     wrong, _ = forward(CONFIG, params, TOKENS[:1, 10:24], cache, context=ints(14))

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.engine import decoder
-from jllama.engine.state import start_decode, take_token
+from jllama.engine.decoder import Decoder, _next_steps
+from jllama.engine.prefill import prefill
+from jllama.engine.state import NO_TOKEN, start_decode, take_token
+from jllama.engine.step import decode_block
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
@@ -27,7 +29,7 @@ def begin(config, *, batch=1, limit=9, logits=0.0, stop_ids=(), **settings):
         np.full((batch,), 3, np.int32),
         np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2),
         np.full((batch,), limit, np.int32),
-        np.array([*stop_ids, decoder.NO_TOKEN], np.int32),
+        np.array([*stop_ids, NO_TOKEN], np.int32),
     )
 
 
@@ -47,7 +49,7 @@ def test_each_token_has_a_random_number_of_its_own(tiny_config):
 
 def test_the_prompts_cache_is_donated_to_the_state(tiny_config, tiny_params):
     cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
-    logits, filled = decoder.prefill(tiny_config, tiny_params, cache, [[1, 2, 3]])
+    logits, filled = prefill(tiny_config, tiny_params, cache, [[1, 2, 3]])
     assert all(leaf.is_deleted() for leaf in (*cache.keys, *cache.values))
     state, _ = start_decode(
         filled,
@@ -57,7 +59,7 @@ def test_the_prompts_cache_is_donated_to_the_state(tiny_config, tiny_params):
         np.full((1,), 3, np.int32),
         np.zeros((1, 2), np.uint32),
         np.full((1,), 9, np.int32),
-        np.array([decoder.NO_TOKEN], np.int32),
+        np.array([NO_TOKEN], np.int32),
     )
     assert all(leaf.is_deleted() for leaf in (*filled.keys, *filled.values))
     assert not state.cache.keys[0].is_deleted()
@@ -68,17 +70,17 @@ def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params):
     state, first = begin(tiny_config, batch=2, limit=1)
     assert np.asarray(first.done).all()
     before = jax.tree.map(np.array, state.cache)
-    state, block = decoder.decode_block(tiny_config, tiny_params, state, np.int32(5), platform="cpu")
-    assert (np.asarray(block.tokens) == decoder.NO_TOKEN).all()
+    state, block = decode_block(tiny_config, tiny_params, state, np.int32(5), platform="cpu")
+    assert (np.asarray(block.tokens) == NO_TOKEN).all()
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state.cache))
 
 
 def test_the_loop_takes_as_many_steps_as_it_is_told(tiny_config, tiny_params):
     state, _ = begin(tiny_config, limit=100)
     for steps, held in ((1, 4), (5, 9)):
-        state, block = decoder.decode_block(tiny_config, tiny_params, state, np.int32(steps), platform="cpu")
+        state, block = decode_block(tiny_config, tiny_params, state, np.int32(steps), platform="cpu")
         assert state.cache.length.tolist() == [held]
-        assert (np.asarray(block.tokens) != decoder.NO_TOKEN).sum() == steps
+        assert (np.asarray(block.tokens) != NO_TOKEN).sum() == steps
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -87,7 +89,7 @@ def test_no_token_of_a_block_that_is_not_finite_is_handed_out(tiny_config, tiny_
     assert np.asarray(first.done).all()
     seen = []
     with pytest.raises(JllamaError, match="not finite"):
-        seen.extend(decoder.Decoder(tiny_config, tiny_params, state, first))
+        seen.extend(Decoder(tiny_config, tiny_params, state, first))
     assert seen == []
 
 
@@ -96,7 +98,7 @@ def test_nor_of_a_later_one(tiny_config, tiny_params):
     broken = dataclasses.replace(tiny_params, norm=tiny_params.norm * jnp.nan)
     seen = []
     with pytest.raises(JllamaError, match="not finite"):
-        seen.extend(decoder.Decoder(tiny_config, broken, state, first))
+        seen.extend(Decoder(tiny_config, broken, state, first))
     assert [block.tolist() for block in seen] == [first.tokens.tolist()]
 
 
@@ -104,7 +106,7 @@ def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_c
     state, _ = begin(tiny_config, batch=2, limit=100)
     keys = state.cache.keys[0].at[0, :, 0].set(jnp.nan)
     cache = dataclasses.replace(state.cache, keys=(keys, *state.cache.keys[1:]))
-    state, block = decoder.decode_block(
+    state, block = decode_block(
         tiny_config, tiny_params, dataclasses.replace(state, cache=cache), np.int32(5), platform="cpu"
     )
     assert (block.healthy.tolist(), block.done.tolist()) == ([False, True], [True, False])
@@ -125,7 +127,7 @@ def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_c
     ],
 )
 def test_blocks_double_while_they_are_fast_and_halve_when_slow(steps, seconds, then):
-    assert decoder._next_steps(steps, seconds, target=0.1) == then
+    assert _next_steps(steps, seconds, target=0.1) == then
 
 
 def test_a_rows_limit_and_stop_ids(tiny_config):

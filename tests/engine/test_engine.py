@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import decoder as engine
-from jllama.engine import prefill
+from jllama.engine import decoder, prefill
 from jllama.engine import state as decode_state
+from jllama.engine.decoder import Decoder
+from jllama.engine.state import NO_TOKEN, start_decode
+from jllama.engine.step import decode_block
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
@@ -30,11 +32,11 @@ def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None,
     batch = len(prompts)
     if cache is None:
         cache = KVCache.empty(config, batch=batch, max_len=MAX_LEN, dtype="float32")
-    logits, cache = engine.prefill(config, params, cache, prompts)
-    padded = np.full((batch, MAX_LEN), engine.NO_TOKEN, np.int32)
+    logits, cache = prefill.prefill(config, params, cache, prompts)
+    padded = np.full((batch, MAX_LEN), NO_TOKEN, np.int32)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
-    return engine.start_decode(
+    return start_decode(
         cache,
         logits,
         Sampling.build(batch=batch, vocab_size=config.vocab_size, **settings),
@@ -42,15 +44,15 @@ def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None,
         np.array([len(prompt) for prompt in prompts], np.int32),
         np.array([[0, seed]] * batch, np.uint32),
         np.full((batch,), limit, np.int32),
-        np.array([*stop_ids, engine.NO_TOKEN], np.int32),
+        np.array([*stop_ids, NO_TOKEN], np.int32),
     )
 
 
 def run(config, params, prompts, **options):
     """The generated ids of each row."""
-    decoder = engine.Decoder(config, params, *begin(config, params, prompts, **options))
+    decoder = Decoder(config, params, *begin(config, params, prompts, **options))
     blocks = np.concatenate(list(decoder), axis=1)
-    return [[int(token) for token in row if token != engine.NO_TOKEN] for row in blocks], decoder.state
+    return [[int(token) for token in row if token != NO_TOKEN] for row in blocks], decoder.state
 
 
 def greedy_by_hand(config, params, prompt, count):
@@ -89,7 +91,7 @@ def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch,
     stops = dict(stop_ids=[11, 17], limit=21)
     here, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
     assert not state.sampling.plain
-    for module in (engine, decode_state):
+    for module in (decoder, decode_state):
         monkeypatch.setattr(module, "platform_of", lambda tree: "gpu")
     there, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
     assert state.sampling.plain == (not settings)
@@ -99,7 +101,7 @@ def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch,
 def test_the_prefill_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch):
     """A first chunk without logits, the cache begun instead of appended to; cuDNN's part by plain XLA."""
     cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
-    here, kept = engine.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    here, kept = prefill.prefill(tiny_config, tiny_params, cache, PROMPTS)
     monkeypatch.setattr(prefill, "platform_of", lambda tree: "gpu")
     monkeypatch.setattr(kernels.gpu, "prefill_supported", lambda *_: None)
     attention = jax.nn.dot_product_attention
@@ -107,7 +109,7 @@ def test_the_prefill_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypat
         jax.nn, "dot_product_attention", lambda *a, **more: attention(*a, **more | dict(implementation="xla"))
     )
     cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
-    there, cache = engine.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    there, cache = prefill.prefill(tiny_config, tiny_params, cache, PROMPTS)
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
     assert cache.length.tolist() == kept.length.tolist()
     for row, length in enumerate(cache.length.tolist()):
@@ -141,10 +143,10 @@ def test_penalties_reach_the_engine(tiny_config, tiny_params):
 
 def test_prefill_continues_a_cache(tiny_config, tiny_params):
     cache = KVCache.empty(tiny_config, batch=1, max_len=MAX_LEN, dtype="float32")
-    whole, _ = engine.prefill(tiny_config, tiny_params, cache, [list(range(30))])
+    whole, _ = prefill.prefill(tiny_config, tiny_params, cache, [list(range(30))])
     cache = KVCache.empty(tiny_config, batch=1, max_len=MAX_LEN, dtype="float32")
-    _, cache = engine.prefill(tiny_config, tiny_params, cache, [list(range(13))])
-    halves, cache = engine.prefill(tiny_config, tiny_params, cache, [list(range(13, 30))])
+    _, cache = prefill.prefill(tiny_config, tiny_params, cache, [list(range(13))])
+    halves, cache = prefill.prefill(tiny_config, tiny_params, cache, [list(range(13, 30))])
     np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-5)
     assert cache.length.tolist() == [30]
 
@@ -169,9 +171,9 @@ def test_a_gpu_reads_a_short_prompt_in_one_chunk():
 def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params):
     cache = KVCache.empty(tiny_config, batch=1, max_len=8, dtype="float32")
     with pytest.raises(JllamaError, match="9 positions at least and the cache has 8"):
-        engine.prefill(tiny_config, tiny_params, cache, [list(range(8))])
+        prefill.prefill(tiny_config, tiny_params, cache, [list(range(8))])
     with pytest.raises(JllamaError, match="empty"):
-        engine.prefill(tiny_config, tiny_params, cache, [[]])
+        prefill.prefill(tiny_config, tiny_params, cache, [[]])
 
 
 def test_logits_that_are_not_finite_stop_with_advice(tiny_config, tiny_params):
@@ -192,7 +194,7 @@ def test_the_cache_is_donated_and_updated_in_place(tiny_config, tiny_params):
     state, _ = begin(tiny_config, tiny_params, PROMPTS[:1])
     place = state.cache.keys[0].unsafe_buffer_pointer()
     keys = state.cache.keys[0]
-    state, _ = engine.decode_block(tiny_config, tiny_params, state, np.int32(3), platform="cpu")
+    state, _ = decode_block(tiny_config, tiny_params, state, np.int32(3), platform="cpu")
     assert keys.is_deleted()
     assert state.cache.keys[0].unsafe_buffer_pointer() == place
 

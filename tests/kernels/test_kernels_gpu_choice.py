@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import decoder, prefill
+from jllama.engine import prefill
 from jllama.layers.cache import KVCache
 
 
@@ -39,11 +39,11 @@ def test_a_row_that_holds_something_keeps_it_though_its_neighbour_is_empty(
 ):
     monkeypatch.setattr(prefill, "CHUNK_SIZES", {"cpu": (4, 8, 16), "gpu": (4, 8, 16)})
     empty = KVCache.empty(tiny_config, batch=2, max_len=32, dtype="float32")
-    _, cache = decoder.prefill(tiny_config, tiny_params, empty, [[1, 2, 3], [4, 5, 6]])
+    _, cache = prefill.prefill(tiny_config, tiny_params, empty, [[1, 2, 3], [4, 5, 6]])
     held = cache.holding(np.array([3, 0], np.int32))
     monkeypatch.setattr(prefill, "platform_of", lambda tree: "gpu")
-    ours, _ = decoder.prefill(tiny_config, tiny_params, held, [[7, 8], [9]])
+    ours, _ = prefill.prefill(tiny_config, tiny_params, held, [[7, 8], [9]])
     for row, text in enumerate(([1, 2, 3, 7, 8], [9])):
         alone = KVCache.empty(tiny_config, batch=1, max_len=32, dtype="float32")
-        wanted, _ = decoder.prefill(tiny_config, tiny_params, alone, [text])
+        wanted, _ = prefill.prefill(tiny_config, tiny_params, alone, [text])
         np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=2e-5)

@@ -8,7 +8,7 @@ from typing import Any
 from jllama.chat.conversation import Conversation
 from jllama.cli import streams
 from jllama.cli.command_line import INTERRUPTED, USER_ERROR, say
-from jllama.cli.terminal import remarks
+from jllama.cli.terminal import wording
 from jllama.errors import JllamaError
 from jllama.machine.devices import describe_device
 from jllama.settings import GenerationSettings
@@ -37,7 +37,7 @@ def run(
                 _report_error(str(error), as_json)
             else:
                 if stats:
-                    say(remarks.statistics(conversation))
+                    say(wording.statistics(conversation))
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
@@ -63,7 +63,7 @@ def _answer(conversation: Conversation, message: str, settings: GenerationSettin
         if not as_json and (shown or sys.exc_info()[0] is None):
             print(flush=True)
     if conversation.branch.dropped > dropped:
-        say(remarks.dropped(conversation.branch.dropped))
+        say(wording.dropped(conversation.branch.dropped))
     if as_json:
         print(json.dumps(_report(conversation), ensure_ascii=False), flush=True)
 

@@ -7,8 +7,7 @@ from typing import Any
 from jllama.chat.archive import archive
 from jllama.chat.branches import nearest
 from jllama.chat.conversation import Conversation
-from jllama.cli.terminal import clipboard
-from jllama.cli.terminal import remarks as chat_text
+from jllama.cli.terminal import clipboard, wording
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
@@ -80,7 +79,7 @@ def set_(chat: Chat, argument: str) -> None:
 def show(chat: Chat, argument: str) -> None:
     """/show [N]: shows the conversation, or turn N in full"""
     if not argument:
-        chat.screen.say(chat_text.history(chat.conversation) or "nothing was said yet")
+        chat.screen.say(wording.history(chat.conversation) or "nothing was said yet")
         return
     number, turns = _number(argument, "/show N"), chat.conversation.branch.turns
     if not 1 <= number <= len(turns):
@@ -96,14 +95,14 @@ def stats(chat: Chat, argument: str) -> None:
         chat_settings.change(chat, f"stats={argument}")
         chat.screen.say(f"stats={chat_settings.value(chat, 'stats')}")
     elif chat.conversation.result.generated_tokens:
-        chat.screen.say(chat_text.statistics(chat.conversation))
+        chat.screen.say(wording.statistics(chat.conversation))
     else:
         chat.screen.say("no answer yet")
 
 
 def tokens(chat: Chat, argument: str) -> None:
     """/tokens: how many tokens the messages have"""
-    chat.screen.say(chat_text.tokens(chat.conversation))
+    chat.screen.say(wording.tokens(chat.conversation))
 
 
 def clear(chat: Chat, argument: str) -> None:
@@ -131,7 +130,7 @@ def undo(chat: Chat, argument: str) -> None:
     """/undo [N]: takes back the last turn, or the last N"""
     undone = chat.conversation.undo(_number(argument, "/undo N") if argument else 1)
     for question in undone[::2]:
-        chat.screen.say(f"taken back: {chat_text.one_line(question.content)}")
+        chat.screen.say(f"taken back: {wording.one_line(question.content)}")
 
 
 def retry(chat: Chat, argument: str) -> None:
@@ -170,13 +169,13 @@ def switch(chat: Chat, argument: str) -> None:
     if not argument:
         raise JllamaError(f"which branch? /switch NAME; there are {', '.join(conversation.branches)}")
     conversation.switch(argument)
-    last = f": {chat_text.one_line(conversation.messages[-2].content)}" if conversation.messages else ""
-    chat.screen.say(f"on branch {argument}, {chat_text.turns(conversation.turns)}{last}")
+    last = f": {wording.one_line(conversation.messages[-2].content)}" if conversation.messages else ""
+    chat.screen.say(f"on branch {argument}, {wording.turns(conversation.turns)}{last}")
 
 
 def tree(chat: Chat, argument: str) -> None:
     """/tree: shows the branches and their common past"""
-    chat.screen.say(chat_text.tree(chat.conversation))
+    chat.screen.say(wording.tree(chat.conversation))
 
 
 def save(chat: Chat, argument: str) -> None:
@@ -196,7 +195,7 @@ def load(chat: Chat, argument: str) -> None:
     chat.mark_saved(path)
     for remark in remarks:
         chat.screen.say(remark)
-    branches, turns = len(chat.conversation.branches), chat_text.turns(chat.conversation.turns)
+    branches, turns = len(chat.conversation.branches), wording.turns(chat.conversation.turns)
     chat.screen.say(
         f"on branch {chat.conversation.current}, {turns}" + f", {branches} branches" * (branches > 1)
     )

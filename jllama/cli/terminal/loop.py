@@ -3,7 +3,7 @@
 import contextlib
 
 from jllama.cli.command_line import INTERRUPTED, explanation
-from jllama.cli.terminal import commands, remarks
+from jllama.cli.terminal import commands, wording
 from jllama.cli.terminal.line_editor import Terminal
 from jllama.cli.terminal.screen import quiet_typing
 from jllama.cli.terminal.state import Chat, LeaveError
@@ -41,7 +41,7 @@ def read(chat: Chat, terminal: Terminal) -> str:
             if terminal.typed and not ends:
                 warned = False
                 continue
-            lost = remarks.unsaved(chat.unsaved_turns())
+            lost = wording.unsaved(chat.unsaved_turns())
             if warned or (ends and not lost):
                 raise
             chat.screen.say(lost + ("Ctrl-D again leaves" if ends else "Ctrl-C again or Ctrl-D leaves"))

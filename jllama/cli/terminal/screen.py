@@ -15,7 +15,7 @@ import rich.table
 import rich.text
 
 from jllama.cli.terminal.markdown import MarkdownStream
-from jllama.cli.terminal.remarks import printable
+from jllama.cli.terminal.wording import printable
 from jllama.cli.terminal.wrap import WordWrap, window_width
 
 try:

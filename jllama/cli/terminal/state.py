@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jllama.chat.branches import Message
 from jllama.chat.conversation import Conversation
-from jllama.cli.terminal import remarks
+from jllama.cli.terminal import wording
 from jllama.cli.terminal.screen import Screen
 from jllama.settings import GenerationSettings
 
@@ -52,14 +52,14 @@ class Chat:
             self.screen.say("stopped before the first word: the message is taken back")
             return
         if self.conversation.branch.dropped > dropped:
-            self.screen.say(remarks.dropped(self.conversation.branch.dropped))
+            self.screen.say(wording.dropped(self.conversation.branch.dropped))
         self._explain_end()
         if self.show_stats:
-            self.screen.say(remarks.statistics(self.conversation))
+            self.screen.say(wording.statistics(self.conversation))
 
     def _explain_end(self) -> None:
         result = self.conversation.result
-        reason = remarks.reason(self.conversation)
+        reason = wording.reason(self.conversation)
         if result.finish_reason == "length":
             more = "" if "context" in reason else f": /set max_new_tokens={2 * self.settings.max_new_tokens}"
             self.screen.say(f"[{reason}{more}]")
