@@ -55,7 +55,7 @@ class CoverageMap:
     def stale(self) -> list[str]:
         """The test files that the map does not know as they are now."""
         known = {name: entry["digest"] for name, entry in self.files.items()}
-        every = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").glob("test_*.py"))
+        every = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
         return [
             str(name) for name in every if known.get(str(name)) != digest((ROOT / name).read_text("utf-8"))
         ]
@@ -101,7 +101,7 @@ class CoverageMap:
 
     def _mentioning(self, source: str) -> list[str]:
         word = re.compile(rf"\b{Path(source).stem}\b")
-        every = sorted((ROOT / "tests").glob("test_*.py"))
+        every = sorted((ROOT / "tests").rglob("test_*.py"))
         return [str(path.relative_to(ROOT)) for path in every if word.search(path.read_text("utf-8"))]
 
     def seconds(self, name: str) -> dict[str, float]:

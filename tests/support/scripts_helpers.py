@@ -84,7 +84,7 @@ class ScriptServer:
     def __init__(self, scratch: Path) -> None:
         self.scratch, self.env = scratch, environment(scratch / "cache")
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(ROOT / "tests" / "script_server.py")],
+            [sys.executable, "-W", "error", str(ROOT / "tests" / "support" / "script_server.py")],
             env=self.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
