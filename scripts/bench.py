@@ -1,6 +1,6 @@
 """The same as `jllama bench`: `python scripts/bench.py --flagfile=…`."""
 
-from jllama.cli import bench, command_line
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(bench)
+    run("bench")

@@ -1,6 +1,6 @@
 """The same as `jllama chat`: `python scripts/chat.py --flagfile=…`."""
 
-from jllama.cli import chat, command_line
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(chat)
+    run("chat")

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from cpu_comparison import files
 
-from jllama.cli import command_line
+from jllama.cli import command_line, flag_groups
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
@@ -24,7 +24,7 @@ from jllama.files.paths import expanded
 flags.DEFINE_string(
     "model", "tinyllama", "A GGUF reference to convert, or tinyllama: random weights of its shape."
 )
-command_line.define_sha256_flag()
+flag_groups.define_sha256_flag()
 flags.DEFINE_list("formats", ["F32", "BF16", "Q8_0", "Q4_0"], "The types of the weights, one GGUF file each.")
 flags.DEFINE_list(
     "tests", ["decode1", "decode8", "prefill512"], "decodeB: B rows at once; prefillT: T tokens."
@@ -41,6 +41,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("json", False, "Print one JSON object a line.")
 
+PLACES = ()
+HELP = {
+    "What is compared": ("model", "formats", "tests", "repeats", "threads", "transformers_python", "json")
+}
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 LIMITS = {"decode": 256, "prefill": 512}  # llama.cpp's: sequences of a context, tokens of a batch
 

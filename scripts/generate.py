@@ -1,6 +1,6 @@
 """The same as `jllama generate`: `python scripts/generate.py --flagfile=…`."""
 
-from jllama.cli import command_line, generate
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(generate)
+    run("generate")

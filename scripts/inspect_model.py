@@ -1,6 +1,6 @@
 """The same as `jllama inspect`: `python scripts/inspect_model.py --flagfile=…`."""
 
-from jllama.cli import command_line, inspect
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(inspect)
+    run("inspect")

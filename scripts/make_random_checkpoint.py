@@ -1,6 +1,6 @@
 """The same as `jllama random-checkpoint`: `python scripts/make_random_checkpoint.py --flagfile=…`."""
 
-from jllama.cli import command_line, random_checkpoint
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(random_checkpoint)
+    run("random-checkpoint")

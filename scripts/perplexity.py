@@ -1,6 +1,6 @@
 """The same as `jllama perplexity`: `python scripts/perplexity.py --flagfile=…`."""
 
-from jllama.cli import command_line, perplexity
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(perplexity)
+    run("perplexity")

@@ -1,6 +1,6 @@
 """The same as `jllama quantize`: `python scripts/quantize.py --flagfile=…`."""
 
-from jllama.cli import command_line, quantize
+from jllama.cli.main import run
 
 if __name__ == "__main__":
-    command_line.run(quantize)
+    run("quantize")

@@ -26,6 +26,7 @@ RANKS = (
     ("jllama.session",),
     ("jllama.api", "jllama.chat"),
     ("jllama.cli",),
+    ("jllama.__main__",),
     ("scripts",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(RANKS) for room in rooms}

@@ -1,4 +1,4 @@
-"""Measures a model's speed: `python scripts/bench.py --flagfile=configs/bench.cfg`."""
+"""Measures a model's speed, against what the machine can do."""
 
 import json
 import statistics
@@ -7,24 +7,37 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line
+from jllama.cli import command_line, flag_groups, ready_made
 from jllama.cli.bench_tests import parse_tests
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
 from jllama.settings import CHOICES, GenerationSettings, build_settings
 
-flags.DEFINE_string("random_config", None, "Instead of --model: random weights for this config.json.")
+flags.DEFINE_string(
+    "random_config",
+    None,
+    "Instead of --model: random weights for a config.json, or a ready-made one (tinyllama-1.1b).",
+)
 flags.DEFINE_list("tests", ["pp512", "pp2048", "tg128", "tg128@d1024"], "What to measure.")
 flags.DEFINE_list("batch_sizes", ["1"], "Rows of the generation tests.")
 flags.DEFINE_integer("repetitions", 5, "Of each test, after a warm-up.", lower_bound=1, upper_bound=1000)
-flags.DEFINE_integer("seed", 0, "Of random weights and prompts.", lower_bound=0, upper_bound=2**63 - 1)
+flags.DEFINE_integer(
+    "seed", 0, "Of random weights and prompts.", lower_bound=0, upper_bound=2**63 - 1, short_name="s"
+)
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
 flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
-command_line.define_model_flags()
-command_line.define_quantize_flag()
-command_line.define_choice_flags()
+flag_groups.define_model_flags()
+flag_groups.define_quantize_flag()
+flag_groups.define_choice_flags()
+
+PLACES = ("model",)
+HELP = {
+    "What runs": ("model", "random_config", "dtype", "device", "quantize"),
+    "What is measured": ("tests", "batch_sizes", "repetitions", "temperature", "top_p"),
+    "What is shown": ("json", "markdown", "profile"),
+}
 
 
 def main() -> None:
@@ -87,7 +100,7 @@ def load() -> tuple[str, Any, Any]:
     from jllama.machine import devices
 
     devices.configure(FLAGS.device)
-    path = expanded(FLAGS.random_config)
+    path = ready_made.shape(str(expanded(FLAGS.random_config)))
     config = ModelConfig.from_hf(path)
     return f"random {path.stem}", config, random_weights(config)
 

@@ -1,6 +1,6 @@
-"""Talks with a model: `python scripts/chat.py --flagfile=configs/smollm2.cfg`. There, /help lists commands.
+"""Talks with a model. There, /help lists commands. Without a model's name it is SmolLM2.
 
-Without a terminal, or with --message or --json, it answers each --message, or each line of standard input,
+Without a terminal, or with --message or --json, it answers each message, or each line of standard input,
 and ends. Sampling flags that are not given follow the model's generation_config.json, or else are
 --temperature=0.7 --top_p=0.95.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from jllama.chat.generation_config import SAMPLING, conversation_sampling
-from jllama.cli import command_line, flagfiles, streams
+from jllama.cli import command_line, flag_groups, flagfiles, streams
 from jllama.cli.command_line import FLAGS
 from jllama.errors import JllamaError
 
@@ -28,12 +28,20 @@ flags.DEFINE_enum(
 flags.DEFINE_multi_string("message", [], "Answer this message and end. Repeatable: one conversation.")
 flags.DEFINE_string("load", None, "Go on with a conversation that /save wrote.")
 flags.DEFINE_bool("markdown", True, "Show Markdown as styles, where the terminal can.")
-command_line.define_answer_flags()
-command_line.define_model_flags()
-command_line.define_quantize_flag()
-command_line.define_sampling_flags()
+flag_groups.define_answer_flags()
+flag_groups.define_model_flags()
+flag_groups.define_quantize_flag()
+flag_groups.define_sampling_flags()
 for name in SAMPLING:
     FLAGS.set_default(name, None)  # the model's own
+
+PLACES = ("model", "message")
+DEFAULT_MODEL = "smollm2"
+HELP = {
+    "What runs": ("model", "dtype", "device", "quantize"),
+    "The conversation": ("system", "message", "load", "max_seq_len", "transcript"),
+    "The answers": ("max_new_tokens", "temperature", "top_p", "seed", "stats"),
+}
 
 
 def main() -> int:
@@ -100,7 +108,7 @@ def _load(conversation: Any, given: Any) -> Any:
     settings, remarks = archive.load(conversation, FLAGS.load)
     for remark in remarks:
         command_line.say(*f"warning: {remark}".split("\n"))
-    typed = flagfiles.typed_names(FLAGS, sys.argv[1:])
+    typed = flagfiles.typed_names(FLAGS, sys.argv[1:], PLACES)
     for name in typed & own.keys():
         setattr(conversation, name, own[name])
     if "system" in typed:

@@ -2,11 +2,11 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from jllama.cli import streams
+from jllama.cli import ready_made, spelling, streams
 from jllama.errors import JllamaError
 
 # What a flagfile may hold for one script and another does not know. Typed, it is refused as any unknown flag.
@@ -19,33 +19,53 @@ SHARED = frozenset(
 RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice
 
 
-def parse(known: flags.FlagValues, argv: list[str]) -> None:
+def parse(
+    known: flags.FlagValues, argv: list[str], places: Sequence[str] = (), default_model: str = ""
+) -> None:
     """Sets the flags.
 
     Args:
       known: the flags that this script defines.
       argv: the program's name, then what was typed.
+      places: the flags that bare words set, the first word the first of them that was not typed.
+      default_model: a ready-made model for who names none.
 
     Raises:
-      JllamaError: a flag that is unknown or malformed, an argument that is no flag, a flagfile that can't be
-        read.
+      JllamaError: a flag that is unknown or malformed, a word too many, a flagfile that can't be read.
     """
     try:
-        rest = known([argv[0], *_last_rival(known, _expanded(known, argv[1:]))])
+        words = _last_rival(known, _expanded(known, _named(known, argv[1:], places)))
+        is_default = bool(default_model) and "model" not in map(_name, words)
+        if is_default:
+            words = _last_rival(known, [*_expanded(known, [_ready_made(default_model)]), *words])
+        rest = known([argv[0], *words])
     except (flags.Error, ValueError) as error:  # absl raises the latter for --noNAME=VALUE
         raise JllamaError(str(error)) from None
-    if rest[1:] and not known["help"].value:
-        raise JllamaError(f"unexpected argument {rest[1]!r}; settings are flags: see --help")
+    assert not rest[1:], rest  # all words have become flags
+    if is_default:
+        streams.say(f"no model named: taking {default_model}; the first word names another")
 
 
-def typed_names(known: flags.FlagValues, typed: list[str]) -> frozenset[str]:
+def _named(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> list[str]:
+    """What was typed as flags under their own names."""
+    end = typed.index("--") if "--" in typed else len(typed)
+    groups = _flags_with_values(known, [spelling.plain(known, word) for word in typed[:end]])
+    return spelling.with_words_named([*groups, *([word] for word in typed[end:])], places)
+
+
+def _ready_made(model: str) -> str:
+    return f"--flagfile={ready_made.directory() / model}.cfg"
+
+
+def typed_names(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> frozenset[str]:
     """The flags that stand on the command line itself, not in a flagfile.
 
     Args:
       known: the flags that this script defines.
       typed: what was typed, without the program's name.
+      places: the flags that bare words set.
     """
-    words = [_name(taken[0]) for taken in _flags_with_values(known, typed)]
+    words = [_name(taken[0]) for taken in _flags_with_values(known, _named(known, typed, places))]
     return frozenset(word if word in known else word.removeprefix("no") for word in words)
 
 

@@ -1,4 +1,4 @@
-"""Continues or answers one prompt: `python scripts/generate.py --flagfile=configs/smollm2.cfg`."""
+"""Continues or answers one prompt. The text goes to standard output, and nothing else does."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,15 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, streams
+from jllama.cli import command_line, flag_groups, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 
 flags.DEFINE_string(
-    "prompt", None, "What to continue or answer. Of this and --prompt_file the one given last counts."
+    "prompt",
+    None,
+    "What to continue or answer. Of this and --prompt_file the one given last counts.",
+    short_name="p",
 )
 flags.DEFINE_string(
     "prompt_file",
@@ -21,10 +24,17 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
 )
-command_line.define_answer_flags()
-command_line.define_model_flags()
-command_line.define_quantize_flag()
-command_line.define_sampling_flags()
+flag_groups.define_answer_flags()
+flag_groups.define_model_flags()
+flag_groups.define_quantize_flag()
+flag_groups.define_sampling_flags()
+
+PLACES = ("model", "prompt")
+HELP = {
+    "What runs": ("model", "dtype", "device", "quantize"),
+    "The prompt": ("prompt", "prompt_file", "system", "chat_template"),
+    "The answer": ("max_new_tokens", "temperature", "top_p", "seed", "stop", "stats", "json"),
+}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Shows what a model is made of: `python scripts/inspect_model.py --model=REFERENCE` (or a config.json)."""
+"""Shows what a model, or a config.json alone, is made of, and the memory that it takes."""
 
 import dataclasses
 import json
@@ -6,18 +6,25 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line
+from jllama.cli import flag_groups
 from jllama.cli.command_line import FLAGS
 from jllama.errors import JllamaError, escaped
 from jllama.files.paths import expanded
 
-flags.DEFINE_string("model", None, "A model reference, a directory with only a config.json, or that file.")
-command_line.define_sha256_flag()
+flags.DEFINE_string(
+    "model",
+    None,
+    "A model reference, a directory with only a config.json, or that file.",
+    short_name="m",
+)
+flag_groups.define_sha256_flag()
 flags.DEFINE_bool("tensors", True, "List every tensor.")
 flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 flags.DEFINE_integer("max_seq_len", None, "Positions of the planned cache. Default: the model's context.")
 flags.DEFINE_integer("batch", 1, "Rows of the planned cache.", lower_bound=1, upper_bound=2**20)
 
+PLACES = ("model",)
+HELP = {"What is shown": ("model", "tensors", "batch", "max_seq_len", "json")}
 MIB = 2**20
 
 

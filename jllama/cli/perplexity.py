@@ -1,4 +1,4 @@
-"""How well a model predicts a text: `python scripts/perplexity.py --model=REFERENCE --text=FILE`."""
+"""Measures how well a model predicts a text, with weights of each kind."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, streams
+from jllama.cli import command_line, flag_groups, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 
@@ -20,7 +20,10 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("window", 512, "Tokens of each independent piece of the text.", lower_bound=8)
 flags.DEFINE_bool("json", False, "Print one JSON object.")
-command_line.define_model_flags()
+flag_groups.define_model_flags()
+
+PLACES = ("model", "text")
+HELP = {"What is measured": ("model", "text", "modes", "window", "dtype", "device", "json")}
 
 
 def main() -> None:

@@ -1,16 +1,19 @@
-"""Quantises a model once: `python scripts/quantize.py --model=REFERENCE --quantize=int4 --output=DIR`."""
+"""Quantises a model once and writes it to a directory, which is a model like any other."""
 
 from absl import flags
 
-from jllama.cli import command_line
+from jllama.cli import flag_groups
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 
 flags.DEFINE_string(
     "output", None, "The directory to write; --model loads it. It must not exist, or be empty."
 )
-command_line.define_model_flags()
-command_line.define_quantize_flag()
+flag_groups.define_model_flags()
+flag_groups.define_quantize_flag()
+
+PLACES = ("model", "output")
+HELP = {"What is written": ("model", "output", "quantize", "dtype", "verbose")}
 
 
 def main() -> None:

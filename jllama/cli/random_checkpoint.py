@@ -1,22 +1,27 @@
-"""Writes random weights: `python scripts/make_random_checkpoint.py --config=config.json --output=DIR`."""
+"""Writes a checkpoint of random weights in the shape that a config.json describes."""
 
 import math
 import re
 
 from absl import flags
 
+from jllama.cli import ready_made
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
 
-flags.DEFINE_string("config", None, "The config.json to make weights for.")
+flags.DEFINE_string(
+    "config", None, "The config.json to make weights for, or a ready-made one such as tinyllama-1.1b."
+)
 flags.DEFINE_string("output", None, "The directory to write; it must not exist, or be empty.")
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The stored type.")
-flags.DEFINE_integer("seed", 0, "Of the random numbers.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Of the random numbers.", lower_bound=0, short_name="s")
 flags.DEFINE_string("shard_size", None, "Split into files of at most this size, such as 2GB or 500MB.")
 flags.DEFINE_float("scale", 0.02, "Standard deviation of the weights.", lower_bound=0.0, upper_bound=1e3)
 flags.DEFINE_string("tokenizer", None, "Copy the tokenizer files of this directory too.")
 
+PLACES = ("config", "output")
+HELP = {"What is written": ("config", "output", "dtype", "seed", "shard_size", "scale", "tokenizer")}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -32,7 +37,7 @@ def main() -> None:
 
     output = output_directory(FLAGS.output)
     write_random_checkpoint(
-        expanded(FLAGS.config),
+        ready_made.shape(str(expanded(FLAGS.config))),
         output,
         dtype=FLAGS.dtype,
         seed=FLAGS.seed,

