@@ -1,13 +1,16 @@
 """A progress bar on stderr for what takes over a second, or surely will; quicker work shows nothing."""
 
+import functools
 import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 PATIENCE = 1.0  # seconds before the bar appears
+REDRAWN = 0.1  # seconds from one drawing to the next
 LONG_PROMPT = 512  # tokens: the bar of a longer one does not wait
 
 
@@ -20,37 +23,34 @@ def shown(wanted: bool = True) -> bool:
 class Bar:
     """Counts towards a total; safe to advance from several threads."""
 
+    look: ClassVar[Mapping[str, Any]] = {}  # what is counted, as tqdm is told
+
     def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
         self._label, self._total, self._enabled = label, total, shown(enabled)
         self._done, self._started = 0, time.monotonic()
         self._lock = threading.Lock()
         self._bar: Any = None
-        self._task: Any = None
 
     def advance(self, count: int) -> None:
         """Counts `count` more."""
         with self._lock:
             self._done += count
             if self._bar is not None:
-                self._bar.update(self._task, completed=self._done)
+                self._bar.update(count)
             elif self._enabled and time.monotonic() - self._started > PATIENCE:
                 self._show()
 
     def _show(self) -> None:
-        # Imported late: most runs never show a bar.
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), *self._counts())
-        console = Console(stderr=True)
-        # Left alone, rich would send what is printed meanwhile to the bar's stream.
-        self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
-        self._task = self._bar.add_task(self._label, total=self._total, completed=self._done)
-        self._bar.start()
-
-    def _counts(self) -> tuple[Any, ...]:
-        """Columns that say how much of the total is done."""
-        raise NotImplementedError
+        self._bar = _drawing()(
+            desc=self._label,
+            total=self._total,
+            initial=self._done,
+            leave=False,
+            miniters=1,
+            mininterval=REDRAWN,
+            dynamic_ncols=True,
+            **self.look,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -59,20 +59,23 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
 
 
 class ByteBar(Bar):
     """Counts bytes."""
 
-    def _counts(self) -> tuple[Any, ...]:
-        from rich.progress import DownloadColumn, TransferSpeedColumn
-
-        return DownloadColumn(), TransferSpeedColumn()
+    look: ClassVar[Mapping[str, Any]] = {
+        "unit": "B",
+        "unit_scale": True,
+        "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt}B [{remaining}, {rate_fmt}]",
+    }
 
 
 class PromptBar(Bar):
     """Counts a prompt's tokens while the model reads them."""
+
+    look: ClassVar[Mapping[str, Any]] = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} tokens"}
 
     def __init__(self, total: int) -> None:
         super().__init__("reading the prompt", total)
@@ -83,7 +86,14 @@ class PromptBar(Bar):
             self._show()  # the first chunk alone may take many seconds
         return self
 
-    def _counts(self) -> tuple[Any, ...]:
-        from rich.progress import TextColumn
 
-        return (TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),)
+@functools.cache
+def _drawing() -> Any:
+    """tqdm, without the thread that watches slow bars and without its lock between processes."""
+    from tqdm import tqdm  # imported late: most runs never show a bar
+
+    class Drawing(tqdm):
+        monitor_interval = 0
+
+    Drawing.set_lock(threading.RLock())
+    return Drawing

@@ -38,6 +38,7 @@ def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
     terminal, out = screen(), io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    monkeypatch.setattr(progress, "REDRAWN", 0.0)
     with ByteBar("loading", 4000) as bar:
         threads = [threading.Thread(target=bar.advance, args=(1000,)) for _ in range(3)]
         for thread in threads:
@@ -46,8 +47,20 @@ def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
             thread.join()
         print("answer")
     assert "loading" in terminal.getvalue()
-    assert "3.0/4.0 kB" in terminal.getvalue()
+    assert "75%" in terminal.getvalue()
+    assert "3.00k/4.00kB" in terminal.getvalue()
     assert out.getvalue() == "answer\n"
+
+
+def test_the_bar_leaves_nothing_behind_and_no_thread(screen, monkeypatch):
+    terminal, threads = screen(), threading.active_count()
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    with ByteBar("loading", 4000) as bar:
+        bar.advance(1000)
+        assert threading.active_count() == threads
+    *_, blanks, rest = terminal.getvalue().split("\r")
+    assert (blanks.strip(" "), rest) == ("", "")
+    assert "\n" not in terminal.getvalue()
 
 
 def test_a_prompt_is_counted_in_tokens(screen, monkeypatch):
