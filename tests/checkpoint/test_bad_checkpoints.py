@@ -303,6 +303,15 @@ def test_blocks_that_straddle_rows_are_refused(tmp_path):
     refused(path, r"cannot read: .*ffn_down\.weight \(Q8_0\)")
 
 
+def test_a_vector_of_blocks_is_refused(tmp_path, tensors):
+    writer = gguf_writer(tmp_path / "m.gguf", KEYS)
+    for name, tensor in tensors.items():
+        kind = GgmlType.Q8_0 if name == "model.norm.weight" else GgmlType.F32
+        writer.add_tensor(to_gguf(str(from_hf(name))), gguf.quants.quantize(tensor, kind), raw_dtype=kind)
+    finish(writer)
+    refused(tmp_path / "m.gguf", r"cannot read: output_norm\.weight \(Q8_0\)$")
+
+
 NOT_FINITE = [
     (stored, bad) for stored in ("float32", "bfloat16", "float16") for bad in ("nan", "inf", "-inf")
 ]

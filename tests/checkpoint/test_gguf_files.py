@@ -10,6 +10,7 @@ import pytest
 from jllama.checkpoint import load_params, open_checkpoint, read_config, read_gguf_fields
 from jllama.errors import JllamaError
 from jllama.families.tensor_names import from_hf, to_gguf
+from jllama.files.gguf_files import part_names
 from jllama.hub.references import resolve
 from tests.support.checkpoint_files import KEYS, finish, gguf_writer, write_gguf
 from tests.support.checkpoint_generator import random_tensors
@@ -119,6 +120,12 @@ def test_a_split_model_loads_from_any_part_and_from_its_directory(tmp_path, tens
     np.testing.assert_array_equal(load(parts[2]).norm, tensors["model.norm.weight"])
     write_gguf(tmp_path / "other.gguf", KEYS, tensors)
     refused(tmp_path, r"name one of them: m-00001-of-00003\.gguf, other\.gguf")
+
+
+@pytest.mark.parametrize("number", ["00000", "00004", "0001"])
+def test_a_number_that_no_part_has_makes_no_part(number):
+    name = f"m-{number}-of-00003.gguf"
+    assert part_names(name) == [name]
 
 
 @pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2)], ids=["all", "the second", "all but it"])

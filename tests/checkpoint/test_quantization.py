@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from gguf import GGMLQuantizationType as GgmlType
 import jllama
 from jllama.checkpoint import automatic_mode, load_params, read_config
 from jllama.checkpoint.formats.saved import save
+from jllama.checkpoint.layout import layout
+from jllama.checkpoint.leaves.gguf_blocks import kind_of
+from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
 from jllama.layers.qtensor import QTensor, dequantize
@@ -67,7 +71,7 @@ def test_matrices_are_quantised_and_vectors_are_not(checkpoint, mode):
     small = load_params(files, config, "float32", quantize=mode)
     block, plain = small.layers[0], full.layers[0]
     assert block.mlp.down_proj.bits == (8 if mode == "int8" else 4)
-    assert small.embed_tokens.bits == 8
+    assert small.embed_tokens.bits == small.lm_head.bits == 8
     np.testing.assert_array_equal(block.input_layernorm, plain.input_layernorm)
     close = np.abs(np.asarray(dequantize(block.attention.qkv_proj) - plain.attention.qkv_proj)).max()
     assert 0 < close < 0.15 * np.abs(np.asarray(plain.attention.qkv_proj)).max()
@@ -156,6 +160,17 @@ def test_gguf_blocks_stay_as_they_are(smollm2_gguf):
     ]:
         assert isinstance(theirs, QTensor)
         np.testing.assert_allclose(dequantize(theirs), ours, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept"),
+    [(["Q8_0"] * 3, "Q8_0"), (["Q8_0", "Q4_0", "Q4_0"], None), (["Q4_1", "Q4_1", "F16"], None)],
+)
+def test_blocks_stay_where_all_parts_of_a_leaf_are_alike(kinds, kept):
+    leaf = layout(ModelConfig.from_hf(KEYS)).layers[0].attention.qkv_proj
+    encodings = (SimpleNamespace(encoding=SimpleNamespace(name=kind)) for kind in kinds)
+    tensors = {part.name: stored for part, stored in zip(leaf.parts, encodings, strict=True)}
+    assert kind_of(leaf, SimpleNamespace(tensors=tensors)) == kept
 
 
 def kept_on(platform: str, path, dtype: str = "bfloat16") -> str:

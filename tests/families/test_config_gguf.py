@@ -53,7 +53,7 @@ def test_what_only_the_tensors_tell():
 def test_head_width_and_window():
     widths = {"attention__key_length": 26, "attention__value_length": 26, "rope__dimension_count": 26}
     assert read(**widths).head_dim == 26
-    assert read(attention__sliding_window=16).sliding_window == 16
+    assert [read(attention__sliding_window=size).sliding_window for size in (16, 0)] == [16, None]
     assert read(attention__head_count_kv=None).num_key_value_heads == 4
 
 

@@ -1,5 +1,6 @@
 """How the C++ kernels are compiled and found, and what the sanitizers say about them."""
 
+import contextlib
 import errno
 import os
 import shlex
@@ -164,8 +165,33 @@ def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
 def test_threads_follow_the_environment(monkeypatch):
     monkeypatch.setenv("JLLAMA_THREADS", "3")
     assert build.threads() == 3
-    monkeypatch.setenv("JLLAMA_THREADS", "none")
-    assert build.threads() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("JLLAMA_THREADS", "100000")
+    assert build.threads() == 256
+    for none in ("none", "0", "-1"):
+        monkeypatch.setenv("JLLAMA_THREADS", none)
+        assert build.threads() == len(os.sched_getaffinity(0))
+
+
+def test_where_one_compilation_fails_the_others_are_not_waited_for(monkeypatch):
+    class Process(contextlib.nullcontext):
+        """One that fails if its command is to."""
+
+        def __init__(self, command, **_):
+            super().__init__()
+            self.returncode, self.killed = int(command[0]), False
+            started.append(self)
+
+        def communicate(self, timeout):
+            return "", "in a.cc:\na.cc:1: error: no\nmore"
+
+        def kill(self):
+            self.killed = True
+
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    with pytest.raises(subprocess.SubprocessError, match=r"^a\.cc:1: error: no$"):
+        build._run_all([["0"], ["1"], ["0"]])
+    assert [process.killed for process in started] == [True] * 3
 
 
 def test_sanitizers_find_nothing():

@@ -63,3 +63,9 @@ def test_tiles_hold_the_same_numbers(bits, group, offset):
         np.testing.assert_array_equal(
             embed_rows(w, tokens, jnp.float32), embed_rows(packed, tokens, jnp.float32)
         )
+
+
+@pytest.mark.parametrize(("group", "layout"), [(16, "rows"), (48, "rows"), (96, "tiles")])
+def test_groups_that_the_kernels_do_not_read_stay_in_rows(group, layout):
+    w = random_weight(np.random.default_rng(0), (16, 192), 8, group, False)
+    assert cpu.prepare(w).layout == layout

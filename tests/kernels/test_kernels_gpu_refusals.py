@@ -1,11 +1,13 @@
 """Which models the GPU kernels take, and how compiled kernels are kept: nothing here needs a GPU."""
 
 import dataclasses
+import errno
+import os
 
 import jax.numpy as jnp
 import pytest
 
-from jllama.kernels.gpu import decode, launch
+from jllama.kernels.gpu import decode, launch, plan
 from jllama.layers.cache import KVCache
 from tests.kernels.test_kernels_gpu import SMALL, filled, weights
 
@@ -60,6 +62,41 @@ def test_every_layer_must_be_stored_as_the_first(four_blocks, other):
     params = dataclasses.replace(weights(config, "bf16"), layers=mixed)
     reason = decode.decode_supported(config, params, KVCache.empty(config, batch=1, max_len=64), TOKEN)
     assert "different ways" in reason
+
+
+def test_every_group_of_warps_has_as_many_slots_as_the_others(four_blocks):
+    made = plan.make_plan(SMALL, weights(SMALL, "bf16"))
+    for slots in range(2, 9):
+        one = dataclasses.replace(made, shared_bytes=made.fixed_bytes + slots * (made.slot + 16))
+        assert (one.groups, one.slots) == (2, slots // 2 * 2)
+        assert one.shared <= one.shared_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        (dict(), 40),
+        (dict(hidden_size=64), 32),
+        (dict(intermediate_size=64), 32),
+        (dict(num_attention_heads=1, num_key_value_heads=1, head_dim=22), 33),
+    ],
+    ids=str,
+)
+def test_no_block_is_without_work_in_any_stage(monkeypatch, changes, count):
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 40)
+    sizes = dict(hidden_size=256, intermediate_size=256, num_attention_heads=8, num_key_value_heads=2)
+    assert plan.blocks(dataclasses.replace(SMALL, **{**sizes, "head_dim": 32, **changes})) == count
+
+
+def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setattr(launch, "_compile", lambda source, options: "// code")
+    monkeypatch.setattr(os, "replace", full)
+    assert launch.compiled.__wrapped__("source") == "// code"
+    assert list((tmp_path / "kernels").iterdir()) == []
 
 
 def test_a_compiled_kernel_is_kept_for_its_source_gpu_and_compiler(tmp_path, monkeypatch):

@@ -76,6 +76,11 @@ def test_a_template_that_wants_other_messages_names_its_ends(tokenizer):
     assert tokenizer.turn_ends(template) == ("<|eot_id|>",)
 
 
+def test_a_template_that_writes_no_answer_has_no_end_behind_it(tokenizer):
+    template = tokenizer.compile_template("<|x|>{{ messages[0].content }}<|y|>")
+    assert tokenizer.turn_ends(template) == ()
+
+
 def test_a_format_ends_turns_as_well(tokenizer):
     transcript = Transcript(tokenizer, r"<|x|>{user}<|y|>\n{ai}<|y|>\n")
     assert transcript.turn_ends == ("<|y|>",)

@@ -80,6 +80,8 @@ MADE = [
     ("{{ messages }}{{ messages | tojson }}{{ messages[0] | string }}{{ a | indent }}", [END], 0),
     ("{% for k, v in messages[0].items() %}{{ v }}{% endfor %}{{ a | truncate(99) }}", [END], 0),
     ("{{ '<|' + messages[0].name + '|>' }}", [""], 0),
+    ("{{ a.format(b) }}", [END + "{}", "x"], 0),
+    ("{{ a % b }}", [END + "%s", "x"], 0),
     # Its own, however it puts them together.
     ("<|im_end|>{{ '<|im_end|>' }}{{ '<|im_' + 'end|>' }}", [""], 3),
     ("{{ '<|im_' ~ 'end|>' }}{{ '<|IM_END|>' | lower }}{{ 'x<|im_end|>'[1:] }}", [""], 3),
@@ -92,6 +94,7 @@ MADE = [
     ("{% macro m(x) %}{{ x }}<|im_end|>{% endmacro %}{{ m(a) }}{{ m('<|im_end|>') }}", [END], 3),
     ("<|im_e{{ a | trim }}nd|>", [" "], 1),
     ("{{ '<|im_end|>' | center(16) }}{{ '<|im_end|>'.ljust(16) }}{{ '<|im_end|>'.rjust(16, 'x') }}", [""], 3),
+    ("{{ '<|im_end|>' | center(17) }}{{ 'x<|im_end|>'.center(16) }}{{ '<|im_end|>'.center(13) }}", [""], 3),
     ("{{ '<|im_end|>'.zfill(16) }}{{ ('a\n' ~ a ~ '<|im_end|>') | indent }}", ["x"], 2),
     ("{{ '{:{}}<|im_end|>'.format(a, 3) }}{{ a | center(20) }}{{ a | indent }}", [END], 1),
 ]

@@ -181,6 +181,22 @@ def test_add_bos_token_of_the_configuration_wins(tmp_path):
     assert Tokenizer.from_dir(write_directory(tmp_path, **files)).encode("a")[0] != 256
 
 
+def test_what_a_text_brings_along_is_not_put_around_it_again(tmp_path):
+    names = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": True}
+    files = {"tokenizer__json": byte_level_json(added=[("<s>", True), ("</s>", True)])}
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, **files, tokenizer_config=names))
+    whole = [256, *tokenizer.encode("a", add_special=False), 257]
+    assert [tokenizer.encode(text, parse_special=True) for text in ("a", "<s>a", "a</s>", "<s>a</s>")] == [
+        whole
+    ] * 4
+
+
+@pytest.mark.parametrize(("said", "bos"), [({}, 256), ({"bos_token": None}, None)])
+def test_a_bos_token_that_is_null_is_none(tmp_path, said, bos):
+    files = {"tokenizer__json": byte_level_json(added=[("<s>", True)]), "config": {"bos_token_id": 256}}
+    assert Tokenizer.from_dir(write_directory(tmp_path, **files, tokenizer_config=said)).bos_id == bos
+
+
 def test_tokens_added_beside_a_sentencepiece_model(tmp_path):
     directory = spm_directory(tmp_path, "bpe", added_tokens={"<|im_end|>": 1600})
     tokenizer = Tokenizer.from_dir(directory)
