@@ -1,5 +1,6 @@
 """The chat's parts: commands, Markdown, line breaking, the prompt; and the chat in a pipe."""
 
+import errno
 import json
 import os
 import random
@@ -129,6 +130,24 @@ def test_the_screen_keeps_errors_short(capsys):
     assert "\x1b" not in shown
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), r"^out of memory: choose .*--dtype=bfloat16 or a smaller model$"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), r"^out of memory: .* \(RESOURCE_EXHAUSTED: Out"),
+        (OSError(errno.ENOSPC, "No space"), "^cannot write the output: No space$"),
+        (OSError(errno.EIO, "Input/output error"), "^cannot write the output: Input/output error$"),
+        (OSError(errno.EIO, "Input/output error", "a.gguf"), "^cannot use a.gguf: Input/output error$"),
+        (OSError("odd"), None),
+        (ValueError("odd"), None),
+    ],
+    ids=str,
+)
+def test_what_no_code_foresaw_is_explained_where_it_can_be(error, says):
+    said = loop.explanation(error)
+    assert said is None if says is None else re.search(says, said)
+
+
 def test_settings_are_set_listed_and_shown(chat):
     for text, name, value in (
         ("temperature=0.7", "temperature", 0.7),
@@ -137,6 +156,7 @@ def test_settings_are_set_listed_and_shown(chat):
         ("seed=none", "seed", None),
         (r"stop=\nUser:", "stop", ("\nUser:",)),
         ('stop=["a", "b=c"]', "stop", ("a", "b=c")),
+        ("stop a=b", "stop", ("a=b",)),
         ("logit_bias=3=-1.5,4=2", "logit_bias", {3: -1.5, 4: 2.0}),
         ("ignore_eos=on", "ignore_eos", True),
     ):
@@ -261,6 +281,20 @@ def test_leaving_warns_once_of_what_is_not_saved(chat, tmp_path):
     assert left(ctrl_c, ctrl_c) == ["Ctrl-C again or Ctrl-D leaves"]
     said(chat, "More")
     assert left(ctrl_d, ctrl_d)[0].startswith("1 turn is not saved")
+
+
+def test_a_text_that_was_dropped_in_between_is_no_second_press(chat):
+    class Keys:
+        """Ctrl-C, at a prompt with these texts."""
+
+        def read(self, *_):
+            self.typed = texts.pop(0)
+            raise KeyboardInterrupt
+
+    texts = ["", "typed", "", ""]
+    with pytest.raises(KeyboardInterrupt):
+        loop.read(chat, Keys())
+    assert (texts, len(chat.screen.lines)) == ([], 2)
 
 
 def test_a_blank_or_several_lines_make_a_message_of_what_begins_with_a_slash(chat):
@@ -406,7 +440,8 @@ def test_the_first_ctrl_c_leaves_a_note_and_the_second_interrupts(capsys):
             closed.append("closed")
 
     closed = []
-    chat_screen.Screen().stream(pieces())
+    held = pieces()
+    chat_screen.Screen().stream(held)
     assert (capsys.readouterr().out, closed) == ("one two \n", ["closed"])
 
     def slow():

@@ -1,5 +1,6 @@
 """What `bench.py` and `perplexity.py` report, against sums by hand."""
 
+import dataclasses
 import math
 import types
 
@@ -8,6 +9,7 @@ import pytest
 
 from jllama.cli import measure
 from jllama.cli.bench_tests import Test as BenchTest
+from jllama.cli.bench_tests import parse_tests
 from jllama.config import ModelConfig
 from jllama.text.tokenizer import Tokenizer
 from tests.support.checkpoint_generator import random_tensors
@@ -40,9 +42,21 @@ def test_a_steps_bytes():
     per_position = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
     mean = np.mean([10 + step + 1 for step in range(40)])
     assert measure.kv_bytes(CONFIG, params, bench_test(depth=10, batch=3)) == 3 * mean * per_position
+    window = dataclasses.replace(CONFIG, sliding_window=8)
+    assert measure.kv_bytes(window, params, bench_test(depth=10)) == 8 * per_position
     table = CONFIG.vocab_size * CONFIG.hidden_size * 4
     total = sum(array.nbytes for array in random_tensors(KEYS).values())
     assert measure.weight_bytes(params) == total - table
+
+
+def test_batches_and_settings_multiply_the_generations_alone():
+    drawn = {"temperature": 0.8}
+    tests = parse_tests(["pp8", "tg4@d2"], [1, 3], drawn)
+    assert [(test.name, test.batch, test.sampling) for test in tests] == [
+        ("pp8", 1, {}),
+        *(("tg4 @ d2", batch, sampling) for batch in (1, 3) for sampling in ({}, drawn)),
+    ]
+    assert [test.batch for test in parse_tests(["tg4"], [1, 3], {})] == [1, 3]
 
 
 @pytest.mark.parametrize("late", [0.0, 7.0])

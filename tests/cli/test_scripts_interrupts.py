@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from jllama.cli import interrupts
 from tests.support.scripts_helpers import PATIENCE, ROOT, command, environment
 from tests.support.tiny_checkpoint import write_tiny_model
 
@@ -98,6 +100,22 @@ def test_ctrl_c_still_gives_the_object(begin):
     report = json.loads(out)
     assert report["finish_reason"] == "interrupted"
     assert report["generated_tokens"] == len(report["token_ids"]) == len(report["text"])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGALRM, 130)]
+)
+def test_amid_an_import_the_end_is_quiet_and_its_code_right(monkeypatch, number, code):
+    frames = None
+    for file in ("numpy/__init__.py", "<frozen importlib._bootstrap>", "model.py"):
+        frames = SimpleNamespace(f_code=SimpleNamespace(co_filename=file), f_back=frames)
+    left = []
+    monkeypatch.setattr(os, "_exit", lambda code: left.append(code) or sys.exit())
+    with pytest.raises(SystemExit):
+        interrupts._raise_or_leave(number, frames)
+    assert left == [code]
+    with pytest.raises(SystemExit if code == 143 else KeyboardInterrupt):
+        interrupts._raise_or_leave(number, frames.f_back.f_back)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.4, 0.8, 1.2, 1.8, 2.4])

@@ -114,7 +114,7 @@ def test_flagfiles_that_name_each_other_are_read_once(tmp_path):
     from jllama.cli import flagfiles
 
     one, other = tmp_path / "one.cfg", tmp_path / "other.cfg"
-    one.write_text(f"--seed=1\n--flagfile={other}\n--top_k=3\n")
+    one.write_text(f"# --seed=7\n\n// --seed=8\n--seed=1\n--flagfile={other}\n--top_k=3\n")
     other.write_text(f"  --seed=2  \r\n--flagfile={one}\n")
     assert flagfiles._read(str(one)) == ["--seed=1", "--seed=2", "--top_k=3"]
 

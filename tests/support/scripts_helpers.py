@@ -28,10 +28,12 @@ class Outcome:
 
 
 def environment(cache: Path, **changes: str) -> dict[str, str]:
-    """A user's environment with a cache of its own; what the tests set for JAX itself is left out."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "HF_", "JLLAMA"))
-    }
+    """A user's environment with a cache of its own; what the tests set for JAX itself is left out.
+
+    Without PYTHONUNBUFFERED, too, which would hide that a script does not flush what it wrote.
+    """
+    others = ("JAX_", "HF_", "JLLAMA", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept |= dict(
         JLLAMA_CACHE=str(cache), HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths), COLUMNS="100"
