@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jllama.api import generate as generate
     from jllama.api import stream as stream
+    from jllama.chat.conversation import Conversation as Conversation
     from jllama.config import ModelConfig as ModelConfig
     from jllama.errors import JllamaError as JllamaError
     from jllama.layers.cache import KVCache as KVCache
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jllama.settings import GenerationSettings as GenerationSettings
 
 _HOMES = {
+    "Conversation": "jllama.chat.conversation",
     "GenerationSettings": "jllama.settings",
     "JllamaError": "jllama.errors",
     "KVCache": "jllama.layers.cache",

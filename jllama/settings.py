@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, nearest
 
 # How a token is chosen: the numbers among the settings; `logit_bias` stands beside them.
 CHOICES = (
@@ -97,13 +97,22 @@ def _biases(given: Any) -> dict[int, float]:
     return biases
 
 
-def build_settings(**settings: Any) -> GenerationSettings:
-    """`GenerationSettings` from keyword arguments; an unknown name is a `JllamaError`."""
+def build_settings(settings: GenerationSettings | None = None, /, **changes: Any) -> GenerationSettings:
+    """What a call means that takes an object, keywords or both: keywords change the object's fields.
+
+    Raises:
+      JllamaError: `settings` is something else, a keyword is no setting, or a value is out of its range.
+    """
+    if settings is not None and not isinstance(settings, GenerationSettings):
+        kind = type(settings).__name__
+        raise JllamaError(
+            f"settings is of type {kind}: give a GenerationSettings, or keywords such as max_new_tokens=64"
+        )
     known = GenerationSettings.__dataclass_fields__
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise JllamaError(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
-    return GenerationSettings(**settings)
+    for name in changes.keys() - known.keys():
+        shown = name[:80]
+        raise JllamaError(f"unknown setting {shown}{nearest(shown, known)}; there are {', '.join(known)}")
+    return dataclasses.replace(settings or GenerationSettings(), **changes)
 
 
 # name, smallest, largest, kind

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import jllama
-from jllama.api import encode_prompt, room_for
+from jllama.api import room_for
+from jllama.text.prompt import encode_prompt
 from tests.support.scripts_helpers import ROOT
 from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
 SETTINGS = dict(max_new_tokens=12, ignore_eos=True)
+SAMPLED = dict(temperature=1.0, seed=3, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -80,25 +82,121 @@ def test_a_text_is_a_users_message_where_there_is_a_template(instruct, base):
     answer = jllama.generate(instruct, "Hi", **SETTINGS)
     assert answer == jllama.generate(instruct, [{"role": "user", "content": "Hi"}], **SETTINGS)
     rendered = instruct.tokenizer.encode(f"[user]Hi{END}[assistant]", parse_special=True)
-    assert encode_prompt(instruct, "Hi") == rendered
+    assert encode_prompt(instruct.tokenizer, "Hi") == rendered
     assert jllama.generate(instruct, "Hi", chat=False, **SETTINGS) == jllama.generate(base, "Hi", **SETTINGS)
 
 
 def test_a_system_message_stands_before_the_users(instruct):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     wanted = instruct.tokenizer.encode_chat(messages)
-    assert encode_prompt(instruct, "Hi", system="Be brief.") == wanted
+    assert encode_prompt(instruct.tokenizer, "Hi", system="Be brief.") == wanted
     given = messages[1:]
-    assert encode_prompt(instruct, given, system="Be brief.") == wanted
+    assert encode_prompt(instruct.tokenizer, given, system="Be brief.") == wanted
     assert given == messages[1:], "the caller's list stays as it was"
     with pytest.raises(jllama.JllamaError, match="needs a chat template"):
-        encode_prompt(instruct, "Hi", chat=False, system="Be brief.")
+        encode_prompt(instruct.tokenizer, "Hi", chat=False, system="Be brief.")
+
+
+def test_every_call_takes_a_system_message(instruct):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    wanted = jllama.generate(instruct, messages, **SETTINGS)
+    assert wanted != jllama.generate(instruct, "Hi", **SETTINGS)
+    for given in ("Hi", messages[1:]):
+        assert jllama.generate(instruct, given, system="Be brief.", **SETTINGS) == wanted
+        assert "".join(jllama.stream(instruct, given, system="Be brief.", **SETTINGS)) == wanted
+        session = jllama.Session(instruct)
+        assert "".join(session.stream(given, system="Be brief.", **SETTINGS)) == wanted
+    talk = jllama.Conversation(instruct, system="Be brief.")
+    assert "".join(talk.ask("Hi", **SETTINGS)) == wanted.lstrip()
+
+
+def test_weights_load_without_a_tokenizer(base, directory, tmp_path):
+    bare = write_tiny_model(tmp_path / "bare")
+    for path in bare.glob("token*"):
+        path.unlink()
+    with pytest.raises(jllama.JllamaError, match="token"):
+        jllama.load(bare, dtype="float32")
+    model = jllama.load(bare, dtype="float32", tokenizer=False)
+    assert model.tokenizer is None
+    assert repr(model) == f"Model('{bare}', float32, 32,032 parameters)"
+    tokens = jnp.array([[1, 2, 3]])
+    logits = [
+        jllama.forward(one.config, one.params, tokens, jllama.KVCache.empty(one.config, batch=1, max_len=8))[
+            0
+        ]
+        for one in (model, base)
+    ]
+    np.testing.assert_array_equal(*logits)
+    needy = [
+        lambda: jllama.generate(model, "Hi"),
+        lambda: jllama.stream(model, [1, 2, 3]),
+        lambda: jllama.Session(model),
+        lambda: jllama.Conversation(model),
+        lambda: jllama.generate(jllama.load(directory, tokenizer=False), "Hi"),
+    ]
+    for call in needy:
+        with pytest.raises(
+            jllama.JllamaError, match=r"tokenizer=False.*load the model without that, or .*forward"
+        ):
+            call()
+
+
+WAYS = {
+    "an object": ((jllama.GenerationSettings(**SAMPLED),), {}),
+    "keywords": ((), SAMPLED),
+    "both": (
+        (jllama.GenerationSettings(**SAMPLED | dict(seed=4, max_new_tokens=3)),),
+        dict(seed=3, **SETTINGS),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_settings_are_an_object_keywords_or_both(instruct, way):
+    given, named = WAYS[way]
+    answer = instruct.tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    session, talk = jllama.Session(instruct), jllama.Conversation(instruct)
+    wanted = "".join(session.stream(answer, jllama.GenerationSettings(**SAMPLED)))
+    assert wanted != jllama.generate(instruct, "Hi", **SAMPLED | dict(seed=4))
+    assert jllama.generate(instruct, "Hi", *given, **named) == wanted
+    assert "".join(jllama.stream(instruct, "Hi", *given, **named)) == wanted
+    assert "".join(session.stream("Hi", *given, **named)) == wanted
+    assert "".join(talk.ask("Hi", *given, **named)) == wanted.lstrip()
+    assert "".join(talk.edit(1, "Hi", *given, **named)) == wanted.lstrip()
+    "".join(talk.retry(*given, **named))
+    assert (talk.result.seed == 3) == ("seed" in named), "another answer, unless a keyword gives the seed"
+    assert talk.result.generated_tokens == 12
+
+
+def test_mistakes_in_settings_are_named_wherever_they_are_given(instruct):
+    session, talk = jllama.Session(instruct), jllama.Conversation(instruct)
+    "".join(talk.ask("Hi", max_new_tokens=1))
+    calls = [
+        lambda *given, **named: jllama.generate(instruct, "Hi", *given, **named),
+        lambda *given, **named: jllama.stream(instruct, "Hi", *given, **named),
+        lambda *given, **named: session.stream("Hi", *given, **named),
+        lambda *given, **named: next(talk.ask("Hi", *given, **named)),
+        lambda *given, **named: next(talk.retry(*given, **named)),
+        lambda *given, **named: next(talk.edit(1, "Hi", *given, **named)),
+    ]
+    for call in calls:
+        for given in ({"temperature": 1.0}, 0.5, jllama.GenerationSettings):
+            with pytest.raises(jllama.JllamaError, match=f"settings is of type {type(given).__name__}: give"):
+                call(given)
+        with pytest.raises(
+            jllama.JllamaError, match=r"unknown setting temprature \(did you mean 'temperature'"
+        ):
+            call(temprature=1.0)
+        with pytest.raises(jllama.JllamaError, match="top_p=2 must be a number"):
+            call(jllama.GenerationSettings(), top_p=2)
+    assert talk.turns == 1
 
 
 def test_mistakes_are_named(base, instruct):
     mistakes = {
         "the prompt is empty": dict(prompt=" \n"),
         "unknown setting temprature": dict(temprature=1.0),
+        "a system message needs a chat template": dict(system="Be brief."),
         "top_p=2.0 must be": dict(top_p=2.0),
         "max_new_tokens=True must be a whole number": dict(max_new_tokens=True),
         "no chat template": dict(chat=True),
@@ -192,11 +290,15 @@ def test_the_snippets_of_the_readme_run(directory, capsys):
         exec(compile(stand_in(snippet, directory), "README.md", "exec"), names)
     assert names["logits"].shape == (1, 16, 258)
     assert names["logits"].dtype == "float32"
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "length 16"
+    lines = capsys.readouterr().out.splitlines()
+    assert "length 0" in lines
+    assert "length 16" in lines, "the second prompt begins like the first"
 
 
-@pytest.mark.parametrize("function", [jllama.load, jllama.generate, jllama.stream], ids=lambda f: f.__name__)
+EXAMPLES = [jllama.load, jllama.generate, jllama.stream, jllama.Session, jllama.Conversation]
+
+
+@pytest.mark.parametrize("function", EXAMPLES, ids=lambda f: f.__name__)
 def test_the_examples_of_the_docstrings_run(function, directory, instruct):
     names = {"jllama": jllama, "model": instruct}
     examples = doctest.DocTestParser().get_examples(function.__doc__)

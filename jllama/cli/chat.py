@@ -123,7 +123,8 @@ def _load(conversation: Any, given: Any) -> Any:
 def _banner(model: Any) -> str:
     from jllama.machine.devices import describe_device
 
-    kind = "" if model.tokenizer.chat_template is not None else " · a base model: it continues a transcript"
+    has_template = model.need_tokenizer().chat_template is not None
+    kind = "" if has_template else " · a base model: it continues a transcript"
     return (
         f"{model.name} · {model.dtype} · {describe_device()}{kind}\n/help lists the commands, Ctrl-D leaves"
     )

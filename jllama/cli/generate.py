@@ -43,11 +43,13 @@ def main() -> int:
     prompt = read_prompt()
     model = command_line.load_model()
     preparation = command_line.count_compile_seconds()
-    from jllama.api import encode_prompt, room_for
+    from jllama.api import room_for
     from jllama.machine.devices import describe_device
     from jllama.session import Session
+    from jllama.text.prompt import encode_prompt
 
-    ids = encode_prompt(model, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
+    tokenizer = model.need_tokenizer()
+    ids = encode_prompt(tokenizer, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
     session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
     code = show(session.stream(ids, settings, progress=streams.prompt_bar()))
     report = {

@@ -34,7 +34,7 @@ def main() -> None:
     reference = None
     for mode in FLAGS.modes:
         model = command_line.load_model(mode)
-        ids = model.tokenizer.encode(text)
+        ids = model.need_tokenizer().encode(text)
         if len(ids) < 16:
             raise JllamaError(f"{FLAGS.text} has {len(ids)} tokens: too short to measure anything")
         losses, best = measure(model, ids, min(FLAGS.window, model.config.context_length))

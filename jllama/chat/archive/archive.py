@@ -66,9 +66,10 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     target = resolved(path)
     document = read_document(target, FORMAT)
     settings, remarks = _own_settings(document.settings, conversation.model.config.vocab_size)
-    transcript = Transcript(conversation.model.tokenizer, document.transcript)
+    tokenizer = conversation.model.need_tokenizer()
+    transcript = Transcript(tokenizer, document.transcript)
     remarks += _check_template(transcript, document)
-    messages, foreign = _own_messages(document.messages, conversation.model.tokenizer)
+    messages, foreign = _own_messages(document.messages, tokenizer)
     if foreign:
         remarks.append(
             f"the text of {foreign} answer{'s' * (foreign > 1)} was changed or comes from another tokenizer: "

@@ -58,7 +58,7 @@ def unsaved(count: int) -> str:
 
 def tokens(conversation: Conversation, last: int = 20) -> str:
     """How many tokens each message has."""
-    encode = conversation.model.tokenizer.encode
+    encode = conversation.model.need_tokenizer().encode
     lines = [f"context {conversation.context_used} of {conversation.max_seq_len} tokens"]
     if conversation.branch.system:
         lines.append(f"system {len(encode(conversation.branch.system, add_special=False)):>6}")
