@@ -146,11 +146,12 @@ def _load_weights(
 ) -> "Params":
     from jllama.checkpoint import automatic_mode, load_params, memory
     from jllama.checkpoint.formats.saved import is_saved
+    from jllama.kernels.target import of_platform
 
     if is_saved(files) and quantize != "auto":
         raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
     if quantize == "auto":
-        quantize = automatic_mode(files, config, dtype, devices.platform())
+        quantize = automatic_mode(files, config, dtype, of_platform(devices.platform()))
     memory.check_weights(files, config, dtype, quantize)
     return load_params(files, config, dtype, progress=progress, quantize=quantize)
 

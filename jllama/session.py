@@ -172,7 +172,7 @@ class Session:
         logits, cache = prefill(model.config, model.params, cache, [prompt[reused:]], progress=progress)
         V = model.config.vocab_size
         limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
-        state, first = start_decode(
+        state, first, how = start_decode(
             cache,
             logits,
             _sampling(settings, V),
@@ -183,14 +183,14 @@ class Session:
             self._stop_row(settings),
         )
         self.result.reused_tokens = reused
-        return Decoder(model.config, model.params, state, first)
+        return Decoder(model.config, model.params, state, first, how)
 
     def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
-        """int32 `[a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
+        """int32 `[1, a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
         known = range(self.model.config.vocab_size)
         ids = [token for token in sorted(ending_ids(self._tokenizer, settings)) if token in known]
         size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
-        return _padded_row(ids, size)[0]
+        return _padded_row(ids, size)
 
     def _take_cache(self, count: int) -> KVCache:
         """The cache with its first `count` positions. It is the engine's now: until `_keep` we have none."""

@@ -10,6 +10,7 @@ import pytest
 import jllama
 from jllama import kernels
 from jllama.layers.cache import KVCache
+from tests.support.decoding import CPU
 from tests.support.helpers import full_logits
 
 PAST = [  # lengths of the rows, new tokens, how many of them count
@@ -37,9 +38,7 @@ def call(config, params, lengths, T, n_valid, run=jllama.forward, **more):
 
 def by_kernel(config, params, tokens, cache, *, n_valid, last_only=False):
     n_valid = ints([tokens.shape[1]] * len(tokens)) if n_valid is None else n_valid
-    return kernels.forward(
-        config, params, tokens, cache, n_valid=n_valid, last_only=last_only, platform="cpu"
-    )
+    return kernels.forward(config, params, tokens, cache, n_valid=n_valid, last_only=last_only, target=CPU)
 
 
 @pytest.mark.parametrize("run", [jllama.forward, by_kernel])

@@ -13,10 +13,9 @@ from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import prefill
-from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
+from tests.support.decoding import GPU, XLA, start
 from tests.test_goldens import check_real_model
 
 pytestmark = pytest.mark.gpu
@@ -50,17 +49,9 @@ def answers(params, dtype, prompts, *, count=64, **settings):
     batch = len(prompts)
     cache = KVCache.empty(CONFIG, batch=batch, max_len=MAX_LEN, dtype=dtype)
     logits, cache = prefill(CONFIG, params, cache, prompts)
-    state, first = start_decode(
-        cache,
-        logits,
-        Sampling.build(batch=batch, vocab_size=CONFIG.vocab_size, **settings),
-        np.full((batch, 1), NO_TOKEN, np.int32),
-        np.zeros((batch,), np.int32),
-        np.array([[0, row] for row in range(batch)], np.uint32),
-        np.full((batch,), count, np.int32),
-        np.array([NO_TOKEN], np.int32),
+    return np.concatenate(
+        list(Decoder(CONFIG, params, *start(cache, logits, limit=count, **settings))), axis=1
     )
-    return np.concatenate(list(Decoder(CONFIG, params, state, first)), axis=1)
 
 
 PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 7 * row).tolist() for row in range(4)]
@@ -98,16 +89,16 @@ def step_logits(params, dtype, length):
     cache = dataclasses.replace(cache, keys=fill[0], values=fill[1], length=jnp.array([length], jnp.int32))
     token, n_valid = jnp.array([[17]], jnp.int32), jnp.array([1], jnp.int32)
 
-    def run(platform):
+    def run(target):
         step = jax.jit(
             lambda params, cache: kernels.forward(
-                CONFIG, params, token, cache, n_valid=n_valid, platform=platform
+                CONFIG, params, token, cache, n_valid=n_valid, target=target
             )
         )
         return step(params, cache)
 
-    assert kernels.why_not(CONFIG, params, token, cache, "gpu") is None
-    return run("gpu"), run("xla")
+    assert kernels.refusal(CONFIG, params, token, cache, GPU) is None
+    return run(GPU), run(XLA)
 
 
 @pytest.mark.parametrize("dtype", KERNEL_BOUND)

@@ -60,9 +60,9 @@ def load_model(quantize: str | None = None) -> Any:
         progress=True,
     )
     from jllama import kernels
-    from jllama.engine.prefill import platform_of
+    from jllama.kernels.target import target_of
 
-    reason = kernels.notice(model.config, model.params, model.dtype, platform_of(model.params))
+    reason = kernels.notice(model.config, model.params, model.dtype, target_of(model.params))
     if reason:
         say(f"note: slower than it could be: {reason}")
     if FLAGS.verbose:

@@ -135,7 +135,7 @@ def _generate_once(
     The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
     that block, for as long as it took to launch it.
     """
-    state, first = start_decode(
+    state, first, how = start_decode(
         _at_length(cache, test.depth),
         rng.standard_normal((test.batch, config.vocab_size), np.float32),
         Sampling.build(batch=test.batch, vocab_size=config.vocab_size, **test.sampling),  # type: ignore[arg-type]
@@ -143,9 +143,9 @@ def _generate_once(
         np.zeros((test.batch,), np.int32),
         np.zeros((test.batch, 2), np.uint32),
         np.full((test.batch,), test.count + 1, np.int32),
-        np.full((32,), NO_TOKEN, np.int32),
+        np.full((test.batch, 32), NO_TOKEN, np.int32),
     )
-    decoder = Decoder(config, params, state, first)
+    decoder = Decoder(config, params, state, first, how)
     arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
     timed = sum(tokens for _, tokens in arrivals[1:])
     if not timed:

@@ -104,22 +104,22 @@ def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
 def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
     import numpy as np
 
-    from jllama.engine.prefill import platform_of
+    from jllama.kernels.target import target_of
     from jllama.layers.cache import KVCache
 
     cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)
-    run = _scorer(model.config, platform_of(model.params))
+    run = _scorer(model.config, target_of(model.params))
     losses, best = run(model.params, np.asarray([piece], np.int32), cache)
     return np.asarray(losses), np.asarray(best)
 
 
-def _scorer(config: Any, platform: str) -> Any:
+def _scorer(config: Any, target: Any) -> Any:
     import jax
 
-    return jax.jit(partial(_score, config, platform))
+    return jax.jit(partial(_score, config, target))
 
 
-def _score(config: Any, platform: str, params: Any, tokens: Any, cache: Any) -> tuple[Any, Any]:
+def _score(config: Any, target: Any, params: Any, tokens: Any, cache: Any) -> tuple[Any, Any]:
     """Losses and most probable tokens, `[T - 1]`, by the kernels that the engine would run."""
     import jax
     import jax.numpy as jnp
@@ -128,7 +128,7 @@ def _score(config: Any, platform: str, params: Any, tokens: Any, cache: Any) -> 
 
     n_valid = jnp.full((1,), tokens.shape[1], jnp.int32)
     logits, _ = kernels.forward(
-        config, params, tokens, cache, n_valid=n_valid, last_only=False, platform=platform
+        config, params, tokens, cache, n_valid=n_valid, last_only=False, target=target
     )
     logits = logits[0, :-1]
     picked = jnp.take_along_axis(logits, tokens[0, 1:, None], axis=1)[:, 0]

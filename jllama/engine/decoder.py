@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama.config import ModelConfig
-from jllama.engine.prefill import platform_of
-from jllama.engine.state import NO_TOKEN, Block, DecodeState
+from jllama.engine.state import NO_TOKEN, Block, DecodeState, Way
 from jllama.engine.step import BLOCK, decode_block
 from jllama.errors import JllamaError
 from jllama.model import Params
@@ -23,11 +22,12 @@ class Decoder:
         params: Params,
         state: DecodeState,
         first: Block,
+        how: Way,
         *,
         block_seconds: float = 0.05,
     ) -> None:
         """Takes what `start_decode` gave. Blocks grow until one takes about `block_seconds`."""
-        self.config, self.params, self.state = config, params, state
+        self.config, self.params, self.state, self.how = config, params, state, how
         self._ready, self._block_seconds = first, block_seconds
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -36,19 +36,17 @@ class Decoder:
         Raises:
           JllamaError: the logits of a row are not finite.
         """
-        platform, before = platform_of(self.params), time.perf_counter()
-        steps = BLOCK if platform == "gpu" else 1
+        fixed, before = self.how.target.on_gpu, time.perf_counter()
+        steps = BLOCK if fixed else 1
         while True:
-            self.state, ahead = decode_block(
-                self.config, self.params, self.state, np.int32(steps), platform=platform
-            )
+            self.state, ahead = decode_block(self.config, self.params, self.state, np.int32(steps), self.how)
             tokens = np.asarray(self._ready.tokens)
             _check_healthy(self._ready, self.state.cache.keys[0].dtype)
             yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
             if np.asarray(self._ready.done).all():
                 return
             now = time.perf_counter()
-            steps = BLOCK if platform == "gpu" else _next_steps(steps, now - before, self._block_seconds)
+            steps = BLOCK if fixed else _next_steps(steps, now - before, self._block_seconds)
             self._ready, before = ahead, now
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +14,16 @@ from jax import Array
 from jllama import kernels
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.kernels.target import Target, target_of
 from jllama.layers.cache import KVCache
 from jllama.machine.progress import Bar
 from jllama.model import Params
 
 Progress = Callable[[int], Bar]  # makes a bar for that many tokens
 
-# A GPU reads all weights for any chunk: one that is padded costs less than two.
-CHUNK_SIZES = {"cpu": (32, 128, 512), "gpu": (64, 128, 256, 512, 1024, 2048)}
-
-CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
-# A short chunk's kernels end sooner than the host can launch the next one: a CUDA graph launches them all.
-# A long one's outlast their launches, but not the graph's update, which each call with other buffers needs.
-SHORT_CHUNK = 512
-ONE_BY_ONE = {**CUBLAS, "xla_gpu_enable_command_buffer": ""}
-
 
 def prefill_chunk(
-    config: ModelConfig, params: Params, cache: KVCache, logits: Array | None, chunk: Array, *, platform: str
+    config: ModelConfig, params: Params, cache: KVCache, logits: Array | None, chunk: Array, *, target: Target
 ) -> tuple[Array, KVCache]:
     """One chunk of right-padded prompts: last logits `[B, V]` and the cache, both donated.
 
@@ -41,33 +34,28 @@ def prefill_chunk(
       logits: what the chunk before gave: a row that ended there keeps its own. None: the cache is empty.
       chunk: int32 `[B, 2 + T]`, one array since each costs a transfer: of each row how many of the T tokens
         count (maybe none) and how long its whole text will be, then the tokens.
-      platform: `cpu` or `gpu`.
+      target: where it runs.
     """
     n_valid, context, tokens = chunk[:, 0], chunk[:, 1], chunk[:, 2:]
     fresh = logits is None
     if fresh:
         cache = dataclasses.replace(cache, length=jnp.zeros_like(n_valid))
     new_logits, cache = kernels.forward(
-        config, params, tokens, cache, n_valid=n_valid, context=context, platform=platform, fresh=fresh
+        config, params, tokens, cache, n_valid=n_valid, context=context, target=target, fresh=fresh
     )
     if logits is None:
         return new_logits[:, 0], cache
     return jnp.where(n_valid[:, None] > 0, new_logits[:, 0], logits), cache
 
 
-def compiled_chunk(platform: str, size: int) -> Callable[..., tuple[Array, KVCache]]:
-    """`prefill_chunk` of so many tokens under `jit`, as each platform wants it."""
-    return _compiled_chunk(platform == "gpu", size <= SHORT_CHUNK)
-
-
 @functools.cache
-def _compiled_chunk(on_gpu: bool, short: bool) -> Callable[..., tuple[Array, KVCache]]:
-    options = CUBLAS if short else ONE_BY_ONE
+def compiled_chunk(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
+    """`prefill_chunk` of so many tokens under `jit`."""
     return jax.jit(
-        prefill_chunk,
-        static_argnames=("config", "platform"),
+        partial(prefill_chunk, target=target),
+        static_argnums=0,
         donate_argnames=("cache", "logits"),
-        compiler_options=options if on_gpu else None,
+        compiler_options=target.chunk_options(size),
     )
 
 
@@ -111,17 +99,16 @@ def prefill(
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     used = np.asarray(cache.length)
     check_fits(lengths, used, cache.max_len)
-    platform, start = platform_of(params), 0
+    target, start = target_of(params), 0
     # Only a GPU has a faster way for an empty cache; elsewhere it would be one more program.
-    fresh = platform == "gpu" and not used.any()
+    fresh = target.on_gpu and not used.any()
     logits = None if fresh else jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
     total = int(lengths.max())
-    sizes = chunk_sizes(total, CHUNK_SIZES[platform])
+    sizes = chunk_sizes(total, target.chunk_sizes)
     with progress(total) if progress and len(sizes) > 1 else nullcontext() as bar:
         for size in sizes:
             chunk = _chunk(prompts, start, size, used + lengths)
-            run = compiled_chunk(platform, size)
-            logits, cache = run(config, params, cache, logits, chunk, platform=platform)
+            logits, cache = compiled_chunk(target, size)(config, params, cache, logits, chunk)
             if bar is not None:
                 jax.block_until_ready(logits)  # else it would count what was asked for, not what is done
                 bar.advance(min(size, total - start))
@@ -151,9 +138,3 @@ def _chunk(prompts: Sequence[Sequence[int]], start: int, size: int, context: np.
         chunk[row, 0] = len(piece)
         chunk[row, 2 : 2 + len(piece)] = piece
     return chunk
-
-
-def platform_of(tree: Params | KVCache) -> str:
-    """`cpu` or `gpu`: where the arrays lie."""
-    first = jax.tree.leaves(tree)[0]
-    return next(iter(first.devices())).platform.replace("cuda", "gpu")

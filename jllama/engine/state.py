@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jllama import kernels
-from jllama.engine.prefill import platform_of
+from jllama.kernels.target import Target, target_of
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling, TokenCounts, largest_and_sum, sample
 
@@ -28,9 +29,27 @@ class DecodeState:
     done: Array  # bool [B]
     healthy: Array  # bool [B]: all logits so far were finite
     keys: Array  # uint32 [B, 2]: the randomness of each row
-    stop_ids: Array  # int32 [E]: tokens that end a row
+    stop_ids: Array  # int32 [B, E]: tokens that end a row
     sampling: Sampling
     counts: TokenCounts
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the steps of a state run: all that is decided before anything compiles."""
+
+    target: Target
+    greedy: bool = False  # every row takes the largest logit, with nothing added or taken away
+
+    @classmethod
+    def of(cls, tree: Any, sampling: Sampling) -> "Way":
+        """Of a state whose arrays lie where the tree's do. `sampling`: as built on the host.
+
+        On a GPU greedy rows get a loop of their own: XLA finds the largest logits of many rows sooner than
+        our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
+        """
+        target = target_of(tree)
+        return cls(target, target.on_gpu and sampling.is_greedy())
 
 
 @jax.tree_util.register_dataclass
@@ -52,27 +71,28 @@ def start_decode(
     keys: ArrayLike,
     limit: ArrayLike,
     stop_ids: ArrayLike,
-) -> tuple[DecodeState, Block]:
+) -> tuple[DecodeState, Block, Way]:
     """Samples the first token from the prompt's last logits.
 
     Args:
       cache: what `prefill` gave; donated.
       logits: float32 `[B, V]`, likewise.
-      sampling: the settings of each row.
+      sampling: the settings of each row, as host arrays.
       prompt: int32 `[B, S]`, right-padded, and its lengths `n_prompt`, int32 `[B]`: for the penalties.
       n_prompt: see `prompt`.
       keys: uint32 `[B, 2]`, the randomness of each row.
       limit: int32 `[B]`, how many tokens a row may generate.
-      stop_ids: int32 `[E]`, tokens that end a row; `[NO_TOKEN]` for none.
+      stop_ids: int32 `[B, E]`, tokens that end each row; `NO_TOKEN` where there are fewer.
+
+    Returns:
+      The state, the first token, and how the next ones are to be computed.
     """
-    platform = platform_of(cache)
-    # On a GPU plain settings get a loop of their own: XLA finds the largest logits of many rows sooner than
-    # our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
-    sampling = dataclasses.replace(sampling, plain=sampling.plain and platform == "gpu")
-    return _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, platform=platform)
+    how = Way.of(cache, sampling)
+    state, first = _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, how=how)
+    return state, first, how
 
 
-@partial(jax.jit, donate_argnames=("cache",), static_argnames=("platform",))
+@partial(jax.jit, donate_argnames=("cache",), static_argnames=("how",))
 def _start_decode(
     cache: KVCache,
     logits: Array,
@@ -83,7 +103,7 @@ def _start_decode(
     limit: Array,
     stop_ids: Array,
     *,
-    platform: str,
+    how: Way,
 ) -> tuple[DecodeState, Block]:
     B, V = logits.shape
     state = DecodeState(
@@ -98,23 +118,23 @@ def _start_decode(
         sampling=sampling,
         counts=TokenCounts.of_prompt(prompt, n_prompt, V),
     )
-    state = take_token(state, logits, platform)
+    state = take_token(state, logits, how)
     return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
 
 
-def take_token(state: DecodeState, logits: Array, platform: str) -> DecodeState:
-    """Samples the next token of each row that is not done, by the platform's kernel where there is one."""
-    if not state.sampling.plain and kernels.chooses_tokens(logits.shape[-1], platform):
+def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
+    """Samples the next token of each row that is not done, by the target's kernel where there is one."""
+    if not how.greedy and kernels.chooses_tokens(logits.shape[-1], how.target):
         return _take_by_kernel(state, logits)
     active = ~state.done
-    if state.sampling.plain:
+    if how.greedy:
         token, total = largest_and_sum(logits)
     else:
         token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
         total = jnp.sum(logits, axis=-1)
     token = jnp.where(active, token, state.token)
     generated = state.generated + active.astype(jnp.int32)
-    ended = jnp.any(token[:, None] == state.stop_ids[None, :], axis=-1) | (generated >= state.limit)
+    ended = jnp.any(token[:, None] == state.stop_ids, axis=-1) | (generated >= state.limit)
     # A sum, not a maximum: XLA on a CPU passes over a NaN when it takes the largest.
     finite = jnp.isfinite(total) | state.done
     return dataclasses.replace(
@@ -123,7 +143,7 @@ def take_token(state: DecodeState, logits: Array, platform: str) -> DecodeState:
         generated=generated,
         done=state.done | (ended & active) | ~finite,
         healthy=state.healthy & finite,
-        counts=state.counts if state.sampling.plain else state.counts.add(token, active),
+        counts=state.counts if how.greedy else state.counts.add(token, active),
     )
 
 

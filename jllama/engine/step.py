@@ -6,7 +6,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,67 +15,65 @@ from jax.typing import ArrayLike
 
 from jllama import kernels
 from jllama.config import ModelConfig
-from jllama.engine.prefill import CUBLAS
-from jllama.engine.state import NO_TOKEN, Block, DecodeState, take_token
+from jllama.engine.state import NO_TOKEN, Block, DecodeState, Way, take_token
 from jllama.model import Params
 
 BLOCK = 16
 
 
-def decode_step(config: ModelConfig, params: Params, state: DecodeState, platform: str) -> DecodeState:
+def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Way) -> DecodeState:
     """Feeds each row's last token and samples its next one; rows that are done stay as they are."""
     active = (~state.done).astype(jnp.int32)
     logits, cache = kernels.forward(
-        config, params, state.token[:, None], state.cache, n_valid=active, platform=platform
+        config, params, state.token[:, None], state.cache, n_valid=active, target=how.target
     )
-    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], platform)
+    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], how)
 
 
 def decode_block(
-    config: ModelConfig, params: Params, state: DecodeState, steps: ArrayLike, *, platform: str
+    config: ModelConfig, params: Params, state: DecodeState, steps: ArrayLike, how: Way
 ) -> tuple[DecodeState, Block]:
     """Up to `steps` (int32 scalar, at most `BLOCK`) decode steps, fewer once all rows are done.
 
     A GPU always takes `BLOCK` steps. The old state is donated: it must not be used afterwards.
     """
-    batch_on_gpu = platform == "gpu" and state.token.shape[0] > 1
-    return _compiled(batch_on_gpu)(config, params, state, steps, platform=platform)
+    return compiled_block(how, state.token.shape[0] > 1)(config, params, state, steps)
 
 
 @cache
-def _compiled(batch_on_gpu: bool) -> Callable[..., tuple[DecodeState, Block]]:
-    """cuBLAS adds the residual within its products, Triton's kernels do not: a batch's step is shorter."""
+def compiled_block(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Block]]:
+    """`decode_steps` under `jit`."""
     return jax.jit(
-        decode_steps,
-        static_argnames=("config", "platform"),
+        partial(decode_steps, how=how),
+        static_argnums=0,
         donate_argnames=("state",),
-        compiler_options=CUBLAS if batch_on_gpu else None,
+        compiler_options=how.target.step_options(1 + batched),
     )
 
 
 def decode_steps(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, platform: str
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, how: Way
 ) -> tuple[DecodeState, Block]:
     """`decode_block` before it is compiled."""
-    loop = _fixed_loop if platform == "gpu" else _open_loop
-    state, tokens = loop(config, params, state, steps, platform)
+    loop = _fixed_loop if how.target.on_gpu else _open_loop
+    state, tokens = loop(config, params, state, steps, how)
     return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)
 
 
 def _one_step(
-    config: ModelConfig, params: Params, step: Array, state: DecodeState, tokens: Array, platform: str
+    config: ModelConfig, params: Params, step: Array, state: DecodeState, tokens: Array, how: Way
 ) -> tuple[DecodeState, Array]:
     """The state after one more step, and tokens `[B, BLOCK]` with the new ones in column `step`."""
     active = ~state.done
     # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
     weights, _ = jax.lax.optimization_barrier((params, step))
-    state = decode_step(config, weights, state, platform)
+    state = decode_step(config, weights, state, how)
     new = jnp.where(active, state.token, NO_TOKEN)
     return state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
 
 
 def _open_loop(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, platform: str
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
 ) -> tuple[DecodeState, Array]:
     """Ends after `steps` or with the last row."""
     Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BLOCK]
@@ -85,20 +83,20 @@ def _open_loop(
 
     def body(carry: Carry) -> Carry:
         step, state, tokens = carry
-        return step + 1, *_one_step(config, params, step, state, tokens, platform)
+        return step + 1, *_one_step(config, params, step, state, tokens, how)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
 
 
 def _fixed_loop(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, platform: str
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
 ) -> tuple[DecodeState, Array]:
     """Always `BLOCK` steps: on a GPU a condition that the device computes costs a round trip to the host,
     a third of a step, and one around the loop a copy of the whole cache.
     """
 
     def body(step: Array, carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
-        return _one_step(config, params, step, *carry, platform)
+        return _one_step(config, params, step, *carry, how)
 
     return jax.lax.fori_loop(0, BLOCK, body, (state, _no_tokens(state)))
 

@@ -1,9 +1,8 @@
-"""Hand-written twins of the whole model, chosen per platform; `model.forward` is their oracle.
+"""Hand-written twins of the whole model, chosen by the target; `model.forward` is their oracle.
 
-A twin that cannot run a call says why (`why_not`), and `forward` runs plain XLA instead.
+A twin lists what it knows. For a call with anything else it says so (`refusal`), and plain XLA runs.
 """
 
-import os
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,8 @@ from jax import Array
 from jllama import model
 from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
+from jllama.kernels.refusals import LLAMA_FIELDS, refused_field
+from jllama.kernels.target import Target
 from jllama.layers.attention import Attend
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import rope_frequencies, rope_tables
@@ -29,13 +30,13 @@ def forward(
     n_valid: Array,
     context: Array | None = None,
     last_only: bool = True,
-    platform: str,
+    target: Target,
     fresh: bool = False,
 ) -> tuple[Array, KVCache]:
-    """`model.forward`, by the platform's fused kernel where there is one for it.
+    """`model.forward`, by the target's fused kernel where there is one for it.
 
     Args:
-      platform: `cpu` or `gpu`, where the parameters lie; anything else runs plain XLA.
+      target: where the parameters lie.
       fresh: nothing precedes the tokens: the cache is empty.
 
     Returns:
@@ -46,12 +47,12 @@ def forward(
       JllamaError: see `model.forward`.
     """
     model.check_room(cache, n_valid)
-    if why_not(config, params, tokens, cache, platform) is not None:
-        attend_fn = gpu_attention(config, params, tokens, cache, fresh) if platform == "gpu" else None
+    if refusal(config, params, tokens, cache, target) is not None:
+        attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
         return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
     context = cache.length + n_valid if context is None else context
-    if platform == "gpu":
+    if target.on_gpu:
         frequencies = rope_frequencies(config.rope, config.head_dim, context)
         logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
     else:
@@ -61,51 +62,46 @@ def forward(
     return logits, cache.advance(n_valid)
 
 
-def why_not(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, platform: str) -> str | None:
+def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, target: Target) -> str | None:
     """In one line why no kernel runs this whole call, or None if one does."""
-    if not switched_on():
+    if not target.kernels:
         return "JLLAMA_KERNELS=0"
-    if platform == "gpu":
-        return gpu.decode_supported(config, params, cache, tokens)
-    if platform != "cpu":
-        return f"no kernels for {platform}"
-    return cpu.forward_supported(config, params, cache)
+    if target.on_gpu:
+        return gpu.decode_refusal(config, params, cache, tokens)
+    if target.platform != "cpu":
+        return f"no kernels for {target.platform}"
+    return cpu.forward_refusal(config, params, cache)
 
 
-def notice(config: ModelConfig, params: Params, dtype: str, platform: str) -> str | None:
+def notice(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
     """Why a model's decode steps will run without a kernel; None if they won't, or if that was asked for."""
-    return why_no_decode(config, params, dtype, platform) if switched_on() else None
+    return decode_refusal(config, params, dtype, target) if target.kernels else None
 
 
-def why_no_decode(config: ModelConfig, params: Params, dtype: str, platform: str) -> str | None:
+def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
     """Why no kernel decodes a single text, or None if one does; `params` may be shapes without numbers."""
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return why_not(config, params, token, cache, platform)
+    return refusal(config, params, token, cache, target)
 
 
 def gpu_attention(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, fresh: bool
+    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, fresh: bool, target: Target
 ) -> Attend | None:
     """The attention kernel for a call that no kernel runs whole: our own for one token a row, cuDNN's for
     prompts that nothing precedes; None: `layers.attention.append_and_attend`.
     """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
-    if params.norm.dtype != dtype:
+    if params.norm.dtype != dtype or refused_field(config, LLAMA_FIELDS):
         return None
     if T == 1:
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
-        known = gpu.attention_supported(heads_per_key, config.head_dim, dtype) is None
-        return gpu.decode_attend if known and switched_on() else None
-    fits = fresh and cache.max_len >= T and gpu.prefill_supported(config.head_dim, dtype, T) is None
+        known = gpu.attention_refusal(heads_per_key, config.head_dim, dtype) is None
+        return gpu.decode_attend if known and target.kernels else None
+    fits = fresh and cache.max_len >= T and gpu.prefill_refusal(config.head_dim, dtype, T) is None
     return gpu.prefill_attend if fits else None
 
 
-def chooses_tokens(vocab_size: int, platform: str) -> bool:
+def chooses_tokens(vocab_size: int, target: Target) -> bool:
     """Whether `gpu.sample_rows` takes the place of `jllama.layers.sampling`."""
-    return platform == "gpu" and switched_on() and gpu.sampling_supported(vocab_size) is None
-
-
-def switched_on() -> bool:
-    """For comparisons: `JLLAMA_KERNELS=0` leaves everything to XLA and its libraries."""
-    return os.environ.get("JLLAMA_KERNELS", "1") != "0"
+    return target.on_gpu and target.kernels and gpu.sampling_refusal(vocab_size) is None

@@ -38,8 +38,6 @@ class Sampling:
     frequency_penalty: Array  # float32 [B]
     logit_bias: Array  # float32 [B, V]
     biased: Array  # bool [B]: whether a row's `logit_bias` holds anything
-    # Every row takes the largest logit, with nothing added or taken away: known before anything compiles.
-    plain: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @classmethod
     def build(
@@ -70,11 +68,14 @@ class Sampling:
         }
         rows: dict[str, Any] = {name: np.full((batch,), value, np.float32) for name, value in numbers.items()}
         rows["top_k"] = np.full((batch,), top_k, np.int32)
-        penalties = (repetition_penalty - 1.0, presence_penalty, frequency_penalty)
         biased = any((logit_bias or {}).values())
         rows |= {"biased": np.full((batch,), biased), "logit_bias": bias}
-        plain = temperature == 0 and not any(penalties) and not biased
-        return cls(plain=plain, **rows)
+        return cls(**rows)
+
+    def is_greedy(self) -> bool:
+        """Whether every row takes the largest logit, with nothing added or taken away. Asks host arrays."""
+        penalties = (self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
+        return not any(np.any(np.asarray(leaf)) for leaf in (self.temperature, *penalties, self.biased))
 
 
 @jax.tree_util.register_dataclass

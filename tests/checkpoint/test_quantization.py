@@ -18,6 +18,7 @@ from jllama.checkpoint.leaves.gguf_blocks import kind_of
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
+from jllama.kernels.target import of_platform
 from jllama.layers.qtensor import QTensor, dequantize
 from jllama.layers.quantization import Scheme, quantize
 from jllama.text.tokenizer import Tokenizer
@@ -175,7 +176,7 @@ def test_blocks_stay_where_all_parts_of_a_leaf_are_alike(kinds, kept):
 
 def kept_on(platform: str, path, dtype: str = "bfloat16") -> str:
     files = resolve(str(path))
-    return automatic_mode(files, read_config(files), dtype, platform)
+    return automatic_mode(files, read_config(files), dtype, of_platform(platform))
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +197,14 @@ def test_blocks_stay_where_the_cpu_has_kernels_for_them(blocks, checkpoint, monk
 def test_blocks_stay_where_the_gpu_kernel_takes_them(blocks, tmp_path, monkeypatch):
     """The kernel's own refusals decide: here its 16-bit activations, and biases, which it does not know."""
     launch = "jllama.kernels.gpu.launch"
-    monkeypatch.setattr(f"{launch}.unavailable", lambda: None)
+    monkeypatch.setattr(f"{launch}.refusal", lambda: None)
     monkeypatch.setattr(f"{launch}.blocks_at_once", lambda: 132)
     assert kept_on("gpu", blocks) == "auto"
     assert kept_on("gpu", blocks, "float32") == "none"
     biased = KEYS | {"attention_bias": True}
     path = write_gguf(tmp_path / "biased.gguf", biased, random_tensors(biased), GgmlType.Q4_0)
     assert kept_on("gpu", path) == "none"
-    monkeypatch.setattr(f"{launch}.unavailable", lambda: "there is no NVIDIA GPU")
+    monkeypatch.setattr(f"{launch}.refusal", lambda: "there is no NVIDIA GPU")
     assert kept_on("gpu", blocks) == "none"
 
 

@@ -64,8 +64,8 @@ def test_the_rate_of_a_generation_leaves_the_first_block_out(monkeypatch, late):
     """Its start is not measured: only what comes after the second arrival, over the time since then."""
     arrivals = [(1, 0.5), (4, 2.0 + late), (16, 4.0 + late), (16, 5.0 + late), (4, 6.0 + late)]
     clock = iter([at for _, at in arrivals])
-    monkeypatch.setattr(measure.engine, "Decoder", lambda *_: FakeDecoder(arrivals))
-    monkeypatch.setattr(measure.engine, "start_decode", lambda *_: (None, None))
+    monkeypatch.setattr(measure, "Decoder", lambda *_: FakeDecoder(arrivals))
+    monkeypatch.setattr(measure, "start_decode", lambda *_: (None, None, None))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(measure, "_at_length", lambda cache, length: cache)
     seconds, _ = measure._generate_once(CONFIG, None, bench_test(), None, np.random.default_rng(0))

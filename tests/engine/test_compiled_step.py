@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jllama.config import ModelConfig
-from jllama.engine.state import NO_TOKEN, start_decode
-from jllama.engine.step import _compiled
+from jllama.engine.state import Way
+from jllama.engine.step import compiled_block
+from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
+from tests.support.decoding import start
 from tests.support.helpers import random_params
 from tests.support.small_models import SMALL_MODELS
 
@@ -23,19 +24,10 @@ def program():
     """The text of the compiled loop on a CPU, without our own kernels."""
     config = ModelConfig.from_hf(SMALL_MODELS["tied"] | {"vocab_size": V})
     params = random_params(config, dtype="bfloat16")
-    state, _ = start_decode(
-        KVCache.empty(config, batch=1, max_len=16, dtype="bfloat16"),
-        jnp.zeros((1, V), jnp.float32),
-        Sampling.build(batch=1, vocab_size=V),
-        np.zeros((1, 4), np.int32),
-        np.full((1,), 3, np.int32),
-        np.zeros((1, 2), np.uint32),
-        np.full((1,), 9, np.int32),
-        np.array([NO_TOKEN], np.int32),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JLLAMA_KERNELS", "0")
-        lowered = _compiled(False).lower(config, params, state, np.int32(3), platform="cpu")
+    cache = KVCache.empty(config, batch=1, max_len=16, dtype="bfloat16")
+    state, *_ = start(cache, jnp.zeros((1, V), jnp.float32))
+    run = compiled_block(Way(Target("cpu", kernels=False)), batched=False)
+    lowered = run.lower(config, params, state, np.int32(3))
     return lowered.compile().as_text()
 
 

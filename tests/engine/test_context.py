@@ -9,6 +9,7 @@ from jllama import kernels, model
 from jllama.config import ModelConfig
 from jllama.engine.prefill import prefill
 from jllama.layers.cache import KVCache
+from tests.support.decoding import CPU, XLA
 from tests.support.helpers import random_params
 from tests.support.small_models import SMALL_MODELS
 
@@ -42,13 +43,13 @@ def test_a_second_prompt_counts_what_the_cache_holds(params):
     assert np.abs(ours - wrong[:, -1]).max() > 100 * SAME
 
 
-@pytest.mark.parametrize("platform", ["xla", "cpu"])
-def test_padding_is_no_part_of_the_text(params, platform):
+@pytest.mark.parametrize("target", [XLA, CPU])
+def test_padding_is_no_part_of_the_text(params, target):
     """Without `context` it is what the cache holds and the tokens that count."""
     n_valid = ints(20, 9)
     _, held = forward(CONFIG, params, TOKENS[:, :3], empty(2))
     ours, _ = kernels.forward(
-        CONFIG, params, jnp.asarray(TOKENS), held, n_valid=n_valid, last_only=False, platform=platform
+        CONFIG, params, jnp.asarray(TOKENS), held, n_valid=n_valid, last_only=False, target=target
     )
     told, _ = forward(CONFIG, params, TOKENS, held, n_valid=n_valid, context=ints(23, 12))
     for row, count in enumerate(n_valid.tolist()):

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import decoder, prefill
-from jllama.engine import state as decode_state
+from jllama.engine import prefill
 from jllama.engine.decoder import Decoder
-from jllama.engine.state import NO_TOKEN, start_decode
+from jllama.engine.state import NO_TOKEN, Way
 from jllama.engine.step import decode_block
 from jllama.errors import JllamaError
+from jllama.kernels.target import CHUNK_SIZES
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
 from jllama.model import forward
+from tests.support.decoding import GPU, as_on_a_gpu, short_chunks, start
 
 MAX_LEN = 64
-GPU_SIZES = prefill.CHUNK_SIZES["gpu"]
+GPU_SIZES = CHUNK_SIZES["gpu"]
 
 
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
-    monkeypatch.setattr(prefill, "CHUNK_SIZES", {"cpu": (4, 8, 16), "gpu": (4, 8, 16)})
+    short_chunks(monkeypatch)
 
 
 def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None, **settings):
@@ -33,19 +33,8 @@ def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None,
     if cache is None:
         cache = KVCache.empty(config, batch=batch, max_len=MAX_LEN, dtype="float32")
     logits, cache = prefill.prefill(config, params, cache, prompts)
-    padded = np.full((batch, MAX_LEN), NO_TOKEN, np.int32)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = prompt
-    return start_decode(
-        cache,
-        logits,
-        Sampling.build(batch=batch, vocab_size=config.vocab_size, **settings),
-        padded,
-        np.array([len(prompt) for prompt in prompts], np.int32),
-        np.array([[0, seed]] * batch, np.uint32),
-        np.full((batch,), limit, np.int32),
-        np.array([*stop_ids, NO_TOKEN], np.int32),
-    )
+    keys = np.array([[0, seed]] * batch, np.uint32)
+    return start(cache, logits, prompts=prompts, keys=keys, limit=limit, stop_ids=stop_ids, **settings)
 
 
 def run(config, params, prompts, **options):
@@ -89,12 +78,11 @@ def test_a_row_alone_draws_what_it_draws_among_others(tiny_config, tiny_params):
 def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch, settings):
     """It runs anywhere; only its length and what plain settings leave out differ."""
     stops = dict(stop_ids=[11, 17], limit=21)
-    here, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
-    assert not state.sampling.plain
-    for module in (decoder, decode_state):
-        monkeypatch.setattr(module, "platform_of", lambda tree: "gpu")
-    there, state = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
-    assert state.sampling.plain == (not settings)
+    here, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    as_on_a_gpu(monkeypatch)
+    there, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
+    *_, how = begin(tiny_config, tiny_params, PROMPTS, **settings)
+    assert how == Way(GPU, greedy=not settings)
     assert here == there
 
 
@@ -102,8 +90,8 @@ def test_the_prefill_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypat
     """A first chunk without logits, the cache begun instead of appended to; cuDNN's part by plain XLA."""
     cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
     here, kept = prefill.prefill(tiny_config, tiny_params, cache, PROMPTS)
-    monkeypatch.setattr(prefill, "platform_of", lambda tree: "gpu")
-    monkeypatch.setattr(kernels.gpu, "prefill_supported", lambda *_: None)
+    as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(kernels.gpu, "prefill_refusal", lambda *_: None)
     attention = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *a, **more: attention(*a, **more | dict(implementation="xla"))
@@ -191,10 +179,10 @@ def test_logits_that_are_not_finite_stop_with_advice(tiny_config, tiny_params):
 
 
 def test_the_cache_is_donated_and_updated_in_place(tiny_config, tiny_params):
-    state, _ = begin(tiny_config, tiny_params, PROMPTS[:1])
+    state, _, how = begin(tiny_config, tiny_params, PROMPTS[:1])
     place = state.cache.keys[0].unsafe_buffer_pointer()
     keys = state.cache.keys[0]
-    state, _ = decode_block(tiny_config, tiny_params, state, np.int32(3), platform="cpu")
+    state, _ = decode_block(tiny_config, tiny_params, state, np.int32(3), how)
     assert keys.is_deleted()
     assert state.cache.keys[0].unsafe_buffer_pointer() == place
 

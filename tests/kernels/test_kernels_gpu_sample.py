@@ -9,11 +9,12 @@ import pytest
 
 from jllama import kernels
 from jllama.engine import state as decode_state
-from jllama.engine.state import DecodeState
+from jllama.engine.state import DecodeState, Way
 from jllama.kernels.gpu import launch, sample
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling, TokenCounts, penalize
 from tests.support import emulation
+from tests.support.decoding import GPU, XLA
 
 # How far from the end of a share a draw may fall and still be taken for the neighbour's: both add up float32
 # exponentials, the plain code with rounding, the kernel without.
@@ -38,9 +39,7 @@ SETTINGS = [
 def rows_of(settings: list[dict], vocab: int) -> Sampling:
     """One row for each of the settings."""
     rows = [Sampling.build(batch=1, vocab_size=vocab, **each) for each in settings]
-    return jax.tree.map(
-        lambda *leaves: np.concatenate(leaves), *(dataclasses.replace(r, plain=False) for r in rows)
-    )
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
 def logits_of(kind: str, rng, shape) -> np.ndarray:
@@ -69,7 +68,7 @@ def state_of(settings: list[dict], vocab: int, seed: int) -> DecodeState:
         done=jnp.asarray(done),
         healthy=jnp.ones((batch,), bool),
         keys=jnp.asarray(rng.integers(2**32, size=(batch, 2), dtype=np.uint32)),
-        stop_ids=jnp.asarray(rng.integers(vocab, size=3), jnp.int32),
+        stop_ids=jnp.asarray(rng.integers(vocab, size=(batch, 3)), jnp.int32),
         sampling=rows_of(settings, vocab),
         counts=TokenCounts(
             prompt=jnp.asarray(rng.random((batch, vocab)) < 0.1),
@@ -132,14 +131,14 @@ def check(state: DecodeState, logits: np.ndarray, new: DecodeState) -> int:
 
 @jax.jit
 def take_plain(state, logits):
-    return decode_state.take_token(state, logits, "xla")
+    return decode_state.take_token(state, logits, Way(XLA))
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
     if emulation.COMPILER is None:
         pytest.skip("no g++")
-    monkeypatch.setattr(launch, "unavailable", lambda: None)
+    monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: 132)
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
 
@@ -211,18 +210,17 @@ def test_a_shape_fits_the_shared_memory(no_gpu):
             assert shape.shared <= 232448
             assert shape.CLUSTER <= 8
     assert sample.make_shape(1, 32000, 1).CLUSTER == 8
-    assert sample.sampling_supported(32000) is None
-    assert "too large" in sample.sampling_supported(1_000_000)
+    assert sample.sampling_refusal(32000) is None
+    assert "too large" in sample.sampling_refusal(1_000_000)
 
 
 @jax.jit
 def take_on_gpu(state, logits):
-    return decode_state.take_token(state, logits, "gpu")
+    return decode_state.take_token(state, logits, Way(GPU))
 
 
 def row_of(state: DecodeState, row: int) -> DecodeState:
-    alone = jax.tree.map(lambda leaf: leaf[row : row + 1], state)
-    return dataclasses.replace(alone, stop_ids=state.stop_ids)
+    return jax.tree.map(lambda leaf: leaf[row : row + 1], state)
 
 
 @pytest.mark.gpu
@@ -231,7 +229,7 @@ def row_of(state: DecodeState, row: int) -> DecodeState:
 )
 def test_sample(vocab, times):
     """As the plain code on the GPU, the same on each run, and in a batch as alone, bit for bit."""
-    assert kernels.chooses_tokens(vocab, "gpu")
+    assert kernels.chooses_tokens(vocab, GPU)
     for seed, kind in enumerate(KINDS):
         state = state_of(ALL * times, vocab, seed)
         logits = logits_of(kind, np.random.default_rng(seed), (len(ALL) * times, vocab))
@@ -258,7 +256,7 @@ def test_draws_follow_the_distribution():
     state = dataclasses.replace(
         state, limit=jnp.full((1,), draws + 1000, jnp.int32), done=jnp.zeros((1,), bool)
     )
-    state = dataclasses.replace(state, stop_ids=jnp.array([decode_state.NO_TOKEN], jnp.int32))
+    state = dataclasses.replace(state, stop_ids=jnp.array([[decode_state.NO_TOKEN]], jnp.int32))
     logits = np.random.default_rng(1).standard_normal((1, vocab)).astype(np.float32)
 
     @jax.jit

@@ -170,7 +170,7 @@ def test_what_is_not_finite_shows_in_the_sum(strange):
 
 
 @pytest.mark.parametrize(
-    ("settings", "plain"),
+    ("settings", "greedy"),
     [
         ({}, True),
         (dict(top_k=5, top_p=0.5, min_p=0.1, logit_bias={3: 0.0}), True),
@@ -182,5 +182,5 @@ def test_what_is_not_finite_shows_in_the_sum(strange):
     ],
     ids=str,
 )
-def test_plain_settings_change_no_logit(settings, plain):
-    assert Sampling.build(batch=2, vocab_size=V, **settings).plain == plain
+def test_greedy_settings_change_no_logit(settings, greedy):
+    assert Sampling.build(batch=2, vocab_size=V, **settings).is_greedy() == greedy

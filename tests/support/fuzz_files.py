@@ -92,8 +92,9 @@ def _forward() -> Callable[..., Any]:
     import jax
 
     from jllama import kernels
+    from jllama.kernels.target import Target
 
-    return jax.jit(functools.partial(kernels.forward, platform="cpu"), static_argnums=0)
+    return jax.jit(functools.partial(kernels.forward, target=Target("cpu")), static_argnums=0)
 
 
 def _config(rng: random.Random, directory: Path) -> None:

@@ -74,7 +74,7 @@ def has_pairs(machine: str) -> bool:
 
 
 def skip_without_kernels() -> None:
-    reason = cpu.available()
+    reason = cpu.refusal()
     if reason:
         pytest.skip(reason)
 

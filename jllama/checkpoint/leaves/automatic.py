@@ -12,9 +12,10 @@ from jllama.checkpoint.reading import open_checkpoint
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.files.model_files import ModelFiles
+from jllama.kernels.target import Target
 
 
-def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, platform: str) -> str:
+def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: Target) -> str:
     """`auto` if a kernel decodes with a GGUF file's 8- and 4-bit blocks as they are stored, else `none`.
 
     XLA expands blocks anew for each token, which is far slower than to expand them once.
@@ -23,7 +24,7 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, platform:
       files: where the weights are.
       config: what `read_config` made of them.
       dtype: the run dtype.
-      platform: `cpu` or `gpu`, where the weights will lie.
+      target: where the weights will lie.
 
     Raises:
       JllamaError: the file is not sound.
@@ -36,7 +37,7 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, platform:
         kind = kind_of(leaf, checkpoint)
         if kind is None:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-        return outline(leaf, kind, layout="tiles" if platform == "cpu" else "rows")
+        return outline(leaf, kind, layout="tiles" if target.platform == "cpu" else "rows")
 
     params = jax.tree.map(shapes, layout(config))
-    return "auto" if kernels.why_no_decode(config, params, dtype, platform) is None else "none"
+    return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"

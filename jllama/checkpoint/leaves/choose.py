@@ -12,6 +12,7 @@ from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.leaves.dense import DenseConverter
 from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter
 from jllama.families.tensor_names import EMBED, HEAD
+from jllama.kernels.target import of_platform
 from jllama.layers.qtensor import QTensor
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from jllama.machine.progress import ByteBar
@@ -74,5 +75,5 @@ def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:
 
 
 def _reads_tiles(place: Any) -> bool:
-    on_cpu = getattr(place, "platform", "cpu") == "cpu"
-    return on_cpu and kernels.switched_on() and kernels.cpu.available() is None
+    target = of_platform(getattr(place, "platform", "cpu"))
+    return target.platform == "cpu" and target.kernels and kernels.cpu.refusal() is None

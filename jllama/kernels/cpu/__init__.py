@@ -13,35 +13,35 @@ from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
 from jllama.kernels.cpu.pack import prepare as prepare
 from jllama.kernels.cpu.pack import tiles as tiles
-from jllama.kernels.cpu.step import Operands, forward, forward_supported, weight_supported
+from jllama.kernels.cpu.step import Operands, forward, forward_refusal, weight_refusal
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params
 
 __all__ = [
-    "available",
+    "decode_refusal",
     "decode_step",
-    "decode_supported",
     "forward",
-    "forward_supported",
+    "forward_refusal",
     "prepare",
     "quantized_linear",
+    "refusal",
     "tiles",
-    "weight_supported",
+    "weight_refusal",
 ]
 
 
-def available() -> str | None:
+def refusal() -> str | None:
     """None if the kernels are compiled and loaded (which this does), else in one line why not."""
     library = build.load()
     return library if isinstance(library, str) else None
 
 
-def decode_supported(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
+def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
     """Why `decode_step` cannot run this, or None if it can."""
     if tokens.shape[1] != 1:
         return f"{tokens.shape[1]} tokens a row"
-    return forward_supported(config, params, cache)
+    return forward_refusal(config, params, cache)
 
 
 def decode_step(
@@ -52,7 +52,7 @@ def decode_step(
 
 
 def quantized_linear(w: Array | QTensor, x: Array, *, target: str = "jllama_product") -> Array:
-    """The last axis of `x` times the last axis of `w`: float32 `[..., *out]`. See `weight_supported`."""
+    """The last axis of `x` times the last axis of `w`: float32 `[..., *out]`. See `weight_refusal`."""
     rows, columns = x.size // x.shape[-1], int(np.prod(w.shape[:-1]))
     operands = Operands(x.reshape(rows, -1).astype(jnp.float32))
     operands.spec.append(rows)

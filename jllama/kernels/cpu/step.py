@@ -10,6 +10,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
+from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import BLOCK, QTensor
 from jllama.model import Params
@@ -44,7 +45,7 @@ class Operands:
             self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1]
 
 
-def forward_supported(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
+def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
     """Why the kernels cannot run this model, or None if they can."""
     reason = build.load()
     if isinstance(reason, str):
@@ -54,16 +55,18 @@ def forward_supported(config: ModelConfig, params: Params, cache: KVCache) -> st
         return f"a cache of {kept}"
     if config.hidden_act not in ACTIVATIONS:
         return f"the activation {config.hidden_act}"
-    vectors = [leaf for p in params.layers for leaf in _vectors(p)] + [params.norm]
-    if any(leaf is not None and leaf.dtype != params.norm.dtype for leaf in vectors):
+    strange = refused_field(config, LLAMA_FIELDS) or refused_leaf(params, _read(params))
+    if strange:
+        return strange
+    if any(leaf is not None and leaf.dtype != params.norm.dtype for leaf in _all_vectors(params)):
         return "norms and biases of several dtypes"
     if str(params.norm.dtype) not in KINDS:
         return f"norms of {params.norm.dtype}"
-    reasons = (weight_supported(leaf) for leaf in _weights(params))
+    reasons = (weight_refusal(leaf) for leaf in _weights(params))
     return next((reason for reason in reasons if reason), None)
 
 
-def weight_supported(w: Array | QTensor) -> str | None:
+def weight_refusal(w: Array | QTensor) -> str | None:
     """Why the kernels cannot multiply by this weight, or None if they can."""
     if not isinstance(w, QTensor):
         return None if str(w.dtype) in KINDS else f"weights of {w.dtype}"
@@ -143,6 +146,15 @@ def _weights(params: Params) -> list[Array | QTensor]:
     ]
     head = params.embed_tokens if params.lm_head is None else params.lm_head
     return [params.embed_tokens, *layers, head]
+
+
+def _read(params: Params) -> list[Array | QTensor | None]:
+    """All that a call hands to the kernel."""
+    return [*_weights(params), *_all_vectors(params)]
+
+
+def _all_vectors(params: Params) -> list[Array | None]:
+    return [*(leaf for p in params.layers for leaf in _vectors(p)), params.norm]
 
 
 def _vectors(p) -> tuple[Array | None, ...]:

@@ -1,11 +1,11 @@
 """CUDA kernels for NVIDIA GPUs, compiled at first use. Each has its plain-JAX twin in `jllama.layers`."""
 
+from jllama.kernels.gpu.decode import decode_refusal as decode_refusal
 from jllama.kernels.gpu.decode import decode_step as decode_step
-from jllama.kernels.gpu.decode import decode_supported as decode_supported
-from jllama.kernels.gpu.decode_attention import attention_supported as attention_supported
+from jllama.kernels.gpu.decode_attention import attention_refusal as attention_refusal
 from jllama.kernels.gpu.decode_attention import decode_attend as decode_attend
 from jllama.kernels.gpu.prefill import prefill_attend as prefill_attend
-from jllama.kernels.gpu.prefill import prefill_supported as prefill_supported
+from jllama.kernels.gpu.prefill import prefill_refusal as prefill_refusal
 from jllama.kernels.gpu.sample import Rows as Rows
 from jllama.kernels.gpu.sample import sample_rows as sample_rows
-from jllama.kernels.gpu.sample import sampling_supported as sampling_supported
+from jllama.kernels.gpu.sample import sampling_refusal as sampling_refusal

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,26 @@ from jllama.kernels.gpu.plan import (
     make_plan,
     source,
 )
+from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params
 
 
-def decode_supported(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
+def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
     """Why the kernel can't run this step; None if it can."""
     if tokens.shape != (1, 1):
         return f"tokens have shape {tokens.shape}; the kernel decodes one token of one sequence"
-    return launch.unavailable() or _unsupported_config(config) or _unsupported_arrays(config, params, cache)
+    return (
+        launch.refusal()
+        or refused_field(config, LLAMA_FIELDS)
+        or _config_refusal(config)
+        or refused_leaf(params, [weight for _, weight in _weights(params)])
+        or _array_refusal(config, params, cache)
+    )
 
 
-def _unsupported_config(c: ModelConfig) -> str | None:
+def _config_refusal(c: ModelConfig) -> str | None:
     checks = (
         (c.attention_bias or c.mlp_bias, "biases"),
         (c.hidden_act != "silu", f"hidden_act {c.hidden_act}"),
@@ -47,7 +55,7 @@ def _unsupported_config(c: ModelConfig) -> str | None:
     return next((f"the kernel does not know {what}" for bad, what in checks if bad), None)
 
 
-def _unsupported_arrays(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
+def _array_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
     dtype = params.norm.dtype
     if dtype not in (jnp.bfloat16, jnp.float16) or cache.keys[0].dtype != dtype:
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernel wants 16 bits in both"
@@ -56,13 +64,13 @@ def _unsupported_arrays(c: ModelConfig, params: Params, cache: KVCache) -> str |
         if layer_formats(layer) != plan.formats[1:5]:
             return "layers whose weights are stored in different ways"
     for f, width in zip(plan.formats, (c.hidden_size, *plan.columns), strict=True):
-        reason = _unsupported_format(f, width, plan)
+        reason = _format_refusal(f, width, plan)
         if reason:
             return reason
     return None if plan.slots >= 3 else "rows too long for the shared memory"
 
 
-def _unsupported_format(f: Format, width: int, plan: Plan) -> str | None:
+def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
     known = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
     if (f.bits, f.group) not in known:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
@@ -78,7 +86,7 @@ def _unsupported_format(f: Format, width: int, plan: Plan) -> str | None:
 def decode_step(
     config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[Array, KVCache]:
-    """`forward` of one token of one sequence; asks `decode_supported` first.
+    """`forward` of one token of one sequence; asks `decode_refusal` first.
 
     Args:
       tokens: int32 `[1, 1]`.
@@ -114,6 +122,20 @@ def _source(plan: Plan, slots: tuple[int, ...]) -> str:
     return source(plan, list(slots))
 
 
+def _weights(params: Params) -> Iterator[tuple[int, Array | QTensor]]:
+    """All parameters that the kernel reads, each with its slot in the kernel's pointer table."""
+    yield 5, params.norm
+    yield 7, params.embed_tokens
+    if params.lm_head is not None:
+        yield 10, params.lm_head
+    for i, layer in enumerate(params.layers):
+        a, m = layer.attention, layer.mlp
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        weights = (*norms, a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj)
+        for offset, weight in zip((0, 1, 4, 7, 10, 13), weights, strict=True):
+            yield TABLE_LAYER + TABLE_PER_LAYER * i + offset, weight
+
+
 def _operands(
     config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[list[Array], list[int]]:
@@ -127,16 +149,8 @@ def _operands(
         operands.extend(parts)
         slots.extend(range(slot, slot + len(parts)))
 
-    add(5, params.norm)
-    add(7, params.embed_tokens)
-    if params.lm_head is not None:
-        add(10, params.lm_head)
-    for i, layer in enumerate(params.layers):
-        a, m = layer.attention, layer.mlp
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
-        weights = (*norms, a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj)
-        for offset, w in zip((0, 1, 4, 7, 10, 13), weights, strict=True):
-            add(TABLE_LAYER + TABLE_PER_LAYER * i + offset, w)
+    for slot, weight in _weights(params):
+        add(slot, weight)
     for which, arrays in ((2, cache.keys), (3, cache.values)):
         operands.extend(arrays)
         slots.extend(TABLE_LAYER + TABLE_PER_LAYER * i + which for i in range(len(arrays)))

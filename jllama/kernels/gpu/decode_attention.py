@@ -38,7 +38,7 @@ class Shape:
         return self.WARPS * (ring + 128) + (self.G + 2) * self.H * 2 + 16
 
 
-def attention_supported(heads_per_key: int, head_dim: int, dtype) -> str | None:
+def attention_refusal(heads_per_key: int, head_dim: int, dtype) -> str | None:
     """Why the kernel can't run this attention; None if it can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"the kernel does not know {jnp.dtype(dtype)}"
@@ -46,7 +46,7 @@ def attention_supported(heads_per_key: int, head_dim: int, dtype) -> str | None:
         return f"the kernel does not know head_dim {head_dim} (32, 64, 96 or 128)"
     if heads_per_key > 16:
         return "more than 16 query heads per key head"
-    return launch.unavailable()
+    return launch.refusal()
 
 
 def decode_attend(
@@ -56,7 +56,7 @@ def decode_attend(
     window: int | None,
     only: Array | None = None,
 ) -> tuple[Array, LayerCache]:
-    """`layers.attention.append_and_attend` for T = 1; asks `attention_supported` first.
+    """`layers.attention.append_and_attend` for T = 1; asks `attention_refusal` first.
 
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     """

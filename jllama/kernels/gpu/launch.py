@@ -42,7 +42,7 @@ def capability() -> tuple[int, int]:
 
 
 @functools.cache
-def unavailable() -> str | None:
+def refusal() -> str | None:
     """Why no kernel can be launched here; None if one can."""
     if device() is None:
         return "there is no NVIDIA GPU"

@@ -10,7 +10,7 @@ from jllama.layers.cache import LayerCache
 MIN_TOKENS = 64
 
 
-def prefill_supported(head_dim: int, dtype, tokens: int) -> str | None:
+def prefill_refusal(head_dim: int, dtype, tokens: int) -> str | None:
     """Why cuDNN can't run this attention; None if it can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN's attention does not know {jnp.dtype(dtype)}"

@@ -466,7 +466,7 @@ jllama_sample(const float* logits, const float* temperature, const int* top_k, c
 
   if (my_rank() || threadIdx.x) return;
   bool ended = position + 1 >= limit[row];
-  for (int i = 0; i < STOPS; i++) ended |= stop_ids[i] == next;
+  for (int i = 0; i < STOPS; i++) ended |= stop_ids[row * STOPS + i] == next;
   token[row] = next;
   generated[row] = position + 1;
   done[row] = ended || !all.finite;

@@ -46,12 +46,12 @@ class Rows:
     healthy: Array  # bool [B]
 
 
-def sampling_supported(vocab_size: int) -> str | None:
+def sampling_refusal(vocab_size: int) -> str | None:
     """Why the kernel can't choose among so many tokens; None if it can."""
     set_to = jax.config.values
     if not set_to["jax_threefry_partitionable"] or set_to["jax_default_prng_impl"] != "threefry2x32":
         return "the kernel knows JAX's default random numbers alone"
-    reason = launch.unavailable()
+    reason = launch.refusal()
     if reason:
         return reason
     fits = vocab_size <= MAX_VOCABULARY and make_shape(1, vocab_size, 1).shared <= launch.shared_memory()
@@ -68,7 +68,7 @@ def sample_rows(
     limit: Array,
     stop_ids: Array,
 ) -> tuple[Rows, TokenCounts]:
-    """`decode_state.take_token` without its state; asks `sampling_supported` first.
+    """`decode_state.take_token` without its state; asks `sampling_refusal` first.
 
     Args:
       logits: float32 `[B, V]`.
@@ -77,11 +77,11 @@ def sample_rows(
       rows: see there; rows that are done stay as they are.
       keys: uint32 `[B, 2]`.
       limit: int32 `[B]`.
-      stop_ids: int32 `[E]`.
+      stop_ids: int32 `[B, E]`.
     """
     with jax.named_scope("sample"):
         B, V = logits.shape
-        shape, s = make_shape(B, V, stop_ids.shape[0]), sampling
+        shape, s = make_shape(B, V, stop_ids.shape[1]), sampling
         changed = (rows.token, rows.generated, rows.done, rows.healthy, counts.answer)
         numbers = (s.temperature, s.top_k, s.top_p, s.min_p)
         penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)

@@ -1,0 +1,53 @@
+"""Where a program runs, and everything that this decides. Read once, outside of any trace."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+
+CHUNK_SIZES = {"gpu": (64, 128, 256, 512, 1024, 2048)}  # a GPU reads all weights for any chunk, however short
+OTHER_CHUNK_SIZES = (32, 128, 512)
+CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
+# A short chunk's kernels end sooner than the host can launch the next one: a CUDA graph launches them all.
+# A long one's outlast their launches, but not the graph's update, which each call with other buffers needs.
+SHORT_CHUNK = 512
+ONE_BY_ONE = {**CUBLAS, "xla_gpu_enable_command_buffer": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A platform and its way to run programs. Hashable: a static argument of `jax.jit`."""
+
+    platform: str  # `cpu`, `gpu`, or another of XLA's
+    kernels: bool = True  # hand-written kernels may run: `JLLAMA_KERNELS=0` leaves everything to XLA
+
+    @property
+    def on_gpu(self) -> bool:
+        """The loop has a fixed length, plain settings a program of their own, an empty cache a faster way."""
+        return self.platform == "gpu"
+
+    @property
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """The sizes, in tokens, that prompts are cut into; rising."""
+        return CHUNK_SIZES.get(self.platform, OTHER_CHUNK_SIZES)
+
+    def chunk_options(self, size: int) -> dict[str, Any] | None:
+        """XLA's options for a chunk of so many tokens."""
+        if not self.on_gpu:
+            return None
+        return CUBLAS if size <= SHORT_CHUNK else ONE_BY_ONE
+
+    def step_options(self, batch: int) -> dict[str, Any] | None:
+        """XLA's options for a decode step of so many rows: cuBLAS adds the residual as it stores."""
+        return CUBLAS if self.on_gpu and batch > 1 else None
+
+
+def of_platform(platform: str) -> Target:
+    """The target of a platform as the environment wants it."""
+    return Target(platform.replace("cuda", "gpu"), os.environ.get("JLLAMA_KERNELS", "1") != "0")
+
+
+def target_of(tree: Any) -> Target:
+    """The target of a program that works on a tree of arrays: where they lie."""
+    return of_platform(next(iter(jax.tree.leaves(tree)[0].devices())).platform)
