@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jllama.files.paths import cache_dir
 from tests.support.checkpoint_files import write_directory
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.scripts_helpers import assert_explained
@@ -37,6 +38,15 @@ def test_a_quantised_directory_runs(server, small, model):
     saved = server.run("generate.py", f"--model={small}", *flags).report
     while_loading = server.run("generate.py", f"--model={model}", "--quantize=int8", *flags).report
     assert saved["token_ids"] == while_loading["token_ids"]
+
+
+def test_what_is_written_is_in_rows_though_kernels_read_tiles(server, small, model, tmp_path):
+    """The kernels are those that other tests compile, too."""
+    flags = [f"--model={model}", "--quantize=int8", f"--output={tmp_path / 'new'}"]
+    outcome = server.run(QUANTIZE, *flags, JLLAMA_KERNELS="1", JLLAMA_CACHE=str(cache_dir()))
+    assert outcome.code == 0, outcome
+    written, wanted = ((place / "model.safetensors").read_bytes() for place in (tmp_path / "new", small))
+    assert written == wanted
 
 
 def test_what_is_quantised_stays_so(server, small, tmp_path):
