@@ -72,7 +72,7 @@ def test_only_what_says_that_it_is_a_conversation_is_replaced(talk, path, text):
     with pytest.raises(JllamaError, match="exists and is no conversation: give another name"):
         archive.save(talk, SHORT, path)
     assert path.read_bytes() == data
-    path.write_text(json.dumps({"more": "x" * 200, "format": archive.FORMAT}))
+    path.write_text(json.dumps({"more": "x" * 200, "format": document.FORMAT}))
     assert archive.save(talk, SHORT, path) == [path]
 
 
@@ -176,6 +176,68 @@ def rewritten(path, change):
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
+
+
+FILE = """{
+ "format": "jllama conversation 1",
+ "model": "some/place",
+ "written_by": "a later version",
+ "settings": {"max_new_tokens": 6, "temperature": 0.5, "stop": ["\\udcff"],
+  "logit_bias": {"5": -1}, "seed": null},
+ "transcript": null,
+ "on_overflow": "stop",
+ "current": "other",
+ "branches": {
+  "main": {"system": null, "dropped": 0, "messages": [0, 1]},
+  "other": {"system": "Be \\ud800 kind.", "dropped": 1, "messages": [0, 1, 2, 3], "colour": "blue"}
+ },
+ "messages": [
+  {"role": "user", "content": "Hello"},
+  {"role": "assistant", "content": "ab", "token_ids": [97, 98]},
+  {"role": "user", "content": "Who?"},
+  {"role": "assistant", "content": "c", "token_ids": null, "colour": "blue"}
+ ],
+ "cache_sha256": null
+}"""
+
+
+def test_a_file_of_this_format_goes_on_loading(model, path):
+    path.write_text(FILE)
+    talk = Conversation(model, max_seq_len=128)
+    settings, _ = archive.load(talk, path)
+    assert settings == GenerationSettings(
+        max_new_tokens=6, temperature=0.5, stop=("\udcff",), logit_bias={5: -1.0}
+    )
+    assert (talk.current, talk.on_overflow, talk.transcript.source) == ("other", "stop", None)
+    assert [message.content for message in talk.messages] == ["Hello", "ab", "Who?", "c"]
+    assert (talk.branch.system, talk.branch.dropped) == ("Be \ud800 kind.", 1)
+    assert talk.branches["main"].messages == talk.messages[:2]
+    archive.save(talk, settings, path)
+    again, _ = loaded(model, path)
+    assert again.messages == talk.messages
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda d: d["messages"][2].update(content=5), r"`\$\.messages\[2\]\.content`"),
+        (lambda d: d["messages"][2].pop("content"), r"`content` - at `\$\.messages\[2\]`"),
+        (lambda d: d["messages"][1].update(token_ids=[1, "2"]), r"`\$\.messages\[1\]\.token_ids\[1\]`"),
+        (lambda d: d["branches"]["main"].update(dropped=-1), r"`\$\.branches\[\.\.\.\]\.dropped`"),
+        (lambda d: d.update(current=None), r"`\$\.current`"),
+        (lambda d: d.pop("branches"), "`branches`"),
+        (lambda d: d["settings"].update(stop="end"), "stop should be a JSON list"),
+        (lambda d: d["settings"].update(top_p=2), "settings: top_p=2 must be"),
+        (lambda d: d["branches"].update({f"b{n}": d["branches"]["main"] for n in range(100)}), "branches`"),
+        (lambda d: d["branches"].update({"\ud800": d["branches"]["main"]}), "branch name"),
+        (lambda d: d["messages"][0].update({"\ud800": 1}), "no Unicode text"),
+    ],
+)
+def test_the_field_that_is_damaged_is_named(talk, path, change, place):
+    archive.save(talk, SHORT, path)
+    rewritten(path, change)
+    with pytest.raises(JllamaError, match=rf"talk\.json is damaged or no saved conversation: .*{place}"):
+        archive.load(talk, path)
 
 
 LONG = "x" * 10**6

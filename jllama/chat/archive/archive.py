@@ -2,10 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from jllama.chat.archive import cache as archive_cache
-from jllama.chat.archive.document import Document, check_overwrite, read_document, write_document
+from jllama.chat.archive.document import (
+    Document,
+    SavedBranch,
+    SavedMessage,
+    check_overwrite,
+    read_document,
+    write_document,
+)
 from jllama.chat.archive.files import replacing, resolved
 from jllama.chat.branches import Branch, Message
 from jllama.chat.conversation import Conversation
@@ -14,8 +22,6 @@ from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.text.tokenizer import Tokenizer
-
-FORMAT = "jllama conversation 1"
 
 
 def save(
@@ -40,14 +46,15 @@ def save(
     """
     target = resolved(path)
     files = [target, cache_path(target)][: 1 + cache]
-    check_overwrite(target, FORMAT)
+    check_overwrite(target)
     if cache:
         archive_cache.check_overwrite(files[1])
         conversation.branch.streams.end()  # it has the cache
     document = _document(conversation, settings)
     with replacing(*files) as temporary:
         if cache:
-            document["cache_sha256"] = archive_cache.write(conversation, temporary[1])
+            written = archive_cache.write(conversation, temporary[1])
+            document = msgspec.structs.replace(document, cache_sha256=written)
         write_document(document, temporary[0])
     if not cache:
         archive_cache.remove(cache_path(target))
@@ -64,8 +71,8 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
       JllamaError: the file can't be read, is damaged, or does not suit the model; nothing is changed then.
     """
     target = resolved(path)
-    document = read_document(target, FORMAT)
-    settings, remarks = _own_settings(document.settings, conversation.model.config.vocab_size)
+    document, saved_settings = read_document(target)
+    settings, remarks = _own_settings(saved_settings, conversation.model.config.vocab_size)
     tokenizer = conversation.model.need_tokenizer()
     transcript = Transcript(tokenizer, document.transcript)
     remarks += _check_template(transcript, document)
@@ -105,32 +112,31 @@ def _read_cache(session: Session, path: Path, sha256: str) -> list[str]:
     return []
 
 
-def _document(conversation: Conversation, settings: GenerationSettings) -> dict[str, Any]:
+def _document(conversation: Conversation, settings: GenerationSettings) -> Document:
     numbers: dict[int, int] = {}
-    messages: list[dict[str, Any]] = []
+    messages: list[SavedMessage] = []
     for branch in conversation.branches.values():
         for message in branch.messages:
             if id(message) not in numbers:
                 numbers[id(message)] = len(messages)
-                messages.append(message.as_dict())
-    return {
-        "format": FORMAT,
-        "model": conversation.model.name,
-        "settings": dataclasses.asdict(settings),
-        "transcript": conversation.transcript.source,
-        "on_overflow": conversation.on_overflow,
-        "current": conversation.current,
-        "branches": {
-            name: {
-                "system": branch.system,
-                "dropped": branch.dropped,
-                "messages": [numbers[id(message)] for message in branch.messages],
-            }
+                messages.append(SavedMessage(**message.as_dict()))
+    return Document(
+        model=conversation.model.name,
+        settings=dataclasses.asdict(settings),
+        transcript=conversation.transcript.source,
+        on_overflow=conversation.on_overflow,
+        current=conversation.current,
+        branches={
+            name: SavedBranch(
+                system=branch.system,
+                dropped=branch.dropped,
+                messages=[numbers[id(message)] for message in branch.messages],
+            )
             for name, branch in conversation.branches.items()
         },
-        "messages": messages,
-        "cache_sha256": None,
-    }
+        messages=messages,
+        cache_sha256=None,
+    )
 
 
 def _own_settings(settings: GenerationSettings, vocab_size: int) -> tuple[GenerationSettings, list[str]]:
@@ -159,8 +165,9 @@ def _check_template(transcript: Transcript, document: Document) -> list[str]:
     return []
 
 
-def _own_messages(messages: list[Message], tokenizer: Tokenizer) -> tuple[list[Message], int]:
+def _own_messages(saved: list[SavedMessage], tokenizer: Tokenizer) -> tuple[list[Message], int]:
     """The messages, without token ids that do not spell their text, and of how many answers that is so."""
+    messages = [Message(message.role, message.content, message.token_ids) for message in saved]
     checked = [_without_foreign_ids(message, tokenizer) for message in messages]
     answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
     return checked, sum(checked[at] is not messages[at] for at in answers)
