@@ -88,8 +88,9 @@ def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Targ
 def gpu_attention(
     config: ModelConfig, params: Params, tokens: Array, cache: KVCache, fresh: bool, target: Target
 ) -> Attend | None:
-    """The attention kernel for a call that no kernel runs whole: our own for one token a row, cuDNN's for
-    prompts that nothing precedes; None: `layers.attention.append_and_attend`.
+    """The attention kernel for a call that no kernel runs whole: one of our own for one token a row, one for
+    more; where there is none, cuDNN's for prompts that nothing precedes; None:
+    `layers.attention.append_and_attend`.
     """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
     if params.norm.dtype != dtype or refused_field(config, LLAMA_FIELDS):
@@ -98,6 +99,8 @@ def gpu_attention(
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
         known = gpu.attention_refusal(heads_per_key, config.head_dim, dtype) is None
         return gpu.decode_attend if known and target.kernels else None
+    if target.kernels and gpu.chunk_refusal(config.head_dim, dtype) is None:
+        return gpu.first_chunk_attend if fresh else gpu.chunk_attend
     fits = fresh and cache.max_len >= T and gpu.prefill_refusal(config.head_dim, dtype, T) is None
     return gpu.prefill_attend if fits else None
 

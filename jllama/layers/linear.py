@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.qtensor import EXACT as EXACT
-from jllama.layers.qtensor import QTensor, quantized_linear
+from jllama.layers.qtensor import QTensor, dequantize, quantized_linear
 
 
 def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:
@@ -23,12 +23,14 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
       `[..., *out]`.
     """
     with jax.named_scope("linear"):
-        if isinstance(weight, QTensor):
+        one_row = x.size == x.shape[-1]
+        if isinstance(weight, QTensor) and (one_row or weight.layout == "tiles"):
             y = quantized_linear(weight, x)
-        elif x.size == x.shape[-1]:
+        elif one_row:
             y = _matvec(weight, x)
         else:
-            y = _product(weight, x, x.dtype if bias is None and dtype is None else jnp.float32)
+            full = dequantize(weight, x.dtype) if isinstance(weight, QTensor) else weight
+            y = _product(full, x, x.dtype if bias is None and dtype is None else jnp.float32)
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)

@@ -18,6 +18,7 @@ def gpu(monkeypatch):
     """As if there were one that takes every shape."""
     monkeypatch.setattr(kernels.gpu, "attention_refusal", lambda *_: None)
     monkeypatch.setattr(kernels.gpu, "prefill_refusal", lambda *_: None)
+    monkeypatch.setattr(kernels.gpu, "chunk_refusal", lambda *_: None)
 
 
 def chosen(config, params, *, T, fresh, use=True, max_len=16, dtype="float32"):
@@ -27,14 +28,16 @@ def chosen(config, params, *, T, fresh, use=True, max_len=16, dtype="float32"):
     )
 
 
-def test_attention_of_a_call(gpu, tiny_config, tiny_params):
+def test_attention_of_a_call(gpu, tiny_config, tiny_params, monkeypatch):
     take = functools.partial(chosen, tiny_config, tiny_params)
     assert take(T=1, fresh=False) is take(T=1, fresh=True) is kernels.gpu.decode_attend
-    assert take(T=16, fresh=True) is kernels.gpu.prefill_attend
-    assert take(T=16, fresh=False) is None
-    assert take(T=16, fresh=True, max_len=15) is None
+    assert take(T=16, fresh=True) is take(T=16, fresh=True, max_len=15) is kernels.gpu.first_chunk_attend
+    assert take(T=16, fresh=False) is kernels.gpu.chunk_attend
     assert take(T=16, fresh=True, dtype="bfloat16") is take(T=1, fresh=False, dtype="bfloat16") is None
-    assert take(T=1, fresh=False, use=False) is None
+    assert take(T=1, fresh=False, use=False) is take(T=16, fresh=False, use=False) is None
+    monkeypatch.setattr(kernels.gpu, "chunk_refusal", lambda *_: "an older GPU")
+    assert take(T=16, fresh=True) is kernels.gpu.prefill_attend
+    assert take(T=16, fresh=False) is take(T=16, fresh=True, max_len=15) is None
 
 
 def test_a_row_that_holds_something_keeps_it_though_its_neighbour_is_empty(

@@ -42,10 +42,13 @@ struct Any {  // a pointer that becomes whatever the kernel's parameter is
   void* at;
   template <class T> operator T*() const { return (T*)at; }
 };
-struct Fiber { ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack; };
 struct Meeting { int arrived = 0, turn = 0; unsigned long long w[32]; unsigned u[32][10]; float c[32][4]; };
 struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; };
-struct Copy { int block; unsigned dst, bytes, bar; const char* src; };
+struct Copy { int block; unsigned dst, bytes, bar; const char* src; std::vector<Copy> pieces; };
+
+struct Fiber {
+  ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack; std::vector<Copy> asked;
+};
 
 static std::vector<Fiber> fibers;
 static Fiber* me;
@@ -55,6 +58,7 @@ static std::vector<std::vector<Barrier>> barriers;
 static std::vector<Meeting> warps, groups, clusters;
 static std::vector<Copy> copies;
 static int warps_per_block;
+constexpr int GROUPS = 8;  // named barriers of a block
 #define threadIdx (Index{me->thread})
 #define blockIdx (Index{me->block})
 #define smem (shared_memory[me->block].data())
@@ -77,7 +81,7 @@ static void meet(Meeting& m, int people) {
 }
 static Meeting& my_warp() { return warps[me->block * warps_per_block + me->thread / 32]; }
 static void __syncwarp() { meet(my_warp(), 32); }
-static void __syncthreads() { meet(groups[me->block * 2], warps_per_block * 32); }
+static void __syncthreads() { meet(groups[me->block * GROUPS], warps_per_block * 32); }
 template <class T> static T exchange(T v, int from) {
   Meeting& m = my_warp();
   memcpy(&m.w[me->thread % 32], &v, sizeof v);
@@ -160,7 +164,21 @@ static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned ba
   if (dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes) { fprintf(stderr, "copy of %u bytes to %u\n", bytes, dst); abort(); }
   copies.push_back({me->block, dst, bytes, bar, (const char*)src});
 }
-template <int THREADS> static void some_sync() { meet(groups[me->block * 2 + 1], THREADS); }
+template <int THREADS> static void some_sync() { meet(groups[me->block * GROUPS + 1], THREADS); }
+static void group_sync(int id) { meet(groups[me->block * GROUPS + id], 128); }
+
+// Small copies of a thread land together, some time after it has asked for the arrival.
+static void copy_16(unsigned dst, const void* src, bool there) {
+  if (dst % 16 || (uintptr_t)src % 16) { fprintf(stderr, "copy to %u\n", dst); abort(); }
+  me->asked.push_back({me->block, dst, there ? 16u : 0u, 0, (const char*)src});
+}
+static void arrive_with_copies(unsigned bar) {
+  copies.push_back({me->block, 0, 0, bar, nullptr, std::move(me->asked)});
+  me->asked.clear();
+}
+static void show_to_copies() {}
+template <int LIMIT> static void more_registers() {}
+template <int LIMIT> static void fewer_registers() {}
 static bool last_of(unsigned* counter, unsigned blocks) {
   if (++*counter < blocks) return false;
   *counter = 0;
@@ -215,13 +233,46 @@ template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned 
   meet(m, 32);
 }
 
+// A warpgroup's products: `tile_rows` and `tile_columns` are addresses, pieces of 16 bytes exchanged by their row.
+static float tile_element(unsigned at) { return to_float(*(unsigned short*)(smem + (at ^ (at >> 7 & 7) << 4))); }
+static unsigned tile_rows(unsigned at) { return at; }
+static unsigned tile_columns(unsigned at) { return at; }
+static void wgmma_begin() {}
+static void wgmma_commit() {}
+template <int LEFT, class Sums> static void wgmma_wait(Sums&) {}
+static int sum_row(int i) { return me->thread / 32 % 4 * 16 + me->thread % 32 / 4 + (i & 2) * 4; }
+static int sum_column(int i) { return i / 4 * 8 + me->thread % 4 * 2 + i % 2; }
+static void wgmma_128(float (&d)[64], unsigned a, unsigned b, bool add) {
+  for (int i = 0; i < 64; i++) {
+    float sum = add ? d[i] : 0.0f;
+    for (int k = 0; k < 16; k++) sum += tile_element(a + sum_row(i) * 128 + k * 2) * tile_element(b + sum_column(i) * 128 + k * 2);
+    d[i] = sum;
+  }
+  __syncwarp();
+}
+static void wgmma_64(float (&d)[32], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b) {
+  Meeting& m = operands_of_all(a0, a1, a2, a3, 0, 0);
+  for (int i = 0; i < 32; i++)
+    for (int k = 0; k < 16; k++) {
+      const unsigned a = m.u[me->thread % 32 / 4 * 4 + k % 8 / 2][k / 8 * 2 + (i >> 1 & 1)] >> k % 2 * 16 & 0xffff;
+      d[i] += to_float(a) * tile_element(b + k * 128 + sum_column(i) * 2);
+    }
+  meet(m, 32);
+}
+
 static void land(size_t i) {
   const Copy c = copies[i];
   copies[i] = copies.back();
   copies.pop_back();
-  memcpy(shared_memory[c.block].data() + c.dst, c.src, c.bytes);
+  char* to = shared_memory[c.block].data();
+  for (const Copy& piece : c.pieces) {
+    memset(to + piece.dst, 0, 16);
+    memcpy(to + piece.dst, piece.src, piece.bytes);
+  }
+  if (c.bytes) memcpy(to + c.dst, c.src, c.bytes);
   Barrier& b = barriers[c.block][c.bar / 8];
   b.bytes -= c.bytes;
+  if (!c.bytes) b.pending--;
   settle(b);
 }
 
@@ -232,7 +283,7 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
   shared_memory.assign(blocks, std::vector<char>(shared_bytes, (char)0xff));  // 0xffff is not a number
   barriers.assign(blocks, std::vector<Barrier>(shared_bytes / 8));
   warps.assign(blocks * warps_per_block, Meeting());
-  groups.assign(blocks * 2, Meeting());
+  groups.assign(blocks * GROUPS, Meeting());
   clusters.assign(blocks, Meeting());
   copies.clear();
   fibers.clear();

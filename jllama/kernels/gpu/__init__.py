@@ -1,5 +1,8 @@
 """CUDA kernels for NVIDIA GPUs, compiled at first use. Each has its plain-JAX twin in `jllama.layers`."""
 
+from jllama.kernels.gpu.chunk_attention import chunk_attend as chunk_attend
+from jllama.kernels.gpu.chunk_attention import chunk_refusal as chunk_refusal
+from jllama.kernels.gpu.chunk_attention import first_chunk_attend as first_chunk_attend
 from jllama.kernels.gpu.decode import decode_refusal as decode_refusal
 from jllama.kernels.gpu.decode import decode_step as decode_step
 from jllama.kernels.gpu.decode_attention import attention_refusal as attention_refusal

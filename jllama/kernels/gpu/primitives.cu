@@ -134,6 +134,58 @@ __device__ __forceinline__ void show_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+// Warpgroups: 128 threads multiply tiles in shared memory. A product is in flight until `wgmma_wait`; its
+// operands must not change before.
+__device__ __forceinline__ void copy_16(u32 dst, const void* src, bool there) {  // else zeros
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void arrive_with_copies(u32 bar) {  // once this thread's have landed
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void show_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void group_sync(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+template <int LIMIT> __device__ __forceinline__ void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(LIMIT)); }
+template <int LIMIT> __device__ __forceinline__ void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LIMIT)); }
+// A tile in panels of 128-byte rows, pieces exchanged: contracted along its rows, or along its columns.
+__device__ __forceinline__ u64 tile_rows(u32 at) { return (u64)(at >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+__device__ __forceinline__ u64 tile_columns(u32 at) { return tile_rows(at); }
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)::"memory"); }
+template <int COUNT> __device__ __forceinline__ void hold(float (&v)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) hold(v[i]);
+}
+template <int LINES, int COUNT> __device__ __forceinline__ void hold(float (&v)[LINES][COUNT]) {
+#pragma unroll
+  for (int i = 0; i < LINES; i++) hold(v[i]);
+}
+template <int LEFT, class Sums> __device__ __forceinline__ void wgmma_wait(Sums& sums) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+  hold(sums);
+}
+#define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SUMS_32(d, i) SUMS_8(d, i), SUMS_8(d, i + 8), SUMS_8(d, i + 16), SUMS_8(d, i + 24)
+// d [64][128] = (add ? d : 0) + a [64][16] times b [128][16], both by rows.
+__device__ __forceinline__ void wgmma_128(float (&d)[64], u64 a, u64 b, bool add) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." MMA_TYPES " {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63"
+      "}, %64, %65, p, 1, 1, 0, 0; }"
+      : SUMS_32(d, 0), SUMS_32(d, 32) : "l"(a), "l"(b), "r"((int)add));
+}
+// d [64][64] += a [64][16], in registers, times b [16][64] by columns.
+__device__ __forceinline__ void wgmma_64(float (&d)[32], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+  asm volatile(
+      "{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." MMA_TYPES " {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1; }"
+      : SUMS_32(d, 0) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
+}
 #endif
 
 // ---- small helpers -------------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""Many new tokens of each sequence, between the projections: one kernel appends, one attends (`chunk.cu`)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.kernels.gpu import launch
+from jllama.layers.attention import attend, rotated_heads, take_token
+from jllama.layers.cache import LayerCache
+
+KEYS = 128  # cached positions of a tile, as in chunk.cu
+MAX_STAGES, MAX_SPLITS = 4, 16
+APPEND_THREADS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Everything that the kernels' source depends on: a key of the cache of compiled kernels."""
+
+    B: int
+    TOKENS: int
+    K: int
+    G: int
+    H: int
+    S: int
+    CONSUMERS: int  # warpgroups that multiply, 64 rows each
+    STAGES: int  # tiles of keys, and of values, in shared memory
+    P: int  # blocks that share rows
+    WINDOW: int  # 0: none
+    FP16: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory, the same sum as in chunk.cu."""
+        panels = -(-self.H // 64) * 128
+        return panels * (64 * self.CONSUMERS + 2 * self.STAGES * KEYS) + 4 * self.STAGES * 8 + 16
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.CONSUMERS + 1)
+
+    @property
+    def blocks(self) -> int:
+        return self.P * self.B * self.K * -(-self.TOKENS * self.G // (64 * self.CONSUMERS))
+
+    @property
+    def results(self) -> list[tuple[int, ...]]:
+        """Shapes of what the kernel writes: mixed values, what blocks share."""
+        mixed = (self.B, self.TOKENS, self.K, self.G, self.H)
+        lines = -(-self.H // 64) * 8 + 1
+        shares = (self.blocks, lines, 128 * self.CONSUMERS, 4)
+        return [mixed, shares] if self.P > 1 else [mixed]
+
+
+def chunk_refusal(head_dim: int, dtype) -> str | None:
+    """Why the kernels can't run this attention; None if they can."""
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"the kernel does not know {jnp.dtype(dtype)}"
+    if head_dim % 16 or head_dim > 128:
+        return f"the kernel does not know head_dim {head_dim} (multiples of 16 up to 128)"
+    if launch.unavailable():
+        return launch.unavailable()
+    major = launch.capability()[0]
+    return None if major == 9 else f"the GPU has compute capability {major}; its products are those of 9"
+
+
+def chunk_attend(
+    qkv: Array,
+    cache: LayerCache,
+    rope: tuple[Array, Array],
+    window: int | None,
+    only: Array | None = None,
+    *,
+    fresh: bool = False,
+) -> tuple[Array, LayerCache]:
+    """`layers.attention.append_and_attend` of any number of tokens; asks `chunk_refusal` first.
+
+    It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
+    With `fresh` the cache is empty, which only speed depends on.
+    """
+    with jax.named_scope("chunk_attend"):
+        B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
+        shape = make_shape(B, T, K, G, H, cache.max_len, window, qkv.dtype, fresh)
+        operands = [qkv, *rope, cache.length]
+        keys, values = launch.call(
+            chunk_source(shape),
+            "jllama_append",
+            [*operands, cache.keys, cache.values],
+            [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.keys, cache.values)],
+            **append_launch(shape),
+            aliases={4: 0, 5: 1},
+        )
+        appended = dataclasses.replace(cache, keys=keys, values=values)
+        if only is not None:  # one query a row
+            queries = rotated_heads(take_token(qkv, only), tuple(take_token(a, only) for a in rope))[0]
+            return attend(queries, keys, values, cache.length + only, window), appended
+        mixed, *_ = launch.call(
+            chunk_source(shape),
+            "jllama_chunk",
+            [*operands, keys, values],
+            [
+                jax.ShapeDtypeStruct(s, d)
+                for s, d in zip(shape.results, (qkv.dtype, jnp.float32), strict=False)
+            ],
+            grid=shape.blocks,
+            threads=shape.threads,
+            shared=shape.shared,
+        )
+        return mixed, appended
+
+
+def append_launch(shape: Shape) -> dict[str, int]:
+    """A thread for each 16 columns of a new key."""
+    pieces = shape.B * shape.TOKENS * shape.K * (shape.H // 16)
+    return dict(grid=-(-pieces // APPEND_THREADS), threads=APPEND_THREADS)
+
+
+first_chunk_attend = functools.partial(
+    chunk_attend, fresh=True
+)  # one object: a program for each would differ
+
+
+def make_shape(
+    B: int, T: int, K: int, G: int, H: int, S: int, window: int | None, dtype, fresh: bool = False
+) -> Shape:
+    """Narrow heads leave registers for a third group of rows; as many stages as fit; no block without tiles."""
+    fp16 = int(dtype == jnp.float16)
+    shape = Shape(B, T, K, G, H, S, 3 if H <= 64 else 2, MAX_STAGES, 1, window or 0, fp16)
+    while shape.shared > launch.shared_memory():
+        shape = dataclasses.replace(shape, STAGES=shape.STAGES - 1)
+    in_sight = min(S, T if fresh else S, window + T if window else S)
+    splits = min(launch.blocks_at_once() // shape.blocks, in_sight // (2 * KEYS), MAX_SPLITS)
+    return dataclasses.replace(shape, P=max(1, splits))
+
+
+@functools.lru_cache(maxsize=64)
+def chunk_source(shape: Shape) -> str:
+    defines = "".join(f"#define {name} {value}\n" for name, value in dataclasses.asdict(shape).items())
+    return launch.assemble(defines, "primitives.cu", "chunk.cu")

@@ -1,0 +1,125 @@
+"""The CUDA kernels of a chunk's attention against plain JAX: emulated on a CPU, on a GPU with `-m gpu`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.kernels.gpu import chunk_attention, launch
+from jllama.layers.attention import append_and_attend
+from jllama.layers.cache import LayerCache
+from jllama.layers.rope import Rope, rope_tables
+from tests.support import emulation
+
+attend = jax.jit(append_and_attend, static_argnums=3)
+
+
+def chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype):
+    """A product q·k·v, a cache of noise with poison behind each row's end."""
+    keys = jax.random.split(jax.random.key(tokens), 3)
+    length = jnp.asarray(lengths, jnp.int32)
+    live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
+    qkv = jax.random.normal(keys[0], (len(lengths), tokens, kv_heads, group + 2, head_dim)).astype(dtype)
+    shape = (len(lengths), kv_heads, max_len, head_dim)
+    k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
+    positions = length[:, None] + jnp.arange(tokens)[None]
+    rope = rope_tables(Rope(), head_dim, positions, length + tokens)
+    return qkv, rope, LayerCache(keys=k, values=v, length=length)
+
+
+def check(qkv, rope, cache, window, mixed, new: LayerCache) -> None:
+    """The values of float32 arithmetic; the new tokens in their places, all else untouched, poison too."""
+    wide = [a.astype(jnp.float32) for a in (qkv, jnp.nan_to_num(cache.keys), jnp.nan_to_num(cache.values))]
+    start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
+    with jax.default_matmul_precision("highest"):
+        exact, _ = attend(wide[0], start, rope, window, None)
+    mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
+    fits = np.asarray(cache.length)[:, None] + np.arange(qkv.shape[1]) < cache.max_len
+    assert np.isfinite(mixed[fits]).all()
+    bound = 1e-3 if qkv.dtype == jnp.float16 else 6e-3
+    assert np.linalg.norm((mixed - exact)[fits]) < bound * np.linalg.norm(exact[fits])
+    _, twin = attend(qkv, cache, rope, window, None)
+    for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6
+        )
+
+
+# tokens, lengths, kv heads, group, head_dim, max_len, dtype, window
+CASES = [
+    (37, (0, 500), 1, 4, 64, 700, "bfloat16", None),
+    (50, (130,), 2, 3, 128, 170, "float16", None),  # passes the end
+    (20, (0, 590), 1, 8, 32, 700, "bfloat16", 500),
+    (70, (3,), 1, 1, 96, 300, "float16", 1),
+    (9, (600,), 1, 16, 96, 800, "float16", 30),
+    (5, (255, 256), 1, 2, 80, 261, "bfloat16", None),
+]
+
+
+FEW, MANY = 1, 14  # multiprocessors: no rows, some rows are shared
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"), CASES
+)
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_chunk_emulated(
+    monkeypatch, tmp_path, count, tokens, lengths, kv_heads, group, head_dim, max_len, dtype, window
+):
+    if emulation.COMPILER is None:
+        pytest.skip("no g++")
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: count)
+    case = chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype)
+    qkv, rope, cache = case
+    shape = chunk_attention.make_shape(*qkv.shape[:3], group, head_dim, max_len, window, qkv.dtype)
+    append, chunk = emulated(tmp_path, shape)
+    results = []
+    for _ in range(2):
+        operands = [np.array(a) for a in (qkv, *rope, cache.length, cache.keys, cache.values)]
+        append([*operands, *operands[4:]])
+        mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
+        shares = [np.full(size, np.nan, np.float32) for size in shape.results[1:]]
+        chunk([*operands, mixed, *shares])
+        results.append((mixed, *operands[4:]))
+    for first, again in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
+    mixed, keys, values = results[0]
+    check(*case, window, mixed, dataclasses.replace(cache, keys=keys, values=values))
+
+
+def emulated(directory, shape):
+    source = chunk_attention.chunk_source(shape)
+    append = chunk_attention.append_launch(shape)
+    chunk = dict(grid=shape.blocks, threads=shape.threads, shared=shape.shared)
+    return (
+        emulation.Emulated(directory, source, "jllama_append", 8, **append, shared=16),
+        emulation.Emulated(directory, source, "jllama_chunk", 6 + len(shape.results), **chunk),
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"),
+    [
+        *CASES,
+        (512, (700, 0, 3), 4, 8, 64, 2048, "bfloat16", None),
+        (300, (1500,), 8, 4, 128, 2048, "bfloat16", 500),
+        (2048, (0,), 8, 4, 128, 2304, "float16", None),
+        (1, (900, 5), 2, 4, 128, 1000, "bfloat16", None),
+    ],
+)
+def test_chunk(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, window):
+    case = chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype)
+    assert chunk_attention.chunk_refusal(head_dim, dtype) is None
+    run = jax.jit(functools.partial(chunk_attention.chunk_attend, window=window))
+    qkv, rope, cache = case
+    mixed, new = run(qkv, cache, rope=rope)
+    for _ in range(3):
+        again, _ = run(qkv, cache, rope=rope)
+        # In float32: NumPy does not know that a bfloat16 may be no number.
+        np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
+    check(*case, window, mixed, new)
