@@ -23,14 +23,15 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
       `[..., *out]`.
     """
     with jax.named_scope("linear"):
+        narrow = x.dtype if bias is None and dtype is None else jnp.float32
         one_row = x.size == x.shape[-1]
-        if isinstance(weight, QTensor) and (one_row or weight.layout == "tiles"):
-            y = quantized_linear(weight, x)
-        elif one_row:
-            y = _matvec(weight, x)
+        if isinstance(weight, QTensor):
+            if one_row or weight.layout == "tiles":
+                y = quantized_linear(weight, x)
+            else:
+                y = _product(dequantize(weight, x.dtype), x, narrow)
         else:
-            full = dequantize(weight, x.dtype) if isinstance(weight, QTensor) else weight
-            y = _product(full, x, x.dtype if bias is None and dtype is None else jnp.float32)
+            y = _matvec(weight, x) if one_row else _product(weight, x, narrow)
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)

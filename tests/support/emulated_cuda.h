@@ -47,7 +47,8 @@ struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; 
 struct Copy { int block; unsigned dst, bytes, bar; const char* src; std::vector<Copy> pieces; };
 
 struct Fiber {
-  ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack; std::vector<Copy> asked;
+  ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack;
+  std::vector<Copy> asked, groups;  // small copies: not yet in a group, in groups that nobody has waited for
 };
 
 static std::vector<Fiber> fibers;
@@ -175,6 +176,28 @@ static void copy_16(unsigned dst, const void* src, bool there) {
 static void arrive_with_copies(unsigned bar) {
   copies.push_back({me->block, 0, 0, bar, nullptr, std::move(me->asked)});
   me->asked.clear();
+}
+static void copy_4(unsigned dst, const void* src) {
+  if (dst % 4 || (uintptr_t)src % 4) { fprintf(stderr, "copy of 4 bytes to %u\n", dst); abort(); }
+  me->asked.push_back({me->block, dst, 4, 0, (const char*)src});
+}
+static void copies_commit() {
+  me->groups.push_back({me->block, 0, 0, 0, nullptr, std::move(me->asked)});
+  me->asked.clear();
+}
+template <int LEFT> static void copies_wait() {  // as late as may be
+  while (me->groups.size() > LEFT) {
+    for (const Copy& piece : me->groups[0].pieces) memcpy(smem + piece.dst, piece.src, piece.bytes);
+    me->groups.erase(me->groups.begin());
+  }
+}
+static void bring_into_l2(const void* from, unsigned bytes) {
+  static volatile char sink;
+  if ((uintptr_t)from % 16 || bytes % 16) { fprintf(stderr, "%u bytes into the cache\n", bytes); abort(); }
+  sink = *(const char*)from + ((const char*)from)[bytes - 1];
+}
+static unsigned minus_pair(unsigned a, unsigned b) {
+  return pack(to_float(a) - to_float(b), to_float(a >> 16) - to_float(b >> 16));
 }
 static void show_to_copies() {}
 template <int LIMIT> static void more_registers() {}

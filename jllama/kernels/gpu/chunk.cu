@@ -125,9 +125,9 @@ __device__ __forceinline__ void mix(float (&o)[PANELS][32], const u32 (&p)[KEYS 
 extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
 jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const u16* keys,
              const u16* values, u16* mixed SHARES) {
-  // Of a key head the longest rows first, so that short ones fill the end; heads one after another in the cache.
-  const int which = blockIdx.x / P, share = blockIdx.x % P, bk = which / TILES;
-  int first_row = (TILES - 1 - which % TILES) * ROWS;
+  // The longest rows first, so that short ones fill the end.
+  const int which = blockIdx.x / P, share = blockIdx.x % P, bk = which % (B * K);
+  int first_row = (TILES - 1 - which / (B * K)) * ROWS;
   const int start = min(lengths[bk / K], S), end = min(start + TOKENS, S);
   const int last_token = min(TOKENS - 1, (first_row + ROWS - 1) / G);
   // Tiles of positions, from `last` down to `begin`; of a share maybe none.

@@ -95,7 +95,8 @@ def chunk_attend(
         )
         appended = dataclasses.replace(cache, keys=keys, values=values)
         if only is not None:  # one query a row
-            queries = rotated_heads(take_token(qkv, only), tuple(take_token(a, only) for a in rope))[0]
+            angles = (take_token(rope[0], only), take_token(rope[1], only))
+            queries, _, _ = rotated_heads(take_token(qkv, only), angles)
             return attend(queries, keys, values, cache.length + only, window), appended
         mixed, *_ = launch.call(
             chunk_source(shape),
@@ -126,7 +127,7 @@ first_chunk_attend = functools.partial(
 def make_shape(
     B: int, T: int, K: int, G: int, H: int, S: int, window: int | None, dtype, fresh: bool = False
 ) -> Shape:
-    """Narrow heads leave registers for a third group of rows; as many stages as fit; no block without tiles."""
+    """Narrow heads leave registers for a third group of rows; as many stages as fit; no idle blocks."""
     fp16 = int(dtype == jnp.float16)
     shape = Shape(B, T, K, G, H, S, 3 if H <= 64 else 2, MAX_STAGES, 1, window or 0, fp16)
     while shape.shared > launch.shared_memory():
