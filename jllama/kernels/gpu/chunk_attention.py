@@ -61,10 +61,13 @@ def chunk_refusal(head_dim: int, dtype) -> str | None:
         return f"the kernel does not know {jnp.dtype(dtype)}"
     if head_dim % 16 or head_dim > 128:
         return f"the kernel does not know head_dim {head_dim} (multiples of 16 up to 128)"
-    if launch.unavailable():
-        return launch.unavailable()
     major = launch.capability()[0]
-    return None if major == 9 else f"the GPU has compute capability {major}; its products are those of 9"
+    other = (
+        None
+        if major == 9
+        else f"the GPU has compute capability {major}; the kernel's products are those of 9"
+    )
+    return launch.refusal() or other
 
 
 def chunk_attend(
