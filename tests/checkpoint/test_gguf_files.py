@@ -52,6 +52,11 @@ BOMBS = {
     "a text": dict(content=struct.pack("<Q1sIQ", 1, b"x", STRING, 2**27)),
     "fields": dict(fields=2**32),
     "tensors": dict(fields=0, tensors=2**32),
+    "small tensors": dict(
+        fields=0,
+        tensors=600,
+        content=b"".join(struct.pack("<Q3sIIQ", 3, b"%03d" % n, 0, 0, 0) for n in range(600)),
+    ),
 }
 
 

@@ -22,7 +22,7 @@ from jllama.cli.terminal import clipboard, commands, loop, wording
 from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal import wrap as chat_wrap
-from jllama.cli.terminal.line_editor import Terminal, unfinished
+from jllama.cli.terminal.line_editor import Terminal, unfinished, unquoted
 from jllama.cli.terminal.markdown import MarkdownStream
 from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
@@ -180,7 +180,7 @@ def test_undo_retry_edit(chat):
     said(chat, "/edit 1")
     assert chat.prefill == "/edit 1 Good morning"
     said(chat, "/undo 1")
-    assert "nothing to retry" in said(chat, "/retry")
+    assert said(chat, "/retry").startswith("error: nothing to retry")
 
 
 def test_fork_switch_tree_show_tokens_clear(chat):
@@ -537,6 +537,11 @@ def test_what_is_unfinished():
     assert [unfinished(text) for text in ("a\\", "a\\\\", '"""a', '"""a"""', 'a"""', "")] == [
         *(True, False, True, False, False, False)
     ]
+
+
+def test_quotes_around_a_text_are_six():
+    texts = ('"""', '"""""', '""""""', '"""a"""', ' """a\n""" ')
+    assert [unquoted(text) for text in texts] == ['"""', '"""""', "", "a", "a"]
 
 
 # In a pipe.

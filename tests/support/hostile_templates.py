@@ -96,6 +96,7 @@ RUNNING_AWAY = {
     + "{% for i in [x, 1] %}{% set y = ('{0.previtem}' * 2500).format(loop) %}{% endfor %}",
     "braces_html": SETUP + "{% set y = (('{0}' * 2500) | safe).format(x) %}",
     "hexadecimal": "{% set x = ('f' * 4000000) | int(base=16) %}{{ x % (x // 3) }}",
+    "long_number": "{{ ('f' * 1025) | int(base=16) }}",
     "divisible": "{% set x = ('f' * 4000000) | int(base=16) %}{{ x is divisibleby(x) }}",
     "compare_chain": "{% set x, y = range(99999) | list, range(99999) | list %}"
     "{% for i in range(9) %}{{ x" + "==y==x" * 9000 + " }}{% endfor %}",

@@ -48,6 +48,7 @@ def history(tokenizer, *answers):
         (HEAD + DROPS + ASK + "<think>\n", "hm</think>Yes", A + C + "Yes<|end|>" + B + C + "<think>\n"),
         (HEAD + DROPS + ASK + "<think>\n", "Yes", A + C + "Yes<|end|>" + B + C + "<think>\n"),
         (HEAD + "<|a|>\n{{ m.content }}<|end|>" + ASK, "Yes", A + C + "Yes<|end|><|end|>" + B + C),
+        (HEAD + DROPS + ASK + "<think>\n", "", A + C + "<|end|>" + B + C + "<think>\n"),
         ("{{ add_generation_prompt }}" + HEAD + PLAIN + ASK, "Yes", f"True{A}{C}Yes<|end|><|end|>{B}{C}"),
         (HEAD + ASK, "Yes", A + B + C),
     ],

@@ -9,10 +9,20 @@ from jllama.errors import JllamaError
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies.spm import NORMAL, UNKNOWN, UNUSED, SpmModel
 from jllama.text.vocabularies.spm_charsmap import CharsMap
-from jllama.text.vocabularies.spm_file import read_model
+from jllama.text.vocabularies.spm_file import _fields, read_model
 from tests.support.tokenizer_helpers import GOLDENS, spm_as_gguf
 
 CHARSMAP = read_model(GOLDENS / "unigram.model").charsmap
+
+
+def test_a_token_of_number_minus_one_is_none(tmp_path):
+    """Written as an unsigned number of 64 bits, behind what the settings were."""
+    data = (GOLDENS / "bpe.model").read_bytes()
+    trainer = dict(_fields(data))[2] + b"\xc8\x02" + b"\xff" * 9 + b"\x01"  # field 41: bos_id
+    size = bytes([len(trainer) & 0x7F | 0x80, len(trainer) >> 7])
+    (tmp_path / "x.model").write_bytes(data + b"\x12" + size + trainer)
+    model = read_model(tmp_path / "x.model")
+    assert (model.bos_id, model.eos_id) == (None, 2)
 
 
 def test_merges_go_through_unused_pieces():
