@@ -12,7 +12,7 @@ DEVICES = ("auto", "cpu", "gpu")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
+def configure(device: str = "auto") -> None:
     """Chooses the device and sets what JAX reads only once: call it before the first array.
 
     GPU memory is taken as it is needed instead of whole at start-up, unless the user's environment says
@@ -20,7 +20,6 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
 
     Args:
       device: `auto` (a GPU if JAX sees one), `cpu` or `gpu`.
-      compilation_cache: False leaves the settings of JAX's persistent cache alone.
 
     Raises:
       JllamaError: the device is unknown or not there, or the cache directory can't be made or is open to
@@ -33,7 +32,7 @@ def configure(device: str = "auto", *, compilation_cache: bool = True) -> None:
 
     if device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
-    if compilation_cache and not jax.config.values["jax_compilation_cache_dir"]:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         _keep_programs()
     _check_device(device)
 

@@ -20,8 +20,6 @@ from jllama.text.turn_ends import turn_ends, turn_tokens
 from jllama.text.vocabularies import gguf
 from jllama.text.vocabulary import ADVICE, Settings, Vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer"]
-
 
 class Tokenizer:
     """One model's tokenizer.
