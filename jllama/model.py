@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jllama.config import ModelConfig
+from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.layers.attention import Attend, Attention, attention, take_token
 from jllama.layers.cache import KVCache, LayerCache
@@ -17,7 +17,7 @@ from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor, embed_rows
-from jllama.layers.rope import rope_tables
+from jllama.layers.rope import Rope, rope_tables
 
 
 @jax.tree_util.register_dataclass
@@ -45,22 +45,22 @@ class Params:
         return f"Params({len(self.layers)} layers, {len(jax.tree.leaves(self))} arrays)"
 
 
-@partial(jax.jit, static_argnames=("config", "attend_fn"))  # traced once for all layers, then inlined
+@partial(jax.jit, static_argnames=("config", "kind", "attend_fn"))  # traced once a kind, then inlined
 def block(
     config: ModelConfig,
     p: Block,
     x: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     *,
+    kind: LayerKind,
     only: Array | None = None,
     attend_fn: Attend | None = None,
 ) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
     normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
-    window = config.sliding_window
     mixed, cache = attention(
-        p.attention, normed, cache, rope=rope, window=window, only=only, attend_fn=attend_fn
+        p.attention, normed, cache, rope=rope, window=kind.window, only=only, attend_fn=attend_fn
     )
     x = (x if only is None else take_token(x, only)) + mixed
     normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
@@ -106,17 +106,26 @@ def forward(
     check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
-    tokens = _readable(tokens, n_valid, positions, cache.max_len)
-    rope = rope_tables(config.rope, config.head_dim, positions, context)
-    x = embed(params, tokens)
+    rope = _rope_tables(config, positions, context)
+    x = embed(params, _readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
     for layer, p in enumerate(params.layers):
         only = last if layer == len(params.layers) - 1 else None
         with jax.named_scope(f"layer_{layer}"):
-            x, own = block(config, p, x, cache.layer(layer), rope, only=only, attend_fn=attend_fn)
+            kind, own = config.kind_of(layer), cache.layer(layer)
+            x, own = block(config, p, x, own, rope[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
+
+
+def _rope_tables(
+    config: ModelConfig, positions: Array, context: Array
+) -> dict[Rope | None, tuple[Array, Array] | None]:
+    """Cosines and sines, float32 `[B, T, H/2]`, of every rotary embedding that some layer has."""
+    kinds = {config.kind_of(layer).rope for layer in range(config.num_hidden_layers)}
+    H = config.head_dim
+    return {rope: None if rope is None else rope_tables(rope, H, positions, context) for rope in kinds}
 
 
 def checked_shape(tokens: Array, *, rows: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jllama.config import ModelConfig
+from jllama.config import LayerKind, ModelConfig
 from jllama.layers.rope import Rope
 from tests.support.checkpoint_generator import random_tokens
 from tests.support.helpers import full_logits, random_params
@@ -30,6 +30,7 @@ NUMBERS = {
     "rope": Rope(rope_theta=100.0),
     "hidden_act": "gelu",
     "sliding_window": 5,
+    "layer_kinds": (LayerKind(window=5),),
 }
 ROPE = {
     "rope_type": ("linear", "yarn"),

@@ -1,15 +1,21 @@
 """`forward`: one answer, however the text is cut, padded, batched or transformed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.config import ModelConfig
+from jllama import model
+from jllama.config import LayerKind, ModelConfig
+from jllama.layers.attention import attention
 from jllama.layers.cache import KVCache
+from jllama.layers.mlp import mlp
+from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
+from jllama.layers.rope import Rope, rope_tables
 from jllama.model import Params, forward
 from tests.support import reference
 from tests.support.checkpoint_generator import random_tensors
@@ -243,3 +249,48 @@ def test_quantised_weights_serve_everywhere():
     small = jax.tree.map(lambda leaf: convert(leaf, quantise), exact)
     ours, wanted = (full_logits(config, p, text()) for p in (small, plain))
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=5e-5)
+
+
+def by_hand(config, params, tokens, kinds):
+    """The model's layers one after the other, each with the window and the rotation of its own kind."""
+    cache = KVCache.empty(config, batch=len(tokens), max_len=tokens.shape[1], dtype="float32")
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    x = model.embed(params, tokens)
+    for layer, p in enumerate(params.layers):
+        kind = kinds[layer % len(kinds)]
+        rope = kind.rope and rope_tables(kind.rope, config.head_dim, positions, cache.length)
+        normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
+        x = x + attention(p.attention, normed, cache.layer(layer), rope=rope, window=kind.window)[0]
+        x = x + mlp(p.mlp, rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps), config.hidden_act)
+    return model.unembed(config, params, x)
+
+
+KINDS = (LayerKind(window=4), LayerKind(rope=None), LayerKind(window=6, rope=Rope(rope_theta=100.0)))
+
+
+def test_layers_of_several_kinds(tiny_config):
+    config = dataclasses.replace(tiny_config, num_hidden_layers=5, layer_kinds=KINDS)
+    params = random_params(config)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (2, 16)), jnp.int32)
+    cache = KVCache.empty(config, batch=2, max_len=16, dtype="float32")
+    ours, cache = forward(config, params, tokens[:, :9], cache)
+    more, _ = forward(config, params, tokens[:, 9:], cache)
+    wanted = by_hand(config, params, tokens, KINDS)
+    np.testing.assert_allclose(np.concatenate([ours, more], axis=1), wanted, rtol=0, atol=1e-4)
+    for alike in ((KINDS[0],), (KINDS[1],), ()):
+        other = by_hand(config, params, tokens, alike or (config.kind_of(0),))
+        assert np.abs(other - wanted).max() > 1e-2
+
+
+def test_a_kind_is_traced_once(tiny_config, monkeypatch):
+    config = dataclasses.replace(tiny_config, num_hidden_layers=7, layer_kinds=KINDS, rms_norm_eps=3e-5)
+    params, traced = random_params(config), []
+
+    def seen(*args, window, **more):
+        traced.append(window)
+        return attention(*args, window=window, **more)
+
+    monkeypatch.setattr(model, "attention", seen)
+    cache = KVCache.empty(config, batch=1, max_len=8, dtype="float32")
+    jax.eval_shape(functools.partial(forward, config), params, jnp.zeros((1, 3), jnp.int32), cache)
+    assert sorted(traced, key=str) == [4, 6, None]

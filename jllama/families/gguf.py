@@ -9,6 +9,8 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.families.rope import rope_from_gguf
 
+ARCHITECTURES = ("llama", "mistral")
+
 
 def gguf_fields(
     metadata: Mapping[str, Any],
@@ -21,6 +23,10 @@ def gguf_fields(
     Raises:
       JllamaError: a key that is missing, or a value that is not supported.
     """
+    if architecture not in ARCHITECTURES:
+        raise JllamaError(
+            f"GGUF architecture {architecture!r} is not supported; jllama runs {' and '.join(ARCHITECTURES)}"
+        )
     keys = _GgufKeys(metadata, architecture)
     hidden, heads = keys.need("embedding_length"), keys.need("attention.head_count")
     head_dim = keys.get("attention.key_length", hidden // heads if heads else 0)

@@ -14,7 +14,7 @@ from jllama.layers.rope import apply_rope
 
 # (qkv, cache, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.
 Attend = Callable[
-    [Array, LayerCache, tuple[Array, Array], int | None, Array | None], tuple[Array, LayerCache]
+    [Array, LayerCache, tuple[Array, Array] | None, int | None, Array | None], tuple[Array, LayerCache]
 ]
 
 
@@ -37,7 +37,7 @@ def attention(
     x: Array,
     cache: LayerCache,
     *,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     window: int | None = None,
     only: Array | None = None,
     attend_fn: Attend | None = None,
@@ -48,7 +48,7 @@ def attention(
       p: the layer's parameters.
       x: `[B, T, D]`, normalised.
       cache: the layer's own; the new keys and values are appended to it, its `length` is left to the caller.
-      rope: cosines and sines of the new positions, float32 `[B, T, H/2]`.
+      rope: cosines and sines of the new positions, float32 `[B, T, H/2]`; None: nothing is rotated.
       window: how many positions a token sees, itself included (config key `sliding_window`).
       only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
       attend_fn: a kernel in place of `append_and_attend`.
@@ -66,7 +66,7 @@ def attention(
 def append_and_attend(
     qkv: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     window: int | None,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
@@ -85,9 +85,10 @@ def append_and_attend(
     return attend(queries, cache.keys, cache.values, start, window), cache
 
 
-def rotated_heads(qkv: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-    """Queries `[B, T, K, G, H]` and keys, both rotated, and values `[B, T, K, H]`."""
-    rotated = apply_rope(qkv[:, :, :, :-1], *rope)
+def rotated_heads(qkv: Array, rope: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+    """Queries `[B, T, K, G, H]` and keys, both rotated where there is a `rope`, and values `[B, T, K, H]`."""
+    rotated = qkv[:, :, :, :-1]
+    rotated = rotated if rope is None else apply_rope(rotated, *rope)
     return rotated[:, :, :, :-1], rotated[:, :, :, -1], qkv[:, :, :, -1]
 
 

@@ -73,7 +73,7 @@ def chunk_refusal(head_dim: int, dtype) -> str | None:
 def chunk_attend(
     qkv: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     window: int | None,
     only: Array | None = None,
     *,
@@ -84,6 +84,7 @@ def chunk_attend(
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     With `fresh` the cache is empty, which only speed depends on.
     """
+    assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("chunk_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
         shape = make_shape(B, T, K, G, H, cache.max_len, window, qkv.dtype, fresh)

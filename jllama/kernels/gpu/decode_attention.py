@@ -52,7 +52,7 @@ def attention_refusal(heads_per_key: int, head_dim: int, dtype) -> str | None:
 def decode_attend(
     qkv: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     window: int | None,
     only: Array | None = None,
 ) -> tuple[Array, LayerCache]:
@@ -60,6 +60,7 @@ def decode_attend(
 
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     """
+    assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("decode_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
         shape = make_shape(B, K, G, H, cache.max_len, window, qkv.dtype)

@@ -22,7 +22,7 @@ def prefill_refusal(head_dim: int, dtype, tokens: int) -> str | None:
 def prefill_attend(
     qkv: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     window: int | None,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
