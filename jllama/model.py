@@ -10,7 +10,7 @@ from jax import Array
 
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
-from jllama.layers.attention import Attend, Attention, attention, take_token
+from jllama.layers.attention import Attend, Attention, append_and_attend, attention, take_token
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.gradients import register_params
 from jllama.layers.linear import linear
@@ -55,7 +55,7 @@ def block(
     *,
     kind: LayerKind,
     only: Array | None = None,
-    attend_fn: Attend | None = None,
+    attend_fn: Attend = append_and_attend,
 ) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
     normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
@@ -76,7 +76,7 @@ def forward(
     n_valid: Array | None = None,
     context: Array | None = None,
     last_only: bool = False,
-    attend_fn: Attend | None = None,
+    attend_fn: Attend = append_and_attend,
 ) -> tuple[Array, KVCache]:
     """Logits of T new tokens behind whatever the cache holds: prefill and decode alike.
 
@@ -91,7 +91,7 @@ def forward(
       context: int32 `[B]`, the length of the whole text that this call is a chunk of; up to its own last
         token when None. Only RoPE type `dynamic` reads it.
       last_only: only the logits of each row's last valid token.
-      attend_fn: a kernel in place of `layers.attention.append_and_attend`.
+      attend_fn: what each layer does between its projections; a kernel may take its place.
 
     Returns:
       float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens. A token

@@ -15,7 +15,7 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field
 from jllama.kernels.target import Target
-from jllama.layers.attention import Attend
+from jllama.layers.attention import Attend, append_and_attend
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import rope_frequencies, rope_tables
 from jllama.model import Params
@@ -50,7 +50,9 @@ def forward(
     if refusal(config, params, tokens, cache, target) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
-        return model.forward(config, params, tokens, cache, attend_fn=attend_fn, **options)
+        return model.forward(
+            config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
+        )
     context = cache.length + n_valid if context is None else context
     if target.on_gpu:
         frequencies = rope_frequencies(config.rope, config.head_dim, context)

@@ -32,37 +32,6 @@ class Attention:
     o_bias: Array | None = None  # [D]
 
 
-def attention(
-    p: Attention,
-    x: Array,
-    cache: LayerCache,
-    *,
-    rope: tuple[Array, Array] | None,
-    window: int | None = None,
-    only: Array | None = None,
-    attend_fn: Attend | None = None,
-) -> tuple[Array, LayerCache]:
-    """Causal self-attention of T new tokens over the cache and themselves.
-
-    Args:
-      p: the layer's parameters.
-      x: `[B, T, D]`, normalised.
-      cache: the layer's own; the new keys and values are appended to it, its `length` is left to the caller.
-      rope: cosines and sines of the new positions, float32 `[B, T, H/2]`; None: nothing is rotated.
-      window: how many positions a token sees, itself included (config key `sliding_window`).
-      only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
-      attend_fn: a kernel in place of `append_and_attend`.
-
-    Returns:
-      `[B, T, D]` (`[B, 1, D]` with `only`) in the dtype of `x`, and the cache with the new tokens' keys and
-      values.
-    """
-    with jax.named_scope("attention"):
-        qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
-        mixed, cache = (attend_fn or append_and_attend)(qkv, cache, rope, window, only)
-        return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
-
-
 def append_and_attend(
     qkv: Array,
     cache: LayerCache,
@@ -83,6 +52,37 @@ def append_and_attend(
     if only is not None:
         queries, start = take_token(queries, only), start + only
     return attend(queries, cache.keys, cache.values, start, window), cache
+
+
+def attention(
+    p: Attention,
+    x: Array,
+    cache: LayerCache,
+    *,
+    rope: tuple[Array, Array] | None,
+    window: int | None = None,
+    only: Array | None = None,
+    attend_fn: Attend = append_and_attend,
+) -> tuple[Array, LayerCache]:
+    """Causal self-attention of T new tokens over the cache and themselves.
+
+    Args:
+      p: the layer's parameters.
+      x: `[B, T, D]`, normalised.
+      cache: the layer's own; the new keys and values are appended to it, its `length` is left to the caller.
+      rope: cosines and sines of the new positions, float32 `[B, T, H/2]`; None: nothing is rotated.
+      window: how many positions a token sees, itself included (config key `sliding_window`).
+      only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
+      attend_fn: what lies between the projections; a kernel may take its place.
+
+    Returns:
+      `[B, T, D]` (`[B, 1, D]` with `only`) in the dtype of `x`, and the cache with the new tokens' keys and
+      values.
+    """
+    with jax.named_scope("attention"):
+        qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
+        mixed, cache = attend_fn(qkv, cache, rope, window, only)
+        return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
 
 
 def rotated_heads(qkv: Array, rope: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:

@@ -11,7 +11,7 @@ from jllama import kernels, model
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.refusals import LLAMA_FIELDS
-from jllama.layers.attention import Attention
+from jllama.layers.attention import Attention, append_and_attend
 from jllama.layers.cache import KVCache
 from tests.support.decoding import CPU, GPU
 from tests.support.helpers import random_params
@@ -93,7 +93,9 @@ def test_the_plain_model_is_called_then(both, monkeypatch):
         for target in (CPU, GPU):
             kernels.forward(config, weights, TOKEN, cache, n_valid=np.int32([1]), target=target)
     assert len(seen) == 4
-    assert seen[1] is None  # nor does an attention kernel run with a setting that it does not know
+    assert (
+        seen[1] is append_and_attend
+    )  # nor does an attention kernel run with a setting that it does not know
 
 
 def test_every_field_is_known_or_has_a_default_that_leaves_it_out():
