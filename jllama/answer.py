@@ -19,6 +19,7 @@ class Result:
 
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
+    begun_tokens: int = 0  # of `token_ids`: those that stood there before
     finish_reason: str = "interrupted"  # "stop", "length" or "interrupted"
     stop_string: str | None = None  # the one that fired
     seed: int = 0
@@ -29,7 +30,7 @@ class Result:
 
     @property
     def generated_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) - self.begun_tokens
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -42,7 +43,9 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Everything as plain values: what the scripts print with `--json`."""
         derived = ("generated_tokens", "prefill_tokens_per_second", "decode_tokens_per_second")
-        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        del values["begun_tokens"]  # only a conversation goes on with an answer
+        return values
 
 
 class OneAtATime:
@@ -80,12 +83,29 @@ def ending_ids(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[int, 
 class Answer:
     """Turns generated ids into text, up to the end-of-text token or a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], settings: GenerationSettings) -> None:
-        """`settings` carry their seed. The clock of the prefill starts here."""
-        self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt))
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        begun: Sequence[int] = (),
+    ) -> None:
+        """The clock of the prefill starts here.
+
+        Args:
+          tokenizer: the model's.
+          prompt: what is answered.
+          settings: carry their seed.
+          begun: ids of the answer that were written and shown before.
+        """
+        self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt) + len(begun))
         self._ends = ending_ids(tokenizer, settings)
         self._detokenizer = tokenizer.stream(prompt)
         self._matcher = StopMatcher(settings.stop)
+        self.result.token_ids, self.result.begun_tokens = list(begun), len(begun)
+        text = "".join(map(self._detokenizer.push, begun))
+        self.result.text = self._matcher.follow(text)
+        self._shown = len(text) + len(self._detokenizer.pending())
         self._started = time.perf_counter()
 
     @property
@@ -123,14 +143,15 @@ class Answer:
     def _show(self, text: str) -> Iterator[str]:
         if self.finished:
             self.result.finish_reason, self.result.stop_string = "stop", self._matcher.matched
+        new = text[max(self._shown - len(self.result.text), 0) :]
         self.result.text += text
-        if text:
-            yield text
+        if new:
+            yield new
 
 
-def from_first_word(pieces: Generator[str, None, None]) -> Iterator[str]:
-    """The pieces without the blanks that some models put before an answer."""
-    started = False
+def from_first_word(pieces: Generator[str, None, None], begun: str = "") -> Iterator[str]:
+    """The pieces without the blanks that some models put before an answer; `begun`: what it has already."""
+    started = bool(begun)
     # Closed now, and not when the collector comes: the session must take its cache back.
     with contextlib.closing(pieces):
         for piece in pieces:

@@ -76,6 +76,7 @@ class Session:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        begun: Sequence[int] = (),
         progress: Progress | None = None,
         **changes: Any,
     ) -> Generator[str, None, None]:
@@ -89,6 +90,8 @@ class Session:
           settings: how to generate; None: `GenerationSettings()`.
           chat: put a text into the chat template; None: where the model has one.
           system: a system message, for the chat template.
+          begun: token ids of an answer that was cut and goes on: only what is new is yielded, and `result`
+            has the whole text and all ids.
           progress: shows how far a long prompt is read, such as `jllama.machine.progress.PromptBar`.
           **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
@@ -98,15 +101,15 @@ class Session:
         """
         chosen = build_settings(settings, **changes).seeded()
         ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
-        self._check(ids, chosen)
-        return self._streams.run(self._answer(ids, chosen, progress))
+        self._check([*ids, *begun], chosen)
+        return self._streams.run(self._answer(ids, list(begun), chosen, progress))
 
     def _answer(
-        self, prompt: list[int], settings: GenerationSettings, progress: Progress | None
+        self, prompt: list[int], begun: list[int], settings: GenerationSettings, progress: Progress | None
     ) -> Generator[str, None, None]:
-        answer = Answer(self._tokenizer, prompt, settings)
+        answer = Answer(self._tokenizer, prompt, settings, begun)
         self.result = answer.result
-        decoder: Decoder | None = self._start(prompt, settings, progress)
+        decoder: Decoder | None = self._start([*prompt, *begun], settings, progress)
         assert decoder is not None
         try:
             for block in decoder:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jllama.answer import OneAtATime
-from jllama.errors import JllamaError
-from jllama.errors import nearest as nearest
+from jllama.errors import JllamaError, nearest
 from jllama.session import Session
 
 MAX_BRANCHES = 100
@@ -19,9 +18,10 @@ class Message:
     role: str  # "system", "user" or "assistant"
     content: str
     token_ids: tuple[int, ...] | None = None
+    cut: bool = False  # an answer that did not end by itself: it can go on
 
     def as_dict(self) -> dict[str, Any]:
-        """For chat templates and files."""
+        """For chat templates."""
         ids = {} if self.token_ids is None else {"token_ids": list(self.token_ids)}
         return {"role": self.role, "content": self.content, **ids}
 
@@ -47,6 +47,74 @@ class Branch:
     @property
     def turns(self) -> tuple[Turn, ...]:
         return tuple(zip(self.messages[::2], self.messages[1::2], strict=True))
+
+
+class Branches:
+    """Lines of a conversation by name, in the order of their birth; one of them is current."""
+
+    def __init__(self, session: Session) -> None:
+        """The empty branch `main`, with its cache."""
+        self.branches = {"main": Branch(session=session)}
+        self.current = "main"
+
+    @property
+    def branch(self) -> Branch:
+        return self.branches[self.current]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Question, answer, question, answer …: of the current branch, without the system message."""
+        return self.branch.messages
+
+    @property
+    def turns(self) -> int:
+        return len(self.messages) // 2
+
+    def fork(self, name: str) -> None:
+        """Starts a branch that shares the past of the current one, and goes there. It costs nothing.
+
+        Raises:
+          JllamaError: the name is taken or can't be used, or there are too many branches.
+        """
+        check_name(name)
+        if name in self.branches:
+            raise JllamaError(f"there is a branch {name!r} already")
+        if len(self.branches) >= MAX_BRANCHES:
+            raise JllamaError(f"there are {MAX_BRANCHES} branches, and each holds memory: no more")
+        self.branches[name] = self.branch.fork()
+        self.current = name
+
+    def switch(self, name: str) -> None:
+        """Goes to another branch.
+
+        Raises:
+          JllamaError: there is none of that name.
+        """
+        self._check_known(name)
+        self.current = name
+
+    def delete(self, name: str) -> tuple[Turn, ...]:
+        """Forgets a branch, and returns the turns that no other branch has.
+
+        Raises:
+          JllamaError: there is none of that name, or it is the current one.
+        """
+        self._check_known(name)
+        if name == self.current:
+            raise JllamaError(f"{name!r} is the current branch: switch to another one first")
+        gone = self.branches.pop(name)
+        gone.streams.end()
+        kept = {_key(turn) for branch in self.branches.values() for turn in branch.turns}
+        return tuple(turn for turn in gone.turns if _key(turn) not in kept)
+
+    def tree(self) -> "TreeNode":
+        """All branches, their common past once."""
+        return build_tree({name: branch.turns for name, branch in self.branches.items()})
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.branches:
+            hint = nearest(name, self.branches)
+            raise JllamaError(f"no branch {name!r}{hint}; there are {', '.join(self.branches)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

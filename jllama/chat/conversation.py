@@ -9,25 +9,24 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from jllama.answer import Result, from_first_word
-from jllama.chat.branches import MAX_BRANCHES, Branch, Message, TreeNode, build_tree, check_name
+from jllama.chat.branches import Branches, Message
 from jllama.chat.overflow import check_policy, fit
-from jllama.chat.transcript import Transcript, kept_ids
+from jllama.chat.transcript import Transcript, is_cut, kept_ids
 from jllama.engine.prefill import Progress
-from jllama.errors import JllamaError, nearest
+from jllama.errors import JllamaError
 from jllama.loading import Model
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content, as_text
 
 
-class Conversation:
+class Conversation(Branches):
     """Branches of messages, one of them current. Branches share their past; each has its own cache.
 
     Attributes:
       model: what answers.
       transcript: how the model reads the messages.
       on_overflow: what happens when the context is full: the oldest turns are dropped, or `ask` refuses.
-      branches: by name, in the order of their birth.
       progress: shows how far a long prompt is read; see `Session.stream`.
 
     Example:
@@ -58,27 +57,13 @@ class Conversation:
         Raises:
           JllamaError: an argument can't be used with this model, or the model has no tokenizer.
         """
+        super().__init__(Session(model, max_seq_len=max_seq_len))
         self.model = model
         self.transcript = Transcript(model.need_tokenizer(), transcript)
         self.on_overflow = check_policy(on_overflow)
-        self.branches = {"main": Branch(session=Session(model, max_seq_len=max_seq_len))}
-        self.current = "main"
         self.progress: Progress | None = None
         if system:
             self.set_system(system)
-
-    @property
-    def branch(self) -> Branch:
-        return self.branches[self.current]
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """Question, answer, question, answer …: of the current branch, without the system message."""
-        return self.branch.messages
-
-    @property
-    def turns(self) -> int:
-        return len(self.messages) // 2
 
     @property
     def result(self) -> Result:
@@ -117,8 +102,23 @@ class Conversation:
         """
         chosen = build_settings(settings, **{"seed": None, **changes})
         self.branch.streams.end()
-        self._check_turn(self.turns, "nothing to retry")
+        self._check_turn(self.turns, "nothing to redo")
         yield from self._answer(self.messages[:-1], chosen)
+
+    def resume(self, settings: GenerationSettings | None = None, **changes: Any) -> Iterator[str]:
+        """Like `ask`: the last answer, which was cut, goes on from its own tokens. Yields what is new.
+
+        The turn then has the whole text.
+
+        Raises:
+          JllamaError: there is no answer yet, it ended by itself, or the context has no room for more.
+        """
+        chosen = build_settings(settings, **changes)
+        self.branch.streams.end()
+        self._check_turn(self.turns, "nothing to continue")
+        if not self.messages[-1].cut:
+            raise JllamaError("nothing to continue: the last answer ended by itself")
+        yield from self._answer(self.messages[:-1], chosen, begun=self.messages[-1])
 
     def edit(
         self, turn: int, text: Content, settings: GenerationSettings | None = None, **changes: Any
@@ -165,35 +165,6 @@ class Conversation:
             self.branch.system = before
             raise
 
-    def fork(self, name: str) -> None:
-        """Starts a branch that shares the past of the current one, and goes there. It costs nothing.
-
-        Raises:
-          JllamaError: the name is taken or can't be used, or there are too many branches.
-        """
-        check_name(name)
-        if name in self.branches:
-            raise JllamaError(f"there is a branch {name!r} already")
-        if len(self.branches) >= MAX_BRANCHES:
-            raise JllamaError(f"there are {MAX_BRANCHES} branches, and each holds memory: no more")
-        self.branches[name] = self.branch.fork()
-        self.current = name
-
-    def switch(self, name: str) -> None:
-        """Goes to another branch.
-
-        Raises:
-          JllamaError: there is none of that name.
-        """
-        if name not in self.branches:
-            hint = nearest(name, self.branches)
-            raise JllamaError(f"no branch {name!r}{hint}; there are {', '.join(self.branches)}")
-        self.current = name
-
-    def tree(self) -> TreeNode:
-        """All branches, their common past once."""
-        return build_tree({name: branch.turns for name, branch in self.branches.items()})
-
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt ids of these messages behind the current branch's system message."""
         system = [Message("system", self.branch.system)] if self.branch.system else []
@@ -205,39 +176,56 @@ class Conversation:
         if not 1 <= turn <= self.turns:
             raise JllamaError(f"turn {turn} does not exist: give a number from 1 to {self.turns}")
 
-    def _answer(self, messages: tuple[Message, ...], settings: GenerationSettings) -> Iterator[str]:
-        yield from self.branch.streams.run(self._turn(messages, settings))
+    def _answer(
+        self, messages: tuple[Message, ...], settings: GenerationSettings, begun: Message | None = None
+    ) -> Iterator[str]:
+        yield from self.branch.streams.run(self._turn(messages, settings, begun or Message("assistant", "")))
 
     def _turn(
-        self, messages: tuple[Message, ...], settings: GenerationSettings
+        self, messages: tuple[Message, ...], settings: GenerationSettings, begun: Message
     ) -> Generator[str, None, None]:
-        branch = self.branch
+        """The answer to `messages`, whose last one is a question; `begun` is how it begins."""
+        branch, ids = self.branch, self._ids(begun)
         prompt, dropped = fit(
-            lambda count: self.encode(messages[2 * count :]),
+            lambda count: [*self.encode(messages[2 * count :]), *ids],
             turns=len(messages) // 2,  # complete ones: the last message is a question
             dropped=branch.dropped,
             wanted=settings.max_new_tokens,
             size=self.max_seq_len,
             policy=self.on_overflow,
+            what="the message and its answer are" if ids else "the message is",
         )
+        prompt = prompt[: len(prompt) - len(ids)]
         settings = dataclasses.replace(settings, stop=(*settings.stop, *self.transcript.stops))
         before, result = branch.session.result, None
         try:
-            yield from from_first_word(branch.session.stream(prompt, settings, progress=self.progress))
+            pieces = branch.session.stream(prompt, settings, begun=ids, progress=self.progress)
+            yield from from_first_word(pieces, begun.content)
             result = branch.session.result
         except (GeneratorExit, KeyboardInterrupt):
             result = branch.session.result
             raise
         finally:
-            is_new = result is not before
-            if result and is_new and (result.text.strip() or result.finish_reason != "interrupted"):
-                ids = kept_ids(self.model.need_tokenizer(), prompt, result)
-                branch.messages = (*messages, Message("assistant", result.text.lstrip(), ids))
+            if result and result is not before and _has_more(result, begun.content):
+                kept = kept_ids(self.model.need_tokenizer(), prompt, result)
+                cut = is_cut(result, self.transcript.stops)
+                branch.messages = (*messages, Message("assistant", result.text.lstrip(), kept, cut))
                 branch.dropped = dropped
+
+    def _ids(self, answer: Message) -> Sequence[int]:
+        """Of an answer: its own, or those of its text."""
+        if answer.token_ids is not None:
+            return answer.token_ids
+        return self.model.need_tokenizer().encode(answer.content, add_special=False, begins=False)
 
     def _set_messages(self, messages: tuple[Message, ...]) -> None:
         self.branch.messages = messages
         self.branch.dropped = min(self.branch.dropped, len(messages) // 2)
+
+
+def _has_more(result: Result, begun: str) -> bool:
+    """Whether the answer is worth keeping: an interrupted one only if it has more text than before."""
+    return result.finish_reason != "interrupted" or len(result.text.strip()) > len(begun.rstrip())
 
 
 def _question(content: Content) -> Message:

@@ -16,7 +16,14 @@ def check_policy(text: str) -> str:
 
 
 def fit(
-    encode: Callable[[int], list[int]], *, turns: int, dropped: int, wanted: int, size: int, policy: str
+    encode: Callable[[int], list[int]],
+    *,
+    turns: int,
+    dropped: int,
+    wanted: int,
+    size: int,
+    policy: str,
+    what: str = "the message is",
 ) -> tuple[list[int], int]:
     """The prompt, and how many of the oldest turns it leaves out so that an answer has room.
 
@@ -29,6 +36,7 @@ def fit(
       wanted: the longest answer, in tokens.
       size: of the context.
       policy: `drop_oldest`, or `stop` to refuse instead.
+      what: is said to be too long if it is.
 
     Raises:
       JllamaError: there is no room.
@@ -38,7 +46,7 @@ def fit(
     if len(prompt) + reserve <= size:
         return prompt, dropped
     if policy == "stop":
-        _check_room(len(prompt), size, has_history=dropped < turns)
+        _check_room(len(prompt), size, what, has_history=dropped < turns)
         return prompt, dropped
     room = size - reserve - size // 4
 
@@ -47,11 +55,11 @@ def fit(
 
     dropped = min(bisect.bisect_left(range(turns), True, lo=dropped, key=fits), turns)
     prompt = encode(dropped)
-    _check_room(len(prompt), size, has_history=False)
+    _check_room(len(prompt), size, what, has_history=False)
     return prompt, dropped
 
 
-def _check_room(count: int, size: int, *, has_history: bool) -> None:
+def _check_room(count: int, size: int, what: str, *, has_history: bool) -> None:
     if count < size:
         return
     if has_history:
@@ -60,5 +68,5 @@ def _check_room(count: int, size: int, *, has_history: bool) -> None:
             "undo turns, clear it, or drop the oldest turns (on_overflow=drop_oldest)"
         )
     raise JllamaError(
-        f"the message is too long: {count} tokens, the context has {size}: shorten it or raise max_seq_len"
+        f"{what} too long: {count} tokens, the context has {size}: shorten it or raise max_seq_len"
     )

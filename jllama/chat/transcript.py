@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jllama.answer import Result
@@ -98,6 +98,17 @@ def kept_ids(tokenizer: Tokenizer, prompt: Sequence[int], result: Result) -> tup
         ids.pop()
     is_cut = result.finish_reason == "interrupted" or result.stop_string is not None
     return _cut(tokenizer, prompt, ids, result.text) if is_cut else tuple(ids)
+
+
+def is_cut(result: Result, stops: Collection[str]) -> bool:
+    """Whether something else than the end of the model's turn ended the answer.
+
+    Args:
+      result: what became of it.
+      stops: of the transcript: texts that end a turn.
+    """
+    by_stop_string = result.stop_string is not None and result.stop_string not in stops
+    return result.finish_reason != "stop" or by_stop_string
 
 
 def _cut(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], text: str) -> tuple[int, ...]:

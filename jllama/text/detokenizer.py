@@ -67,6 +67,13 @@ class StreamDecoder:
         """The ids end here: what a truncated character leaves, or ""."""
         return self.push_bytes(b"", final=True)
 
+    def pending(self) -> str:
+        """What `flush` would return; nothing changes."""
+        state = self._utf8.getstate()
+        tail = self._utf8.decode(b"", True)
+        self._utf8.setstate(state)
+        return tail
+
     def push_bytes(self, data: bytes, *, final: bool = False) -> str:
         while self._blanks and data:
             if not data.startswith(b" "):

@@ -40,6 +40,16 @@ class StopMatcher:
         self._held = "" if found else text[cut:]
         return text[:cut]
 
+    def follow(self, text: str) -> str:
+        """Take what was shown before: only a stop that ends beyond it counts. Returns what precedes any."""
+        passed = 0
+        while True:
+            passed += len(self.push(text[passed:]))
+            if self.matched is None:
+                return text[:passed]
+            passed += len(self.matched)
+            self.matched = None
+
     def flush(self) -> str:
         """The text ends here: return the held back tail, which is no stop string after all."""
         tail, self._held = self._held, ""

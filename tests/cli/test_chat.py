@@ -48,7 +48,7 @@ class PlainScreen:
     def raw(self, sequence):
         self.lines.append(sequence)
 
-    def stream(self, pieces):
+    def stream(self, pieces, begun=""):
         self.lines.append("".join(pieces))
 
 
@@ -171,16 +171,16 @@ def test_settings_are_set_listed_and_shown(chat):
     assert "tok/s" in said(chat, "More")
 
 
-def test_undo_retry_edit(chat):
+def test_undo_redo_edit(chat):
     assert said(chat, "/undo") == "taken back: Who are you?"
-    assert "drawn at 0.8" in said(chat, "/retry")
+    assert "drawn at 0.8" in said(chat, "/redo")
     assert chat.conversation.turns == 1
     said(chat, "/edit 1 Good morning")
     assert chat.conversation.messages[0].content == "Good morning"
     said(chat, "/edit 1")
     assert chat.prefill == "/edit 1 Good morning"
     said(chat, "/undo 1")
-    assert said(chat, "/retry").startswith("error: nothing to retry")
+    assert said(chat, "/retry").startswith("error: nothing to redo")
 
 
 def test_fork_switch_tree_show_tokens_clear(chat):
@@ -204,7 +204,7 @@ def test_system_help_exit(chat):
     assert said(chat, "/system Be kind.") == "system: Be kind."
     assert "Be kind." in said(chat, "/tokens") + said(chat, "/show")
     assert said(chat, "/system -") == "system: (none)"
-    assert all(name in said(chat, "/help") for name in commands.COMMANDS if name != "/quit")
+    assert all(name in said(chat, "/help") for name in commands.COMMANDS.keys() - commands.ALIASES)
     for name in commands.COMMANDS:
         assert said(chat, f"/help {name[1:]}").startswith("/")
     for name in ("/exit", "/quit"):

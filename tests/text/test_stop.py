@@ -82,3 +82,19 @@ def test_is_silent_after_a_match():
 def test_empty_and_foreign_stops_are_refused(stops):
     with pytest.raises(JllamaError, match="non-empty"):
         StopMatcher(stops)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(STOPS, st.text("abc", max_size=8), PIECES)
+def test_what_was_shown_before_can_begin_a_stop_and_hold_none(stops, before, pieces):
+    matcher, rest = StopMatcher(stops), "".join(pieces)
+    shown = matcher.follow(before)
+    assert before.startswith(shown)
+    whole = shown + "".join(map(matcher.push, pieces)) + matcher.flush()
+    if not any(stop in before for stop in stops):
+        assert (whole, matcher.matched) == oracle(stops, before + rest)
+    elif matcher.matched is not None:
+        assert len(whole) + len(matcher.matched) > len(before)
+        assert (before + rest).startswith(whole + matcher.matched)
+    else:
+        assert whole == before + rest

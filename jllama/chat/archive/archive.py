@@ -119,7 +119,7 @@ def _document(conversation: Conversation, settings: GenerationSettings) -> Docum
         for message in branch.messages:
             if id(message) not in numbers:
                 numbers[id(message)] = len(messages)
-                messages.append(SavedMessage(**message.as_dict()))
+                messages.append(SavedMessage(**message.as_dict(), cut=message.cut))
     return Document(
         model=conversation.model.name,
         settings=dataclasses.asdict(settings),
@@ -167,7 +167,7 @@ def _check_template(transcript: Transcript, document: Document) -> list[str]:
 
 def _own_messages(saved: list[SavedMessage], tokenizer: Tokenizer) -> tuple[list[Message], int]:
     """The messages, without token ids that do not spell their text, and of how many answers that is so."""
-    messages = [Message(message.role, message.content, message.token_ids) for message in saved]
+    messages = [Message(message.role, message.content, message.token_ids, message.cut) for message in saved]
     checked = [_without_foreign_ids(message, tokenizer) for message in messages]
     answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
     return checked, sum(checked[at] is not messages[at] for at in answers)

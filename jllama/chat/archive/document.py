@@ -25,6 +25,7 @@ class SavedMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     role: Literal["user", "assistant"]
     content: str
     token_ids: tuple[int, ...] | None = None
+    cut: bool = False
 
 
 class SavedBranch(msgspec.Struct, frozen=True, kw_only=True):

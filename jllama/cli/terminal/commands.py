@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jllama.chat.archive import archive
-from jllama.chat.branches import nearest
 from jllama.chat.conversation import Conversation
-from jllama.cli.terminal import clipboard, wording
+from jllama.cli.terminal import clipboard, keeping, wording
 from jllama.cli.terminal import settings as chat_settings
+from jllama.cli.terminal.attachments import Attachment, file_and_words
+from jllama.cli.terminal.loaded import loaded
 from jllama.cli.terminal.state import Chat, LeaveError
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, nearest
 
 Command = Callable[[Chat, str], None]
 
@@ -37,6 +37,7 @@ def arguments(command: str, conversation: Conversation) -> Iterable[str]:
     choices: dict[str, Iterable[str]] = {
         "/set": (f"{name}=" for name in chat_settings.NAMES),
         "/switch": conversation.branches,
+        "/delete": (name for name in conversation.branches if name != conversation.current),
         "/help": COMMANDS,
         "/stats": ("on", "off"),
     }
@@ -108,6 +109,7 @@ def tokens(chat: Chat, argument: str) -> None:
 def clear(chat: Chat, argument: str) -> None:
     """/clear: forgets this branch's messages; the system message stays"""
     chat.conversation.clear()
+    chat.attached.clear()
     chat.screen.say("cleared")
 
 
@@ -133,8 +135,8 @@ def undo(chat: Chat, argument: str) -> None:
         chat.screen.say(f"taken back: {wording.one_line(question.content)}")
 
 
-def retry(chat: Chat, argument: str) -> None:
-    """/retry: another answer to the last message"""
+def redo(chat: Chat, argument: str) -> None:
+    """/redo: another answer to the last message"""
     settings = chat.settings
     if settings.temperature == 0 and chat.conversation.turns:
         settings = dataclasses.replace(settings, temperature=0.8, top_p=0.95)
@@ -142,6 +144,33 @@ def retry(chat: Chat, argument: str) -> None:
             "temperature=0 would repeat the answer: this one is drawn at 0.8 (/set temperature=0.8 stays)"
         )
     chat.answer(chat.conversation.retry(settings))
+
+
+def continue_(chat: Chat, argument: str) -> None:
+    """/continue: goes on with an answer that was cut, by max_new_tokens or Ctrl-C"""
+    before = chat.conversation.messages[-1:]
+    chat.answer(chat.conversation.resume(chat.settings), before[0].content if before else "")
+
+
+def read(chat: Chat, argument: str) -> None:
+    """/read FILE [TEXT]: puts a file's text before the next message, or before TEXT; /read - drops it"""
+    if argument == "-":
+        chat.attached.clear()
+    elif argument:
+        name, words = file_and_words(argument)
+        file = Attachment.read(name, chat.conversation, chat.attached)
+        chat.attached.append(file)
+        chat.screen.say(f"{file.name}: {wording.count(file.tokens, 'token')}")
+        if words:
+            chat.ask(words)
+            return
+    names = ", ".join(file.name for file in chat.attached)
+    chat.screen.say(f"before the next message: {names or '(no file)'}")
+
+
+def model(chat: Chat, argument: str) -> None:
+    """/model: what is loaded, and the memory that it takes"""
+    chat.screen.say(loaded(chat.conversation))
 
 
 def edit(chat: Chat, argument: str) -> None:
@@ -152,63 +181,6 @@ def edit(chat: Chat, argument: str) -> None:
         chat.answer(chat.conversation.edit(number, text.strip(), chat.settings))
     else:
         chat.prefill = f"/edit {number} {turns[number - 1][0].content}"
-
-
-def fork(chat: Chat, argument: str) -> None:
-    """/fork NAME: starts a branch here; the old one stays as it is"""
-    if not argument:
-        raise JllamaError("give the branch a name: /fork NAME")
-    before = chat.conversation.current
-    chat.conversation.fork(argument)
-    chat.screen.say(f"on branch {argument}; /switch {before} goes back")
-
-
-def switch(chat: Chat, argument: str) -> None:
-    """/switch NAME: goes to another branch"""
-    conversation = chat.conversation
-    if not argument:
-        raise JllamaError(f"which branch? /switch NAME; there are {', '.join(conversation.branches)}")
-    conversation.switch(argument)
-    last = f": {wording.one_line(conversation.messages[-2].content)}" if conversation.messages else ""
-    chat.screen.say(f"on branch {argument}, {wording.turns(conversation.turns)}{last}")
-
-
-def tree(chat: Chat, argument: str) -> None:
-    """/tree: shows the branches and their common past"""
-    chat.screen.say(wording.tree(chat.conversation))
-
-
-def save(chat: Chat, argument: str) -> None:
-    """/save [FILE] [--cache]: saves all branches, again to the same FILE; --cache: also what was computed"""
-    name, _, last = f" {argument}".rpartition(" ")
-    cache = last == "--cache"
-    path = _path(name.strip() if cache else argument, "/save FILE", chat.file)
-    files = archive.save(chat.conversation, chat.settings, path, cache=cache)
-    chat.mark_saved(path)
-    chat.screen.say("saved " + " and ".join(map(str, files)))
-
-
-def load(chat: Chat, argument: str) -> None:
-    """/load FILE: goes on with a saved conversation, its settings and its cache"""
-    path = _path(argument, "/load FILE")
-    chat.settings, remarks = archive.load(chat.conversation, path)
-    chat.mark_saved(path)
-    for remark in remarks:
-        chat.screen.say(remark)
-    branches, turns = len(chat.conversation.branches), wording.turns(chat.conversation.turns)
-    chat.screen.say(
-        f"on branch {chat.conversation.current}, {turns}" + f", {branches} branches" * (branches > 1)
-    )
-
-
-def _path(text: str, usage: str, default: str = "") -> str:
-    text = text or default
-    for quote in "\"'":
-        if len(text) > 2 and text[0] == text[-1] == quote:
-            text = text[1:-1]
-    if not text or "\0" in text:
-        raise JllamaError(f"give a file: {usage}")
-    return text
 
 
 def _number(text: str, usage: str) -> int:
@@ -229,7 +201,10 @@ _KEYS = (
     "Several lines: Alt-Enter, or a backslash at the line's end, or triple quotes around them.",
     "Ctrl-C stops an answer and keeps what came. Ctrl-Z suspends the chat, fg goes on.",
 )
-_TALK = (system, undo, retry, edit, show, tokens, stats, set_, copy, clear)
-_KEEP = (fork, switch, tree, save, load, help_, exit_)
-COMMANDS: dict[str, Command] = {_usage(command).split()[0]: command for command in (*_TALK, *_KEEP)}
-COMMANDS["/quit"] = exit_
+_TALK = (system, read, continue_, redo, undo, edit, show, copy, clear)
+_ABOUT = (set_, tokens, stats, model, help_, exit_)
+COMMANDS: dict[str, Command] = {
+    _usage(command).split()[0]: command for command in (*_TALK, *keeping.ALL, *_ABOUT)
+}
+ALIASES = {"/quit": exit_, "/retry": redo}
+COMMANDS |= ALIASES

@@ -63,7 +63,7 @@ class ChatCompleter(Completer):
             return
         if not blank:
             yield from _fitting(command, self._commands)
-        elif command in ("/save", "/load"):
+        elif command in ("/save", "/load", "/read"):
             yield from self._paths.get_completions(Document(argument), complete_event)
         else:
             yield from _fitting(argument, self._arguments(command))

@@ -16,7 +16,10 @@ def run(chat: Chat, banner: str) -> int:
     Returns:
       0; 130 if it was by Ctrl-C.
     """
-    terminal = Terminal(commands.COMMANDS, lambda command: commands.arguments(command, chat.conversation))
+    terminal = Terminal(
+        commands.COMMANDS.keys() - commands.ALIASES,
+        lambda command: commands.arguments(command, chat.conversation),
+    )
     chat.screen.say(banner)
     try:
         with quiet_typing():
@@ -56,7 +59,7 @@ def handle(chat: Chat, text: str) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             command = commands.find(text)
             if command is None:
-                chat.answer(chat.conversation.ask(text, chat.settings))
+                chat.ask(text)
             else:
                 command(chat, text.partition(text.split()[0])[2].strip())
     except JllamaError as error:

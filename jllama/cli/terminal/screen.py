@@ -52,11 +52,14 @@ class Screen:
         """A control sequence of ours."""
         self._write(sequence)
 
-    def stream(self, pieces: Iterator[str]) -> None:
-        """Shows an answer as it comes; Ctrl-C ends it and leaves what came."""
-        writer = (
-            MarkdownStream(WordWrap(self._paint), self._table) if self.markdown and self._can_style else None
-        )
+    def stream(self, pieces: Iterator[str], begun: str = "") -> None:
+        """Shows an answer as it comes; Ctrl-C ends it and leaves what came.
+
+        Args:
+          pieces: of the answer.
+          begun: what was shown of it before, and is not shown again.
+        """
+        writer = self._writer(printable(begun))
         last = "\n"
         with pressed_ctrl_c() as stop, contextlib.suppress(KeyboardInterrupt):
             try:
@@ -69,6 +72,17 @@ class Screen:
                 pieces.close()  # type: ignore[attr-defined]
                 last = self._write(writer.end() if writer else "") or last
                 self._write("" if last == "\n" else "\n")
+
+    def _writer(self, begun: str) -> MarkdownStream | None:
+        """Shows Markdown where the terminal can, from where `begun` ends."""
+        if not (self.markdown and self._can_style):
+            return None
+        wrap = WordWrap(self._paint)
+        writer = MarkdownStream(wrap, self._table)
+        writer.push(begun)
+        writer.end()
+        wrap("\n", "")
+        return writer
 
     def _write(self, text: str) -> str:
         sys.stdout.write(text)

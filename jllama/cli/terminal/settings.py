@@ -5,10 +5,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from jllama.chat.branches import nearest
 from jllama.chat.overflow import check_policy
 from jllama.cli.terminal.state import Chat
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, nearest
 from jllama.settings import GenerationSettings
 
 _FIELDS = {field.name: field for field in dataclasses.fields(GenerationSettings)}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from jllama.chat.branches import Message
 from jllama.chat.conversation import Conversation
 from jllama.cli.terminal import wording
+from jllama.cli.terminal.attachments import Attachment, with_files
 from jllama.cli.terminal.screen import Screen
 from jllama.settings import GenerationSettings
 
@@ -23,6 +24,7 @@ class Chat:
         self.conversation, self.settings, self.screen = conversation, settings, screen
         self.show_stats = False
         self.prefill = ""  # stands at the next prompt, to be edited
+        self.attached: list[Attachment] = []  # files that go before the next message
         self.file = file  # of the last /save or /load
         self._saved = self._messages()
 
@@ -40,17 +42,34 @@ class Chat:
         branches = self.conversation.branches.values()
         return [*{id(message): message for branch in branches for message in branch.messages}.values()]
 
-    def answer(self, pieces: Iterator[str]) -> None:
+    def ask(self, text: str) -> None:
+        """Sends a message behind the files that wait for one, and shows the answer.
+
+        Raises:
+          JllamaError: see `answer`; the files wait on.
+        """
+        before = self.conversation.messages
+        self.answer(self.conversation.ask(with_files(self.attached, text), self.settings))
+        if self.conversation.messages is not before:
+            self.attached.clear()
+
+    def answer(self, pieces: Iterator[str], begun: str = "") -> None:
         """Shows an answer, and what is worth saying about it.
+
+        Args:
+          pieces: of the answer.
+          begun: what stood there before, if it goes on.
 
         Raises:
           JllamaError: the model could not answer; the conversation is as it was.
         """
         dropped, before = self.conversation.branch.dropped, self.conversation.messages
-        self.screen.stream(pieces)
+        self.screen.stream(pieces, begun)
         if self.conversation.messages is before:
-            self.screen.say("stopped before the first word: the message is taken back")
+            self.screen.say("stopped before the first word: the conversation is as it was")
             return
+        if begun and self.conversation.messages[-1].content == begun:
+            self.screen.say(f"[nothing more: {wording.reason(self.conversation)}]")
         if self.conversation.branch.dropped > dropped:
             self.screen.say(wording.dropped(self.conversation.branch.dropped))
         self._explain_end()
@@ -61,8 +80,8 @@ class Chat:
         result = self.conversation.result
         reason = wording.reason(self.conversation)
         if result.finish_reason == "length":
-            more = "" if "context" in reason else f": /set max_new_tokens={2 * self.settings.max_new_tokens}"
-            self.screen.say(f"[{reason}{more}]")
+            hint = f": /continue, or /set max_new_tokens={2 * self.settings.max_new_tokens}"
+            self.screen.say(f"[{reason}{'' if 'context' in reason else hint}]")
         elif result.finish_reason == "interrupted":
             self.screen.say("[stopped]")
         elif not result.text.strip():

@@ -46,9 +46,14 @@ def dropped(count: int) -> str:
     return f"context full: the oldest {which}, the model does not see that any more"
 
 
-def turns(count: int) -> str:
+def count(number: int, noun: str) -> str:
+    """`1 token`, `2,000 tokens`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def turns(number: int) -> str:
     """`1 turn`, `2 turns`."""
-    return f"{count} turn" + "s" * (count != 1)
+    return count(number, "turn")
 
 
 def unsaved(count: int) -> str:
