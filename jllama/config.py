@@ -119,12 +119,14 @@ def _check(c: ModelConfig) -> None:
         )
     if c.head_dim % 2:
         raise JllamaError(f"config: head_dim={c.head_dim} must be even: RoPE rotates pairs")
-    check_rope(c.rope, c.head_dim, c.max_position_embeddings)
+    for rope in (c.rope, *(kind.rope for kind in c.layer_kinds if kind.rope is not None)):
+        check_rope(rope, c.head_dim, c.max_position_embeddings)
     if type(c.rms_norm_eps) not in (int, float) or not 0 <= c.rms_norm_eps < 1:
         raise JllamaError(f"config: rms_norm_eps={c.rms_norm_eps!r} must be a number from 0 to 1")
     if c.hidden_act not in ACTIVATIONS:
         raise JllamaError(
             f"config: hidden_act={c.hidden_act!r} is not supported; use {', '.join(ACTIVATIONS)}"
         )
-    if c.sliding_window is not None:
-        check_size("sliding_window", c.sliding_window, "below 2^31, or null")
+    for window in (c.sliding_window, *(kind.window for kind in c.layer_kinds)):
+        if window is not None:
+            check_size("sliding_window", window, "below 2^31, or null")

@@ -69,12 +69,12 @@ def load_params(
     config: ModelConfig,
     dtype: Any,
     *,
-    device: Any = None,
+    placement: Any = None,
     progress: bool = True,
     quantize: str = "none",
     pack: bool = True,
 ) -> Params:
-    """Streams the weights to a device, converted once to the run dtype.
+    """Streams the weights to where they are to lie, converted once to the run dtype.
 
     At its peak this takes the parameters in the run dtype and tens of megabytes; on the host of an
     accelerator two leaves and tens of megabytes.
@@ -83,9 +83,10 @@ def load_params(
       files: where the weights are.
       config: what `read_config` made of them.
       dtype: float32, bfloat16 or float16.
-      device: a `jax.Device` or `Sharding`; JAX's default device when None.
+      placement: a `jax.Device` or `Sharding`, or `Params` (any of its branches may be one leaf) of them;
+        JAX's default device where None.
       progress: show a bar on stderr when it takes over a second.
-      quantize: which weights stay or become `QTensor`s; see `converters.converter_for`.
+      quantize: which weights stay or become `QTensor`s; see `leaves.choose.converter_for`.
       pack: bring quantised weights into the layout that the platform's kernels read.
 
     Raises:
@@ -93,23 +94,36 @@ def load_params(
         read; no memory for the weights.
     """
     run_dtype = _run_dtype(dtype)
-    place = partial(placed, device=device, pack=pack)
+    place, tree = partial(placed, pack=pack), layout(config)
+    places = _for_each_leaf(placement, tree)
     if is_saved(files):
         assert files.directory is not None
-        return load_saved(files.directory, config, run_dtype, place)
+        return load_saved(files.directory, config, run_dtype, place, places)
     headers = open_checkpoint(files)
     checkpoint = verified(headers, config)
-    tree = layout(config)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) * run_dtype.itemsize
     with contextlib.closing(Reader()) as reader, ByteBar("loading weights", total, enabled=progress) as bar:
         for stored in headers.tensors.values():
             reader.open(stored.path)
         _check_tied(headers, config, reader)
-        converter, open_ends = converter_for(quantize, checkpoint, reader, run_dtype, device, bar, place)
+        converter, open_ends = converter_for(quantize, checkpoint, reader, run_dtype, bar, place)
         with contextlib.ExitStack() as stack, _memory_errors(total, run_dtype):
             for end in open_ends:
                 stack.callback(end.close)
-            return jax.tree.map(converter, tree)
+            return jax.tree.map(converter, tree, places)
+
+
+def _for_each_leaf(placement: Any, tree: Any) -> Any:
+    """The placement of each leaf.
+
+    Raises:
+      JllamaError: it has branches that the parameters lack.
+    """
+    try:
+        return jax.tree.broadcast(placement, tree, is_leaf=lambda node: node is None)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise JllamaError(f"placement: neither one place nor Params of places ({reason})") from None
 
 
 def _run_dtype(dtype: Any) -> np.dtype:

@@ -21,6 +21,7 @@ from jllama.checkpoint.leaves.dense import aligned_empty
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
 from jllama.hub.references import resolve
+from jllama.model import Params
 from tests.support.checkpoint_files import (
     KEYS,
     finish,
@@ -230,15 +231,35 @@ def test_the_device_takes_the_host_array_as_it_is(tmp_path, monkeypatch):
 def test_weights_are_bound_to_a_device_only_if_one_is_named():
     """Else programs would be compiled twice: for arrays that are bound, and for those that are not."""
     assert not placed(np.ones(3)).committed
-    assert placed(np.ones(3), device=jax.devices()[0]).committed
+    assert placed(np.ones(3), jax.devices()[0]).committed
 
 
 def test_a_device_may_be_named(tmp_path):
     files = resolve(str(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS))))
     device = jax.devices()[0]
-    params = load_params(files, read_config(files), "float32", device=device)
+    params = load_params(files, read_config(files), "float32", placement=device)
     assert params.norm.committed
     assert params.norm.devices() == {device}
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_each_leaf_may_have_a_place_of_its_own(tmp_path, quantize):
+    files = resolve(str(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS))))
+    config = read_config(files)
+    device, layers = jax.devices()[0], config.num_hidden_layers
+    placement = Params(embed_tokens=device, layers=(*[None] * (layers - 1), device), norm=None, lm_head=None)
+    params = load_params(files, config, "float32", placement=placement, quantize=quantize)
+    bound = [leaf.committed for leaf in jax.tree.leaves(params.layers[-1])]
+    assert all(bound)
+    assert all(leaf.committed for leaf in jax.tree.leaves(params.embed_tokens))
+    assert not any(leaf.committed for leaf in jax.tree.leaves((params.layers[:-1], params.norm)))
+
+
+def test_a_placement_of_another_shape_is_refused(tmp_path):
+    files = resolve(str(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS))))
+    placement = Params(embed_tokens=None, layers=(None,) * 77, norm=None)
+    with pytest.raises(JllamaError, match="placement: neither one place nor Params"):
+        load_params(files, read_config(files), "float32", placement=placement)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "float8_e4m3fn", "nonsense"])

@@ -1,5 +1,6 @@
 """Quantised directories: every tensor's kind and shape is checked before the first is read."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,10 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.formats.saved import save
+from jllama.config import LayerKind
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
+from jllama.layers.rope import Rope
 from jllama.model import forward
 from tests.support.checkpoint_files import KEYS, write_directory
 from tests.support.checkpoint_generator import random_tensors
@@ -51,6 +54,16 @@ def test_biases_stay_as_they_are_and_the_model_runs(sound, mode):
     cache = KVCache.empty(config, batch=1, max_len=4, dtype="float32")
     ours, theirs = (np.asarray(forward(config, tree, tokens, cache)[0]) for tree in (params, full))
     assert np.abs(ours - theirs).max() < 0.3 * np.abs(theirs).max()
+
+
+def test_a_configuration_of_several_layer_kinds_is_kept(sound, tmp_path):
+    files = resolve(str(sound / "int8"))
+    factors = Rope(frequency_factors=(1.0,) * (read_config(files).head_dim // 2))
+    kinds = (LayerKind(window=7), LayerKind(rope=None), LayerKind(rope=factors))
+    config = dataclasses.replace(read_config(files), layer_kinds=kinds, rope=factors)
+    params = load_params(files, config, "float32", pack=False)
+    save(files, config, params, tmp_path / "again", "int8")
+    assert read_config(resolve(str(tmp_path / "again"))) == config
 
 
 DOWN, NORM, BIAS = "layers.0.mlp.down_proj", "norm", "layers.0.mlp.gate_up_bias"

@@ -21,7 +21,7 @@ from jllama.checkpoint.formats.saved_check import check_saved, leaf_name
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.dense import all_finite
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
-from jllama.config import ModelConfig
+from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.errors import file_errors
 from jllama.files.json_files import read_object
@@ -107,22 +107,31 @@ def saved_config(directory: Path) -> ModelConfig | None:
         return None
     try:
         fields = dict(keys[METHOD])
-        rope = dict(fields.pop("rope"))
-        if rope.get("frequency_factors") is not None:
-            rope["frequency_factors"] = tuple(rope["frequency_factors"])
-        return ModelConfig(rope=Rope(**rope), **fields)
+        kinds = tuple(_kind(**kind) for kind in fields.pop("layer_kinds", []))
+        return ModelConfig(rope=_rope(**fields.pop("rope")), layer_kinds=kinds, **fields)
     except (KeyError, TypeError, ValueError, ArithmeticError, JllamaError) as error:
         raise JllamaError(f"{directory}/config.json is damaged ({error}): {_ADVICE}") from None
 
 
-def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Callable[[Any], Any]) -> Params:
+def _kind(window: int | None, rope: dict[str, Any] | None) -> LayerKind:
+    return LayerKind(window, None if rope is None else _rope(**rope))
+
+
+def _rope(frequency_factors: list[float] | None = None, **fields: Any) -> Rope:
+    return Rope(frequency_factors=None if frequency_factors is None else tuple(frequency_factors), **fields)
+
+
+def load_saved(
+    directory: Path, config: ModelConfig, dtype: np.dtype, place: Callable[[Any, Any], Any], placement: Params
+) -> Params:
     """The parameters of such a directory.
 
     Args:
       directory: what `save` wrote.
       config: its configuration.
       dtype: the run dtype of everything that is not quantised.
-      place: brings an array or a `QTensor` to the device.
+      place: brings an array or a `QTensor` where it is to lie.
+      placement: where that is, for each leaf.
 
     Raises:
       JllamaError: a file or tensor is missing, extra, misshapen or not sound.
@@ -132,13 +141,13 @@ def load_saved(directory: Path, config: ModelConfig, dtype: np.dtype, place: Cal
     quantized = check_saved(path, tree)
     with file_errors(path, _ADVICE), safetensors.safe_open(path, framework="numpy") as file:
 
-        def leaf(at: tuple[Any, ...], wanted: Leaf) -> Any:
+        def leaf(at: tuple[Any, ...], wanted: Leaf, where: Any) -> Any:
             name = leaf_name(at)
             if name in quantized:
-                return place(_quantized(file.get_tensor, name, wanted, quantized[name]))
-            return place(_dense(file.get_tensor(name), name, dtype))
+                return place(_quantized(file.get_tensor, name, wanted, quantized[name]), where)
+            return place(_dense(file.get_tensor(name), name, dtype), where)
 
-        return jax.tree_util.tree_map_with_path(leaf, tree)
+        return jax.tree_util.tree_map_with_path(leaf, tree, placement)
 
 
 def _dense(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:

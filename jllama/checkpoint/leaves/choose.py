@@ -17,7 +17,7 @@ from jllama.layers.qtensor import QTensor
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from jllama.machine.progress import ByteBar
 
-Converter = Callable[[Leaf], Any]
+Converter = Callable[[Leaf, Any], Any]  # a leaf, and where it is to lie: one of `jax.device_put`'s
 
 
 def converter_for(
@@ -25,32 +25,31 @@ def converter_for(
     checkpoint: Checkpoint,
     reader: Reader,
     dtype: np.dtype,
-    device: Any,
     bar: ByteBar,
-    place: Callable[[QTensor], Any],
+    place: Callable[[QTensor, Any], Any],
 ) -> tuple[Converter, list[DenseConverter]]:
-    """A function from a leaf to what stands for it on the device, and what to close at the end.
+    """A function from a leaf to what stands for it where it is to lie, and what to close at the end.
 
     Args:
       mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 (whether to ask for that is
         for `automatic_mode` to say), a key of `SCHEMES` quantises every matrix.
-      place: brings a quantised leaf to the device.
+      place: brings a quantised leaf there.
     """
-    dense = DenseConverter(checkpoint, reader, dtype, device, bar)
+    dense = DenseConverter(checkpoint, reader, dtype, bar)
     if mode == "none":
         return dense, [dense]
     if mode == "auto":
         stored = QuantizedConverter(checkpoint, reader)
 
-        def keep(leaf: Leaf) -> Any:
-            return place(stored(leaf)) if leaf.is_matrix and stored.keeps(leaf) else dense(leaf)
+        def keep(leaf: Leaf, where: Any) -> Any:
+            return place(stored(leaf), where) if leaf.is_matrix and stored.keeps(leaf) else dense(leaf, where)
 
         return keep, [dense]
-    wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), device, bar)
+    wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), bar)
 
-    def shrink(leaf: Leaf) -> Any:
+    def shrink(leaf: Leaf, where: Any) -> Any:
         scheme = scheme_for(leaf, mode)
-        return dense(leaf) if scheme is None else place(quantize(wide(leaf), scheme))
+        return dense(leaf, where) if scheme is None else place(quantize(wide(leaf), scheme), where)
 
     return shrink, [dense, wide]
 
@@ -63,15 +62,16 @@ def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
     return tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
 
 
-def placed(leaf: Any, *, device: Any = None, pack: bool = True) -> Any:
-    """An array or a quantised leaf on the device; `pack`: in the layout that its kernels read.
+def placed(leaf: Any, where: Any = None, *, pack: bool = True) -> Any:
+    """An array or a quantised leaf where it is to lie; `pack`: in the layout that kernels read there.
 
     Bound to a device only if one is named: a program compiled for arrays that are not is compiled anew for
     those that are, and what it returned with the weights' help would be.
     """
-    if isinstance(leaf, QTensor) and pack and _reads_tiles(device or jax.devices()[0]):
-        return kernels.cpu.tiles(leaf)
-    return jax.device_put(leaf, device)
+    if isinstance(leaf, QTensor) and pack and _reads_tiles(where or jax.devices()[0]):
+        leaf = kernels.cpu.tiles(leaf)
+        return leaf if where is None else jax.device_put(leaf, where)
+    return jax.device_put(leaf, where)
 
 
 def _reads_tiles(place: Any) -> bool:

@@ -32,11 +32,9 @@ class DenseConverter:
     So loading needs the parameters themselves and a few chunks, on a CPU; one or two more leaves elsewhere.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, reader: Reader, dtype: np.dtype, device: Any, bar: ByteBar
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, reader: Reader, dtype: np.dtype, bar: ByteBar) -> None:
         self._checkpoint, self._reader, self._bar = checkpoint, reader, bar
-        self._dtype, self._device = dtype, device
+        self._dtype = dtype
         self._pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
         self._before: jax.Array | None = None
 
@@ -44,8 +42,8 @@ class DenseConverter:
         """Ends the threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def __call__(self, leaf: Leaf) -> jax.Array:
-        """The leaf on the device.
+    def __call__(self, leaf: Leaf, where: Any = None) -> jax.Array:
+        """The leaf on a device or, in parts, on several: `where` is one of `jax.device_put`'s.
 
         Raises:
           JllamaError: a number that is not finite, or a file that can't be read.
@@ -58,7 +56,7 @@ class DenseConverter:
         if self._before is not None:
             # Lets the transfer overlap with the next leaf's reading, yet keeps few leaves on the host.
             self._before.block_until_ready()
-        self._before = jax.device_put(host, self._device)
+        self._before = jax.device_put(host, where)
         return self._before
 
     def _fill(self, target: np.ndarray, part: Part, leaf_shape: tuple[int, ...]) -> None:
