@@ -10,7 +10,7 @@ from jax import Array
 
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
-from jllama.layers.attention import Attend, Attention, append_and_attend, attention, take_token
+from jllama.layers.attention import Attend, Attention, append_and_attend, attention, one_token
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.gradients import register_params
 from jllama.layers.linear import linear
@@ -62,7 +62,7 @@ def block(
     mixed, cache = attention(
         p.attention, normed, cache, rope=rope, window=kind.window, only=only, attend_fn=attend_fn
     )
-    x = (x if only is None else take_token(x, only)) + mixed
+    x = (x if only is None else one_token(x, only)) + mixed
     normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
     return x + mlp(p.mlp, normed, config.hidden_act), cache
 

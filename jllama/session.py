@@ -112,8 +112,8 @@ class Session:
         decoder: Decoder | None = self._start([*prompt, *begun], settings, progress)
         assert decoder is not None
         try:
-            for block in decoder:
-                yield from answer.push(block[0].tolist())
+            for burst in decoder:
+                yield from answer.push(burst[0].tolist())
                 if answer.finished:
                     return
             yield from answer.end()

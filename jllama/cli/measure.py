@@ -18,7 +18,7 @@ from jllama.config import ModelConfig
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import prefill
 from jllama.engine.state import NO_TOKEN, start_decode
-from jllama.engine.step import BLOCK
+from jllama.engine.step import BURST
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
@@ -97,7 +97,7 @@ def check_memory(config: ModelConfig, dtype: str, tests: list[Test]) -> None:
 
 
 def _cache_length(test: Test) -> int:
-    length = test.depth + test.count + BLOCK + 1
+    length = test.depth + test.count + BURST + 1
     return -(-length // CACHE_STEP) * CACHE_STEP
 
 
@@ -149,7 +149,7 @@ def _generate_once(
     arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
     timed = sum(tokens for _, tokens in arrivals[1:])
     if not timed:
-        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * BLOCK}")
+        raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * BURST}")
     return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed, decoder.state.cache
 
 

@@ -7,56 +7,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama.config import ModelConfig
-from jllama.engine.state import NO_TOKEN, Block, DecodeState, Way
-from jllama.engine.step import BLOCK, decode_block
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way
+from jllama.engine.step import BURST, decode_burst
 from jllama.errors import JllamaError
 from jllama.model import Params
 
 
 class Decoder:
-    """Runs a state to its end, always one block ahead of the reader: the device never waits for the host."""
+    """Runs a state to its end, always one burst ahead of the reader: the device never waits for the host."""
 
     def __init__(
         self,
         config: ModelConfig,
         params: Params,
         state: DecodeState,
-        first: Block,
+        first: Burst,
         how: Way,
         *,
-        block_seconds: float = 0.05,
+        burst_seconds: float = 0.05,
     ) -> None:
-        """Takes what `start_decode` gave. Blocks grow until one takes about `block_seconds`."""
+        """Takes what `start_decode` gave. Bursts grow until one takes about `burst_seconds`."""
         self.config, self.params, self.state, self.how = config, params, state, how
-        self._ready, self._block_seconds = first, block_seconds
+        self._ready, self._burst_seconds = first, burst_seconds
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Blocks of new tokens, int32 `[B, up to BLOCK]`; `NO_TOKEN` fills rows that are done.
+        """Bursts of new tokens, int32 `[B, up to BURST]`; `NO_TOKEN` fills rows that are done.
 
         Raises:
           JllamaError: the logits of a row are not finite.
         """
         fixed, before = self.how.target.on_gpu, time.perf_counter()
-        steps = BLOCK if fixed else 1
+        steps = BURST if fixed else 1
         while True:
-            self.state, ahead = decode_block(self.config, self.params, self.state, np.int32(steps), self.how)
+            self.state, ahead = decode_burst(self.config, self.params, self.state, np.int32(steps), self.how)
             tokens = np.asarray(self._ready.tokens)
             _check_healthy(self._ready, self.state.cache.keys[0].dtype)
             yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
             if np.asarray(self._ready.done).all():
                 return
             now = time.perf_counter()
-            steps = BLOCK if fixed else _next_steps(steps, now - before, self._block_seconds)
+            steps = BURST if fixed else _next_steps(steps, now - before, self._burst_seconds)
             self._ready, before = ahead, now
 
 
 def _next_steps(steps: int, seconds: float, target: float) -> int:
     """Twice as many while they took less than half of the target time, half when more than twice."""
-    return min(2 * steps, BLOCK) if seconds < target / 2 else max(1, steps // (1 + (seconds > 2 * target)))
+    return min(2 * steps, BURST) if seconds < target / 2 else max(1, steps // (1 + (seconds > 2 * target)))
 
 
-def _check_healthy(block: Block, dtype: jnp.dtype) -> None:
-    if np.asarray(block.healthy).all():
+def _check_healthy(burst: Burst, dtype: jnp.dtype) -> None:
+    if np.asarray(burst.healthy).all():
         return
     advice = "use --dtype=bfloat16" if dtype == jnp.float16 else "is the checkpoint damaged?"
     raise JllamaError(f"the model's logits are not finite in {dtype}: {advice}")

@@ -54,10 +54,10 @@ class Way:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Block:
+class Burst:
     """What a call of the loop hands out, apart from the state."""
 
-    tokens: Array  # int32 [B, up to BLOCK]: in order, then NO_TOKEN
+    tokens: Array  # int32 [B, up to BURST]: in order, then NO_TOKEN
     done: Array  # bool [B]
     healthy: Array  # bool [B]
 
@@ -71,7 +71,7 @@ def start_decode(
     keys: ArrayLike,
     limit: ArrayLike,
     stop_ids: ArrayLike,
-) -> tuple[DecodeState, Block, Way]:
+) -> tuple[DecodeState, Burst, Way]:
     """Samples the first token from the prompt's last logits.
 
     Args:
@@ -104,7 +104,7 @@ def _start_decode(
     stop_ids: Array,
     *,
     how: Way,
-) -> tuple[DecodeState, Block]:
+) -> tuple[DecodeState, Burst]:
     B, V = logits.shape
     state = DecodeState(
         cache=cache,
@@ -119,7 +119,7 @@ def _start_decode(
         counts=TokenCounts.of_prompt(prompt, n_prompt, V),
     )
     state = take_token(state, logits, how)
-    return state, Block(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
+    return state, Burst(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
 
 
 def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:

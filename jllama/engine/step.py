@@ -1,7 +1,7 @@
 """The decode step and the compiled loop around it.
 
-`DecodeState` is one pytree and `decode_step` one function of it. `decode_block` runs the step up to
-`BLOCK` times inside one compiled loop, so that the device never waits for the host.
+`DecodeState` is one pytree and `decode_step` one function of it. `decode_burst` runs the step up to
+`BURST` times inside one compiled loop, so that the device never waits for the host.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from jax.typing import ArrayLike
 
 from jllama import kernels
 from jllama.config import ModelConfig
-from jllama.engine.state import NO_TOKEN, Block, DecodeState, Way, take_token
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
 from jllama.model import Params
 
-BLOCK = 16
+BURST = 16
 
 
 def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Way) -> DecodeState:
@@ -30,18 +30,18 @@ def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Wa
     return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], how)
 
 
-def decode_block(
+def decode_burst(
     config: ModelConfig, params: Params, state: DecodeState, steps: ArrayLike, how: Way
-) -> tuple[DecodeState, Block]:
-    """Up to `steps` (int32 scalar, at most `BLOCK`) decode steps, fewer once all rows are done.
+) -> tuple[DecodeState, Burst]:
+    """Up to `steps` (int32 scalar, at most `BURST`) decode steps, fewer once all rows are done.
 
-    A GPU always takes `BLOCK` steps. The old state is donated: it must not be used afterwards.
+    A GPU always takes `BURST` steps. The old state is donated: it must not be used afterwards.
     """
-    return compiled_block(how, state.token.shape[0] > 1)(config, params, state, steps)
+    return compiled_burst(how, state.token.shape[0] > 1)(config, params, state, steps)
 
 
 @cache
-def compiled_block(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Block]]:
+def compiled_burst(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
     """`decode_steps` under `jit`."""
     return jax.jit(
         partial(decode_steps, how=how),
@@ -53,17 +53,17 @@ def compiled_block(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, 
 
 def decode_steps(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, how: Way
-) -> tuple[DecodeState, Block]:
-    """`decode_block` before it is compiled."""
+) -> tuple[DecodeState, Burst]:
+    """`decode_burst` before it is compiled."""
     loop = _fixed_loop if how.target.on_gpu else _open_loop
     state, tokens = loop(config, params, state, steps, how)
-    return state, Block(tokens=tokens, done=state.done, healthy=state.healthy)
+    return state, Burst(tokens=tokens, done=state.done, healthy=state.healthy)
 
 
 def _one_step(
     config: ModelConfig, params: Params, step: Array, state: DecodeState, tokens: Array, how: Way
 ) -> tuple[DecodeState, Array]:
-    """The state after one more step, and tokens `[B, BLOCK]` with the new ones in column `step`."""
+    """The state after one more step, and tokens `[B, BURST]` with the new ones in column `step`."""
     active = ~state.done
     # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
     weights, _ = jax.lax.optimization_barrier((params, step))
@@ -76,7 +76,7 @@ def _open_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
 ) -> tuple[DecodeState, Array]:
     """Ends after `steps` or with the last row."""
-    Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BLOCK]
+    Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BURST]
 
     def unfinished(carry: Carry) -> Array:
         return (carry[0] < steps) & ~jnp.all(carry[1].done)
@@ -91,15 +91,15 @@ def _open_loop(
 def _fixed_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
 ) -> tuple[DecodeState, Array]:
-    """Always `BLOCK` steps: on a GPU a condition that the device computes costs a round trip to the host,
+    """Always `BURST` steps: on a GPU a condition that the device computes costs a round trip to the host,
     a third of a step, and one around the loop a copy of the whole cache.
     """
 
     def body(step: Array, carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
         return _one_step(config, params, step, *carry, how)
 
-    return jax.lax.fori_loop(0, BLOCK, body, (state, _no_tokens(state)))
+    return jax.lax.fori_loop(0, BURST, body, (state, _no_tokens(state)))
 
 
 def _no_tokens(state: DecodeState) -> Array:
-    return jnp.full((state.token.shape[0], BLOCK), NO_TOKEN, jnp.int32)
+    return jnp.full((state.token.shape[0], BURST), NO_TOKEN, jnp.int32)

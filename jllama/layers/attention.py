@@ -50,7 +50,7 @@ def append_and_attend(
     queries, keys, values = rotated_heads(qkv, rope)
     cache, start = cache.append(keys, values), cache.length
     if only is not None:
-        queries, start = take_token(queries, only), start + only
+        queries, start = one_token(queries, only), start + only
     return attend(queries, cache.keys, cache.values, start, window), cache
 
 
@@ -92,7 +92,7 @@ def rotated_heads(qkv: Array, rope: tuple[Array, Array] | None) -> tuple[Array, 
     return rotated[:, :, :, :-1], rotated[:, :, :, -1], qkv[:, :, :, -1]
 
 
-def take_token(x: Array, index: Array) -> Array:
+def one_token(x: Array, index: Array) -> Array:
     """Of each row of `[B, T, ...]` one token: `[B, 1, ...]`."""
     return jnp.take_along_axis(x, index.reshape((-1,) + (1,) * (x.ndim - 1)), axis=1)
 

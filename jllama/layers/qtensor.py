@@ -9,7 +9,7 @@ from jax import Array
 # Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
 EXACT = jax.lax.Precision.HIGHEST
 TILE = 16  # rows that lie interleaved in the layout "tiles"
-BLOCK = 32  # elements whose 4-bit halves share bytes in that layout
+SPAN = 32  # elements whose 4-bit halves share bytes in that layout
 
 
 @jax.tree_util.register_dataclass
@@ -103,7 +103,7 @@ def _expand(w: QTensor, values: Array, scales: Array, offsets: Array | None) -> 
     """Weights `[rows, groups, g]` in float32 from rows of leaves."""
     rows, groups = scales.shape
     if w.bits == 4:
-        pairs = BLOCK if w.layout == "tiles" else w.group
+        pairs = SPAN if w.layout == "tiles" else w.group
         packed = values.reshape(rows, -1, pairs // 2)
         values = jnp.concatenate([packed & 15, packed >> 4], axis=-1)
     wide = values.reshape(rows, groups, -1).astype(jnp.float32)

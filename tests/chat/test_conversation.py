@@ -13,7 +13,7 @@ from jllama.chat.branches import Message, build_tree
 from jllama.chat.conversation import Conversation
 from jllama.chat.transcript import Transcript, kept_ids
 from jllama.engine import decoder
-from jllama.engine.step import decode_block
+from jllama.engine.step import decode_burst
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
@@ -185,7 +185,7 @@ def test_closing_early_keeps_what_came(talk):
 
 
 def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk, monkeypatch):
-    whole, calls = decode_block, []
+    whole, calls = decode_burst, []
 
     def interrupted(*args, **kwargs):
         calls.append(whole(*args, **kwargs))
@@ -193,7 +193,7 @@ def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk,
             raise KeyboardInterrupt  # the old state is donated, and the new one is lost
         return calls[-1]
 
-    monkeypatch.setattr(decoder, "decode_block", interrupted)
+    monkeypatch.setattr(decoder, "decode_burst", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(talk, "Go on", GenerationSettings(max_new_tokens=100, ignore_eos=True))
     assert talk.turns == 4

@@ -8,7 +8,7 @@ import pytest
 
 from jllama.config import ModelConfig
 from jllama.engine.state import Way
-from jllama.engine.step import compiled_block
+from jllama.engine.step import compiled_burst
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from tests.support.decoding import start
@@ -26,7 +26,7 @@ def program():
     params = random_params(config, dtype="bfloat16")
     cache = KVCache.empty(config, batch=1, max_len=16, dtype="bfloat16")
     state, *_ = start(cache, jnp.zeros((1, V), jnp.float32))
-    run = compiled_block(Way(Target("cpu", kernels=False)), batched=False)
+    run = compiled_burst(Way(Target("cpu", kernels=False)), batched=False)
     lowered = run.lower(config, params, state, np.int32(3))
     return lowered.compile().as_text()
 

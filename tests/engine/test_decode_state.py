@@ -10,7 +10,7 @@ import pytest
 from jllama.engine.decoder import Decoder, _next_steps
 from jllama.engine.prefill import prefill
 from jllama.engine.state import NO_TOKEN, Way, take_token
-from jllama.engine.step import decode_block
+from jllama.engine.step import decode_burst
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from tests.support.decoding import CPU, start
@@ -60,7 +60,7 @@ def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params):
     state, first, _ = begin(tiny_config, batch=2, limit=1)
     assert np.asarray(first.done).all()
     before = jax.tree.map(np.array, state.cache)
-    state, block = decode_block(tiny_config, tiny_params, state, np.int32(5), HOW)
+    state, block = decode_burst(tiny_config, tiny_params, state, np.int32(5), HOW)
     assert (np.asarray(block.tokens) == NO_TOKEN).all()
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state.cache))
 
@@ -68,7 +68,7 @@ def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params):
 def test_the_loop_takes_as_many_steps_as_it_is_told(tiny_config, tiny_params):
     state, *_ = begin(tiny_config, limit=100)
     for steps, held in ((1, 4), (5, 9)):
-        state, block = decode_block(tiny_config, tiny_params, state, np.int32(steps), HOW)
+        state, block = decode_burst(tiny_config, tiny_params, state, np.int32(steps), HOW)
         assert state.cache.length.tolist() == [held]
         assert (np.asarray(block.tokens) != NO_TOKEN).sum() == steps
 
@@ -96,7 +96,7 @@ def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_c
     state, *_ = begin(tiny_config, batch=2, limit=100)
     keys = state.cache.keys[0].at[0, :, 0].set(jnp.nan)
     cache = dataclasses.replace(state.cache, keys=(keys, *state.cache.keys[1:]))
-    state, block = decode_block(
+    state, block = decode_burst(
         tiny_config, tiny_params, dataclasses.replace(state, cache=cache), np.int32(5), HOW
     )
     assert (block.healthy.tolist(), block.done.tolist()) == ([False, True], [True, False])

@@ -11,7 +11,7 @@ from jllama import kernels
 from jllama.engine import prefill
 from jllama.engine.decoder import Decoder
 from jllama.engine.state import NO_TOKEN, Way
-from jllama.engine.step import decode_block
+from jllama.engine.step import decode_burst
 from jllama.errors import JllamaError
 from jllama.kernels.target import CHUNK_SIZES
 from jllama.layers.cache import KVCache
@@ -182,7 +182,7 @@ def test_the_cache_is_donated_and_updated_in_place(tiny_config, tiny_params):
     state, _, how = begin(tiny_config, tiny_params, PROMPTS[:1])
     place = state.cache.keys[0].unsafe_buffer_pointer()
     keys = state.cache.keys[0]
-    state, _ = decode_block(tiny_config, tiny_params, state, np.int32(3), how)
+    state, _ = decode_burst(tiny_config, tiny_params, state, np.int32(3), how)
     assert keys.is_deleted()
     assert state.cache.keys[0].unsafe_buffer_pointer() == place
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from jllama.layers.qtensor import BLOCK, TILE, QTensor
+from jllama.layers.qtensor import SPAN, TILE, QTensor
 
 
 def prepare(params):
@@ -22,10 +22,10 @@ def prepare(params):
 
 def tiles(w: QTensor) -> QTensor:
     """`w` in the layout "tiles"; as it is where its groups are no multiple of 32."""
-    if w.layout == "tiles" or w.group % BLOCK:
+    if w.layout == "tiles" or w.group % SPAN:
         return w
     values = np.asarray(w.values)
-    if w.bits == 4 and w.group != BLOCK:
+    if w.bits == 4 and w.group != SPAN:
         values = _pair_within_blocks(values, w.group)
     words = _interleave(values.view(np.uint32))
     return dataclasses.replace(
@@ -53,7 +53,7 @@ def _pair_within_blocks(values: np.ndarray, group: int) -> np.ndarray:
     """4-bit halves paired within each 32 elements instead of within each group."""
     rows = values.shape[0]
     packed = values.reshape(rows, -1, group // 2)
-    flat = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, 2, BLOCK // 2)
+    flat = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, 2, SPAN // 2)
     return np.ascontiguousarray(flat[:, :, 0] | flat[:, :, 1] << 4).reshape(rows, -1)
 
 

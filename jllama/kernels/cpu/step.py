@@ -12,7 +12,7 @@ from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
-from jllama.layers.qtensor import BLOCK, QTensor
+from jllama.layers.qtensor import SPAN, QTensor
 from jllama.model import Params
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
@@ -72,7 +72,7 @@ def weight_refusal(w: Array | QTensor) -> str | None:
         return None if str(w.dtype) in KINDS else f"weights of {w.dtype}"
     if w.layout != "tiles":
         return f"quantised weights in the layout {w.layout!r}; kernels.cpu.prepare makes tiles"
-    if w.bits not in QUANTISED or w.group % BLOCK:
+    if w.bits not in QUANTISED or w.group % SPAN:
         return f"{w.bits}-bit weights in groups of {w.group}"
     scales = {str(leaf.dtype) for leaf in (w.scales, w.offsets) if leaf is not None}
     return None if scales in ({"float16"}, {"float32"}) else f"scales of {', '.join(sorted(scales))}"

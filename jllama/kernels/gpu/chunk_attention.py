@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.layers.attention import attend, rotated_heads, take_token
+from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
 
 KEYS = 128  # cached positions of a tile, as in chunk.cu
@@ -99,8 +99,8 @@ def chunk_attend(
         )
         appended = dataclasses.replace(cache, keys=keys, values=values)
         if only is not None:  # one query a row
-            angles = (take_token(rope[0], only), take_token(rope[1], only))
-            queries, _, _ = rotated_heads(take_token(qkv, only), angles)
+            angles = (one_token(rope[0], only), one_token(rope[1], only))
+            queries, _, _ = rotated_heads(one_token(qkv, only), angles)
             return attend(queries, keys, values, cache.length + only, window), appended
         mixed, *_ = launch.call(
             chunk_source(shape),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama.layers.attention import attend, rotated_heads, take_token
+from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
 
 MIN_TOKENS = 64
@@ -30,7 +30,7 @@ def prefill_attend(
     queries, keys, values = rotated_heads(qkv, rope)
     cache = cache.begin(keys, values)
     if only is not None:  # one query a row
-        return attend(take_token(queries, only), cache.keys, cache.values, only, window), cache
+        return attend(one_token(queries, only), cache.keys, cache.values, only, window), cache
     B, T, K, G, H = queries.shape
     mixed = jax.nn.dot_product_attention(
         queries.reshape(B, T, K * G, H),
