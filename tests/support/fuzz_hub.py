@@ -65,7 +65,7 @@ def _place(directory: Path, index: bytes = b"", files: tuple[bytes, ...] = (), w
     with (
         mock.patch.dict(os.environ, JLLAMA_CACHE=str(directory / "cache"), PIP_INDEX_URL="http://index"),
         mock.patch("urllib.request.urlopen", urlopen),
-        mock.patch.object(pypi, "_pip_download", pip),
+        mock.patch.object(pypi, "pip_download", pip),
     ):
         yield
 
