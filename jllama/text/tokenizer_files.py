@@ -42,8 +42,18 @@ class Directory:
         return _templates(self)
 
     def token_text(self, name: str) -> str | None:
+        """The text of a named token; None where there is none.
+
+        Raises:
+          JllamaError: it is neither a text nor an object with one.
+        """
         token = self.config.get(name)
-        return token.get("content") if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is None or isinstance(text, str):
+            return text
+        raise JllamaError(
+            f"{self.path / 'tokenizer_config.json'}: {name}={token!r} must be a text; correct it there"
+        )
 
 
 def read_vocabulary(path: Path) -> tuple[Vocabulary, Settings]:

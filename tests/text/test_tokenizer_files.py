@@ -186,3 +186,11 @@ def test_without_legacy_a_blank_stands_behind_special_tokens(tmp_path, config, a
     tokenizer = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", tokenizer_config=config))
     first, later = (tokenizer.encode("ab", add_special=False, begins=begins) for begins in (True, False))
     assert (first == later) == alike
+
+
+@pytest.mark.parametrize("name", ["bos_token", "sep_token"])
+@pytest.mark.parametrize("token", [1.5, True, ["<s>"], {"content": 3}])
+def test_a_named_token_is_a_text(tmp_path, name, token):
+    tokenizer = {"tokenizer__json": byte_level_json(), "tokenizer_config__json": json.dumps({name: token})}
+    with pytest.raises(JllamaError, match=rf"tokenizer_config.json: {name}=.* must be a text"):
+        Tokenizer.from_dir(write_directory(tmp_path, **tokenizer))
