@@ -364,7 +364,9 @@ def styled(pieces, wrap=False):
     def paint(text, style):
         return f"<{style}>{text}</>" if style and text else text
 
-    stream = MarkdownStream(chat_wrap.WordWrap(paint) if wrap else paint, lambda rows: f"{rows}\n")
+    stream = MarkdownStream(
+        chat_wrap.WordWrap(paint, soft=False) if wrap else paint, lambda rows: f"{rows}\n"
+    )
     return "".join([*map(stream.push, pieces), stream.end()])
 
 

@@ -40,7 +40,7 @@ class Screen:
 
     def say(self, text: str, style: str = "dim") -> None:
         """A remark of the chat's own, on lines of its own."""
-        wrap = WordWrap(self._paint)
+        wrap = WordWrap(self._paint, soft=self._can_style)
         self._write("".join(wrap(line, style) + wrap("\n", "") for line in printable(text).split("\n")))
 
     def error(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Screen:
         """Shows Markdown where the terminal can, from where `begun` ends."""
         if not (self.markdown and self._can_style):
             return None
-        wrap = WordWrap(self._paint)
+        wrap = WordWrap(self._paint, soft=self._can_style)
         writer = MarkdownStream(wrap, self._table)
         writer.push(begun)
         writer.end()
