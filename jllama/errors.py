@@ -1,6 +1,5 @@
 """The one exception that a user's mistake raises, and how text of files and servers goes into a message."""
 
-import difflib
 from collections.abc import Iterable
 
 MOST = 2000  # characters of a line: a hostile file may hold names of any length
@@ -42,5 +41,7 @@ def _shortened(text: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing."""
+    import difflib  # late: few messages need it
+
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,5 +1,6 @@
 """A progress bar on stderr for what takes over a second, or surely will; quicker work shows nothing."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -48,7 +49,7 @@ class Bar:
             leave=False,
             miniters=1,
             mininterval=REDRAWN,
-            dynamic_ncols=True,
+            **_width(),
             **self.look,
         )
 
@@ -85,6 +86,14 @@ class PromptBar(Bar):
         if self._is_long and self._enabled:
             self._show()  # the first chunk alone may take many seconds
         return self
+
+
+def _width() -> dict[str, Any]:
+    """As wide as the terminal, also when that changes; as most are where it does not know how wide it is."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+            return {"ncols": 79, "nrows": 24}
+    return {"dynamic_ncols": True}
 
 
 @functools.cache

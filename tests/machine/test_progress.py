@@ -1,6 +1,11 @@
 """The progress bar: silent when quick, on stderr alone when not."""
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 import threading
 
 import pytest
@@ -79,6 +84,21 @@ def test_a_long_prompts_bar_stands_there_before_its_first_chunk(screen):
     assert terminal.getvalue() == ""
     with PromptBar(513):
         assert "0/513 tokens" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(0, 80), (60, 60), (100, 100)])
+def test_the_bar_is_as_wide_as_its_terminal(monkeypatch, columns, width):
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24 * bool(columns), columns, 0, 0))
+    os.set_blocking(reader, False)
+    with open(writer, "w", encoding="utf-8") as terminal:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", terminal)
+        with PromptBar(4000):
+            shown = os.read(reader, 4096).decode()
+    os.close(reader)
+    assert shown.startswith("\rreading the prompt:")
+    assert len(shown.strip()) == width - 1
 
 
 def test_it_can_be_switched_off(screen, monkeypatch):
