@@ -15,8 +15,10 @@ ROW_BYTES = 1024  # of a weight row per ring slot
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
-LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of decode.cu
+LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of layout.cu
 SPIN_LIMIT = 1 << 27
+# The kernel's text, in this order.
+PARTS = ("layout", "products", "shares", "producer", "consumers", "attention", "step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Format:
         return self.group * self.bits // 2 if self.group else 64
 
     def activations(self, columns: int) -> int:
-        """Bytes of shared memory that so many activations take; the same sums as `X` in decode.cu."""
+        """Bytes of shared memory that so many activations take; the same sums as `X` in layout.cu."""
         if self.bits == 16:
             return 2 * columns
         limb = -(-columns // 128) * 128 + 64
@@ -93,7 +95,7 @@ class Plan:
         return -(-max(*tiles, 32 * self.config.head_dim * 2) // 128) * 128
 
     def _tile(self, f: Format, columns: int) -> int:
-        """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in decode.cu."""
+        """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in layout.cu."""
         row, row_scales = columns * f.bits // 8, f.row_scales(columns)
         rows = 16 if f.bits < 16 or 2 * row <= self.row_bytes else 8
         pieces = -(-row // self.row_bytes)
@@ -112,7 +114,7 @@ class Plan:
 
     @property
     def fixed_bytes(self) -> int:
-        """Shared memory beside the ring; the same sums as in decode.cu."""
+        """Shared memory beside the ring; the same sums as in layout.cu."""
         c = self.config
         H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
         activations = [f.activations(k) for f, k in zip(self.formats[1:], self.columns, strict=True)]
@@ -171,7 +173,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
     sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    return launch.assemble(defines, "primitives.cu", "decode.cu")
+    return launch.assemble(defines, "primitives.cu", *(f"decode_kernel/{part}.cu" for part in PARTS))
 
 
 def _load_table(pointers: list[int], tied: bool, warps: int) -> str:

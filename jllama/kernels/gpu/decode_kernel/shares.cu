@@ -1,0 +1,35 @@
+// ---- shares: which rows of a stage belong to this block ------------------------------------------------
+
+// Pairs of rows [first, last) of `pairs`; rotated from stage to stage so that odd ones out even up.
+struct Share { int first, last; };
+__device__ __forceinline__ Share share(int pairs, int stage) {
+  const u32 c = (blockIdx.x + (u32)stage * 53u) % NCTA;
+  return {(int)(pairs * c / NCTA), (int)(pairs * (c + 1) / NCTA)};
+}
+
+// The cached tokens that attention reads, and how they are split among blocks.
+struct Past {
+  int first, count, chunks, splits;  // positions [first, first + count)
+  int head, split, begin, end;       // this block's kv head (-1: none) and chunks [begin, end)
+  bool append;                       // the new token has a place in the cache
+  int length, capacity;
+};
+__device__ __forceinline__ const Past& past() { return *(const Past*)(smem + OFF_PAST); }
+__device__ __forceinline__ void find_past() {
+  Past& p = *(Past*)(smem + OFF_PAST);
+  const int* limits = ptr<const int>(T_LIMITS);
+  p.length = *ptr<const int>(T_LENGTH);
+  p.capacity = limits[0];
+  const int window = limits[1];
+  p.append = p.length < p.capacity;
+  p.first = window > 0 ? max(0, p.length + 1 - window) : 0;
+  p.count = max(0, min(p.length, p.capacity) - p.first);
+  p.chunks = (p.count + TC - 1) / TC;
+  p.splits = max(1, min(p.chunks, MAXP));
+  const int b = blockIdx.x;
+  p.head = b < K_ * p.splits ? b / p.splits : -1;
+  p.split = b % p.splits;
+  p.begin = p.chunks * p.split / p.splits;
+  p.end = p.chunks * (p.split + 1) / p.splits;
+}
+
