@@ -67,7 +67,7 @@ def test_every_layer_must_be_stored_as_the_first(four_blocks, other):
 def test_every_group_of_warps_has_as_many_slots_as_the_others(four_blocks):
     made = plan.make_plan(SMALL, weights(SMALL, "bf16"))
     for slots in range(2, 9):
-        one = dataclasses.replace(made, shared_bytes=made.fixed_bytes + slots * (made.slot + 16))
+        one = dataclasses.replace(made, shared_bytes=made.map(slots)[1])
         assert (one.groups, one.slots) == (2, slots // 2 * 2)
         assert one.shared <= one.shared_bytes
 

@@ -59,7 +59,7 @@ static std::vector<std::vector<Barrier>> barriers;
 static std::vector<Meeting> warps, groups, clusters;
 static std::vector<Copy> copies;
 static int warps_per_block;
-constexpr int GROUPS = 8;  // named barriers of a block
+constexpr int BARRIERS = 8;  // named barriers of a block
 #define threadIdx (Index{me->thread})
 #define blockIdx (Index{me->block})
 #define smem (shared_memory[me->block].data())
@@ -82,7 +82,7 @@ static void meet(Meeting& m, int people) {
 }
 static Meeting& my_warp() { return warps[me->block * warps_per_block + me->thread / 32]; }
 static void __syncwarp() { meet(my_warp(), 32); }
-static void __syncthreads() { meet(groups[me->block * GROUPS], warps_per_block * 32); }
+static void __syncthreads() { meet(groups[me->block * BARRIERS], warps_per_block * 32); }
 template <class T> static T exchange(T v, int from) {
   Meeting& m = my_warp();
   memcpy(&m.w[me->thread % 32], &v, sizeof v);
@@ -165,8 +165,8 @@ static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned ba
   if (dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes) { fprintf(stderr, "copy of %u bytes to %u\n", bytes, dst); abort(); }
   copies.push_back({me->block, dst, bytes, bar, (const char*)src});
 }
-template <int THREADS> static void some_sync() { meet(groups[me->block * GROUPS + 1], THREADS); }
-static void group_sync(int id) { meet(groups[me->block * GROUPS + id], 128); }
+template <int THREADS> static void some_sync() { meet(groups[me->block * BARRIERS + 1], THREADS); }
+static void group_sync(int id) { meet(groups[me->block * BARRIERS + id], 128); }
 
 // Small copies of a thread land together, some time after it has asked for the arrival.
 static void copy_16(unsigned dst, const void* src, bool there) {
@@ -306,7 +306,7 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
   shared_memory.assign(blocks, std::vector<char>(shared_bytes, (char)0xff));  // 0xffff is not a number
   barriers.assign(blocks, std::vector<Barrier>(shared_bytes / 8));
   warps.assign(blocks * warps_per_block, Meeting());
-  groups.assign(blocks * GROUPS, Meeting());
+  groups.assign(blocks * BARRIERS, Meeting());
   clusters.assign(blocks, Meeting());
   copies.clear();
   fibers.clear();

@@ -11,11 +11,9 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER, Format
 from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
-    TABLE_LAYER,
-    TABLE_PER_LAYER,
-    Format,
     Plan,
     blocks,
     layer_formats,

@@ -7,44 +7,18 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.layout import ROW_BYTES, Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import attention_factor
 from jllama.model import Block, Params
 
-ROW_BYTES = 1024  # of a weight row per ring slot
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
-LOGITS_SLOT, TABLE_LAYER, TABLE_PER_LAYER = 6, 16, 16  # the pointer table of layout.cu
+LOGITS_SLOT = 6  # of the pointer table
 SPIN_LIMIT = 1 << 27
 # The kernel's text, in this order.
 PARTS = ("layout", "products", "shares", "producer", "consumers", "attention", "step")
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How a weight is stored: bits, group (0: one scale a row), bytes of a scale, whether with offsets."""
-
-    bits: int
-    group: int
-    scale_bytes: int
-    offsets: bool = False
-
-    @property
-    def unit(self) -> int:
-        """Bytes of a row that the kernel takes at a time: four groups' where there are groups."""
-        return self.group * self.bits // 2 if self.group else 64
-
-    def activations(self, columns: int) -> int:
-        """Bytes of shared memory that so many activations take; the same sums as `X` in layout.cu."""
-        if self.bits == 16:
-            return 2 * columns
-        limb = -(-columns // 128) * 128 + 64
-        return 2 * limb + columns // self.group * 8 if self.group else 3 * limb
-
-    def row_scales(self, columns: int) -> int:
-        """Bytes of scales per `columns` weights."""
-        return columns // self.group * self.scale_bytes if self.group else 0
 
 
 def weight_format(w: Array | QTensor) -> Format:
@@ -89,46 +63,32 @@ class Plan:
         )
 
     @property
-    def slot(self) -> int:
-        """Bytes of a ring slot: a tile's slices and their scales, or at least 32 cached tokens."""
-        tiles = [self._tile(f, k) for f, k in zip(self.formats[1:], self.columns, strict=True)]
-        return -(-max(*tiles, 32 * self.config.head_dim * 2) // 128) * 128
-
-    def _tile(self, f: Format, columns: int) -> int:
-        """Bytes in the ring of 8 or 16 rows' slices; the same sums as `Rows` in layout.cu."""
-        row, row_scales = columns * f.bits // 8, f.row_scales(columns)
-        rows = 16 if f.bits < 16 or 2 * row <= self.row_bytes else 8
-        pieces = -(-row // self.row_bytes)
-        if f.group and pieces > 1:
-            pieces = -(-pieces // self.groups) * self.groups
-        units = ((row + 63) // 64 + pieces - 1) // pieces
-        units = -(-units // 4) * 4 if f.group else units
-        piece = min(row, units * 64)
-        data = rows * (-(-piece // 128) * 128 + (64 if f.unit == 64 else 16))
-        if not f.group:
-            return data
-        lists = 2 if f.offsets else 1
-        if row_scales % 16 == 0:
-            return data + lists * rows * (f.row_scales(piece * 8 // f.bits) + 16)
-        return data + lists * 2 * ((rows // 2 * row_scales + 47) // 16 * 16)
+    def tiles(self) -> tuple[Tile, ...]:
+        """Of q·k·v, o, gate·up, down and head."""
+        pairs = zip(self.formats[1:], self.columns, strict=True)
+        return tuple(Tile(f, columns, self.row_bytes, self.groups) for f, columns in pairs)
 
     @property
-    def fixed_bytes(self) -> int:
-        """Shared memory beside the ring; the same sums as in layout.cu."""
-        c = self.config
-        H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
-        activations = [f.activations(k) for f, k in zip(self.formats[1:], self.columns, strict=True)]
-        readers = self.chunk // (16 if self.chunk > 8 * self.warps else 8)
-        attention = 16 * (H * 2 + 16) + H * 4 + readers * 128 + 64 + readers * G * H * 4
-        x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)
-        table = (TABLE_LAYER + c.num_hidden_layers * TABLE_PER_LAYER) * 8
-        sums = 512 * self.warps + 8 * self.warps + 16
-        return -(-x // 128) * 128 + sums + -(-c.hidden_size * 2 // 16) * 16 + H * 4 + table + 64
+    def slot(self) -> int:
+        """Bytes of a ring slot: a tile, or at least 32 cached tokens."""
+        return rounded(max(*(tile.size for tile in self.tiles), 32 * self.config.head_dim * 2), 128)
 
     @property
     def slots(self) -> int:
-        fit = min(64, (self.shared_bytes - self.fixed_bytes) // (self.slot + 16))
+        """As many as fit, the same for each group."""
+        fixed, one = (self.map(slots)[1] for slots in (0, 1))
+        fit = min(64, (self.shared_bytes - fixed) // (one - fixed))
         return fit // self.groups * self.groups
+
+    def map(self, slots: int) -> tuple[dict[str, int], int]:
+        """Where everything lies in shared memory with so many slots, and the bytes taken."""
+        c = self.config
+        H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
+        inner, attention = attention_map(H, G, self.chunk, self.warps)
+        activations = [Activations(tile.format, tile.columns).size for tile in self.tiles]
+        x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)  # the last: the splits joined
+        places, total = block_map(slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
+        return inner | places, total
 
     @property
     def threads(self) -> int:
@@ -137,7 +97,7 @@ class Plan:
     @property
     def shared(self) -> int:
         """Bytes of shared memory that the kernel asks for."""
-        return self.fixed_bytes + self.slots * (self.slot + 16)
+        return self.map(self.slots)[1]
 
 
 def source(plan: Plan, pointers: list[int]) -> str:
@@ -155,7 +115,6 @@ def source(plan: Plan, pointers: list[int]) -> str:
         ROPE_SCALE=f"{attention_factor(c.rope):.9e}f",
         EPS=f"{c.rms_norm_eps!r}f" if "." in repr(c.rms_norm_eps) else f"{c.rms_norm_eps:.9e}f",
         NCTA=plan.blocks,
-        SRB=plan.row_bytes,
         NSLOT=plan.slots,
         NW=plan.warps,
         NG=plan.groups,
@@ -167,13 +126,20 @@ def source(plan: Plan, pointers: list[int]) -> str:
         SHARED=plan.shared,
         SPIN_LIMIT=SPIN_LIMIT,
     )
-    names = ("EMBED", "QKV", "O", "GU", "DOWN", "HEAD")
-    for name, f in zip(names, plan.formats, strict=True):
-        sizes[f"FMT_{name}"] = f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}"
+    sizes["FMT_EMBED"] = _stored(plan.formats[0])
+    for name, tile in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
+        lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
+        x_stride = Activations(tile.format, tile.columns).stride
+        sizes[f"FMT_{name}"] = f"{_stored(tile.format)}, {x_stride}, {', '.join(map(str, lies))}"
+    sizes |= plan.map(plan.slots)[0]
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
     sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", *(f"decode_kernel/{part}.cu" for part in PARTS))
+
+
+def _stored(f: Format) -> str:
+    return f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}"
 
 
 def _load_table(pointers: list[int], tied: bool, warps: int) -> str:

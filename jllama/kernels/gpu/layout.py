@@ -1,0 +1,167 @@
+"""Where things lie in the shared memory of a block of the decode kernel: every sum is written here alone."""
+
+import dataclasses
+
+ROW_BYTES = 1024  # of a weight row per ring slot
+TABLE_LAYER, TABLE_PER_LAYER = 16, 16  # the pointer table of layout.cu
+
+
+def rounded(size: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-size // unit) * unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How a weight is stored: bits, group (0: one scale a row), bytes of a scale, whether with offsets."""
+
+    bits: int
+    group: int
+    scale_bytes: int
+    offsets: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a row that the kernel takes at a time: four groups' where there are groups."""
+        return self.group * self.bits // 2 if self.group else 64
+
+    def row_scales(self, columns: int) -> int:
+        """Bytes of scales per `columns` weights."""
+        return columns // self.group * self.scale_bytes if self.group else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """How the activations lie that meet rows of so many weights: 16-bit floats, or limbs of 8 bits."""
+
+    format: Format
+    columns: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes between limbs."""
+        return rounded(self.columns, 128) + 64
+
+    @property
+    def size(self) -> int:
+        """Two limbs and 8 bytes a group of weights, or three limbs."""
+        if self.format.bits == 16:
+            return 2 * self.columns
+        if self.format.group:
+            return 2 * self.stride + self.columns // self.format.group * 8
+        return 3 * self.stride
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """How 8 or 16 rows' slices lie in a slot of the ring: rows, their scales, then as much of offsets."""
+
+    format: Format
+    columns: int
+    row_bytes: int  # of each row per slot, roughly
+    groups: int  # of warps, each of which takes every `groups`-th slot
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row of weights."""
+        return self.columns * self.format.bits // 8
+
+    @property
+    def rows(self) -> int:
+        """8, or 16 where they are short."""
+        return 16 if self.format.bits < 16 or 2 * self.row <= self.row_bytes else 8
+
+    @property
+    def units(self) -> int:
+        """Units of 64 bytes per slice; groups of warps share a row's slices evenly."""
+        pieces = -(-self.row // self.row_bytes)
+        if self.format.group and pieces > 1:
+            pieces = rounded(pieces, self.groups)
+        units = -(-rounded(self.row, 64) // 64 // pieces)
+        return rounded(units, 4) if self.format.group else units
+
+    @property
+    def stride(self) -> int:
+        """Bytes between rows; what is added keeps the rows of a load on different banks."""
+        return rounded(self._slice, 128) + (64 if self.format.unit == 64 else 16)
+
+    @property
+    def scale_stride(self) -> int:
+        """Bytes between the scales of two rows."""
+        scales = self.format.row_scales(self.columns)
+        return scales if self.second else self.format.row_scales(self._slice * 8 // self.format.bits) + 16
+
+    @property
+    def second(self) -> int:
+        """Where the up rows' scales begin if all rows' scales are copied in one piece; 0: a piece a row."""
+        scales = self.format.row_scales(self.columns)
+        return (self.rows // 2 * scales + 47) // 16 * 16 if scales % 16 else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of a slot that it takes."""
+        data = self.rows * self.stride
+        if not self.format.group:
+            return data
+        scales = 2 * self.second if self.second else self.rows * self.scale_stride
+        return data + (2 if self.format.offsets else 1) * scales
+
+    @property
+    def _slice(self) -> int:
+        return min(self.row, self.units * 64)
+
+
+def attention_map(H: int, G: int, chunk: int, warps: int) -> tuple[dict[str, int], int]:
+    """Offsets from OFF_X while a block attends, and the bytes taken.
+
+    Args:
+      H: the width of a head.
+      G: query heads per key head.
+      chunk: cached tokens that a block attends to at a time.
+      warps: that compute.
+    """
+    tokens = 16 if chunk > 8 * warps else 8  # that a warp attends to at a time
+    readers, row = chunk // tokens, H * 2 + 16
+    sizes = dict(
+        A_Q=16 * row, A_KV=H * 4, A_M=readers * 64, A_L=readers * 64, A_NEW=64, A_O=readers * G * H * 4
+    )
+    places, total = _places(sizes)
+    return dict(QS=row, TW=tokens, AW=readers) | places, total
+
+
+def block_map(
+    slots: int, slot: int, x: int, D: int, H: int, L: int, warps: int
+) -> tuple[dict[str, int], int]:
+    """Where each part of a block's shared memory begins, and the bytes taken.
+
+    Args:
+      slots: of the ring.
+      slot: bytes of each.
+      x: the most that activations, attention or the joining of splits take.
+      D: the model's width.
+      H: the width of a head.
+      L: layers.
+      warps: that compute.
+    """
+    return _places(
+        dict(
+            OFF_RING=slots * slot,
+            OFF_X=rounded(x, 128),
+            OFF_PART=512 * warps,
+            OFF_RES=rounded(D * 2, 16),
+            OFF_ROPE=H * 4,
+            OFF_RED=warps * 4,
+            OFF_MAX=warps * 4 + 16,  # the whole vector's scale lies behind the warps'
+            OFF_BAR=2 * slots * 8,
+            OFF_TABLE=(TABLE_LAYER + L * TABLE_PER_LAYER) * 8,
+            OFF_PAST=64,
+        )
+    )
+
+
+def _places(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """One after the other: where each begins, and where the last one ends."""
+    places, at = {}, 0
+    for name, size in sizes.items():
+        places[name], at = at, at + size
+    return places, at
