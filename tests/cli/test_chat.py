@@ -385,7 +385,11 @@ def test_markdown_is_styled():
         "<italic>text</> and <bold>bold words</>, <code>code * here</>, <bold italic>both</>",
         ", 2*3*4, 5 * 3, a_b_c, ",
         "**never closed\n• one\n• two *three\n  • four `open\n",
-        "<block dim>```python</>\n<block>def f(x):</>\n<block>    return x ** 2  # * `not` **styled**</>",
+        "<block dim>```python</>\n<block keyword>def</><block text> </><block name>f</><block text>(x):</>\n",
+        "<block keyword>return</><block text> x ** </><block number>2</><block text>  </>"
+        "<block comment># * `not` **styled**</>\n\n<block text>  ```</><block keyword>not</>"
+        "<block text> the end</>\n<block dim>```</>\n",
+        "<block dim>~~~</>\n<block>tilde</>",
         "<italic>> quoted </>",
         "[['a', 'b'], ['1', '**2** | 3']]\nafter",
         "<block>| no | table |</>\n",

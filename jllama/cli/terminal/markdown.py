@@ -2,12 +2,14 @@
 
 The cursor never moves back, so neither a long answer nor a resized window can garble anything. A marker such
 as `**` waits until its partner comes in the same line; without one it is shown as it is. Words wait for their
-end, tables for their last row.
+end, tables for their last row, and program text in a known language for the end of its line, when its colours
+are certain.
 """
 
 import re
 from collections.abc import Callable
 
+from jllama.cli.terminal.colours import Colours, colours
 from jllama.cli.terminal.wrap import certain
 
 Paint = Callable[[str, str], str]  # text of one line, or "\n", and a style's name: what the terminal gets
@@ -38,6 +40,7 @@ class MarkdownStream:
         self._at_line_start = True
         self._line_style = ""
         self._fence = ""
+        self._colours: Colours | None = None  # of the block that the fence opened
         self._rows: list[str] = []
         self._before = ""  # the last character shown
 
@@ -60,7 +63,7 @@ class MarkdownStream:
                 shown += self._begin_line()
             else:
                 before = len(self._held)
-                shown += self._code() if self._fence else self._inline(complete)
+                shown += self._code(complete) if self._fence else self._inline(complete)
                 if len(self._held) == before:
                     break
         return shown
@@ -80,7 +83,7 @@ class MarkdownStream:
             return self._take_row()
         shown = self._end_table()
         if fence:
-            self._fence = fence[1]
+            self._fence, self._colours = fence[1], colours(self._held.partition("\n")[0])
             return shown + self._rest_of_line("block dim")
         return shown + self._heading_or_bullet()
 
@@ -107,8 +110,18 @@ class MarkdownStream:
         self._at_line_start = bool(newline)
         return self._paint(line, style) + self._line_end(newline)
 
-    def _code(self) -> str:
-        return self._rest_of_line("block")
+    def _code(self, complete: bool) -> str:
+        """The line as it comes, or, in colours, once it is whole or very long."""
+        if self._colours is None:
+            return self._rest_of_line("block")
+        if not complete and len(self._held) <= HELD_AT_MOST:
+            return ""
+        line, newline, self._held = self._held.partition("\n")
+        self._at_line_start = bool(newline)
+        stretches = ((text.rstrip("\n"), style) for text, style in self._colours(line + newline))
+        return "".join(self._paint(text, style) for text, style in stretches if text) + self._line_end(
+            newline
+        )
 
     def _line_end(self, newline: str) -> str:
         return self._paint(newline, "") if newline else ""

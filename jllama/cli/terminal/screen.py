@@ -27,6 +27,13 @@ _STYLES = {name: name for name in ("dim", "bold", "italic")} | {
     "code": "cyan",
     "block": "cyan",
     "error": "red",
+    # Of program text in colours; from the terminal's own palette, so that they suit its background.
+    "text": "default",
+    "comment": "dim default",
+    "keyword": "magenta",
+    "string": "green",
+    "number": "cyan",
+    "name": "bright_blue",
 }
 
 

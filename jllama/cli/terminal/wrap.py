@@ -36,9 +36,9 @@ class WordWrap:
         self._is_stale = False  # the window has changed: nobody knows where the cursor is
 
     def __call__(self, text: str, style: str) -> str:
-        """The piece with line breaks; program text (style `block`) is left alone."""
+        """The piece with line breaks; program text (style `block …`) is left alone."""
         width = self._look()
-        if text == "\n" or style == "block":
+        if text == "\n" or style.startswith("block"):
             blanks = self._blanks[: max(width - self._column, 0)]
             self._blanks, self._column, self._is_stale = "", 0, False
             return blanks + self._paint(text, style)
