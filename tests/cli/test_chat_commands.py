@@ -222,6 +222,8 @@ def test_files_wait_on_if_the_message_could_not_be_sent(chat, tmp_path):
         (b" \n", "is empty"),
         (b"\x7fELF\x02\x01\0\0", "is no text: it holds null bytes"),
         ("Grüße".encode("latin-1"), "is no text in UTF-8 (byte 2): convert it"),
+        (b"x" * 20_000 + bytes(1) + b"x", "has more than 8,192 bytes"),  # no more of it is read than that
+        (b"x" * 99 + bytes(20_000), "is no text: it holds null bytes"),
         (b"x" * 300, "has 300 tokens: too long for the context of 256; give a part of it"),
         (b"x" * 10_000, "has more than 8,192 bytes: too long for the context"),
     ],

@@ -72,10 +72,10 @@ def file_and_words(argument: str) -> tuple[str, str]:
 
 def _text(name: str, most: int) -> str:
     data = _bytes(expanded(name), most)
-    if len(data) > most:
-        raise JllamaError(f"{name} has more than {most:,} bytes: too long for the context")
     if b"\0" in data:
         raise JllamaError(f"{name} is no text: it holds null bytes")
+    if len(data) > most:
+        raise JllamaError(f"{name} has more than {most:,} bytes: too long for the context")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

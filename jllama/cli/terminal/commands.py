@@ -153,7 +153,7 @@ def continue_(chat: Chat, argument: str) -> None:
 
 
 def read(chat: Chat, argument: str) -> None:
-    """/read FILE [TEXT]: puts a file's text before the next message, or before TEXT; /read - drops it"""
+    """/read FILE [TEXT]: puts a file before the next message, or before TEXT; /read - drops it"""
     if argument == "-":
         chat.attached.clear()
     elif argument:

@@ -17,7 +17,7 @@ def run(chat: Chat, banner: str) -> int:
       0; 130 if it was by Ctrl-C.
     """
     terminal = Terminal(
-        commands.COMMANDS.keys() - commands.ALIASES,
+        [name for name in commands.COMMANDS if name not in commands.ALIASES],
         lambda command: commands.arguments(command, chat.conversation),
     )
     chat.screen.say(banner)
