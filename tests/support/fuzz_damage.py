@@ -102,6 +102,7 @@ def _change(rng: random.Random, tree: Any) -> None:
     elif action == 2:
         tree[key] = tree[rng.choice(keys)]
     elif action == 3 and type(inner) in (int, float):
-        tree[key] = inner * rng.choice((2, -1, 0.5, 10**6))
+        factor = rng.choice((2, -1, 0.5, 10**6))
+        tree[key] = inner * factor if abs(inner) < 1e300 else -inner
     else:
         tree[key] = rng.choice(ODD)

@@ -73,10 +73,11 @@ def _written(directory: Path, files: dict[str, bytes], **changed: bytes) -> Path
 
 
 def _run(path: Path, dtype: str = "float32", quantize: str = "auto") -> None:
-    """Loads and computes the logits of three tokens; raises AssertionError where one is infinite."""
+    """Loads and computes the logits of three tokens; raises AssertionError where one is infinite unnoticed."""
     import numpy as np
 
     import jllama
+    from jllama.layers.sampling import largest_and_sum
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,7 +85,9 @@ def _run(path: Path, dtype: str = "float32", quantize: str = "auto") -> None:
         cache = jllama.KVCache.empty(model.config, batch=1, max_len=8, dtype=dtype)
         tokens = np.array([[1, 2, 3]], np.int32) % model.config.vocab_size
         logits, _ = _forward()(model.config, model.params, tokens, cache, n_valid=np.array([3], np.int32))
-    assert not np.isinf(np.asarray(logits)).any(), "logits are infinite, which no check reports"
+    _, total = largest_and_sum(logits[:, 0])
+    noticed = not np.isfinite(total).all()  # the engine ends such a row with an error
+    assert noticed or np.isfinite(np.asarray(logits)).all(), "logits are not finite, which no check reports"
 
 
 @functools.cache
