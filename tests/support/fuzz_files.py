@@ -73,7 +73,7 @@ def _written(directory: Path, files: dict[str, bytes], **changed: bytes) -> Path
 
 
 def _run(path: Path, dtype: str = "float32", quantize: str = "auto") -> None:
-    """Loads and computes the logits of three tokens; raises AssertionError where one is infinite unnoticed."""
+    """Loads and computes logits of three tokens; raises AssertionError where one is infinite unnoticed."""
     import numpy as np
 
     import jllama
