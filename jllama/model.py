@@ -107,7 +107,7 @@ def forward(
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     rope = _rope_tables(config, positions, context)
-    x = embed(params, _readable(tokens, n_valid, positions, cache.max_len))
+    x = embed(params, readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
     for layer, p in enumerate(params.layers):
@@ -152,7 +152,7 @@ def check_room(cache: KVCache, n_valid: Array) -> None:
         )
 
 
-def _readable(tokens: Array, n_valid: Array, positions: Array, max_len: int) -> Array:
+def readable(tokens: Array, n_valid: Array, positions: Array, max_len: int) -> Array:
     """Tokens `[B, T]` as `embed` takes them: 0 for padding, -1 (which embeds as NaN) past the cache's end.
 
     Padding may be any id, -1 too: NaN in an unfilled place of the cache would spoil the valid tokens.

@@ -54,12 +54,15 @@ def forward(
             config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
         )
     context = cache.length + n_valid if context is None else context
-    if target.on_gpu:
+    if target.on_gpu and tokens.size == 1:
         frequencies = rope_frequencies(config.rope, config.head_dim, context)
         logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
+        return logits, cache.advance(n_valid)
+    positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rope = rope_tables(config.rope, config.head_dim, positions, context)
+    if target.on_gpu:
+        logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, rope)
     else:
-        positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-        rope = rope_tables(config.rope, config.head_dim, positions, context)
         logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
 
@@ -69,7 +72,8 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
     if target.on_gpu:
-        return gpu.decode_refusal(config, params, cache, tokens)
+        reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
+        return reason(config, params, cache, tokens)
     if target.platform != "cpu":
         return f"no kernels for {target.platform}"
     return cpu.forward_refusal(config, params, cache)

@@ -1,5 +1,7 @@
 """CUDA kernels for NVIDIA GPUs, compiled at first use. Each has its plain-JAX twin in `jllama.layers`."""
 
+from jllama.kernels.gpu.batch import batch_refusal as batch_refusal
+from jllama.kernels.gpu.batch import batch_step as batch_step
 from jllama.kernels.gpu.chunk_attention import chunk_attend as chunk_attend
 from jllama.kernels.gpu.chunk_attention import chunk_refusal as chunk_refusal
 from jllama.kernels.gpu.chunk_attention import first_chunk_attend as first_chunk_attend

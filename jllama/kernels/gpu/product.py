@@ -1,0 +1,227 @@
+"""A weight times the activations of few tokens, the norm before it and what follows it (`product.cu`)."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.plan import Format, weight_format
+from jllama.layers.qtensor import QTensor
+
+MAX_TOKENS, MAX_PLAIN = (
+    32,
+    16,
+)  # of quantised weights, of plain ones: cuBLAS is as fast with 16 and faster with more
+X_BYTES = 122880  # of activations in shared memory, at most, where several blocks can share the columns
+MAX_STAGES, MIN_STAGES = 12, 4
+SUMS = 64  # that a thread can keep in registers
+NOTHING, RESIDUAL, GATED = 0, 1, 2  # what follows the product
+KNOWN = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """A weight that a product to come reads, and how much of it is to be brought into the L2 cache."""
+
+    weight: Array | QTensor
+    most: int  # bytes
+    halves: int = 1  # 2: gate and up, which blocks read side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Everything that the kernel's source depends on: a key of the cache of compiled kernels."""
+
+    TOKENS: int
+    ROWS: int
+    COLUMNS: int
+    MT: int  # tiles of 16 rows that a block takes at a time
+    CL: int  # blocks of a cluster, which share the columns
+    CLUSTERS: int
+    WARPS: int
+    STAGES: int  # how many times a warp asks ahead
+    BITS: int
+    GROUP: int  # 0: none, or one scale a row
+    SCALE_BYTES: int
+    OFFSETS: int
+    NORM: int
+    EPS: str
+    AFTER: int
+    WIDE: int
+    FP16: int
+    AHEAD0: int = 0  # bytes of weights to come, of so many, in so many arrays behind one another
+    SIZE0: int = 0
+    HALVES0: int = 1
+    AHEAD1: int = 0
+    SIZE1: int = 0
+    HALVES1: int = 1
+
+    @property
+    def padded(self) -> int:
+        """Tokens, to a multiple of 8."""
+        return -(-self.TOKENS // 8) * 8
+
+    @property
+    def x_bytes(self) -> int:
+        """Of a block's activations; the same sums as in product.cu, as in what follows."""
+        most = -(-(self.COLUMNS * self.BITS // 512) // self.CL) * 1024 // self.BITS
+        return self.padded * (-(-most // 128) * 128 + {16: 64, 8: 16, 4: 32}[self.BITS])
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory."""
+        slot = 1024 + (256 * (1 + self.OFFSETS) if self.GROUP else 0)
+        sums = self.MT * self.padded * 64
+        squares = 4 * max(self.WARPS, self.padded)
+        return self.x_bytes + self.WARPS * (sums + self.STAGES * slot) + squares
+
+
+def product_refusal(f: Format, rows: int, columns: int) -> str | None:
+    """Why the kernel can't multiply with such a weight; None if it can."""
+    if (f.bits, f.group) not in KNOWN:
+        return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
+    if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
+        return "8-bit weights with offsets, or with float16 scales of whole rows"
+    if columns * f.bits % 512 or (f.group and columns // f.group * f.scale_bytes % 4):
+        return f"rows of {columns} weights of {f.bits} bits"
+    if rows % 2:
+        return f"{rows} rows"
+    fits = make_shape(MAX_TOKENS, rows, columns, f, NOTHING).x_bytes <= X_BYTES
+    return None if fits else f"rows of {columns} weights are too long for the shared memory"
+
+
+def product(
+    weight: Array | QTensor,
+    x: Array,
+    *,
+    norm: Array | None = None,
+    eps: float = 0.0,
+    residual: Array | None = None,
+    gated: bool = False,
+    wide: bool = False,
+    ahead: Sequence[Ahead] = (),
+) -> Array:
+    """`linear` of few rows of activations, and what surrounds it; asks `product_refusal` first.
+
+    Args:
+      weight: `[*out, C]`; with `gated` `[2, F, C]`.
+      x: `[B, C]` in the run dtype, B at most `MAX_TOKENS`.
+      norm: `[C]`: `rms_norm(norm, x, eps)` takes the place of x.
+      residual: `[B, R]`, added to the result.
+      gated: the result is `silu(gate) * up`, `[B, F]`.
+      wide: the result is float32.
+      ahead: at most two weights of products to come.
+
+    Returns:
+      `[B, R]`, rounded once.
+    """
+    with jax.named_scope("product"):
+        values, scales, offsets = _parts(weight)
+        after = GATED if gated else NOTHING if residual is None else RESIDUAL
+        shape = make_shape(
+            len(x),
+            values.size // x.shape[-1] if values is weight else values.shape[0],
+            x.shape[-1],
+            weight_format(weight),
+            after,
+            eps=None if norm is None else eps,
+            wide=wide,
+            fp16=x.dtype == jnp.float16,
+        )
+        coming = [_parts(other.weight)[0] for other in ahead] + [values, values]
+        operands = [x, *(values if a is None else a for a in (norm, residual)), values, scales, offsets]
+        (y,) = launch.call(
+            product_source(_with_ahead(shape, ahead)),
+            "jllama_product",
+            [*operands, *coming[:2]],
+            [jax.ShapeDtypeStruct(result_shape(shape), jnp.float32 if wide else x.dtype)],
+            grid=shape.CL * shape.CLUSTERS,
+            threads=32 * shape.WARPS,
+            shared=shape.shared,
+        )
+        return y
+
+
+def _with_ahead(shape: Shape, ahead: Sequence[Ahead]) -> Shape:
+    sizes: dict[str, Any] = {}
+    for i, other in enumerate(ahead):
+        size = _parts(other.weight)[0].nbytes
+        sizes |= {f"AHEAD{i}": min(size, other.most), f"SIZE{i}": size, f"HALVES{i}": other.halves}
+    return dataclasses.replace(shape, **sizes)
+
+
+def result_shape(shape: Shape) -> tuple[int, int]:
+    return shape.TOKENS, shape.ROWS // 2 if shape.AFTER == GATED else shape.ROWS
+
+
+def _parts(weight: Array | QTensor) -> tuple[Array, Array, Array]:
+    """Values, scales and offsets; the values stand for what there is not."""
+    if not isinstance(weight, QTensor):
+        return weight, weight, weight
+    return weight.values, weight.scales, weight.values if weight.offsets is None else weight.offsets
+
+
+def make_shape(
+    B: int,
+    rows: int,
+    columns: int,
+    f: Format,
+    after: int,
+    *,
+    eps: float | None = None,
+    wide: bool = False,
+    fp16: bool = False,
+) -> Shape:
+    """As few blocks share the columns as have room for the activations; as much in flight as then fits."""
+    plain = Shape(
+        TOKENS=B,
+        ROWS=rows,
+        COLUMNS=columns,
+        MT=1,
+        CL=1,
+        CLUSTERS=1,
+        WARPS=16,
+        STAGES=MIN_STAGES,
+        BITS=f.bits,
+        GROUP=f.group,
+        SCALE_BYTES=f.scale_bytes,
+        OFFSETS=int(f.offsets),
+        NORM=int(eps is not None),
+        EPS=f"{eps or 0.0:.9e}f",
+        AFTER=after,
+        WIDE=int(wide),
+        FP16=int(fp16),
+    )
+    room = launch.shared_memory()
+    cuts = [_cut(plain, warps, share) for share in (1, 2, 4, 8) for warps in (16, 8)[B > 16 :]]
+    shape = next((cut for cut in cuts if cut.x_bytes <= X_BYTES and cut.shared <= room), cuts[-1])
+    while shape.STAGES < MAX_STAGES:
+        more = dataclasses.replace(shape, STAGES=shape.STAGES + 1)
+        if more.shared > room:
+            break
+        shape = more
+    return shape
+
+
+def _cut(shape: Shape, warps: int, share: int) -> Shape:
+    """Rows in equal parts for all clusters of `share` blocks, each in as few steps as registers allow."""
+    # Groups of multiprocessors are of different sizes: larger clusters leave some of them over.
+    at_once = max(1, launch.blocks_at_once() * (8 if share > 2 else 10) // (10 * share))
+    tiles = -(-shape.ROWS // 16)
+    each = -(-tiles // at_once)
+    steps = -(-each * (shape.padded // 8) * 4 // SUMS)
+    taken = -(-each // steps)
+    clusters = min(at_once, -(-tiles // taken))
+    return dataclasses.replace(shape, MT=taken, CL=share, CLUSTERS=clusters, WARPS=warps)
+
+
+@functools.lru_cache(maxsize=64)
+def product_source(shape: Shape) -> str:
+    sizes = dataclasses.asdict(shape) | {"PADDED": shape.padded, "CLUSTER": shape.CL}
+    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return launch.assemble(defines, "primitives.cu", "product.cu")

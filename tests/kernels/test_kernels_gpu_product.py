@@ -1,0 +1,156 @@
+"""The CUDA kernel of a batch's products against plain JAX: emulated on a CPU, on a GPU with `-m gpu`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.kernels.gpu import launch
+from jllama.kernels.gpu import product as products
+from jllama.kernels.gpu.plan import weight_format
+from jllama.layers.linear import linear
+from jllama.layers.norm import rms_norm
+from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.quantization import SCHEMES, Scheme, quantize
+from tests.support import emulation
+
+EPS = 1e-5
+STORED = {
+    "plain": None,
+    "int8": SCHEMES["int8"][0],
+    "int4": SCHEMES["int4"][0],
+    "int8 groups": Scheme(bits=8, group=32),
+    "int4 groups of 128": Scheme(bits=4, group=128),
+}
+
+
+def product_case(tokens, rows, columns, stored, dtype, seed=0):
+    """A weight as it is stored, activations, a norm and a residual."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    w = jax.random.normal(keys[0], (rows, columns)) * columns**-0.5
+    scheme = STORED[stored]
+    weight = w.astype(dtype) if scheme is None else quantize(w, scheme)
+    if scheme is not None and scheme.bits == 8 and scheme.group:  # as in GGUF's Q8_0
+        weight = dataclasses.replace(weight, scales=weight.scales.astype(jnp.float16))
+    x = (jax.random.normal(keys[1], (tokens, columns)) * 3).astype(dtype)
+    norm = (1 + jax.random.normal(keys[2], (columns,)) / 4).astype(dtype)
+    return weight, x, norm, jax.random.normal(keys[3], (tokens, rows)).astype(dtype)
+
+
+def exact(weight, x, norm, residual, after):
+    """What float32 makes of it, the activations rounded as the kernel rounds them."""
+    full = dequantize(weight) if isinstance(weight, QTensor) else weight.astype(jnp.float32)
+    x = x if norm is None else rms_norm(norm, x, EPS)
+    y = linear(full, x.astype(jnp.float32))
+    if after == products.GATED:
+        gate, up = jnp.split(y, 2, axis=-1)
+        return jax.nn.silu(gate) * up
+    return y if after == products.NOTHING else y + residual.astype(jnp.float32)
+
+
+def check(ours, wanted, dtype, stored, after):
+    """The result is rounded, and weights whose groups have scales are, both halves of gated ones."""
+    ours, wanted = np.asarray(ours, np.float64), np.asarray(wanted, np.float64)
+    roundings = 1 + ("int4" in stored or "groups" in stored) * (1 + (after == products.GATED))
+    bound = {"bfloat16": 2e-3, "float16": 2.5e-4}[dtype] * roundings**0.5
+    assert np.linalg.norm(ours - wanted) < bound * np.linalg.norm(wanted)
+
+
+# tokens, rows, columns, stored, dtype, with a norm, what follows, multiprocessors
+CASES = [
+    (3, 70, 256, "plain", "bfloat16", True, products.NOTHING, 4),
+    (8, 96, 512, "plain", "float16", False, products.RESIDUAL, 4),
+    (11, 72, 320, "plain", "bfloat16", True, products.GATED, 2),
+    (2, 130, 512, "int8", "bfloat16", False, products.RESIDUAL, 4),
+    (17, 64, 1088, "int8", "float16", True, products.NOTHING, 4),
+    (5, 96, 768, "int4", "bfloat16", True, products.GATED, 6),
+    (16, 48, 1280, "int4", "float16", False, products.RESIDUAL, 2),
+    (4, 64, 640, "int8 groups", "bfloat16", False, products.NOTHING, 4),
+    (9, 34, 512, "int4 groups of 128", "bfloat16", True, products.NOTHING, 2),
+]
+
+
+@pytest.mark.parametrize(("tokens", "rows", "columns", "stored", "dtype", "normed", "after", "count"), CASES)
+def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, dtype, normed, after, count):
+    if emulation.COMPILER is None:
+        pytest.skip("no g++")
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: count)
+    weight, x, norm, residual = product_case(tokens, rows, columns, stored, dtype)
+    f = weight_format(weight)
+    assert products.product_refusal(f, rows, columns) is None
+    eps, size = EPS if normed else None, rows * columns * f.bits // 8
+    shape = products.make_shape(tokens, rows, columns, f, after, eps=eps, fp16=dtype == "float16")
+    ahead = dict(AHEAD0=size, SIZE0=size, AHEAD1=size // 2, SIZE1=size, HALVES1=2)
+    shape = dataclasses.replace(shape, **ahead)
+    kernel = emulation.Emulated(
+        tmp_path,
+        products.product_source(shape),
+        "jllama_product",
+        9,
+        grid=shape.CL * shape.CLUSTERS,
+        threads=32 * shape.WARPS,
+        shared=shape.shared,
+    )
+    values, scales, offsets = (np.array(a) for a in products._parts(weight))
+    results = []
+    for _ in range(2):
+        out = np.full(products.result_shape(shape), np.nan, x.dtype)
+        kernel(
+            [np.array(x), np.array(norm), np.array(residual), values, scales, offsets, values, values, out]
+        )
+        results.append(np.asarray(out, np.float32))
+    np.testing.assert_array_equal(*results)
+    check(results[0], exact(weight, x, norm if normed else None, residual, after), dtype, stored, after)
+
+
+def test_wide_and_deep_products_fit(monkeypatch):
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 132)
+    for stored in STORED:
+        f = weight_format(product_case(1, 2, 256, stored, "bfloat16")[0])
+        for rows, columns in ((2048, 5632), (4096, 14336), (28672, 4096), (128256, 2048)):
+            assert products.product_refusal(f, rows, columns) is None
+            for tokens in (2, 8, 9, 16, 17, 32):
+                shape = products.make_shape(tokens, rows, columns, f, products.NOTHING)
+                assert shape.shared <= 232448
+                assert shape.CL * shape.CLUSTERS <= 132
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns", "stored", "dtype", "normed", "after"),
+    [
+        *(case[:-1] for case in CASES),
+        *(
+            (tokens, rows, columns, stored, "bfloat16", after != products.RESIDUAL, after)
+            for stored in ("plain", "int8", "int4")
+            for tokens, rows, columns, after in (
+                (2, 2560, 2048, products.NOTHING),
+                (32, 2048, 5632, products.RESIDUAL),
+                (16, 11264, 2048, products.GATED),
+                (24, 4096, 14336, products.RESIDUAL),
+            )
+        ),
+    ],
+)
+def test_product(tokens, rows, columns, stored, dtype, normed, after):
+    weight, x, norm, residual = product_case(tokens, rows, columns, stored, dtype)
+    gated = after == products.GATED
+    run = jax.jit(
+        lambda weight, x, norm, residual: products.product(
+            weight,
+            x,
+            norm=norm if normed else None,
+            eps=EPS,
+            residual=residual if after == products.RESIDUAL else None,
+            gated=gated,
+            ahead=[products.Ahead(weight, 1 << 20), products.Ahead(weight, 1 << 20, halves=2)],
+        )
+    )
+    first = np.asarray(run(weight, x, norm, residual), np.float32)
+    for _ in range(3):
+        np.testing.assert_array_equal(np.asarray(run(weight, x, norm, residual), np.float32), first)
+    check(first, exact(weight, x, norm if normed else None, residual, after), dtype, stored, after)
