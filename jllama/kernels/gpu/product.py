@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.plan import Format, weight_format
+from jllama.kernels.gpu.layout import Format
+from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.qtensor import QTensor
 
 MAX_TOKENS, MAX_PLAIN = (
