@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The files that take longest begin first, so that no process has one left when the others are done.
 LONG = (
     *("test_kernels_gpu", "test_kernels_cpu_build", "test_kernels_gpu_sample", "test_kernels_gpu_attention"),
-    "test_kernels_gpu_chunk",
+    *("test_kernels_gpu_chunk", "test_kernels_gpu_product"),
     *("test_model", "test_chat_start", "test_chat", "test_chat_template", "test_scripts_interrupts"),
     *("test_conversation", "test_chat_terminal", "test_goldens", "test_scripts_quantize", "test_engine"),
     *("test_scripts_bench", "test_precision", "test_api", "test_scripts", "test_quantization"),

@@ -80,6 +80,24 @@ def test_what_is_unknown_is_refused_by_name(both, target):
     assert "layers[1].attention.q_norm" in refusal(CONFIG, with_norm(params), target)
 
 
+def batch_refusal(config, params, batch=2, tokens=1, dtype="bfloat16"):
+    cache = KVCache.empty(config, batch=batch, max_len=32, dtype=dtype)
+    return kernels.refusal(config, params, jnp.zeros((batch, tokens), jnp.int32), cache, GPU)
+
+
+def test_a_batch_is_refused_what_its_kernels_do_not_know(both):
+    params = random_params(CONFIG, dtype="bfloat16")
+    assert batch_refusal(CONFIG, params) is batch_refusal(CONFIG, params, batch=16) is None
+    for shape in (dict(batch=17), dict(tokens=2)):
+        assert "one token of 2 to 16 sequences" in batch_refusal(CONFIG, params, **shape)
+    assert "final_logit_cap=30.0" in batch_refusal(capped(30.0), params)
+    assert "layers[1].attention.q_norm" in batch_refusal(CONFIG, with_norm(params))
+    assert "16 bits in both" in batch_refusal(CONFIG, params, dtype="float16")
+    assert "relu" in batch_refusal(dataclasses.replace(CONFIG, hidden_act="relu"), params)
+    narrow = dataclasses.replace(CONFIG, intermediate_size=80)
+    assert "rows of 80" in batch_refusal(narrow, random_params(narrow, dtype="bfloat16"))
+
+
 def test_the_plain_model_is_called_then(both, monkeypatch):
     params, seen = random_params(CONFIG, dtype="bfloat16"), []
     cache = KVCache.empty(CONFIG, batch=1, max_len=32, dtype="bfloat16")

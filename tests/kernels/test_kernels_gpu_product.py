@@ -60,7 +60,7 @@ def check(ours, wanted, dtype, stored, after):
 
 # tokens, rows, columns, stored, dtype, with a norm, what follows, multiprocessors
 CASES = [
-    (3, 70, 256, "plain", "bfloat16", True, products.NOTHING, 4),
+    (3, 71, 256, "plain", "bfloat16", True, products.NOTHING, 4),
     (8, 96, 512, "plain", "float16", False, products.RESIDUAL, 4),
     (11, 72, 320, "plain", "bfloat16", True, products.GATED, 2),
     (2, 130, 512, "int8", "bfloat16", False, products.RESIDUAL, 4),
@@ -81,15 +81,13 @@ def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, 
     weight, x, norm, residual = product_case(tokens, rows, columns, stored, dtype)
     f = weight_format(weight)
     assert products.product_refusal(f, rows, columns) is None
-    eps, size = EPS if normed else None, rows * columns * f.bits // 8
-    shape = products.make_shape(tokens, rows, columns, f, after, eps=eps, fp16=dtype == "float16")
-    ahead = dict(AHEAD0=size, SIZE0=size, AHEAD1=size // 2, SIZE1=size, HALVES1=2)
-    shape = dataclasses.replace(shape, **ahead)
+    eps, fp16 = EPS if normed else None, dtype == "float16"
+    shape = products.make_shape(tokens, rows, columns, f, after, eps=eps, fp16=fp16)
     kernel = emulation.Emulated(
         tmp_path,
         products.product_source(shape),
         "jllama_product",
-        9,
+        7,
         grid=shape.CL * shape.CLUSTERS,
         threads=32 * shape.WARPS,
         shared=shape.shared,
@@ -98,9 +96,7 @@ def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, 
     results = []
     for _ in range(2):
         out = np.full(products.result_shape(shape), np.nan, x.dtype)
-        kernel(
-            [np.array(x), np.array(norm), np.array(residual), values, scales, offsets, values, values, out]
-        )
+        kernel([np.array(x), np.array(norm), np.array(residual), values, scales, offsets, out])
         results.append(np.asarray(out, np.float32))
     np.testing.assert_array_equal(*results)
     check(results[0], exact(weight, x, norm if normed else None, residual, after), dtype, stored, after)
@@ -147,7 +143,6 @@ def test_product(tokens, rows, columns, stored, dtype, normed, after):
             eps=EPS,
             residual=residual if after == products.RESIDUAL else None,
             gated=gated,
-            ahead=[products.Ahead(weight, 1 << 20), products.Ahead(weight, 1 << 20, halves=2)],
         )
     )
     first = np.asarray(run(weight, x, norm, residual), np.float32)

@@ -192,11 +192,6 @@ template <int LEFT> static void copies_wait() {  // as late as may be
     me->groups.erase(me->groups.begin());
   }
 }
-static void bring_into_l2(const void* from, unsigned bytes) {
-  static volatile char sink;
-  if ((uintptr_t)from % 16 || bytes % 16) { fprintf(stderr, "%u bytes into the cache\n", bytes); abort(); }
-  sink = *(const char*)from + ((const char*)from)[bytes - 1];
-}
 static unsigned minus_pair(unsigned a, unsigned b) {
   return pack(to_float(a) - to_float(b), to_float(a >> 16) - to_float(b >> 16));
 }

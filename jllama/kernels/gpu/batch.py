@@ -7,14 +7,11 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
 from jllama.kernels.gpu.plan import weight_format
-from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, Ahead, product, product_refusal
+from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params, embed, readable
-
-MIB = 1 << 20
-O_AHEAD, GATE_UP_AHEAD, DOWN_AHEAD, QKV_AHEAD = 16 * MIB, 12 * MIB, 8 * MIB, 16 * MIB
 
 
 def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
@@ -83,24 +80,12 @@ def batch_step(
         weights = _weights(params)
         heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
         for i, p in enumerate(params.layers):
-            qkv, o, gate_up, down, following = weights[4 * i : 4 * i + 5]
-            y = product(
-                qkv,
-                x,
-                norm=p.input_layernorm,
-                eps=eps,
-                ahead=[*_ahead(o, O_AHEAD), *_ahead(gate_up, GATE_UP_AHEAD, halves=2)],
-            )
+            qkv, o, gate_up, down = weights[4 * i : 4 * i + 4]
+            y = product(qkv, x, norm=p.input_layernorm, eps=eps)
             mixed, own = decode_attend(y.reshape(B, 1, *heads), cache.layer(i), rope, c.sliding_window)
             cache = cache.replace(i, own)
             x = product(o, mixed.reshape(B, -1), residual=x)
-            norm, ahead = p.post_attention_layernorm, _ahead(down, DOWN_AHEAD)
-            h = product(gate_up, x, norm=norm, eps=eps, gated=True, ahead=ahead)
-            x = product(down, h, residual=x, ahead=_ahead(following, QKV_AHEAD))
+            h = product(gate_up, x, norm=p.post_attention_layernorm, eps=eps, gated=True)
+            x = product(down, h, residual=x)
         logits = product(weights[-1], x, norm=params.norm, eps=eps, wide=True)
         return logits[:, None], cache
-
-
-def _ahead(weight: Array | QTensor, most: int, halves: int = 1) -> list[Ahead]:
-    """Brings quantised weights closer; plain ones keep the memory busy themselves, more only disturbs."""
-    return [Ahead(weight, most, halves)] if isinstance(weight, QTensor) else []

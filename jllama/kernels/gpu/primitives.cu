@@ -151,9 +151,6 @@ __device__ __forceinline__ void copy_4(u32 dst, const void* src) {
 // This thread's copies so far are a group; waits until all groups but the last LEFT have landed.
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
-__device__ __forceinline__ void bring_into_l2(const void* from, u32 bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 __device__ __forceinline__ u32 minus_pair(u32 a, u32 b) {  // of 16-bit floats
   u32 r;
 #if FP16

@@ -8,13 +8,12 @@
 // activations are too many for one block's shared memory, the CL blocks of a cluster share the columns too. A lane
 // asks for its own 16 bytes of two rows, STAGES times ahead, and only reads what it asked for itself: the ring needs
 // no barrier. At the end all warps put their sums into shared memory, where they are added, always in the same
-// order. Meanwhile weights of the products to come are brought into the L2 cache: the memory does not idle between
-// two kernels, nor while a batch attends.
+// order.
 //
 // The host puts before this text: TOKENS, PADDED (a multiple of 8), ROWS, COLUMNS, MT, CL, CLUSTERS, WARPS, STAGES, BITS,
 // GROUP (0: none, or one scale a row), SCALE_BYTES (0: no scales), OFFSETS, NORM, EPS, AFTER (0: nothing,
-// 1: the residual is added, 2: silu(first half of the rows) * second half), WIDE (1: float32 results), AHEAD0,
-// AHEAD1 (bytes of two weights to come, of SIZE0 and SIZE1, in HALVES0 and HALVES1 arrays), FP16, CLUSTER (= CL), primitives.cu.
+// 1: the residual is added, 2: silu(first half of the rows) * second half), WIDE (1: float32 results), FP16,
+// CLUSTER (= CL), primitives.cu.
 
 constexpr int ROW_BYTES = COLUMNS * BITS / 8, UNITS = ROW_BYTES / 64, PER_UNIT = 512 / BITS;  // columns
 constexpr int NB = PADDED / 8, THREADS = 32 * WARPS;
@@ -155,16 +154,6 @@ __device__ __forceinline__ void load_activations(const u16* x, const u16* norm, 
   }
 }
 
-// This block's part of weights to come into the L2 cache, of `parts` arrays behind one another.
-template <int BYTES, int SIZE, int HALVES> __device__ __forceinline__ void bring_closer(const char* from) {
-  constexpr int BLOCKS = CL * CLUSTERS, WARP_BYTES = BYTES / (HALVES * BLOCKS * WARPS) / 16 * 16;
-  constexpr size_t BLOCK_STRIDE = (size_t)SIZE / HALVES / BLOCKS / 16 * 16;
-  if (WARP_BYTES == 0 || (threadIdx.x & 31)) return;
-#pragma unroll
-  for (int half = 0; half < HALVES; half++)
-    bring_into_l2(from + (size_t)half * (SIZE / HALVES) + blockIdx.x * BLOCK_STRIDE + (threadIdx.x >> 5) * WARP_BYTES, WARP_BYTES);
-}
-
 __device__ __forceinline__ float scale_of(const char* at, int odd) {
   if (SCALE_BYTES == 4) return *(const float*)at;
   return half_to_float(((const u16*)at)[odd]);
@@ -184,7 +173,7 @@ __device__ __forceinline__ u32 signed_pair(u32 w) {
 
 extern "C" __global__ void MAYBE_IN_CLUSTERS __launch_bounds__(THREADS, 1)
 jllama_product(const u16* x, const u16* norm, const u16* residual, const char* weights, const char* scales, const char* offsets,
-               const char* next0, const char* next1, void* out) {
+               void* out) {
   const int rank = blockIdx.x % CL, cluster = blockIdx.x / CL;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int u0 = UNITS * rank / CL, u1 = UNITS * (rank + 1) / CL;
@@ -215,15 +204,10 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const char* w
     }
     copies_commit();
   };
-  // Weights enough for the memory to be busy; all of them would hold up the activations.
-  constexpr int FIRST = STAGES - 1 < 3 ? STAGES - 1 : 3;
-#pragma unroll 1
-  for (int i = 0; i < FIRST; i++) fetch();
+  fetch();  // some weights, so that the memory is busy: all of them would hold up the activations
   load_activations(x, norm, u0 * PER_UNIT / 8, (u1 - u0) * PER_UNIT / 8);
 #pragma unroll 1
-  for (int i = FIRST; i < STAGES - 1; i++) fetch();
-  bring_closer<AHEAD0, SIZE0, HALVES0>(next0);
-  bring_closer<AHEAD1, SIZE1, HALVES1>(next1);
+  for (int i = 1; i < STAGES - 1; i++) fetch();
   __syncthreads();
 
   float c[MT][NB][4];

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +21,6 @@ MAX_STAGES, MIN_STAGES = 12, 4
 SUMS = 64  # that a thread can keep in registers
 NOTHING, RESIDUAL, GATED = 0, 1, 2  # what follows the product
 KNOWN = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Ahead:
-    """A weight that a product to come reads, and how much of it is to be brought into the L2 cache."""
-
-    weight: Array | QTensor
-    most: int  # bytes
-    halves: int = 1  # 2: gate and up, which blocks read side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +44,6 @@ class Shape:
     AFTER: int
     WIDE: int
     FP16: int
-    AHEAD0: int = 0  # bytes of weights to come, of so many, in so many arrays behind one another
-    SIZE0: int = 0
-    HALVES0: int = 1
-    AHEAD1: int = 0
-    SIZE1: int = 0
-    HALVES1: int = 1
 
     @property
     def padded(self) -> int:
@@ -90,8 +73,6 @@ def product_refusal(f: Format, rows: int, columns: int) -> str | None:
         return "8-bit weights with offsets, or with float16 scales of whole rows"
     if columns * f.bits % 512 or (f.group and columns // f.group * f.scale_bytes % 4):
         return f"rows of {columns} weights of {f.bits} bits"
-    if rows % 2:
-        return f"{rows} rows"
     fits = make_shape(MAX_TOKENS, rows, columns, f, NOTHING).x_bytes <= X_BYTES
     return None if fits else f"rows of {columns} weights are too long for the shared memory"
 
@@ -105,7 +86,6 @@ def product(
     residual: Array | None = None,
     gated: bool = False,
     wide: bool = False,
-    ahead: Sequence[Ahead] = (),
 ) -> Array:
     """`linear` of few rows of activations, and what surrounds it; asks `product_refusal` first.
 
@@ -116,7 +96,6 @@ def product(
       residual: `[B, R]`, added to the result.
       gated: the result is `silu(gate) * up`, `[B, F]`.
       wide: the result is float32.
-      ahead: at most two weights of products to come.
 
     Returns:
       `[B, R]`, rounded once.
@@ -134,26 +113,17 @@ def product(
             wide=wide,
             fp16=x.dtype == jnp.float16,
         )
-        coming = [_parts(other.weight)[0] for other in ahead] + [values, values]
         operands = [x, *(values if a is None else a for a in (norm, residual)), values, scales, offsets]
         (y,) = launch.call(
-            product_source(_with_ahead(shape, ahead)),
+            product_source(shape),
             "jllama_product",
-            [*operands, *coming[:2]],
+            operands,
             [jax.ShapeDtypeStruct(result_shape(shape), jnp.float32 if wide else x.dtype)],
             grid=shape.CL * shape.CLUSTERS,
             threads=32 * shape.WARPS,
             shared=shape.shared,
         )
         return y
-
-
-def _with_ahead(shape: Shape, ahead: Sequence[Ahead]) -> Shape:
-    sizes: dict[str, Any] = {}
-    for i, other in enumerate(ahead):
-        size = _parts(other.weight)[0].nbytes
-        sizes |= {f"AHEAD{i}": min(size, other.most), f"SIZE{i}": size, f"HALVES{i}": other.halves}
-    return dataclasses.replace(shape, **sizes)
 
 
 def result_shape(shape: Shape) -> tuple[int, int]:
