@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jllama.api import generate as generate
     from jllama.api import stream as stream
+    from jllama.batching.engine import Engine as Engine
     from jllama.chat.conversation import Conversation as Conversation
     from jllama.config import ModelConfig as ModelConfig
     from jllama.errors import JllamaError as JllamaError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Conversation": "jllama.chat.conversation",
+    "Engine": "jllama.batching.engine",
     "GenerationSettings": "jllama.settings",
     "JllamaError": "jllama.errors",
     "KVCache": "jllama.layers.cache",

@@ -101,7 +101,7 @@ def forward(
       JllamaError: tokens are no such array; or they do not fit in the cache, but only where lengths are
         known: under `jit` or `vmap` the NaN must do.
     """
-    B, T = checked_shape(tokens, rows=cache.keys[0].shape[0])
+    B, T = checked_shape(tokens, rows=cache.batch)
     n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
     check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context

@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.answer import Answer, OneAtATime, Result, ending_ids
+from jllama.answer import Answer, OneAtATime, Result, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import Progress, prefill
 from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
 from jllama.loading import Model
-from jllama.settings import CHOICES, GenerationSettings, build_settings
+from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
 
@@ -158,11 +157,7 @@ class Session:
                 f"the prompt has {len(prompt)} tokens and max_seq_len is {self.max_seq_len} "
                 f"(the model's context: {self.model.config.context_length}): shorten it or raise max_seq_len"
             )
-        V = self.model.config.vocab_size
-        for name, ids in {"the prompt": prompt, "logit_bias": settings.logit_bias}.items():
-            foreign = [token for token in ids if not 0 <= token < V]
-            if foreign:
-                raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {V - 1}")
+        check_ids(prompt, settings, self.model.config.vocab_size)
 
     def _start(
         self, prompt: Sequence[int], settings: GenerationSettings, progress: Progress | None
@@ -178,10 +173,10 @@ class Session:
         state, first, how = start_decode(
             cache,
             logits,
-            _sampling(settings, V),
+            sampling_of(settings, V),
             _padded_row(prompt, self.max_seq_len),
             np.array([len(prompt)], np.int32),
-            np.array([divmod(settings.seed or 0, 2**32)], np.uint32),
+            key_of(settings)[None],
             np.array([limit], np.int32),
             self._stop_row(settings),
         )
@@ -190,8 +185,7 @@ class Session:
 
     def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
         """int32 `[1, a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
-        known = range(self.model.config.vocab_size)
-        ids = [token for token in sorted(ending_ids(self._tokenizer, settings)) if token in known]
+        ids = stop_ids_of(self._tokenizer, settings, self.model.config.vocab_size)
         size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
         return _padded_row(ids, size)
 
@@ -234,8 +228,3 @@ def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
     row = np.full((1, size), NO_TOKEN, np.int32)
     row[0, : len(ids)] = ids
     return row
-
-
-def _sampling(settings: GenerationSettings, vocab_size: int) -> Sampling:
-    names = (*CHOICES, "logit_bias")
-    return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})

@@ -23,7 +23,7 @@ RANKS = (
     ("jllama.kernels",),
     ("jllama.checkpoint", "jllama.engine"),
     ("jllama.loading", "jllama.answer"),
-    ("jllama.session",),
+    ("jllama.session", "jllama.batching"),
     ("jllama.api", "jllama.chat"),
     ("jllama.cli",),
     ("jllama.__main__",),

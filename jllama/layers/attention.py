@@ -51,7 +51,7 @@ def append_and_attend(
     cache, start = cache.append(keys, values), cache.length
     if only is not None:
         queries, start = one_token(queries, only), start + only
-    return attend(queries, cache.keys, cache.values, start, window), cache
+    return attend(queries, *cache.own(), start, window), cache
 
 
 def attention(

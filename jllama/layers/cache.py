@@ -34,6 +34,7 @@ class LayerCache:
     keys: Array  # [B, K, S, H], unfilled positions included
     values: Array  # [B, K, S, H]
     length: Array  # int32 [B]: how many positions of each row held a token when this call began
+    rows: Array | None = None  # int32 [B]: see `KVCache`
 
     @property
     def max_len(self) -> int:
@@ -48,9 +49,15 @@ class LayerCache:
         with jax.named_scope("cache_append"):
             return dataclasses.replace(
                 self,
-                keys=_write(self.keys, keys, self.length),
-                values=_write(self.values, values, self.length),
+                keys=_write(self.keys, keys, self.length, self.rows),
+                values=_write(self.values, values, self.length, self.rows),
             )
+
+    def own(self) -> tuple[Array, Array]:
+        """Keys and values `[B, K, S, H]` of this call's rows."""
+        if self.rows is None:
+            return self.keys, self.values
+        return self.keys[self.rows], self.values[self.rows]
 
     def begin(self, keys: Array, values: Array) -> "LayerCache":
         """`append` where every row is empty: one block write of `[B, T, K, H]`, T at most `max_len`."""
@@ -70,6 +77,9 @@ class KVCache:
     keys: tuple[Array, ...]  # L of [B, K, S, H]
     values: tuple[Array, ...]  # L of [B, K, S, H]
     length: Array  # int32 [B]: how many positions of each row hold a token
+    # int32 [B], all different: the rows of `keys` and `values`, which may have more, that a call's B rows lie
+    # in. None: the first in the first, and so on.
+    rows: Array | None = None
 
     def __repr__(self) -> str:
         keys = self.keys[0]
@@ -90,13 +100,29 @@ class KVCache:
         return cls(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
 
     @property
+    def batch(self) -> int:
+        """B: the rows of a call on it."""
+        return self.length.shape[0]
+
+    @property
     def max_len(self) -> int:
         """S: how many positions there are."""
         return self.keys[0].shape[2]
 
     def layer(self, index: int) -> LayerCache:
         """The part of one layer."""
-        return LayerCache(keys=self.keys[index], values=self.values[index], length=self.length)
+        return LayerCache(
+            keys=self.keys[index], values=self.values[index], length=self.length, rows=self.rows
+        )
+
+    def at(self, rows: Array) -> "KVCache":
+        """The same arrays, seen through some of their rows (int32 `[b]`, all different)."""
+        return dataclasses.replace(self, length=self.length[rows], rows=rows)
+
+    def with_rows_of(self, view: "KVCache") -> "KVCache":
+        """The whole cache again after a call on `self.at(...)` gave `view`."""
+        length = self.length.at[view.rows].set(view.length, unique_indices=True)
+        return dataclasses.replace(view, length=length, rows=None)
 
     def replace(self, index: int, new: LayerCache) -> "KVCache":
         """With other keys and values for one layer."""
@@ -122,7 +148,7 @@ class KVCache:
         Raises:
           JllamaError: `length` has another shape, no whole numbers or, where it is known, a negative one.
         """
-        kept = _checked_length(length, rows=self.keys[0].shape[0], max_len=self.max_len)
+        kept = _checked_length(length, rows=self.batch, max_len=self.max_len)
         return dataclasses.replace(self, length=jnp.minimum(self.length, kept))
 
 
@@ -149,9 +175,11 @@ def _checked_length(length: Array, *, rows: int, max_len: int) -> Array:
     return jnp.asarray(np.minimum(found, max_len), jnp.int32) if is_known else length
 
 
-def _write(old: Array, new: Array, start: Array) -> Array:
+def _write(old: Array, new: Array, start: Array, rows: Array | None) -> Array:
     """`[B, T, K, H]` into `[B, K, S, H]` from `start`, int32 `[B]`, on; what passes the end is dropped."""
     new = jnp.swapaxes(new, 1, 2).astype(old.dtype)
+    if rows is not None:
+        return _write_at(old, new, start, rows)
     if len(new) == 1 and new.shape[2] <= old.shape[2]:
         # XLA on a CPU copies the whole cache for a scatter, one of 16-bit floats by way of float32.
         return jax.lax.platform_dependent(old, new, start, cpu=_write_block, default=_write_rows)
@@ -159,10 +187,14 @@ def _write(old: Array, new: Array, start: Array) -> Array:
 
 
 def _write_rows(old: Array, new: Array, start: Array) -> Array:
-    row, head, token = (jnp.arange(size, dtype=jnp.int32) for size in new.shape[:3])
+    return _write_at(old, new, start, jnp.arange(new.shape[0], dtype=jnp.int32), is_sorted=True)
+
+
+def _write_at(old: Array, new: Array, start: Array, row: Array, is_sorted: bool = False) -> Array:
+    head, token = (jnp.arange(size, dtype=jnp.int32) for size in new.shape[1:3])
     # All three axes are indexed: with a slice between them XLA would transpose the whole cache.
     where = (row[:, None, None], head[None, :, None], start[:, None, None] + token[None, None, :])
-    return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+    return old.at[where].set(new, mode="drop", unique_indices=True, indices_are_sorted=is_sorted)
 
 
 def _write_block(old: Array, new: Array, start: Array) -> Array:

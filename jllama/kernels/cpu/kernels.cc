@@ -172,8 +172,8 @@ struct Step : Spec {
   template <class C>
   void attention(C* keys, int64_t l) {
     C* values = (C*)in.ret(1 + L + l);
-    const int32_t* length = (int32_t*)in.arg(1);
-    const float *cosines = (float*)in.arg(3), *sines = (float*)in.arg(4);
+    const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
+    const float *cosines = (float*)in.arg(4), *sines = (float*)in.arg(5);
     const int64_t per_head = (G + 2) * H, width = K * per_head, half_width = H / 2;
     each_row(M, [&](int64_t m) {  // rotate, append; positions past the end are dropped
       const int64_t b = m / T, at = length[b] + m % T;
@@ -187,7 +187,8 @@ struct Step : Spec {
             head[i + half_width] = s * cos[i] + f * sin[i];
           }
         if (at < 0 || at >= S) continue;
-        C *key = keys + ((b * K + k) * S + at) * H, *value = values + ((b * K + k) * S + at) * H;
+        const int64_t place = ((cache_row[b] * K + k) * S + at) * H;
+        C *key = keys + place, *value = values + place;
         for (int64_t i = 0; i < H; i++) put(key + i, head[i - H]), put(value + i, head[i]);
       }
     });
@@ -203,7 +204,8 @@ struct Step : Spec {
       out.resize(PANEL * H);
       const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most,
                     end = std::min(begin + most, queries);
-      const C *own_keys = keys + bk * S * H, *own_values = values + bk * S * H;
+      const int64_t own = (cache_row[b] * K + k) * S * H;
+      const C *own_keys = keys + own, *own_values = values + own;
       auto query = [&](int64_t i) { return &wide[(b * T + i / G) * width + k * per_head + i % G * H]; };
       auto result = [&](int64_t i) { return &a[(b * T + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
       auto range = [&](int64_t i, auto* first, auto* last) {

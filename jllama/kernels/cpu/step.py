@@ -113,7 +113,7 @@ def forward(
             jax.ShapeDtypeStruct(shape, jnp.float32),
             *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept),
         ],
-        input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
+        input_output_aliases={6 + i: 1 + i for i in range(len(kept))},
     )
     logits, *updated = call(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
     layers = len(cache.keys)
@@ -122,7 +122,8 @@ def forward(
 
 def _operands(config, params, tokens, cache, rope, n_valid, last_only) -> Operands:
     """The order of `struct Spec` and of class Step in kernels.cc."""
-    operands = Operands(tokens, cache.length, n_valid, *rope, *cache.keys, *cache.values)
+    rows = jnp.arange(len(tokens), dtype=jnp.int32) if cache.rows is None else cache.rows
+    operands = Operands(tokens, cache.length, n_valid, rows, *rope, *cache.keys, *cache.values)
     heads, groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     eps = struct.unpack("I", struct.pack("f", config.rms_norm_eps))[0]
     sizes = [len(params.layers), *tokens.shape, config.hidden_size, heads, groups, config.head_dim]

@@ -1,0 +1,159 @@
+"""Many texts at once: `Engine` decodes together what any threads submit, each by settings of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import numpy as np
+
+from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
+from jllama.batching.loop import Loop
+from jllama.batching.stream import Item, Stream
+from jllama.checkpoint.memory import check_cache
+from jllama.engine.scheduler import Job, Scheduler
+from jllama.engine.slots import Row, Slots
+from jllama.errors import JllamaError
+from jllama.loading import Model
+from jllama.settings import GenerationSettings, build_settings
+from jllama.text.content_parts import Content
+from jllama.text.prompt import Prompt, encode_prompt
+
+STOPS = 32  # ids that may end a row
+
+
+class Engine:
+    """A model with slots: a context manager, whose one thread owns the device.
+
+    Example:
+      >>> with jllama.Engine(model, slots=4, max_seq_len=512) as engine:
+      ...     streams = [engine.submit(text, max_new_tokens=16) for text in ("One", "Two", "Three")]
+      ...     texts = [stream.result().text for stream in streams]
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int = 16,
+        max_seq_len: int | None = None,
+        max_queue: int = 1024,
+        share_prefixes: bool = True,
+    ) -> None:
+        """Allocates the slots and starts the thread.
+
+        Args:
+          model: from `jllama.load`, with its tokenizer.
+          slots: how many texts are decoded at once.
+          max_seq_len: positions of a slot, prompt and answer together; the smaller of the model's context and
+            2048 when None.
+          max_queue: how many requests may wait for a slot.
+          share_prefixes: a prompt that begins as another text in a slot copies what that has computed.
+
+        Raises:
+          JllamaError: a number is out of range, or the slots do not fit in the device's memory.
+        """
+        self.model, self.max_seq_len = model, _checked_length(model, max_seq_len)
+        for name, value in (("slots", slots), ("max_queue", max_queue)):
+            if type(value) is not int or not 1 <= value <= 100_000:
+                raise JllamaError(f"{name}={value!r} must be a whole number from 1 to 100000")
+        self._tokenizer, config = model.need_tokenizer(), model.config
+        advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
+        check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, advice=advice)
+        scheduler = Scheduler(slots, self.max_seq_len, max_queue=max_queue, share=share_prefixes)
+        arrays = Slots(
+            config, model.params, slots=slots, max_len=self.max_seq_len, dtype=model.dtype, stops=STOPS
+        )
+        self._loop = Loop(arrays, scheduler)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        chat: bool | None = None,
+        system: Content | None = None,
+        **changes: Any,
+    ) -> Stream:
+        """Asks for an answer; returns at once, from any thread.
+
+        Args:
+          prompt: a text, messages or token ids; `chat` and `system` as in `jllama.generate`.
+          settings: how to generate; None: `GenerationSettings()`.
+          chat: put a text into the chat template; None: where the model has one.
+          system: a system message, for the chat template.
+          **changes: fields of `GenerationSettings` that are to differ from `settings`.
+
+        Raises:
+          JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
+        """
+        stream = self._stream(prompt, settings, chat, system, changes)
+        self._loop.submit([stream])
+        return stream
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        chat: bool | None = None,
+        system: Content | None = None,
+        **changes: Any,
+    ) -> AsyncIterator[str]:
+        """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
+        pieces: asyncio.Queue[Item] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        made = self._stream(prompt, settings, chat, system, changes)
+        made.listener = lambda item: loop.call_soon_threadsafe(pieces.put_nowait, item)
+        self._loop.submit([made])
+        try:
+            while (item := await pieces.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            made.listener = None
+            made.cancel()
+
+    def close(self) -> None:
+        """Ends all requests, with what came, and the thread. Does nothing the second time."""
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stream(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None,
+        chat: bool | None,
+        system: Content | None,
+        changes: dict[str, Any],
+    ) -> Stream:
+        """The arguments of `submit`, checked."""
+        chosen, V = build_settings(settings, **changes).seeded(), self.model.config.vocab_size
+        ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
+        check_ids(ids, chosen, V)
+        stops = stop_ids_of(self._tokenizer, chosen, V)
+        if len(stops) > STOPS:
+            raise JllamaError(f"{len(stops)} tokens would end the answer; at most {STOPS} may")
+        room = self.max_seq_len - len(ids)
+        row = Row(
+            prompt=np.asarray(ids, np.int32),
+            sampling=sampling_of(chosen, V),
+            key=key_of(chosen),
+            limit=min(chosen.max_new_tokens, room),
+            stop_ids=stops,
+        )
+        job = Job(prompt=row.prompt, max_new=chosen.max_new_tokens)
+        return Stream(job, Answer(self._tokenizer, ids, chosen), row, self._loop.cancel)
+
+
+def _checked_length(model: Model, given: int | None) -> int:
+    context = model.config.context_length
+    length = min(context, 2048) if given is None else given
+    if type(length) is not int or not 2 <= length <= context:
+        raise JllamaError(f"max_seq_len={given!r} must be from 2 to the model's context of {context}")
+    return length

@@ -1,0 +1,168 @@
+"""What an engine's thread does: turns of the scheduler on the slots, one burst ahead of the readers."""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jllama.batching.stream import Stream
+from jllama.engine.scheduler import Job, Scheduler, Turn
+from jllama.engine.slots import Slots
+from jllama.engine.state import Burst
+from jllama.engine.step import BURST
+from jllama.errors import JllamaError
+
+HURRIED = 4  # steps of a burst while someone waits
+NOT_FINITE = "the model's logits are not finite: is the checkpoint damaged? float16 may need dtype='bfloat16'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A burst that the device computes, and whose tokens its rows are."""
+
+    burst: Burst
+    streams: tuple[Stream, ...]
+
+
+class Loop:
+    """Requests of any thread on slots that one thread owns."""
+
+    def __init__(self, slots: Slots, scheduler: Scheduler) -> None:
+        """Starts the thread."""
+        self._slots, self._scheduler = slots, scheduler
+        self._streams: dict[Job, Stream] = {}
+        self._cancelled: list[Stream] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="jllama engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, streams: Sequence[Stream]) -> None:
+        """Puts requests into the queue, all or none.
+
+        Raises:
+          JllamaError: one does not fit in a slot, they do not fit in the queue, or the loop has ended.
+        """
+        with self._wake:
+            if self._error is not None:
+                raise JllamaError(f"the engine has failed: {self._error}") from self._error
+            if self._closed:
+                raise JllamaError("the engine is closed: make another one")
+            self._scheduler.submit([stream.job for stream in streams])
+            self._streams.update((stream.job, stream) for stream in streams)
+            self._wake.notify()
+
+    def cancel(self, stream: Stream) -> None:
+        """Ends a request, with what came so far."""
+        with self._wake:
+            self._cancelled.append(stream)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Ends all requests, with what came, and the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # What follows runs in the loop's thread.
+
+    def _serve(self) -> None:
+        try:
+            running: Running | None = None
+            while (turn := self._next_turn(running is None)) is not None:
+                ahead = self._dispatch(turn)
+                if running is not None:
+                    self._deliver(running)
+                running = ahead
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._end_all()
+
+    def _next_turn(self, may_wait: bool) -> Turn | None:
+        """None: the engine is closed. A turn without anything only delivers what runs."""
+        with self._wake:
+            while True:
+                for stream in self._cancelled:
+                    self._finish(stream)
+                self._cancelled.clear()
+                if self._closed:
+                    return None
+                turn = self._scheduler.turn()
+                if turn is not None or not may_wait:
+                    return turn or Turn((), None, (), hurried=False)
+                self._wake.wait()
+
+    def _dispatch(self, turn: Turn) -> Running | None:
+        for admission in turn.admitted:
+            if admission.source != admission.job.slot:
+                self._slots.copy_prefix(admission.source, admission.job.slot, admission.count)
+            self._streams[admission.job].answer.result.reused_tokens = admission.count
+        if turn.reading is not None:
+            self._read(turn.reading)
+        if not turn.running:
+            return None
+        streams = tuple(self._streams[self._job_in(slot)] for slot in turn.running)
+        burst = self._slots.run(turn.running, HURRIED if turn.hurried else BURST)
+        for leaf in jax.tree.leaves(burst):
+            leaf.copy_to_host_async()
+        return Running(burst, streams)
+
+    def _read(self, job: Job) -> None:
+        """One chunk of a prompt; behind the last one the first token."""
+        left = len(job.prompt) - job.done
+        size = self._slots.next_chunk(left)
+        piece = job.prompt[job.done : job.done + size]
+        logits = self._slots.read(job.slot, piece, job.done, size, len(job.prompt))
+        stream = self._streams[job]
+        if len(piece) == left:
+            self._deliver(Running(self._slots.begin(job.slot, stream.row, logits), (stream,)))
+        if not stream.ended:
+            self._scheduler.read(job, len(piece))
+
+    def _deliver(self, running: Running) -> None:
+        """Hands out what a burst gave to whom it still concerns."""
+        burst = jax.tree.map(np.asarray, running.burst)
+        for row, stream in enumerate(running.streams):
+            if stream.ended:
+                continue
+            if not burst.healthy[row]:
+                slot = stream.job.slot
+                self._finish(stream, JllamaError(NOT_FINITE))
+                self._slots.clear(slot)
+                continue
+            tokens = burst.tokens[row]
+            self._hand_out(stream, tokens[tokens >= 0].tolist(), ended=bool(burst.done[row]))
+
+    def _hand_out(self, stream: Stream, ids: list[int], ended: bool) -> None:
+        for piece in stream.answer.push(ids):
+            stream.put(piece)
+        if ended and not stream.answer.finished:
+            for piece in stream.answer.end():
+                stream.put(piece)
+        if ended or stream.answer.finished:
+            self._finish(stream)
+
+    def _finish(self, stream: Stream, error: BaseException | None = None) -> None:
+        with self._wake:
+            if self._streams.pop(stream.job, None) is not None:
+                self._scheduler.release(stream.job, stream.answer.result.token_ids, sound=error is None)
+                stream.end(error)
+
+    def _end_all(self) -> None:
+        with self._wake:
+            self._closed = True
+            error = self._error and JllamaError(f"the engine has failed: {self._error}")
+            for stream in list(self._streams.values()):
+                stream.end(error)
+            self._streams.clear()
+
+    def _job_in(self, slot: int) -> Job:
+        job = self._scheduler.jobs[slot]
+        assert job is not None
+        return job

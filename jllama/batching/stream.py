@@ -1,0 +1,78 @@
+"""One answer of an engine, as its reader sees it."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jllama.answer import Answer, Result
+from jllama.engine.scheduler import Job
+from jllama.engine.slots import Row
+
+Item = str | BaseException | None  # a piece of text, what went wrong, or the end
+
+
+class Stream:
+    """An answer as it comes: iterate over its pieces, or wait for `result()`."""
+
+    def __init__(self, job: Job, answer: Answer, row: Row, cancel: Callable[["Stream"], None]) -> None:
+        """Made by `Engine.submit`. `row`: what the slots need of it; `cancel`: asks the engine to end it."""
+        self.job, self.answer, self.row, self._cancel = job, answer, row, cancel
+        self._pieces: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self.listener: Any = None  # called for each item, in the engine's thread
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text as they become certain.
+
+        Raises:
+          JllamaError: the answer could not be completed.
+        """
+        while (item := self._pieces.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Waits for the end.
+
+        Args:
+          timeout: seconds to wait; None: as long as it takes.
+
+        Raises:
+          JllamaError: the answer could not be completed.
+          TimeoutError: it is not complete yet.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"no answer in {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self.answer.result
+
+    def cancel(self) -> None:
+        """Ends it, with what came so far (`finish_reason` is `interrupted`). Does nothing if it has ended."""
+        if not self.ended:
+            self._cancel(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self._done.is_set()
+
+    def put(self, item: Item) -> None:
+        """Hands out a piece, or what ends it; the engine's thread calls this."""
+        self._pieces.put(item)
+        listener = self.listener
+        if listener is not None:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
+                listener(item)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing more comes, because of an error if there is one; the engine's thread calls this."""
+        if self.ended:
+            return
+        self._error = error
+        self._done.set()
+        self.put(error)

@@ -1,0 +1,163 @@
+"""Who runs when: which request gets which slot, which prompt is read next, which rows take the next steps.
+
+Plain Python about numbers, without jax: a turn is a function of what was submitted and what came of it.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jllama.errors import JllamaError
+
+WORTH_COPYING = 32  # tokens: a shorter prefix is read anew as quickly
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request as the scheduler sees it."""
+
+    prompt: np.ndarray  # int32 [n], at least one token
+    max_new: int  # tokens that it may generate
+    slot: int = -1  # where it lies; -1: it waits
+    done: int = 0  # tokens of the prompt that the slot holds
+
+    @property
+    def reads(self) -> bool:
+        """Whether a part of its prompt is still to be read."""
+        return self.done < len(self.prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """A job's place: `count` tokens are there already, once they are copied from slot `source`."""
+
+    job: Job
+    source: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What the device does next, in this order."""
+
+    admitted: tuple[Admission, ...]
+    reading: Job | None  # reads its next chunk
+    running: tuple[int, ...]  # slots of the rows that take steps
+    hurried: bool  # someone waits: a short burst
+
+
+class Scheduler:
+    """First come, first served. A slot holds a job from its first token to its last, prompt and answer."""
+
+    def __init__(self, slots: int, max_len: int, *, max_queue: int = 1024, share: bool = True) -> None:
+        """All slots are free.
+
+        Args:
+          slots: how many jobs run at once.
+          max_len: positions of a slot.
+          max_queue: how many more may wait.
+          share: begin with what a slot holds already, where a prompt begins with the same tokens.
+        """
+        self.max_len, self._max_queue, self._share = max_len, max_queue, share
+        self.waiting: collections.deque[Job] = collections.deque()
+        self.jobs: list[Job | None] = [None] * slots
+        self._held: list[np.ndarray] = [np.zeros((0,), np.int32)] * slots  # the tokens that a slot holds
+        self._used = [0] * slots  # the turn in which it was last given to a job
+        self._turn = 0
+
+    @property
+    def free(self) -> list[int]:
+        """Slots without a job, the one that was not used for longest first."""
+        return sorted((s for s, job in enumerate(self.jobs) if job is None), key=self._used.__getitem__)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs at the end of the queue, all or none.
+
+        Raises:
+          JllamaError: one does not fit in a slot, or they do not fit in the queue.
+        """
+        for job in jobs:
+            check_fits(len(job.prompt), self.max_len)
+        if len(self.waiting) + len(jobs) > self._max_queue + len(self.free):
+            raise JllamaError(
+                f"{len(self.waiting)} requests wait already and the queue holds {self._max_queue}: "
+                "try again later, or make the engine with a larger max_queue"
+            )
+        self.waiting.extend(jobs)
+
+    def turn(self) -> Turn | None:
+        """What to do next; None: nothing."""
+        self._turn += 1
+        admitted = tuple(self._admissions())
+        reading = min((j for j in self._live() if j.reads), key=lambda j: self._used[j.slot], default=None)
+        running = tuple(job.slot for job in self._live() if not job.reads)
+        if not admitted and reading is None and not running:
+            return None
+        return Turn(admitted, reading, running, hurried=reading is not None or bool(self.waiting))
+
+    def read(self, job: Job, count: int) -> None:
+        """`count` more tokens of a prompt lie in its slot now."""
+        job.done += count
+        self._held[job.slot] = job.prompt[: job.done]
+
+    def release(self, job: Job, answer: Iterable[int], *, sound: bool = True) -> None:
+        """A job ended, whatever its state. What its slot holds stays, for others that begin alike.
+
+        Args:
+          job: it may also wait still.
+          answer: the tokens that it generated; the last one is not in the slot.
+          sound: whether what the slot holds is worth keeping.
+        """
+        if job.slot < 0:
+            self.waiting.remove(job)
+            return
+        kept = [*answer][:-1]
+        if not sound:
+            self._held[job.slot] = np.zeros((0,), np.int32)
+        elif kept:
+            self._held[job.slot] = np.concatenate([job.prompt, np.asarray(kept, np.int32)])
+        self.jobs[job.slot] = None
+        job.slot = -1
+
+    def _live(self) -> list[Job]:
+        return [job for job in self.jobs if job is not None]
+
+    def _admissions(self) -> Iterable[Admission]:
+        while self.waiting and self.free:
+            job = self.waiting.popleft()
+            source, count = self._best_source(job.prompt)
+            held_here = source in self.free and count > 0
+            job.slot = source if held_here else self.free[0]
+            job.done = count if held_here or count >= WORTH_COPYING else 0
+            self.jobs[job.slot], self._used[job.slot] = job, self._turn
+            self._held[job.slot] = job.prompt[: job.done]
+            yield Admission(job, source if job.done else job.slot, job.done)
+
+    def _best_source(self, prompt: np.ndarray) -> tuple[int, int]:
+        """The slot that holds the longest beginning of a prompt, and its length; one token is always left."""
+        if not self._share:
+            return -1, 0
+        shared = [common_prefix(held, prompt[:-1]) for held in self._held]
+        # Of equal ones a free slot, which needs no copy.
+        best = max(range(len(shared)), key=lambda s: (shared[s], self.jobs[s] is None))
+        return best, shared[best]
+
+
+def check_fits(prompt_tokens: int, max_len: int) -> None:
+    """Refuses a prompt that leaves no room for an answer in a slot."""
+    if prompt_tokens < 1:
+        raise JllamaError("the prompt is empty: give at least one token")
+    if prompt_tokens + 1 > max_len:
+        raise JllamaError(
+            f"the prompt has {prompt_tokens} tokens and a slot {max_len} positions: shorten the prompt, or "
+            "make the engine with a larger max_seq_len"
+        )
+
+
+def common_prefix(held: np.ndarray, wanted: np.ndarray) -> int:
+    """How many first tokens are the same."""
+    count = min(len(held), len(wanted))
+    differs = held[:count] != wanted[:count]
+    return int(differs.argmax()) if differs.any() else count

@@ -1,0 +1,157 @@
+"""The programs of `Slots`: they take a donated state, or its cache, and give the next one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama import kernels
+from jllama.config import ModelConfig
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
+from jllama.engine.step import decode_steps
+from jllama.kernels.target import Target
+from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling, TokenCounts
+from jllama.model import Params
+
+
+def empty(config: ModelConfig, slots: int, max_len: int, dtype: str, stops: int) -> DecodeState:
+    """The state of slots that hold nothing."""
+    cache = KVCache.empty(config, batch=slots, max_len=max_len, dtype=dtype)
+    V = config.vocab_size
+    return DecodeState(
+        cache=dataclasses.replace(cache, length=jnp.zeros((slots,), jnp.int32)),
+        token=jnp.zeros((slots,), jnp.int32),
+        generated=jnp.zeros((slots,), jnp.int32),
+        limit=jnp.zeros((slots,), jnp.int32),
+        done=jnp.ones((slots,), bool),
+        healthy=jnp.ones((slots,), bool),
+        keys=jnp.zeros((slots, 2), jnp.uint32),
+        stop_ids=jnp.full((slots, stops), NO_TOKEN, jnp.int32),
+        sampling=jax.tree.map(jnp.asarray, Sampling.build(batch=slots, vocab_size=V)),
+        counts=TokenCounts(prompt=jnp.zeros((slots, V), bool), answer=jnp.zeros((slots, V), jnp.int32)),
+    )
+
+
+def _some(state: DecodeState, rows: Array) -> DecodeState:
+    """The state of some rows: the cache seen through them, everything else gathered."""
+    rest = dataclasses.replace(state, cache=None)  # type: ignore[arg-type]
+    return dataclasses.replace(jax.tree.map(lambda leaf: leaf[rows], rest), cache=state.cache.at(rows))
+
+
+def _with(state: DecodeState, rows: Array, new: DecodeState) -> DecodeState:
+    """The whole state with new rows."""
+
+    def put(old: Array, leaf: Array) -> Array:
+        return old.at[rows].set(leaf, unique_indices=True)
+
+    rest, changed = (dataclasses.replace(s, cache=None) for s in (state, new))  # type: ignore[arg-type]
+    merged = jax.tree.map(put, rest, changed)
+    return dataclasses.replace(merged, cache=state.cache.with_rows_of(new.cache))
+
+
+def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
+    """`_with` after steps: what they do not change is not written either."""
+    names = ("token", "generated", "done", "healthy")
+    put = {name: getattr(state, name).at[rows].set(getattr(new, name), unique_indices=True) for name in names}
+    answer = state.counts.answer
+    answer = answer if greedy else answer.at[rows].set(new.counts.answer, unique_indices=True)
+    counts = dataclasses.replace(state.counts, answer=answer)
+    return dataclasses.replace(state, **put, counts=counts, cache=state.cache.with_rows_of(new.cache))
+
+
+@functools.cache
+def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
+    """Puts a chunk of one prompt into its slot: `chunk` is int32 `[4 + size]`, slot, start, how many of the
+    tokens count, the length of the whole prompt, then the tokens. Gives float32 logits `[1, V]`.
+    """
+
+    def read(config: ModelConfig, params: Params, cache: KVCache, chunk: Array) -> tuple[Array, KVCache]:
+        slot, start, n_valid, context = (chunk[i : i + 1] for i in range(4))
+        view = dataclasses.replace(cache.at(slot), length=start)
+        options: Any = dict(n_valid=n_valid, context=context, target=target)
+        logits, view = kernels.forward(config, params, chunk[None, 4:], view, **options)
+        return logits[:, 0], cache.with_rows_of(view)
+
+    return jax.jit(
+        read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
+    )
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="target")
+def begin(
+    state: DecodeState,
+    logits: Array,
+    numbers: Array,
+    key: Array,
+    stop_ids: Array,
+    prompt: Array,
+    sampling: Sampling,
+    *,
+    target: Target,
+) -> tuple[DecodeState, Burst]:
+    """Samples a slot's first token; `numbers`: int32 `[3]`, slot, length of the prompt, limit."""
+    slot, n_prompt, limit = (numbers[i : i + 1] for i in range(3))
+    row = DecodeState(
+        cache=state.cache.at(slot),
+        token=jnp.zeros((1,), jnp.int32),
+        generated=jnp.zeros((1,), jnp.int32),
+        limit=limit,
+        done=jnp.zeros((1,), bool),
+        healthy=jnp.ones((1,), bool),
+        keys=key[None],
+        stop_ids=stop_ids,
+        sampling=sampling,
+        counts=TokenCounts.of_prompt(prompt, n_prompt, logits.shape[-1]),
+    )
+    row = take_token(row, logits, Way(target))
+    return _with(state, slot, row), Burst(tokens=row.token[:, None], done=row.done, healthy=row.healthy)
+
+
+@functools.cache
+def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
+    """A burst of some rows: `numbers` is int32 `[b + 2]`, their slots, how many of these run, how many steps."""
+
+    def run(
+        config: ModelConfig, params: Params, state: DecodeState, numbers: Array
+    ) -> tuple[DecodeState, Burst]:
+        rows, live, steps = numbers[:-2], numbers[-2], numbers[-1]
+        some = _some(state, rows)
+        fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
+        paused = dataclasses.replace(some, done=some.done | fills)
+        new, burst = decode_steps(config, params, paused, steps, how=how)
+        new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done))
+        return _with_steps(state, rows, new, how.greedy), burst
+
+    options = how.target.step_options(1 + batched)
+    return jax.jit(run, static_argnums=0, donate_argnames="state", compiler_options=options)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def clear(cache: KVCache, slot: Array) -> KVCache:
+    """Zeros in a slot, which holds nothing then."""
+
+    def cleared(leaf: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(leaf, jnp.zeros_like(leaf[:1]), slot, axis=0)
+
+    keys, values = (tuple(map(cleared, leaves)) for leaves in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values, length=cache.length.at[slot].set(0))
+
+
+@partial(jax.jit, donate_argnames="cache", static_argnames="size")
+def copy_prefix(cache: KVCache, numbers: Array, *, size: int) -> KVCache:
+    """The first `size` positions of row `numbers[0]` into row `numbers[1]`; `numbers[2]` of them count."""
+    source, to, count = numbers
+
+    def copied(leaf: Array) -> Array:
+        _, K, _, H = leaf.shape
+        part = jax.lax.dynamic_slice(leaf, (source, 0, 0, 0), (1, K, size, H))
+        return jax.lax.dynamic_update_slice(leaf, part, (to, 0, 0, 0))
+
+    keys, values = (tuple(map(copied, leaves)) for leaves in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values, length=cache.length.at[to].set(count))

@@ -1,0 +1,120 @@
+"""Many texts in one state: each lies in a slot, comes, goes and is sampled by settings of its own.
+
+The state of all slots is allocated once. Programs take `rows`, int32 `[b]`: the slots that they work on. The
+cache is addressed through them, the small vectors are gathered and scattered; nothing is compacted.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.engine import slot_programs
+from jllama.engine.prefill import chunk_sizes
+from jllama.engine.state import NO_TOKEN, Burst, Way
+from jllama.kernels.target import target_of
+from jllama.layers.sampling import Sampling
+from jllama.model import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a request brings along, as host arrays."""
+
+    prompt: np.ndarray  # int32 [n]
+    sampling: Sampling  # of one row
+    key: np.ndarray  # uint32 [2]
+    limit: int  # tokens that it may generate
+    stop_ids: Sequence[int]
+
+
+class Slots:
+    """The state of all slots, and the programs that work on some of them. Not for several threads."""
+
+    def __init__(
+        self, config: ModelConfig, params: Params, *, slots: int, max_len: int, dtype: str, stops: int = 32
+    ) -> None:
+        """Allocates everything.
+
+        Args:
+          config: the architecture.
+          params: its weights.
+          slots: how many texts at once.
+          max_len: positions of each.
+          dtype: of the cache.
+          stops: ids that may end a row, at most.
+        """
+        self.config, self.params, self.stops = config, params, stops
+        self.target = target_of(params)
+        self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
+        self._state = slot_programs.empty(config, slots, max_len, dtype, stops)
+        self._greedy = np.ones((slots,), bool)
+
+    def copy_prefix(self, source: int, to: int, count: int) -> None:
+        """The first `count` positions of a slot, and a few more, into another."""
+        size = min(self._state.cache.max_len, 1 << (count - 1).bit_length())
+        numbers = np.array([source, to, count], np.int32)
+        cache = slot_programs.copy_prefix(self._state.cache, numbers, size=size)
+        self._state = dataclasses.replace(self._state, cache=cache)
+
+    def clear(self, slot: int) -> None:
+        """Forgets what a slot holds. Numbers that are not finite would spoil who comes next."""
+        cache = slot_programs.clear(self._state.cache, np.int32(slot))
+        self._state = dataclasses.replace(self._state, cache=cache)
+
+    def next_chunk(self, left: int) -> int:
+        """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
+        return chunk_sizes(left, self.target.chunk_sizes)[0]
+
+    def read(self, slot: int, tokens: np.ndarray, start: int, size: int, context: int) -> Array:
+        """Puts tokens of a prompt into a slot, behind its first `start` positions.
+
+        Args:
+          slot: where it lies.
+          tokens: int32 `[n]`, `n <= size`.
+          start: positions that hold the tokens before.
+          size: of the program: `next_chunk` says it.
+          context: the length of the whole prompt.
+
+        Returns:
+          float32 `[1, V]`, the logits behind the last token.
+        """
+        chunk = np.zeros((4 + size,), np.int32)
+        chunk[:4] = slot, start, len(tokens), context
+        chunk[4 : 4 + len(tokens)] = tokens
+        logits, cache = slot_programs.reader(self.target, size)(
+            self.config, self.params, self._state.cache, chunk
+        )
+        self._state = dataclasses.replace(self._state, cache=cache)
+        return logits
+
+    def begin(self, slot: int, row: Row, logits: Array) -> Burst:
+        """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
+        stops = np.full((1, self.stops), NO_TOKEN, np.int32)
+        stops[0, : len(row.stop_ids)] = row.stop_ids
+        size = 1 << (len(row.prompt) - 1).bit_length()
+        prompt = np.full((1, size), NO_TOKEN, np.int32)
+        prompt[0, : len(row.prompt)] = row.prompt
+        numbers = np.array([slot, len(row.prompt), row.limit], np.int32)
+        arrays = (numbers, row.key, stops, prompt, row.sampling)
+        self._state, first = slot_programs.begin(self._state, logits, *arrays, target=self.target)
+        self._greedy[slot] = row.sampling.is_greedy()
+        return first
+
+    def run(self, slots: Sequence[int], steps: int) -> Burst:
+        """Up to `steps` more tokens of each row in `slots`, in that order.
+
+        Args:
+          slots: rows that run. Others fill the program of the next size: what they hold stays as it is.
+          steps: at most `BURST`.
+        """
+        bucket = next(b for b in self.buckets if b >= len(slots))
+        others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
+        rows = np.array([*slots, *others][:bucket], np.int32)
+        how = Way(self.target, self.target.on_gpu and bool(self._greedy[list(slots)].all()))
+        run = slot_programs.runner(how, bucket > 1)
+        numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
+        self._state, burst = run(self.config, self.params, self._state, numbers)
+        return burst

@@ -1,0 +1,182 @@
+"""The scheduler alone: who gets which slot, what is shared, and that nothing is lost whatever happens."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler
+from jllama.errors import JllamaError
+
+MAX_LEN = 128
+
+
+def job(*prompt, max_new=8):
+    return Job(prompt=np.array(prompt, np.int32), max_new=max_new)
+
+
+def long(first, count=WORTH_COPYING + 8):
+    """A prompt whose first tokens are 0, 1, 2, … and whose last one is its own."""
+    return job(*range(count), first)
+
+
+def read_all(scheduler):
+    """Turns until no prompt is left to be read, eight tokens at a time."""
+    while (turn := scheduler.turn()) is not None and turn.reading is not None:
+        scheduler.read(turn.reading, min(8, len(turn.reading.prompt) - turn.reading.done))
+    return turn
+
+
+def test_first_come_first_served():
+    scheduler = Scheduler(2, MAX_LEN)
+    jobs = [job(n, n, n) for n in range(1, 4)]
+    scheduler.submit(jobs)
+    turn = scheduler.turn()
+    assert [admission.job for admission in turn.admitted] == jobs[:2]
+    assert (turn.reading, turn.running, turn.hurried) == (jobs[0], (), True)
+    scheduler.read(jobs[0], 3)
+    turn = scheduler.turn()
+    assert (turn.reading, turn.running) == (jobs[1], (jobs[0].slot,))
+    scheduler.release(jobs[0], [7, 8])
+    assert [admission.job for admission in scheduler.turn().admitted] == [jobs[2]]
+
+
+def test_a_burst_is_short_only_while_someone_waits():
+    scheduler = Scheduler(1, MAX_LEN)
+    first, second = job(1), job(2)
+    scheduler.submit([first])
+    assert read_all(scheduler).hurried is False
+    scheduler.submit([second])
+    assert scheduler.turn().hurried is True
+
+
+def test_what_a_running_slot_holds_is_copied_and_one_token_is_always_read():
+    scheduler = Scheduler(2, MAX_LEN)
+    first, second = long(500), long(500)
+    scheduler.submit([first])
+    read_all(scheduler)
+    scheduler.submit([second])
+    (admission,) = scheduler.turn().admitted
+    assert (admission.source, admission.count) == (first.slot, len(first.prompt) - 1)
+    assert second.slot != first.slot
+
+
+def test_a_free_slot_is_gone_on_with_in_place_however_little_it_shares():
+    scheduler = Scheduler(3, MAX_LEN)
+    first = job(1, 2, 3, 4)
+    scheduler.submit([first])
+    read_all(scheduler)
+    place = first.slot
+    scheduler.release(first, [5, 6, 7])
+    second = job(1, 2, 3, 4, 5, 6, 9)
+    scheduler.submit([second])
+    (admission,) = scheduler.turn().admitted
+    assert (admission.source, admission.count, second.slot) == (place, 6, place)
+
+
+def test_the_last_token_of_an_answer_is_in_no_slot():
+    scheduler = Scheduler(1, MAX_LEN)
+    first = job(1, 2)
+    scheduler.submit([first])
+    read_all(scheduler)
+    scheduler.release(first, [3, 4])
+    second = job(1, 2, 3, 4, 5)
+    scheduler.submit([second])
+    assert scheduler.turn().admitted[0].count == 3
+
+
+def test_a_short_prefix_of_a_running_slot_is_read_anew():
+    scheduler = Scheduler(2, MAX_LEN)
+    first, second = job(1, 2, 3, 4), job(1, 2, 3, 9)
+    scheduler.submit([first])
+    read_all(scheduler)
+    scheduler.submit([second])
+    (admission,) = scheduler.turn().admitted
+    assert (admission.source, admission.count) == (second.slot, 0)
+
+
+def test_sharing_can_be_left_out():
+    scheduler = Scheduler(2, MAX_LEN, share=False)
+    for each in (long(500), long(501)):
+        scheduler.submit([each])
+        assert scheduler.turn().admitted[0].count == 0
+
+
+def test_the_slot_that_was_not_used_for_longest_is_taken():
+    scheduler = Scheduler(3, MAX_LEN)
+    for number in range(3):
+        each = job(number)
+        scheduler.submit([each])
+        read_all(scheduler)
+        scheduler.release(each, [])
+    last = job(77)
+    scheduler.submit([last])
+    scheduler.turn()
+    assert last.slot == 0
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_queued():
+    scheduler = Scheduler(1, 8, max_queue=1)
+    with pytest.raises(JllamaError, match="the prompt has 8 tokens and a slot 8 positions"):
+        scheduler.submit([job(1), job(*range(8))])
+    assert not scheduler.waiting
+    with pytest.raises(JllamaError, match="at least one token"):
+        scheduler.submit([job()])
+    with pytest.raises(JllamaError, match="0 requests wait already and the queue holds 1"):
+        scheduler.submit([job(1), job(2), job(3)])
+    scheduler.submit([job(1), job(2)])
+    scheduler.turn()
+    with pytest.raises(JllamaError, match="1 requests wait already"):
+        scheduler.submit([job(3)])
+
+
+def test_who_still_waits_can_be_released():
+    scheduler = Scheduler(1, MAX_LEN)
+    jobs = [job(1), job(2), job(3)]
+    scheduler.submit(jobs)
+    scheduler.turn()
+    scheduler.release(jobs[1], [])
+    assert [*scheduler.waiting] == [jobs[2]]
+
+
+def test_nothing_to_do_is_no_turn():
+    scheduler = Scheduler(1, MAX_LEN)
+    assert scheduler.turn() is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_happens_each_slot_holds_one_job_and_what_is_shared_is_there(data):
+    """Against a model: what the slots really hold is followed by hand."""
+    slots = data.draw(st.integers(1, 4))
+    scheduler = Scheduler(slots, 64)
+    held = [[] for _ in range(slots)]
+    live, ended, submitted = set(), set(), 0
+    for _ in range(data.draw(st.integers(1, 40))):
+        if data.draw(st.booleans()):
+            new = job(*data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=50)))
+            scheduler.submit([new])
+            submitted += 1
+        turn = scheduler.turn()
+        for admission in turn.admitted if turn else ():
+            slot, prompt = admission.job.slot, admission.job.prompt.tolist()
+            assert held[admission.source][: admission.count] == prompt[: admission.count]
+            assert admission.count < len(prompt)
+            held[slot] = held[admission.source][: admission.count]
+            live.add(admission.job)
+        if turn and turn.reading is not None:
+            reading, count = turn.reading, data.draw(st.integers(1, 20))
+            count = min(count, len(reading.prompt) - reading.done)
+            held[reading.slot] += reading.prompt[reading.done : reading.done + count].tolist()
+            scheduler.read(reading, count)
+        if live and data.draw(st.booleans()):
+            over = data.draw(st.sampled_from(sorted(live, key=lambda each: each.slot)))
+            answer = [] if over.reads else data.draw(st.lists(st.integers(0, 1), max_size=5))
+            held[over.slot] += answer[:-1]
+            scheduler.release(over, answer)
+            live.remove(over)
+            ended.add(over)
+        places = [each.slot for each in live]
+        assert len(set(places)) == len(places)
+        assert submitted == len(live) + len(ended) + len(scheduler.waiting)
+        assert len(scheduler.free) == slots - len(live)
