@@ -115,7 +115,7 @@ def begin(
 
 @functools.cache
 def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
-    """A burst of some rows: `numbers` is int32 `[b + 2]`, their slots, how many of these run, how many steps."""
+    """A burst of some rows: `numbers` is int32 `[b + 2]`, slots, how many of them run, how many steps."""
 
     def run(
         config: ModelConfig, params: Params, state: DecodeState, numbers: Array
