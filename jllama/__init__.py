@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jllama.api import generate as generate
     from jllama.api import stream as stream
+    from jllama.batching.calls import complete as complete
     from jllama.batching.engine import Engine as Engine
     from jllama.chat.conversation import Conversation as Conversation
     from jllama.config import ModelConfig as ModelConfig
@@ -34,6 +35,7 @@ _HOMES = {
     "ModelConfig": "jllama.config",
     "Params": "jllama.model",
     "Session": "jllama.session",
+    "complete": "jllama.batching.calls",
     "forward": "jllama.model",
     "generate": "jllama.api",
     "load": "jllama.loading",

@@ -1,8 +1,9 @@
 """The two calls that most programs need."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
+from jllama.batching import calls
 from jllama.loading import Model
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
@@ -10,22 +11,34 @@ from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
 
 
+@overload
+def generate(
+    model: Model, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any
+) -> str: ...
+
+
+@overload
+def generate(
+    model: Model, prompt: Sequence[Prompt], settings: GenerationSettings | None = None, **options: Any
+) -> list[str]: ...
+
+
 def generate(
     model: Model,
-    prompt: Prompt,
+    prompt: Any,
     settings: GenerationSettings | None = None,
     *,
     chat: bool | None = None,
     system: Content | None = None,
     max_seq_len: int | None = None,
     **changes: Any,
-) -> str:
-    """The model's answer to a prompt.
+) -> str | list[str]:
+    """The model's answer to a prompt, or its answers to a list of prompts, which are decoded together.
 
     Args:
       model: from `jllama.load`, with its tokenizer.
       prompt: a text, a list of messages such as `{"role": "user", "content": "Hello"}`, or token ids, which
-        go to the model as they are.
+        go to the model as they are; or a list of any of these: the answers are a list then.
       settings: how to generate; None: `GenerationSettings()`.
       chat: put a text into the model's chat template as a user's message; None: where it has one.
       system: a system message, for the chat template.
@@ -41,9 +54,10 @@ def generate(
       >>> brief = jllama.GenerationSettings(max_new_tokens=64)
       >>> jllama.generate(model, "Why is the sky blue?", brief, system="Answer a child.", seed=1)
     """
-    return "".join(
-        stream(model, prompt, settings, chat=chat, system=system, max_seq_len=max_seq_len, **changes)
-    )
+    options: Any = dict(chat=chat, system=system, max_seq_len=max_seq_len, **changes)
+    if calls.is_several(prompt):
+        return calls.generate_all(model, prompt, settings, **options)
+    return "".join(stream(model, prompt, settings, **options))
 
 
 def stream(

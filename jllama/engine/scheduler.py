@@ -126,14 +126,22 @@ class Scheduler:
 
     def _admissions(self) -> Iterable[Admission]:
         while self.waiting and self.free:
-            job = self.waiting.popleft()
+            job = self.waiting[0]
             source, count = self._best_source(job.prompt)
+            if self._soon(job.prompt) > max(count, WORTH_COPYING - 1):
+                return  # it costs nothing to wait: prompts are read one after the other
+            self.waiting.popleft()
             held_here = source in self.free and count > 0
             job.slot = source if held_here else self.free[0]
             job.done = count if held_here or count >= WORTH_COPYING else 0
             self.jobs[job.slot], self._used[job.slot] = job, self._turn
             self._held[job.slot] = job.prompt[: job.done]
             yield Admission(job, source if job.done else job.slot, job.done)
+
+    def _soon(self, prompt: np.ndarray) -> int:
+        """The longest beginning of a prompt that some slot will hold once it has read its own."""
+        reading = (job.prompt for job in self._live() if job.reads and self._share)
+        return max((common_prefix(other, prompt[:-1]) for other in reading), default=0)
 
     def _best_source(self, prompt: np.ndarray) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length; one token is always left."""

@@ -61,6 +61,19 @@ def test_what_a_running_slot_holds_is_copied_and_one_token_is_always_read():
     assert second.slot != first.slot
 
 
+def test_who_begins_as_a_prompt_that_is_being_read_waits_for_it():
+    scheduler = Scheduler(3, MAX_LEN)
+    first, second, third = long(500), long(501), job(7)
+    scheduler.submit([first, second, third])
+    assert [admission.job for admission in scheduler.turn().admitted] == [first]
+    scheduler.read(first, 20)
+    assert scheduler.turn().admitted == ()  # nor does the third one overtake
+    scheduler.read(first, len(first.prompt) - 20)
+    turn = scheduler.turn()
+    assert [admission.job for admission in turn.admitted] == [second, third]
+    assert (turn.admitted[0].source, turn.admitted[0].count) == (first.slot, len(first.prompt) - 1)
+
+
 def test_a_free_slot_is_gone_on_with_in_place_however_little_it_shares():
     scheduler = Scheduler(3, MAX_LEN)
     first = job(1, 2, 3, 4)

@@ -1,0 +1,96 @@
+"""Library calls that decode several texts together: for a list of prompts, or several answers to one."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jllama.answer import Result
+from jllama.batching.engine import Engine
+from jllama.errors import JllamaError
+from jllama.loading import Model
+from jllama.settings import GenerationSettings, build_settings
+from jllama.text.content_parts import Content
+from jllama.text.prompt import Prompt, encode_prompt
+
+SLOTS = 16  # texts at once; more wait for a slot
+PAGE = 256  # cache lengths are multiples of it: each is compiled anew
+MOST = 128  # answers to one prompt
+
+
+def is_several(prompt: Any) -> bool:
+    """Whether it is a list of prompts: of texts, of conversations or of lists of token ids."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str | list | tuple)
+
+
+def generate_all(
+    model: Model,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings | None = None,
+    *,
+    chat: bool | None = None,
+    system: Content | None = None,
+    max_seq_len: int | None = None,
+    **changes: Any,
+) -> list[str]:
+    """`jllama.generate` of each prompt, decoded together: the texts, in order.
+
+    Raises:
+      JllamaError: a setting or a prompt can't be used; nothing is generated then.
+    """
+    chosen = build_settings(settings, **changes)
+    tokenizer = model.need_tokenizer()
+    ids = [encode_prompt(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
+    return [result.text for result in _together(model, [(each, chosen) for each in ids], max_seq_len)]
+
+
+def complete(
+    model: Model,
+    prompt: Prompt,
+    settings: GenerationSettings | None = None,
+    *,
+    n: int = 1,
+    chat: bool | None = None,
+    system: Content | None = None,
+    max_seq_len: int | None = None,
+    **changes: Any,
+) -> list[Result]:
+    """Several answers to one prompt, decoded together; its tokens are read once.
+
+    Args:
+      model: from `jllama.load`, with its tokenizer.
+      prompt: as in `jllama.generate`.
+      settings: how to generate; None: `GenerationSettings()`.
+      n: how many answers. Answer i is what the seed plus i gives alone.
+      chat: put a text into the chat template; None: where the model has one.
+      system: a system message, for the chat template.
+      max_seq_len: positions of a slot; None: as many as the request needs.
+      **changes: fields of `GenerationSettings` that are to differ from `settings`.
+
+    Returns:
+      Of each answer its text, token ids, why and by which stop string it ended, its seed, counts and times.
+
+    Raises:
+      JllamaError: a setting or the prompt can't be used, or `n` is out of range.
+
+    Example:
+      >>> answers = jllama.complete(model, "Once upon a time", n=2, temperature=0.8, max_new_tokens=16)
+      >>> [answer.text for answer in answers]
+    """
+    if type(n) is not int or not 1 <= n <= MOST:
+        raise JllamaError(f"n={n!r} must be a whole number from 1 to {MOST}")
+    chosen = build_settings(settings, **changes).seeded()
+    ids = encode_prompt(model.need_tokenizer(), prompt, chat=chat, system=system)
+    first = chosen.seed or 0
+    each = [dataclasses.replace(chosen, seed=(first + i) % 2**63) for i in range(n)]
+    return _together(model, [(ids, settings) for settings in each], max_seq_len)
+
+
+def _together(
+    model: Model, requests: Sequence[tuple[list[int], GenerationSettings]], max_seq_len: int | None
+) -> list[Result]:
+    need = max(len(ids) + settings.max_new_tokens for ids, settings in requests)
+    length = min(-(-need // PAGE) * PAGE, model.config.context_length) if max_seq_len is None else max_seq_len
+    slots = min(SLOTS, 1 << (len(requests) - 1).bit_length())
+    with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
+        streams = [engine.submit(ids, settings) for ids, settings in requests]
+        return [stream.result() for stream in streams]

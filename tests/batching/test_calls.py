@@ -1,0 +1,66 @@
+"""Lists of prompts and several answers to one: each as it would be alone."""
+
+import pytest
+
+import jllama
+from jllama.errors import JllamaError
+from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+
+PROMPTS = ["One", "Two and", "Three and four and five", "Six"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+    return jllama.load(str(directory), dtype="float32")
+
+
+@pytest.mark.parametrize("settings", [{}, dict(temperature=1.0, seed=5)], ids=str)
+def test_a_list_in_a_list_out(model, settings):
+    options = dict(max_new_tokens=12, chat=False, **settings)
+    together = jllama.generate(model, PROMPTS, **options)
+    assert together == [jllama.generate(model, prompt, **options) for prompt in PROMPTS]
+
+
+def test_lists_of_every_kind_of_prompt(model):
+    talks = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:2]]
+    ids = [model.tokenizer.encode_chat(talk) for talk in talks]
+    by_text = jllama.generate(model, PROMPTS[:2], max_new_tokens=6)
+    assert (
+        jllama.generate(model, talks, max_new_tokens=6)
+        == jllama.generate(model, ids, max_new_tokens=6)
+        == by_text
+    )
+    assert jllama.generate(model, tuple(PROMPTS[:1]), max_new_tokens=6) == by_text[:1]
+    assert jllama.generate(model, ids[0], max_new_tokens=6) == by_text[0]  # one prompt, not a list of them
+
+
+def test_a_bad_prompt_among_good_ones_is_refused_before_anything_runs(model):
+    with pytest.raises(JllamaError, match="the prompt is empty"):
+        jllama.generate(model, ["One", "", "Two"])
+    with pytest.raises(JllamaError, match="a slot 8 positions"):
+        jllama.generate(model, ["One", "Two " * 40], max_seq_len=8)
+
+
+def test_several_answers_have_seeds_of_their_own(model):
+    answers = jllama.complete(model, PROMPTS[2], n=5, temperature=1.0, seed=2**63 - 2, max_new_tokens=12)
+    assert [answer.seed for answer in answers] == [2**63 - 2, 2**63 - 1, 0, 1, 2]
+    for answer in answers:
+        alone = jllama.generate(model, PROMPTS[2], temperature=1.0, seed=answer.seed, max_new_tokens=12)
+        assert answer.text == alone
+        assert answer.generated_tokens == len(answer.token_ids) <= 12
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_the_prompt_of_several_answers_is_read_once(model):
+    prompt = model.tokenizer.encode("One and two and three and four and five and six and seven " * 3)
+    assert len(prompt) > 40
+    first, *others = jllama.complete(model, prompt, n=3, temperature=1.0, max_new_tokens=4)
+    assert first.reused_tokens == 0
+    assert {answer.reused_tokens for answer in others} == {len(prompt) - 1}
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, 129, "2"])
+def test_how_many_answers(model, n):
+    with pytest.raises(JllamaError, match=r"n=.* must be a whole number from 1 to 128"):
+        jllama.complete(model, "One", n=n)
