@@ -200,7 +200,7 @@ def test_mistakes_are_named(base, instruct):
         "top_p=2.0 must be": dict(top_p=2.0),
         "max_new_tokens=True must be a whole number": dict(max_new_tokens=True),
         "no chat template": dict(chat=True),
-        "a text or a list of messages": dict(prompt=["x"]),
+        "a text or a list of messages": dict(prompt=[{"role": "user", "content": "x"}, "x"]),
         "must hold token ids": dict(logit_bias={"5": 1.0}),
         r"max_seq_len=0 must be from 2": dict(max_seq_len=0),
         "a stop string is empty": dict(stop=["a", ""]),
