@@ -50,7 +50,7 @@ def _named(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> 
     """What was typed as flags under their own names."""
     end = typed.index("--") if "--" in typed else len(typed)
     groups = _flags_with_values(known, [spelling.plain(known, word) for word in typed[:end]])
-    return spelling.with_words_named([*groups, *([word] for word in typed[end:])], places)
+    return spelling.with_words_named(known, [*groups, *([word] for word in typed[end:])], places)
 
 
 def _ready_made(model: str) -> str:

