@@ -46,7 +46,7 @@ class GenerationSettings:
             value = getattr(self, name)
             if not _within(value, low, high) or (wanted is int and not isinstance(value, int)):
                 kind = "a whole number" if wanted is int else "a number"
-                raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {high:g}")
+                raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {_written(high)}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
             raise JllamaError(f"seed={_shown(self.seed)} must be a whole number from 0 to 2^63 - 1")
 
@@ -66,6 +66,10 @@ def _shown(value: Any) -> str:
     except ValueError:
         return "(thousands of digits)"
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _written(number: float) -> str:
+    return f"{number:g}" if number < 1e6 else f"{number:,.0f}"
 
 
 def _within(value: Any, low: float, high: float) -> bool:
@@ -92,7 +96,7 @@ def _biases(given: Any) -> dict[int, float]:
         if not _within(value, -LARGEST_BIAS, LARGEST_BIAS):
             raise JllamaError(
                 f"logit_bias of token {_shown(token)} is {_shown(value)}; it must be a number from "
-                f"{-LARGEST_BIAS:g} to {LARGEST_BIAS:g} (-1000 bans a token)"
+                f"-{_written(LARGEST_BIAS)} to {_written(LARGEST_BIAS)} (-1000 bans a token)"
             )
     return biases
 

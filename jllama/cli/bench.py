@@ -100,7 +100,7 @@ def load() -> tuple[str, Any, Any]:
     from jllama.machine import devices
 
     devices.configure(FLAGS.device)
-    path = ready_made.shape(str(expanded(FLAGS.random_config)))
+    path = ready_made.shape(FLAGS.random_config)
     config = ModelConfig.from_hf(path)
     return f"random {path.stem}", config, random_weights(config)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import flagfiles, help, interrupts, streams
+from jllama.cli import flagfiles, help, interrupts, ready_made, streams
 from jllama.cli.streams import say
 from jllama.errors import JllamaError, escaped
 
@@ -48,7 +48,8 @@ def load_model(quantize: str | None = None) -> Any:
       JllamaError: no model is named, or it can't be loaded.
     """
     if not FLAGS.model:
-        raise JllamaError("no model: give --model=REFERENCE or --flagfile=configs/smollm2.cfg")
+        raise JllamaError("no model: give --model=REFERENCE, or smollm2 as a word")
+    ready_made.check(FLAGS.model)
     from jllama.loading import load
 
     model = load(
@@ -125,6 +126,7 @@ def _guarded(program: ModuleType) -> int:
     try:
         streams.prepare()
         if not _wants_help(program):
+            _note_what_is_hidden()
             code = program.main() or 0
             sys.stdout.flush()
             return code
@@ -158,6 +160,11 @@ def _wants_help(program: ModuleType) -> bool:
     if FLAGS.help or FLAGS.helpfull:
         print(help.text(program, FLAGS, help.called_as(sys.argv), FLAGS.helpfull), flush=True)
     return FLAGS.help or FLAGS.helpfull
+
+
+def _note_what_is_hidden() -> None:
+    if "model" in FLAGS and ready_made.hidden(FLAGS.model):
+        say(f"note: {FLAGS.model} is what has that name in this directory, not the ready-made model")
 
 
 def explanation(error: Exception) -> str | None:

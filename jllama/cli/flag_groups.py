@@ -75,4 +75,4 @@ def define_choice_flags() -> None:
     )
     flags.DEFINE_float("repetition_penalty", 1.0, "Divide the logits of tokens already seen by this; 1: off.")
     flags.DEFINE_float("presence_penalty", 0.0, "Subtract this from the logits of tokens in the answer.")
-    flags.DEFINE_float("frequency_penalty", 0.0, "The same for each time that they occur there.")
+    flags.DEFINE_float("frequency_penalty", 0.0, "Subtract this for each time that a token is in the answer.")

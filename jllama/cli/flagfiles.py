@@ -94,14 +94,17 @@ def _lines_of(taken: list[str]) -> list[str]:
 def _read(name: str, within: tuple[str, ...] = ()) -> list[str]:
     """A flagfile's lines, those of a flagfile that it names in that one's place.
 
-    As absl reads them, but with our messages, and with what is no file refused.
+    As absl reads them, but with our messages, and with what is no file refused. A ready-made model's settings
+    stand before all others, as where its name is typed.
     """
     if not name or name in within:
         return []
     kept = []
-    for line in io.StringIO(streams.read_text(name), newline=None):
+    for line in io.StringIO(streams.read_text(ready_made.settings(name)), newline=None):
         if re.match("--?flagfile=", line):
             kept += _read(line.partition("=")[2].strip(), (*within, name))
+        elif re.match("--?model=", line) and (ready := ready_made.flagfile(line.partition("=")[2].strip())):
+            kept = _read(str(ready)) + kept
         elif line.strip() and not line.startswith(("#", "//")):
             kept.append(line.strip())
     return kept

@@ -96,7 +96,7 @@ def _prompt_text() -> str:
     if FLAGS.prompt_file is not None:
         return streams.read_text(FLAGS.prompt_file)
     if FLAGS.prompt is None:
-        raise JllamaError("give the prompt with --prompt or --prompt_file")
+        raise JllamaError("no prompt: give it behind the model's name, or with --prompt or --prompt_file")
     return FLAGS.prompt
 
 

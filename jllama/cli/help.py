@@ -36,7 +36,10 @@ def text(program: ModuleType, known: flags.FlagValues, called: str, everything: 
         f"{heading}:\n" + "\n".join(_line(known, name) for name in names) for heading, names in groups.items()
     ]
     if "model" in program.PLACES:
-        parts.append(f"Ready-made models: {', '.join(ready_made.names())} (a path of that name: ./NAME).")
+        names = ", ".join(ready_made.names())
+        parts.append(f"Ready-made models: {names} (what has that name in this directory comes first).")
+    if "random_config" in known or "config" in known or program.__name__.endswith(".inspect"):
+        parts.append(f"Ready-made shapes: {', '.join(ready_made.shapes())}.")
     if not everything:
         parts.append("All flags: --helpfull")
     return "\n\n".join(parts)

@@ -6,15 +6,14 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import flag_groups
+from jllama.cli import flag_groups, ready_made
 from jllama.cli.command_line import FLAGS
 from jllama.errors import JllamaError, escaped
-from jllama.files.paths import expanded
 
 flags.DEFINE_string(
     "model",
     None,
-    "A model reference, a directory with only a config.json, or that file.",
+    "A model reference, a directory with only a config.json, that file, or a ready-made shape.",
     short_name="m",
 )
 flag_groups.define_sha256_flag()
@@ -31,7 +30,7 @@ MIB = 2**20
 def main() -> None:
     """Reads headers only: no weights, no device."""
     if not FLAGS.model:
-        raise JllamaError("no model: give --model=REFERENCE or --model=config.json")
+        raise JllamaError("no model: give --model=REFERENCE, --model=config.json or smollm2 as a word")
     if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
         raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
     config, tensors, source = read_model(FLAGS.model, FLAGS.model_sha256)
@@ -46,11 +45,12 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
     Raises:
       JllamaError: the reference, the configuration or a header is not sound.
     """
-    if reference.endswith(".json"):
+    if reference.endswith(".json") or ready_made.is_shape(reference):
         from jllama.config import ModelConfig
 
-        config = ModelConfig.from_hf(expanded(reference))
+        config = ModelConfig.from_hf(ready_made.shape(reference))
         return config, planned_tensors(config), "config.json"
+    ready_made.check(reference)
     from jllama.hub.references import resolve
 
     files = resolve(reference, sha256=sha256)

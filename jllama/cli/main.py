@@ -3,9 +3,10 @@
 import difflib
 import importlib
 import sys
+from pathlib import Path
 
 from jllama import __version__
-from jllama.cli import command_line
+from jllama.cli import command_line, ready_made
 
 COMMANDS = {
     "chat": "talk with a model",
@@ -16,6 +17,7 @@ COMMANDS = {
     "perplexity": "measure how well a model predicts a text",
     "random-checkpoint": "write random weights of a given shape",
 }
+HELP = ("help", "-h", "--help", "--helpfull")
 OVERVIEW = """usage: jllama COMMAND [MODEL] [flags]
 
 {commands}
@@ -27,10 +29,11 @@ jllama COMMAND --help explains one. To begin with: jllama chat smollm2
 def main() -> None:
     """Runs the command that stands first; without one, says which there are."""
     first = sys.argv[1] if len(sys.argv) > 1 else "help"
-    if first in ("help", "-h", "--help", "--helpfull") and len(sys.argv) > 2:
-        sys.argv[1:] = [sys.argv[2], "--help"]
+    if first in HELP and len(sys.argv) > 2:
+        everything = "--helpfull" in (first, *sys.argv[3:])
+        sys.argv[1:] = [sys.argv[2], "--helpfull" if everything else "--help"]
         first = sys.argv[1]
-    if first in ("help", "-h", "--help", "--helpfull"):
+    if first in HELP:
         print(overview(), end="", flush=True)
     elif first in ("--version", "-V", "version"):
         print(f"jllama {__version__}", flush=True)
@@ -52,7 +55,10 @@ def overview() -> str:
 
 
 def _refused(word: str) -> int:
-    near = difflib.get_close_matches(word, COMMANDS, 1)
+    begun = [name for name in COMMANDS if word and name.startswith(word)]
+    near = begun or difflib.get_close_matches(word, COMMANDS, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    if word in ready_made.names() or Path(word).exists():
+        hint = f"it goes behind one, as in jllama chat {word[:40]}"
     command_line.say(f"error: {word[:40]!r} is no command: {hint}")
     return command_line.USER_ERROR

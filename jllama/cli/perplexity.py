@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, flag_groups, streams
+from jllama.cli import command_line, flag_groups, ready_made, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 
@@ -36,7 +36,8 @@ def main() -> None:
         model = command_line.load_model(mode)
         ids = model.need_tokenizer().encode(text)
         if len(ids) < 16:
-            raise JllamaError(f"{FLAGS.text} has {len(ids)} tokens: too short to measure anything")
+            name = "standard input" if FLAGS.text == "-" else FLAGS.text
+            raise JllamaError(f"{name} has {len(ids)} tokens: too short to measure anything")
         losses, best = measure(model, ids, min(FLAGS.window, model.config.context_length))
         reference = best if reference is None else reference
         rows.append(row(mode, model, losses, agreement(best, reference)))
@@ -57,6 +58,8 @@ def check_modes() -> None:
     unknown = [mode for mode in FLAGS.modes if mode not in QUANTIZE_MODES]
     if unknown or not FLAGS.modes:
         raise JllamaError(f"--modes={','.join(FLAGS.modes)}: choose among {', '.join(QUANTIZE_MODES)}")
+    if FLAGS.model:
+        ready_made.check(FLAGS.model)
     if FLAGS.model and set(FLAGS.modes) != {"auto"} and is_quantized(FLAGS.model):
         raise JllamaError(f"{FLAGS.model} is quantised already: give --modes=auto")
 

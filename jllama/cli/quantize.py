@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from jllama.cli import flag_groups
+from jllama.cli import flag_groups, ready_made
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 
@@ -33,6 +33,7 @@ def main() -> None:
 
     devices.configure(FLAGS.device)
     output = output_directory(FLAGS.output)
+    ready_made.check(FLAGS.model)
     files = resolve(FLAGS.model, sha256=FLAGS.model_sha256)
     if is_saved(files):
         raise JllamaError(f"{FLAGS.model} is quantised already: quantise the model that it was made of")

@@ -28,7 +28,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 def main() -> None:
     """Writes the checkpoint."""
     if not FLAGS.config or not FLAGS.output:
-        raise JllamaError("give both --config=config.json and --output=DIR")
+        raise JllamaError("give both --config=config.json and --output=DIR, or both as words")
     if math.isnan(FLAGS.scale):
         raise JllamaError("--scale=nan: give a number from 0 to 1000")
     shard_bytes = size_in_bytes(FLAGS.shard_size) if FLAGS.shard_size else None
@@ -37,7 +37,7 @@ def main() -> None:
 
     output = output_directory(FLAGS.output)
     write_random_checkpoint(
-        ready_made.shape(str(expanded(FLAGS.config))),
+        ready_made.shape(FLAGS.config),
         output,
         dtype=FLAGS.dtype,
         seed=FLAGS.seed,

@@ -97,9 +97,15 @@ def test_inspect_a_checkpoint_as_json(tmp_path):
         assert held == ({"F16": len(tensors)} if path.is_dir() else {"F32": len(tensors)})
 
 
+def test_inspect_shows_a_ready_made_shape():
+    report = json.loads(script("inspect_model", "tinyllama-1.1b", "--json").stdout)
+    assert (report["tensors_from"], report["config"]["vocab_size"]) == ("config.json", 32000)
+
+
 def test_inspect_refuses_clearly(tmp_path, config_file):
     assert "no model: give --model" in failure("inspect_model")
     assert "no such model" in failure("inspect_model", "--model=./absent")
+    assert "did you mean 'smollm2'" in failure("inspect_model", "--model=smollm")
     assert "must be at least 1" in failure("inspect_model", f"--model={config_file}", "--max_seq_len=-1")
     assert "batch" in failure("inspect_model", f"--model={config_file}", "--batch=0")
     (tmp_path / "bad.json").write_text("{")

