@@ -16,6 +16,15 @@ from jllama.text.stop import StopMatcher
 from jllama.text.tokenizer import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenScore:
+    """How likely the model found a token: natural logarithms, before bias, penalties and temperature."""
+
+    token: int
+    logprob: float
+    likeliest: dict[int, float]  # token ids and theirs, falling
+
+
 @dataclasses.dataclass(kw_only=True)
 class Result:
     """What became of one request. Rates are tokens per second; the first token belongs to the prefill."""
@@ -30,6 +39,7 @@ class Result:
     reused_tokens: int = 0  # of the prompt: already in the cache
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    logprobs: list[TokenScore] | None = None  # of each generated token, where they were asked for
 
     @property
     def generated_tokens(self) -> int:
@@ -48,6 +58,8 @@ class Result:
         derived = ("generated_tokens", "prefill_tokens_per_second", "decode_tokens_per_second")
         values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
         del values["begun_tokens"]  # only a conversation goes on with an answer
+        if self.logprobs is None:
+            del values["logprobs"]
         return values
 
 

@@ -49,6 +49,7 @@ def complete(
     settings: GenerationSettings | None = None,
     *,
     n: int = 1,
+    logprobs: int | None = None,
     chat: bool | None = None,
     system: Content | None = None,
     max_seq_len: int | None = None,
@@ -61,13 +62,15 @@ def complete(
       prompt: as in `jllama.generate`.
       settings: how to generate; None: `GenerationSettings()`.
       n: how many answers. Answer i is what the seed plus i gives alone.
+      logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20).
       chat: put a text into the chat template; None: where the model has one.
       system: a system message, for the chat template.
       max_seq_len: positions of a slot; None: as many as the request needs.
       **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
     Returns:
-      Of each answer its text, token ids, why and by which stop string it ended, its seed, counts and times.
+      Of each answer its text, token ids, why and by which stop string it ended, its seed, counts and times,
+      and `logprobs`.
 
     Raises:
       JllamaError: a setting or the prompt can't be used, or `n` is out of range.
@@ -82,15 +85,18 @@ def complete(
     ids = encode_prompt(model.need_tokenizer(), prompt, chat=chat, system=system)
     first = chosen.seed or 0
     each = [dataclasses.replace(chosen, seed=(first + i) % 2**63) for i in range(n)]
-    return _together(model, [(ids, settings) for settings in each], max_seq_len)
+    return _together(model, [(ids, settings) for settings in each], max_seq_len, logprobs)
 
 
 def _together(
-    model: Model, requests: Sequence[tuple[list[int], GenerationSettings]], max_seq_len: int | None
+    model: Model,
+    requests: Sequence[tuple[list[int], GenerationSettings]],
+    max_seq_len: int | None,
+    logprobs: int | None = None,
 ) -> list[Result]:
     need = max(len(ids) + settings.max_new_tokens for ids, settings in requests)
     length = min(-(-need // PAGE) * PAGE, model.config.context_length) if max_seq_len is None else max_seq_len
     slots = min(SLOTS, 1 << (len(requests) - 1).bit_length())
     with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
-        streams = [engine.submit(ids, settings) for ids, settings in requests]
+        streams = [engine.submit(ids, settings, logprobs=logprobs) for ids, settings in requests]
         return [stream.result() for stream in streams]

@@ -13,6 +13,7 @@ from jllama.checkpoint.memory import check_cache
 from jllama.engine.scheduler import Job, Scheduler
 from jllama.engine.slots import Row, Slots
 from jllama.errors import JllamaError
+from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
@@ -72,6 +73,7 @@ class Engine:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        logprobs: int | None = None,
         **changes: Any,
     ) -> Stream:
         """Asks for an answer; returns at once, from any thread.
@@ -81,12 +83,14 @@ class Engine:
           settings: how to generate; None: `GenerationSettings()`.
           chat: put a text into the chat template; None: where the model has one.
           system: a system message, for the chat template.
+          logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20), in
+            `result().logprobs`; None: of none.
           **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
         """
-        stream = self._stream(prompt, settings, chat, system, changes)
+        stream = self._stream(prompt, settings, chat, system, logprobs, changes)
         self._loop.submit([stream])
         return stream
 
@@ -97,12 +101,13 @@ class Engine:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        logprobs: int | None = None,
         **changes: Any,
     ) -> AsyncIterator[str]:
         """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
         pieces: asyncio.Queue[Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        made = self._stream(prompt, settings, chat, system, changes)
+        made = self._stream(prompt, settings, chat, system, logprobs, changes)
         made.listener = lambda item: loop.call_soon_threadsafe(pieces.put_nowait, item)
         self._loop.submit([made])
         try:
@@ -130,12 +135,15 @@ class Engine:
         settings: GenerationSettings | None,
         chat: bool | None,
         system: Content | None,
+        logprobs: int | None,
         changes: dict[str, Any],
     ) -> Stream:
         """The arguments of `submit`, checked."""
         chosen, V = build_settings(settings, **changes).seeded(), self.model.config.vocab_size
         ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
         check_ids(ids, chosen, V)
+        if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= LIKELIEST):
+            raise JllamaError(f"logprobs={logprobs!r} must be a whole number from 0 to {LIKELIEST}")
         stops = stop_ids_of(self._tokenizer, chosen, V)
         if len(stops) > STOPS:
             raise JllamaError(f"{len(stops)} tokens would end the answer; at most {STOPS} may")
@@ -146,9 +154,12 @@ class Engine:
             key=key_of(chosen),
             limit=min(chosen.max_new_tokens, room),
             stop_ids=stops,
+            scores=logprobs is not None,
         )
         job = Job(prompt=row.prompt, max_new=chosen.max_new_tokens)
-        return Stream(job, Answer(self._tokenizer, ids, chosen), row, self._loop.cancel)
+        answer = Answer(self._tokenizer, ids, chosen)
+        answer.result.logprobs = None if logprobs is None else []
+        return Stream(job, answer, row, self._loop.cancel, logprobs or 0)
 
 
 def _checked_length(model: Model, given: int | None) -> int:

@@ -137,11 +137,13 @@ class Loop:
                 self._slots.clear(slot)
                 continue
             tokens = burst.tokens[row]
-            self._hand_out(stream, tokens[tokens >= 0].tolist(), ended=bool(burst.done[row]))
+            for piece in stream.answer.push(tokens[tokens >= 0].tolist()):
+                stream.put(piece)
+            if burst.scores is not None:
+                stream.score(burst.scores, row)
+            self._settle(stream, ended=bool(burst.done[row]))
 
-    def _hand_out(self, stream: Stream, ids: list[int], ended: bool) -> None:
-        for piece in stream.answer.push(ids):
-            stream.put(piece)
+    def _settle(self, stream: Stream, ended: bool) -> None:
         if ended and not stream.answer.finished:
             for piece in stream.answer.end():
                 stream.put(piece)

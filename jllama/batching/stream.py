@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jllama.answer import Answer, Result
+from jllama.answer import Answer, Result, TokenScore
 from jllama.engine.scheduler import Job
 from jllama.engine.slots import Row
+from jllama.layers.sampling import Scores
 
 Item = str | BaseException | None  # a piece of text, what went wrong, or the end
 
@@ -16,9 +17,13 @@ Item = str | BaseException | None  # a piece of text, what went wrong, or the en
 class Stream:
     """An answer as it comes: iterate over its pieces, or wait for `result()`."""
 
-    def __init__(self, job: Job, answer: Answer, row: Row, cancel: Callable[["Stream"], None]) -> None:
-        """Made by `Engine.submit`. `row`: what the slots need of it; `cancel`: asks the engine to end it."""
+    def __init__(
+        self, job: Job, answer: Answer, row: Row, cancel: Callable[["Stream"], None], likeliest: int = 0
+    ) -> None:
+        """Made by `Engine.submit`. `row`: what the slots need of it; `cancel`: asks the engine to end it;
+        `likeliest`: how many tokens are told beside each one."""
         self.job, self.answer, self.row, self._cancel = job, answer, row, cancel
+        self.likeliest = likeliest
         self._pieces: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.listener: Any = None  # called for each item, in the engine's thread
         self._done = threading.Event()
@@ -68,6 +73,17 @@ class Stream:
         if listener is not None:
             with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
                 listener(item)
+
+    def score(self, scores: Scores, row: int) -> None:
+        """Takes the log-probabilities of the tokens that were pushed last, `[B, n, ...]` on the host."""
+        told = self.answer.result.logprobs
+        if told is None:
+            return
+        ids = self.answer.result.token_ids[len(told) :]
+        for at, token in enumerate(ids):
+            pairs = zip(scores.ids[row, at].tolist(), scores.values[row, at].tolist(), strict=True)
+            likeliest = dict(list(pairs)[: self.likeliest])
+            told.append(TokenScore(token, float(scores.chosen[row, at]), likeliest))
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes, because of an error if there is one; the engine's thread calls this."""

@@ -16,7 +16,7 @@ from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
 from jllama.engine.step import decode_steps
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling, TokenCounts
+from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts
 from jllama.model import Params
 
 
@@ -83,7 +83,7 @@ def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
     )
 
 
-@partial(jax.jit, donate_argnames="state", static_argnames="target")
+@partial(jax.jit, donate_argnames="state", static_argnames="how")
 def begin(
     state: DecodeState,
     logits: Array,
@@ -93,7 +93,7 @@ def begin(
     prompt: Array,
     sampling: Sampling,
     *,
-    target: Target,
+    how: Way,
 ) -> tuple[DecodeState, Burst]:
     """Samples a slot's first token; `numbers`: int32 `[3]`, slot, length of the prompt, limit."""
     slot, n_prompt, limit = (numbers[i : i + 1] for i in range(3))
@@ -109,8 +109,10 @@ def begin(
         sampling=sampling,
         counts=TokenCounts.of_prompt(prompt, n_prompt, logits.shape[-1]),
     )
-    row = take_token(row, logits, Way(target))
-    return _with(state, slot, row), Burst(tokens=row.token[:, None], done=row.done, healthy=row.healthy)
+    row = take_token(row, logits, how)
+    scores = jax.tree.map(lambda leaf: leaf[:, None], row.scores)
+    first = Burst(tokens=row.token[:, None], done=row.done, healthy=row.healthy, scores=scores)
+    return _with(state, slot, dataclasses.replace(row, scores=None)), first
 
 
 @functools.cache
@@ -123,13 +125,19 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         rows, live, steps = numbers[:-2], numbers[-2], numbers[-1]
         some = _some(state, rows)
         fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
-        paused = dataclasses.replace(some, done=some.done | fills)
+        scores = _no_scores(rows.shape[0], config.vocab_size) if how.scores else None
+        paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
         new, burst = decode_steps(config, params, paused, steps, how=how)
         new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done))
         return _with_steps(state, rows, new, how.greedy), burst
 
     options = how.target.step_options(1 + batched)
     return jax.jit(run, static_argnums=0, donate_argnames="state", compiler_options=options)
+
+
+def _no_scores(rows: int, vocab_size: int) -> Scores:
+    k = min(LIKELIEST, vocab_size)
+    return Scores(chosen=jnp.zeros((rows,)), ids=jnp.zeros((rows, k), jnp.int32), values=jnp.zeros((rows, k)))
 
 
 @partial(jax.jit, donate_argnames="cache")

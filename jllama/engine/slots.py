@@ -28,6 +28,7 @@ class Row:
     key: np.ndarray  # uint32 [2]
     limit: int  # tokens that it may generate
     stop_ids: Sequence[int]
+    scores: bool = False  # log-probabilities are told
 
 
 class Slots:
@@ -50,7 +51,7 @@ class Slots:
         self.target = target_of(params)
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self._state = slot_programs.empty(config, slots, max_len, dtype, stops)
-        self._greedy = np.ones((slots,), bool)
+        self._greedy, self._scores = np.ones((slots,), bool), np.zeros((slots,), bool)
 
     def copy_prefix(self, source: int, to: int, count: int) -> None:
         """The first `count` positions of a slot, and a few more, into another."""
@@ -99,8 +100,10 @@ class Slots:
         prompt[0, : len(row.prompt)] = row.prompt
         numbers = np.array([slot, len(row.prompt), row.limit], np.int32)
         arrays = (numbers, row.key, stops, prompt, row.sampling)
-        self._state, first = slot_programs.begin(self._state, logits, *arrays, target=self.target)
-        self._greedy[slot] = row.sampling.is_greedy()
+        self._state, first = slot_programs.begin(
+            self._state, logits, *arrays, how=Way(self.target, scores=row.scores)
+        )
+        self._greedy[slot], self._scores[slot] = row.sampling.is_greedy(), row.scores
         return first
 
     def run(self, slots: Sequence[int], steps: int) -> Burst:
@@ -113,7 +116,9 @@ class Slots:
         bucket = next(b for b in self.buckets if b >= len(slots))
         others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
         rows = np.array([*slots, *others][:bucket], np.int32)
-        how = Way(self.target, self.target.on_gpu and bool(self._greedy[list(slots)].all()))
+        chosen = list(slots)
+        greedy = self.target.on_gpu and bool(self._greedy[chosen].all())
+        how = Way(self.target, greedy, scores=bool(self._scores[chosen].any()))
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self._state, burst = run(self.config, self.params, self._state, numbers)

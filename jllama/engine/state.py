@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jllama import kernels
 from jllama.kernels.target import Target, target_of
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling, TokenCounts, largest_and_sum, sample
+from jllama.layers.sampling import Sampling, Scores, TokenCounts, largest_and_sum, sample
 
 NO_TOKEN = -1
 
@@ -32,6 +32,7 @@ class DecodeState:
     stop_ids: Array  # int32 [B, E]: tokens that end a row
     sampling: Sampling
     counts: TokenCounts
+    scores: Scores | None = None  # of `token`, where `Way.scores` asks for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Way:
 
     target: Target
     greedy: bool = False  # every row takes the largest logit, with nothing added or taken away
+    scores: bool = False  # log-probabilities are told
 
     @classmethod
     def of(cls, tree: Any, sampling: Sampling) -> "Way":
@@ -60,6 +62,7 @@ class Burst:
     tokens: Array  # int32 [B, up to BURST]: in order, then NO_TOKEN
     done: Array  # bool [B]
     healthy: Array  # bool [B]
+    scores: Scores | None = None  # of the tokens: each leaf with an axis for them behind B
 
 
 def start_decode(
@@ -124,6 +127,11 @@ def _start_decode(
 
 def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
     """Samples the next token of each row that is not done, by the target's kernel where there is one."""
+    state = _with_token(state, logits, how)
+    return dataclasses.replace(state, scores=Scores.of(logits, state.token)) if how.scores else state
+
+
+def _with_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
     if not how.greedy and kernels.chooses_tokens(logits.shape[-1], how.target):
         return _take_by_kernel(state, logits)
     active = ~state.done

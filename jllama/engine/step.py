@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jllama import kernels
 from jllama.config import ModelConfig
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
+from jllama.layers.sampling import Scores
 from jllama.model import Params
 
 BURST = 16
@@ -56,50 +57,71 @@ def decode_steps(
 ) -> tuple[DecodeState, Burst]:
     """`decode_burst` before it is compiled."""
     loop = _fixed_loop if how.target.on_gpu else _open_loop
-    state, tokens = loop(config, params, state, steps, how)
-    return state, Burst(tokens=tokens, done=state.done, healthy=state.healthy)
+    state, out = loop(config, params, state, steps, how)
+    return state, Burst(tokens=out.tokens, done=state.done, healthy=state.healthy, scores=out.scores)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Out:
+    """What the steps hand out; each step fills a column."""
+
+    tokens: Array  # int32 [B, BURST]
+    scores: Scores | None
+
+    @classmethod
+    def empty(cls, state: DecodeState) -> "_Out":
+        def columns(leaf: Array) -> Array:
+            return jnp.zeros((leaf.shape[0], BURST, *leaf.shape[1:]), leaf.dtype)
+
+        tokens = jnp.full((state.token.shape[0], BURST), NO_TOKEN, jnp.int32)
+        return cls(tokens=tokens, scores=jax.tree.map(columns, state.scores))
+
+    def put(self, step: Array, new: "_Out") -> "_Out":
+        """With column `step` from leaves that lack that axis."""
+
+        def column(old: Array, leaf: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(old, leaf, step, axis=1)
+
+        return jax.tree.map(column, self, new)
 
 
 def _one_step(
-    config: ModelConfig, params: Params, step: Array, state: DecodeState, tokens: Array, how: Way
-) -> tuple[DecodeState, Array]:
-    """The state after one more step, and tokens `[B, BURST]` with the new ones in column `step`."""
+    config: ModelConfig, params: Params, step: Array, state: DecodeState, out: _Out, how: Way
+) -> tuple[DecodeState, _Out]:
+    """The state after one more step, and what it hands out in column `step`."""
     active = ~state.done
     # Without the barrier XLA hoists a float32 copy of every bfloat16 weight out of the loop.
     weights, _ = jax.lax.optimization_barrier((params, step))
     state = decode_step(config, weights, state, how)
     new = jnp.where(active, state.token, NO_TOKEN)
-    return state, jax.lax.dynamic_update_index_in_dim(tokens, new, step, axis=1)
+    return state, out.put(step, _Out(tokens=new, scores=state.scores))
 
 
 def _open_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
-) -> tuple[DecodeState, Array]:
+) -> tuple[DecodeState, _Out]:
     """Ends after `steps` or with the last row."""
-    Carry = tuple[Array, DecodeState, Array]  # the step, the state, tokens [B, BURST]
+    Carry = tuple[Array, DecodeState, _Out]  # the step, the state, what came
 
     def unfinished(carry: Carry) -> Array:
         return (carry[0] < steps) & ~jnp.all(carry[1].done)
 
     def body(carry: Carry) -> Carry:
-        step, state, tokens = carry
-        return step + 1, *_one_step(config, params, step, state, tokens, how)
+        step, state, out = carry
+        return step + 1, *_one_step(config, params, step, state, out, how)
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, _no_tokens(state)))[1:]
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, _Out.empty(state)))[1:]
 
 
 def _fixed_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
-) -> tuple[DecodeState, Array]:
+) -> tuple[DecodeState, _Out]:
     """Always `BURST` steps: on a GPU a condition that the device computes costs a round trip to the host,
     a third of a step, and one around the loop a copy of the whole cache.
     """
 
-    def body(step: Array, carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+    def body(step: Array, carry: tuple[DecodeState, _Out]) -> tuple[DecodeState, _Out]:
         return _one_step(config, params, step, *carry, how)
 
-    return jax.lax.fori_loop(0, BURST, body, (state, _no_tokens(state)))
-
-
-def _no_tokens(state: DecodeState) -> Array:
-    return jnp.full((state.token.shape[0], BURST), NO_TOKEN, jnp.int32)
+    return jax.lax.fori_loop(0, BURST, body, (state, _Out.empty(state)))

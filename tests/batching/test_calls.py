@@ -1,5 +1,8 @@
 """Lists of prompts and several answers to one: each as it would be alone."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jllama
@@ -64,3 +67,39 @@ def test_the_prompt_of_several_answers_is_read_once(model):
 def test_how_many_answers(model, n):
     with pytest.raises(JllamaError, match=r"n=.* must be a whole number from 1 to 128"):
         jllama.complete(model, "One", n=n)
+
+
+def test_log_probabilities_are_the_models_own(model):
+    """By `forward` of prompt and answer, whatever drew the tokens."""
+    prompt = model.tokenizer.encode(PROMPTS[2])
+    options = dict(temperature=0.9, top_k=20, repetition_penalty=1.2, logit_bias={7: 2.0}, seed=3)
+    answers = jllama.complete(model, prompt, n=2, logprobs=5, max_new_tokens=20, ignore_eos=True, **options)
+    for answer in answers:
+        ids = [*prompt, *answer.token_ids]
+        cache = jllama.KVCache.empty(model.config, batch=1, max_len=len(ids), dtype="float32")
+        logits, _ = jllama.forward(model.config, model.params, jnp.asarray([ids], jnp.int32), cache)
+        wanted = np.asarray(jax.nn.log_softmax(logits[0]))[len(prompt) - 1 : -1]
+        assert [score.token for score in answer.logprobs] == answer.token_ids
+        for score, row in zip(answer.logprobs, wanted, strict=True):
+            assert score.logprob == pytest.approx(row[score.token], abs=1e-4)
+            assert list(score.likeliest) == np.argsort(-row, kind="stable")[:5].tolist()
+            assert list(score.likeliest.values()) == pytest.approx(np.sort(row)[::-1][:5], abs=1e-4)
+
+
+def test_a_stop_string_ends_the_log_probabilities_too(model):
+    options = dict(max_new_tokens=40, ignore_eos=True, chat=False)
+    whole = jllama.complete(model, PROMPTS[0], **options)[0].text
+    (answer,) = jllama.complete(model, PROMPTS[0], logprobs=0, stop=whole[10:13], **options)
+    assert answer.finish_reason == "stop"
+    assert [score.token for score in answer.logprobs] == answer.token_ids
+    assert all(score.likeliest == {} and score.logprob < 0 for score in answer.logprobs)
+
+
+def test_without_being_asked_for_there_are_none(model):
+    assert jllama.complete(model, PROMPTS[0], max_new_tokens=2)[0].logprobs is None
+
+
+@pytest.mark.parametrize("count", [-1, 21, 1.5, True, "5"])
+def test_how_many_log_probabilities(model, count):
+    with pytest.raises(JllamaError, match=r"logprobs=.* must be a whole number from 0 to 20"):
+        jllama.complete(model, "One", logprobs=count)
