@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from jllama.batching import calls
-from jllama.loading import Model
+from jllama.loading import Model, tokenizer_of
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
@@ -77,7 +77,7 @@ def stream(
       ...     print(piece, end="", flush=True)
     """
     chosen = build_settings(settings, **changes)
-    ids = encode_prompt(model.need_tokenizer(), prompt, chat=chat, system=system)
+    ids = encode_prompt(tokenizer_of(model), prompt, chat=chat, system=system)
     room = room_for(model, len(ids), chosen) if max_seq_len is None else max_seq_len
     return Session(model, max_seq_len=room).stream(ids, chosen)
 

@@ -54,6 +54,18 @@ class Model:
         return self.tokenizer
 
 
+def tokenizer_of(model: Model) -> "Tokenizer":
+    """The tokenizer of what a caller gave as a model.
+
+    Raises:
+      JllamaError: it is none, such as a model's name, or was loaded without its tokenizer.
+    """
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        raise JllamaError(f"model is of type {kind}: give what jllama.load(...) returned")
+    return model.need_tokenizer()
+
+
 def load(
     reference: str | os.PathLike[str],
     *,
@@ -87,7 +99,7 @@ def load(
     """
     dtype = _dtype_name(dtype)
     _check_settings(quantize, device)
-    name = os.fspath(reference)
+    name = _reference(reference)
     files = resolve(name, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config
@@ -104,6 +116,14 @@ def load(
         dtype=dtype,
         generation_config=_generation_config(files),
     )
+
+
+def _reference(given: Any) -> str:
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(name, str):
+        kind = type(given).__name__
+        raise JllamaError(f"the model's reference is of type {kind}: give a path or a name as text")
+    return name
 
 
 def _check_settings(quantize: str, device: str) -> None:

@@ -18,7 +18,7 @@ from jllama.engine.prefill import Progress, prefill
 from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
-from jllama.loading import Model
+from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
@@ -53,7 +53,7 @@ class Session:
         Raises:
           JllamaError: `max_seq_len` is not within the model's context, or the model has no tokenizer.
         """
-        self._tokenizer = model.need_tokenizer()
+        self._tokenizer = tokenizer_of(model)
         context = model.config.context_length
         self.model = model
         chosen = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len

@@ -226,6 +226,27 @@ def test_mistakes_are_named(base, instruct):
         jllama.load(base.name, device="tpu")
 
 
+def test_a_name_where_a_model_is_due_is_refused_everywhere():
+    calls = (
+        lambda: jllama.generate("smollm2", "x"),
+        lambda: jllama.generate("smollm2", ["x", "y"]),
+        lambda: jllama.stream("smollm2", "x"),
+        lambda: jllama.complete("smollm2", "x"),
+        lambda: jllama.Session("smollm2"),
+        lambda: jllama.Conversation("smollm2"),
+        lambda: jllama.Engine("smollm2"),
+    )
+    for call in calls:
+        with pytest.raises(jllama.JllamaError, match=r"model is of type str: give what jllama\.load"):
+            call()
+
+
+@pytest.mark.parametrize("reference", [None, 5, b"x"])
+def test_a_reference_that_is_no_text_is_refused(reference):
+    with pytest.raises(jllama.JllamaError, match=f"reference is of type {type(reference).__name__}"):
+        jllama.load(reference)
+
+
 def test_a_token_added_without_an_embedding_does_no_harm_until_it_is_said(tmp_path):
     model = jllama.load(str(write_tiny_model(tmp_path / "tiny", vocab_size=256)), dtype="float32")
     assert model.tokenizer.vocab_size == 257

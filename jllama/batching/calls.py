@@ -7,7 +7,7 @@ from typing import Any
 from jllama.answer import Result
 from jllama.batching.engine import Engine
 from jllama.errors import JllamaError
-from jllama.loading import Model
+from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
@@ -38,7 +38,7 @@ def generate_all(
       JllamaError: a setting or a prompt can't be used; nothing is generated then.
     """
     chosen = build_settings(settings, **changes)
-    tokenizer = model.need_tokenizer()
+    tokenizer = tokenizer_of(model)
     ids = [encode_prompt(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
     return [result.text for result in _together(model, [(each, chosen) for each in ids], max_seq_len)]
 
@@ -82,7 +82,7 @@ def complete(
     if type(n) is not int or not 1 <= n <= MOST:
         raise JllamaError(f"n={n!r} must be a whole number from 1 to {MOST}")
     chosen = build_settings(settings, **changes).seeded()
-    ids = encode_prompt(model.need_tokenizer(), prompt, chat=chat, system=system)
+    ids = encode_prompt(tokenizer_of(model), prompt, chat=chat, system=system)
     first = chosen.seed or 0
     each = [dataclasses.replace(chosen, seed=(first + i) % 2**63) for i in range(n)]
     return _together(model, [(ids, settings) for settings in each], max_seq_len, logprobs)

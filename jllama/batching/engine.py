@@ -14,7 +14,7 @@ from jllama.engine.scheduler import Job, Scheduler
 from jllama.engine.slots import Row, Slots
 from jllama.errors import JllamaError
 from jllama.layers.sampling import LIKELIEST
-from jllama.loading import Model
+from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
@@ -53,11 +53,12 @@ class Engine:
         Raises:
           JllamaError: a number is out of range, or the slots do not fit in the device's memory.
         """
+        self._tokenizer = tokenizer_of(model)
         self.model, self.max_seq_len = model, _checked_length(model, max_seq_len)
         for name, value in (("slots", slots), ("max_queue", max_queue)):
             if type(value) is not int or not 1 <= value <= 100_000:
                 raise JllamaError(f"{name}={value!r} must be a whole number from 1 to 100000")
-        self._tokenizer, config = model.need_tokenizer(), model.config
+        config = model.config
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, advice=advice)
         scheduler = Scheduler(slots, self.max_seq_len, max_queue=max_queue, share=share_prefixes)

@@ -14,7 +14,7 @@ from jllama.chat.overflow import check_policy, fit
 from jllama.chat.transcript import Transcript, is_cut, kept_ids
 from jllama.engine.prefill import Progress
 from jllama.errors import JllamaError
-from jllama.loading import Model
+from jllama.loading import Model, tokenizer_of
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content, as_text
@@ -59,7 +59,7 @@ class Conversation(Branches):
         """
         super().__init__(Session(model, max_seq_len=max_seq_len))
         self.model = model
-        self.transcript = Transcript(model.need_tokenizer(), transcript)
+        self.transcript = Transcript(tokenizer_of(model), transcript)
         self.on_overflow = check_policy(on_overflow)
         self.progress: Progress | None = None
         if system:

@@ -202,7 +202,7 @@ class Tokenizer:
             have = ", ".join(templates) or "none"
             raise JllamaError(
                 f"the model has no chat template {name!r} (it has: {have}).",
-                "Use plain text with --nochat_template; in chat.py, another --transcript.",
+                "Use plain text with --nochat_template; in a chat, another --transcript.",
             )
         source = templates[name]
         if source not in self._compiled:

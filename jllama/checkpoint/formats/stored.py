@@ -59,7 +59,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All tensors of a model, by the names that `names.py` gives them."""
+    """All tensors of a model, by the names that `families/tensor_names.py` gives them."""
 
     description: str
     tensors: Mapping[str, Stored]

@@ -48,7 +48,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise JllamaError(
                 f"the chat template does not compile: line {error.lineno}: {error.message}",
-                "Use plain text with --nochat_template; in chat.py, another --transcript.",
+                "Use plain text with --nochat_template; in a chat, another --transcript.",
             ) from error
         except Exception as error:
             raise JllamaError(f"the chat template is refused: {_reason(error)}") from error
