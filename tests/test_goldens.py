@@ -59,7 +59,8 @@ def check_real_model(config: ModelConfig, params, file: str) -> None:
     with np.load(GOLDENS / file) as goldens:
         texts = [goldens[f"tokens{index}"] for index in range(3)]
         longest = max(len(tokens) for tokens in texts)
-        together = full_logits(config, params, np.stack([np.pad(t, (0, longest - len(t))) for t in texts]))
+        batch = np.stack([np.pad(t, (0, longest - len(t))) for t in texts])
+        together = full_logits(config, params, batch, as_for_users=True)
         for index, tokens in enumerate(texts):
             check_text(goldens, index, tokens, together[index, : len(tokens)])
 

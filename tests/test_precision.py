@@ -15,6 +15,7 @@ from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
 from jllama.loading import load_tokenizer
 from jllama.model import forward
+from tests.support.helpers import AS_FOR_USERS
 
 TOKENS = 500
 # (model, dtype): largest relative error of the logits, smallest top-1 agreement; twice what was measured.
@@ -33,7 +34,7 @@ def logits_of(files, tokens: np.ndarray, dtype: str) -> np.ndarray:
     config = read_config(files)
     params = load_params(files, config, dtype, progress=False)
     cache = KVCache.empty(config, batch=1, max_len=TOKENS, dtype=dtype)
-    run = jax.jit(forward, static_argnums=0)
+    run = jax.jit(forward, static_argnums=0, compiler_options=AS_FOR_USERS)
     return np.asarray(run(config, params, jnp.asarray(tokens[None]), cache)[0])[0]
 
 

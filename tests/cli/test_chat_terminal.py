@@ -1,6 +1,7 @@
 """chat.py in a real (pseudo-)terminal, with a small model whose context is so long that it can go on."""
 
 import json
+import re
 import shlex
 import shutil
 
@@ -42,8 +43,9 @@ def start(model, tmp_path_factory):
         terminal.close()
 
 
-def words(text):
-    return "".join(text.split())
+def letters(text):
+    """Without the marks that Markdown, which a random answer may be, shows as styles."""
+    return re.sub(r"\W", "", text)
 
 
 def test_a_session_with_paste_resize_and_ctrl_c(start, tmp_path):
@@ -77,9 +79,9 @@ def test_a_session_with_paste_resize_and_ctrl_c(start, tmp_path):
 
     messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [message["content"] for message in messages[::2]] == [pasted, "one \ntwo\nthree", "four\nfive"]
-    answer = words(messages[1]["content"])
+    answer = letters(messages[1]["content"])
     assert len(answer) > 100
-    assert answer in words(terminal.text)
+    assert answer in letters(terminal.text)
 
     terminal.wait_for(PROMPT)
     terminal.type("half a line\x03")
@@ -150,7 +152,7 @@ def test_ctrl_z_suspends_at_the_prompt_and_amid_an_answer(model, tmp_path_factor
         shell.close()
     messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [message["content"] for message in messages[::2]] == ["Hello there", "And then?"]
-    assert words(messages[3]["content"])[-20:] in words(shell.text)
+    assert letters(messages[3]["content"])[-20:] in letters(shell.text)
     assert "not echoed" not in shell.text
 
 

@@ -1,11 +1,14 @@
 """`generate.py` as a user runs it: what it prints where, and what each flag does."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from jllama.files.paths import cache_dir
+from jllama.kernels import cpu
 from tests.support.scripts_helpers import ROOT, environment, start
 from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
@@ -167,6 +170,9 @@ def test_output_is_utf_8_under_any_locale(locale, base, server):
 
 
 def test_the_second_start_compiles_nothing(instruct, tmp_path):
+    cpu.refusal()  # compiles the kernels where that has not been done yet
+    shutil.copytree(cache_dir("kernels"), tmp_path / "cache" / "kernels")
+
     def programs(*arguments):
         counter, script = ROOT / "tests" / "support" / "count_compilations.py", ROOT / "scripts" / GENERATE
         done = subprocess.run(
@@ -183,18 +189,20 @@ def test_the_second_start_compiles_nothing(instruct, tmp_path):
     assert again == {"programs": first["programs"], "compiled": 0}
 
 
-def test_half_written_programs_are_replaced(base, tmp_path):
+def test_half_written_programs_are_replaced(tmp_path):
+    model = write_tiny_model(tmp_path / "model", num_hidden_layers=1)
+
     def run(**limits):
-        flags = [f"--model={base}", "--prompt=x", "--max_new_tokens=3", "--seed=0"]
-        outcome = start(GENERATE, *flags, env=environment(tmp_path), warnings="default", **limits)
+        flags = [f"--model={model}", "--prompt=x", "--max_new_tokens=3", "--temperature=0"]
+        outcome = start(GENERATE, *flags, env=environment(tmp_path / "cache"), warnings="default", **limits)
         assert outcome.code == 0
         return outcome
 
     full = run(file_blocks=2)
     assert "warning: Error writing persistent compilation cache entry for 'jit_decode_steps'" in full.err
-    assert not list((tmp_path / "xla").glob("jit_decode_steps-*"))
+    assert not list((tmp_path / "cache" / "xla").glob("jit_decode_steps-*"))
     run()
-    for program in (tmp_path / "xla").glob("jit_decode_steps-*"):
+    for program in (tmp_path / "cache" / "xla").glob("jit_decode_steps-*"):
         program.write_bytes(program.read_bytes()[:1000])
     assert run().err.startswith("warning: Error reading persistent compilation cache entry")
     again = run()

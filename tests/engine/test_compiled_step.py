@@ -12,7 +12,7 @@ from jllama.engine.step import compiled_burst
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from tests.support.decoding import start
-from tests.support.helpers import random_params
+from tests.support.helpers import AS_FOR_USERS, random_params
 from tests.support.small_models import SMALL_MODELS
 
 V, D, F = 1009, 48, 80
@@ -28,7 +28,7 @@ def program():
     state, *_ = start(cache, jnp.zeros((1, V), jnp.float32))
     run = compiled_burst(Way(Target("cpu", kernels=False)), batched=False)
     lowered = run.lower(config, params, state, np.int32(3))
-    return lowered.compile().as_text()
+    return lowered.compile(AS_FOR_USERS).as_text()
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -11,7 +11,7 @@ import pytest
 from jllama.kernels import cpu
 from jllama.layers.cache import KVCache
 from jllama.model import forward
-from tests.support.helpers import random_params
+from tests.support.helpers import AS_FOR_USERS, random_params
 from tests.support.kernels_cpu import (
     BASE,
     FORMATS,
@@ -156,7 +156,7 @@ def test_a_loop_of_steps_copies_no_cache():
         return jax.lax.fori_loop(0, 9, body, (tokens, cache))
 
     tokens = jnp.asarray([[1], [2]], jnp.int32)
-    program = jax.jit(run, donate_argnums=2).lower(params, tokens, cache).compile()
+    program = jax.jit(run, donate_argnums=2).lower(params, tokens, cache).compile(AS_FOR_USERS)
     assert not re.search(r"f32\[2,2,77,16\]\S* copy\(", program.as_text())
     wanted, state = tokens, cache
     for _ in range(9):

@@ -13,7 +13,10 @@ from jllama.layers.mlp import MLP
 from jllama.model import Block, Params, forward
 from tests.support.checkpoint_generator import random_tensors
 
+# As XLA compiles for users: for tests about what it makes of a program, or how precise that is.
+AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 _forward = jax.jit(forward, static_argnums=0)
+_forward_for_users = jax.jit(forward, static_argnums=0, compiler_options=AS_FOR_USERS)
 
 
 def random_params(config: ModelConfig, seed: int = 0, dtype="float32") -> Params:
@@ -74,9 +77,12 @@ def _stack(parts: list[np.ndarray | None]) -> np.ndarray | None:
     return None if parts[0] is None else np.stack(parts)
 
 
-def full_logits(config: ModelConfig, params: Params, tokens, dtype="float32", max_len=None) -> np.ndarray:
+def full_logits(
+    config: ModelConfig, params: Params, tokens, dtype="float32", max_len=None, as_for_users=False
+) -> np.ndarray:
     """Logits `[B, T, V]` of one call on an empty cache. Always float32."""
     tokens = jnp.asarray(tokens, jnp.int32)
     batch, length = tokens.shape
     cache = KVCache.empty(config, batch=batch, max_len=max_len or length, dtype=dtype)
-    return np.asarray(_forward(config, params, tokens, cache)[0])
+    run = _forward_for_users if as_for_users else _forward
+    return np.asarray(run(config, params, tokens, cache)[0])

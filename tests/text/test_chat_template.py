@@ -155,7 +155,7 @@ def test_only_plain_data_reaches_a_template(content):
 
 
 def test_lists_that_grow_as_powers_of_two_are_not_copied(monkeypatch):
-    monkeypatch.setattr("jllama.chat_template.MAX_ITEMS", 1000)
+    monkeypatch.setattr("jllama.text.template.chat_template.MAX_ITEMS", 1000)
     pair = "x"
     for _ in range(12):
         pair = [pair, pair]
