@@ -195,4 +195,16 @@ def test_an_answer_goes_on_amid_a_line_of_a_block(monkeypatch, capsys):
     begun = PYTHON[: PYTHON.index("of text")]
     chat_screen.Screen().stream((piece for piece in (PYTHON[len(begun) :],)), begun)
     first = capsys.readouterr().out.split("\n")[0]
-    assert first.startswith("\x1b[32mof text, return nothing.")  # green as a string is
+    assert first.startswith("    \x1b[32mof text, return nothing.")  # green as a string is
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_line_that_was_cut_in_its_indentation_has_it_when_it_goes_on(capsys, monkeypatch, term):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", term)
+    begun = "```python\nfor a in b:\n       "
+    chat_screen.Screen().stream((piece for piece in (" print(a)\n    print(b)\n",)), begun)
+    assert capsys.readouterr().out == "        print(a)\n    print(b)\n"
+    chat_screen.Screen().stream((piece for piece in (" x\n",)), "for a in b:\n    print(")
+    assert capsys.readouterr().out == " x\n"

@@ -142,6 +142,15 @@ def test_a_deleted_branch_leaves_the_cache_to_the_others(chat):
 # /model.
 
 
+def test_words_behind_a_command_that_takes_none_are_refused(chat):
+    said(chat, "Hello")
+    for command in ("/redo", "/clear", "/continue", "/tree", "/exit", "/tokens"):
+        assert said(chat, f"{command} now") == f"error: {command} takes nothing behind it: 'now'"
+    assert said(chat, "/model llama3").endswith("for another model start another chat")
+    assert len(chat.conversation.messages) == 2
+    assert "taken back" in said(chat, "/undo 1")
+
+
 def test_the_model_is_described(chat, directory):
     said(chat, "Hello")
     lines = dict(line.split(maxsplit=1) for line in said(chat, "/model").splitlines())

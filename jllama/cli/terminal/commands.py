@@ -19,12 +19,13 @@ def find(text: str) -> Command | None:
     """The command that a text calls, or None if it is a message. A blank first makes any text a message.
 
     Raises:
-      JllamaError: it looks like a command and is none.
+      JllamaError: it looks like a command and is none, or more stands behind it than it takes.
     """
     if not text.startswith("/"):
         return None
     name = text.split()[0]
     if name in COMMANDS:
+        _refuse_words(COMMANDS[name], text.partition(name)[2].strip())
         return COMMANDS[name]
     if "\n" in text.strip():
         return None  # pasted text that happens to begin with a slash
@@ -187,6 +188,13 @@ def _number(text: str, usage: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise JllamaError(f"{text[:20]!r} is no number of a turn: {usage}")
     return int(text)
+
+
+def _refuse_words(command: Command, argument: str) -> None:
+    """`/model NAME` of other programs loads another model; what a word was meant for is not guessed."""
+    if argument and " " not in _usage(command):
+        hint = "; for another model start another chat" if command is model else ""
+        raise JllamaError(f"{_usage(command)} takes nothing behind it: {argument[:40]!r}{hint}")
 
 
 def _usage(command: Any) -> str:

@@ -64,7 +64,7 @@ class Screen:
 
         Args:
           pieces: of the answer.
-          begun: what was shown of it before, and is not shown again.
+          begun: what was shown of it before, and is not shown again; a line that was all blanks begins anew.
         """
         writer = self._writer(printable(begun))
         last = "\n"
@@ -82,13 +82,17 @@ class Screen:
 
     def _writer(self, begun: str) -> MarkdownStream | None:
         """Shows Markdown where the terminal can, from where `begun` ends."""
+        indentation = begun[begun.rfind("\n") + 1 :]
+        indentation = "" if indentation.strip() else indentation
         if not (self.markdown and self._can_style):
+            self._write(indentation)
             return None
         wrap = WordWrap(self._paint, soft=self._can_style)
         writer = MarkdownStream(wrap, self._table)
         writer.push(begun)
         writer.end()
         wrap("\n", "")
+        self._write(wrap(indentation, ""))
         return writer
 
     def _write(self, text: str) -> str:
