@@ -101,7 +101,9 @@ class Branches:
         """
         self._check_known(name)
         if name == self.current:
-            raise JllamaError(f"{name!r} is the current branch: switch to another one first")
+            last = len(self.branches) == 1
+            advice = "/clear begins anew" if last else "switch to another one first"
+            raise JllamaError(f"{name!r} is the {'only' if last else 'current'} branch: {advice}")
         gone = self.branches.pop(name)
         gone.streams.end()
         kept = {_key(turn) for branch in self.branches.values() for turn in branch.turns}

@@ -15,7 +15,7 @@ import jax
 from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 
-# The functions of jax/_src/api.py (jax 0.10 to 0.11) that check what they differentiate with respect to.
+# The functions of jax/_src/api.py (jax 0.10 to 0.12) that check what they differentiate with respect to.
 _DIFFERENTIATE = ("value_and_grad_f", "jacfun")
 
 

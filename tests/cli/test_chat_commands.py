@@ -114,7 +114,7 @@ def test_a_branch_is_deleted_but_not_the_current_one(chat):
     said(chat, "/fork other")
     said(chat, "Left")
     assert said(chat, "/delete other").startswith("error: 'other' is the current branch: switch")
-    assert said(chat, "/delete") == "error: which branch? /delete NAME; there are main, other"
+    assert said(chat, "/delete") == "error: which branch? /delete NAME; of main"
     assert "did you mean 'main'" in said(chat, "/delete mian")
     assert completed(chat, "/delete ") == ["main"]
     said(chat, "/fork third")
@@ -122,6 +122,8 @@ def test_a_branch_is_deleted_but_not_the_current_one(chat):
     said(chat, "/switch main")
     assert said(chat, "/delete third") == "deleted third, with 1 turn that no other branch has"
     assert list(chat.conversation.branches) == ["main"]
+    assert said(chat, "/delete") == "error: which branch? /delete NAME; there is no other one"
+    assert said(chat, "/delete main") == "error: 'main' is the only branch: /clear begins anew"
     assert said(chat, "Go on")
     assert chat.conversation.turns == 2
     said(chat, "/fork other")

@@ -28,7 +28,11 @@ def switch(chat: Chat, argument: str) -> None:
 def delete(chat: Chat, argument: str) -> None:
     """/delete NAME: forgets a branch, but not the current one"""
     if not argument:
-        raise JllamaError(f"which branch? /delete NAME; there are {', '.join(chat.conversation.branches)}")
+        others = [name for name in chat.conversation.branches if name != chat.conversation.current]
+        names = ", ".join(others)
+        raise JllamaError(
+            f"which branch? /delete NAME; {f'of {names}' if others else 'there is no other one'}"
+        )
     lost = chat.conversation.delete(argument)
     with_it = f", with {wording.turns(len(lost))} that no other branch has" if lost else ""
     chat.screen.say(f"deleted {argument}{with_it}")
