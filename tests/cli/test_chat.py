@@ -492,6 +492,7 @@ def test_lines_are_edited_continued_and_pasted(keyboard):
     assert keyboard("Helo\x1b[Dl\x05!\r") == "Hello!"
     assert keyboard("one\\\rtwo\r") == "one\ntwo"
     assert keyboard("one\x1b\rtwo\r") == "one\ntwo"
+    assert keyboard("one\x1b\ntwo\\\nthree\n") == "one\ntwo\nthree"  # typed ahead
     assert keyboard('"""one\r\rtwo"""\r') == "one\n\ntwo"
     assert keyboard("\x1b[200~def f():\r\treturn 1\r\r/help\x1b[201~\r") == "def f():\n\treturn 1\n\n/help"
     assert keyboard(" more\r", default="/edit 1 text") == "/edit 1 text more"

@@ -107,6 +107,7 @@ def _bindings() -> KeyBindings:
         buffer.insert_text("\n")
 
     @bindings.add("escape", "enter")
+    @bindings.add("escape", "c-j")  # typed before the prompt stood there: the terminal made it a line's end
     def new_line(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
