@@ -1,5 +1,6 @@
 """Ways to damage bytes and JSON, shared by the kinds of the fuzz runner."""
 
+import copy
 import json
 import math
 import random
@@ -76,12 +77,12 @@ _DAMAGES = (_cut, _flip, _flip, _length, _length, _overwrite, _insert, _remove, 
 
 def damaged_json(rng: random.Random, tree: Any, more: dict[str, Any] | None = None) -> Any:
     """A copy of a JSON value with one to three places changed; `more`: keys that it may get besides."""
-    copy = json.loads(json.dumps(tree))
+    changed = json.loads(json.dumps(tree))
     for key, value in rng.sample(sorted((more or {}).items()), min(len(more or {}), rng.randint(0, 2))):
-        copy[key] = value
+        changed[key] = value
     for _ in range(rng.randint(1, 3)):
-        _change(rng, copy)
-    return copy
+        _change(rng, changed)
+    return changed
 
 
 def _change(rng: random.Random, tree: Any) -> None:
@@ -100,9 +101,9 @@ def _change(rng: random.Random, tree: Any) -> None:
     elif action == 1 and isinstance(tree, dict):
         tree[f"{key}x"] = tree.pop(key)
     elif action == 2:
-        tree[key] = tree[rng.choice(keys)]
+        tree[key] = copy.deepcopy(tree[rng.choice(keys)])  # else a later change could close a circle
     elif action == 3 and type(inner) in (int, float):
         factor = rng.choice((2, -1, 0.5, 10**6))
         tree[key] = inner * factor if abs(inner) < 1e300 else -inner
     else:
-        tree[key] = rng.choice(ODD)
+        tree[key] = copy.deepcopy(rng.choice(ODD))
