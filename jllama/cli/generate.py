@@ -6,9 +6,10 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, flag_groups, streams
+from jllama.cli import command_line, flag_groups, prompts, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
+from jllama.files.paths import expanded
 
 flags.DEFINE_string(
     "prompt",
@@ -21,6 +22,18 @@ flags.DEFINE_string(
     None,
     "Read the prompt from this UTF-8 file, line ends as they are; - for standard input.",
 )
+flags.DEFINE_string(
+    "prompts_file",
+    None,
+    "Answer every line of this JSONL file, together: objects with prompt, messages or token_ids, maybe an id "
+    "and settings. Needs --output.",
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "Where the answers to --prompts_file go, a JSON object a line. What is there is not done again.",
+)
+flags.DEFINE_integer("slots", 16, "Texts of --prompts_file at once.", lower_bound=1, upper_bound=1024)
 flags.DEFINE_bool(
     "chat_template", None, "Put the prompt into the chat template. Default: if the model has one."
 )
@@ -32,7 +45,7 @@ flag_groups.define_sampling_flags()
 PLACES = ("model", "prompt")
 HELP = {
     "What runs": ("model", "dtype", "device", "quantize"),
-    "The prompt": ("prompt", "prompt_file", "system", "chat_template"),
+    "The prompt": ("prompt", "prompt_file", "prompts_file", "system", "chat_template"),
     "The answer": ("max_new_tokens", "temperature", "top_p", "seed", "stop", "stats", "json"),
 }
 
@@ -40,6 +53,8 @@ HELP = {
 def main() -> int:
     """Text goes to stdout and nothing else does."""
     settings = command_line.sampling_settings()
+    if FLAGS.prompts_file is not None:
+        return answer_file(settings)
     prompt = read_prompt()
     model = command_line.load_model()
     preparation = command_line.count_compile_seconds()
@@ -63,6 +78,20 @@ def main() -> int:
     if FLAGS.stats:
         say(statistics(report, sum(preparation)))
     return code
+
+
+def answer_file(settings: Any) -> int:
+    """All requests of `--prompts_file` into `--output`."""
+    if not FLAGS.output:
+        raise JllamaError("--prompts_file needs --output=FILE for the answers")
+    requests = prompts.read_requests(FLAGS.prompts_file, settings)
+    held = prompts.finished(expanded(FLAGS.output))  # refuses another file before the model is loaded
+    model = command_line.load_model()
+    options = dict(chat=FLAGS.chat_template, system=FLAGS.system, max_seq_len=FLAGS.max_seq_len)
+    count = prompts.run(model, requests, FLAGS.output, options, FLAGS.slots)
+    kept = sum(request.id in held for request in requests)
+    say(f"{count} answers written to {FLAGS.output}" + (f", {kept} were there" if kept else ""))
+    return 0
 
 
 def show(pieces: Iterator[str]) -> int:
