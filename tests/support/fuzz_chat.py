@@ -187,7 +187,7 @@ def _changed_tensor(draw: random.Random, array: np.ndarray) -> np.ndarray | None
             draw.choice((-1, 2**31 - 1)) if array.dtype.kind == "i" else draw.choice((np.nan, np.inf, 1e38))
         ),
         lambda: array[None],
-        lambda: array[..., 0] if array.ndim else array,
+        lambda: array[..., 0] if array.ndim and array.shape[-1] else array,
         lambda: np.concatenate([array, array], axis) if array.ndim else array,
         lambda: array.take(range(draw.randrange(array.shape[axis] + 1)), axis) if array.ndim else array,
         lambda: array.astype(
