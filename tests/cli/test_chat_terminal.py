@@ -70,8 +70,10 @@ def test_a_session_with_paste_resize_and_ctrl_c(start, tmp_path):
     terminal.wait_for(PROMPT)
     terminal.type("/set max_new_tokens=5\r")
     terminal.wait_for("max_new_tokens=5\n")
+    terminal.wait_for(PROMPT)  # before it, the terminal would turn the Enter after Escape into a line's end
     terminal.type("one \\\rtwo\x1b\rthree\r")
     terminal.wait_for("max_new_tokens reached")
+    terminal.wait_for(PROMPT)
     terminal.type('"""four\rfive"""\r')
     terminal.wait_for("max_new_tokens reached")
     terminal.type(f"/save {tmp_path}/talk.json\r")
