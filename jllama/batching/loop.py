@@ -103,8 +103,10 @@ class Loop:
             if admission.source != admission.job.slot:
                 self._slots.copy_prefix(admission.source, admission.job.slot, admission.count)
             self._streams[admission.job].answer.result.reused_tokens = admission.count
-        if turn.reading is not None:
-            self._read(turn.reading)
+        left, reader = self._slots.largest_chunk, turn.reading
+        while reader is not None and left > 0:  # rows that run wait for no more than a long chunk
+            left -= self._read(reader)
+            reader = self._scheduler.next_reader()
         if not turn.running:
             return None
         streams = tuple(self._streams[self._job_in(slot)] for slot in turn.running)
@@ -113,8 +115,8 @@ class Loop:
             leaf.copy_to_host_async()
         return Running(burst, streams)
 
-    def _read(self, job: Job) -> None:
-        """One chunk of a prompt; behind the last one the first token."""
+    def _read(self, job: Job) -> int:
+        """One chunk of a prompt, behind the last one the first token; the size of the chunk's program."""
         left = len(job.prompt) - job.done
         size = self._slots.next_chunk(left)
         piece = job.prompt[job.done : job.done + size]
@@ -124,6 +126,7 @@ class Loop:
             self._deliver(Running(self._slots.begin(job.slot, stream.row, logits), (stream,)))
         if not stream.ended:
             self._scheduler.read(job, len(piece))
+        return size
 
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""

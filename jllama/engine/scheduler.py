@@ -43,7 +43,7 @@ class Turn:
     """What the device does next, in this order."""
 
     admitted: tuple[Admission, ...]
-    reading: Job | None  # reads its next chunk
+    reading: Job | None  # reads its next chunk; whoever follows, while that is short
     running: tuple[int, ...]  # slots of the rows that take steps
     hurried: bool  # someone waits: a short burst
 
@@ -91,11 +91,17 @@ class Scheduler:
         """What to do next; None: nothing."""
         self._turn += 1
         admitted = tuple(self._admissions())
-        reading = min((j for j in self._live() if j.reads), key=lambda j: self._used[j.slot], default=None)
+        reading = self.next_reader()
         running = tuple(job.slot for job in self._live() if not job.reads)
         if not admitted and reading is None and not running:
             return None
         return Turn(admitted, reading, running, hurried=reading is not None or bool(self.waiting))
+
+    def next_reader(self) -> Job | None:
+        """Whose prompt goes on: who has his slot for longest."""
+        return min(
+            (job for job in self._live() if job.reads), key=lambda job: self._used[job.slot], default=None
+        )
 
     def read(self, job: Job, count: int) -> None:
         """`count` more tokens of a prompt lie in its slot now."""

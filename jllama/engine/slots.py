@@ -65,6 +65,11 @@ class Slots:
         cache = slot_programs.clear(self._state.cache, np.int32(slot))
         self._state = dataclasses.replace(self._state, cache=cache)
 
+    @property
+    def largest_chunk(self) -> int:
+        """Tokens of the largest program that reads."""
+        return self.target.chunk_sizes[-1]
+
     def next_chunk(self, left: int) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
         return chunk_sizes(left, self.target.chunk_sizes)[0]
