@@ -15,6 +15,7 @@ from jllama.answer import Answer, OneAtATime, Result, check_ids, key_of, samplin
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import Progress, prefill
+from jllama.engine.scheduler import common_prefix
 from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
@@ -165,7 +166,7 @@ class Session:
         """Prefills what the cache does not hold yet and samples the first token."""
         model = self.model
         # At least one token is computed anew: its logits are where the answer starts.
-        reused = min(_common_prefix(self.ids, prompt), len(prompt) - 1)
+        reused = min(common_prefix(np.asarray(self.ids), np.asarray(prompt)), len(prompt) - 1)
         cache = self._take_cache(reused)
         logits, cache = prefill(model.config, model.params, cache, [prompt[reused:]], progress=progress)
         V = model.config.vocab_size
@@ -216,11 +217,6 @@ class Session:
     def _leave_sharers(self) -> None:
         self._sharers.discard(self)
         self._sharers = weakref.WeakSet([self])
-
-
-def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    pairs = zip(held, wanted, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
 
 
 def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:

@@ -88,14 +88,19 @@ def complete(
     return _together(model, [(ids, settings) for settings in each], max_seq_len, logprobs)
 
 
+def room_for_all(model: Model, requests: Sequence[tuple[Sequence[int], GenerationSettings]]) -> int:
+    """Positions of a slot in which each request, its prompt's ids and its settings, has room."""
+    need = max(len(ids) + settings.max_new_tokens for ids, settings in requests)
+    return min(-(-need // PAGE) * PAGE, model.config.context_length)
+
+
 def _together(
     model: Model,
     requests: Sequence[tuple[list[int], GenerationSettings]],
     max_seq_len: int | None,
     logprobs: int | None = None,
 ) -> list[Result]:
-    need = max(len(ids) + settings.max_new_tokens for ids, settings in requests)
-    length = min(-(-need // PAGE) * PAGE, model.config.context_length) if max_seq_len is None else max_seq_len
+    length = room_for_all(model, requests) if max_seq_len is None else max_seq_len
     slots = min(SLOTS, 1 << (len(requests) - 1).bit_length())
     with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
         streams = [engine.submit(ids, settings, logprobs=logprobs) for ids, settings in requests]

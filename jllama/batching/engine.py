@@ -157,7 +157,7 @@ class Engine:
             stop_ids=stops,
             scores=logprobs is not None,
         )
-        job = Job(prompt=row.prompt, max_new=chosen.max_new_tokens)
+        job = Job(prompt=row.prompt)
         answer = Answer(self._tokenizer, ids, chosen)
         answer.result.logprobs = None if logprobs is None else []
         return Stream(job, answer, row, self._loop.cancel, logprobs or 0)

@@ -103,6 +103,7 @@ def run(model: Any, requests: Sequence[Request], output: str, options: dict[str,
     Raises:
       JllamaError: a prompt can't be used; nothing is answered then. KeyboardInterrupt: what came is there.
     """
+    from jllama.batching.calls import room_for_all
     from jllama.batching.engine import Engine
     from jllama.machine.progress import Bar
     from jllama.text.prompt import encode_prompt
@@ -115,21 +116,16 @@ def run(model: Any, requests: Sequence[Request], output: str, options: dict[str,
     ids = [encode_prompt(tokenizer, request.prompt, **encode) for request in todo]
     if not todo:
         return 0
-    length = options["max_seq_len"] or _room(model, todo, ids)
+    asked = [(each, request.settings) for each, request in zip(ids, todo, strict=True)]
+    length = options["max_seq_len"] or room_for_all(model, asked)
     with (
         file_errors(path),
         path.open("a", encoding="utf-8") as file,
         Engine(model, slots=min(slots, len(todo)), max_seq_len=length, max_queue=len(todo)) as engine,
         Bar("answering", len(todo)) as bar,
     ):
-        answers = [engine.submit(each, request.settings) for each, request in zip(ids, todo, strict=True)]
+        answers = [engine.submit(each, settings) for each, settings in asked]
         return _write(file, zip(todo, answers, strict=True), bar)
-
-
-def _room(model: Any, requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> int:
-    pairs = zip(ids, requests, strict=True)
-    need = max(len(each) + request.settings.max_new_tokens for each, request in pairs)
-    return min(-(-need // 256) * 256, model.config.context_length)
 
 
 def _write(file: IO[str], answers: Iterator[tuple[Request, Any]], bar: Any) -> int:

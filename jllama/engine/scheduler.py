@@ -19,7 +19,6 @@ class Job:
     """A request as the scheduler sees it."""
 
     prompt: np.ndarray  # int32 [n], at least one token
-    max_new: int  # tokens that it may generate
     slot: int = -1  # where it lies; -1: it waits
     done: int = 0  # tokens of the prompt that the slot holds
 

@@ -11,8 +11,8 @@ from jllama.errors import JllamaError
 MAX_LEN = 128
 
 
-def job(*prompt, max_new=8):
-    return Job(prompt=np.array(prompt, np.int32), max_new=max_new)
+def job(*prompt):
+    return Job(prompt=np.array(prompt, np.int32))
 
 
 def long(first, count=WORTH_COPYING + 8):
