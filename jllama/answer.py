@@ -153,6 +153,11 @@ class Answer:
         """A stop string fired."""
         return self._matcher.matched is not None
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was asked for."""
+        return time.perf_counter() - self._started
+
     def push(self, ids: Sequence[int]) -> Iterator[str]:
         """Takes the next ids; yields the text that has become certain, if any."""
         self._take_time()
@@ -176,7 +181,7 @@ class Answer:
         yield from self._show(tail)
 
     def _take_time(self) -> None:
-        elapsed = time.perf_counter() - self._started
+        elapsed = self.elapsed
         self.result.prefill_seconds = self.result.prefill_seconds or elapsed
         self.result.decode_seconds = elapsed - self.result.prefill_seconds
 

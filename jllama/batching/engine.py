@@ -1,14 +1,14 @@
 """Many texts at once: `Engine` decodes together what any threads submit, each by settings of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.batching.loop import Loop
-from jllama.batching.stream import Item, Stream
+from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.scheduler import Job, Scheduler
 from jllama.engine.slots import Row, Slots
@@ -91,9 +91,28 @@ class Engine:
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
         """
-        stream = self._stream(prompt, settings, chat, system, logprobs, changes)
+        stream = self._stream(prompt, settings, chat=chat, system=system, logprobs=logprobs, **changes)
         self._loop.submit([stream])
         return stream
+
+    def submit_all(
+        self, requests: Sequence[Mapping[str, Any]], listener: Listener | None = None
+    ) -> list[Stream]:
+        """`submit` of several requests: all are taken or none.
+
+        Args:
+          requests: the arguments of `submit` of each, by name.
+          listener: called with each stream and what it hands out (a piece of text, an error, or None at the
+            end), in the engine's thread, which waits for it.
+
+        Raises:
+          JllamaError: as `submit`.
+        """
+        streams = [self._stream(**request) for request in requests]
+        for stream in streams:
+            stream.listener = listener
+        self._loop.submit(streams)
+        return streams
 
     async def stream(
         self,
@@ -108,8 +127,12 @@ class Engine:
         """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
         pieces: asyncio.Queue[Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        made = self._stream(prompt, settings, chat, system, logprobs, changes)
-        made.listener = lambda item: loop.call_soon_threadsafe(pieces.put_nowait, item)
+        made = self._stream(prompt, settings, chat=chat, system=system, logprobs=logprobs, **changes)
+
+        def hear(_: Stream, item: Item) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, item)
+
+        made.listener = hear
         self._loop.submit([made])
         try:
             while (item := await pieces.get()) is not None:
@@ -133,11 +156,12 @@ class Engine:
     def _stream(
         self,
         prompt: Prompt,
-        settings: GenerationSettings | None,
-        chat: bool | None,
-        system: Content | None,
-        logprobs: int | None,
-        changes: dict[str, Any],
+        settings: GenerationSettings | None = None,
+        *,
+        chat: bool | None = None,
+        system: Content | None = None,
+        logprobs: int | None = None,
+        **changes: Any,
     ) -> Stream:
         """The arguments of `submit`, checked."""
         chosen, V = build_settings(settings, **changes).seeded(), self.model.config.vocab_size

@@ -102,7 +102,9 @@ class Loop:
         for admission in turn.admitted:
             if admission.source != admission.job.slot:
                 self._slots.copy_prefix(admission.source, admission.job.slot, admission.count)
-            self._streams[admission.job].answer.result.reused_tokens = admission.count
+            stream = self._streams[admission.job]
+            stream.answer.result.reused_tokens = admission.count
+            stream.queued_seconds = stream.answer.elapsed
         left, reader = self._slots.largest_chunk, turn.reading
         while reader is not None and left > 0:  # rows that run wait for no more than a long chunk
             left -= self._read(reader)
@@ -140,10 +142,11 @@ class Loop:
                 self._slots.clear(slot)
                 continue
             tokens = burst.tokens[row]
-            for piece in stream.answer.push(tokens[tokens >= 0].tolist()):
-                stream.put(piece)
+            pieces = list(stream.answer.push(tokens[tokens >= 0].tolist()))
             if burst.scores is not None:
-                stream.score(burst.scores, row)
+                stream.score(burst.scores, row)  # before a reader hears of the text
+            for piece in pieces:
+                stream.put(piece)
             self._settle(stream, ended=bool(burst.done[row]))
 
     def _settle(self, stream: Stream, ended: bool) -> None:

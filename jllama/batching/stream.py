@@ -4,7 +4,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from jllama.answer import Answer, Result, TokenScore
 from jllama.engine.scheduler import Job
@@ -12,6 +11,7 @@ from jllama.engine.slots import Row
 from jllama.layers.sampling import Scores
 
 Item = str | BaseException | None  # a piece of text, what went wrong, or the end
+Listener = Callable[["Stream", Item], None]
 
 
 class Stream:
@@ -25,7 +25,8 @@ class Stream:
         self.job, self.answer, self.row, self._cancel = job, answer, row, cancel
         self.likeliest = likeliest
         self._pieces: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self.listener: Any = None  # called for each item, in the engine's thread
+        self.listener: Listener | None = None  # called for each item, in the engine's thread
+        self.queued_seconds = 0.0  # it waited so long for a slot
         self._done = threading.Event()
         self._error: BaseException | None = None
 
@@ -72,7 +73,7 @@ class Stream:
         listener = self.listener
         if listener is not None:
             with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
-                listener(item)
+                listener(self, item)
 
     def score(self, scores: Scores, row: int) -> None:
         """Takes the log-probabilities of the tokens that were pushed last, `[B, n, ...]` on the host."""

@@ -159,6 +159,32 @@ def test_bad_engines_are_refused(model, options, words, monkeypatch):
         Engine(model, **options)
 
 
+def test_several_are_taken_together_and_a_listener_hears_of_each(model, engine):
+    heard, ends = {}, threading.Semaphore(0)
+
+    def listener(stream, item):
+        told = len(stream.answer.result.logprobs or ())
+        heard.setdefault(stream, []).append((item, stream.answer.result.generated_tokens, told))
+        if item is None:
+            ends.release()
+
+    requests = [dict(prompt=PROMPTS[n], max_new_tokens=9, ignore_eos=True, logprobs=n) for n in (0, 1)]
+    streams = engine.submit_all(requests, listener)
+    results = [stream.result(WAIT) for stream in streams]
+    assert ends.acquire(timeout=WAIT)
+    assert ends.acquire(timeout=WAIT)
+    for stream, result in zip(streams, results, strict=True):
+        *pieces, (end, _, _) = heard[stream]
+        assert end is None
+        assert "".join(item for item, _, _ in pieces) == result.text
+        assert all(told == count for _, count, told in pieces), "scores come before their text"
+        assert stream.queued_seconds <= result.prefill_seconds
+    wrong = dict(prompt=PROMPTS[0], temperature=-1.0)
+    with pytest.raises(JllamaError, match="temperature"):
+        engine.submit_all([requests[0], wrong], listener)
+    assert len(heard) == 2
+
+
 def test_a_full_queue_refuses_and_loses_nothing(model):
     with Engine(model, slots=1, max_seq_len=256, max_queue=2) as engine:
         kept = [engine.submit(PROMPTS[0], max_new_tokens=40, ignore_eos=True)]
