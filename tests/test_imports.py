@@ -25,6 +25,7 @@ RANKS = (
     ("jllama.loading", "jllama.answer"),
     ("jllama.session", "jllama.batching"),
     ("jllama.api", "jllama.chat"),
+    ("jllama.server",),
     ("jllama.cli",),
     ("jllama.__main__",),
     ("scripts",),

@@ -12,13 +12,16 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", PENALTY)
 FALLBACK = {"temperature": 0.7, "top_p": 0.95}  # greedy, a small model soon repeats itself in a conversation
 
 
-def conversation_sampling(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def conversation_sampling(
+    given: Mapping[str, Any], fallback: Mapping[str, Any] = FALLBACK
+) -> tuple[dict[str, Any], list[str]]:
     """The settings of `GenerationSettings` that a conversation starts with.
 
-    `do_sample: false` is temperature 0. Where the file says nothing of sampling, it is `FALLBACK`.
+    `do_sample: false` is temperature 0.
 
     Args:
       given: what generation_config.json holds; nothing if there is none.
+      fallback: the settings where that says nothing of sampling.
 
     Returns:
       The settings, and remarks on values that can't be used.
@@ -35,4 +38,4 @@ def conversation_sampling(given: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         return {name: usable[name] for name in usable if name == PENALTY} | {"temperature": 0.0}, remarks
     if given.get("do_sample") or usable.keys() - {PENALTY}:
         return {"temperature": 1.0, **usable}, remarks
-    return {**FALLBACK, **usable}, remarks
+    return {**fallback, **usable}, remarks

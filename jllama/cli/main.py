@@ -10,6 +10,7 @@ from jllama.cli import command_line, ready_made
 
 COMMANDS = {
     "chat": "talk with a model",
+    "serve": "answer over HTTP, as OpenAI's API and as a chat page",
     "generate": "continue or answer one prompt",
     "inspect": "show what a model is made of, and what it needs",
     "bench": "measure a model's speed",

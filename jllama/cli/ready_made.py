@@ -24,6 +24,15 @@ def flagfile(name: str) -> Path | None:
     return directory() / f"{name}.cfg" if name in names() and not Path(name).exists() else None
 
 
+def named(reference: str) -> str | None:
+    """The ready-made model whose reference it is."""
+    wanted = f"--model={reference}"
+    files = (directory() / f"{name}.cfg" for name in names())
+    return next(
+        (file.stem for file in files if wanted in file.read_text(encoding="utf-8").splitlines()), None
+    )
+
+
 def shapes() -> list[str]:
     """The architectures to try without weights, such as `tinyllama-1.1b`."""
     return sorted(path.stem for path in (directory() / "models").glob("*.json"))

@@ -161,6 +161,10 @@ class Tokenizer:
         """The text of `ids`; bytes that are no UTF-8 show as U+FFFD."""
         return self._detokenizer.decode(ids, skip_special)
 
+    def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:
+        """What one id stands for: maybe a part of a character; nothing for an unknown or a special one."""
+        return self._detokenizer.bytes_of(token, skip_special)
+
     def stream(self, prompt_ids: Iterable[int] = ()) -> StreamDecoder:
         """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
         return StreamDecoder(self._detokenizer, prompt_ids)

@@ -1,0 +1,137 @@
+"""Serves a model over HTTP, as OpenAI's API and as a chat page for the browser.
+
+Answers are drawn as the flags say, else as the model's generation_config.json does, else at temperature 1;
+whatever a request says wins.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jllama.cli import command_line, flag_groups, ready_made, streams
+from jllama.cli.command_line import FLAGS, say
+from jllama.errors import JllamaError
+from jllama.settings import CHOICES
+
+flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0: all of this machine's.")
+flags.DEFINE_integer("port", 8000, "The port; 0: any free one.", lower_bound=0, upper_bound=65535)
+flags.DEFINE_integer("slots", 16, "Answers that are decoded at once.", lower_bound=1, upper_bound=1024)
+flags.DEFINE_integer(
+    "max_queue", 1024, "Requests that may wait for a slot.", lower_bound=1, upper_bound=100_000
+)
+flags.DEFINE_integer(
+    "max_seq_len",
+    None,
+    "Tokens of a prompt and its answer together. Default: the model's context, at most 2048.",
+    lower_bound=2,
+)
+flags.DEFINE_multi_string("alias", [], "The model's name for clients. Repeatable: more names.")
+flags.DEFINE_multi_string("api_key", [], "A key that clients must give. Repeatable.")
+flags.DEFINE_string("api_key_file", None, "A file with such keys, one a line.")
+flags.DEFINE_multi_string(
+    "cors_origin", [], "A web page's origin that may ask from a browser; *: any. Repeatable."
+)
+flags.DEFINE_multi_string(
+    "allowed_host", [], "A name that the server goes by, beside addresses and localhost; *: any. Repeatable."
+)
+flags.DEFINE_float(
+    "grace_seconds", 30.0, "Time for running answers after SIGTERM or Ctrl-C.", lower_bound=0.0
+)
+flag_groups.define_model_flags()
+flag_groups.define_quantize_flag()
+flag_groups.define_choice_flags()
+for name in CHOICES:
+    FLAGS.set_default(name, None)  # the model's own
+
+PLACES = ("model",)
+HELP = {
+    "What runs": ("model", "dtype", "device", "quantize"),
+    "Where": ("host", "port", "alias", "api_key", "api_key_file"),
+    "How many": ("slots", "max_seq_len", "max_queue"),
+}
+MISSING = "jllama serve needs more packages: pip install 'jllama[server]'"
+
+
+def main() -> int:
+    """Loads the model and serves it until a signal comes."""
+    try:
+        from jllama.server import run
+    except ModuleNotFoundError as error:
+        raise JllamaError(f"{error}: {MISSING}") from None
+    bound = run.bind(FLAGS.host, FLAGS.port)  # before the model is loaded, which takes longer
+    keys = _keys()
+    model = command_line.load_model()
+    from jllama.batching.engine import Engine
+    from jllama.server.app import create_app
+
+    with Engine(model, slots=FLAGS.slots, max_seq_len=FLAGS.max_seq_len, max_queue=FLAGS.max_queue) as engine:
+        server = run.Server(create_app(engine, _options(model, keys)), FLAGS.grace_seconds)
+        say(*_banner(engine, run.listen(bound), open_to_all=not keys))
+        server.serve_on(bound)
+    return command_line.INTERRUPTED if server.signal == signal.SIGINT else 0
+
+
+def _options(model: Any, keys: tuple[str, ...]) -> Any:
+    from jllama.server.service import Options
+
+    return Options(
+        names=tuple(FLAGS.alias) or _names(),
+        sampling=_sampling(model),
+        keys=keys,
+        hosts=(FLAGS.host, *FLAGS.allowed_host),
+        origins=tuple(FLAGS.cors_origin),
+    )
+
+
+def _names() -> tuple[str, ...]:
+    """A ready-made model's short name before its reference; a path without its directories."""
+    reference = FLAGS.model
+    ready = ready_made.named(reference)
+    if ready:
+        return (ready, reference)
+    path = Path(reference)
+    return (path.resolve().name if path.exists() else reference,)
+
+
+def _keys() -> tuple[str, ...]:
+    found = list(FLAGS.api_key)
+    if FLAGS.api_key_file is not None:
+        found += streams.read_text(FLAGS.api_key_file).split()
+        if not found:
+            raise JllamaError(f"{FLAGS.api_key_file} holds no key: write one a line")
+    if any(not key.strip() for key in found):
+        raise JllamaError("--api_key= is empty: give a key, or leave the flag out")
+    return tuple(found)
+
+
+def _sampling(model: Any) -> dict[str, Any]:
+    """What a request leaves open: the flags, else what the model's makers say, else OpenAI's defaults."""
+    from jllama.chat.generation_config import conversation_sampling
+
+    given = {name: FLAGS[name].value for name in CHOICES if FLAGS[name].value is not None}
+    own, remarks = conversation_sampling(model.generation_config, {"temperature": 1.0})
+    for remark in remarks:
+        say(f"warning: {remark}")
+    return {**own, **given}
+
+
+def _banner(engine: Any, url: str, open_to_all: bool) -> list[str]:
+    import jax
+
+    from jllama.checkpoint.sizes import cache_bytes
+    from jllama.machine.devices import describe_device
+
+    model, slots = engine.model, FLAGS.slots
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    cache = cache_bytes(model.config, batch=slots, max_len=engine.max_seq_len, dtype=model.dtype)
+    lines = [
+        f"{model.name} · {model.dtype} · {describe_device()}",
+        f"weights {weights / 2**30:.2f} GiB, cache {cache / 2**30:.2f} GiB: {slots} slots of "
+        f"{engine.max_seq_len} tokens",
+        f"{url} is the chat page, {url}/v1 the API; Ctrl-C ends it",
+    ]
+    if open_to_all and FLAGS.host not in ("127.0.0.1", "::1", "localhost"):
+        lines.append("warning: whoever reaches this machine can use it: --api_key=KEY closes it")
+    return lines

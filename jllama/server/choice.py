@@ -1,0 +1,83 @@
+"""One choice of an answer as it grows: thoughts, text and scores, the same whether it is streamed or not."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jllama.batching.stream import Stream
+from jllama.server.reading import Piece
+from jllama.server.reasoning import Split
+from jllama.server.scores import Placed, Placing
+from jllama.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What has become certain since the last one."""
+
+    text: str = ""
+    thoughts: str = ""
+    scores: tuple[Placed, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.thoughts or self.scores)
+
+
+class Choice:
+    """Turns an engine's pieces into deltas."""
+
+    def __init__(
+        self,
+        index: int,
+        stream: Stream,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        split: Split | None = None,
+    ) -> None:
+        """Before its first piece.
+
+        Args:
+          index: its place in the answer.
+          stream: of the engine.
+          tokenizer: the model's.
+          prompt: token ids.
+          split: takes thoughts apart, where the model has them.
+        """
+        self.index, self.stream, self._split = index, stream, split
+        self.tokens = 0
+        self._shown = self._scored = 0
+        told = stream.answer.result.logprobs is not None
+        self._placing = Placing(tokenizer, prompt, stream.row.stop_ids) if told else None
+
+    def push(self, piece: Piece) -> Delta:
+        """The next piece of text."""
+        self.tokens = piece.tokens
+        self._shown += len(piece.text)
+        return self._delta(piece.text, self._scores(piece.scored, self._shown), final=False)
+
+    def end(self) -> Delta:
+        """The answer has ended: what was held back."""
+        result = self.stream.answer.result
+        self.tokens = len(result.token_ids)
+        cut = result.finish_reason == "stop" and result.stop_string is not None
+        scores = self._scores(len(result.logprobs or ()), self._shown if cut else None)
+        return self._delta("", scores, final=True)
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """Why it ended, and what a client needs to have it again."""
+        result = self.stream.answer.result
+        return {"finish_reason": result.finish_reason, "stop_reason": result.stop_string, "seed": result.seed}
+
+    def _scores(self, known: int, shown: int | None) -> tuple[Placed, ...]:
+        if self._placing is None:
+            return ()
+        self._placing.push((self.stream.answer.result.logprobs or [])[self._scored : known])
+        self._scored = known
+        return tuple(self._placing.within(shown))
+
+    def _delta(self, text: str, scores: tuple[Placed, ...], final: bool) -> Delta:
+        thoughts = ""
+        if self._split is not None:
+            thoughts, text = self._split.push(text, final=final)
+        return Delta(text, thoughts, scores)

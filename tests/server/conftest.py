@@ -1,0 +1,33 @@
+"""The tiny model that the server's tests ask."""
+
+import pytest
+
+import jllama
+from tests.support.serving import in_process, on_a_port, start_engine
+from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def served_model(tmp_path_factory):
+    directory = write_tiny_model(tmp_path_factory.mktemp("served") / "tiny", template=TEMPLATE)
+    return jllama.load(str(directory), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def engine(served_model):
+    with start_engine(served_model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def client(engine):
+    """In process."""
+    with in_process(engine) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def live(engine):
+    """On a port."""
+    with on_a_port(engine) as client:
+        yield client
