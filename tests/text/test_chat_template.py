@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jllama.errors import JllamaError
 from jllama.text.template.chat_template import ChatTemplate
+from jllama.text.template.sandbox import METHODS
 from tests.support.hostile_templates import REACHING_OUT, RUNNING_AWAY
 from tests.support.tokenizer_helpers import gguf_tokenizer
 
@@ -90,17 +91,40 @@ EXPRESSIONS = """
 {'b': 1, 'a': 2} | dictsort; {'a': 1} | items | list; {'a': 1} | length; [1, 2] | first; 'abc' | last
 'a b' | title; 'a b' | wordcount; 'Abc' | lower; 'abc' | upper; 'abc' | capitalize; 'a' | center(5)
 'a b c d' | truncate(5); 'x\\ny' | indent(2); 'x\\ny' | indent('> ', true); 'xyx' | replace('x', 'a')
-'xyx' | replace('x', 'a', 1); ' a ' | trim; 'xax' | trim('x'); '<' | e; 1.256 | round(2); -1 | abs
-'7' | int; 'ff' | int(base=16); '1.5' | float; 5 | string; [1, 'a'] | string; none | default('x', true)
+'xyx' | replace('x', 'a', 1); ' a ' | trim; 'xax' | trim('x'); '<' | e; 1.256 | round(2); -1 | abs; '7' | int
+'ff' | int(base=16); '1.5' | float; 5 | string; [1, 'a'] | string; none | default('x', true)
 '%s-%05.1f' | format('a', 1.25); '%(a)s' | format(a=1); '%s of %d%%' % ('a', 5); '%(a)s' % {'a': 1}
 '{} {x:>5}'.format(1, x=2); '{0[a]}'.format({'a': 1}); '{a}'.format_map({'a': 1}); '{:{}}'.format(1, 5)
 ('<{}>' | e).format('<'); 'abc'[1:]; 'abc'[::-1]; [1, 2, 3][:-1]; range(5)[1:3] | list; 'abc'[-1]
 'a,b,c'.split(',', 1); 'a b\\tc'.split(); 'a,b'.rsplit(',')[1]; 'a\\nb'.splitlines(); 'ab'.partition('b')
 'a\\tb'.expandtabs(4); 'a\\tb'.expandtabs(tabsize=2); '7'.zfill(3); 'a'.ljust(3) ~ 'b'.rjust(3, '.')
-'-'.join(['a', 'b']); 'abc'.replace('b', 'x'); 'xax'.strip('x'); 'abcb'.rfind('b'); 'é'.isascii()
-2 ** 10; 7 // 2; 7 % 3; 7 / 2; 'ab' * 2; 2 * [1]; [1] + [2]; 1 ~ [2] ~ 'c'; 1 < 2 < 3; 2 in [1, 2]
+'-'.join(['a', 'b']); 'abc'.replace('b', 'x'); 'xax'.strip('x'); 'abcb'.rfind('b'); 'é'.isascii(); 2 ** 10
+7 // 2; 7 % 3; 7 / 2; 'ab' * 2; 2 * [1]; [1] + [2]; 1 ~ [2] ~ 'c'; 1 < 2 < 3; 2 in [1, 2]
 range(4) | select('even') | list; [1, 2] | map('string') | list; [{'a': 1}] | selectattr('a', 'eq', 1) | list
 dict(a=1); namespace(a=1).a; [1, 2] | min; {'a': [1, {}]} | tojson(indent=1) | length; 1.0.is_integer()
+'x\\n\\ny' | indent; 'x\\n\\ny' | indent(blank=true); 'x\\n\\ny' | indent(3, true); '' | indent(2, true)
+'x\\n' | indent; 'a' | center; 'a' | center(4); 5 | center(4); 5 | trim; none | trim; ' a ' | trim(' ')
+'a' | trim(none); [] | batch(2, 'x') | list; [1, 2] | batch(2, 'x') | list
+range(3) | map('string') | slice(2) | list; range(5) | batch(2, 0) | list; range(5) | slice(3, 0) | list
+55 | replace('5', 'a', 1); [1] | replace('1', 'a'); 1.25 | round(1, 'floor'); 1.25 | round(1, 'ceil')
+7.5 | round; 125 | round(-1); [1, 2] | sum(start=5); [{'a': 1}] | sum(attribute='a', start=2)
+[{'a': 1}, {'a': 2}] | join(attribute='a'); [] | join('x'); 'é<' | tojson; 'é' | tojson(ensure_ascii=true)
+{'b': 1, 'a': [2]} | tojson(sort_keys=true); [1] | tojson(indent=0)
+{'a': [1, 2]} | tojson(separators=['.', '=']); {'a': [1, 'é']} | tojson(indent=2); none | tojson
+[] | tojson(indent=2); '%d%%' | format(5); '%%' | format; 'a%s' | format('b'); '%s%s' | format(1, 'b')
+'%ld' % 5; '%((a)b)s' % {'(a)b': 1}; '%(a)s%(b)s' | format(a=1, b=2); '%5s|%-5s|' % ('a', 'b')
+'%*d' is string; '%c' % 'a'; '%x' % 255; '%e' % 1.5; '{0}{1}{0}'.format('a', 'b'); '{0.real}'.format(1)
+'{!r}'.format('a'); '{:>{w}}'.format('a', w=4); '{{}}'.format(); '{a[b]}'.format(a={'b': 'c'})
+'{:{}}{}'.format('a', 3, 'b'); '{:.2f}'.format(1.5); '{x!s:>4}'.format(x='a'); '<' + ('<' | e)
+('<' | e) + '<'; '<' ~ ('<' | e); ('<%s>' | e) % '<'; [('<' | e), '<'] | join; '<b>' | safe; 'ab' | list
+'ab' | map('upper') | list; {'a': 1} | list; {'a': 1} | join; 'ba' | sort | join; 'ab' | first; 'b' | max
+{'a': 2, 'b': 1} | dictsort(by='value'); [3, 1] | sort(reverse=true); ['b', 'A'] | sort
+['b', 'A'] | sort(true); [1, 2, 3, 4] | reject('odd') | list; [{'a': 0}] | rejectattr('a') | list
+['a', 'A'] | unique | list; [2, 1] | max; '5' | int(7); 'x' | int(7); 'x' | float(1.5); '' | default('x')
+'' | default('x', true); none | d('x'); y | default('x'); 'a b c d e f' | truncate(7, true)
+'abcdefghijklmnop' | truncate(9, true, '…', 0); 'a' | attr('upper') is defined; 'abc'[5:]; 'abc'[1]
+'abc'[-1]; [1, 2][5]; {'a': 1}['b']; {'a': 1}.a; {'items': 1}.items is callable; 'abc'[0:2:2]; 1 in {1: 2}
+'a' in 'abc'; 'x' not in 'abc'; not 1; 1 if 0; 'a' if 1 else 'b'; 1 <= 1 < 2; 3 > 2 == 2; 2 - 5; +5; -5
 """
 
 
@@ -108,8 +132,36 @@ dict(a=1); namespace(a=1).a; [1, 2] | min; {'a': [1, {}]} | tojson(indent=1) | l
 def test_an_expression_gives_what_jinja2_gives(expression):
     source = "{{ " + expression.replace("\\\\", "\\") + " }}"
     own = ImmutableSandboxedEnvironment()
-    own.filters["tojson"] = lambda value, **options: json.dumps(value, **options)
+    own.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False} | how)
     assert ChatTemplate(source).render([]) == own.from_string(source).render()
+
+
+WITH = {
+    "center": "(9)",
+    "ljust": "(9)",
+    "rjust": "(9)",
+    "zfill": "(9)",
+    "count": "('b')",
+    "index": "('b')",
+    "join": "('xy')",
+}
+WITH |= dict.fromkeys(
+    ["find", "rfind", "rindex", "partition", "rpartition", "startswith", "endswith"], "('b')"
+)
+WITH |= dict.fromkeys(["removeprefix", "removesuffix"], "('a')") | {"replace": "('b', 'x')"}
+WITH |= {"format": "(1)", "format_map": "({})", "get": "('a', 5)"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [(kind, name) for kind, names in METHODS.items() for name in sorted(names)]
+)
+def test_the_methods_of_plain_data_give_what_python_gives(kind, method):
+    value = {str: "a B ba", dict: {"a": 1}, list: ["b"], tuple: ("b",), int: 6, float: 1.5}[kind]
+    if kind is tuple and method in ("grouper", "list"):
+        pytest.skip("what groupby makes")
+    call = WITH.get(method, "()") if callable(getattr(value, method)) else ""
+    made = ChatTemplate("{{ x." + method + call + " }}").render([], x=value)
+    assert made == str(eval(f"value.{method}{call}", {"value": [*value] if kind is tuple else value}))
 
 
 def test_hostile_templates_are_refused_in_other_threads_too():

@@ -17,7 +17,7 @@ from jllama.text.surrogates import SURROGATES, has_utf8_form, without_surrogates
 
 OWN, GIVEN = "t", "g"
 # A field of `%`: its name in a mapping, the rest, and the letter that says how.
-PERCENT = re.compile(r"%(?:\((?P<name>[^)]*)\))?(?P<rest>[^a-zA-Z%]*)(?P<kind>[a-zA-Z%])")
+PERCENT = re.compile(r"%(?:\((?P<name>[^)]*)\))?(?P<rest>[^a-zA-Z%]*)[hlL]?(?P<kind>[a-zA-Z%])")
 
 
 class Traced(str):
@@ -214,6 +214,13 @@ def blotted(text: Traced) -> Traced:
 def _percent(pattern: Traced, values: Any) -> Traced:
     """`pattern % values`, field by field."""
     whole = str.__mod__(pattern, values)  # refuses what Python refuses
+    try:
+        return checked(_percent_pieces(pattern, values), whole)
+    except (KeyError, StopIteration, TypeError, ValueError):  # a field that `PERCENT` reads otherwise
+        return Traced(whole)
+
+
+def _percent_pieces(pattern: Traced, values: Any) -> list[str]:
     origin = OWN if set(pattern.origins) <= {OWN} else GIVEN
     rest = iter(values if isinstance(values, tuple) else (values,))
     pieces: list[str] = []
@@ -222,7 +229,7 @@ def _percent(pattern: Traced, values: Any) -> Traced:
         pieces.append(Traced(str.__str__(pattern)[at : match.start()], origin))
         at = match.end()
         pieces.append(_percent_field(match, values, rest, origin))
-    return checked([*pieces, Traced(str.__str__(pattern)[at:], origin)], whole)
+    return [*pieces, Traced(str.__str__(pattern)[at:], origin)]
 
 
 def _percent_field(match: re.Match[str], values: Any, rest: Iterator[Any], origin: str) -> str:

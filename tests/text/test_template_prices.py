@@ -1,0 +1,270 @@
+"""What the operations of a chat template cost, that they pay before they make it, and what a meter counts."""
+
+import re
+import sys
+import time
+
+import pytest
+from jinja2.utils import Namespace
+
+from jllama.text.template import meter as metering_module
+from jllama.text.template import prices
+from jllama.text.template.meter import UNITS_PER_NODE, Meter, TemplateRefused, current_meter, metering
+from jllama.text.template.sandbox import SandboxedTemplates
+from jllama.text.template.traced_text import Traced
+
+X = {"x": Traced("a" * 1000), "n": 10, "lone": Traced("b")}
+
+
+def spent(source: str, **variables) -> int:
+    """Units that a template pays."""
+    template = SandboxedTemplates().from_string(source)
+    with metering(None) as meter:
+        before = meter.left
+        template.render(**X | variables)
+    return before - meter.left
+
+
+# What is made, and how many characters or items that are: nothing is printed.
+MADE = [
+    ("x | replace('a', 'bcd')", 3000),
+    ("x.replace('a', 'bcd')", 3000),
+    ("x.replace('a', 'bcd', 500)", 2000),
+    ("x * n", 10_000),
+    ("n * x", 10_000),
+    ("[1] * 100", 100 * UNITS_PER_NODE),
+    ("lone.center(5000)", 5000),
+    ("lone | center(5000)", 5000),
+    ("lone.ljust(5000)", 5000),
+    ("lone.rjust(5000)", 5000),
+    ("lone.zfill(5000)", 5000),
+    ("('\t' * 100).expandtabs(50)", 5000),
+    ("('\t' * 100).expandtabs()", 800),
+    ("('\t' * 100).expandtabs(tabsize=50)", 5000),
+    ("x.join(['b'] * 10)", 9000),
+    ("range(10) | join(x)", 9000),
+    ("('\\n' * 100) | indent(50)", 5000),
+    ("('\\n' * 100) | indent('bbbbbbbbbb')", 1000),
+    ("x ~ x", 2000),
+    ("x + x", 2000),
+    ("x[1:]", 999),
+    ("('%(a)s' * 10) % {'a': x}", 10_000),
+    ("('%(a)s' * 10) | format(a=x)", 10_000),
+    ("'%s-%s' % (x, x)", 2000),
+    ("('{0}' * 10).format(x)", 10_000),
+    ("('{a}' * 10).format_map({'a': x})", 10_000),
+    ("x.split('a')", 1000 * UNITS_PER_NODE),
+    ("x.rsplit('a')", 1000 * UNITS_PER_NODE),
+    ("('a ' * 1000).split()", 1000 * UNITS_PER_NODE),
+    ("('a\\n' * 1000).splitlines()", 1000 * UNITS_PER_NODE),
+    ("x | list", 1000 * UNITS_PER_NODE),
+    ("x | batch(1)", 1000 * UNITS_PER_NODE),
+    ("x | sort", 1000 * UNITS_PER_NODE),
+    ("x | slice(2)", 1000 * UNITS_PER_NODE),
+    ("x | title", 1000 * UNITS_PER_NODE),
+    ("x | wordcount", 1000 * UNITS_PER_NODE),
+    ("range(1000) | list", 1000 * UNITS_PER_NODE),
+    ("[x, x]", 2000),
+    ("(x, x)", 2000),
+    ("{'a': x, 'b': x}", 2000),
+    ("dict(a=x, b=x)", 2000),
+    ("namespace(a=x).a", 1000),
+    ("[x, x] | string", 2000),
+    ("[x, x] | tojson", 2000),
+    ("[x, x] | tojson(indent=1)", 2000),
+    ("2 ** 1000", 250),
+    ("strftime_now('%Y' * 10)", 40),
+]
+
+
+@pytest.mark.parametrize(("made", "size"), MADE)
+def test_what_is_made_is_paid_and_a_margin_at_most(made, size):
+    nothing = spent("{% set y = 1 %}")
+    assert nothing <= 100
+    assert size <= spent("{% set y = " + made + " %}") <= 40 * size + 200 * UNITS_PER_NODE
+
+
+# Each turn, with its static text, is paid though nothing computes in it.
+BODIES = [
+    "{% for i in range(20) %}" + "y" * 500 + "{% endfor %}",
+    "{% macro m() %}" + "y" * 500 + "{% endmacro %}" + "{% set a = m() %}" * 20,
+    "{% macro m() %}{{ caller() }}{% endmacro %}" + ("{% call m() %}" + "y" * 500 + "{% endcall %}") * 20,
+    "{% for i in range(20) %}{% if true %}" + "y" * 500 + "{% endif %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", BODIES)
+def test_static_text_is_paid_each_time(source):
+    assert 20 * 500 <= spent(source) <= 20 * 2500
+
+
+# One operation each, which looks at the clock and pays.
+OPERATIONS = """
+{% for i in '' %}{% endfor %}; {% for i in 'ab' %}{% endfor %}; {{ 1 }}; {% set a = range(1) %}
+{% set a = lone | upper %}; {% set a = 1 is odd %}; {% set a = 1 == 2 %}; {% set a = [] %}; {% set a = () %}
+{% set a = {} %}; {% set a = x[1:] %}; {% set a = x[n] %}; {% set a = 1 + 1 %}
+{% set a = 2 * 2 %}; {% set a = 2 ** 2 %}; {% set a = 7 % 2 %}; {% set a = lone.upper() %}
+{% set a = dict(*[]) %}; {% set a = '{}'.format(1) %}; {% set a = [1] | map('string') %}; {% set a = n < 2 %}
+"""
+
+
+@pytest.mark.parametrize("source", [one.strip() for one in re.split("[;\n]", OPERATIONS) if one.strip()])
+def test_every_operation_looks_at_the_clock_and_pays(source, monkeypatch):
+    template = SandboxedTemplates().from_string(source)
+    assert spent(source) > 0
+    monkeypatch.setattr(metering_module, "SECONDS", -1.0)
+    with metering(None), pytest.raises(TemplateRefused, match="seconds"):
+        template.render(**X)
+
+
+def test_what_costs_nothing_needs_no_clock(monkeypatch):
+    monkeypatch.setattr(metering_module, "SECONDS", -1.0)
+    with metering(None):
+        assert SandboxedTemplates().from_string("text{% set a = 1 %}").render() == "text"
+
+
+def test_a_comparison_looks_between_its_operands(monkeypatch):
+    """Each of a chain may take long."""
+    assert (
+        spent("{% set a = n < 2 %}")
+        < spent("{% set a = n < 20 < 30 %}")
+        < spent("{% set a = 1 < 2 < 3 < 4 %}")
+    )
+
+
+def test_a_meter_spends_to_the_last_unit_and_not_beyond():
+    meter = Meter()
+    meter.left = 5
+    meter.spend(-3)
+    assert meter.left == 5
+    meter.spend(5)
+    assert meter.left == 0
+    meter.spend(0)
+    with pytest.raises(TemplateRefused, match="far more text"):
+        meter.spend(1)
+    meter.left = 5
+    with pytest.raises(TemplateRefused):
+        meter.spend(6)
+    with pytest.raises(TemplateRefused):
+        meter.spend("1")
+    with pytest.raises(TemplateRefused):
+        meter.spend(1.5)
+    assert meter.left == 5
+    meter.step()
+    assert meter.left == 4
+
+
+def test_a_meter_has_more_for_more():
+    none, short, long = (Meter(given).left for given in (None, "x" * 1000, ["x" * 1000] * 10))
+    assert none > 1_000_000
+    assert short - none > 10 * 1000
+    assert long - none > 9 * (short - none)
+
+
+NODE = UNITS_PER_NODE
+WEIGHTS = [
+    ("abc", 3), ("", 0), (None, NODE), (1.5, NODE), (True, NODE), (1 << 400, NODE + 100), ([], NODE),
+    (["ab", "c"], NODE + 3), ((), NODE), ({"a": "bc"}, NODE + 3), ({"a": ["b"]}, 2 * NODE + 2),
+    ([[], []], 3 * NODE), ({"ab"}, NODE + 2), ({"a": 1}.keys(), NODE + 1), ({"a": "bc"}.values(), NODE + 2),
+    (Namespace(a="bc"), NODE + 3), ([["ab"] * 2] * 2, 3 * NODE + 8), (frozenset({"ab"}), NODE + 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "weight"), WEIGHTS)
+def test_a_value_weighs_its_characters_and_nodes_shared_ones_each_time(value, weight):
+    assert Meter().weight(value) == weight
+    meter = Meter()
+    before = meter.left
+    assert meter.value(value) is value
+    assert before - meter.left == weight
+    meter.left = weight - 1
+    with pytest.raises(TemplateRefused):
+        meter.value(value)
+
+
+def test_a_walk_stops_where_nothing_is_left_and_where_the_time_is_over(monkeypatch):
+    doubled = ["x"]
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    with pytest.raises(TemplateRefused, match="builds far more"):
+        Meter().weight(doubled)
+    late = Meter()
+    late.left = sys.maxsize
+    monkeypatch.setattr(time, "thread_time", lambda: 1e9)
+    with pytest.raises(TemplateRefused, match="more than 2 seconds"):
+        late.weight([1] * (1 << 15))
+    assert late.weight([1] * 100) > 100
+
+
+def test_whole_numbers_have_a_size_at_most():
+    meter = Meter()
+    meter.value((1 << 4096) - 1)
+    with pytest.raises(TemplateRefused, match="huge number"):
+        meter.value(1 << 4096)
+
+
+def test_a_meter_runs_as_long_as_its_template():
+    with metering(None) as outer:
+        with pytest.raises(ZeroDivisionError), metering(None) as inner:
+            _ = 1 / (current_meter() is not inner)
+        assert current_meter() is outer
+    with pytest.raises(LookupError):
+        current_meter()
+
+
+PRICES = [
+    (lambda: prices.pay_for_join(", ", ["a", "bc", "d"]), 4 + 3 * 2),
+    (lambda: prices.pay_for_join("", [1, "bc"]), 2),
+    (lambda: prices.pay_for_replace("xyx", "x", "abc"), 3 + 2 * (3 + NODE)),
+    (lambda: prices.pay_for_replace("xyx", "x", "abc", 1), 3 + 3 + NODE),
+    (lambda: prices.pay_for_replace("xyx", "x", "abc", 0), 3),
+    (lambda: prices.pay_for_replace("xyx", "x", "abc", -1), 3 + 2 * (3 + NODE)),
+    (lambda: prices.pay_for_replace("xyx", "x", "abc", 5), 3 + 2 * (3 + NODE)),
+    (lambda: prices.pay_for_replace("xyx", "", "a"), 3 + 4 * (1 + NODE)),
+    (lambda: prices.pay_for_product("*", "ab", 3), 6),
+    (lambda: prices.pay_for_product("*", 3, "ab"), 6),
+    (lambda: prices.pay_for_product("*", "ab", -3), 0),
+    (lambda: prices.pay_for_product("*", ["ab"], 2), 2 * (2 + NODE)),
+    (lambda: prices.pay_for_product("*", 3, 4), 0),
+    (lambda: prices.pay_for_method("ab", "center", (7,), {}), 7),
+    (lambda: prices.pay_for_method("ab", "center", (-7,), {}), 0),
+    (lambda: prices.pay_for_method("\t\t", "expandtabs", (-7,), {}), 16),
+    (lambda: prices.pay_for_method("\t\t", "expandtabs", (20,), {}), 40),
+    (lambda: prices.pay_for_method("a,b,c", "split", (",",), {}), 2 * NODE),
+    (lambda: prices.pay_for_method("a,b,c", "split", (",", 1), {}), NODE),
+    (lambda: prices.pay_for_method("a,b,c", "split", (",", 0), {}), 0),
+    (lambda: prices.pay_for_method("a,b,c", "split", (",", -1), {}), 2 * NODE),
+    (lambda: prices.pay_for_method("a,b,c", "rsplit", (), {"sep": ",", "maxsplit": 1}), NODE),
+    (lambda: prices.pay_for_method("a b\tc", "split", (), {}), 2 * NODE),
+    (lambda: prices.pay_for_method("a\u3000b\u2005c", "split", (None,), {}), 2 * NODE),
+    (lambda: prices.pay_for_method("a\nb\u2028c\r", "splitlines", (True,), {}), 3 * NODE),
+    (lambda: prices.pay_for_method("ab", "upper", (), {}), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pay", "units"), PRICES)
+def test_a_price_is_what_may_be_made(pay, units):
+    with metering(None) as meter:
+        before = meter.left
+        pay()
+        assert before - meter.left == units
+        if units:
+            meter.left = units - 1
+            with pytest.raises(TemplateRefused):
+                pay()
+
+
+def test_the_items_of_a_stream_are_paid_before_they_are_made():
+    made = []
+    with metering(None) as meter:
+        items = prices.paid_items(made.append(i) or i for i in range(100))
+        meter.left = 3 * NODE
+        with pytest.raises(TemplateRefused):
+            list(items)
+    assert len(made) == 4  # the fourth was asked for, and not handed on
+
+
+def test_a_joined_stream_is_read_once():
+    with metering(None):
+        args = prices.pay_for_method(", ", "join", (iter("abc"),), {})
+    assert args == (["a", "b", "c"],)
