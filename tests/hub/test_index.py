@@ -259,7 +259,7 @@ def test_the_index_s_hash_counts(index, fetch, sha256, taken):
 @pytest.mark.parametrize("address", ["https://me:secret@index.test/simple", "https://me@index.test/simple"])
 def test_an_index_that_asks_for_a_password_is_not_asked(index, fetch, monkeypatch, address):
     monkeypatch.setenv("PIP_INDEX_URL", address)
-    with pytest.raises(JllamaError, match="^PIP_INDEX_URL asks for a password, which takes pip$"):
+    with pytest.raises(JllamaError, match=r"^PIP_INDEX_URL asks for a password, which takes pip$"):
         fetch()
     assert index.asked == []
 
