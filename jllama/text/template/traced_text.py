@@ -222,14 +222,13 @@ def _percent(pattern: Traced, values: Any) -> Traced:
 
 def _percent_pieces(pattern: Traced, values: Any) -> list[str]:
     origin = OWN if set(pattern.origins) <= {OWN} else GIVEN
-    rest = iter(values if isinstance(values, tuple) else (values,))
+    plain, rest = str.__str__(pattern), iter(values if isinstance(values, tuple) else (values,))
     pieces: list[str] = []
     at = 0
     for match in PERCENT.finditer(pattern):
-        pieces.append(Traced(str.__str__(pattern)[at : match.start()], origin))
+        pieces += [Traced(plain[at : match.start()], origin), _percent_field(match, values, rest, origin)]
         at = match.end()
-        pieces.append(_percent_field(match, values, rest, origin))
-    return [*pieces, Traced(str.__str__(pattern)[at:], origin)]
+    return [*pieces, Traced(plain[at:], origin)]
 
 
 def _percent_field(match: re.Match[str], values: Any, rest: Iterator[Any], origin: str) -> str:
