@@ -13,10 +13,11 @@ from starlette.routing import Route
 
 from jllama.batching.engine import Engine
 from jllama.errors import JllamaError
-from jllama.server import models, page
+from jllama.server import models, page, tokens
 from jllama.server.chat_completions import chat_completions
 from jllama.server.completions import completions
 from jllama.server.json_response import error_response
+from jllama.server.metrics import metrics
 from jllama.server.protocol.errors import ApiError, translated
 from jllama.server.security import HostCheck, KeyCheck
 from jllama.server.service import Options, Service
@@ -28,6 +29,10 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", models.models),
     ("GET", "/v1/models/{name:path}", models.model),
+    ("POST", "/tokenize", tokens.tokenize),
+    ("POST", "/detokenize", tokens.detokenize),
+    ("POST", "/apply-template", tokens.apply_template),
+    ("GET", "/metrics", metrics),
     ("GET", "/version", models.version),
 )
 WORDS = {404: "there is nothing at this address", 405: "this address takes another method"}

@@ -1,14 +1,14 @@
 """A conversation of a request as the model's prompt."""
 
-from jllama.server.protocol.chat import ChatRequest
 from jllama.server.protocol.messages import encode_messages, is_begun, read_messages
+from jllama.server.protocol.tokens import Templated
 from jllama.server.reasoning import Split
 from jllama.server.service import Service
 
 TAIL = 16  # tokens: the words that open an answer's thoughts are fewer
 
 
-def encoded(service: Service, given: ChatRequest) -> tuple[list[int], list[int]]:
+def encoded(service: Service, given: Templated) -> tuple[list[int], list[int]]:
     """Token ids of what asks for an answer, and of the answer's beginning, if the last message is that.
 
     Raises:

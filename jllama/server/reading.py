@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from jllama.batching.engine import Engine
@@ -49,9 +49,15 @@ class Mailbox:
 class Answers:
     """The answers to one HTTP request, all choices of it, as one sequence of events."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        """On the event loop; `start` follows in another thread."""
-        self._mailbox = mailbox
+    def __init__(self, mailbox: Mailbox, told: Callable[[Stream, str], None]) -> None:
+        """On the event loop; `start` follows in another thread.
+
+        Args:
+          mailbox: of the loop.
+          told: called for each answer, once, with why it ended.
+        """
+        self._mailbox, self._told = mailbox, told
+        self._untold: set[Stream] = set()
         self.inbox: asyncio.Queue[tuple[Stream | None, Event]] = asyncio.Queue()
         self.streams: list[Stream] = []
         self._cancelled = False
@@ -63,11 +69,12 @@ class Answers:
           JllamaError: the engine does not take them.
         """
         self.streams = engine.submit_all(requests, self._hear)
+        self._untold = set(self.streams)
         if self._cancelled:  # while they were submitted
             self.cancel()
 
     def cancel(self) -> None:
-        """Ends whatever runs: nobody reads on."""
+        """Ends whatever runs: nobody reads on. On the event loop."""
         self._cancelled = True
         for stream in self.streams:
             stream.cancel()
@@ -88,10 +95,23 @@ class Answers:
         while left:
             stream, event = await self.inbox.get()
             if isinstance(event, BaseException):
+                self._tell([stream] if stream else [], "error")
                 raise failed(event)
             assert stream is not None
-            left -= event is None
+            if event is None:
+                left -= 1
+                self._tell([stream], stream.answer.result.finish_reason)
             yield places[stream], event
+
+    def settle(self) -> None:
+        """Tells of what was not read to its end. On the event loop."""
+        self._tell(list(self._untold), "abort")
+
+    def _tell(self, streams: Sequence[Stream], reason: str) -> None:
+        for stream in streams:
+            if stream in self._untold:
+                self._untold.remove(stream)
+                self._told(stream, reason)
 
     def _hear(self, stream: Stream, item: Item) -> None:
         """In the engine's thread."""

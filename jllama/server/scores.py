@@ -24,7 +24,7 @@ class Placing:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], hidden: Collection[int]) -> None:
         """Args: `hidden`: ids that end the text and are no part of it."""
-        self._decoder, self._hidden = tokenizer.stream(prompt), hidden
+        self._decoder, self._bytes, self._hidden = tokenizer.stream(prompt), tokenizer.token_bytes, hidden
         self._chars = 0
         self._waiting: collections.deque[Placed] = collections.deque()
 
@@ -32,8 +32,13 @@ class Placing:
         """The next tokens."""
         for score in scores:
             if score.token not in self._hidden:
-                self._waiting.append(Placed(self._chars, score))
+                self._waiting.append(Placed(self._start(score.token), score))
                 self._chars += len(self._decoder.push(score.token))
+
+    def _start(self, token: int) -> int:
+        """A token that does not go on with a character which was begun leaves it as U+FFFD before itself."""
+        goes_on = b"\x80" <= self._bytes(token)[:1] < b"\xc0"
+        return self._chars + (0 if goes_on else len(self._decoder.pending()))
 
     def within(self, shown: int | None) -> Iterator[Placed]:
         """Tokens that begin before character `shown`, or all that are left, each once."""

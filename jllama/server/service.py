@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from jllama import __version__
 from jllama.batching.engine import Engine
+from jllama.server.metrics import Metrics
 from jllama.server.protocol.errors import ApiError
 from jllama.server.reading import Answers, Mailbox
 from jllama.server.reasoning import marks_thoughts
@@ -43,6 +44,7 @@ class Service:
         self.created = int(time.time())
         self.fingerprint = _fingerprint(engine)
         self.has_thoughts = marks_thoughts(self.tokenizer.chat_templates.get("default", ""))
+        self.metrics = Metrics(options.names[0])
         self.stopping = False
         self._live: set[Answers] = set()
         self._mailbox: Mailbox | None = None
@@ -59,13 +61,14 @@ class Service:
         loop = asyncio.get_running_loop()
         if self._mailbox is None or self._mailbox.loop is not loop:
             self._mailbox = Mailbox(loop)
-        made = Answers(self._mailbox)
+        made = Answers(self._mailbox, self.metrics.ended)
         self._live.add(made)
         return made
 
     def forget(self, answers: Answers) -> None:
         """Nobody reads them any more: what runs ends."""
         answers.cancel()
+        answers.settle()
         self._live.discard(answers)
 
     def end_all(self) -> None:

@@ -18,6 +18,7 @@ from jllama.server.service import Options
 NAME, MAX_LEN, SLOTS = "tiny", 256, 4
 WAIT = 300
 HELLO = [{"role": "user", "content": "Hello"}]
+ASCII = {str(token): -100 for token in range(94, 258)}  # the bias that leaves the printable letters
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
