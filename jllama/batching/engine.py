@@ -54,7 +54,7 @@ class Engine:
           JllamaError: a number is out of range, or the slots do not fit in the device's memory.
         """
         self._tokenizer = tokenizer_of(model)
-        self.model, self.max_seq_len = model, _checked_length(model, max_seq_len)
+        self.model, self.slots, self.max_seq_len = model, slots, _checked_length(model, max_seq_len)
         for name, value in (("slots", slots), ("max_queue", max_queue)):
             if type(value) is not int or not 1 <= value <= 100_000:
                 raise JllamaError(f"{name}={value!r} must be a whole number from 1 to 100000")

@@ -18,6 +18,9 @@ from jllama.kernels.target import target_of
 from jllama.layers.sampling import Sampling
 from jllama.model import Params
 
+# Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
+PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -100,8 +103,8 @@ class Slots:
         """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
         stops = np.full((1, self.stops), NO_TOKEN, np.int32)
         stops[0, : len(row.stop_ids)] = row.stop_ids
-        size = 1 << (len(row.prompt) - 1).bit_length()
-        prompt = np.full((1, size), NO_TOKEN, np.int32)
+        size = next(size for size in PROMPT_SIZES if size >= len(row.prompt))
+        prompt = np.full((1, min(size, self._state.cache.max_len)), NO_TOKEN, np.int32)
         prompt[0, : len(row.prompt)] = row.prompt
         numbers = np.array([slot, len(row.prompt), row.limit], np.int32)
         arrays = (numbers, row.key, stops, prompt, row.sampling)
