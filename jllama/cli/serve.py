@@ -5,6 +5,7 @@ whatever a request says wins.
 """
 
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_float(
     "grace_seconds", 30.0, "Time for running answers after SIGTERM or Ctrl-C.", lower_bound=0.0
 )
+flags.DEFINE_bool("warm_up", True, "Compile all programs before the first request.")
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
 flag_groups.define_choice_flags()
@@ -60,17 +62,26 @@ def main() -> int:
         from jllama.server import run
     except ModuleNotFoundError as error:
         raise JllamaError(f"{error}: {MISSING}") from None
-    bound = run.bind(FLAGS.host, FLAGS.port)  # before the model is loaded, which takes longer
     keys = _keys()
-    model = command_line.load_model()
+    with run.bind(FLAGS.host, FLAGS.port) as bound:  # before the model is loaded, which takes longer
+        ended_by = _serve(bound, command_line.load_model(), keys)
+    return command_line.INTERRUPTED if ended_by == signal.SIGINT else 0
+
+
+def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...]) -> int | None:
+    """Returns the signal that ended it."""
     from jllama.batching.engine import Engine
+    from jllama.server import run
     from jllama.server.app import create_app
+    from jllama.server.warm_up import warm_up
 
     with Engine(model, slots=FLAGS.slots, max_seq_len=FLAGS.max_seq_len, max_queue=FLAGS.max_queue) as engine:
+        if FLAGS.warm_up:
+            warm_up(engine)
         server = run.Server(create_app(engine, _options(model, keys)), FLAGS.grace_seconds)
         say(*_banner(engine, run.listen(bound), open_to_all=not keys))
         server.serve_on(bound)
-    return command_line.INTERRUPTED if server.signal == signal.SIGINT else 0
+    return server.signal
 
 
 def _options(model: Any, keys: tuple[str, ...]) -> Any:

@@ -35,8 +35,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise JllamaError(f"--host={host}: {error.strerror}") from None
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with _explained(host, port):
+    with contextlib.ExitStack() as closing, _explained(host, port):
+        closing.enter_context(made)
         made.bind(address)
+        closing.pop_all()
     return made
 
 

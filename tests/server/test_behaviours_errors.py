@@ -1,5 +1,8 @@
 """Behaviours 51 to 57 of the protocol: errors, limits and ends."""
 
+import json
+import signal
+
 import pytest
 
 from tests.support.serving import (
@@ -7,14 +10,20 @@ from tests.support.serving import (
     HELLO,
     MAX_LEN,
     TEXT,
+    WAIT,
     ask_and_leave,
+    ask_and_stay,
     busy,
+    connected,
     content,
     count_calls,
     held,
     on_a_port,
+    raw_request,
+    read_all,
     refusal,
     start_engine,
+    until_refused,
 )
 
 JSON = {"content-type": "application/json"}
@@ -107,3 +116,63 @@ def test_55_many_that_go_away_leave_nothing_behind(served_model):
         assert busy(engine) == 0
         assert not engine._loop._scheduler.waiting
         assert not client.server._service._live
+
+
+def test_54_a_connection_without_a_request_ends(engine, monkeypatch):
+    monkeypatch.setattr("jllama.server.connection.SECONDS", 0.05)
+    with on_a_port(engine) as client:
+        for begun in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: local"):
+            with connected(client) as connection:
+                connection.sendall(begun)
+                assert connection.recv(100) == b"", "the server closes it"
+
+
+def test_54_a_body_that_does_not_come_is_not_waited_for(engine, monkeypatch):
+    monkeypatch.setattr("jllama.server.bodies.SECONDS", 0.05)
+    with on_a_port(engine) as client, connected(client) as connection:
+        connection.sendall(raw_request(TEXT, b'{"prompt": "x"}')[:-3])
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_54_what_is_no_http_is_told_so(live):
+    for given in (b"\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"BREW\r\n\r\n"):
+        with connected(live) as connection:
+            connection.sendall(given)
+            head, _, body = connection.recv(10_000).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_56_running_answers_end_before_the_server_does(served_model, streamed):
+    with start_engine(served_model) as engine, on_a_port(engine, grace=WAIT) as client:
+        with held(engine, "run") as go, connected(client) as connection:
+            ask_and_stay(client, connection, {"prompt": "x", "stream": streamed, "ignore_eos": True})
+            client.server.handle_exit(signal.SIGTERM, None)
+            until_refused(client)
+            go.set()
+            answer = read_all(connection)
+        assert b'"finish_reason":"length"' in answer
+        assert client.server.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_56_answers_that_take_too_long_end_with_an_error(served_model, streamed):
+    with start_engine(served_model) as engine, on_a_port(engine, grace=0) as client:
+        with held(engine, "run"), connected(client) as connection:
+            ask_and_stay(client, connection, {"prompt": "x", "stream": streamed, "ignore_eos": True})
+            client.server.handle_exit(signal.SIGTERM, None)
+            answer = read_all(connection)
+        assert b'"code":"shutting_down"' in answer
+        assert b"[DONE]" in answer if streamed else answer.startswith(b"HTTP/1.1 503 ")
+        engine.submit("x", max_new_tokens=1).result(WAIT)
+        assert busy(engine) == 0
+
+
+def test_56_the_second_signal_ends_the_process(engine, monkeypatch):
+    codes = []
+    monkeypatch.setattr("jllama.server.run.os._exit", codes.append)
+    with on_a_port(engine) as client:
+        client.server.handle_exit(signal.SIGTERM, None)
+        client.server.handle_exit(signal.SIGTERM, None)
+    assert codes == [143]

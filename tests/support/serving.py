@@ -178,26 +178,59 @@ def count_calls(engine: Engine, name: str) -> list[Any]:
     return calls
 
 
-def ask_and_leave(client: Client, body: dict[str, Any], path: str = TEXT) -> None:
-    """Goes once the engine has the request; returns when the engine has heard of that."""
-    engine, taken, cancelled = client.engine, threading.Event(), threading.Event()
-    submit, cancel = engine.submit_all, engine._loop.cancel
+def connected(client: Client) -> socket.socket:
+    """A connection to a server on a port."""
+    return socket.create_connection((client.http.base_url.host, client.http.base_url.port), timeout=WAIT)
+
+
+def ask_and_stay(client: Client, connection: socket.socket, body: dict[str, Any], path: str = TEXT) -> None:
+    """Returns when the engine has the request."""
+    engine, taken = client.engine, threading.Event()
+    submit = engine.submit_all
 
     def watched(requests: Any, listener: Any) -> Any:
         streams = submit(requests, listener)
-        for stream in streams:
-            stream._cancel = lambda stream: (cancel(stream), cancelled.set())
         taken.set()
         return streams
 
     engine.submit_all = watched  # type: ignore[method-assign]
     try:
-        with socket.create_connection((client.http.base_url.host, client.http.base_url.port)) as connection:
-            connection.sendall(raw_request(path, json.dumps(body).encode()))
-            assert taken.wait(WAIT)
-        assert cancelled.wait(WAIT)
+        connection.sendall(raw_request(path, json.dumps(body).encode()))
+        assert taken.wait(WAIT)
     finally:
         del engine.submit_all
+
+
+def ask_and_leave(client: Client, body: dict[str, Any]) -> None:
+    """Goes once the engine has the request; returns when the engine has heard of that."""
+    loop, cancelled = client.engine._loop, threading.Event()
+    cancel = loop.cancel
+
+    def watched(stream: Any) -> None:
+        cancel(stream)
+        cancelled.set()
+
+    loop.cancel = watched  # type: ignore[method-assign]
+    try:
+        with connected(client) as connection:
+            ask_and_stay(client, connection, body)
+        assert cancelled.wait(WAIT)
+    finally:
+        del loop.cancel
+
+
+def until_refused(client: Client) -> None:
+    """Returns when the server takes no more connections."""
+    while True:
+        try:
+            connected(client).close()
+        except OSError:
+            return
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def raw_request(path: str, body: bytes) -> bytes:

@@ -1,0 +1,98 @@
+"""`jllama serve`: what it says, what it refuses, and how it ends."""
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.support.scripts_helpers import ROOT, assert_explained, command, environment
+from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+
+WAIT = 300
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("served") / "tiny", template=TEMPLATE)
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.said = process, ""
+        while not (found := re.search(r"http://\S+(?= is the chat page)", self.said)):
+            line = process.stderr.readline()
+            assert line, self.said
+            self.said += line
+        self.url = found[0]
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        self.said += self.process.communicate(timeout=WAIT)[1]
+        return self.process.returncode
+
+
+@contextlib.contextmanager
+def serving(tmp_path, model, *flags: str) -> Iterator[Process]:
+    arguments = command("serve.py", str(model), "--port=0", "--slots=2", "--nowarm_up", *flags)
+    process = subprocess.Popen(
+        arguments, env=environment(tmp_path / "cache"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield Process(process)
+    finally:
+        process.kill()
+        process.wait(WAIT)
+        process.stderr.close()
+
+
+def test_it_says_where_and_what_it_is_and_ends_well(tmp_path, tiny_dir):
+    keys = tmp_path / "keys"
+    keys.write_text("one\ntwo\n")
+    with serving(
+        tmp_path, tiny_dir, f"--api_key_file={keys}", "--api_key=three", "--temperature=0"
+    ) as server:
+        assert "2 slots of 256 tokens" in server.said
+        assert "bfloat16" in server.said
+        for key in ("one", "two", "three"):
+            listed = httpx2.get(f"{server.url}/v1/models", headers={"X-Api-Key": key}).json()
+            assert [one["id"] for one in listed["data"]] == ["tiny"]
+        assert httpx2.get(f"{server.url}/v1/models").status_code == 401
+        assert server.end(signal.SIGTERM) == 0
+        assert "Traceback" not in server.said
+
+
+def test_ctrl_c_ends_it_too(tmp_path, tiny_dir):
+    with serving(tmp_path, tiny_dir, "--alias=a", "--alias=b", "--host=127.0.0.1") as server:
+        listed = httpx2.get(f"{server.url}/v1/models").json()["data"]
+        assert [one["id"] for one in listed] == ["a", "b"]
+        assert server.end(signal.SIGINT) == 130
+        assert "Traceback" not in server.said
+
+
+def test_what_it_cannot_do_is_said_in_a_line(server, tmp_path, tiny_dir):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = server.run("serve.py", str(tiny_dir), f"--port={port}")
+        assert_explained(outcome, f"port {port} is in use|--port")
+        assert outcome.err.count("\n") == 1
+    assert_explained(
+        server.run("serve.py", str(tiny_dir), "--port=0", "--host=no.such.host.invalid"), "--host=no"
+    )
+    assert_explained(server.run("serve.py", str(tiny_dir), "--port=0", "--host=203.0.113.1"), "cannot listen")
+    assert_explained(server.run("serve.py", str(tiny_dir), "--port=0", "--api_key="), "--api_key= is empty")
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    assert_explained(
+        server.run("serve.py", str(tiny_dir), "--port=0", f"--api_key_file={empty}"), "holds no key"
+    )
+    assert_explained(
+        server.run("serve.py", str(tiny_dir), "--port=0", "--max_seq_len=9999"), "context of 256"
+    )
+    assert_explained(server.run("serve.py", str(tmp_path / "nowhere"), "--port=0"), "nowhere")
