@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jllama.config import LayerKind, ModelConfig
+from jllama.errors import JllamaError
 from jllama.layers.rope import Rope
 from tests.support.checkpoint_generator import random_tokens
 from tests.support.helpers import full_logits, random_params
@@ -99,3 +100,12 @@ def test_rope_fields(field, kind, value):
     changed = dataclasses.replace(config, rope=dataclasses.replace(config.rope, **changes))
     params = random_params(config)
     assert np.abs(logits(changed, params) - logits(config, params)).max() > 1e-3
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Rope)])
+@pytest.mark.parametrize("value", [[1], {"a": 1}, {1}, bytearray(b"1")], ids=type)
+def test_rope_fields_that_could_not_be_hashed(field, value, tiny_config):
+    """A configuration is a static argument: a field that its type does not read is refused as well."""
+    for kind in (tiny_config.rope, ModelConfig.from_hf(SMALL_MODELS["yarn"]).rope):
+        with pytest.raises(JllamaError):
+            dataclasses.replace(tiny_config, rope=dataclasses.replace(kind, **{field: value}))

@@ -43,6 +43,7 @@ def check_rope(rope: Rope, head_dim: int, max_positions: int) -> None:
     unset = {"rope_type", "frequency_factors"} | {key for key in _OPTIONAL if settings[key] is None}
     if rope.rope_type not in _STRETCHED:
         unset.add("original_max_position_embeddings")
+        _check_unread(rope.original_max_position_embeddings)
     check_settings({key: value for key, value in settings.items() if key not in unset})
     _check_factors(rope.frequency_factors, head_dim)
     if rope.rope_type == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
@@ -54,9 +55,17 @@ def check_rope(rope: Rope, head_dim: int, max_positions: int) -> None:
     _check_angles(rope, head_dim, max_positions)
 
 
+def _check_unread(length: Any) -> None:
+    """A length that the type does not use may be 0; anything but a number would not even be hashable."""
+    if type(length) not in (int, float):
+        raise JllamaError(f"RoPE setting original_max_position_embeddings={length!r} must be a number")
+
+
 def _check_factors(factors: Any, head_dim: int) -> None:
     if factors is None:
         return
+    if not isinstance(factors, tuple):
+        raise JllamaError(f"RoPE setting frequency_factors={factors!r} must be a tuple of numbers")
     if len(factors) != head_dim // 2:
         raise JllamaError(
             f"RoPE has {len(factors)} frequency factors (rope_freqs.weight), and heads of {head_dim} need "
