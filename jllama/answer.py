@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,14 @@ class Result:
     begun_tokens: int = 0  # of `token_ids`: those that stood there before
     finish_reason: str = "interrupted"  # "stop", "length" or "interrupted"
     stop_string: str | None = None  # the one that fired
+    stop_token: int | None = None  # the token that ended it
     seed: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt: already in the cache
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     logprobs: list[TokenScore] | None = None  # of each generated token, where they were asked for
+    prompt_logprobs: list[TokenScore | None] | None = None  # of the prompt's; None: the first one's
 
     @property
     def generated_tokens(self) -> int:
@@ -58,9 +60,8 @@ class Result:
         derived = ("generated_tokens", "prefill_tokens_per_second", "decode_tokens_per_second")
         values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
         del values["begun_tokens"]  # only a conversation goes on with an answer
-        if self.logprobs is None:
-            del values["logprobs"]
-        return values
+        unasked = [name for name in ("logprobs", "prompt_logprobs") if values[name] is None]
+        return {name: value for name, value in values.items() if name not in unasked}
 
 
 class OneAtATime:
@@ -91,7 +92,8 @@ class OneAtATime:
 def ending_ids(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[int, str | None]:
     """The ids that end an answer, each with the stop string that it is: special tokens never show as text."""
     found = ((tokenizer.special_id(text), text) for text in settings.stop)
-    stops: dict[int, str | None] = {token: text for token, text in found if token is not None}
+    stops: dict[int, str | None] = dict.fromkeys(settings.stop_token_ids)
+    stops |= {token: text for token, text in found if token is not None}
     return stops if settings.ignore_eos else stops | dict.fromkeys(tokenizer.eos_ids)
 
 
@@ -113,7 +115,12 @@ def key_of(settings: GenerationSettings) -> np.ndarray:
 
 def check_ids(prompt: Sequence[int], settings: GenerationSettings, vocab_size: int) -> None:
     """Refuses ids that are not in the vocabulary."""
-    for name, ids in {"the prompt": prompt, "logit_bias": settings.logit_bias}.items():
+    given: dict[str, Iterable[int]] = {
+        "the prompt": prompt,
+        "logit_bias": settings.logit_bias,
+        "stop_token_ids": settings.stop_token_ids,
+    }
+    for name, ids in given.items():
         foreign = [token for token in ids if not 0 <= token < vocab_size]
         if foreign:
             last = vocab_size - 1
@@ -142,6 +149,7 @@ class Answer:
         self._ends = ending_ids(tokenizer, settings)
         self._detokenizer = tokenizer.stream(prompt)
         self._matcher = StopMatcher(settings.stop)
+        self._floor = settings.min_new_tokens
         self.result.token_ids, self.result.begun_tokens = list(begun), len(begun)
         text = "".join(map(self._detokenizer.push, begun))
         self.result.text = self._matcher.follow(text)
@@ -165,7 +173,9 @@ class Answer:
         for token in ids:
             self.result.token_ids.append(token)
             if token not in self._ends:
-                shown += self._matcher.push(self._detokenizer.push(token))
+                early = self.result.generated_tokens <= self._floor  # a stop string may stand in it
+                match = self._matcher.follow if early else self._matcher.push
+                shown += match(self._detokenizer.push(token))
             if self.finished:
                 break
         yield from self._show(shown)
@@ -176,7 +186,8 @@ class Answer:
         if not self.finished:
             tail += self._matcher.flush()
             last = self.result.token_ids[-1]
-            self.result.finish_reason = "stop" if last in self._ends else "length"
+            ended = last in self._ends
+            self.result.finish_reason, self.result.stop_token = ("stop", last) if ended else ("length", None)
             self.result.stop_string = self._ends.get(last)
         yield from self._show(tail)
 

@@ -23,6 +23,28 @@ class JllamaError(Exception):
         return "\n".join(self.args)
 
 
+class PromptTooLongError(JllamaError):
+    """A prompt leaves no room for an answer.
+
+    Args:
+      prompt_tokens: how many it has.
+      limit: positions for prompt and answer together.
+      remedy: what to do.
+    """
+
+    def __init__(self, prompt_tokens: int, limit: int, remedy: str) -> None:
+        super().__init__(f"the prompt has {prompt_tokens} tokens and max_seq_len is {limit}: {remedy}")
+        self.prompt_tokens, self.limit = prompt_tokens, limit
+
+
+class QueueFullError(JllamaError):
+    """More requests wait than the queue holds: it is worth trying again later."""
+
+
+class EngineFailedError(JllamaError):
+    """The thread of an engine has died: nothing that waits for it comes any more."""
+
+
 def escaped(text: str) -> str:
     """Text from anywhere as one line of at most `MOST` characters that can't steer a terminal.
 

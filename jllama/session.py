@@ -17,7 +17,7 @@ from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import Progress, prefill
 from jllama.engine.scheduler import common_prefix
 from jllama.engine.state import NO_TOKEN, start_decode
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, PromptTooLongError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
@@ -154,10 +154,9 @@ class Session:
         if not prompt:
             raise JllamaError("the prompt is empty: give at least one token")
         if len(prompt) >= self.max_seq_len:
-            raise JllamaError(
-                f"the prompt has {len(prompt)} tokens and max_seq_len is {self.max_seq_len} "
-                f"(the model's context: {self.model.config.context_length}): shorten it or raise max_seq_len"
-            )
+            context = self.model.config.context_length
+            remedy = f"shorten it or raise max_seq_len (the model's context: {context})"
+            raise PromptTooLongError(len(prompt), self.max_seq_len, remedy)
         check_ids(prompt, settings, self.model.config.vocab_size)
 
     def _start(
@@ -180,6 +179,7 @@ class Session:
             key_of(settings)[None],
             np.array([limit], np.int32),
             self._stop_row(settings),
+            np.array([settings.min_new_tokens], np.int32),
         )
         self.result.reused_tokens = reused
         return Decoder(model.config, model.params, state, first, how)

@@ -24,6 +24,7 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = 256
+    min_new_tokens: int = 0  # before so many nothing ends the answer
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -34,6 +35,7 @@ class GenerationSettings:
     logit_bias: dict[int, float] = dataclasses.field(default_factory=dict)
     seed: int | None = None  # None: one is drawn, and reported
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # end the answer as the model's own ends do, even with `ignore_eos`
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -41,12 +43,18 @@ class GenerationSettings:
         for name in self.__dataclass_fields__:
             object.__setattr__(self, name, _plain(getattr(self, name)))
         object.__setattr__(self, "stop", _texts(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name, low, high, wanted in _RANGES:
             value = getattr(self, name)
             if not _within(value, low, high) or (wanted is int and not isinstance(value, int)):
                 kind = "a whole number" if wanted is int else "a number"
                 raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {_written(high)}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise JllamaError(
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: "
+                "lower the one or raise the other"
+            )
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
             raise JllamaError(f"seed={_shown(self.seed)} must be a whole number from 0 to 2^63 - 1")
 
@@ -86,6 +94,14 @@ def _texts(given: Any) -> tuple[str, ...]:
     return texts
 
 
+def _token_ids(given: Any) -> tuple[int, ...]:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    ids = tuple(map(_plain, given)) if several else () if given is None else (given,)
+    if not all(type(token) is int for token in ids):
+        raise JllamaError(f"stop_token_ids={_shown(given)} must be token ids (whole numbers)")
+    return ids
+
+
 def _biases(given: Any) -> dict[int, float]:
     given = {} if given is None else given
     sound = isinstance(given, Mapping) and all(type(_plain(token)) is int for token in given)
@@ -122,6 +138,7 @@ def build_settings(settings: GenerationSettings | None = None, /, **changes: Any
 # name, smallest, largest, kind
 _RANGES = (
     ("max_new_tokens", 1, 10_000_000, int),
+    ("min_new_tokens", 0, 10_000_000, int),
     ("temperature", 0.0, 100.0, float),
     ("top_k", 0, 10_000_000, int),
     ("top_p", 1e-9, 1.0, float),

@@ -4,22 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
-
-from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.batching.loop import Loop
+from jllama.batching.request import STOPS, Request
 from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
-from jllama.engine.scheduler import Job, Scheduler
-from jllama.engine.slots import Row, Slots
+from jllama.engine.scheduler import Scheduler, Stats
+from jllama.engine.slots import Slots
 from jllama.errors import JllamaError
-from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, tokenizer_of
-from jllama.settings import GenerationSettings, build_settings
+from jllama.settings import GenerationSettings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, encode_prompt
-
-STOPS = 32  # ids that may end a row
+from jllama.text.prompt import Prompt
 
 
 class Engine:
@@ -53,7 +48,7 @@ class Engine:
         Raises:
           JllamaError: a number is out of range, or the slots do not fit in the device's memory.
         """
-        self._tokenizer = tokenizer_of(model)
+        tokenizer_of(model)
         self.model, self.slots, self.max_seq_len = model, slots, _checked_length(model, max_seq_len)
         for name, value in (("slots", slots), ("max_queue", max_queue)):
             if type(value) is not int or not 1 <= value <= 100_000:
@@ -75,6 +70,7 @@ class Engine:
         chat: bool | None = None,
         system: Content | None = None,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         **changes: Any,
     ) -> Stream:
         """Asks for an answer; returns at once, from any thread.
@@ -86,12 +82,15 @@ class Engine:
           system: a system message, for the chat template.
           logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20), in
             `result().logprobs`; None: of none.
+          prompt_logprobs: likewise of the prompt's tokens, in `result().prompt_logprobs`; its beginning is
+            computed anew then, whatever a slot holds.
           **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
         """
-        stream = self._stream(prompt, settings, chat=chat, system=system, logprobs=logprobs, **changes)
+        told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        stream = self._stream(prompt, settings, chat=chat, system=system, **told, **changes)
         self._loop.submit([stream])
         return stream
 
@@ -121,13 +120,12 @@ class Engine:
         *,
         chat: bool | None = None,
         system: Content | None = None,
-        logprobs: int | None = None,
         **changes: Any,
     ) -> AsyncIterator[str]:
         """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
         pieces: asyncio.Queue[Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        made = self._stream(prompt, settings, chat=chat, system=system, logprobs=logprobs, **changes)
+        made = self._stream(prompt, settings, chat=chat, system=system, **changes)
 
         def hear(_: Stream, item: Item) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, item)
@@ -143,6 +141,16 @@ class Engine:
             made.listener = None
             made.cancel()
 
+    @property
+    def stats(self) -> Stats:
+        """How many requests run and wait, and what they have in common."""
+        return self._loop.stats
+
+    @property
+    def error(self) -> BaseException | None:
+        """What its thread died of; None while it lives, and after `close`."""
+        return self._loop.error
+
     def close(self) -> None:
         """Ends all requests, with what came, and the thread. Does nothing the second time."""
         self._loop.close()
@@ -153,38 +161,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stream(
-        self,
-        prompt: Prompt,
-        settings: GenerationSettings | None = None,
-        *,
-        chat: bool | None = None,
-        system: Content | None = None,
-        logprobs: int | None = None,
-        **changes: Any,
-    ) -> Stream:
-        """The arguments of `submit`, checked."""
-        chosen, V = build_settings(settings, **changes).seeded(), self.model.config.vocab_size
-        ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
-        check_ids(ids, chosen, V)
-        if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= LIKELIEST):
-            raise JllamaError(f"logprobs={logprobs!r} must be a whole number from 0 to {LIKELIEST}")
-        stops = stop_ids_of(self._tokenizer, chosen, V)
-        if len(stops) > STOPS:
-            raise JllamaError(f"{len(stops)} tokens would end the answer; at most {STOPS} may")
-        room = self.max_seq_len - len(ids)
-        row = Row(
-            prompt=np.asarray(ids, np.int32),
-            sampling=sampling_of(chosen, V),
-            key=key_of(chosen),
-            limit=min(chosen.max_new_tokens, room),
-            stop_ids=stops,
-            scores=logprobs is not None,
-        )
-        job = Job(prompt=row.prompt)
-        answer = Answer(self._tokenizer, ids, chosen)
-        answer.result.logprobs = None if logprobs is None else []
-        return Stream(job, answer, row, self._loop.cancel, logprobs or 0)
+    def _stream(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:
+        request = Request(self.model, self.max_seq_len, prompt, settings, **options)
+        return request.stream(self._loop.cancel)
 
 
 def _checked_length(model: Model, given: int | None) -> int:

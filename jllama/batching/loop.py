@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from jllama.batching.stream import Stream
-from jllama.engine.scheduler import Job, Scheduler, Turn
+from jllama.engine.scheduler import Job, Scheduler, Stats, Turn
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST
-from jllama.errors import JllamaError
+from jllama.errors import EngineFailedError, JllamaError
 
 HURRIED = 4  # steps of a burst while someone waits
 NOT_FINITE = "the model's logits are not finite: is the checkpoint damaged? float16 may need dtype='bfloat16'"
@@ -48,7 +48,7 @@ class Loop:
         """
         with self._wake:
             if self._error is not None:
-                raise JllamaError(f"the engine has failed: {self._error}") from self._error
+                raise EngineFailedError(f"the engine has failed: {self._error}") from self._error
             if self._closed:
                 raise JllamaError("the engine is closed: make another one")
             self._scheduler.submit([stream.job for stream in streams])
@@ -60,6 +60,16 @@ class Loop:
         with self._wake:
             self._cancelled.append(stream)
             self._wake.notify()
+
+    @property
+    def stats(self) -> Stats:
+        """The scheduler's."""
+        return self._scheduler.stats
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the thread before it was asked to end."""
+        return self._error
 
     def close(self) -> None:
         """Ends all requests, with what came, and the thread."""
@@ -119,11 +129,14 @@ class Loop:
 
     def _read(self, job: Job) -> int:
         """One chunk of a prompt, behind the last one the first token; the size of the chunk's program."""
-        left = len(job.prompt) - job.done
-        size = self._slots.next_chunk(left)
+        left, stream = len(job.prompt) - job.done, self._streams[job]
+        size = self._slots.next_chunk(left, scored=stream.scores_prompt)
         piece = job.prompt[job.done : job.done + size]
-        logits = self._slots.read(job.slot, piece, job.done, size, len(job.prompt))
-        stream = self._streams[job]
+        if stream.scores_prompt:
+            logits, scores = self._slots.read_scored(job.slot, job.prompt, job.done, size)
+            stream.score_prompt(jax.tree.map(np.asarray, scores), job.done, len(piece))
+        else:
+            logits = self._slots.read(job.slot, piece, job.done, size, len(job.prompt))
         if len(piece) == left:
             self._deliver(Running(self._slots.begin(job.slot, stream.row, logits), (stream,)))
         if not stream.ended:
@@ -165,7 +178,7 @@ class Loop:
     def _end_all(self) -> None:
         with self._wake:
             self._closed = True
-            error = self._error and JllamaError(f"the engine has failed: {self._error}")
+            error = self._error and EngineFailedError(f"the engine has failed: {self._error}")
             for stream in list(self._streams.values()):
                 stream.end(error)
             self._streams.clear()

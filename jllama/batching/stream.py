@@ -5,6 +5,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
+import jax
+
 from jllama.answer import Answer, Result, TokenScore
 from jllama.engine.scheduler import Job
 from jllama.engine.slots import Row
@@ -18,12 +20,27 @@ class Stream:
     """An answer as it comes: iterate over its pieces, or wait for `result()`."""
 
     def __init__(
-        self, job: Job, answer: Answer, row: Row, cancel: Callable[["Stream"], None], likeliest: int = 0
+        self,
+        job: Job,
+        answer: Answer,
+        row: Row,
+        cancel: Callable[["Stream"], None],
+        *,
+        likeliest: int = 0,
+        likeliest_of_prompt: int | None = None,
     ) -> None:
-        """Made by `Engine.submit`. `row`: what the slots need of it; `cancel`: asks the engine to end it;
-        `likeliest`: how many tokens are told beside each one."""
+        """Made by `Engine.submit`.
+
+        Args:
+          job: what the scheduler knows of it.
+          answer: what becomes of it.
+          row: what the slots need of it.
+          cancel: asks the engine to end it.
+          likeliest: how many tokens are told beside each one.
+          likeliest_of_prompt: likewise beside the prompt's; None: its tokens are not scored.
+        """
         self.job, self.answer, self.row, self._cancel = job, answer, row, cancel
-        self.likeliest = likeliest
+        self.likeliest, self._of_prompt = likeliest, likeliest_of_prompt
         self._pieces: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.listener: Listener | None = None  # called for each item, in the engine's thread
         self.queued_seconds = 0.0  # it waited so long for a slot
@@ -81,10 +98,21 @@ class Stream:
         if told is None:
             return
         ids = self.answer.result.token_ids[len(told) :]
-        for at, token in enumerate(ids):
-            pairs = zip(scores.ids[row, at].tolist(), scores.values[row, at].tolist(), strict=True)
-            likeliest = dict(list(pairs)[: self.likeliest])
-            told.append(TokenScore(token, float(scores.chosen[row, at]), likeliest))
+        of_row = jax.tree.map(lambda leaf: leaf[row], scores)
+        told += [_score(of_row, at, token, self.likeliest) for at, token in enumerate(ids)]
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the tokens of its prompt are scored."""
+        return self._of_prompt is not None
+
+    def score_prompt(self, scores: Scores, start: int, count: int) -> None:
+        """Takes the log-probabilities of the tokens behind `count` ones of the prompt from `start` on."""
+        told = self.answer.result.prompt_logprobs
+        assert told is not None
+        assert self._of_prompt is not None
+        behind = self.job.prompt[start + 1 : start + count + 1].tolist()
+        told += [_score(scores, at, token, self._of_prompt) for at, token in enumerate(behind)]
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes, because of an error if there is one; the engine's thread calls this."""
@@ -93,3 +121,8 @@ class Stream:
         self._error = error
         self._done.set()
         self.put(error)
+
+
+def _score(scores: Scores, at: int, token: int, likeliest: int) -> TokenScore:
+    ids, values = (leaf[at, :likeliest].tolist() for leaf in (scores.ids, scores.values))
+    return TokenScore(token, float(scores.chosen[at]), dict(zip(ids, values, strict=True)))

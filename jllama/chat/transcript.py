@@ -93,7 +93,7 @@ def kept_ids(tokenizer: Tokenizer, prompt: Sequence[int], result: Result) -> tup
     A stop string or Ctrl-C may cut a token: what is left of that is tokenised.
     """
     ids = list(result.token_ids)
-    ends = tokenizer.eos_ids | {tokenizer.special_id(result.stop_string)}
+    ends = tokenizer.eos_ids | {tokenizer.special_id(result.stop_string), result.stop_token}
     while ids and result.finish_reason != "length" and ids[-1] in ends:
         ids.pop()
     is_cut = result.finish_reason == "interrupted" or result.stop_string is not None

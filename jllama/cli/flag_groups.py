@@ -53,6 +53,7 @@ def define_answer_flags() -> None:
 def define_sampling_flags() -> None:
     """The settings of `jllama.GenerationSettings`, under the same names."""
     flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.", short_name="n")
+    flags.DEFINE_integer("min_new_tokens", 0, "The shortest answer, in tokens.")
     define_choice_flags()
     flags.DEFINE_multi_string("logit_bias", [], "TOKEN_ID=VALUE, added to that token's logit. Repeatable.")
     flags.DEFINE_integer(
@@ -62,6 +63,7 @@ def define_sampling_flags() -> None:
         short_name="s",
     )
     flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
+    flags.DEFINE_multi_integer("stop_token_ids", [], "End the answer with this token. Repeatable.")
     flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
 
 

@@ -11,9 +11,9 @@ from jllama.errors import JllamaError
 
 # What a flagfile may hold for one script and another does not know. Typed, it is refused as any unknown flag.
 SHARED = frozenset(
-    "prompt prompt_file chat_template system stats max_new_tokens temperature top_k top_p min_p "
-    "repetition_penalty presence_penalty frequency_penalty logit_bias seed stop ignore_eos transcript "
-    "on_overflow max_seq_len dtype device quantize verbose".split()
+    "prompt prompt_file chat_template system stats max_new_tokens min_new_tokens temperature top_k top_p "
+    "min_p repetition_penalty presence_penalty frequency_penalty logit_bias seed stop stop_token_ids "
+    "ignore_eos transcript on_overflow max_seq_len dtype device quantize verbose".split()
 )
 
 RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice

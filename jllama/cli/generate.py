@@ -132,8 +132,8 @@ def _prompt_text() -> str:
 def summary(result: Any) -> dict[str, Any]:
     """What `--json` says of the answer."""
     names = (
-        "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
-        "decode_seconds prefill_tokens_per_second decode_tokens_per_second"
+        "text token_ids finish_reason stop_string stop_token seed prompt_tokens generated_tokens "
+        "prefill_seconds decode_seconds prefill_tokens_per_second decode_tokens_per_second"
     ).split()
     return {name: getattr(result, name) for name in names}
 

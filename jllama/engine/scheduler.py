@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, PromptTooLongError, QueueFullError
 
 WORTH_COPYING = 32  # tokens: a shorter prefix is read anew as quickly
 
@@ -19,6 +19,7 @@ class Job:
     """A request as the scheduler sees it."""
 
     prompt: np.ndarray  # int32 [n], at least one token
+    whole: bool = False  # every token is read, whatever the slots hold
     slot: int = -1  # where it lies; -1: it waits
     done: int = 0  # tokens of the prompt that the slot holds
 
@@ -47,6 +48,19 @@ class Turn:
     hurried: bool  # someone waits: a short burst
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stats:
+    """What goes on at a moment, and two sums since the beginning."""
+
+    running: int  # jobs in a slot, their prompts read or not
+    waiting: int
+    slots: int
+    max_queue: int
+    used: float  # share of the positions of all slots that running jobs have filled
+    asked_tokens: int  # of the prompts of all jobs that got a slot
+    reused_tokens: int  # of those: a slot held them
+
+
 class Scheduler:
     """First come, first served. A slot holds a job from its first token to its last, prompt and answer."""
 
@@ -65,6 +79,21 @@ class Scheduler:
         self._held: list[np.ndarray] = [np.zeros((0,), np.int32)] * slots  # the tokens that a slot holds
         self._used = [0] * slots  # the turn in which it was last given to a job
         self._turn = 0
+        self._asked, self._reused = 0, 0
+
+    @property
+    def stats(self) -> Stats:
+        """Numbers of this moment; another thread may ask for them."""
+        held = [len(held) for held, job in zip(self._held, self.jobs, strict=True) if job is not None]
+        return Stats(
+            running=len(held),
+            waiting=len(self.waiting),
+            slots=len(self.jobs),
+            max_queue=self._max_queue,
+            used=sum(held) / (len(self.jobs) * self.max_len),
+            asked_tokens=self._asked,
+            reused_tokens=self._reused,
+        )
 
     @property
     def free(self) -> list[int]:
@@ -80,7 +109,7 @@ class Scheduler:
         for job in jobs:
             check_fits(len(job.prompt), self.max_len)
         if len(self.waiting) + len(jobs) > self._max_queue + len(self.free):
-            raise JllamaError(
+            raise QueueFullError(
                 f"{len(self.waiting)} requests wait already and the queue holds {self._max_queue}: "
                 "try again later, or make the engine with a larger max_queue"
             )
@@ -132,8 +161,8 @@ class Scheduler:
     def _admissions(self) -> Iterable[Admission]:
         while self.waiting and self.free:
             job = self.waiting[0]
-            source, count = self._best_source(job.prompt)
-            if self._soon(job.prompt) > max(count, WORTH_COPYING - 1):
+            source, count = (-1, 0) if job.whole else self._best_source(job.prompt)
+            if not job.whole and self._soon(job.prompt) > max(count, WORTH_COPYING - 1):
                 return  # it costs nothing to wait: prompts are read one after the other
             self.waiting.popleft()
             held_here = source in self.free and count > 0
@@ -141,6 +170,7 @@ class Scheduler:
             job.done = count if held_here or count >= WORTH_COPYING else 0
             self.jobs[job.slot], self._used[job.slot] = job, self._turn
             self._held[job.slot] = job.prompt[: job.done]
+            self._asked, self._reused = self._asked + len(job.prompt), self._reused + job.done
             yield Admission(job, source if job.done else job.slot, job.done)
 
     def _soon(self, prompt: np.ndarray) -> int:
@@ -163,10 +193,8 @@ def check_fits(prompt_tokens: int, max_len: int) -> None:
     if prompt_tokens < 1:
         raise JllamaError("the prompt is empty: give at least one token")
     if prompt_tokens + 1 > max_len:
-        raise JllamaError(
-            f"the prompt has {prompt_tokens} tokens and a slot {max_len} positions: shorten the prompt, or "
-            "make the engine with a larger max_seq_len"
-        )
+        remedy = "shorten the prompt, or make the engine with a larger max_seq_len"
+        raise PromptTooLongError(prompt_tokens, max_len, remedy)
 
 
 def common_prefix(held: np.ndarray, wanted: np.ndarray) -> int:

@@ -29,6 +29,7 @@ def empty(config: ModelConfig, slots: int, max_len: int, dtype: str, stops: int)
         token=jnp.zeros((slots,), jnp.int32),
         generated=jnp.zeros((slots,), jnp.int32),
         limit=jnp.zeros((slots,), jnp.int32),
+        floor=jnp.zeros((slots,), jnp.int32),
         done=jnp.ones((slots,), bool),
         healthy=jnp.ones((slots,), bool),
         keys=jnp.zeros((slots, 2), jnp.uint32),
@@ -83,6 +84,25 @@ def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
     )
 
 
+@functools.cache
+def scorer(target: Target, size: int) -> Callable[..., tuple[Array, Scores, KVCache]]:
+    """`reader`, with a token more in the chunk, that also scores what stands behind each token."""
+
+    def read(
+        config: ModelConfig, params: Params, cache: KVCache, chunk: Array
+    ) -> tuple[Array, Scores, KVCache]:
+        slot, start, n_valid, context = (chunk[i : i + 1] for i in range(4))
+        view = dataclasses.replace(cache.at(slot), length=start)
+        options: Any = dict(n_valid=n_valid, context=context, target=target, last_only=False)
+        logits, view = kernels.forward(config, params, chunk[None, 4:-1], view, **options)
+        last = jax.lax.dynamic_slice_in_dim(logits[0], n_valid[0] - 1, 1)
+        return last, Scores.of(logits[0], chunk[5:]), cache.with_rows_of(view)
+
+    return jax.jit(
+        read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
+    )
+
+
 @partial(jax.jit, donate_argnames="state", static_argnames="how")
 def begin(
     state: DecodeState,
@@ -95,13 +115,14 @@ def begin(
     *,
     how: Way,
 ) -> tuple[DecodeState, Burst]:
-    """Samples a slot's first token; `numbers`: int32 `[3]`, slot, length of the prompt, limit."""
-    slot, n_prompt, limit = (numbers[i : i + 1] for i in range(3))
+    """Samples a slot's first token; `numbers`: int32 `[4]`, slot, length of the prompt, limit, floor."""
+    slot, n_prompt, limit, floor = (numbers[i : i + 1] for i in range(4))
     row = DecodeState(
         cache=state.cache.at(slot),
         token=jnp.zeros((1,), jnp.int32),
         generated=jnp.zeros((1,), jnp.int32),
         limit=limit,
+        floor=floor,
         done=jnp.zeros((1,), bool),
         healthy=jnp.ones((1,), bool),
         keys=key[None],

@@ -15,11 +15,12 @@ from jllama.engine import slot_programs
 from jllama.engine.prefill import chunk_sizes
 from jllama.engine.state import NO_TOKEN, Burst, Way
 from jllama.kernels.target import target_of
-from jllama.layers.sampling import Sampling
+from jllama.layers.sampling import Sampling, Scores
 from jllama.model import Params
 
 # Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
 PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
+SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kept: V floats a token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Row:
     key: np.ndarray  # uint32 [2]
     limit: int  # tokens that it may generate
     stop_ids: Sequence[int]
+    floor: int = 0  # tokens before one of them may come
     scores: bool = False  # log-probabilities are told
 
 
@@ -54,7 +56,8 @@ class Slots:
         self.target = target_of(params)
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self._state = slot_programs.empty(config, slots, max_len, dtype, stops)
-        self._greedy, self._scores = np.ones((slots,), bool), np.zeros((slots,), bool)
+        self._greedy = np.ones((slots,), bool)
+        self._scores, self._floors = np.zeros((2, slots), bool)
 
     def copy_prefix(self, source: int, to: int, count: int) -> None:
         """The first `count` positions of a slot, and a few more, into another."""
@@ -73,9 +76,10 @@ class Slots:
         """Tokens of the largest program that reads."""
         return self.target.chunk_sizes[-1]
 
-    def next_chunk(self, left: int) -> int:
+    def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
-        return chunk_sizes(left, self.target.chunk_sizes)[0]
+        sizes = self.target.chunk_sizes
+        return chunk_sizes(left, [size for size in sizes if size <= SCORED] if scored else sizes)[0]
 
     def read(self, slot: int, tokens: np.ndarray, start: int, size: int, context: int) -> Array:
         """Puts tokens of a prompt into a slot, behind its first `start` positions.
@@ -99,6 +103,23 @@ class Slots:
         self._state = dataclasses.replace(self._state, cache=cache)
         return logits
 
+    def read_scored(self, slot: int, prompt: np.ndarray, start: int, size: int) -> tuple[Array, Scores]:
+        """`read` of `prompt`, int32 `[n]`, from `start` on, with the scores of the tokens behind each.
+
+        Returns:
+          float32 `[1, V]`, as of `read`; of token `start + 1 + i` what was predicted, `[size, ...]`, which
+          means nothing past the prompt's end.
+        """
+        tokens = prompt[start : start + size + 1]
+        chunk = np.zeros((5 + size,), np.int32)
+        chunk[:4] = slot, start, min(size, len(prompt) - start), len(prompt)
+        chunk[4 : 4 + len(tokens)] = tokens
+        logits, scores, cache = slot_programs.scorer(self.target, size)(
+            self.config, self.params, self._state.cache, chunk
+        )
+        self._state = dataclasses.replace(self._state, cache=cache)
+        return logits, scores
+
     def begin(self, slot: int, row: Row, logits: Array) -> Burst:
         """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
         stops = np.full((1, self.stops), NO_TOKEN, np.int32)
@@ -106,12 +127,12 @@ class Slots:
         size = next(size for size in PROMPT_SIZES if size >= len(row.prompt))
         prompt = np.full((1, min(size, self._state.cache.max_len)), NO_TOKEN, np.int32)
         prompt[0, : len(row.prompt)] = row.prompt
-        numbers = np.array([slot, len(row.prompt), row.limit], np.int32)
+        numbers = np.array([slot, len(row.prompt), row.limit, row.floor], np.int32)
         arrays = (numbers, row.key, stops, prompt, row.sampling)
-        self._state, first = slot_programs.begin(
-            self._state, logits, *arrays, how=Way(self.target, scores=row.scores)
-        )
-        self._greedy[slot], self._scores[slot] = row.sampling.is_greedy(), row.scores
+        how = Way(self.target, scores=row.scores, floors=row.floor > 0)
+        self._state, first = slot_programs.begin(self._state, logits, *arrays, how=how)
+        self._greedy[slot] = row.sampling.is_greedy()
+        self._scores[slot], self._floors[slot] = how.scores, how.floors
         return first
 
     def run(self, slots: Sequence[int], steps: int) -> Burst:
@@ -126,7 +147,8 @@ class Slots:
         rows = np.array([*slots, *others][:bucket], np.int32)
         chosen = list(slots)
         greedy = self.target.on_gpu and bool(self._greedy[chosen].all())
-        how = Way(self.target, greedy, scores=bool(self._scores[chosen].any()))
+        scores, floors = (bool(asked[chosen].any()) for asked in (self._scores, self._floors))
+        how = Way(self.target, greedy, scores, floors)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self._state, burst = run(self.config, self.params, self._state, numbers)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -15,6 +16,7 @@ from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling, Scores, TokenCounts, largest_and_sum, sample
 
 NO_TOKEN = -1
+NEVER = -1e30  # a logit that nothing makes likely; finite, as a healthy row's are
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +28,7 @@ class DecodeState:
     token: Array  # int32 [B]: sampled last, not yet in the cache
     generated: Array  # int32 [B]: how many tokens were sampled
     limit: Array  # int32 [B]: how many may be
+    floor: Array  # int32 [B]: how many there are before a stop id may come
     done: Array  # bool [B]
     healthy: Array  # bool [B]: all logits so far were finite
     keys: Array  # uint32 [B, 2]: the randomness of each row
@@ -42,16 +45,17 @@ class Way:
     target: Target
     greedy: bool = False  # every row takes the largest logit, with nothing added or taken away
     scores: bool = False  # log-probabilities are told
+    floors: bool = False  # some row has a floor
 
     @classmethod
-    def of(cls, tree: Any, sampling: Sampling) -> "Way":
-        """Of a state whose arrays lie where the tree's do. `sampling`: as built on the host.
+    def of(cls, tree: Any, sampling: Sampling, floor: ArrayLike = 0) -> "Way":
+        """Of a state whose arrays lie where the tree's do. `sampling` and `floor`: as built on the host.
 
         On a GPU greedy rows get a loop of their own: XLA finds the largest logits of many rows sooner than
         our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
         """
         target = target_of(tree)
-        return cls(target, target.on_gpu and sampling.is_greedy())
+        return cls(target, target.on_gpu and sampling.is_greedy(), floors=bool(np.any(floor)))
 
 
 @jax.tree_util.register_dataclass
@@ -74,6 +78,7 @@ def start_decode(
     keys: ArrayLike,
     limit: ArrayLike,
     stop_ids: ArrayLike,
+    floor: ArrayLike | None = None,
 ) -> tuple[DecodeState, Burst, Way]:
     """Samples the first token from the prompt's last logits.
 
@@ -86,12 +91,16 @@ def start_decode(
       keys: uint32 `[B, 2]`, the randomness of each row.
       limit: int32 `[B]`, how many tokens a row may generate.
       stop_ids: int32 `[B, E]`, tokens that end each row; `NO_TOKEN` where there are fewer.
+      floor: int32 `[B]`, how many tokens a row generates before one of those may come; None: 0.
 
     Returns:
       The state, the first token, and how the next ones are to be computed.
     """
-    how = Way.of(cache, sampling)
-    state, first = _start_decode(cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, how=how)
+    floor = np.zeros_like(limit) if floor is None else floor
+    how = Way.of(cache, sampling, floor)
+    state, first = _start_decode(
+        cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, floor, how=how
+    )
     return state, first, how
 
 
@@ -105,6 +114,7 @@ def _start_decode(
     keys: Array,
     limit: Array,
     stop_ids: Array,
+    floor: Array,
     *,
     how: Way,
 ) -> tuple[DecodeState, Burst]:
@@ -114,6 +124,7 @@ def _start_decode(
         token=jnp.zeros((B,), jnp.int32),
         generated=jnp.zeros((B,), jnp.int32),
         limit=limit,
+        floor=floor,
         done=jnp.zeros((B,), bool),
         healthy=jnp.ones((B,), bool),
         keys=keys,
@@ -127,8 +138,16 @@ def _start_decode(
 
 def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
     """Samples the next token of each row that is not done, by the target's kernel where there is one."""
-    state = _with_token(state, logits, how)
+    state = _with_token(state, _without_ends(state, logits) if how.floors else logits, how)
     return dataclasses.replace(state, scores=Scores.of(logits, state.token)) if how.scores else state
+
+
+def _without_ends(state: DecodeState, logits: Array) -> Array:
+    """Logits `[B, V]` in which rows below their floor can't choose what would end them."""
+    rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
+    barred = (state.stop_ids != NO_TOKEN) & (state.generated < state.floor)[:, None]
+    places = jnp.where(barred, state.stop_ids, logits.shape[1])  # past the end: dropped
+    return logits.at[rows, places].set(NEVER, mode="drop")
 
 
 def _with_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:

@@ -41,7 +41,7 @@ def test_lists_of_every_kind_of_prompt(model):
 def test_a_bad_prompt_among_good_ones_is_refused_before_anything_runs(model):
     with pytest.raises(JllamaError, match="the prompt is empty"):
         jllama.generate(model, ["One", "", "Two"])
-    with pytest.raises(JllamaError, match="a slot 8 positions"):
+    with pytest.raises(JllamaError, match="max_seq_len is 8"):
         jllama.generate(model, ["One", "Two " * 40], max_seq_len=8)
 
 

@@ -134,7 +134,7 @@ def test_who_waits_still_can_be_cancelled(model):
         (("x",), dict(temperature=-1), "temperature=-1"),
         (("",), {}, "the prompt is empty"),
         (([5000000],), {}, "the prompt holds token 5000000"),
-        (([1] * 256,), {}, "the prompt has 256 tokens and a slot 256 positions"),
+        (([1] * 256,), {}, "the prompt has 256 tokens and max_seq_len is 256"),
         (("x",), dict(logit_bias={10**6: 1.0}), "logit_bias holds token 1000000"),
     ],
 )

@@ -19,8 +19,8 @@ SCRIPTS = (
     *("quantize.py", "perplexity.py"),
 )
 KEYS = (
-    "text token_ids finish_reason stop_string seed prompt_tokens generated_tokens prefill_seconds "
-    "decode_seconds prefill_tokens_per_second decode_tokens_per_second device dtype model"
+    "text token_ids finish_reason stop_string stop_token seed prompt_tokens generated_tokens "
+    "prefill_seconds decode_seconds prefill_tokens_per_second decode_tokens_per_second device dtype model"
 ).split()
 
 

@@ -130,7 +130,7 @@ def test_the_slot_that_was_not_used_for_longest_is_taken():
 
 def test_what_does_not_fit_is_refused_and_nothing_is_queued():
     scheduler = Scheduler(1, 8, max_queue=1)
-    with pytest.raises(JllamaError, match="the prompt has 8 tokens and a slot 8 positions"):
+    with pytest.raises(JllamaError, match="the prompt has 8 tokens and max_seq_len is 8"):
         scheduler.submit([job(1), job(*range(8))])
     assert not scheduler.waiting
     with pytest.raises(JllamaError, match="at least one token"):

@@ -69,6 +69,7 @@ def _parsed(name: str, text: str) -> Any:
     parsers: dict[str, Callable[[str, str], Any]] = {
         "logit_bias": _logit_bias,
         "stop": _stop,
+        "stop_token_ids": _token_ids,
         "ignore_eos": _switch,
         "seed": _seed,
     }
@@ -87,6 +88,11 @@ def _number(name: str, text: str, kind: Callable[[str], Any]) -> Any:
 
 def _seed(name: str, text: str) -> int | None:
     return None if text.lower() in ("none", "") else _number(name, text, int)
+
+
+def _token_ids(name: str, text: str) -> tuple[int, ...]:
+    """Numbers with blanks or commas between them."""
+    return tuple(_number(name, word, int) for word in text.replace(",", " ").split() if text != "none")
 
 
 def _switch(name: str, text: str) -> bool:
