@@ -19,6 +19,7 @@ from jllama.server.completions import completions
 from jllama.server.json_response import error_response
 from jllama.server.metrics import metrics
 from jllama.server.protocol.errors import ApiError, translated
+from jllama.server.responses import responses
 from jllama.server.security import HostCheck, KeyCheck
 from jllama.server.service import Options, Service
 
@@ -27,6 +28,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/responses", responses),
     ("GET", "/v1/models", models.models),
     ("GET", "/v1/models/{name:path}", models.model),
     ("POST", "/tokenize", tokens.tokenize),

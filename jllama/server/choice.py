@@ -6,7 +6,7 @@ from typing import Any
 
 from jllama.batching.stream import Stream
 from jllama.server.reading import Piece
-from jllama.server.reasoning import Split
+from jllama.server.reasoning import CLOSE, Split
 from jllama.server.scores import Placed, Placing
 from jllama.text.tokenizer import Tokenizer
 
@@ -45,6 +45,8 @@ class Choice:
         """
         self.index, self.stream, self._split = index, stream, split
         self.tokens = 0
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._thinks = split is not None and not split.past
         self._shown = self._scored = 0
         told = stream.answer.result.logprobs is not None
         self._placing = Placing(tokenizer, prompt, stream.row.stop_ids) if told else None
@@ -68,6 +70,20 @@ class Choice:
         """Why it ended, and what a client needs to have it again."""
         result = self.stream.answer.result
         return {"finish_reason": result.finish_reason, "stop_reason": result.stop_string, "seed": result.seed}
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens of the thoughts, up to the tag that closes them, once the answer has ended."""
+        text = self.stream.answer.result.text
+        if not self._thinks or (CLOSE not in text and self._split is not None and self._split.past):
+            return 0
+        end = text.find(CLOSE) + len(CLOSE) if CLOSE in text else len(text) + 1
+        decoder, chars = self._tokenizer.stream(self._prompt), 0
+        for count, token in enumerate(self.stream.answer.result.token_ids):
+            if chars >= end:
+                return count
+            chars += len(decoder.push(token))
+        return self.tokens
 
     def _scores(self, known: int, shown: int | None) -> tuple[Placed, ...]:
         if self._placing is None:

@@ -39,7 +39,7 @@ class Envelope:
 
     def whole(self, entries: Sequence[dict[str, Any]], choices: Sequence[Choice]) -> dict[str, Any]:
         """An answer that is not streamed."""
-        return {**self._head, "choices": entries, "usage": usage(choices, self._prompts)}
+        return {**self._head, "choices": entries, "usage": self._usage(choices)}
 
     def chunk(self, entry: dict[str, Any], choices: Sequence[Choice]) -> bytes:
         """A frame with one choice."""
@@ -47,7 +47,13 @@ class Envelope:
 
     def last(self, choices: Sequence[Choice]) -> list[bytes]:
         """The frame without choices that tells the usage, where that is asked for."""
-        return [self._frame([], usage(choices, self._prompts))] if self._options.include_usage else []
+        return [self._frame([], self._usage(choices))] if self._options.include_usage else []
+
+    def _usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """At the end; thoughts are told where there are any."""
+        thoughts = sum(choice.thought_tokens for choice in choices)
+        details = {"completion_tokens_details": {"reasoning_tokens": thoughts}} if thoughts else {}
+        return {**usage(choices, self._prompts), **details}
 
     @property
     def _continuous(self) -> bool:

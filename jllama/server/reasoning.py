@@ -21,6 +21,11 @@ class Split:
         if before.rstrip().endswith(OPEN):
             self._state = "opened"
 
+    @property
+    def past(self) -> bool:
+        """Whether no more thoughts can come."""
+        return self._state in ("behind", "answer")
+
     def push(self, text: str, *, final: bool = False) -> tuple[str, str]:
         """The text that is certain now, as thoughts and rest; `final`: nothing follows."""
         self._held += text

@@ -15,10 +15,10 @@ from jllama.errors import JllamaError
 from jllama.server.bodies import body_of
 from jllama.server.choice import Choice, Delta
 from jllama.server.json_response import json_response
-from jllama.server.protocol.errors import ApiError
+from jllama.server.protocol.errors import ApiError, translated
 from jllama.server.reading import Answers
 from jllama.server.service import Service
-from jllama.server.sse import DONE, Events, error_frame
+from jllama.server.sse import DONE, Events, frame
 
 LOG = logging.getLogger("jllama.server")
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class Task(abc.ABC):
 
     streamed: bool
     requests: Sequence[Mapping[str, Any]]  # arguments of `Engine.submit`, one for each choice
+    done = DONE  # the last frame of a stream, whatever became of it
     choices: list[Choice]  # once the engine has taken the requests, in the same order
 
     @abc.abstractmethod
@@ -50,6 +51,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def closing(self) -> Iterator[bytes]:
         """The last frames of a stream that went well."""
+
+    def failing(self, error: Exception) -> Iterator[bytes]:
+        """The frames of an error where the status is sent already."""
+        yield frame(translated(error).body)
 
 
 async def respond(request: Request, prepare: Callable[[Service, bytes], Task]) -> Response:
@@ -120,18 +125,20 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 async def _frames(task: Task, answers: Answers) -> AsyncIterator[bytes]:
     """A stream, an error in it as an object; its end is always said."""
     try:
-        for frame in task.opening():
-            yield frame
+        for one in task.opening():
+            yield one
         async for choice, delta, ended in _deltas(task, answers):
-            for frame in task.frames(choice, delta, ended):
-                yield frame
-        for frame in task.closing():
-            yield frame
+            for one in task.frames(choice, delta, ended):
+                yield one
+        for one in task.closing():
+            yield one
     except Exception as error:
         if not isinstance(error, ApiError | JllamaError):
             LOG.exception("a stream failed")
-        yield error_frame(error)
-    yield DONE
+        for one in task.failing(error):
+            yield one
+    if task.done:
+        yield task.done
 
 
 class GoneError(Exception):

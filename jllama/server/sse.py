@@ -8,8 +8,6 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from jllama.server.protocol.errors import translated
-
 DONE = b"data: [DONE]\n\n"
 # The server ends its streams itself, when it has given them time.
 AppStatus.disable_automatic_graceful_drain()
@@ -19,11 +17,6 @@ def frame(content: Any, event: str | None = None) -> bytes:
     """One event; its data is JSON, which has no line ends."""
     name = f"event: {event}\n".encode() if event else b""
     return b"%sdata: %s\n\n" % (name, msgspec.json.encode(content))
-
-
-def error_frame(error: Exception) -> bytes:
-    """An error where the status is sent already."""
-    return frame(translated(error).body)
 
 
 class Events(EventSourceResponse):

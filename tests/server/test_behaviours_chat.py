@@ -169,20 +169,22 @@ def test_49_the_results_of_tools_are_part_of_a_conversation(strict, client):
 
 
 def test_50_thoughts_are_told_apart(thinking, client):
-    def both(messages, **more):
+    def both(messages, thoughts, **more):
         asked = dict(max_tokens=30, ignore_eos=True, **more)
         whole, chunks = thinking.chat(messages, **asked), thinking.chat_chunks(messages, **asked)
         found = whole["choices"][0]["message"]
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
         for name in ("content", "reasoning_content"):
             assert "".join(delta.get(name, "") for delta in deltas) == found.get(name, "")
+        told = whole["usage"].get("completion_tokens_details")
+        assert told == ({"reasoning_tokens": thoughts} if thoughts else None)
         return found
 
     plain = client.chat(HELLO, max_tokens=30, ignore_eos=True)["choices"][0]["message"]
-    assert both(HELLO) == plain
-    thinks = both([*HELLO, message("<think>", "assistant")])
+    assert both(HELLO, 0) == plain
+    thinks = both([*HELLO, message("<think>", "assistant")], 30)
     assert thinks["content"] == ""
     assert thinks["reasoning_content"]
-    thought = both([*HELLO, message("<think>hm</think>", "assistant")])
+    thought = both([*HELLO, message("<think>hm</think>", "assistant")], 0)
     assert "reasoning_content" not in thought
     assert thought["content"]

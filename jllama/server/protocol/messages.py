@@ -46,15 +46,15 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     token_ids: list[int] | None = None
 
 
-def read_messages(given: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The messages of a request.
+def read_messages(given: Sequence[Mapping[str, Any]], name: str = "messages") -> list[Message]:
+    """The messages of a request, whose parameter `name` they are.
 
     Raises:
       ApiError: 400, with the place of what is wrong.
     """
     if not given:
-        raise ApiError(400, "messages: give at least one", param="messages")
-    return [_message(one, f"messages[{at}]") for at, one in enumerate(given)]
+        raise ApiError(400, f"{name}: give at least one", param=name)
+    return [_message(one, f"{name}[{at}]") for at, one in enumerate(given)]
 
 
 def _message(given: Mapping[str, Any], where: str) -> Message:
@@ -94,6 +94,7 @@ def encode_messages(
     begun: bool,
     asks: bool = True,
     variables: Mapping[str, Any] | None = None,
+    name: str = "messages",
 ) -> tuple[list[int], list[int]]:
     """The prompt of a conversation as token ids: what asks for an answer, and the beginning of that.
 
@@ -103,20 +104,21 @@ def encode_messages(
       begun: the last message is the beginning of the answer, which goes on behind it.
       asks: the template writes what asks for an answer.
       variables: more of them for the template.
+      name: the parameter that holds the messages.
 
     Raises:
       ApiError: 400: the model has no chat template, or that refuses the messages.
     """
     if tokenizer.chat_template is None:
-        raise ApiError(400, "the model has no chat template: use /v1/completions", param="messages")
-    for name in OWN_VARIABLES & set(variables or {}):
-        raise ApiError(400, f"chat_template_kwargs: {name} is not yours to set", param="chat_template_kwargs")
+        raise ApiError(400, "the model has no chat template: use /v1/completions", param=name)
+    for own in OWN_VARIABLES & set(variables or {}):
+        raise ApiError(400, f"chat_template_kwargs: {own} is not yours to set", param="chat_template_kwargs")
     plain = [_for_template(message) for message in (messages[:-1] if begun else messages)]
     try:
         ids = tokenizer.encode_chat(plain, add_generation_prompt=asks or begun, **(variables or {}))
         return ids, _beginning(tokenizer, messages[-1]) if begun else []
     except JllamaError as error:
-        raise ApiError(400, str(error), param="messages") from None
+        raise ApiError(400, str(error), param=name) from None
 
 
 def _beginning(tokenizer: Tokenizer, message: Message) -> list[int]:
