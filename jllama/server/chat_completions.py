@@ -25,6 +25,8 @@ async def chat_completions(request: Request) -> Response:
 class ChatTask(Task):
     """A request of this route, in its words."""
 
+    prompt_name = "messages"
+
     def __init__(self, service: Service, body: bytes) -> None:
         """Reads it.
 
@@ -38,7 +40,6 @@ class ChatTask(Task):
         self.streamed, self._given, self._service = given.stream, given, service
         self._parts = encoded(service, given)
         self._prompt = self._parts[0] + self._parts[1]
-        service.check_room(self._prompt, "messages")
         options = dict(prompt=self._prompt, logprobs=given.likeliest)
         self.requests = [{**options, "settings": each} for each in seeded(settings, given.n)]
         kind = "chat.completion.chunk" if given.stream else "chat.completion"
@@ -46,7 +47,8 @@ class ChatTask(Task):
 
     def choose(self, place: int, stream: Stream) -> Choice:
         split = split_for(self._service, *self._parts)
-        return Choice(place, stream, self._service.tokenizer, self._prompt, split)
+        stops = self._given.stop_token_ids or ()
+        return Choice(place, stream, self._service.tokenizer, self._prompt, split, stops)
 
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         each = [self._entry(choice, delta) for choice, delta in zip(self.choices, deltas, strict=True)]

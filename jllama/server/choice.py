@@ -1,7 +1,7 @@
 """One choice of an answer as it grows: thoughts, text and scores, the same whether it is streamed or not."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jllama.batching.stream import Stream
@@ -33,6 +33,8 @@ class Choice:
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         split: Split | None = None,
+        stop_ids: Collection[int] = (),
+        silent: bool = False,
     ) -> None:
         """Before its first piece.
 
@@ -42,9 +44,11 @@ class Choice:
           tokenizer: the model's.
           prompt: token ids.
           split: takes thoughts apart, where the model has them.
+          stop_ids: those that the request gave itself.
+          silent: it says nothing: the prompt is all that is wanted.
         """
         self.index, self.stream, self._split = index, stream, split
-        self.tokens = 0
+        self.tokens, self._stop_ids, self._silent = 0, stop_ids, silent
         self._tokenizer, self._prompt = tokenizer, prompt
         self._thinks = split is not None and not split.past
         self._shown = self._scored = 0
@@ -53,12 +57,16 @@ class Choice:
 
     def push(self, piece: Piece) -> Delta:
         """The next piece of text."""
+        if self._silent:
+            return Delta()
         self.tokens = piece.tokens
         self._shown += len(piece.text)
         return self._delta(piece.text, self._scores(piece.scored, self._shown), final=False)
 
     def end(self) -> Delta:
         """The answer has ended: what was held back."""
+        if self._silent:
+            return Delta()
         result = self.stream.answer.result
         self.tokens = len(result.token_ids)
         cut = result.finish_reason == "stop" and result.stop_string is not None
@@ -69,7 +77,11 @@ class Choice:
     def ending(self) -> dict[str, Any]:
         """Why it ended, and what a client needs to have it again."""
         result = self.stream.answer.result
-        return {"finish_reason": result.finish_reason, "stop_reason": result.stop_string, "seed": result.seed}
+        if self._silent:
+            return {"finish_reason": "length", "stop_reason": None, "seed": result.seed}
+        asked = result.stop_token in self._stop_ids  # else it is the model's own end of a text
+        reason = result.stop_string or (result.stop_token if asked else None)
+        return {"finish_reason": result.finish_reason, "stop_reason": reason, "seed": result.seed}
 
     @property
     def thought_tokens(self) -> int:

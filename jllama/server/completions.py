@@ -12,7 +12,7 @@ from jllama.server.envelope import Envelope, seeded
 from jllama.server.protocol.completions import REFUSED, CompletionRequest
 from jllama.server.protocol.parsing import parse
 from jllama.server.running import Task, respond
-from jllama.server.scores import as_completion
+from jllama.server.scores import as_completion, joined, prompt_as_completion
 from jllama.server.service import Service
 
 
@@ -23,6 +23,8 @@ async def completions(request: Request) -> Response:
 
 class CompletionTask(Task):
     """A request of this route, in its words."""
+
+    prompt_name = "prompt"
 
     def __init__(self, service: Service, body: bytes) -> None:
         """Reads it.
@@ -36,54 +38,62 @@ class CompletionTask(Task):
         settings = given.settings(service.options.sampling, service.vocab_size)
         self.streamed, self._given, self._service = given.stream, given, service
         self._prompts = given.prompts(service.tokenizer, service.vocab_size)
-        for ids in self._prompts:
-            service.check_room(ids, "prompt")
+        told = dict(logprobs=given.logprobs, prompt_logprobs=given.logprobs if given.echo else None)
         self.requests = [
-            dict(prompt=ids, settings=each, logprobs=given.logprobs)
+            dict(prompt=ids, settings=each, **told)
             for ids in self._prompts
             for each in seeded(settings, given.n)
         ]
-        self._envelope = Envelope(
-            service, "cmpl", "text_completion", given.stream_options, len(self._prompts)
-        )
+        count = len(self._prompts)
+        self._envelope = Envelope(service, "cmpl", "text_completion", given.stream_options, count)
+        self._echoed: set[int] = set()
 
     def choose(self, place: int, stream: Stream) -> Choice:
-        return Choice(place, stream, self._service.tokenizer, self._prompts[place // self._given.n])
+        prompt, stops = self._prompts[place // self._given.n], self._given.stop_token_ids or ()
+        return Choice(
+            place, stream, self._service.tokenizer, prompt, stop_ids=stops, silent=self._given.limit == 0
+        )
 
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         each = [
-            self._entry(
-                choice, self._echo(choice) + delta.text, self._logprobs(choice, delta), **choice.ending
-            )
+            self._entry(choice, *self._said(choice, delta), **choice.ending)
             for choice, delta in zip(self.choices, deltas, strict=True)
         ]
         return self._envelope.whole(each, self.choices)
 
     def opening(self) -> Iterator[bytes]:
-        for choice in self.choices if self._given.echo else ():
-            yield self._chunk(choice, self._echo(choice))
+        return iter(())
 
     def frames(self, choice: Choice, delta: Delta, ended: bool) -> Iterator[bytes]:
-        if delta:
-            yield self._chunk(choice, delta.text, self._logprobs(choice, delta))
+        if delta or choice.index in self._unechoed():
+            yield self._chunk(choice, *self._said(choice, delta))
         if ended:
             yield self._chunk(choice, "", **choice.ending)
 
     def closing(self) -> Iterator[bytes]:
         yield from self._envelope.last(self.choices)
 
-    def _echo(self, choice: Choice) -> str:
-        if not self._given.echo:
-            return ""
-        return self._service.tokenizer.decode(self._prompts[choice.index // self._given.n])
+    def _unechoed(self) -> set[int]:
+        """Choices whose prompt is still to be said."""
+        return {choice.index for choice in self.choices} - self._echoed if self._given.echo else set()
+
+    def _said(self, choice: Choice, delta: Delta) -> tuple[str, dict[str, Any] | None]:
+        """Text and scores; the prompt's before the first, where they are asked for."""
+        tokenizer, ids = self._service.tokenizer, self._prompts[choice.index // self._given.n]
+        before = tokenizer.decode(ids) if self._given.echo else ""
+        told = None
+        if self._given.logprobs is not None:
+            told = as_completion(tokenizer, delta.scores, len(before))
+        if choice.index not in self._unechoed():
+            return delta.text, told
+        self._echoed.add(choice.index)
+        scores = choice.stream.answer.result.prompt_logprobs
+        if told is not None and scores is not None:
+            told = joined(prompt_as_completion(tokenizer, ids, scores), told)
+        return before + delta.text, told
 
     def _entry(self, choice: Choice, text: str, logprobs: Any = None, **more: Any) -> dict[str, Any]:
         return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": None, **more}
 
     def _chunk(self, choice: Choice, text: str, logprobs: Any = None, **more: Any) -> bytes:
         return self._envelope.chunk(self._entry(choice, text, logprobs, **more), self.choices)
-
-    def _logprobs(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
-        if self._given.logprobs is None:
-            return None
-        return as_completion(self._service.tokenizer, delta.scores, len(self._echo(choice)))

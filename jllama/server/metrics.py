@@ -1,13 +1,16 @@
 """`GET /metrics` in Prometheus' format, under vLLM's names: its boards need no more than another prefix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jllama.batching.engine import Engine
 from jllama.batching.stream import Stream
 
 PREFIX = "jllama:"
@@ -19,14 +22,18 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 class Metrics:
     """What became of the requests, each choice of one by itself."""
 
-    def __init__(self, model: str) -> None:
-        """All at zero. Args: `model`: the label of each."""
+    def __init__(self, model: str, engine: Engine) -> None:
+        """All at zero.
+
+        Args:
+          model: the label of each.
+          engine: tells what goes on at a moment.
+        """
         self.registry = CollectorRegistry()
         self._model = model
+        self.registry.register(Moment(model, engine))
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
         self._generated = self._counter("generation_tokens", "Tokens of answers.")
-        self._queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked for.")
-        self._hits = self._counter("prefix_cache_hits", "Of them: those that were there already.")
         self._counter("num_preemptions", "Answers that were taken off their slot: none ever is.")
         ends = Counter(
             PREFIX + "request_success", "Answers.", ["model_name", "finished_reason"], registry=self.registry
@@ -49,8 +56,6 @@ class Metrics:
         if not result.generated_tokens:
             return
         self._prompt.inc(result.prompt_tokens)
-        self._queries.inc(result.prompt_tokens)
-        self._hits.inc(result.reused_tokens)
         self._first.observe(result.prefill_seconds)
         self._whole.observe(result.prefill_seconds + result.decode_seconds)
         self._queue.observe(stream.queued_seconds)
@@ -71,6 +76,32 @@ class Metrics:
     def _histogram(self, name: str, words: str, buckets: Sequence[float]) -> Any:
         made = Histogram(PREFIX + name, words, ["model_name"], buckets=buckets, registry=self.registry)
         return made.labels(self._model)
+
+
+class Moment(Collector):
+    """What the engine tells whenever somebody asks."""
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self._model, self._engine = model, engine
+
+    def collect(self) -> Iterator[Metric]:
+        """One number each."""
+        stats = self._engine.stats
+        gauges = (
+            ("num_requests_running", "Answers that have a slot.", stats.running),
+            ("num_requests_waiting", "Answers that wait for one.", stats.waiting),
+            ("kv_cache_usage_perc", "Share of the slots' positions in use, from 0 to 1.", stats.used),
+        )
+        counters = (
+            ("prefix_cache_queries", "Tokens of prompts that were looked for.", stats.asked_tokens),
+            ("prefix_cache_hits", "Of them: those that were there already.", stats.reused_tokens),
+        )
+        families = ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters))
+        for family, values in families:
+            for name, words, value in values:
+                made = family(PREFIX + name, words, labels=["model_name"])
+                made.add_metric([self._model], value)
+                yield made
 
 
 async def metrics(request: Request) -> Response:

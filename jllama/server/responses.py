@@ -29,6 +29,7 @@ async def responses(request: Request) -> Response:
 class ResponseTask(Task):
     """A request of this route, in its words."""
 
+    prompt_name = "input"
     done = b""
 
     def __init__(self, service: Service, body: bytes) -> None:
@@ -49,7 +50,6 @@ class ResponseTask(Task):
             name="input",
         )
         prompt = self._parts[0] + self._parts[1]
-        service.check_room(prompt, "input")
         self.streamed, self._service = given.stream, service
         self.requests = [dict(prompt=prompt, settings=settings)]
         self._items, self._number = Items(), 0

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, PromptTooLongError
 from jllama.server.bodies import body_of
 from jllama.server.choice import Choice, Delta
 from jllama.server.json_response import json_response
-from jllama.server.protocol.errors import ApiError, translated
+from jllama.server.protocol.errors import ApiError, too_long, translated
 from jllama.server.reading import Answers
 from jllama.server.service import Service
 from jllama.server.sse import DONE, Events, frame
@@ -28,6 +28,7 @@ class Task(abc.ABC):
     """A request that was read, in the words of its route."""
 
     streamed: bool
+    prompt_name: str  # the parameter that holds the prompt
     requests: Sequence[Mapping[str, Any]]  # arguments of `Engine.submit`, one for each choice
     done = DONE  # the last frame of a stream, whatever became of it
     choices: list[Choice]  # once the engine has taken the requests, in the same order
@@ -73,7 +74,7 @@ async def respond(request: Request, prepare: Callable[[Service, bytes], Task]) -
     try:
         task = await while_there(request, _begin(service, answers, prepare, body))
         if task.streamed:
-            frames = _frames(task, answers)
+            frames = _frames(service, task, answers)
             return Events(frames, service.options.heartbeat, lambda: service.forget(answers))
         whole = await while_there(request, _whole(task, answers))
         service.forget(answers)
@@ -81,7 +82,8 @@ async def respond(request: Request, prepare: Callable[[Service, bytes], Task]) -
     except GoneError:
         service.forget(answers)
         return Response(status_code=499)  # nobody reads it
-    except BaseException:
+    except BaseException as error:
+        service.report(error)
         service.forget(answers)
         raise
 
@@ -91,7 +93,10 @@ async def _begin(
 ) -> Task:
     def begin() -> Task:
         task = prepare(service, body)
-        answers.start(service.engine, task.requests)
+        try:
+            answers.start(service.engine, task.requests)
+        except PromptTooLongError as error:
+            raise too_long(error, task.prompt_name) from None
         return task
 
     task = await service.in_thread(begin)
@@ -122,7 +127,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
     )
 
 
-async def _frames(task: Task, answers: Answers) -> AsyncIterator[bytes]:
+async def _frames(service: Service, task: Task, answers: Answers) -> AsyncIterator[bytes]:
     """A stream, an error in it as an object; its end is always said."""
     try:
         for one in task.opening():
@@ -135,6 +140,7 @@ async def _frames(task: Task, answers: Answers) -> AsyncIterator[bytes]:
     except Exception as error:
         if not isinstance(error, ApiError | JllamaError):
             LOG.exception("a stream failed")
+        service.report(error)
         for one in task.failing(error):
             yield one
     if task.done:

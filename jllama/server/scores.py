@@ -71,7 +71,7 @@ def spelled(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.token_bytes(token, skip_special=False).decode("utf-8", "replace")
 
 
-def as_completion(tokenizer: Tokenizer, placed: Sequence[Placed], offset: int = 0) -> dict[str, Any]:
+def as_completion(tokenizer: Tokenizer, placed: Sequence[Placed], offset: int = 0) -> dict[str, list[Any]]:
     """As `/v1/completions` tells them; `offset`: characters that stand before."""
     return {
         "tokens": [spelled(tokenizer, one.score.token) for one in placed],
@@ -79,6 +79,22 @@ def as_completion(tokenizer: Tokenizer, placed: Sequence[Placed], offset: int = 
         "top_logprobs": [_by_text(tokenizer, one.score) for one in placed],
         "text_offset": [offset + one.start for one in placed],
     }
+
+
+def prompt_as_completion(
+    tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[TokenScore | None]
+) -> dict[str, list[Any]]:
+    """A prompt's tokens likewise, of which the first one has no score."""
+    placing = Placing(tokenizer, (), ())
+    placing.push([score or TokenScore(token, 0.0, {}) for token, score in zip(ids, scores, strict=True)])
+    told = as_completion(tokenizer, [*placing.within(None)])
+    told["token_logprobs"][0] = told["top_logprobs"][0] = None
+    return told
+
+
+def joined(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Two stretches of a text."""
+    return {name: first[name] + second[name] for name in first}
 
 
 def _by_text(tokenizer: Tokenizer, score: TokenScore) -> dict[str, float]:

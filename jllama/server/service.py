@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,14 @@ from typing import Any, TypeVar
 
 from jllama import __version__
 from jllama.batching.engine import Engine
+from jllama.errors import EngineFailedError
 from jllama.server.metrics import Metrics
 from jllama.server.protocol.errors import ApiError
 from jllama.server.reading import Answers, Mailbox
 from jllama.server.reasoning import marks_thoughts
 from jllama.text.tokenizer import Tokenizer
 
+LOG = logging.getLogger("jllama.server")
 READERS = 4  # threads that read bodies and encode prompts
 T = TypeVar("T")
 
@@ -44,8 +47,8 @@ class Service:
         self.created = int(time.time())
         self.fingerprint = _fingerprint(engine)
         self.has_thoughts = marks_thoughts(self.tokenizer.chat_templates.get("default", ""))
-        self.metrics = Metrics(options.names[0])
-        self.stopping = False
+        self.metrics = Metrics(options.names[0], engine)
+        self.stopping = self._reported = False
         self._live: set[Answers] = set()
         self._mailbox: Mailbox | None = None
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="jllama reader")
@@ -85,6 +88,14 @@ class Service:
         """
         if self.stopping:
             raise going_down()
+        if self.engine.error is not None:
+            raise ApiError(503, f"the engine has failed: {self.engine.error}", code="engine_failed")
+
+    def report(self, error: BaseException) -> None:
+        """Writes to the log, once, what the engine died of."""
+        if isinstance(error, EngineFailedError) and not self._reported:
+            self._reported = True
+            LOG.critical("the engine has failed; nothing is answered any more", exc_info=self.engine.error)
 
     def check_model(self, name: str | None) -> None:
         """Refuses a name that is not the model's.
@@ -95,20 +106,6 @@ class Service:
         if name is not None and name not in self.options.names:
             words = f"the model {name[:200]!r} does not exist; here is {', '.join(self.options.names)}"
             raise ApiError(404, words, param="model", code="model_not_found")
-
-    def check_room(self, ids: list[int], param: str) -> None:
-        """Refuses a prompt that leaves no room for an answer.
-
-        Raises:
-          ApiError: 400 with both numbers.
-        """
-        room = self.engine.max_seq_len
-        if len(ids) + 1 > room:
-            words = (
-                f"this server's context has {room} tokens, and the prompt has {len(ids)}: shorten it, or "
-                "start the server with a larger --max_seq_len"
-            )
-            raise ApiError(400, words, param=param, code="context_length_exceeded")
 
     def close(self) -> None:
         """Ends the threads."""

@@ -18,6 +18,7 @@ from tests.support.serving import (
     content,
     count_calls,
     held,
+    in_process,
     on_a_port,
     raw_request,
     read_all,
@@ -176,3 +177,32 @@ def test_56_the_second_signal_ends_the_process(engine, monkeypatch):
         client.server.handle_exit(signal.SIGTERM, None)
         client.server.handle_exit(signal.SIGTERM, None)
     assert codes == [143]
+
+
+def test_54_a_full_queue_says_when_to_come_again(served_model):
+    with start_engine(served_model, slots=1, max_queue=1) as engine, in_process(engine) as client:
+        with held(engine, "run"):
+            kept = [engine.submit("x", max_new_tokens=3), engine.submit("y", max_new_tokens=3)]
+            response = client.post(TEXT, prompt="x")
+            error = refusal(response, 429)
+            assert error["type"] == "rate_limit_error"
+            assert int(response.headers["retry-after"]) >= 1
+            refusal(client.post(TEXT, prompt=["x", "y"], stream=True), 429)
+        for stream in kept:
+            stream.result(WAIT)
+        assert client.text(max_tokens=3)["choices"]
+        refusal(client.post(TEXT, prompt=["x", "y", "z"]), 429)  # all or none
+
+
+def test_57_a_dead_engine_is_not_healthy_and_nothing_hangs(served_model, caplog):
+    with start_engine(served_model) as engine, on_a_port(engine) as client:
+
+        def fail(*_):
+            raise RuntimeError("the device is gone")
+
+        engine._loop._slots.run = fail
+        assert client.http.get("/health").status_code == 200
+        refusal(client.post(TEXT, prompt="x"), 503)
+        refusal(client.http.get("/health"), 503)
+        assert refusal(client.post(TEXT, prompt="x", stream=True), 503)["code"] == "engine_failed"
+    assert [record.levelname for record in caplog.records if record.name == "jllama.server"] == ["CRITICAL"]

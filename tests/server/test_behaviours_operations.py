@@ -3,7 +3,18 @@
 import re
 
 import jllama
-from tests.support.serving import CHAT, HELLO, TEXT, in_process, refusal, start_engine
+from tests.support.serving import (
+    CHAT,
+    HELLO,
+    TEXT,
+    WAIT,
+    ask_and_leave,
+    held,
+    in_process,
+    on_a_port,
+    refusal,
+    start_engine,
+)
 
 KEYS = ("first key", "zweiter Schlüssel")
 
@@ -131,5 +142,30 @@ def test_61_metrics_have_the_names_that_boards_know(served_model):
         *("request_queue_time", "request_prefill_time", "request_decode_time"),
     ):
         assert told[f"jllama:{name}_seconds_count"] == 4
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert told[f"jllama:{name}"] == 0
     assert told["jllama:request_prompt_tokens_sum"] == 4 * 44
     assert told["jllama:request_generation_tokens_sum"] == 4 * 5
+
+
+def test_61_what_runs_and_waits_is_told(served_model):
+    with start_engine(served_model, slots=1) as engine, in_process(engine) as client:
+        with held(engine, "run") as go:
+            kept = [engine.submit("a prompt", max_new_tokens=5) for _ in range(3)]
+            next(iter(kept[0]))
+            text = client.http.get("/metrics").text
+            go.set()
+        for stream in kept:
+            stream.result(WAIT)
+    assert 'jllama:num_requests_running{model_name="tiny"} 1.0' in text
+    assert 'jllama:num_requests_waiting{model_name="tiny"} 2.0' in text
+    [used] = re.findall(r"jllama:kv_cache_usage_perc\{.*\} (\S+)", text)
+    assert 0 < float(used) < 1
+
+
+def test_61_who_goes_away_is_counted(served_model):
+    with start_engine(served_model) as engine, on_a_port(engine) as client:
+        ask_and_leave(client, {"prompt": "x", "max_tokens": 250, "ignore_eos": True})
+        ask_and_leave(client, {"prompt": "x", "max_tokens": 250, "ignore_eos": True, "stream": True})
+        text = client.http.get("/metrics").text
+    assert 'finished_reason="abort",model_name="tiny"} 2.0' in text

@@ -117,6 +117,29 @@ def test_31_stop_strings_never_show_and_the_one_that_fired_is_told(client):
     blamed(client, "stop", stop=3)
 
 
+def test_32_tokens_may_end_an_answer_and_the_end_of_a_text_need_not(client):
+    ids = client.ask("/tokenize", prompt=content(client.text(logit_bias=ASCII, **LONG)))["tokens"]
+    stop = next(token for at, token in enumerate(ids) if at > 4 and token not in ids[:4])
+    at = ids.index(stop)
+    answer = client.text(stop_token_ids=[stop, 255], logit_bias=ASCII, **LONG)
+    choice = answer["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+    assert client.ask("/tokenize", prompt=content(answer))["tokens"] == ids[:at]
+    assert answer["usage"]["completion_tokens"] == at + 1
+    later = client.text(stop_token_ids=[stop], min_tokens=at + 1, logit_bias=ASCII, **LONG)
+    assert later["usage"]["completion_tokens"] > at + 1
+    ends = {str(token): -100 for token in range(258) if token not in (256, 65)} | {"256": 100}
+    asked = dict(max_tokens=9, logit_bias=ends)
+    assert client.text(**asked)["usage"]["completion_tokens"] == 1
+    assert client.text(**asked)["choices"][0]["stop_reason"] is None
+    assert client.text(min_tokens=4, **asked)["usage"]["completion_tokens"] == 5
+    assert client.text(ignore_eos=True, **asked)["usage"]["completion_tokens"] == 9
+    blamed(client, "stop_token_ids", stop_token_ids=[258])
+    blamed(client, "stop_token_ids", stop_token_ids=3)
+    blamed(client, "min_tokens", min_tokens=-1)
+    blamed(client, "min_tokens", min_tokens=5, max_tokens=4)
+
+
 def test_33_logit_bias_takes_ids_as_texts(client):
     only = client.text(logit_bias={"65": 100, "66": -100}, max_tokens=4)
     assert content(only) == chr(65 + 33) * 4, "byte-level: id 65 is the 66th printable character"
@@ -234,7 +257,37 @@ def test_39_the_prompt_is_echoed_where_that_is_asked_for(client):
     alone = content(client.text("Hello"))
     assert content(client.text("Hello", echo=True)) == "Hello" + alone
     assert said(client.text_chunks("Hello", echo=True)) == "Hello" + alone
+    chosen = client.text(["One", "Two"], n=2, echo=True)["choices"]
+    assert [choice["text"][:3] for choice in chosen] == ["One", "One", "Two", "Two"]
     blamed(client, "echo", echo=True)
+
+
+def test_39_an_echo_is_scored_too(client):
+    asked = dict(prompt="Héllo", echo=True, logprobs=2, logit_bias=ASCII, max_tokens=5)
+    whole = client.text(**asked)
+    told = whole["choices"][0]["logprobs"]
+    assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
+    assert all(value <= 0 for value in told["token_logprobs"][1:])
+    assert len(told["tokens"]) == len("Héllo".encode()) + 5
+    assert told["text_offset"] == [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in client.text_chunks(**asked)]
+    streamed = {name: [value for one in chunks if one for value in one[name]] for name in told}
+    assert (streamed["tokens"], streamed["text_offset"]) == (told["tokens"], told["text_offset"])
+    assert streamed["token_logprobs"][1:] == pytest.approx(told["token_logprobs"][1:], abs=1e-4)
+    alone = client.text("Héllo", logprobs=2, logit_bias=ASCII, max_tokens=5)["choices"][0]["logprobs"]
+    assert told["token_logprobs"][6:] == pytest.approx(alone["token_logprobs"], abs=1e-4)
+
+
+def test_39_nothing_but_the_prompt_may_be_asked_for(client):
+    answer = client.text("Hello", echo=True, logprobs=0, max_tokens=0)
+    choice = answer["choices"][0]
+    assert choice["text"] == "Hello"
+    assert choice["finish_reason"] == "length"
+    assert choice["logprobs"]["tokens"] == [*"Hello"]
+    assert answer["usage"]["completion_tokens"] == 0
+    chunks = client.text_chunks("Hello", echo=True, max_tokens=0)
+    assert said(chunks) == "Hello"
+    blamed(client, "max_tokens", path=TEXT, max_tokens=0)
 
 
 def test_40_a_suffix_is_refused(client):

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from jllama.server.protocol.errors import ApiError
-from jllama.server.protocol.sampling import Sampled
+from jllama.server.protocol.sampling import Sampled, check_tokens
 from jllama.text.tokenizer import Tokenizer
 
 MOST_PROMPTS = 1024
@@ -51,9 +51,7 @@ class CompletionRequest(Sampled, kw_only=True):
         for ids in found:
             if not ids:
                 raise ApiError(400, "prompt is empty: give at least one token", param="prompt")
-            if max(ids) >= vocab_size:
-                words = f"prompt: token {max(ids)} is unknown; they go from 0 to {vocab_size - 1}"
-                raise ApiError(400, words, param="prompt")
+            check_tokens(ids, vocab_size, "prompt")
         return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jllama.errors import JllamaError, escaped
+from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError, escaped
 
 TYPES = {
     401: "authentication_error",
@@ -13,6 +13,7 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+RETRY_AFTER = "1"  # seconds: about as long as a short answer takes
 INTERNAL = "the server made a mistake; its log says which"
 
 
@@ -53,14 +54,30 @@ def translated(error: BaseException) -> ApiError:
     """What a client is told of an exception; one that nobody foresaw is told apart by its status, 500."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, QueueFullError):
+        words = "too many requests wait already: try again later"
+        return ApiError(429, words, code="queue_full", headers={"Retry-After": RETRY_AFTER})
+    if isinstance(error, EngineFailedError):
+        return ApiError(503, str(error), code="engine_failed")
+    if isinstance(error, PromptTooLongError):
+        return too_long(error, None)
     if isinstance(error, JllamaError):
         return ApiError(400, str(error), param=_blamed(str(error)))
     return ApiError(500, INTERNAL)
 
 
+def too_long(error: PromptTooLongError, param: str | None) -> ApiError:
+    """A prompt leaves no room for an answer; `param` holds it."""
+    words = (
+        f"this server's context has {error.limit} tokens, and the prompt has {error.prompt_tokens}: shorten "
+        "it, or start the server with a larger --max_seq_len"
+    )
+    return ApiError(400, words, param=param, code="context_length_exceeded")
+
+
 def failed(error: BaseException) -> BaseException:
     """An error of the engine, where its request was good: it is not the client's mistake."""
-    if isinstance(error, JllamaError):
+    if isinstance(error, JllamaError) and not isinstance(error, EngineFailedError):
         return ApiError(500, str(error), code="engine_error")
     return error
 

@@ -1,6 +1,6 @@
 """The parameters that chat and completions share, and the settings that they mean."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -42,7 +42,9 @@ class Sampled(msgspec.Struct, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
     logit_bias: dict[int, Bias] | None = None
 
     @property
@@ -58,10 +60,11 @@ class Sampled(msgspec.Struct, kw_only=True):
         """
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options is for stream=true alone", param="stream_options")
-        for token in self.logit_bias or ():
-            if not 0 <= token < vocab_size:
-                words = f"logit_bias: token {token} is unknown; they go from 0 to {vocab_size - 1}"
-                raise ApiError(400, words, param="logit_bias")
+        for name in ("logit_bias", "stop_token_ids"):
+            check_tokens(getattr(self, name) or (), vocab_size, name)
+        if self.limit is not None and self.min_tokens > self.limit:
+            words = f"min_tokens={self.min_tokens} is more than the limit of {self.limit}"
+            raise ApiError(400, words, param="min_tokens")
         try:
             return build_settings(**{**defaults, **self._given()}).seeded()
         except JllamaError as error:
@@ -76,7 +79,21 @@ class Sampled(msgspec.Struct, kw_only=True):
         return choices | dict(
             max_new_tokens=max(UNLIMITED if self.limit is None else self.limit, 1),
             seed=self.seed,
+            min_new_tokens=self.min_tokens,
             stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             logit_bias=self.logit_bias,
         )
+
+
+def check_tokens(tokens: Iterable[int], vocab_size: int, name: str) -> None:
+    """Refuses ids that name no token of the model.
+
+    Raises:
+      ApiError: 400; `name` is the parameter.
+    """
+    unknown = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if unknown is not None:
+        words = f"{name}: token {unknown} is unknown; they go from 0 to {vocab_size - 1}"
+        raise ApiError(400, words, param=name)
