@@ -1,0 +1,194 @@
+// What can be done with a conversation: ask, answer again, edit, fork at a token, go on, stop. The page
+// listens.
+
+import { Answers } from "./answers.js";
+import { listModels } from "./data/api.js";
+import { requestBody } from "./data/request.js";
+import { preference, setPreference } from "./data/store.js";
+import { aligned, isSpecial, spelled } from "./data/tokens.js";
+import { add, lastOf, newConversation, remove, ROOT, select } from "./data/tree.js";
+
+/**
+ * Events: `open`, `change`, `begin`, `grow` (detail: message), `end` (message), `trouble` ({ error, retry,
+ * … }), `models`.
+ */
+export class Chat extends EventTarget {
+  models = [];
+  #answers = new Answers(this);
+
+  constructor(store) {
+    super();
+    this.store = store;
+    this.conversation = store.get(preference("open")) ?? store.all()[0] ?? this.#fresh();
+  }
+
+  #fresh() {
+    return newConversation({ ...preference("settings", {}) }, preference("system", ""));
+  }
+
+  tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+
+  open(id) {
+    this.conversation = this.store.get(id) ?? this.store.all()[0] ?? this.#fresh();
+    setPreference("open", this.conversation.id);
+    this.tell("open");
+  }
+
+  create() {
+    this.conversation = this.#fresh();
+    setPreference("open", this.conversation.id);
+    this.tell("open");
+  }
+
+  /** Takes in a conversation from a file, or one that was deleted a moment ago. */
+  adopt(conversation) {
+    this.store.save(conversation);
+    this.open(conversation.id);
+  }
+
+  delete(conversation) {
+    this.job(conversation)?.abort.abort();
+    this.store.delete(conversation.id);
+    if (conversation === this.conversation) this.open(null);
+  }
+
+  save(conversation = this.conversation) {
+    this.store.save(conversation);
+    this.tell("change");
+  }
+
+  job(conversation = this.conversation) {
+    return this.#answers.of(conversation);
+  }
+
+  async loadModels() {
+    try {
+      this.models = await listModels();
+    } catch (error) {
+      this.tell("trouble", { error, retry: () => this.loadModels() });
+    }
+    this.tell("models");
+  }
+
+  /** The model that answers: the conversation's own if the server has it. */
+  modelOf(conversation) {
+    const known = this.models.map((model) => model.id);
+    const wanted = [conversation.model, preference("model", "")].find((id) => known.includes(id));
+    return wanted ?? known[0] ?? conversation.model;
+  }
+
+  setModel(id) {
+    this.conversation.model = id;
+    setPreference("model", id);
+    if (lastOf(this.conversation).id !== ROOT) this.store.save(this.conversation);
+  }
+
+  /** A new question below what is shown. If no answer comes, the question goes back to where it was typed. */
+  ask(text) {
+    const { conversation } = this;
+    const question = add(conversation, lastOf(conversation).id, { role: "user", content: text });
+    this.#answer(conversation, question, { undo: () => this.#takeBack(conversation, question) });
+  }
+
+  #takeBack(conversation, question) {
+    remove(conversation, question.id);
+    return { restored: question.content, conversation };
+  }
+
+  /** Another answer to the same question, or the first one if there is none. */
+  regenerate(question) {
+    this.#answer(this.conversation, question, {});
+  }
+
+  /** Another version of a message, beside it. A question is asked; an answer stands as it was written. */
+  edit(node, text) {
+    const { conversation } = this;
+    const version = {
+      role: node.role,
+      content: text,
+      ...(node.role === "user" ? {} : { cut: true, edited: true }),
+    };
+    const unanswered = node.role === "user" && node.children.length === 0;
+    const made = add(conversation, node.parent, version);
+    if (unanswered) remove(conversation, node.id);
+    if (node.role === "user") this.#answer(conversation, made, {});
+    else this.save(conversation);
+  }
+
+  select(node) {
+    select(this.conversation, node.id);
+    this.save();
+  }
+
+  /** Goes on with an answer that was cut. */
+  resume(node) {
+    const question = this.conversation.nodes[node.parent];
+    this.#run(
+      this.conversation,
+      node,
+      requestBody(this.#chosen(), question.id, { prefix: node.content, thoughts: node.reasoning }),
+    );
+  }
+
+  /**
+   * Another answer that has the same tokens up to `place`, then `alternative`, and goes on from there.
+   * Returns whether it can: what ends within a character is no text that could be sent.
+   */
+  fork(node, place, alternative) {
+    const { conversation } = this;
+    const tokens = aligned(node.tokens, node.content);
+    const begin = [...tokens.slice(0, place), { ...alternative, a: tokens[place].a, f: 1 }];
+    const prefix = spelled(begin);
+    if (prefix === null) return false;
+    const question = conversation.nodes[node.parent];
+    const start = {
+      content: prefix,
+      tokens: begin,
+      ...(node.reasoning ? { reasoning: node.reasoning } : {}),
+    };
+    if (isSpecial(alternative)) {
+      add(conversation, question.id, {
+        role: "assistant",
+        ...start,
+        content: spelled(begin.slice(0, -1)),
+        tokens: begin.slice(0, -1),
+      });
+      this.save(conversation);
+    } else this.#answer(conversation, question, start);
+    return true;
+  }
+
+  stop() {
+    this.job()?.abort.abort();
+  }
+
+  /** The conversation, with the model that will answer. */
+  #chosen(conversation = this.conversation) {
+    conversation.model = this.modelOf(conversation);
+    return conversation;
+  }
+
+  #answer(conversation, question, { undo = null, content = "", ...start }) {
+    const again = question.children.length;
+    const body = requestBody(this.#chosen(conversation), question.id, {
+      prefix: content,
+      thoughts: start.reasoning,
+      again,
+    });
+    const node = add(conversation, question.id, { role: "assistant", content, ...start });
+    const retry = () => this.#again(conversation, question, { content, ...start });
+    return this.#run(conversation, node, body, { fresh: true, undo, retry });
+  }
+
+  #again(conversation, question, start) {
+    if (this.conversation !== conversation) this.open(conversation.id);
+    if (conversation.nodes[question.id]) return this.#answer(conversation, question, start);
+    return this.ask(question.content);
+  }
+
+  #run(conversation, node, body, choices = {}) {
+    return this.#answers.run({ conversation, node, body, ...choices });
+  }
+}

@@ -1,0 +1,35 @@
+// How fast an answer came and how many tokens it took, in a line.
+
+import { rateOf } from "../data/answer.js";
+import { element } from "./dom.js";
+
+const number = new Intl.NumberFormat("en");
+
+export function statistics(node, busy) {
+  const facts = node.stats ? (busy ? growing(node.stats) : ended(node)) : [];
+  return facts.filter(Boolean).map((fact) => element("span", {}, fact));
+}
+
+function growing(stats) {
+  if (stats.first === null) return ["reading…"];
+  return [speed(rateOf(stats)), `${number.format(stats.seen)} tokens`];
+}
+
+function ended(node) {
+  const { prompt, cached, generated, wait, rate } = node.stats;
+  const again = cached ? `, ${number.format(cached)} of it known` : "";
+  return [
+    speed(rate),
+    generated !== undefined && `${number.format(generated)} tokens`,
+    prompt !== undefined && `prompt ${number.format(prompt)}${again}`,
+    wait !== null && wait !== undefined && `first in ${wait.toFixed(2)} s`,
+    why(node),
+  ];
+}
+
+const speed = (rate) => rate && `${rate < 100 ? rate.toFixed(1) : number.format(Math.round(rate))} tok/s`;
+
+function why(node) {
+  if (!node.cut || node.edited) return null;
+  return node.finish === "length" ? "cut at the most tokens" : "stopped";
+}
