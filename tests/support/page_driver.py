@@ -50,6 +50,8 @@ def start_browser(profile: Path) -> Any:
     options.binary_location = _binary()
     for switch in (*SWITCHES, f"--user-data-dir={profile}"):
         options.add_argument(switch)
+    # It would ask whether to keep the API key.
+    options.add_experimental_option("prefs", {"credentials_enable_service": False})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
@@ -63,9 +65,7 @@ class PageDriver:
         self.browser, self.url = browser, url
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-        browser.get(
-            f"{url}icon.svg"
-        )  # no program of the page runs yet; an earlier server may have had the port
+        browser.get(f"{url}icon.svg")  # no program runs yet; an earlier server may have had the port
         browser.execute_script("localStorage.clear(); sessionStorage.clear()")
         browser.get_log("browser")
 
@@ -185,6 +185,14 @@ class PageDriver:
     @property
     def answers(self) -> list[str]:
         return self.texts("#thread .message.assistant .text")
+
+    def nodes(self, role: str) -> list[dict[str, Any]]:
+        """The messages of a role that are shown, as the page keeps them."""
+        script = (
+            "import('/js/data/tree.js').then((tree) => tree.path(JSON.parse(localStorage.getItem("
+            "'jllama.conversation.' + JSON.parse(localStorage.getItem('jllama.open'))))))"
+        )
+        return [node for node in self.call("data/tree.js", script) if node["role"] == role]
 
     @property
     def notice(self) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.fake_chat_server import refuse, say
+from tests.support.page_driver import PageDriver
 
 
 def draft(page):
@@ -55,6 +56,19 @@ def test_a_key_is_asked_for_and_the_question_goes_on(page, fake):
     page.until(lambda: page.answers == ["Hello there."], "the answer comes with the key")
     assert page.questions == ["Hello"]
     assert "secret" not in page.run("return JSON.stringify(localStorage)")  # not asked to remember it
+
+
+def test_the_message_can_be_typed_once_the_key_is_given(browser, fake):
+    """A dialog at the start of the page gives the focus back, and the caret with it."""
+    fake.key = "secret"
+    page = PageDriver(browser, fake.url)
+    browser.get(fake.url)
+    page.one("dialog input[type=password]").send_keys("secret")
+    page.click("dialog .main-button")
+    page.until(lambda: page.one("#model").text == "tiny", "the models are there")
+    page.press("H", "i")
+    assert draft(page) == "Hi"
+    assert page.faults() == []
 
 
 def test_a_key_can_be_remembered(page, fake):

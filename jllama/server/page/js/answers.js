@@ -21,8 +21,8 @@ export class Answers {
   }
 
   /**
-   * Reads an answer into its message. `fresh`: the message is new, and goes if no word comes; `undo` takes back
-   * its question too; `retry` asks again.
+   * Reads an answer into its message. `fresh`: the message is new, and goes if no word comes; `undo`
+   * takes back its question too; `retry` asks again.
    */
   async run({ conversation, node, body, fresh = false, undo = null, retry = null }) {
     const job = { conversation, node, abort: new AbortController(), begun: node.content, saving: null };

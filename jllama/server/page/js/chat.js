@@ -65,7 +65,7 @@ export class Chat extends EventTarget {
 
   async loadModels() {
     try {
-      this.models = await listModels();
+      this.models = withoutAliases(await listModels());
     } catch (error) {
       this.tell("trouble", { error, retry: () => this.loadModels() });
     }
@@ -88,6 +88,7 @@ export class Chat extends EventTarget {
   /** A new question below what is shown. If no answer comes, the question goes back to where it was typed. */
   ask(text) {
     const { conversation } = this;
+    setPreference("open", conversation.id);
     const question = add(conversation, lastOf(conversation).id, { role: "user", content: text });
     this.#answer(conversation, question, { undo: () => this.#takeBack(conversation, question) });
   }
@@ -191,4 +192,10 @@ export class Chat extends EventTarget {
   #run(conversation, node, body, choices = {}) {
     return this.#answers.run({ conversation, node, body, ...choices });
   }
+}
+
+/** A model of several names is listed under each of them: the first is enough to choose from. */
+function withoutAliases(models) {
+  const rootOf = (model) => model.root ?? model.id;
+  return models.filter((model, at) => models.findIndex((other) => rootOf(other) === rootOf(model)) === at);
 }

@@ -231,8 +231,8 @@ export class Page {
     askLine("API key", details, (key, keep) => {
       setKey(key, keep);
       this.notices.clear();
-      if (this.chat.models.length === 0) this.chat.loadModels();
-      then?.();
+      if (then) then();
+      else if (this.chat.models.length === 0) this.chat.loadModels();
     });
   }
 

@@ -88,8 +88,8 @@ export class Store extends EventTarget {
   }
 
   /**
-   * What another tab wrote or deleted. A conversation that is `busy` here stays as it is. Returns the id of the
-   * one that changed, or null.
+   * What another tab wrote or deleted. A conversation that is `busy` here stays as it is. Returns the id
+   * of the one that changed, or null.
    */
   takeForeign(key, busy) {
     const id = key?.startsWith(PREFIX) ? key.slice(PREFIX.length) : null;

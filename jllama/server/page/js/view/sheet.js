@@ -4,19 +4,30 @@
 import { element, iconButton } from "./dom.js";
 
 /** Opens a sheet; `fill(close)` gives its content. It is gone from the page once it is closed. */
-export function openSheet(title, fill, { kind = "sheet", closed = () => {} } = {}) {
+export function openSheet(title, fill, { kind = "sheet" } = {}) {
   const dialog = element("dialog", { class: kind, "aria-label": title });
   const close = () => dialog.close();
   const head = element("header", {}, element("h2", {}, title), iconButton("close", "Close", close));
   dialog.append(head, element("div", { class: "sheet-body" }, ...fill(close)));
   dialog.addEventListener("click", (event) => event.target === dialog && close());
   dialog.addEventListener("close", () => {
-    closed();
     dialog.remove();
+    placeCaret();
   });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+/**
+ * A dialog gives the focus back while the page behind it is still inert, and Chromium then sets no caret:
+ * nothing could be typed.
+ */
+function placeCaret() {
+  const focused = document.activeElement;
+  if (focused === document.body) return;
+  focused.blur();
+  focused.focus();
 }
 
 /** Asks for one line. `answer` gets it, and what the boxes below it say. */

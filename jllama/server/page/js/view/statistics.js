@@ -17,7 +17,7 @@ function growing(stats) {
 
 function ended(node) {
   const { prompt, cached, generated, wait, rate } = node.stats;
-  const again = cached ? `, ${number.format(cached)} of it known` : "";
+  const again = cached ? `, ${number.format(cached)} reused` : "";
   return [
     speed(rate),
     generated !== undefined && `${number.format(generated)} tokens`,
