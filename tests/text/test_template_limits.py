@@ -114,3 +114,17 @@ def test_a_failure_is_told_in_words(source, words):
 def test_what_is_refused_before_it_renders_is_told_too(source):
     with pytest.raises(JllamaError, match="the chat template is refused"):
         ChatTemplate("\n" + source)
+
+
+def test_known_roles_are_the_programs_and_others_are_given():
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "x", "content": "b"},
+        {"role": "system", "content": ""},
+    ]
+    made = template.trace(talk)
+    assert (str(made), made.origins) == ("useraxbsystem", "ttttgggtttttt")
+    assert talk[0] == {"role": "user", "content": "a"}
+    odd = [{"role": ["user"], "content": ""}, {"role": None, "content": ""}, {"content": "x"}, "text"]
+    assert template.render(odd) == "['user']Nonex"

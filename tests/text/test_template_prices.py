@@ -84,6 +84,13 @@ def test_what_is_made_is_paid_and_a_margin_at_most(made, size):
     assert size <= spent("{% set y = " + made + " %}") <= 40 * size + 200 * UNITS_PER_NODE
 
 
+@pytest.mark.parametrize(
+    "printed", ["{{ x }}", "{{ [x] }}", "{{ x }}{{ n }}", "{% set y %}{{ x }}{% endset %}"]
+)
+def test_what_is_printed_is_paid(printed):
+    assert 1000 <= spent(printed) <= 4000
+
+
 # Each turn, with its static text, is paid though nothing computes in it.
 BODIES = [
     "{% for i in range(20) %}" + "y" * 500 + "{% endfor %}",

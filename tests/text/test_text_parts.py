@@ -1,0 +1,839 @@
+"""The parts of a tokenizer, each alone: prompts, contents, special tokens, splices, decoders, rules."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from jllama.errors import JllamaError
+from jllama.text.content_parts import as_text, settle_parts
+from jllama.text.detokenizer import Detokenizer, StreamDecoder, byte_level, from_decoder_json, metaspace
+from jllama.text.prompt import encode_prompt
+from jllama.text.special_tokens import Special, SpecialTokens, special_texts
+from jllama.text.splice import Splices
+from jllama.text.surrogates import has_utf8_form, without_surrogates
+from jllama.text.template.traced_text import OWN, Traced
+from jllama.text.tokenizer import Tokenizer
+from jllama.text.vocabularies import gguf, tokenizer_checks
+from jllama.text.vocabularies.spm import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SpmEncoder,
+    SpmModel,
+    settle_types,
+)
+from jllama.text.vocabularies.spm_charsmap import CharsMap
+from jllama.text.vocabularies.spm_file import read_model
+from jllama.text.vocabulary import Settings, Vocabulary, ending_ids
+from tests.support.tokenizer_helpers import byte_level_json, write_directory
+from tests.support.tokenizer_kinds import gguf_bpe, gguf_spm
+
+# Prompts.
+
+
+class Asked:
+    """A tokenizer that tells what it was asked."""
+
+    def __init__(self, has_template=True):
+        self.chat_template = has_template or None
+
+    def encode(self, text):
+        return ["text", text]
+
+    def encode_chat(self, messages):
+        return ["chat", *messages]
+
+
+USER = {"role": "user", "content": "Hi"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+PROMPTS = [
+    ("Hi", {}, True, ["chat", USER]),
+    ("Hi", {}, False, ["text", "Hi"]),
+    ("Hi", {"chat": False}, True, ["text", "Hi"]),
+    ("Hi", {"chat": True}, True, ["chat", USER]),
+    ("Hi", {"system": "Be kind."}, True, ["chat", SYSTEM, USER]),
+    ([USER], {}, True, ["chat", USER]),
+    ((USER,), {"system": "Be kind."}, True, ["chat", SYSTEM, USER]),
+    ([USER], {"chat": False}, True, ["chat", USER]),
+    ([1, 2], {}, True, [1, 2]),
+    ((0,), {"chat": True}, False, [0]),
+    (np.array([3, 4]), {}, True, [3, 4]),
+    (iter([5]), {}, True, [5]),
+    (" a\n", {}, False, ["text", " a\n"]),
+]
+
+
+@pytest.mark.parametrize(("prompt", "how", "has_template", "asked"), PROMPTS)
+def test_what_a_model_is_asked_with(prompt, how, has_template, asked):
+    assert encode_prompt(Asked(has_template), prompt, **how) == asked
+
+
+def test_the_callers_list_stays_as_it_is():
+    messages = [USER]
+    encode_prompt(Asked(), messages, system="Be kind.")
+    assert messages == [USER]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "how", "has_template", "words"),
+    [
+        ("", {}, True, "the prompt is empty"),
+        (" \n", {}, True, "the prompt is empty"),
+        ([], {}, True, "the prompt is empty"),
+        ((), {}, True, "the prompt is empty"),
+        ("Hi", {"system": "x"}, False, "a system message needs a chat template"),
+        ("Hi", {"system": "x", "chat": False}, True, "a system message needs a chat template"),
+        ([1], {"system": "x"}, True, "a system message needs a chat template"),
+        ("Hi", {"chat": True}, False, "the model has no chat template: use --nochat_template"),
+        ([USER], {}, False, "the model has no chat template"),
+        (b"Hi", {}, True, "the prompt must be a text or a list"),
+        (5, {}, True, "the prompt must be a text or a list"),
+        (None, {}, True, "the prompt must be a text or a list"),
+        (["a"], {}, True, "the prompt must be a text or a list"),
+        ([1, "a"], {}, True, "the prompt must be a text or a list"),
+        ([1.5], {}, True, "the prompt must be a text or a list"),
+        ([USER, 1], {}, True, "the prompt must be a text or a list"),
+    ],
+)
+def test_what_is_no_prompt(prompt, how, has_template, words):
+    with pytest.raises(JllamaError, match=words):
+        encode_prompt(Asked(has_template), prompt, **how)
+
+
+# Contents.
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a", "a"),
+        ("", ""),
+        ([], ""),
+        (["a", "b"], "ab"),
+        ([{"text": "a"}, {"type": "input_text", "text": "b"}], "ab"),
+        (({"type": "output_text", "text": "a"},), "a"),
+    ],
+)
+def test_a_content_as_one_text(content, text):
+    assert as_text(content) == text
+
+
+@pytest.mark.parametrize("content", [None, 5, {"text": "a"}, [5], [{}], [None, "a"], b"a"])
+def test_what_is_no_content(content):
+    with pytest.raises(JllamaError, match="must be a text or a list of text parts, not "):
+        as_text(content)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "text"}, "a part of type 'text' without its text"),
+        ({"type": "text", "text": 5}, "a part of type 'text' without its text"),
+        ({"type": "image", "text": "a"}, "a part of type 'image': the model reads text alone"),
+        ({"type": "x" * 50}, "a part of type '" + "x" * 40 + "'"),
+    ],
+)
+def test_a_part_that_is_no_text_is_named_with_its_message(part, words):
+    with pytest.raises(JllamaError) as error:
+        settle_parts([USER, {"role": "user", "content": [part]}], lambda messages: "")
+    assert str(error.value).startswith(f"messages[1]: {words}")
+
+
+def parts(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def goes_through(*roles):
+    """A template that goes through the parts of these roles' messages and takes texts of all others."""
+
+    def render(messages):
+        out = ""
+        for message in messages:
+            assert "token_ids" not in message
+            if message["role"] in roles:
+                if isinstance(message["content"], str):
+                    raise JllamaError("no list")
+                out += "".join(part["text"] for part in message["content"])
+            else:
+                out += json.dumps(message["content"], ensure_ascii=False)
+        return out
+
+    return render
+
+
+@pytest.mark.parametrize("roles", [(), ("user",), ("system",), ("system", "user")])
+def test_each_message_is_as_its_template_takes_it(roles):
+    messages = [{"role": role, "content": ["a", {"text": "b"}]} for role in ("system", "user")]
+    settled = settle_parts(messages, goes_through(*roles))
+    wanted = [parts("a", "b") if message["role"] in roles else "ab" for message in messages]
+    assert [message["content"] for message in settled] == wanted
+    assert messages[0]["content"] == ["a", {"text": "b"}]
+
+
+def test_texts_and_other_lists_are_left_alone():
+    messages = [USER, {"role": "tool", "content": [5]}, {"role": "tool", "content": []}, {"role": "user"}]
+    messages += [{"role": "function", "content": [{"type": "json", "text": "a"}]}]
+    settled = settle_parts(messages, lambda messages: 1 / 0)
+    assert settled == messages
+    assert settled[0] is not messages[0]
+    made = settle_parts(
+        [{"role": "ipython", "content": ["a"]}, {"role": "user", "content": []}], lambda m: ""
+    )
+    assert [message["content"] for message in made] == ["a", ""]
+    with pytest.raises(JllamaError, match="a message must be a dictionary such as"):
+        settle_parts(["Hi"], lambda messages: "")
+
+
+def test_a_mark_that_stands_in_the_messages_is_another():
+    messages = [{"role": "user", "content": ["\ue0000\ue000", "\ue000" * 5]}]
+    assert settle_parts(messages, goes_through("user"))[0]["content"] == parts("\ue0000\ue000", "\ue000" * 5)
+    assert settle_parts(messages, goes_through())[0]["content"] == "\ue0000\ue000" + "\ue000" * 5
+
+
+# Special tokens.
+
+
+def texts(*known, single=(), **hints):
+    return special_texts(known, lambda text: b"x" if text in single else text.encode(), **hints)
+
+
+def test_which_tokens_are_special_whatever_their_file_says():
+    assert texts("<|im_end|>", "<|endoftext|>", "<|im_start|>", "x") == {
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+    }
+    assert texts("<|im_end|>", by_name=False) == set()
+    assert texts("<|im_end|>", by_name=False, templates=["a", "b<|im_end|>"]) == {"<|im_end|>"}
+    assert texts("<|endoftext|>", by_name=False) == {"<|endoftext|>"}
+    assert texts("</s>", named=["</s>", "absent", None, ""]) == {"</s>"}
+    assert texts("</s>", named=["</s>"], single=["</s>"]) == set()
+    written = ["<|tool|><think>"]
+    assert texts("<|tool|>", "<think>", added=["<|tool|>", "<think>"], templates=written) == {"<|tool|>"}
+    assert texts("<|tool|>", added=["<|tool|>"]) == set()
+    assert texts("<｜x\ny｜>", added=["<｜x\ny｜>"], templates=["<｜x\ny｜>"]) == {"<｜x\ny｜>"}
+    assert texts("x<|a|>", added=["x<|a|>"], templates=["x<|a|>"]) == set()
+
+
+def test_where_special_tokens_stand():
+    specials = SpecialTokens([Special(text="<a>", id=1), Special(text="<b>", id=0), Special(text="", id=9)])
+    assert specials.split("<a>x<b><a>") == [1, "x", 0, 1]
+    assert specials.split("x") == ["x"]
+    assert specials.split("") == []
+    assert specials.split(Traced("<a>x<b>", OWN * 3 + "gggg")) == [1, "x<b>"]
+    assert specials.leading(" \n<b>x").id == 0
+    assert specials.leading("x<b>") is None
+    assert specials.leading("  ") is None
+    assert SpecialTokens([]).split("x") == ["x"]
+
+
+def test_blanks_beside_a_token_that_swallows_them():
+    both = SpecialTokens([Special(text="<a>", id=1, lstrip=True, rstrip=True)])
+    assert both.split("x \n<a>\t y <a> <a>") == ["x", 1, "y", 1, 1]
+    left = SpecialTokens([Special(text="<a>", id=1, lstrip=True)])
+    assert left.split(" <a> ") == [1, " "]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("end", [1]), ("end.", [1, "."]), ("bend", ["bend"]), ("ends", ["ends"]), ("-end-", ["-", 1, "-"])],
+)
+def test_a_single_word(text, parts):
+    assert SpecialTokens([Special(text="end", id=1, single_word=True)]).split(text) == parts
+
+
+def vocabulary(*specials, **changes):
+    fields = dict(
+        encode=lambda text, first: [("first" if first else "rest", text)],
+        token_bytes=lambda token: bytes([token]),
+        drop_blanks=0,
+        size=300,
+        base_size=256,
+        ids={},
+        specials={s.text: s for s in specials},
+        added=(),
+        remake=lambda also: 1 / 0,
+    )
+    return Vocabulary(**fields | changes)
+
+
+def test_the_tokens_that_end_a_text():
+    known = vocabulary(
+        *(Special(text=text, id=at) for at, text in enumerate(["<|endoftext|>", "<|im_end|>", "<|eot_id|>"]))
+    )
+    assert ending_ids(known, {}) == {0}
+    assert ending_ids(known, {"default": "x", "tool": "<|im_end|>"}) == {0, 1}
+
+
+# Splices: answers whose ids are known.
+
+
+def spliced(messages, render, asks=True):
+    stretches = Splices(messages).render(render, asks)
+    return [str(one) if isinstance(one, Traced) else list(one) for one in stretches if len(one)]
+
+
+def chatml(before="<a>", behind="<e>", ask="<a>"):
+    def render(messages, asks):
+        out = Traced("", OWN)
+        for message in messages:
+            mark = "<u>" if message["role"] == "user" else before
+            content = message["content"]
+            out = (
+                out
+                + Traced(mark, OWN)
+                + (content if isinstance(content, Traced) else Traced(content))
+                + Traced(behind, OWN)
+            )
+        return out + Traced(ask if asks else "", OWN)
+
+    return render
+
+
+TALK = [
+    USER,
+    {"role": "assistant", "content": "Yes", "token_ids": [7, 8]},
+    {"role": "user", "content": "Why?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "asks", "stretches"),
+    [
+        (chatml(), True, ["<u>Hi<e><a>", [7, 8], "<e><u>Why?<e><a>"]),
+        (chatml(), False, ["<u>Hi<e><a>", [7, 8], "<e><u>Why?<e>"]),
+        (chatml(ask="<b>"), True, ["<u>Hi<e><a>Yes<e><u>Why?<e><b>"]),
+        (chatml(before="<a> "), True, ["<u>Hi<e><a>", [7, 8], "<e><u>Why?<e><a>"]),
+        (chatml(ask="<a>\n"), True, ["<u>Hi<e><a>\n", [7, 8], "<e><u>Why?<e><a>\n"]),
+        (chatml(ask=""), True, ["<u>Hi<e><a>", [7, 8], "<e><u>Why?<e>"]),
+    ],
+)
+def test_an_answer_s_own_ids_stand_where_the_template_writes_it(template, asks, stretches):
+    assert spliced(TALK, template, asks) == stretches
+
+
+def test_answers_without_ids_are_text_and_an_empty_one_has_a_place():
+    assert spliced([USER], chatml()) == ["<u>Hi<e><a>"]
+    empty = [USER, {"role": "assistant", "content": " ", "token_ids": [7]}]
+    assert spliced(empty, chatml()) == ["<u>Hi<e><a>", [7], "<e><a>"]
+    assert spliced(empty, chatml(ask="<b>")) == ["<u>Hi<e><a><e><b>"]
+    twice = [TALK[1], TALK[1] | {"token_ids": [9]}]
+    assert spliced(twice, chatml(), False) == ["<a>", [7, 8], "<e><a>", [9], "<e>"]
+    assert "token_ids" in TALK[1]
+
+
+@pytest.mark.parametrize("ids", ["ab", (1,), [1.0], [-1], [1 << 31], [True], [None]])
+def test_ids_of_a_message_are_whole_numbers(ids):
+    with pytest.raises(JllamaError, match="token_ids of a message must be a list of token ids"):
+        Splices([TALK[1] | {"token_ids": ids}])
+
+
+def test_the_largest_id():
+    assert spliced([TALK[1] | {"token_ids": [(1 << 31) - 1, 0]}], chatml(), False)[1] == [(1 << 31) - 1, 0]
+
+
+# Ids to text.
+
+
+def test_a_text_that_comes_byte_by_byte():
+    whole = Detokenizer(lambda token: bytes([token]), skipped=[0], drop_blanks=1)
+    text = " é €".encode()
+    assert whole.decode(text) == "é €"
+    assert whole.decode([0, *text, 0]) == "é €"
+    assert whole.decode([0, 65], skip_special=False) == "\0A"
+    assert whole.decode([32, 32]) == " "
+    assert whole.decode([0xC3, 65, 0xFF]) == "\ufffdA\ufffd"
+    stream = StreamDecoder(whole)
+    assert [stream.push(byte) for byte in text] == ["", "", "é", " ", "", "", "€"]
+    assert (stream.push(0xE2), stream.pending(), stream.pending(), stream.flush()) == (
+        "",
+        "\ufffd",
+        "\ufffd",
+        "\ufffd",
+    )
+    assert stream.flush() == ""
+    assert StreamDecoder(whole, [65]).push(32) == " "
+    assert StreamDecoder(whole, [0]).push(32) == ""
+    assert StreamDecoder(whole, [0], skip_special=False).push(32) == " "
+    two = StreamDecoder(Detokenizer(lambda token: b"  a" if token else b"", drop_blanks=2))
+    assert [two.push(0), two.push(1), two.push(1)] == ["", "a", "  a"]
+    assert StreamDecoder(Detokenizer(lambda token: b"a b", drop_blanks=1)).push(1) == "a b"
+
+
+def test_a_tokens_bytes_are_asked_for_once():
+    asked = []
+    whole = Detokenizer(lambda token: asked.append(token) or b"x", skipped=[5])
+    assert [whole.bytes_of(1), whole.bytes_of(1), whole.bytes_of(5), whole.bytes_of(5, False)] == [
+        b"x",
+        b"x",
+        b"",
+        b"x",
+    ]
+    assert asked == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("token", "data"),
+    [
+        ("Ġa", b" a"),
+        ("Ċ", b"\n"),
+        ("Ã©", b"\xc3\xa9"),
+        ("ä½ł", "你".encode()),
+        ("é你", "é你".encode()),
+        ("", b""),
+    ],
+)
+def test_bytes_of_a_byte_level_token(token, data):
+    assert byte_level(token) == data
+
+
+def test_every_byte_has_a_letter_of_its_own():
+    from tokenizers import pre_tokenizers
+
+    assert sorted(byte_level(letter) for letter in pre_tokenizers.ByteLevel.alphabet()) == [
+        bytes([n]) for n in range(256)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("token", "data"),
+    [
+        ("▁a▁", b" a "),
+        ("<0x0A>", b"\n"),
+        ("<0xff>", b"\xff"),
+        ("<0xZZ>", b"<0xZZ>"),
+        ("<0x0A", b"<0x0A"),
+        ("<0x00A>", b"<0x00A>"),
+        ("0x0A>>", b"0x0A>>"),
+        ("a\ud800", b"a?"),
+    ],
+)
+def test_bytes_of_a_sentencepiece_token(token, data):
+    assert metaspace(token) == data
+
+
+BLANK = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+STRIP = {"type": "Strip", "content": " ", "start": 2, "stop": 0}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "blanks", "data"),
+    [
+        ({"type": "ByteLevel"}, 0, None),
+        ({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteLevel"}]}, 0, None),
+        ({"type": "Metaspace", "prepend_scheme": "always"}, 1, b" a"),
+        ({"type": "Metaspace"}, 1, b" a"),
+        ({"type": "Metaspace", "prepend_scheme": "first"}, 1, b" a"),
+        ({"type": "Metaspace", "prepend_scheme": "never"}, 0, b" a"),
+        (
+            {"type": "Sequence", "decoders": [BLANK, {"type": "ByteFallback"}, {"type": "Fuse"}, STRIP]},
+            2,
+            b" a",
+        ),
+        (
+            {"type": "Sequence", "decoders": [BLANK, {"type": "Sequence", "decoders": [STRIP, STRIP]}]},
+            4,
+            b" a",
+        ),
+        (BLANK, 0, b" a"),
+    ],
+)
+def test_a_decoder_is_bytes_of_tokens_and_blanks_to_drop(decoder, blanks, data):
+    to_bytes, dropped = from_decoder_json(json.dumps(decoder))
+    assert dropped == blanks
+    assert to_bytes is byte_level if data is None else to_bytes("▁a") == data
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        {"type": "WordPiece"},
+        {"type": "Fuse"},
+        {"type": "Sequence", "decoders": [BLANK, BLANK]},
+        BLANK | {"content": "_"},
+        {"type": "Sequence", "decoders": [BLANK, {"type": "CTC"}]},
+        {"type": "Sequence", "decoders": [{"type": "Metaspace"}] * 2},
+    ],
+)
+def test_another_decoder_is_refused(decoder):
+    with pytest.raises(JllamaError, match="is not supported; ByteLevel, Metaspace and"):
+        from_decoder_json(json.dumps(decoder))
+    with pytest.raises(JllamaError, match="a decoder of no kind"):
+        from_decoder_json(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [("a", "a"), ("a\ud800b", "a\ufffdb"), ("\ud83d\ude00", "😀"), ("\udc00", "\ufffd"), ("é", "é")],
+)
+def test_halves_of_pairs(text, mended):
+    assert without_surrogates(text) == mended
+    assert has_utf8_form(text) == (text == mended)
+
+
+# A tokenizer over a vocabulary that tells how it was asked.
+
+
+def tokenizer(settings=None, **changes):
+    made = vocabulary(Special(text="<s>", id=1), Special(text="</s>", id=2), **changes)
+    return Tokenizer(made, settings or Settings(bos_id=1, prefix=(1,), suffix=(2,)))
+
+
+def test_what_is_put_around_a_text():
+    whole = tokenizer()
+    assert whole.encode("a") == [1, ("first", "a"), 2]
+    assert whole.encode("a", add_special=False) == [("first", "a")]
+    assert whole.encode("a", begins=False, add_special=False) == [("rest", "a")]
+    assert whole.encode("<s>a</s>", parse_special=True) == [1, ("rest", "a"), 2]
+    assert whole.encode("a<s>b", parse_special=True, add_special=False) == [("first", "a"), 1, ("rest", "b")]
+    assert whole.encode("<s>a") == [1, ("first", "<s>a"), 2]
+    assert whole.encode("a\ud800")[1] == ("first", "a\ufffd")
+    assert whole.encode("", parse_special=True) == [1, 2]
+    assert tokenizer(Settings()).encode("a") == [("first", "a")]
+    assert [whole.special_id(text) for text in ("<s>", "</s>", "x", "", None)] == [1, 2, None, None, None]
+    assert (whole.vocab_size, whole.base_vocab_size, whole.bos_id) == (300, 256, 1)
+
+
+def test_a_conversation_begins_once():
+    templates = {
+        "default": "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    }
+    whole = tokenizer(Settings(bos_id=1, prefix=(1,), templates=templates, variables={"bos_token": "<s>"}))
+    assert whole.encode_chat([USER]) == [1, ("rest", "Hi")]
+    without = tokenizer(Settings(templates=templates, variables={"bos_token": "<s>"}))
+    assert without.encode_chat([USER]) == [1, 1, ("rest", "Hi")]
+
+
+def test_templates_by_name_and_for_tools():
+    templates = {"default": "d{{ add_generation_prompt }}", "tool_use": "t{{ x }}", "rag": "r"}
+    whole = tokenizer(Settings(templates=templates))
+
+    def text(**how):
+        return "".join(part for _, part in whole.encode_chat([USER], **how))
+
+    assert text() == "dTrue"
+    assert text(add_generation_prompt=False) == "dFalse"
+    assert text(tools=[{"a": 1}], x=5) == "t5"
+    assert text(tools=[]) == "dTrue"
+    assert text(template="rag") == "r"
+    assert text(template=whole.compile_template("own")) == "own"
+    with pytest.raises(JllamaError, match=r"no chat template 'x' \(it has: default, tool_use, rag\)"):
+        text(template="x")
+    with pytest.raises(JllamaError, match=r"no chat template 'default' \(it has: none\)"):
+        tokenizer().encode_chat([USER])
+    assert tokenizer().chat_template is None
+    assert tokenizer(Settings(templates={"default": ""})).chat_template is None
+    assert whole.chat_template is whole.chat_template
+
+
+# SentencePiece.
+
+
+def model(pieces, types=None, **changes):
+    types = [UNKNOWN, *[NORMAL] * (len(pieces) - 1)] if types is None else types
+    fields = dict(scores=[-float(at) for at in range(len(pieces))], add_prefix=False, byte_fallback=False)
+    return SpmModel(pieces=pieces, types=types, **fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "first", "rest"),
+    [
+        ({}, " a  b ", "▁a▁▁b▁", "▁a▁▁b▁"),
+        ({"squeeze": True}, "  a   b ", "a▁b", "a▁b"),
+        ({"squeeze": True}, "   ", "", ""),
+        ({"add_prefix": True}, "a", "▁a", "▁a"),
+        ({"add_prefix": True}, "", "", ""),
+        ({"add_prefix": True, "every_stretch": False}, "a", "▁a", "a"),
+        ({"add_prefix": True, "squeeze": True}, " ", "", ""),
+    ],
+)
+def test_a_text_before_it_is_cut(changes, text, first, rest):
+    encoder = SpmEncoder(model(["<unk>", "a"], **changes))
+    assert (encoder.normalise(text, True), encoder.normalise(text, False)) == (first, rest)
+
+
+def test_a_vocabulary_of_pieces():
+    types = [UNKNOWN, CONTROL, BYTE, USER_DEFINED, UNUSED, NORMAL]
+    made = model(["<unk>", "<s>", "<0x41>", "▁x", "y", "▁"], types, add_prefix=True).vocabulary(
+        {"<new>": Special(text="<new>", id=8)}
+    )
+    assert set(made.specials) == {"<unk>", "<s>", "<new>"}
+    assert (made.size, made.base_size, made.drop_blanks) == (9, 6, 1)
+    assert [made.token_bytes(at) for at in (2, 3, 8, 7)] == [b"A", b" x", b"<new>", b""]
+    assert (made.ids["<new>"], made.ids["y"], list(made.added)) == (8, 4, ["▁x"])
+    again = made.remake({"▁x"})
+    assert set(again.specials) == {"<unk>", "<s>", "<new>", "▁x"}
+    assert list(again.added) == []
+
+
+def test_the_better_score_merges_first():
+    pieces = ["<unk>", "a", "b", "c", "ab", "bc"]
+    scores = [0.0, -9.0, -9.0, -9.0, -2.0, -1.0]
+    made = model(pieces, scores=scores).vocabulary()
+    assert made.encode("abc", True) == [1, 5]
+    assert model(pieces, scores=[*scores[:4], -1.0, -1.0]).vocabulary().encode("abc", True) == [4, 3]
+
+
+def test_what_is_unknown_is_a_byte_or_unknown_and_a_spelt_byte_is_text():
+    pieces = ["<unk>", "a", *"<0x41>", *(f"<0x{at:02X}>" for at in range(256))]
+    types, first = [UNKNOWN, *[NORMAL] * 7, *[BYTE] * 256], 8
+    for kind in ({}, {"kind": UNIGRAM}):
+        with_bytes = model(pieces, types, byte_fallback=True, **kind).vocabulary()
+        assert with_bytes.encode("aé", True) == [1, first + 0xC3, first + 0xA9]
+        assert with_bytes.encode("<0x41>", True) == [2, 3, 4, 5, 6, 7]
+        assert model(["<unk>", "a"], **kind).vocabulary().encode("aéa", True) == [1, 0, 1]
+
+
+def test_a_unigram_takes_the_likeliest_cut():
+    made = model(["<unk>", "a", "b", "ab"], kind=UNIGRAM, scores=[0.0, -1.0, -1.0, -3.0]).vocabulary()
+    assert made.encode("ab", True) == [1, 2]
+    made = model(["<unk>", "a", "b", "ab"], kind=UNIGRAM, scores=[0.0, -1.0, -1.0, -1.5]).vocabulary()
+    assert made.encode("ab", True) == [3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(pieces=["<unk>", "x" * 1025]), "a piece of 1025 characters"),
+        (dict(pieces=["<unk>"], unk_id=1), "no piece 1, its unknown token"),
+        (dict(pieces=["<unk>"], unk_id=-1), "no piece -1"),
+        (dict(pieces=["<unk>"], kind=3), "of kind 3 is not supported"),
+    ],
+)
+def test_a_vocabulary_that_can_not_work(changes, words):
+    with pytest.raises(JllamaError, match=words):
+        model(**changes).vocabulary()
+    model(["<unk>", "x" * 1024]).vocabulary()
+
+
+def test_types_are_settled():
+    pieces = ["<unk>", "<s>", "<|im_end|>", "x", "<|t|>"]
+    types = (UNKNOWN, NORMAL, NORMAL, NORMAL, USER_DEFINED)
+    assert settle_types(pieces, types) == [UNKNOWN, NORMAL, CONTROL, NORMAL, USER_DEFINED]
+    assert settle_types(pieces, types, named=["<unk>", "<s>"], templates=["<|t|>"]) == [
+        UNKNOWN,
+        CONTROL,
+        CONTROL,
+        NORMAL,
+        CONTROL,
+    ]
+    assert types[2] == NORMAL
+
+
+# A SentencePiece file, field by field.
+
+
+def varint(number):
+    data = bytearray()
+    while number > 127:
+        data.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*data, number])
+
+
+def field(number, value):
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def piece(text, score=None, kind=None):
+    data = field(1, text.encode())
+    data += b"" if score is None else field(2, score)
+    return field(1, data + (b"" if kind is None else field(3, kind)))
+
+
+def spm_file(tmp_path, *fields):
+    (tmp_path / "m").write_bytes(b"".join(fields))
+    return read_model(tmp_path / "m")
+
+
+def test_the_defaults_of_a_sentencepiece_file(tmp_path):
+    made = spm_file(tmp_path, piece("a"), piece("é", -1.5, 3), field(2, b""), field(3, b""))
+    assert (made.pieces, made.scores, made.types) == (["a", "é"], [0.0, -1.5], [1, 3])
+    assert (made.kind, made.unk_id, made.bos_id, made.eos_id) == (1, 0, 1, 2)
+    assert (made.byte_fallback, made.charsmap, made.add_prefix, made.squeeze) == (False, b"", True, True)
+
+
+def test_each_field_of_a_sentencepiece_file(tmp_path):
+    minus_one = (1 << 64) - 1
+    trainer = field(3, 2) + field(35, 1) + field(40, 5) + field(41, minus_one) + field(42, (1 << 31) - 1)
+    normalizer = field(2, b"xy") + field(3, 0) + field(4, 0)
+    skipped = varint(9 << 3 | 1) + bytes(8) + field(8, 300)
+    made = spm_file(tmp_path, piece("a"), field(2, trainer), skipped, field(3, normalizer))
+    assert (made.kind, made.unk_id, made.bos_id, made.eos_id) == (2, 5, None, (1 << 31) - 1)
+    assert (made.byte_fallback, made.charsmap, made.add_prefix, made.squeeze) == (True, b"xy", False, False)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x0a", b"\x0a\x05a", b"\x08" + b"\xff" * 10 + b"\x01", b"\x0b\x00", b"\x08\x80"]
+)
+def test_fields_that_do_not_end(tmp_path, data):
+    sound = piece("a") + field(2, b"") + field(3, b"")
+    with pytest.raises(JllamaError, match="is not a SentencePiece model"):
+        spm_file(tmp_path, sound, data)
+    spm_file(tmp_path, sound)
+
+
+# Rules of a tokenizer.json.
+
+
+def replace(old, new):
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused"),
+    [
+        ([replace("a", "b" * 256)], False),
+        ([replace("a", "b" * 257)], True),
+        ([replace("aa", "b" * 512)], False),
+        ([replace("aaaa", "b")] * 9 + [replace("a", "b" * 257)], True),
+        ([{"type": "Replace", "pattern": {"Regex": "a"}, "content": "b" * 255}], False),
+        ([{"type": "Replace", "pattern": {"Regex": "a"}, "content": "b" * 256}], True),
+        ([{"type": "Prepend", "prepend": "b" * 4096}], False),
+        ([{"type": "Prepend", "prepend": "b" * 4097}], True),
+        ([{"type": "NFC"}, {"type": "NFKD"}, {"type": "Lowercase"}], False),
+        ([{"type": "NFKC"}] * 2, False),
+        ([{"type": "NFKC"}] * 3, True),
+        ([replace("a", "b")] * 1000, False),
+        ([replace("a", "b")] * 1001, True),
+        ([replace("a", "b" * 16)] * 2, False),
+        ([replace("a", "b" * 16), {"type": "Sequence", "normalizers": [replace("b", "c" * 17)]}], True),
+    ],
+)
+def test_how_much_longer_a_normalizer_may_make_a_text(tmp_path, steps, refused):
+    state = json.loads(byte_level_json()) | {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    (tmp_path / "t.json").write_text(json.dumps(state))
+    if refused:
+        with pytest.raises(JllamaError, match="makes texts longer without bounds"):
+            tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+    else:
+        assert (
+            tokenizer_checks.check_tokenizer_json(tmp_path / "t.json") == (tmp_path / "t.json").read_bytes()
+        )
+
+
+@pytest.mark.parametrize(("length", "refused"), [(4096, False), (4097, True)])
+@pytest.mark.parametrize("place", ["vocab", "added"])
+def test_how_long_a_token_may_be(tmp_path, length, refused, place):
+    state = json.loads(byte_level_json(added=[("x" * length, False)] if place == "added" else ()))
+    if place == "vocab":
+        state["model"]["vocab"]["x" * length] = 256
+    (tmp_path / "t.json").write_text(json.dumps(state))
+    if refused:
+        with pytest.raises(JllamaError, match="a token of 4097 characters"):
+            tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+    else:
+        tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+
+
+def test_how_large_a_tokenizer_may_be(tmp_path, monkeypatch):
+    (tmp_path / "t.json").write_text(byte_level_json())
+    size = (tmp_path / "t.json").stat().st_size
+    monkeypatch.setattr(tokenizer_checks, "MAX_BYTES", size)
+    tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+    monkeypatch.setattr(tokenizer_checks, "MAX_BYTES", size - 1)
+    with pytest.raises(JllamaError, match="larger than any tokenizer"):
+        tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+
+
+# GGUF fields.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer.ggml.model": None}, "the GGUF file has no tokenizer"),
+        ({"tokenizer.ggml.model": "bert"}, "a tokenizer of kind 'bert'; jllama reads the kinds"),
+        ({"tokenizer.ggml.tokens": []}, "a tokenizer of kind"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "neither true nor false"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, "which is no token id"),
+        ({"tokenizer.ggml.bos_token_id": True}, "which is no token id"),
+        ({"tokenizer.chat_template": 5}, "not a text"),
+        ({"tokenizer.chat_template.rag": 5}, "not a text"),
+    ],
+)
+@pytest.mark.parametrize("make", [gguf_spm, gguf_bpe])
+def test_a_gguf_field_that_is_unsound_is_named(make, changes, words):
+    with pytest.raises(JllamaError, match=words):
+        Tokenizer.from_gguf(make("control") | changes)
+
+
+@pytest.mark.parametrize("given", [5, "ab", [300], [1.5], [[1]], [-1, 255]])
+def test_rules_in_a_gguf_are_bytes(given):
+    with pytest.raises(JllamaError, match="precompiled_charsmap"):
+        Tokenizer.from_gguf(gguf_spm("control") | {"tokenizer.ggml.precompiled_charsmap": given})
+
+
+@pytest.mark.parametrize("given", [b"", [], np.array([], np.int8)])
+def test_no_rules_in_a_gguf_are_none(given):
+    plain = Tokenizer.from_gguf(gguf_spm("control")).encode("a b")
+    assert (
+        Tokenizer.from_gguf(gguf_spm("control") | {"tokenizer.ggml.precompiled_charsmap": given}).encode(
+            "a b"
+        )
+        == plain
+    )
+
+
+@pytest.mark.parametrize("scores", [None, [1.0]])
+def test_each_token_has_a_score(scores):
+    with pytest.raises(JllamaError, match="has no score for each token"):
+        Tokenizer.from_gguf(gguf_spm("control") | {"tokenizer.ggml.scores": scores})
+
+
+def test_named_templates_and_variables_of_a_gguf():
+    fields = gguf_bpe("control") | {"tokenizer.chat_template": "d", "tokenizer.chat_template.rag": "r"}
+    fields |= {
+        "tokenizer.ggml.bos_token_id": 5,
+        "tokenizer.ggml.padding_token_id": 7,
+        "tokenizer.ggml.add_eos_token": True,
+    }
+    _, settings = gguf.read_vocabulary(fields)
+    tokens, eos = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.eos_token_id"]
+    assert settings.templates == {"default": "d", "rag": "r"}
+    assert settings.variables["bos_token"] == tokens[5]
+    assert settings.variables["pad_token"] == tokens[7]
+    assert (settings.bos_id, settings.suffix) == (5, (eos,))
+    without = {key: value for key, value in fields.items() if "template" not in key}
+    assert gguf.read_vocabulary(without)[1].templates == {}
+
+
+# Charsmaps.
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        bytes(7),
+        struct.pack("<I", 0) + bytes(8),
+        struct.pack("<I", 5) + bytes(8),
+        struct.pack("<I", 8) + bytes(4),
+        struct.pack("<I", 1 << 30) + bytes(8),
+    ],
+)
+def test_rules_whose_sizes_do_not_fit(blob):
+    with pytest.raises(JllamaError, match="its sizes do not fit"):
+        CharsMap(blob)
+
+
+def test_rules_that_change_nothing():
+    rules = CharsMap(struct.pack("<II", 4, 0))
+    assert rules("aé你😀") == "aé你😀"
+    assert rules("") == ""
+
+
+def test_a_tokenizer_directory_may_be_given_as_text(tmp_path):
+    made = Tokenizer.from_dir(str(write_directory(tmp_path / "t", tokenizer__json=byte_level_json())))
+    assert made.decode(made.encode("é")) == "é"
