@@ -1,0 +1,242 @@
+"""One answer as it grows: ids in, pieces out, and why it ended; no model."""
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from jllama.answer import (
+    Answer,
+    OneAtATime,
+    Result,
+    check_ids,
+    ending_ids,
+    from_first_word,
+    key_of,
+    sampling_of,
+    stop_ids_of,
+)
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+from jllama.text.detokenizer import Detokenizer, StreamDecoder
+
+EOS, EOT = 0, 1
+
+
+class Bytes:
+    """A tokenizer of single bytes; 0 and 1 end a text, 1 is spelt `<eot>`."""
+
+    eos_ids = frozenset({EOS})
+
+    def __init__(self):
+        self._detokenizer = Detokenizer(lambda token: bytes([token]), skipped=[EOS, EOT], drop_blanks=0)
+
+    def special_id(self, text):
+        return EOT if text == "<eot>" else None
+
+    def stream(self, prompt):
+        return StreamDecoder(self._detokenizer, prompt)
+
+
+def run(*bursts, begun=b"", **settings):
+    """The pieces of an answer whose ids come in bursts, and its result."""
+    answer = Answer(Bytes(), [65, 66], GenerationSettings(seed=3, **settings), list(begun))
+    pieces = []
+    for burst in bursts:
+        pieces += answer.push(list(burst))
+        if answer.finished:
+            return pieces, answer.result
+    pieces += answer.end()
+    return pieces, answer.result
+
+
+@pytest.mark.parametrize(
+    ("bursts", "settings", "pieces", "reason", "stop"),
+    [
+        ((b"ab", b"c"), {}, ["ab", "c"], "length", None),
+        ((b"ab", b"\0"), {}, ["ab"], "stop", None),
+        ((b"ab\1",), {}, ["ab"], "length", None),
+        ((b"ab\1",), {"stop": ["<eot>"]}, ["ab"], "stop", "<eot>"),
+        ((b"ab\0",), {"ignore_eos": True}, ["ab"], "length", None),
+        ((b"ab\1",), {"stop": ["<eot>"], "ignore_eos": True}, ["ab"], "stop", "<eot>"),
+        ((b"abcd", b"e"), {"stop": ["bc"]}, ["a"], "stop", "bc"),
+        ((b"ab", b"cd"), {"stop": ["bc"]}, ["a"], "stop", "bc"),
+        ((b"ab", b"\0"), {"stop": ["bc"]}, ["a", "b"], "stop", None),
+        ((b"ab",), {"stop": ["bc"]}, ["a", "b"], "length", None),
+        ((b"\xc3", b"\xa9"), {}, ["é"], "length", None),
+        ((b"a\xc3",), {}, ["a", "\ufffd"], "length", None),
+        ((b"a\xc3",), {"stop": ["\ufffd"]}, ["a"], "stop", "\ufffd"),
+        ((b"\0",), {}, [], "stop", None),
+    ],
+)
+def test_ids_become_text_up_to_an_end(bursts, settings, pieces, reason, stop):
+    shown, result = run(*bursts, **settings)
+    assert shown == pieces
+    assert (result.text, result.finish_reason, result.stop_string) == ("".join(pieces), reason, stop)
+    assert (result.seed, result.prompt_tokens, result.begun_tokens) == (3, 2, 0)
+
+
+def test_ids_behind_a_stop_string_are_none_of_the_answer():
+    _, result = run(b"abcd", stop=["bc"])
+    assert bytes(result.token_ids) == b"abc"
+    _, result = run(b"ab\0")
+    assert bytes(result.token_ids) == b"ab\0"
+
+
+@pytest.mark.parametrize(
+    ("begun", "burst", "stop", "new", "text"),
+    [
+        (b"ab", b"cd", [], ["cd"], "abcd"),
+        (b"ab", b"c", ["bc"], [], "a"),
+        (b"abc", b"d", ["bc"], ["d"], "abcd"),
+        (b"a\xc3", b"\xa9b", [], ["b"], "aéb"),
+        (b"ab", b"", [], [], "ab"),
+        (b"ab", b"xc", ["bc"], ["xc"], "abxc"),
+    ],
+)
+def test_an_answer_that_goes_on_yields_what_is_new(begun, burst, stop, new, text):
+    shown, result = run(burst, begun=begun, stop=stop)
+    assert "".join(shown) == "".join(new)
+    assert result.text == text
+    assert (result.prompt_tokens, result.begun_tokens) == (2 + len(begun), len(begun))
+    assert bytes(result.token_ids) == begun + burst
+    assert result.generated_tokens == len(burst)
+
+
+def test_times_are_told_apart(monkeypatch):
+    clock = iter([10.0, 12.0, 15.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    answer = Answer(Bytes(), [65], GenerationSettings())
+    for burst in (b"a", b"bc", b"d"):
+        list(answer.push(burst))
+    result = answer.result
+    assert (result.prefill_seconds, result.decode_seconds) == (2.0, 8.0)
+    assert result.prefill_tokens_per_second == 0.5
+    assert result.decode_tokens_per_second == 3 / 8
+    assert result.seed == 0
+
+
+def test_rates_of_what_took_no_time():
+    result = Result(prompt_tokens=5, reused_tokens=5, token_ids=[])
+    assert (result.prefill_tokens_per_second, result.decode_tokens_per_second) == (0, 0)
+    assert Result(token_ids=[1], decode_seconds=2.0).decode_tokens_per_second == 0
+    assert Result(prompt_tokens=8, reused_tokens=3, prefill_seconds=2.0).prefill_tokens_per_second == 2.5
+
+
+def test_a_result_as_plain_values():
+    values = Result(text="a", token_ids=[1, 2], begun_tokens=1).summary()
+    assert (values["text"], values["generated_tokens"], values["finish_reason"]) == ("a", 1, "interrupted")
+    assert {"prefill_tokens_per_second", "decode_tokens_per_second"} < set(values)
+    assert not {"begun_tokens", "logprobs"} & set(values)
+    assert Result(logprobs=[]).summary()["logprobs"] == []
+
+
+def test_which_ids_end_an_answer():
+    tokenizer = Bytes()
+    assert ending_ids(tokenizer, GenerationSettings()) == {EOS: None}
+    both = GenerationSettings(stop=("<eot>", "x"))
+    assert ending_ids(tokenizer, both) == {EOT: "<eot>", EOS: None}
+    ignoring = GenerationSettings(stop=("<eot>",), ignore_eos=True)
+    assert ending_ids(tokenizer, ignoring) == {EOT: "<eot>"}
+    tokenizer.eos_ids = frozenset({300, 7, 2, -1})
+    assert stop_ids_of(tokenizer, both, 300) == [1, 2, 7]
+    assert stop_ids_of(tokenizer, both, 301) == [1, 2, 7, 300]
+
+
+@pytest.mark.parametrize(
+    ("seed", "key"),
+    [(None, [0, 0]), (0, [0, 0]), (5, [0, 5]), (2**32 + 7, [1, 7]), (2**63 - 1, [2**31 - 1, 2**32 - 1])],
+)
+def test_a_seed_is_two_words(seed, key):
+    made = key_of(GenerationSettings(seed=seed))
+    assert (made.dtype, made.tolist()) == (np.uint32, key)
+
+
+def test_settings_as_a_row():
+    row = sampling_of(GenerationSettings(temperature=0.5, top_k=3, min_p=0.25, logit_bias={2: 1.5}), 5)
+    assert np.asarray(row.temperature).tolist() == [0.5]
+    assert np.asarray(row.top_k).tolist() == [3]
+    assert np.asarray(row.min_p).tolist() == [0.25]
+
+
+def test_ids_are_in_the_vocabulary():
+    check_ids([0, 9], GenerationSettings(logit_bias={9: 1.0}), 10)
+    for prompt, bias, words in (
+        ([10], {}, "the prompt holds token 10; the vocabulary goes from 0 to 9"),
+        ([0, -1], {}, "the prompt holds token -1;"),
+        ([0], {10: 1.0}, "logit_bias holds token 10;"),
+    ):
+        with pytest.raises(JllamaError, match=words):
+            check_ids(prompt, GenerationSettings(logit_bias=bias), 10)
+
+
+def stream(pieces, log):
+    try:
+        yield from pieces
+    finally:
+        log.append("closed")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "begun", "shown"),
+    [
+        (["  ", "\n a", " b"], "", ["a", " b"]),
+        (["  ", "\n a", " b"], "x", ["  ", "\n a", " b"]),
+        ([" ", "  "], "", []),
+        (["a"], "", ["a"]),
+    ],
+)
+def test_blanks_before_an_answer_go(pieces, begun, shown):
+    log = []
+    assert list(from_first_word(stream(pieces, log), begun)) == shown
+    assert log == ["closed"]
+
+
+def test_leaving_early_closes_what_is_below():
+    log = []
+    words = from_first_word(stream("abc", log))
+    next(words)
+    words.close()
+    assert log == ["closed"]
+
+
+def test_of_streams_the_next_ends_the_last():
+    streams, log = OneAtATime(), []
+    one = streams.run(stream("abc", log))
+    assert next(one) == "a"
+    two = streams.run(stream("xyz", log))
+    assert log == []
+    assert next(two) == "x"
+    assert log == ["closed"]
+    assert list(one) == []
+    one.close()
+    assert next(two) == "y"
+    streams.end()
+    assert log == ["closed", "closed"]
+    assert list(two) == []
+    streams.end()
+    assert len(log) == 2
+
+
+def test_another_thread_can_not_end_what_runs():
+    streams, inside, go = OneAtATime(), threading.Event(), threading.Event()
+
+    def slow():
+        inside.set()
+        go.wait(60)
+        yield "a"
+
+    reader = threading.Thread(target=lambda: list(streams.run(slow())))
+    reader.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(
+            JllamaError, match="another thread is reading an answer: give each thread a session"
+        ):
+            streams.end()
+    finally:
+        go.set()
+        reader.join(60)
+    with contextlib.closing(streams.run(stream("a", []))) as more:
+        assert next(more) == "a"
