@@ -1,0 +1,344 @@
+"""What the engine's thread does in which order, on slots that only take notes: no model."""
+
+import queue
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jllama.answer import Answer
+from jllama.batching.calls import is_several, room_for_all
+from jllama.batching.loop import HURRIED, NOT_FINITE, Loop
+from jllama.batching.stream import Stream
+from jllama.engine.scheduler import Job, Scheduler
+from jllama.engine.slots import Row
+from jllama.engine.state import Burst
+from jllama.engine.step import BURST
+from jllama.errors import JllamaError
+from jllama.layers.sampling import Scores
+from jllama.settings import GenerationSettings
+from jllama.text.detokenizer import Detokenizer, StreamDecoder
+
+WAIT = 100
+
+
+class Bytes:
+    eos_ids = frozenset({0})
+
+    def special_id(self, text):
+        return None
+
+    def stream(self, prompt):
+        return StreamDecoder(Detokenizer(lambda token: bytes([token]), skipped=[0]))
+
+
+class Notes:
+    """Slots that note what is asked of them: every text goes on with `a`, `b`, `c`, … up to its limit."""
+
+    def __init__(self, chunk=8, gate=None):
+        self.asked, self._chunk, self.gate = [], chunk, gate
+        self.rows, self.bad = {}, set()
+
+    largest_chunk = property(lambda self: self._chunk)
+
+    def next_chunk(self, left):
+        return self._chunk if left > self._chunk // 2 else self._chunk // 2
+
+    def copy_prefix(self, source, to, count):
+        self.asked.append(("copy", source, to, count))
+
+    def clear(self, slot):
+        self.asked.append(("clear", slot))
+
+    def read(self, slot, tokens, start, size, context):
+        self.asked.append(("read", slot, len(tokens), start, size, context))
+        return slot
+
+    def begin(self, slot, row, logits):
+        assert logits == slot
+        self.asked.append(("begin", slot))
+        self.rows[slot] = [row.limit, 0]
+        return self._burst([slot], 1)
+
+    def run(self, slots, steps):
+        if self.gate:
+            assert self.gate.get(timeout=WAIT)
+        self.asked.append(("run", tuple(slots), steps))
+        return self._burst(slots, min(steps, 3))
+
+    def _burst(self, slots, steps):
+        tokens, done = np.full((len(slots), steps), -1, np.int32), []
+        for row, slot in enumerate(slots):
+            limit, count = self.rows[slot]
+            new = min(steps, limit - count)
+            tokens[row, :new] = np.arange(ord("a") + count, ord("a") + count + new)
+            self.rows[slot][1] += new
+            done.append(count + new >= limit)
+        healthy = np.array([slot not in self.bad for slot in slots])
+        return Burst(tokens=tokens, done=np.array(done), healthy=healthy)
+
+
+@pytest.fixture(autouse=True)
+def host_arrays(monkeypatch):
+    """NumPy's arrays are on the host already."""
+    monkeypatch.setattr("jllama.batching.loop.jax.tree.leaves", lambda burst: [])
+
+
+@pytest.fixture
+def make():
+    loops = []
+
+    def make(slots=2, max_len=64, gate=None, **options):
+        notes = Notes(gate=gate)
+        loop = Loop(notes, Scheduler(slots, max_len, **options))
+        loops.append(loop)
+        return loop, notes
+
+    yield make
+    for loop in loops:
+        gate = loop._slots.gate
+        for _ in range(50 if gate else 0):
+            gate.put(True)
+        loop.close()
+        assert not loop._thread.is_alive()
+
+
+def stream(loop, prompt, limit=5, **settings):
+    ids = np.array(prompt, np.int32)
+    row = Row(prompt=ids, sampling=None, key=None, limit=limit, stop_ids=())
+    answer = Answer(Bytes(), prompt, GenerationSettings(**settings))
+    return Stream(Job(prompt=ids), answer, row, loop.cancel)
+
+
+def ask(loop, *prompts, **options):
+    streams = [stream(loop, prompt, **options) for prompt in prompts]
+    loop.submit(streams)
+    return streams
+
+
+def test_a_prompt_is_read_then_its_row_runs(make):
+    loop, notes = make()
+    (one,) = ask(loop, [1] * 11)
+    result = one.result(WAIT)
+    assert (result.text, result.finish_reason, result.reused_tokens) == ("abcde", "length", 0)
+    assert list(one) == ["a", "bcd", "e"]
+    assert notes.asked[:4] == [
+        ("read", 0, 8, 0, 8, 11),
+        ("read", 0, 3, 8, 4, 11),
+        ("begin", 0),
+        ("run", (0,), BURST),
+    ]
+    assert one.queued_seconds <= result.prefill_seconds
+
+
+def test_short_prompts_are_read_together_up_to_a_long_chunk(make):
+    loop, notes = make(slots=4)
+    ask(loop, [1, 1], [2, 2], [3, 3])[-1].result(WAIT)
+    kinds = [entry[:2] for entry in notes.asked]
+    assert kinds[:4] == [("read", 0), ("begin", 0), ("read", 1), ("begin", 1)]
+    assert kinds[4] == ("run", (0, 1)) or kinds[4] == ("read", 2)
+    bursts = [entry for entry in notes.asked if entry[0] == "run"]
+    assert bursts[-1][2] == BURST
+
+
+def test_a_burst_is_short_while_someone_waits(make):
+    gate = queue.SimpleQueue()
+    loop, notes = make(slots=1, gate=gate)
+    first, second = ask(loop, [1], [2], limit=9)
+    for _ in range(20):
+        gate.put(True)
+    first.result(WAIT), second.result(WAIT)
+    steps = {}
+    for kind, *rest in notes.asked:
+        if kind == "run":
+            steps.setdefault(
+                len([e for e in notes.asked[: notes.asked.index((kind, *rest))] if e[0] == "begin"]), rest[1]
+            )
+    assert steps[1] == HURRIED
+    assert [entry[2] for entry in notes.asked if entry[0] == "run"][-1] == BURST
+
+
+def test_a_prefix_is_copied_before_the_rest_is_read(make):
+    loop, notes = make(slots=2, gate=(gate := queue.SimpleQueue()))
+    (first,) = ask(loop, [1] * 40, limit=20)
+    gate.put(True)
+    next(iter(first))
+    (second,) = ask(loop, [1] * 39 + [2])
+    for _ in range(20):
+        gate.put(True)
+    assert second.result(WAIT).reused_tokens == 39
+    at = notes.asked.index(("copy", 0, 1, 39))
+    assert notes.asked[at + 1] == ("read", 1, 1, 39, 4, 40)
+    assert first.result(WAIT).text == "abcdefghijklmnopqrst"
+
+
+def test_a_row_that_is_not_finite_fails_alone_and_its_slot_is_wiped(make):
+    loop, notes = make(slots=2, gate=(gate := queue.SimpleQueue()))
+    good, bad = ask(loop, [1], [2], limit=8)
+    gate.put(True)
+    next(iter(bad))
+    notes.bad = {1}
+    for _ in range(20):
+        gate.put(True)
+    with pytest.raises(JllamaError, match="not finite") as error:
+        bad.result(WAIT)
+    assert str(error.value) == NOT_FINITE
+    assert good.result(WAIT).text == "abcdefgh"
+    assert ("clear", 1) in notes.asked
+    assert ("clear", 0) not in notes.asked
+
+
+def test_a_stop_string_ends_a_row_that_was_not_done(make):
+    loop, _ = make()
+    (one,) = ask(loop, [1], limit=20, stop="de")
+    result = one.result(WAIT)
+    assert (result.text, result.finish_reason, result.stop_string) == ("abc", "stop", "de")
+    (two,) = ask(loop, [1], limit=4, stop="x")
+    assert two.result(WAIT).text == "abcd"
+
+
+def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
+    loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
+    running, waiting, last = ask(loop, [1], [2], [3], limit=30)
+    next(iter(running))
+    waiting.cancel()
+    running.cancel()
+    for _ in range(50):
+        gate.put(True)
+    for one in (running, waiting):
+        assert one.result(WAIT).finish_reason == "interrupted"
+        assert one.ended
+    assert waiting.result(WAIT).text == ""
+    assert last.result(WAIT).text.startswith("abcdefgh")
+    running.cancel()
+    assert running.result(0).finish_reason == "interrupted"
+
+
+def test_all_are_taken_or_none(make):
+    loop, _ = make(slots=1, max_len=8, max_queue=2)
+    with pytest.raises(JllamaError, match="has 8 tokens and a slot 8 positions"):
+        ask(loop, [1], [1] * 8)
+    with pytest.raises(JllamaError, match="the queue holds 2"):
+        ask(loop, [1], [2], [3], [4])
+    assert not loop._streams
+    assert [one.result(WAIT).text for one in ask(loop, [1], [2], [3], limit=2)] == ["ab"] * 3
+
+
+def test_closing_ends_what_waits_and_what_runs(make):
+    loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
+    running, waiting = ask(loop, [1], [2], limit=30)
+    next(iter(running))
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    for _ in range(10):
+        gate.put(True)
+    closing.join(WAIT)
+    for one in (running, waiting):
+        assert one.result(WAIT).finish_reason == "interrupted"
+        assert list(one)[-1:] != [None]
+    with pytest.raises(JllamaError, match="the engine is closed: make another one"):
+        ask(loop, [1])
+
+
+def test_a_failure_of_the_thread_is_everyones(make):
+    loop, notes = make(slots=1)
+    notes.run = lambda *_: 1 / 0
+    one, two = ask(loop, [1], [2])
+    for each in (one, two):
+        with pytest.raises(JllamaError, match="the engine has failed: division by zero"):
+            each.result(WAIT)
+    with pytest.raises(JllamaError, match="the engine has failed: division by zero"):
+        list(two)
+    with pytest.raises(JllamaError, match="the engine has failed") as error:
+        ask(loop, [1])
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_a_listener_hears_everything_in_order_and_may_go_away(make):
+    loop, _ = make()
+    heard, over = [], threading.Event()
+
+    def listener(who, item):
+        heard.append((who, item))
+        if item is None:
+            over.set()
+        elif len(heard) == 2:
+            raise RuntimeError("its loop is closed")
+
+    one = stream(loop, [1])
+    one.listener = listener
+    loop.submit([one])
+    assert over.wait(WAIT)
+    assert heard == [(one, "a"), (one, "bcd"), (one, "e"), (one, None)]
+    assert one.result(WAIT).text == "abcde"
+
+
+def test_a_stream_that_has_not_ended_is_waited_for():
+    asked = []
+    answer = Answer(Bytes(), [1], GenerationSettings())
+    one = Stream(Job(prompt=np.array([1], np.int32)), answer, None, asked.append, likeliest=1)
+    with pytest.raises(TimeoutError, match=r"no answer in 0\.01 seconds"):
+        one.result(0.01)
+    one.cancel()
+    assert asked == [one]
+    answer.result.logprobs = []
+    answer.result.token_ids += [5, 6]
+    scores = Scores(chosen=np.array([[0], [-1.5]]), ids=np.zeros((2, 1, 2), int), values=np.zeros((2, 1, 2)))
+    answer.result.token_ids = [5]
+    one.score(
+        Scores(
+            chosen=scores.chosen,
+            ids=np.array([[[0, 0]], [[7, 8]]]),
+            values=np.array([[[0, 0]], [[-1.0, -2.0]]]),
+        ),
+        1,
+    )
+    (score,) = answer.result.logprobs
+    assert (score.token, score.logprob, score.likeliest) == (5, -1.5, {7: -1.0})
+    one.put("a")
+    one.end(JllamaError("no"))
+    one.end()
+    one.cancel()
+    assert asked == [one]
+    pieces = iter(one)
+    assert next(pieces) == "a"
+    for wait in (lambda: next(pieces), one.result):
+        with pytest.raises(JllamaError, match=r"^no$"):
+            wait()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "several"),
+    [
+        ("a", False),
+        ([], False),
+        ([1, 2], False),
+        ([{"role": "user"}], False),
+        (["a"], True),
+        (("a", "b"), True),
+        ([[1, 2]], True),
+        ([[{"role": "user"}]], True),
+        ([(1, 2)], True),
+        (5, False),
+        (iter("a"), False),
+    ],
+)
+def test_a_list_of_prompts_is_told_from_a_prompt(prompt, several):
+    assert is_several(prompt) is several
+
+
+@pytest.mark.parametrize(
+    ("requests", "room"),
+    [
+        ([(10, 246)], 256),
+        ([(10, 247)], 512),
+        ([(1, 1), (300, 212)], 512),
+        ([(1, 5000)], 1000),
+        ([(1, 700)], 768),
+    ],
+)
+def test_slots_have_room_for_the_longest_request(requests, room):
+    model = SimpleNamespace(config=SimpleNamespace(context_length=1000))
+    given = [([0] * count, GenerationSettings(max_new_tokens=wanted)) for count, wanted in requests]
+    assert room_for_all(model, given) == room

@@ -1,0 +1,363 @@
+"""The engine's parts by themselves: donation, what each number of a call means, borders of every size."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.engine import slot_programs
+from jllama.engine.prefill import check_fits, chunk_sizes, prefill
+from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, common_prefix
+from jllama.engine.scheduler import check_fits as check_fits_slot
+from jllama.engine.slots import Row, Slots
+from jllama.engine.state import NO_TOKEN, Way
+from jllama.errors import JllamaError
+from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target, of_platform, target_of
+from jllama.layers.cache import KVCache
+from jllama.layers.sampling import Sampling
+from tests.support.decoding import CPU, GPU
+
+MAX_LEN = 32
+
+
+def leaves(cache):
+    return [*cache.keys, *cache.values]
+
+
+def filled(config, slots=3, max_len=MAX_LEN):
+    """A state whose cache tells by its values where each of them lies."""
+    state = slot_programs.empty(config, slots, max_len, "float32", 4)
+    count = iter(range(1000))
+
+    def numbered(leaf):
+        return jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape) + 1 + leaf.size * next(count)
+
+    cache = state.cache
+    keys, values = (tuple(map(numbered, arrays)) for arrays in (cache.keys, cache.values))
+    lengths = jnp.arange(1, slots + 1, dtype=jnp.int32)
+    return dataclasses.replace(
+        state, cache=dataclasses.replace(cache, keys=keys, values=values, length=lengths)
+    )
+
+
+def test_slots_that_hold_nothing(tiny_config):
+    state = slot_programs.empty(tiny_config, 3, MAX_LEN, "bfloat16", 4)
+    assert state.cache.keys[0].shape == (3, 2, MAX_LEN, 8)
+    assert state.cache.keys[0].dtype == jnp.bfloat16
+    assert state.cache.length.tolist() == [0, 0, 0]
+    assert state.done.tolist() == state.healthy.tolist() == [True] * 3
+    assert (state.stop_ids.shape, state.stop_ids.min(), state.stop_ids.max()) == ((3, 4), NO_TOKEN, NO_TOKEN)
+
+
+def test_a_slot_is_wiped_and_no_other(tiny_config):
+    cache = filled(tiny_config).cache
+    before = [np.array(leaf) for leaf in leaves(cache)]
+    after = slot_programs.clear(cache, np.int32(1))
+    assert all(leaf.is_deleted() for leaf in leaves(cache))
+    for old, new in zip(before, map(np.asarray, leaves(after)), strict=True):
+        assert (new[1] == 0).all()
+        assert (new[[0, 2]] == old[[0, 2]]).all()
+    assert after.length.tolist() == [1, 0, 3]
+
+
+def test_a_prefix_is_copied_and_nothing_else(tiny_config):
+    cache = filled(tiny_config).cache
+    before = [np.array(leaf) for leaf in leaves(cache)]
+    after = slot_programs.copy_prefix(cache, np.array([2, 0, 5], np.int32), size=8)
+    assert all(leaf.is_deleted() for leaf in leaves(cache))
+    for old, new in zip(before, map(np.asarray, leaves(after)), strict=True):
+        assert (new[0, :, :8] == old[2, :, :8]).all()
+        assert (new[0, :, 8:] == old[0, :, 8:]).all()
+        assert (new[1:] == old[1:]).all()
+    assert after.length.tolist() == [5, 2, 3]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (17, 20), (20, 20)])
+def test_as_much_is_copied_as_a_power_of_two_holds(tiny_config, tiny_params, monkeypatch, count, size):
+    state = SimpleNamespace(cache=SimpleNamespace(max_len=20))
+    monkeypatch.setattr(slot_programs, "empty", lambda *_: state)
+    monkeypatch.setattr(dataclasses, "replace", lambda state, **changes: state)
+    slots = Slots(tiny_config, tiny_params, slots=2, max_len=20, dtype="float32")
+    asked = []
+
+    def copied(cache, numbers, *, size):
+        asked.append((numbers.tolist(), size))
+        return cache
+
+    monkeypatch.setattr(slot_programs, "copy_prefix", copied)
+    slots.copy_prefix(1, 0, count)
+    assert asked == [([1, 0, count], size)]
+
+
+@pytest.mark.parametrize(
+    ("slots", "buckets"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])],
+)
+def test_programs_double_up_to_all_slots(tiny_config, tiny_params, monkeypatch, slots, buckets):
+    monkeypatch.setattr(slot_programs, "empty", lambda *_: None)
+    assert Slots(tiny_config, tiny_params, slots=slots, max_len=8, dtype="float32").buckets == buckets
+
+
+def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_params, monkeypatch):
+    monkeypatch.setattr(slot_programs, "empty", lambda *_: None)
+    slots = Slots(tiny_config, tiny_params, slots=6, max_len=8, dtype="float32")
+    asked = []
+
+    def runner(how, batched):
+        def run(config, params, state, numbers):
+            asked.append((numbers.tolist(), batched, how.greedy, how.scores))
+            return state, None
+
+        return run
+
+    monkeypatch.setattr(slot_programs, "runner", runner)
+    slots._scores[2] = True
+    slots._greedy[5] = False
+    for target in (CPU, GPU):
+        slots.target = target
+        for chosen, steps in ([4], 3), ([5, 1, 0], 16), ([5, 4, 3, 2, 1], 1), ([2], 2):
+            slots.run(chosen, steps)
+    on_cpu, on_gpu = asked[:4], asked[4:]
+    assert [numbers for numbers, *_ in on_cpu] == [numbers for numbers, *_ in on_gpu]
+    assert [numbers for numbers, *_ in on_cpu] == [
+        [4, 1, 3],
+        [5, 1, 0, 2, 3, 16],
+        [5, 4, 3, 2, 1, 0, 5, 1],
+        [2, 1, 2],
+    ]
+    assert [batched for _, batched, _, _ in on_cpu] == [False, True, True, False]
+    assert [greedy for _, _, greedy, _ in on_cpu] == [False] * 4
+    assert [greedy for _, _, greedy, _ in on_gpu] == [True, False, False, True]
+    assert [scores for *_, scores in on_cpu] == [False, False, True, True]
+
+
+def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
+    slots = Slots(tiny_config, tiny_params, slots=2, max_len=16, dtype="float32", stops=4)
+    row = Row(
+        prompt=np.array([3, 1], np.int32),
+        sampling=Sampling.build(batch=1, vocab_size=tiny_config.vocab_size),
+        key=np.array([0, 1], np.uint32),
+        limit=9,
+        stop_ids=[7],
+    )
+
+    def taken(act, *given):
+        before = slots._state
+        made = act(*given)
+        assert all(leaf.is_deleted() for leaf in leaves(before.cache))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(slots._state))
+        return made
+
+    logits = taken(slots.read, 0, row.prompt, 0, slots.next_chunk(2), 2)
+    taken(slots.begin, 0, row, logits)
+    taken(slots.run, [0], 2)
+    taken(slots.copy_prefix, 0, 1, 2)
+    taken(slots.clear, 0)
+    assert slots._state.stop_ids[0].tolist() == [7, NO_TOKEN, NO_TOKEN, NO_TOKEN]
+    assert slots._state.cache.length.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "used", "max_len", "need"),
+    [([7], [0], 8, None), ([8], [0], 8, 9), ([3, 4], [3, 0], 7, None), ([3, 4], [4, 0], 7, 8)],
+)
+def test_a_prompt_and_a_token_have_room(lengths, used, max_len, need):
+    given = np.array(lengths), np.array(used), max_len
+    if need is None:
+        check_fits(*given)
+    else:
+        with pytest.raises(JllamaError, match=f"need {need} positions at least and the cache has {max_len}"):
+            check_fits(*given)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, 0]])
+def test_an_empty_prompt_is_refused(lengths):
+    with pytest.raises(JllamaError, match="the prompt is empty"):
+        check_fits(np.array(lengths, np.int32), np.zeros((len(lengths),), np.int32), 9)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "chunks"),
+    [
+        (1, (4, 8), [4]),
+        (2, (4, 8), [4]),
+        (4, (4, 8), [4]),
+        (5, (4, 8), [8]),
+        (8, (4, 8), [8]),
+        (9, (4, 8), [8, 4]),
+        (3, (8, 32), [8]),
+        (17, (8, 32), [32]),
+        (15, (8, 32), [8, 8]),
+        (16, (8, 32), [32]),
+        (0, (4,), []),
+        (70, (8, 32), [32, 32, 8]),
+    ],
+)
+def test_a_prompt_is_cut(count, sizes, chunks):
+    assert chunk_sizes(count, sizes) == chunks
+
+
+class Bar:
+    """A progress bar that notes what it is told."""
+
+    made = ()
+
+    def __init__(self, total):
+        Bar.made = (*Bar.made, self)
+        self.total, self.steps = total, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.steps.append("end")
+
+    def advance(self, count):
+        self.steps.append(count)
+
+
+def test_a_long_prompts_progress_is_told_chunk_by_chunk(tiny_config, tiny_params, monkeypatch):
+    monkeypatch.setattr("jllama.kernels.target.OTHER_CHUNK_SIZES", (4, 8))
+    Bar.made = ()
+
+    def read(*prompts):
+        cache = KVCache.empty(tiny_config, batch=len(prompts), max_len=MAX_LEN, dtype="float32")
+        return prefill(tiny_config, tiny_params, cache, prompts, progress=Bar)
+
+    read([1] * 8)
+    assert Bar.made == ()
+    _, cache = read([1] * 11, [2] * 3)
+    (bar,) = Bar.made
+    assert (bar.total, bar.steps) == (11, [8, 3, "end"])
+    assert np.asarray(cache.length).tolist() == [11, 3]
+
+
+# The scheduler.
+
+
+def job(*prompt):
+    return Job(prompt=np.array(prompt, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "count"),
+    [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 2], 2), ([1, 2], [1, 3], 1), ([2], [1], 0)],
+)
+def test_how_many_first_tokens_are_the_same(held, wanted, count):
+    made = common_prefix(np.array(held, np.int32), np.array(wanted, np.int32))
+    assert (made, type(made)) == (count, int)
+
+
+def test_a_slot_has_room_for_a_prompt_and_a_token():
+    check_fits_slot(7, 8)
+    with pytest.raises(JllamaError, match="the prompt has 8 tokens and a slot 8 positions"):
+        check_fits_slot(8, 8)
+    with pytest.raises(JllamaError, match="the prompt is empty"):
+        check_fits_slot(0, 8)
+
+
+@pytest.mark.parametrize(("shared", "count"), [(WORTH_COPYING - 1, 0), (WORTH_COPYING, WORTH_COPYING)])
+def test_from_which_length_on_a_prefix_is_copied(shared, count):
+    scheduler = Scheduler(2, 128)
+    first, second = job(*range(shared), 500), job(*range(shared), 501)
+    scheduler.submit([first])
+    scheduler.turn()
+    scheduler.read(first, len(first.prompt))
+    scheduler.submit([second])
+    (admission,) = scheduler.turn().admitted
+    assert (admission.count, admission.source) == (count, first.slot if count else second.slot)
+
+
+@pytest.mark.parametrize(("shared", "waits"), [(WORTH_COPYING - 1, False), (WORTH_COPYING, True)])
+def test_from_which_length_on_a_prompt_waits_for_one_that_is_being_read(shared, waits):
+    scheduler = Scheduler(2, 128)
+    scheduler.submit([job(*range(shared), 500), job(*range(shared), 501)])
+    assert len(scheduler.turn().admitted) == (1 if waits else 2)
+
+
+def test_of_equal_sources_a_free_slot_is_taken():
+    scheduler = Scheduler(2, 128)
+    first, second = job(1, 2, 3), job(1, 2, 4)
+    for each in (first, second):
+        scheduler.submit([each])
+        scheduler.turn()
+        scheduler.read(each, 3)
+    scheduler.release(second, [])
+    third = job(1, 2, 5)
+    scheduler.submit([third])
+    (admission,) = scheduler.turn().admitted
+    assert (admission.source, admission.count, third.slot) == (1, 2, 1)
+
+
+def test_what_was_not_sound_is_nobodys_beginning():
+    scheduler = Scheduler(1, 128)
+    first, second = job(1, 2, 3), job(1, 2, 3, 4)
+    scheduler.submit([first])
+    scheduler.turn()
+    scheduler.read(first, 3)
+    scheduler.release(first, [5, 6], sound=False)
+    scheduler.submit([second])
+    assert scheduler.turn().admitted[0].count == 0
+
+
+def test_a_prompt_that_was_cut_short_holds_what_was_read():
+    scheduler = Scheduler(1, 128)
+    first, second = job(*range(9)), job(*range(9))
+    scheduler.submit([first])
+    scheduler.turn()
+    scheduler.read(first, 4)
+    assert first.reads
+    scheduler.release(first, [])
+    scheduler.submit([second])
+    assert scheduler.turn().admitted[0].count == 4
+    scheduler.read(second, 5)
+    assert not second.reads
+
+
+def test_who_has_a_slot_for_longest_reads_first():
+    scheduler = Scheduler(3, 128, share=False)
+    early, late = job(1, 1), job(2, 2)
+    filler = job(9)
+    scheduler.submit([filler])
+    scheduler.turn()
+    scheduler.submit([early])
+    scheduler.turn()
+    scheduler.release(filler, [])
+    scheduler.submit([late])
+    scheduler.turn()
+    assert scheduler.next_reader() is filler or scheduler.next_reader() is early
+    assert late.slot != early.slot
+    scheduler.read(early, 2)
+    assert scheduler.next_reader() is late
+
+
+# Where a program runs.
+
+
+def test_a_platform_decides_how_programs_run(monkeypatch):
+    monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
+    cpu, gpu = of_platform("cpu"), of_platform("cuda")
+    assert (cpu, gpu) == (Target("cpu", True), Target("gpu", True))
+    assert target_of({"a": jnp.zeros(1)}) == cpu
+    assert (cpu.on_gpu, gpu.on_gpu) == (False, True)
+    assert (cpu.chunk_options(64), cpu.step_options(2)) == (None, None)
+    assert (gpu.step_options(1), gpu.step_options(2)) == (None, CUBLAS)
+    assert (gpu.chunk_options(512), gpu.chunk_options(1024)) == (CUBLAS, ONE_BY_ONE)
+    assert list(gpu.chunk_sizes) == sorted(gpu.chunk_sizes) == [64, 128, 256, 512, 1024, 2048]
+    assert cpu.chunk_sizes == Target("metal").chunk_sizes == (32, 128, 512)
+    for said, runs in (("0", False), ("1", True), ("", True)):
+        monkeypatch.setenv("JLLAMA_KERNELS", said)
+        assert of_platform("cpu").kernels is runs
+
+
+def test_only_a_gpu_has_a_loop_for_greedy_rows(monkeypatch):
+    plain, drawn = (Sampling.build(batch=1, vocab_size=9, temperature=t) for t in (0.0, 1.0))
+    tree = jnp.zeros(1)
+    assert not Way.of(tree, plain).greedy
+    monkeypatch.setattr("jllama.engine.state.target_of", lambda tree: GPU)
+    assert Way.of(tree, plain).greedy
+    assert not Way.of(tree, drawn).greedy
+    assert not Way.of(tree, plain).scores
