@@ -1,0 +1,343 @@
+"""Each command of the chat by itself: what it asks of the conversation, what it says; no model."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from jllama.chat.branches import Branch, Branches, Message
+from jllama.cli.terminal import batch, commands, keeping, loop
+from jllama.cli.terminal.attachments import Attachment
+from jllama.cli.terminal.state import Chat, LeaveError
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+
+
+class Screen:
+    def __init__(self):
+        self.lines, self.styles, self.begun, self.markdown = [], [], [], True
+
+    def say(self, text, style="dim"):
+        self.lines.append(text)
+        self.styles.append(style)
+
+    def error(self, text):
+        self.lines.append(f"error: {text}")
+
+    def raw(self, sequence):
+        self.lines.append(f"raw: {sequence}")
+
+    def stream(self, pieces, begun=""):
+        self.begun.append(begun)
+        self.lines.append("".join(pieces))
+
+
+class NoSession:
+    def fork(self):
+        return NoSession()
+
+
+class Talk(Branches):
+    """A conversation that answers `fine` and notes what it was asked."""
+
+    def __init__(self, *turns):
+        super().__init__(NoSession())
+        self.branch.messages = tuple(
+            Message(role, text)
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        )
+        self.asked, self.on_overflow = [], "drop_oldest"
+        self.result = SimpleNamespace(
+            generated_tokens=1,
+            finish_reason="stop",
+            stop_string=None,
+            text="fine",
+            prompt_tokens=3,
+            reused_tokens=1,
+            prefill_tokens_per_second=5.0,
+            decode_tokens_per_second=7.0,
+        )
+        self.context_used, self.max_seq_len = 9, 64
+        self.transcript = SimpleNamespace(turn_ends=())
+
+    def _answer(self, kind, *given):
+        self.asked.append((kind, *given))
+        self.branch.messages = (*self.messages, Message("user", kind), Message("assistant", "fine"))
+        yield "fine"
+
+    def ask(self, text, settings):
+        return self._answer("ask", text)
+
+    def retry(self, settings):
+        return self._answer("retry", settings)
+
+    def resume(self, settings):
+        return self._answer("resume")
+
+    def edit(self, number, text, settings):
+        return self._answer("edit", number, text)
+
+    def undo(self, count):
+        kept = len(self.messages) - 2 * count
+        undone, self.branch.messages = self.messages[kept:], self.messages[:kept]
+        return undone
+
+    def clear(self):
+        self.asked.append(("clear",))
+        self.branch.messages = ()
+
+    def set_system(self, text):
+        self.asked.append(("system", text))
+        self.branch.system = text
+
+
+UNKNOWN = (
+    "error: unknown command '/undoo' (did you mean '/undo'?); /help lists all, a blank before / sends it"
+)
+
+
+@pytest.fixture
+def chat():
+    return Chat(
+        Talk(("one", "1"), ("two", "2"), ("three", "3")), GenerationSettings(max_new_tokens=9), Screen()
+    )
+
+
+def said(chat, text):
+    chat.screen.lines.clear()
+    loop.handle(chat, text)
+    return chat.screen.lines
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("/show 1", ["> one", "1"]),
+        ("/show 3", ["> three", "3"]),
+        ("/show 0", ["error: turn 0 does not exist: there are 3"]),
+        ("/show 4", ["error: turn 4 does not exist: there are 3"]),
+        ("/show", ["  1  one\n     ↳ 1\n  2  two\n     ↳ 2\n  3  three\n     ↳ 3"]),
+        (
+            "/stats",
+            ["read 2 tokens at 5 tok/s, reused 1 · wrote 1 at 7.0 tok/s · context 9 of 64 · complete"],
+        ),
+        ("/stats on", ["stats=on"]),
+        ("/stats off", ["stats=off"]),
+        ("/undo", ["taken back: three"]),
+        ("/undo 2", ["taken back: two", "taken back: three"]),
+        ("/set top_k=5", ["top_k=5"]),
+        ("/system", ["system: (none)"]),
+        ("/system Be kind.", ["system: Be kind."]),
+        ("/exit now", ["error: /exit takes nothing behind it: 'now'"]),
+        ("/model x", ["error: /model takes nothing behind it: 'x'; for another model start another chat"]),
+        ("/clear", ["cleared"]),
+        ("/undo 1234567890", ["error: '1234567890' is no number of a turn: /undo N"]),
+        ("/show ²", ["error: '²' is no number of a turn: /show N"]),
+        ("/fork b", ["on branch b; /switch main goes back"]),
+        ("/fork", ["error: give the branch a name: /fork NAME"]),
+        ("/switch", ["error: which branch? /switch NAME; there are main"]),
+        ("/switch main", ["on branch main, 3 turns: three"]),
+        ("/help undo", ["/undo [N]: takes back the last turn, or the last N"]),
+        ("/help /undo", ["/undo [N]: takes back the last turn, or the last N"]),
+        ("/help undoo", ["error: no command 'undoo' (did you mean '/undo'?)"]),
+        ("/undoo", [UNKNOWN]),
+        ("hello", ["fine"]),
+        (" /undo", ["fine"]),
+        ("/usr/bin\nis a path", ["fine"]),
+        ("  \n", []),
+    ],
+)
+def test_what_each_command_says(chat, text, lines):
+    assert said(chat, text) == lines
+
+
+def test_an_answer_is_shown_in_no_style(chat):
+    said(chat, "/show 1")
+    assert chat.screen.styles == ["dim", ""]
+
+
+def test_a_system_message_is_removed_by_a_dash(chat):
+    assert said(chat, "/system -") == ["system: (none)"]
+    said(chat, "/system")
+    assert chat.conversation.asked == [("system", None)]
+
+
+def test_nothing_was_said_yet():
+    chat = Chat(Talk(), GenerationSettings(), Screen())
+    chat.conversation.result.generated_tokens = 0
+    assert said(chat, "/show") == ["nothing was said yet"]
+    assert said(chat, "/stats") == ["no answer yet"]
+    assert said(chat, "/tree") == ["  ◆  main  ← here"]
+    assert said(chat, "/copy") == ["error: nothing to copy: there is no answer yet"]
+    assert said(chat, "/switch main") == ["on branch main, 0 turns"]
+    said(chat, "/continue")
+    assert chat.screen.begun == [""]
+    chat.settings = GenerationSettings(temperature=0.0)
+    chat.conversation.branch.messages = ()
+    assert said(chat, "/redo") == ["fine"]
+
+
+@pytest.mark.parametrize(("temperature", "drawn"), [(0.0, (0.8, 0.95)), (0.5, (0.5, 1.0))])
+def test_another_answer_is_drawn_where_greedy_would_repeat(chat, temperature, drawn):
+    chat.settings = GenerationSettings(temperature=temperature, max_new_tokens=5)
+    lines = said(chat, "/redo")
+    ((_, used),) = chat.conversation.asked
+    assert (used.temperature, used.top_p, used.max_new_tokens) == (*drawn, 5)
+    assert len(lines) == (1 if temperature else 2)
+    assert chat.settings.temperature == temperature
+
+
+def test_an_answer_that_goes_on_begins_with_what_stands_there(chat):
+    said(chat, "/continue")
+    assert chat.screen.begun == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "prefill"),
+    [
+        ("/edit 2 new  words", ("edit", 2, "new  words"), ""),
+        ("/edit 1", None, "/edit 1 one"),
+        ("/edit 3", None, "/edit 3 three"),
+        ("/edit 4", ("edit", 4, ""), ""),
+        ("/edit 0", ("edit", 0, ""), ""),
+    ],
+)
+def test_a_turn_is_edited_or_laid_before_the_user(chat, text, asked, prefill):
+    said(chat, text)
+    assert (chat.conversation.asked, chat.prefill) == ([asked] if asked else [], prefill)
+
+
+def test_clearing_forgets_the_files_too(chat):
+    chat.attached.append(Attachment("a", "text", 1))
+    said(chat, "/clear")
+    assert (chat.conversation.asked, chat.attached) == ([("clear",)], [])
+
+
+@pytest.mark.parametrize(
+    ("sequence", "tool", "lines"),
+    [
+        ("\x1b]", None, ["raw: \x1b]", "copied 1 characters if the terminal allows it"]),
+        ("\x1b]", "xsel", ["raw: \x1b]", "copied 1 characters with xsel"]),
+        ("", "xsel", ["raw: ", "copied 1 characters with xsel"]),
+        (
+            "",
+            None,
+            ["error: the answer is too long for the terminal's clipboard, and there is no clipboard tool"],
+        ),
+    ],
+)
+def test_the_last_answer_is_copied(chat, monkeypatch, sequence, tool, lines):
+    monkeypatch.setattr(commands.clipboard, "osc52", lambda text: sequence)
+    monkeypatch.setattr(commands.clipboard, "copy_with_tool", lambda text: tool if text == "3" else 1 / 0)
+    assert said(chat, "/copy") == lines
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("/switch", ["main", "b"]),
+        ("/delete", ["main"]),
+        ("/stats", ["on", "off"]),
+        ("/undo", []),
+        ("/save", []),
+    ],
+)
+def test_what_may_follow_a_command(chat, command, words):
+    chat.conversation.fork("b")
+    assert list(commands.arguments(command, chat.conversation)) == words
+    assert "top_k=" in list(commands.arguments("/set", chat.conversation))
+    assert "/undo" in list(commands.arguments("/help", chat.conversation))
+
+
+def test_help_lists_each_command_once_with_its_meaning(chat):
+    (text,) = said(chat, "/help")
+    lines = text.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  /")]
+    assert sorted(listed) == sorted(set(commands.COMMANDS) - set(commands.ALIASES))
+    assert "  /undo [N]              takes back the last turn, or the last N" in lines
+    assert lines[-1].startswith("Ctrl-C stops an answer")
+
+
+def test_loading_tells_where_one_is(chat, monkeypatch):
+    def load(conversation, path):
+        conversation.fork("b")
+        return GenerationSettings(top_k=7), ["a remark"]
+
+    monkeypatch.setattr(keeping.archive, "load", load)
+    assert said(chat, "/load 'my talk.json'") == ["a remark", "on branch b, 3 turns, 2 branches"]
+    assert (chat.file, chat.settings.top_k, chat.unsaved_turns()) == ("my talk.json", 7, 0)
+    chat.conversation.delete("main")
+    monkeypatch.setattr(keeping.archive, "load", lambda conversation, path: (GenerationSettings(), []))
+    assert said(chat, "/load x") == ["on branch b, 3 turns"]
+    assert said(chat, "/load")[0].startswith("error: give a file: /load FILE")
+
+
+def test_leaving_and_what_is_no_mistake_of_the_user(chat):
+    for text in ("/exit", "/quit"):
+        with pytest.raises(LeaveError):
+            loop.handle(chat, text)
+    chat.conversation.ask = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        loop.handle(chat, "hello")
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    chat.conversation.ask = pressed
+    assert said(chat, "hello") == []
+
+
+class Piped(io.StringIO):
+    """What a reader of a pipe has seen: what was flushed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def flush(self):
+        self.seen.append(self.getvalue())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_answer_in_a_pipe_is_seen_as_it_comes(monkeypatch, as_json):
+    talk, pipe = Talk(), Piped()
+    talk.model = SimpleNamespace(dtype="float32", name="tiny")
+    talk.result = SimpleNamespace(summary=lambda: {"finish_reason": "stop"})
+
+    def ask(text, settings):
+        if text == "fail":
+            raise JllamaError("né")
+        for piece in ("a", "b"):
+            assert as_json or piece == "a" or pipe.seen[-1].endswith("a")
+            yield piece
+        talk.branch.messages = (Message("user", text), Message("assistant", "ab"))
+
+    talk.ask = ask
+    monkeypatch.setattr(sys, "stdout", pipe)
+    batch.run(talk, GenerationSettings(), ["x", "fail"], as_json=as_json, stats=False)
+    assert pipe.seen[-1] == pipe.getvalue()
+    if as_json:
+        first, second = pipe.getvalue().splitlines()
+        assert any(seen == first + "\n" for seen in pipe.seen)
+        assert json.loads(first)["text"] == "ab"
+        assert second == '{"error": "né"}'
+    else:
+        assert pipe.getvalue() == "ab\n"
+
+
+def test_a_branch_of_a_branch_holds_what_was_said_before(chat):
+    said(chat, "/fork b")
+    said(chat, "four")
+    assert isinstance(chat.conversation.branch, Branch)
+    assert said(chat, "/tree")[0].splitlines() == [
+        "  1  one  ↳ 1",
+        "  2  two  ↳ 2",
+        "  3  three  ↳ 3",
+        "  ◆  main",
+        "└─  4  ask  ↳ fine",
+        "    ◆  b  ← here",
+    ]
+    assert chat.unsaved_turns() == 1
