@@ -1,0 +1,832 @@
+"""The programs' parts by themselves: words and flags, tables, streams, requests; no model is loaded."""
+
+import errno
+import importlib
+import io
+import json
+import math
+import os
+import signal
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from absl import flags
+
+from jllama.cli import (
+    bench_tests,
+    command_line,
+    flagfiles,
+    help,
+    interrupts,
+    main,
+    measure,
+    prompts,
+    ready_made,
+    streams,
+)
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+
+
+def program_module(name: str) -> ModuleType:
+    """A program, whose flags have the names of others': they go again, so that any other can be imported."""
+    before = {*flags.FLAGS}
+    try:
+        return importlib.import_module(f"jllama.cli.{name}")
+    finally:
+        for flag in {*flags.FLAGS} - before:
+            delattr(flags.FLAGS, flag)
+
+
+bench, generate, inspect, perplexity = map(program_module, ("bench", "generate", "inspect", "perplexity"))
+
+# What ends a program, and how.
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("99999", 99999), ("007", 7), (" 5 ", 5)])
+def test_a_positive_number(text, value):
+    assert command_line.positive(text, "--x") == value
+
+
+@pytest.mark.parametrize("text", ["0", "100000", "-1", "1.5", "", "x", "²", "000"])
+def test_no_positive_number(text):
+    with pytest.raises(JllamaError, match=r"^--x=.*: give whole numbers from 1 to 99999$"):
+        command_line.positive(text, "--x")
+
+
+def program(act):
+    made = ModuleType("made")
+    made.main, made.PLACES = act, ()
+    return made
+
+
+def raising(error):
+    def act():
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "said"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 0, 0, ""),
+        (lambda: 3, 3, ""),
+        (raising(JllamaError("mend it", "so")), 2, "error: mend it\nso\n"),
+        (raising(KeyboardInterrupt()), 130, ""),
+        (raising(SystemExit(7)), 143, ""),
+        (raising(BrokenPipeError()), 141, ""),
+        (raising(MemoryError()), 2, "error: out of memory: choose --dtype=bfloat16 or a smaller model\n"),
+        (raising(OSError(errno.ENOSPC, "full")), 2, "error: cannot write the output: full\n"),
+        (raising(OSError(errno.EIO, "broken")), 2, "error: cannot write the output: broken\n"),
+        (raising(OSError(errno.EACCES, "no", "x")), 2, "error: cannot use x: no\n"),
+        (raising(OSError(errno.ENOSPC, "full", "x")), 2, "error: cannot use x: full\n"),
+        (raising(OSError(errno.EACCES, "no")), 2, "error: cannot use a file: no\n"),
+        (
+            raising(RuntimeError("RESOURCE_EXHAUSTED: " + "x" * 200 + "y\nmore")),
+            2,
+            f"error: out of memory: choose --dtype=bfloat16 or a smaller model ({'x' * 119}y)\n",
+        ),
+        (raising(RuntimeError("Out of memory allocating 5")), 2, None),
+    ],
+)
+def test_how_a_program_ends(monkeypatch, capsys, act, code, said):
+    monkeypatch.setattr(streams, "prepare", lambda: None)
+    monkeypatch.setattr(command_line, "_wants_help", lambda program: False)
+    monkeypatch.setattr(command_line, "_note_what_is_hidden", lambda: None)
+    assert command_line._guarded(program(act)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == said or (said is None and "out of memory" in err)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("no number")])
+def test_a_bug_is_shown_whole(monkeypatch, error):
+    monkeypatch.setattr(streams, "prepare", lambda: None)
+    monkeypatch.setattr(command_line, "_wants_help", lambda program: False)
+    monkeypatch.setattr(command_line, "_note_what_is_hidden", lambda: None)
+    with pytest.raises(type(error)):
+        command_line._guarded(program(raising(error)))
+
+
+def test_help_runs_nothing(monkeypatch):
+    monkeypatch.setattr(streams, "prepare", lambda: None)
+    monkeypatch.setattr(command_line, "_wants_help", lambda program: True)
+    assert command_line._guarded(program(lambda: 1 / 0)) == 0
+
+
+@pytest.mark.parametrize(("code", "left"), [(0, None), (2, None), (130, 130), (143, 143), (141, None)])
+def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
+    seen = []
+
+    def leave(code):
+        seen.append(code)
+        raise SystemExit(f"left {code}")
+
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    hook = sys.unraisablehook
+    monkeypatch.setattr(interrupts, "leave", leave)
+    monkeypatch.setattr(command_line, "_guarded", lambda program: code)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command_line.run(program(None))
+    finally:
+        sys.unraisablehook = hook
+    assert ended.value.code == (code if left is None else f"left {left}")
+    assert seen == ([] if left is None else [left])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "biases"),
+    [
+        ([], {}),
+        (["3=1.5"], {3: 1.5}),
+        (["3=1", "4=-2"], {3: 1.0, 4: -2.0}),
+        (["3=1=2"], None),
+        (["x=1"], None),
+        (["3"], None),
+    ],
+)
+def test_biases_of_the_command_line(pairs, biases):
+    if biases is None:
+        with pytest.raises(JllamaError, match=r"--logit_bias=.*: give TOKEN_ID=VALUE, such as 42=-1.5"):
+            command_line._logit_bias(pairs)
+    else:
+        assert command_line._logit_bias(pairs) == biases
+
+
+# Words and flags.
+
+
+@pytest.fixture
+def known():
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", None, "The model.", short_name="m", flag_values=values)
+    flags.DEFINE_string("prompt", None, "The prompt.", flag_values=values)
+    flags.DEFINE_string("prompt_file", None, "A file.", flag_values=values)
+    flags.DEFINE_integer("top_k", 5, "How many.", short_name="k", flag_values=values, lower_bound=0)
+    flags.DEFINE_enum("kind", "a", ["a", "b"], "Which.", flag_values=values)
+    flags.DEFINE_list("modes", ["x", "y"], "Several.", flag_values=values)
+    flags.DEFINE_multi_string("stop", [], "A text", flag_values=values)
+    flags.DEFINE_bool("stats", True, "Say more.", flag_values=values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (["--prompt=a", "--prompt_file=b"], {"prompt": None, "prompt_file": "b"}),
+        (["--prompt_file=b", "--prompt=a"], {"prompt": "a", "prompt_file": None}),
+        (["--prompt_file", "b", "--prompt", "a"], {"prompt": "a", "prompt_file": None}),
+        (["--prompt=a", "--prompt=c"], {"prompt": "c"}),
+        (["--stop=a", "--stop", "b"], {"stop": ["a", "b"]}),
+        (["--no-stats"], {"stats": False}),
+        (["-k", "7"], {"top_k": 7}),
+        (["-k=7"], {"top_k": 7}),
+        (["--top-k", "7"], {"top_k": 7}),
+        (["--prompt", "-5"], {"prompt": "-5"}),
+        (["--prompt", "--unknown"], {"prompt": "--unknown"}),
+        (["--prompt=--stats"], {"prompt": "--stats", "stats": True}),
+    ],
+)
+def test_what_was_typed(known, typed, wanted):
+    flagfiles.parse(known, ["x", *typed], ("model", "prompt"))
+    values = known.flag_values_dict()
+    assert {name: values[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (
+            ["--prompt", "--stats"],
+            "missing value for flag --prompt; if it is '--stats', write --prompt=--stats",
+        ),
+        (["--prompt", "--flagfile"], "missing value for flag --prompt"),
+        (["--prompt", "--temperature=1"], "missing value for flag --prompt"),
+        (["--top_k=-1"], "top_k"),
+        (["--top_k=x"], "top_k"),
+        (["--nostats=5"], ""),
+        (["--temperature=1"], "temperature"),
+        (["--flagfile"], "--flagfile with no argument"),
+        (["a", "b", "c"], "unexpected argument 'c'; expected MODEL PROMPT"),
+        (["--kind=c"], "kind"),
+    ],
+)
+def test_what_was_typed_wrong(known, typed, words):
+    with pytest.raises(JllamaError) as error:
+        flagfiles.parse(known, ["x", *typed], ("model", "prompt"))
+    assert words in str(error.value)
+
+
+FLAGFILE = """# a remark
+// another
+--model=a/b
+--temperature=0.5
+  1e-3
+--notemperature
+
+--top_k
+9
+--system
+  for others
+  --stats=false
+"""
+
+
+def test_a_flagfile_serves_other_programs_too(known, tmp_path):
+    (tmp_path / "f.cfg").write_text(FLAGFILE)
+    flagfiles.parse(known, ["x", f"--flagfile={tmp_path / 'f.cfg'}", "--kind=b"], ())
+    values = known.flag_values_dict()
+    assert (values["model"], values["top_k"], values["stats"], values["kind"]) == ("a/b", 9, False, "b")
+
+
+@pytest.mark.parametrize("style", ["--flagfile={}", "-flagfile={}", "--flagfile", "-flagfile"])
+def test_a_flagfile_stands_where_it_was_typed(known, tmp_path, style):
+    (tmp_path / "f.cfg").write_text(f"--top_k=1\n--flagfile={tmp_path / 'g.cfg'}\n--model=f\n")
+    (tmp_path / "g.cfg").write_text(f"--top_k=2\n--model=g\n--flagfile={tmp_path / 'f.cfg'}\n")
+    name = str(tmp_path / "f.cfg")
+    typed = [style.format(name)] if "=" in style else [style, name]
+    flagfiles.parse(known, ["x", "--top_k=8", "--kind=b", *typed, "--stats=0"], ())
+    values = known.flag_values_dict()
+    assert (values["top_k"], values["model"], values["kind"], values["stats"]) == (2, "f", "b", False)
+
+
+def test_which_flags_were_typed(known):
+    typed = ["a/b", "--no-stats", "-k", "3", "--flagfile=x"]
+    assert flagfiles.typed_names(known, typed, ("model",)) == {"model", "stats", "top_k", "flagfile"}
+
+
+def test_a_page_of_help(known, monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    made = ModuleType("jllama.cli.made")
+    made.__doc__ = "Does it.\n\n    More."
+    made.PLACES = ("model", "prompt")
+    made.HELP = {"First": ("model", "top_k", "stats"), "Then": ("kind", "modes", "stop")}
+    text = help.text(made, known, "jllama made", False)
+    lines = text.splitlines()
+    assert lines[0] == "usage: jllama made [MODEL [PROMPT]] [flags]"
+    assert "Does it." in lines
+    assert "  -m, --model=TEXT            The model." in lines
+    assert "  -k, --top_k=N               How many. (default: 5)" in lines
+    assert "  --kind=a|b                  Which. (default: a)" in lines
+    assert "  --modes=A,B                 Several. (default: x,y)" in lines
+    assert any(line.startswith("  --stop=TEXT") and line.endswith("A text") for line in lines)
+    assert "  --[no]stats                 Say more. (default: True)" in lines
+    assert lines[-1] == "All flags: --helpfull"
+    assert any(line.startswith("Ready-made models: ") and "smollm2" in line for line in lines)
+    assert "--prompt_file" not in text
+    whole = help.text(made, known, "jllama made", True)
+    assert "More:" in whole
+    assert "--prompt_file=TEXT" in whole
+    assert "All flags" not in whole
+    assert help.called_as(["jllama chat"]) == "jllama chat"
+    assert help.called_as([os.path.abspath("scripts/chat.py")]) == "python scripts/chat.py"
+
+
+def test_a_long_explanation_is_wrapped_beside_its_flag(monkeypatch):
+    for width, columns in ((40, 30), (80, 50), (300, 80)):
+        monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((width, 24)))  # noqa: B023
+        short = help._wrapped("--x", "word " * 40).splitlines()
+        assert short[0].startswith("  --x")
+        assert all(line.startswith(" " * 30) for line in short[1:])
+        assert columns - 5 < max(len(line) for line in short) - 30 <= columns
+        long = help._wrapped("-" * 27, "word " * 40).splitlines()
+        assert long[0] == "  " + "-" * 27
+        assert long[1].startswith(" " * 30 + "word")
+
+
+# The installed command.
+
+
+@pytest.mark.parametrize(
+    ("typed", "runs", "argv"),
+    [
+        (["chat", "smollm2"], "chat", ["jllama chat", "smollm2"]),
+        (["help", "chat"], "chat", ["jllama chat", "--help"]),
+        (["--help", "chat"], "chat", ["jllama chat", "--help"]),
+        (["-h", "chat", "--helpfull"], "chat", ["jllama chat", "--helpfull"]),
+        (["--helpfull", "chat"], "chat", ["jllama chat", "--helpfull"]),
+        (["random-checkpoint"], "random-checkpoint", ["jllama random-checkpoint"]),
+    ],
+)
+def test_a_command_runs_its_program(monkeypatch, typed, runs, argv):
+    seen = []
+    monkeypatch.setattr(main, "run", lambda command: seen.append((command, sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["jllama", *typed])
+    main.main()
+    assert seen == [(runs, argv)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "out"),
+    [
+        ([], "usage: jllama COMMAND"),
+        (["help"], "usage: jllama COMMAND"),
+        (["-h"], "usage: jllama COMMAND"),
+        (["--version"], "jllama 0."),
+        (["-V"], "jllama 0."),
+        (["version"], "jllama 0."),
+    ],
+)
+def test_a_command_that_only_tells(monkeypatch, capsys, typed, out):
+    monkeypatch.setattr(main, "run", None)
+    monkeypatch.setattr(sys, "argv", ["jllama", *typed])
+    main.main()
+    assert capsys.readouterr().out.startswith(out)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("cha", "did you mean chat?"),
+        ("chta", "did you mean chat?"),
+        ("zzz", "there are chat, "),
+        ("smollm2", "it goes behind one, as in jllama chat smollm2"),
+        ("file", "it goes behind one, as in jllama chat file"),
+        ("", "there are chat, "),
+    ],
+)
+def test_a_word_that_is_no_command(monkeypatch, capsys, tmp_path, word, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["jllama", word])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {word!r} is no command: {told}")
+
+
+# Streams.
+
+
+def test_a_text_is_read_as_its_bytes_say(tmp_path, monkeypatch):
+    for data, text in ((b"\xef\xbb\xbfa\r\nb", "a\r\nb"), ("é\ufeff".encode(), "é\ufeff"), (b"", "")):
+        (tmp_path / "f").write_bytes(data)
+        assert streams.read_text(str(tmp_path / "f")) == text
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        assert streams.read_text("-") == text
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(JllamaError, match="standard input is closed"):
+        streams.read_text("-")
+
+
+def test_what_can_not_be_read_as_text(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(b"ab\xff")
+    with pytest.raises(JllamaError, match=r"f is not UTF-8 \(byte 2\): convert it"):
+        streams.read_text(str(tmp_path / "f"))
+    with pytest.raises(JllamaError, match=r"cannot read .*g: No such file"):
+        streams.read_text(str(tmp_path / "g"))
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    monkeypatch.setattr(streams, "LARGEST_TEXT", 100)
+    assert len(streams.read_text(str(tmp_path / "f"))) == 100
+    monkeypatch.setattr(streams, "LARGEST_TEXT", 99)
+    with pytest.raises(JllamaError, match="holds more than 0 MiB: no model reads so much"):
+        streams.read_text(str(tmp_path / "f"))
+
+
+def test_a_stderr_that_takes_nothing_costs_nothing(monkeypatch, capsys):
+    streams.say("a\x1b", "b\nc")
+    assert capsys.readouterr() == ("", "a\\x1b\nb\\nc\n")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("builtins.print", full)
+    streams.say("a")
+
+
+def test_closed_streams_are_refused(monkeypatch):
+    for name in ("stdout", "stderr"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, name, None)
+            with pytest.raises(JllamaError, match="standard output or standard error is closed"):
+                streams.prepare()
+
+
+def test_a_stream_that_takes_no_more_is_replaced(monkeypatch, tmp_path):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "full")
+
+    with (tmp_path / "f").open("w") as file:
+        stream = Full()
+        stream.fileno = file.fileno
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", None)
+        streams.settle()
+        assert os.path.samestat(os.fstat(file.fileno()), os.stat(os.devnull))
+
+
+# Requests in a file.
+
+
+def requests(tmp_path, *lines):
+    (tmp_path / "in").write_text("\n".join(lines))
+    return prompts.read_requests(str(tmp_path / "in"), GenerationSettings(top_k=3))
+
+
+def test_requests_of_each_kind(tmp_path):
+    made = requests(
+        tmp_path,
+        '{"prompt": "a"}',
+        "",
+        ' {"messages": [1], "id": "x", "top_k": 4} ',
+        '{"token_ids": [1], "id": 0}',
+    )
+    assert [(r.id, r.prompt, r.settings.top_k) for r in made] == [(1, "a", 3), ("x", [1], 4), (0, [1], 3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "in, line 1 is no JSON"),
+        ("[]", "in, line 1 must be an object with one of prompt, messages, token_ids"),
+        ("{}", "must be an object with one of"),
+        ('{"prompt": "a", "messages": []}', "must be an object with one of"),
+        ('{"prompt": "a", "id": 1.5}', "line 1: its id must be a text or a whole number"),
+        ('{"prompt": "a", "id": true}', "its id must be a text or a whole number"),
+        ('{"prompt": "a", "id": null}', "its id must be a text or a whole number"),
+        ('{"prompt": "a", "tempo": 1}', "line 1: unknown setting tempo"),
+        ('{"prompt": "a", "id": 2}\n{"prompt": "b"}', "the id 2 stands there twice"),
+        ("", "holds no request"),
+    ],
+)
+def test_a_line_that_is_no_request(tmp_path, line, words):
+    with pytest.raises(JllamaError) as error:
+        requests(tmp_path, line)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "ids", "kept"),
+    [
+        (b"", set(), b""),
+        (b'{"id": 1, "text": "a"}\n{"id": "b"}\n', {1, "b"}, None),
+        (b'{"id": 1}\n{"id": 2, "te', {1}, b'{"id": 1}\n'),
+        (b'{"id": 1}\n{"i', {1}, b'{"id": 1}\n'),
+        (b'{"', set(), b""),
+    ],
+)
+def test_answers_that_are_there(tmp_path, data, ids, kept):
+    (tmp_path / "out").write_bytes(data)
+    assert prompts.finished(tmp_path / "out") == ids
+    assert (tmp_path / "out").read_bytes() == (data if kept is None else kept)
+    assert prompts.finished(tmp_path / "absent") == set()
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"text\n", b'{"x": 1}\n', b"[1]\n", b'{"id": 1}\ntext', b"\xff\n", b'{"idea": 1']
+)
+def test_another_file_is_left_alone(tmp_path, data):
+    (tmp_path / "out").write_bytes(data)
+    with pytest.raises(
+        JllamaError, match="holds other things than answers of such a run: give another --output"
+    ):
+        prompts.finished(tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == data
+
+
+class Later:
+    def __init__(self, text="", error=None, ended=True):
+        self.text, self.error, self.ended = text, error, ended
+
+    def result(self):
+        if self.error:
+            raise self.error
+        return SimpleNamespace(summary=lambda: {"text": self.text})
+
+
+def test_answers_are_written_in_order_and_an_interrupt_keeps_what_came():
+    asked = [SimpleNamespace(id=n) for n in range(5)]
+    answers = [
+        Later("é"),
+        Later(error=JllamaError("no")),
+        Later(error=KeyboardInterrupt()),
+        Later("d", ended=False),
+        Later("e"),
+    ]
+    file, steps = io.StringIO(), []
+    with pytest.raises(KeyboardInterrupt):
+        prompts._write(file, zip(asked, answers, strict=True), SimpleNamespace(advance=steps.append))
+    assert file.getvalue().splitlines() == [
+        '{"id": 0, "text": "é"}',
+        '{"id": 1, "error": "no"}',
+        '{"id": 4, "text": "e"}',
+    ]
+    assert steps == [1, 1]
+    file = io.StringIO()
+    assert (
+        prompts._write(file, zip(asked[:2], answers[:2], strict=True), SimpleNamespace(advance=steps.append))
+        == 2
+    )
+
+
+# One prompt.
+
+
+@pytest.fixture
+def values(monkeypatch):
+    held = SimpleNamespace(prompt=None, prompt_file=None, json=False)
+    monkeypatch.setattr(generate, "FLAGS", held)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("prompt", "file", "text"),
+    [("a", None, "a"), (" a\n", None, " a\n"), ("x", "from a file", "from a file")],
+)
+def test_the_prompt_of_the_flags(values, tmp_path, prompt, file, text):
+    values.prompt = prompt
+    if file:
+        (tmp_path / "f").write_text(file)
+        values.prompt_file = str(tmp_path / "f")
+    assert generate.read_prompt() == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (None, "no prompt: give it behind the model's name"),
+        ("", "the prompt is empty"),
+        (" \n", "the prompt is empty"),
+    ],
+)
+def test_no_prompt(values, prompt, words):
+    values.prompt = prompt
+    with pytest.raises(JllamaError, match=words):
+        generate.read_prompt()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_text_is_streamed_and_an_interrupt_ends_it(values, capsys, as_json):
+    values.json = as_json
+
+    def pieces(*given):
+        for piece in given:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    assert generate.show(pieces("a", "b")) == 0
+    assert generate.show(pieces()) == 0
+    assert generate.show(pieces("c", KeyboardInterrupt())) == 130
+    with pytest.raises(JllamaError):
+        generate.show(pieces("d", JllamaError("x")))
+    assert capsys.readouterr().out == ("" if as_json else "ab\nc\nd\n")
+
+
+def test_statistics_for_a_person():
+    report = dict(
+        prompt_tokens=5,
+        prefill_seconds=1.5,
+        generated_tokens=7,
+        decode_seconds=2.0,
+        decode_tokens_per_second=3.5,
+        finish_reason="stop",
+        seed=9,
+        model="m",
+        dtype="float32",
+        device="cpu",
+    )
+    assert generate.statistics(report, 0.25) == (
+        "prompt 5 tokens in 1.50 s (0.25 s of it preparing programs) · answer 7 tokens in 2.00 s "
+        "(3.5 tok/s) · stop · seed 9 · m · float32 · cpu"
+    )
+
+
+# Ready-made names.
+
+
+def test_a_ready_made_name_is_told_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, shape = ready_made.names()[0], ready_made.shapes()[0]
+    assert ready_made.flagfile(name) == ready_made.directory() / f"{name}.cfg"
+    assert ready_made.flagfile("nothing") is None
+    assert ready_made.is_shape(shape)
+    assert not ready_made.is_shape(name)
+    assert ready_made.settings(f"configs/{name}.cfg") == str(ready_made.directory() / f"{name}.cfg")
+    assert ready_made.settings(f"other/{name}.cfg") == f"other/{name}.cfg"
+    assert ready_made.settings("configs/absent.cfg") == "configs/absent.cfg"
+    for given in (shape, f"{shape}.json", f"configs/models/{shape}.json"):
+        assert ready_made.shape(given) == ready_made.directory() / "models" / f"{shape}.json"
+    assert str(ready_made.shape(f"other/{shape}")) == f"other/{shape}"
+    assert str(ready_made.shape("absent.json")) == "absent.json"
+    with pytest.raises(JllamaError, match="no shape 'absent'"):
+        ready_made.shape("absent")
+    assert [ready_made.hidden(each) for each in (name, None, "absent")] == [False] * 3
+    (tmp_path / name).touch()
+    (tmp_path / shape).touch()
+    (tmp_path / "absent").touch()
+    assert ready_made.flagfile(name) is None
+    assert not ready_made.is_shape(shape)
+    assert str(ready_made.shape(shape)) == shape
+    assert [ready_made.hidden(each) for each in (name, None, "absent")] == [True, False, False]
+
+
+# Measurements.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pp2", ("pp", 2, 0)), ("tg1234567@d7", ("tg", 1234567, 7)), ("pp8@d0", ("pp", 8, 0))]
+)
+def test_the_name_of_a_test(name, kind):
+    (made,) = bench_tests.parse_tests([name], [1], {})
+    assert (made.kind, made.count, made.depth) == kind
+
+
+@pytest.mark.parametrize("name", ["pp1", "tg", "xx5", "pp12345678", "tg5@d12345678", "pp5 ", "tg5@5", "pp0"])
+def test_what_is_no_test(name):
+    with pytest.raises(JllamaError, match="is no test; write pp512, tg128 or tg128@d1024"):
+        bench_tests.parse_tests([name], [1], {})
+
+
+def test_how_a_test_s_tokens_are_chosen():
+    pp, greedy, drawn = bench_tests.parse_tests(["pp4", "tg4@d8"], [2], {"temperature": 0.5, "top_k": 40.0})
+    assert [pp.choice, greedy.choice, drawn.choice] == ["", "greedy", "temperature 0.5, top_k 40"]
+    assert [pp.name, drawn.name, pp.batch, drawn.batch] == ["pp4", "tg4 @ d8", 1, 2]
+
+
+LIMITS = measure.Ceilings(read_bytes_per_second=8.0, matrix_flops_per_second=16.0)
+
+
+def row(**changes):
+    return (
+        dict(
+            test="tg8",
+            batch=1,
+            sampling={},
+            choice="greedy",
+            tokens_per_second=10.0,
+            spread=0.5,
+            seconds=[2.0, 1.0, 3.0],
+        )
+        | changes
+    )
+
+
+def test_shares_of_what_the_device_reached():
+    greedy = row(bytes_per_second=4.0)
+    drawn = row(bytes_per_second=2.0, sampling={"top_k": 1}, tokens_per_second=5.0)
+    other = row(bytes_per_second=2.0, batch=2)
+    rows = [other, greedy, drawn]
+    assert bench.with_shares(row(flops_per_second=4.0), LIMITS, rows)["matrix_share"] == 0.25
+    assert bench.with_shares(greedy, LIMITS, rows) == greedy | {"read_share": 0.5}
+    assert bench.with_shares(drawn, LIMITS, rows) == drawn | {"read_share": 0.25, "of_greedy": 0.5}
+
+
+REPORT = dict(
+    model="m",
+    dtype="float32",
+    weight_bits=[4, 8],
+    quantize="int4",
+    device="cpu",
+    jllama="1",
+    jax="2",
+    seed=3,
+    repetitions=5,
+    date="2000-01-01",
+    read_gb_per_second=7.0,
+    matrix_tflops=0.5,
+    compile_seconds=1.0,
+    first_token_seconds=0.002,
+    peak_memory_mib=100.0,
+)
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_a_table_of_tests(markdown):
+    tests = [
+        row(test="pp8", choice="", flops_per_second=4e12, matrix_share=0.25),
+        row(bytes_per_second=4e9, read_share=0.5, weight_bytes_per_step=2e9),
+    ]
+    about, _, body = bench.as_table(REPORT | {"tests": tests}, markdown).partition("\n\n")
+    assert about == (
+        "m · float32 · weights of 4 and 8 bit (int4) · cpu · jllama 1 · jax 2 · seed 3 · "
+        "median of 5 · 2000-01-01\nceilings: reads 7.0 GB/s · products 0.50 TFLOP/s · "
+        "weights 2.000 GB a step · compiled in 1.0 s · first token of 512 in 2.0 ms · peak memory 100 MiB"
+    )
+    lines = body.splitlines()
+    if markdown:
+        assert lines[1] == "|" + " --- |" * 9
+        assert lines[2] == "| pp8 | 1 | 10.0 | 50.0% |  |  | 4.00 | 25.0% | 2,000.00 |"
+    else:
+        assert lines[0].split() == [
+            "test",
+            "batch",
+            "tok/s",
+            "±",
+            "GB/s",
+            "of",
+            "read",
+            "TFLOP/s",
+            "of",
+            "matrix",
+            "ms",
+        ]
+        assert lines[2].split() == ["tg8", "1", "10.0", "50.0%", "4.0", "50.0%", "2,000.00"]
+        assert len({len(line) for line in lines}) == 1
+    drawn = bench.as_table(
+        REPORT | {"weight_bits": [], "tests": [row(sampling={"top_k": 1}, of_greedy=0.5)]}, True
+    )
+    assert "weights not quantised" in drawn
+    assert drawn.splitlines()[-1].endswith("| greedy | 50.0% |")
+
+
+def test_rates_of_the_median():
+    test = bench_tests.Test(kind="pp", count=4, depth=0, batch=3)
+    config = ModelConfig.from_hf({"model_type": "llama"})
+    made = measure.summarize(config, None, test, [1.0, 4.0, 2.0])
+    assert (made["tokens_per_second"], made["spread"], made["seconds"]) == (6.0, 1.5, [1.0, 4.0, 2.0])
+    assert made["flops_per_second"] == measure.prompt_flops(config, test) / 2.0
+
+
+@pytest.mark.parametrize(
+    ("count", "depth", "length"),
+    [(8, 0, 256), (239, 0, 256), (240, 0, 512), (128, 111, 256), (128, 112, 512)],
+)
+def test_the_cache_of_a_test_has_room_for_a_burst_more(count, depth, length):
+    assert measure._cache_length(bench_tests.Test(kind="tg", count=count, depth=depth, batch=1)) == length
+
+
+@pytest.mark.parametrize(
+    ("ids", "window", "found"),
+    [
+        ([1, 2, 3], 2, [([1, 2], 2)]),
+        ([1, 2, 3, 4], 2, [([1, 2], 2), ([3, 4], 2)]),
+        ([1, 2, 3], 4, [([1, 2, 3, 0], 3)]),
+        ([1], 4, []),
+    ],
+)
+def test_pieces_of_a_text(ids, window, found):
+    assert list(perplexity.pieces(ids, window)) == found
+
+
+def test_a_row_of_perplexities():
+    model = SimpleNamespace(
+        dtype="float32", params={"a": SimpleNamespace(nbytes=1 << 19), "b": SimpleNamespace(nbytes=1 << 20)}
+    )
+    made = perplexity.row("int8", model, [1.0, 2.0, 3.0], 0.5)
+    assert (made["loss"], made["perplexity"], made["weights_mib"]) == (2.0, math.exp(2.0), 1.5)
+    assert made["standard_error"] == pytest.approx(math.exp(2.0) * math.sqrt(2 / 3 / 2))
+    assert (made["mode"], made["dtype"], made["top1_agreement"]) == ("int8", "float32", 0.5)
+    assert perplexity.row("none", model, [5.0], 1.0)["standard_error"] == 0
+    assert perplexity.agreement([1, 2, 3, 4], [1, 0, 3, 4]) == 0.75
+    assert perplexity.finite({"a": math.inf, "b": math.nan, "c": 1.0, "d": "x"}) == {
+        "a": None,
+        "b": None,
+        "c": 1.0,
+        "d": "x",
+    }
+    assert (perplexity.exponential(709.0), perplexity.exponential(708.9) < math.inf) == (math.inf, True)
+    lines = perplexity.table([made, made | {"loss": 2.0 + math.log(1.5)}]).splitlines()
+    assert lines[1].split()[-3:] == ["+0.00%", "50.0%", "1.5"]
+    assert lines[2].split()[-3:] == ["+50.00%", "50.0%", "1.5"]
+
+
+# What a model is made of.
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([1, 2, 3, 4], "[1, 2, 3, 4]"),
+        ((1, 2, 3, 4, 5), "1 … 5 (5 numbers)"),
+        ("abcdef", "abcdef"),
+        (None, "None"),
+    ],
+)
+def test_a_long_list_by_its_ends(value, shown):
+    assert inspect.shortened(value) == shown
+
+
+def test_a_line_for_each_tensor():
+    held = dict(name="a\x1b", shape=[2, 3], dtype="F32", bytes=1234567)
+    assert inspect.tensor_line(held).split() == ["a\\x1b", "2", "×", "3", "F32", "1,234,567", "bytes"]
+    planned = inspect.tensor_line(held | {"dtype": None, "bytes": None})
+    assert planned == planned.rstrip()
+    assert planned.split()[-1] == "3"
+    assert inspect.mib(3 << 19).split() == ["1.50", "MiB"]
+
+
+@pytest.mark.parametrize("with_tensors", [True, False])
+def test_a_report_for_a_person(with_tensors):
+    config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
+    made = inspect.describe(config, inspect.planned_tensors(config), 10, 2)
+    assert json.dumps(made)
+    assert made["kv_cache"] == {
+        "batch": 2,
+        "max_seq_len": 10,
+        "bytes": {"float32": 655368, "bfloat16": 327688, "float16": 327688},
+    }
+    text = inspect.as_text({"model": "m", "tensors_from": "config.json", **made}, with_tensors)
+    assert ("12 tensors, as the config.json state them" in text) == with_tensors
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["m"]
+    assert ["rope_theta", "10000.0"] in lines
+    assert ["KV", "cache", "batch", "2", "×", "10", "positions"] in lines
+    assert ["float32", "0.63", "MiB"] in lines
