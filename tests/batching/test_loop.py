@@ -42,7 +42,8 @@ class Notes:
 
     largest_chunk = property(lambda self: self._chunk)
 
-    def next_chunk(self, left):
+    def next_chunk(self, left, *, scored):
+        assert not scored
         return self._chunk if left > self._chunk // 2 else self._chunk // 2
 
     def copy_prefix(self, source, to, count):
@@ -217,7 +218,7 @@ def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
 
 def test_all_are_taken_or_none(make):
     loop, _ = make(slots=1, max_len=8, max_queue=2)
-    with pytest.raises(JllamaError, match="has 8 tokens and a slot 8 positions"):
+    with pytest.raises(JllamaError, match="the prompt has 8 tokens and max_seq_len is 8"):
         ask(loop, [1], [1] * 8)
     with pytest.raises(JllamaError, match="the queue holds 2"):
         ask(loop, [1], [2], [3], [4])

@@ -253,7 +253,7 @@ def test_how_many_first_tokens_are_the_same(held, wanted, count):
 
 def test_a_slot_has_room_for_a_prompt_and_a_token():
     check_fits_slot(7, 8)
-    with pytest.raises(JllamaError, match="the prompt has 8 tokens and a slot 8 positions"):
+    with pytest.raises(JllamaError, match="the prompt has 8 tokens and max_seq_len is 8"):
         check_fits_slot(8, 8)
     with pytest.raises(JllamaError, match="the prompt is empty"):
         check_fits_slot(0, 8)
