@@ -71,8 +71,6 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     """In one line why no kernel runs this whole call, or None if one does."""
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
-    if target.on_gpu and cache.rows is not None:
-        return "some rows of a larger cache"
     if target.on_gpu:
         reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
         return reason(config, params, cache, tokens)
@@ -101,7 +99,7 @@ def gpu_attention(
     `layers.attention.append_and_attend`.
     """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
-    if cache.rows is not None or params.norm.dtype != dtype or refused_field(config, LLAMA_FIELDS):
+    if params.norm.dtype != dtype or refused_field(config, LLAMA_FIELDS):
         return None
     if T == 1:
         heads_per_key = config.num_attention_heads // config.num_key_value_heads

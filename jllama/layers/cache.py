@@ -41,6 +41,13 @@ class LayerCache:
         """S: how many positions there are."""
         return self.keys.shape[2]
 
+    @property
+    def places(self) -> Array:
+        """int32 `[B]`: which rows of `keys` and `values` the call's rows lie in."""
+        return (
+            jnp.asarray(np.arange(self.length.shape[0], dtype=np.int32)) if self.rows is None else self.rows
+        )
+
     def append(self, keys: Array, values: Array) -> "LayerCache":
         """Writes `[B, T, K, H]` behind the valid positions of each row; `KVCache.advance` makes them valid.
 

@@ -17,6 +17,7 @@ from jllama.layers.qtensor import QTensor, dequantize
 from jllama.layers.quantization import Scheme, quantize
 from jllama.layers.rope import rope_frequencies
 from tests.support import emulation
+from tests.support.placed import gathered, scattered
 
 
 def shape(hidden, ffn, layers, heads, kv_heads, head_dim, vocab=130, **more) -> ModelConfig:
@@ -178,7 +179,8 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
     )
     for length in lengths:
         cache = filled(config, max_len, length, dtype)
-        operands, _ = decode._operands(config, params, tokens, cache, rope_of(config, cache))
+        apart = scattered(cache)
+        operands, _ = decode._operands(config, params, tokens, apart, rope_of(config, cache))
         arrays = [np.array(a) for a in operands]
         results = []
         for _ in range(2):
@@ -188,9 +190,9 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
         np.testing.assert_array_equal(*results)
         count = config.num_hidden_layers
         new = dataclasses.replace(
-            cache, keys=tuple(arrays[-2 * count : -count]), values=tuple(arrays[-count:])
+            apart, keys=tuple(arrays[-2 * count : -count]), values=tuple(arrays[-count:])
         )
-        agree(config, params, 7, cache, results[0], new)
+        agree(config, params, 7, cache, results[0], gathered(new, apart))
 
 
 ON_GPU = [
@@ -220,6 +222,10 @@ def test_decode(config, stored, dtype, max_len, lengths):
             again, _ = step(params, tokens, cache, rope_of(config, cache))
             np.testing.assert_array_equal(again, logits)
         agree(config, params, 7, cache, logits, new)
+        apart = scattered(cache)
+        again, new = step(params, tokens, apart, rope_of(config, cache))
+        np.testing.assert_array_equal(again, logits)
+        agree(config, params, 7, cache, logits, gathered(new, apart))
 
 
 @pytest.mark.gpu

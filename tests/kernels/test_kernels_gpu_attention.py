@@ -13,6 +13,7 @@ from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
+from tests.support.placed import gathered, scattered
 
 attend = jax.jit(append_and_attend, static_argnums=3)
 
@@ -82,22 +83,23 @@ def test_attention_emulated(
         tmp_path,
         decode_attention.attention_source(shape),
         "jllama_attention",
-        9 + (shape.P > 1),
+        10 + (shape.P > 1),
         grid=batch * kv_heads * shape.P,
         threads=shape.WARPS * 32,
         shared=shape.shared,
     )
-    results = []
+    results, apart = [], scattered(cache)
     for _ in range(2):
-        operands = [np.array(a) for a in (qkv, *rope, cache.length, cache.keys, cache.values)]
+        arrays = (qkv, *rope, cache.length, apart.places, apart.keys, apart.values)
+        operands = [np.array(a) for a in arrays]
         mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
         shares = np.full((batch * kv_heads * shape.P, group * (head_dim + 2)), np.nan, np.float32)
-        kernel([*operands, mixed, operands[4], operands[5], shares][: 9 + (shape.P > 1)])
-        results.append((mixed, *operands[4:]))
+        kernel([*operands, mixed, *operands[5:], shares][: 10 + (shape.P > 1)])
+        results.append((mixed, *operands[5:]))
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
     mixed, keys, values = results[0]
-    check(*case, window, mixed, dataclasses.replace(cache, keys=keys, values=values))
+    check(*case, window, mixed, gathered(dataclasses.replace(apart, keys=keys, values=values), apart))
 
 
 def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
@@ -131,3 +133,7 @@ def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
         # In float32: NumPy does not know that a bfloat16 may be no number.
         np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
     check(*case, window, mixed, new)
+    apart = scattered(cache)
+    again, new = run(qkv, apart, rope=rope)
+    np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
+    check(*case, window, again, gathered(new, apart))

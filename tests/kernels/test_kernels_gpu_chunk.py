@@ -13,6 +13,7 @@ from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
+from tests.support.placed import gathered, scattered
 
 attend = jax.jit(append_and_attend, static_argnums=3)
 
@@ -77,18 +78,19 @@ def test_chunk_emulated(
     qkv, rope, cache = case
     shape = chunk_attention.make_shape(*qkv.shape[:3], group, head_dim, max_len, window, qkv.dtype)
     append, chunk = emulated(tmp_path, shape)
-    results = []
+    results, apart = [], scattered(cache)
     for _ in range(2):
-        operands = [np.array(a) for a in (qkv, *rope, cache.length, cache.keys, cache.values)]
-        append([*operands, *operands[4:]])
+        arrays = (qkv, *rope, cache.length, apart.places, apart.keys, apart.values)
+        operands = [np.array(a) for a in arrays]
+        append([*operands, *operands[5:]])
         mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
         shares = [np.full(size, np.nan, np.float32) for size in shape.results[1:]]
         chunk([*operands, mixed, *shares])
-        results.append((mixed, *operands[4:]))
+        results.append((mixed, *operands[5:]))
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
     mixed, keys, values = results[0]
-    check(*case, window, mixed, dataclasses.replace(cache, keys=keys, values=values))
+    check(*case, window, mixed, gathered(dataclasses.replace(apart, keys=keys, values=values), apart))
 
 
 def emulated(directory, shape):
@@ -96,8 +98,8 @@ def emulated(directory, shape):
     append = chunk_attention.append_launch(shape)
     chunk = dict(grid=shape.blocks, threads=shape.threads, shared=shape.shared)
     return (
-        emulation.Emulated(directory, source, "jllama_append", 8, **append, shared=16),
-        emulation.Emulated(directory, source, "jllama_chunk", 6 + len(shape.results), **chunk),
+        emulation.Emulated(directory, source, "jllama_append", 9, **append, shared=16),
+        emulation.Emulated(directory, source, "jllama_chunk", 7 + len(shape.results), **chunk),
     )
 
 
@@ -123,3 +125,7 @@ def test_chunk(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, windo
         # In float32: NumPy does not know that a bfloat16 may be no number.
         np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
     check(*case, window, mixed, new)
+    apart = scattered(cache)
+    again, new = run(qkv, apart, rope=rope)
+    np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
+    check(*case, window, again, gathered(new, apart))

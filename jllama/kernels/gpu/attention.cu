@@ -26,32 +26,21 @@ __device__ u32 g_arrived[B * K];
 #define SHARES
 #endif
 
-// Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.
-__device__ __forceinline__ void rotate(uint4& x, uint4& y, const float* cosines, const float* sines) {
-  u32 *a = &x.x, *b = &y.x;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 c = *(const float2*)(cosines + 2 * i), s = *(const float2*)(sines + 2 * i);
-    const float a0 = to_float(a[i]), a1 = high(a[i]), b0 = to_float(b[i]), b1 = high(b[i]);
-    a[i] = pack(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
-    b[i] = pack(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
-  }
-}
-
 // How much a share with maximum `m` weighs beside one with `top`; nothing if it saw no position.
 __device__ __forceinline__ float weight_of(float m, float top) { return m == MINUS_INF ? 0.0f : exp2f(m - top); }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
-jllama_attention(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const u16*,
-                 const u16*, u16* mixed, u16* keys, u16* values SHARES) {
+jllama_attention(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const int* rows,
+                 const u16*, const u16*, u16* mixed, u16* keys, u16* values SHARES) {
   const int bk = blockIdx.x / P, p = blockIdx.x % P;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int used = min(lengths[bk / K], S);
   const int first = WINDOW ? max(0, used + 1 - WINDOW) : 0;  // the first position in sight
   const int tiles = (used + ROWS - 1) / ROWS;                // the new token is tile number `tiles`
   const int end = tiles + (used < S);                        // a full cache takes no more
-  keys += (size_t)bk * S * H;
-  values += (size_t)bk * S * H;
+  const size_t at = ((size_t)rows[bk / K] * K + bk % K) * S * H;  // where this sequence lies in the cache
+  keys += at;
+  values += at;
   char* ring = smem + warp * STAGES * TILE;
   const u32 bars = saddr(smem + SH_BARS) + warp * STAGES * 8;
   const u64 policy = read_once_policy();

@@ -33,29 +33,17 @@ __device__ u32 g_arrived[B * K * TILES];
 #define SHARES
 #endif
 
-// Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.
-__device__ __forceinline__ void rotate(uint4& x, uint4& y, const float* cosines, const float* sines) {
-  u32 *a = &x.x, *b = &y.x;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 c = *(const float2*)(cosines + 2 * i), s = *(const float2*)(sines + 2 * i);
-    const float a0 = to_float(a[i]), a1 = high(a[i]), b0 = to_float(b[i]), b1 = high(b[i]);
-    a[i] = pack(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
-    b[i] = pack(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
-  }
-}
-
 // A thread moves 16 columns of a new key and value; what passes the cache's end is dropped.
 extern "C" __global__ void __launch_bounds__(256)
-jllama_append(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const u16*, const u16*,
-              u16* keys, u16* values) {
+jllama_append(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const int* rows,
+              const u16*, const u16*, u16* keys, u16* values) {
   const int e = blockIdx.x * 256 + threadIdx.x, piece = e % (H / 16), head = e / (H / 16) % K;
   const int token = e / (H / 16) / K, b = token / TOKENS;
   if (token >= B * TOKENS) return;
   const int position = lengths[b] + token % TOKENS;
   if (position >= S) return;
   const u16* from = qkv + (((size_t)token * K + head) * (G + 2) + G) * H + piece * 8;
-  const size_t to = (((size_t)b * K + head) * S + position) * H + piece * 8;
+  const size_t to = (((size_t)rows[b] * K + head) * S + position) * H + piece * 8;
   const size_t angle = (size_t)token * (H / 2) + piece * 8;
   uint4 x = *(const uint4*)from, y = *(const uint4*)(from + H / 2);
   rotate(x, y, cosines + angle, sines + angle);
@@ -123,8 +111,8 @@ __device__ __forceinline__ void mix(float (&o)[PANELS][32], const u32 (&p)[KEYS 
 }
 
 extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
-jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const u16* keys,
-             const u16* values, u16* mixed SHARES) {
+jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int* lengths, const int* rows,
+             const u16* keys, const u16* values, u16* mixed SHARES) {
   // The longest rows first, so that short ones fill the end.
   const int which = blockIdx.x / P, share = blockIdx.x % P, bk = which % (B * K);
   int first_row = (TILES - 1 - which / (B * K)) * ROWS;
@@ -149,8 +137,9 @@ jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int
 
   if (group == CONSUMERS) {
     fewer_registers<CONSUMERS == 2 ? 24 : 32>();
-    keys += (size_t)bk * S * H;
-    values += (size_t)bk * S * H;
+    const size_t row = ((size_t)rows[bk / K] * K + bk % K) * S * H;  // where this sequence lies in the cache
+    keys += row;
+    values += row;
     int stage = 0;
     u32 phase = 1;
 #pragma unroll 1

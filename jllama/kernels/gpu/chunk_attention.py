@@ -88,20 +88,20 @@ def chunk_attend(
     with jax.named_scope("chunk_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
         shape = make_shape(B, T, K, G, H, cache.max_len, window, qkv.dtype, fresh)
-        operands = [qkv, *rope, cache.length]
+        operands = [qkv, *rope, cache.length, cache.places]
         keys, values = launch.call(
             chunk_source(shape),
             "jllama_append",
             [*operands, cache.keys, cache.values],
             [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.keys, cache.values)],
             **append_launch(shape),
-            aliases={4: 0, 5: 1},
+            aliases={5: 0, 6: 1},
         )
         appended = dataclasses.replace(cache, keys=keys, values=values)
         if only is not None:  # one query a row
             angles = (one_token(rope[0], only), one_token(rope[1], only))
             queries, _, _ = rotated_heads(one_token(qkv, only), angles)
-            return attend(queries, keys, values, cache.length + only, window), appended
+            return attend(queries, *appended.own(), cache.length + only, window), appended
         mixed, *_ = launch.call(
             chunk_source(shape),
             "jllama_chunk",

@@ -138,8 +138,9 @@ def _operands(
     config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[list[Array], list[int]]:
     """The kernel's operands, the caches last, and the slot of each in the kernel's pointer table."""
-    limits = np.array([cache.max_len, config.sliding_window or 0], np.int32)
-    operands: list[Array] = [tokens, cache.length, frequencies, jnp.asarray(limits)]
+    limits = jnp.asarray(np.array([cache.max_len, config.sliding_window or 0], np.int32))
+    limits = jnp.concatenate([limits, cache.layer(0).places])
+    operands: list[Array] = [tokens, cache.length, frequencies, limits]
     slots = [0, 1, 2, 4]
 
     def add(slot: int, weight: Array | QTensor) -> None:

@@ -74,12 +74,12 @@ def decode_attend(
         mixed, keys, values, *_ = launch.call(
             attention_source(shape),
             "jllama_attention",
-            [qkv, *rope, cache.length, cache.keys, cache.values],
+            [qkv, *rope, cache.length, cache.places, cache.keys, cache.values],
             results,
             grid=B * K * shape.P,
             threads=shape.WARPS * 32,
             shared=shape.shared,
-            aliases={4: 1, 5: 2},
+            aliases={5: 1, 6: 2},
         )
         return mixed, dataclasses.replace(cache, keys=keys, values=values)
 

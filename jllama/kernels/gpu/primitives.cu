@@ -221,3 +221,15 @@ __device__ __forceinline__ float warp_sum(float v) {
   for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
   return v;
 }
+
+// Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.
+__device__ __forceinline__ void rotate(uint4& x, uint4& y, const float* cosines, const float* sines) {
+  u32 *a = &x.x, *b = &y.x;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 c = *(const float2*)(cosines + 2 * i), s = *(const float2*)(sines + 2 * i);
+    const float a0 = to_float(a[i]), a1 = high(a[i]), b0 = to_float(b[i]), b1 = high(b[i]);
+    a[i] = pack(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
+    b[i] = pack(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
+  }
+}

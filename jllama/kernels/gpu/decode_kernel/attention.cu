@@ -26,7 +26,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
     *(u32*)(to + j * 4) = lo;
     *(u32*)(to + (j + R4) * 4) = hi;
     if (r >= G) {
-      char* row = (r == G ? keys : values) + ((size_t)p.head * p.capacity + p.length) * H * 2;
+      char* row = (r == G ? keys : values) + ((size_t)p.cached * p.capacity + p.length) * H * 2;
       *(u32*)(row + j * 4) = lo;
       *(u32*)(row + (j + R4) * 4) = hi;
     }

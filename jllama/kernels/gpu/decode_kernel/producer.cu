@@ -58,7 +58,7 @@ __device__ __forceinline__ void produce_past(Ring& ring, int producer, const Pas
   if (p.head < 0) return;
   const int lane = threadIdx.x & 31;
   for (int c = p.begin; c < p.end; c++) {
-    const size_t at = ((size_t)p.head * p.capacity + p.first + c * TC) * H * 2;
+    const size_t at = ((size_t)p.cached * p.capacity + p.first + c * TC) * H * 2;
     const int tokens = min(TC, p.count - c * TC);
     for (int i = 0; i < 2; i++)
       for (int done = 0; done < tokens; done += TS) {

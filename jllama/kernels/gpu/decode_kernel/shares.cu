@@ -13,6 +13,7 @@ struct Past {
   int head, split, begin, end;       // this block's kv head (-1: none) and chunks [begin, end)
   bool append;                       // the new token has a place in the cache
   int length, capacity;
+  int cached;                        // where the head lies in the cache: the rows before it have K_ each
 };
 __device__ __forceinline__ const Past& past() { return *(const Past*)(smem + OFF_PAST); }
 __device__ __forceinline__ void find_past() {
@@ -28,6 +29,7 @@ __device__ __forceinline__ void find_past() {
   p.splits = max(1, min(p.chunks, MAXP));
   const int b = blockIdx.x;
   p.head = b < K_ * p.splits ? b / p.splits : -1;
+  p.cached = limits[2] * K_ + p.head;
   p.split = b % p.splits;
   p.begin = p.chunks * p.split / p.splits;
   p.end = p.chunks * (p.split + 1) / p.splits;

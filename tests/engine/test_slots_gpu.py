@@ -1,0 +1,81 @@
+"""Slots on an NVIDIA GPU, whose kernels find each text's rows by its slot: `pytest -m gpu`."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jllama.checkpoint.random_params import random_params
+from jllama.config import ModelConfig
+from jllama.engine import slot_programs
+from jllama.engine.slots import Slots
+from jllama.engine.state import Way
+from tests.engine.test_slots import read, row_of, run, take
+from tests.support.decoding import GPU, XLA
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = ModelConfig(
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=1024,
+)
+MAX_LEN = 512
+PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 37 * row).tolist() for row in range(6)]
+SETTINGS = [{}, dict(temperature=1.0), dict(temperature=0.8, top_p=0.9), dict(frequency_penalty=0.7)]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG, "bfloat16")
+
+
+def made(params, target=GPU, slots=8):
+    slots = Slots(CONFIG, params, slots=slots, max_len=MAX_LEN, dtype="bfloat16", stops=4)
+    slots.target = target
+    return slots
+
+
+def texts(slots, order, settings):
+    """Tokens of the first prompts, one for each slot in `order`; they run together."""
+    tokens = {}
+    for number, slot in enumerate(order):
+        logits = read(slots, slot, PROMPTS[number])
+        row = row_of(CONFIG, PROMPTS[number], seed=number, limit=60, **settings[number % len(settings)])
+        tokens[slot] = take(slots.begin(slot, row, logits))[0]
+    for _ in range(4):
+        run(slots, tokens, list(order))
+    return [tokens[slot] for slot in order]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, [{}]], ids=["mixed", "greedy"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_text_does_not_depend_on_its_slot(params, settings, count):
+    wanted = texts(made(params), range(count), settings)
+    assert all(len(tokens) == 60 for tokens in wanted)
+    for order in ([7, 3, 5, 0], [2, 6, 1, 4]):
+        assert texts(made(params), order[:count], settings) == wanted
+
+
+def test_the_kernels_give_what_plain_xla_gives(params):
+    for number in (0, 5):
+        ours, theirs = (np.asarray(read(made(params, target), 3, PROMPTS[number])) for target in (GPU, XLA))
+        assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_no_program_copies_the_cache(params, count):
+    slots, numbers = made(params), np.array([*range(count), count, 16], np.int32)
+    steps = slot_programs.runner(Way(GPU, greedy=True), count > 1)
+    chunk = np.zeros((4 + 128,), np.int32)
+    for text in (
+        steps.lower(CONFIG, params, slots._state, numbers).compile().as_text(),
+        slot_programs.reader(GPU, 128).lower(CONFIG, params, slots._state.cache, chunk).compile().as_text(),
+    ):
+        assert "custom-call" in text
+        assert not re.search(r"bf16\[8,2,512,64\]\S* (copy|gather|fusion)\(", text)
