@@ -1,13 +1,13 @@
 """Measures a model's speed, against what the machine can do."""
 
 import json
-import statistics
 import time
 from typing import Any
 
 from absl import flags
 
 from jllama.cli import command_line, flag_groups, ready_made
+from jllama.cli.bench_report import as_table, with_shares
 from jllama.cli.bench_tests import parse_tests
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
@@ -61,7 +61,7 @@ def main() -> None:
     rows = []
     for test in tests:
         say(f"{test.name}, batch {test.batch} …")
-        rows.append(measure.run_test(config, params, test, FLAGS.repetitions, FLAGS.seed))
+        rows.append(run_test(config, params, test, FLAGS.repetitions))
     first = measure.first_token_seconds(config, params, min(512, config.context_length - 2), FLAGS.seed)
     if FLAGS.profile:
         profile(config, params, tests)
@@ -76,6 +76,14 @@ def main() -> None:
         "tests": [with_shares(row, limits, rows) for row in rows],
     }
     print(json.dumps(report, indent=1) if FLAGS.json else as_table(report, FLAGS.markdown))
+
+
+def run_test(config: Any, params: Any, test: Any, repetitions: int) -> dict[str, Any]:
+    """What a test gave."""
+    from jllama.cli import measure, measure_engine
+
+    run = measure_engine.run_engine_test if test.kind == "en" else measure.run_test
+    return run(config, params, test, repetitions, FLAGS.seed)
 
 
 def sampling() -> dict[str, float]:
@@ -129,11 +137,9 @@ def profile(config: Any, params: Any, tests: list[Any]) -> None:
     """A trace of each test; its phases carry the names of the model's parts."""
     import jax
 
-    from jllama.cli import measure
-
     with jax.profiler.trace(str(expanded(FLAGS.profile))):
         for test in tests:
-            measure.run_test(config, params, test, 1, FLAGS.seed)
+            run_test(config, params, test, 1)
 
 
 def environment(name: str) -> dict[str, Any]:
@@ -154,73 +160,3 @@ def environment(name: str) -> dict[str, Any]:
         "repetitions": FLAGS.repetitions,
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def with_shares(row: dict[str, Any], limits: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Adds what part of the ceiling measured in this run a test reached, and of the greedy test's rate."""
-    if "flops_per_second" in row:
-        return row | {"matrix_share": row["flops_per_second"] / limits.matrix_flops_per_second}
-    row = row | {"read_share": row["bytes_per_second"] / limits.read_bytes_per_second}
-    if not row["sampling"]:
-        return row
-    same = (other for other in rows if (other["test"], other["batch"]) == (row["test"], row["batch"]))
-    return row | {"of_greedy": row["tokens_per_second"] / next(same)["tokens_per_second"]}
-
-
-def as_table(report: dict[str, Any], markdown: bool) -> str:
-    """A line about the run, a row a test."""
-    head = ["test", "batch", "tok/s", "±", "GB/s", "of read", "TFLOP/s", "of matrix", "ms"]
-    head += ["tokens", "of greedy"] if any(row["sampling"] for row in report["tests"]) else []
-    rows = [head, *(cells(row)[: len(head)] for row in report["tests"])]
-    if markdown:
-        rows.insert(1, ["---"] * len(head))
-        body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    else:
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        body = "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return f"{about(report)}\n\n{body}"
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """One row of the table; what a test does not measure stays empty."""
-
-    def show(key: str, scale: float, form: str) -> str:
-        return form.format(row[key] * scale) if key in row else ""
-
-    return [
-        row["test"],
-        str(row["batch"]),
-        f"{row['tokens_per_second']:,.1f}",
-        f"{row['spread']:.1%}",
-        show("bytes_per_second", 1e-9, "{:,.1f}"),
-        show("read_share", 1, "{:.1%}"),
-        show("flops_per_second", 1e-12, "{:,.2f}"),
-        show("matrix_share", 1, "{:.1%}"),
-        f"{statistics.median(row['seconds']) * 1e3:,.2f}",
-        row["choice"],
-        show("of_greedy", 1, "{:.1%}"),
-    ]
-
-
-def about(report: dict[str, Any]) -> str:
-    """Everything that holds for the whole run."""
-    weights = next(
-        (row["weight_bytes_per_step"] for row in report["tests"] if "weight_bytes_per_step" in row), 0
-    )
-    parts = [
-        f"{report['model']} · {report['dtype']} · {weights_of(report)} · {report['device']}",
-        f"jllama {report['jllama']} · jax {report['jax']}",
-        f"seed {report['seed']} · median of {report['repetitions']} · {report['date']}\nceilings:",
-        f"reads {report['read_gb_per_second']:,.1f} GB/s",
-        f"products {report['matrix_tflops']:,.2f} TFLOP/s",
-        f"weights {weights / 1e9:.3f} GB a step · compiled in {report['compile_seconds']:.1f} s",
-        f"first token of 512 in {report['first_token_seconds'] * 1e3:,.1f} ms",
-        f"peak memory {report['peak_memory_mib']:,.0f} MiB",
-    ]
-    return " · ".join(parts).replace("ceilings: ·", "ceilings:")
-
-
-def weights_of(report: dict[str, Any]) -> str:
-    """How the weights were stored, and what asked for it."""
-    bits = " and ".join(map(str, report["weight_bits"]))
-    return f"weights of {bits} bit ({report['quantize']})" if bits else "weights not quantised"

@@ -8,9 +8,11 @@ from jllama.errors import JllamaError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
-    """`pp512`: a prompt of 512 tokens. `tg128@d1024`: 128 tokens generated behind 1024 others."""
+    """`pp512`: a prompt of 512 tokens. `tg128@d1024`: 128 tokens generated behind 1024 others. `en128@d512`:
+    an engine answers `batch` prompts of 512 tokens, 128 tokens each, that come at once.
+    """
 
-    kind: str  # "pp" or "tg"
+    kind: str  # "pp", "tg" or "en"
     count: int
     depth: int
     batch: int
@@ -39,10 +41,11 @@ def parse_tests(names: list[str], batches: list[int], sampling: dict[str, float]
     """
     tests = []
     for name in names:
-        match = re.fullmatch(r"(pp|tg)(\d{1,7})(?:@d(\d{1,7}))?", name)
+        match = re.fullmatch(r"(pp|tg|en)(\d{1,7})(?:@d(\d{1,7}))?", name)
         if not match or int(match[2]) < 2:
-            raise JllamaError(f"--tests: {name[:40]!r} is no test; write pp512, tg128 or tg128@d1024")
-        generates = match[1] == "tg"
+            known = "pp512, tg128, tg128@d1024 or en128@d512"
+            raise JllamaError(f"--tests: {name[:40]!r} is no test; write {known}")
+        generates = match[1] != "pp"
         for batch in batches if generates else [1]:
             for kind in ({}, sampling) if generates and sampling else ({},):
                 count, depth = int(match[2]), int(match[3] or 0)
