@@ -65,6 +65,7 @@ def state_of(settings: list[dict], vocab: int, seed: int) -> DecodeState:
         token=jnp.asarray(rng.integers(vocab, size=batch), jnp.int32),
         generated=jnp.asarray(rng.integers(100, size=batch), jnp.int32),
         limit=jnp.asarray(rng.integers(50, 200, size=batch), jnp.int32),
+        floor=jnp.zeros((batch,), jnp.int32),
         done=jnp.asarray(done),
         healthy=jnp.ones((batch,), bool),
         keys=jnp.asarray(rng.integers(2**32, size=(batch, 2), dtype=np.uint32)),
