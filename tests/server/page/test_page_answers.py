@@ -182,6 +182,37 @@ def test_thoughts_fold_away_once_the_answer_begins(page, fake):
     assert fake.requests[1]["messages"][1] == {"role": "assistant", "content": "Four."}
 
 
+def test_thoughts_that_were_cut_go_on_and_stand_before_what_goes_on(page, fake):
+    """As models with thoughts write them: between tags, which are open while no answer has begun."""
+    fake.script(
+        say("never", halt=0, reasoning="Two and"), say("Four", reasoning=" two.", finish="length"), say(".")
+    )
+    page.send("2+2?")
+    page.until(lambda: page.texts(".reasoning-text") == ["Two and"], "thoughts come")
+    page.click("#stop")
+    page.idle()
+    page.click(".word-button")
+    page.until(lambda: page.answers == ["Four"] and not page.busy, "the answer comes behind them")
+    assert page.texts(".reasoning-text") == ["Two and two."]
+    page.click(".word-button")
+    page.until(lambda: page.answers == ["Four."], "it goes on")
+    begun = [body["messages"][-1]["content"] for body in fake.requests[1:]]
+    assert begun == ["<think>\nTwo and", "<think>\nTwo and two.\n</think>\n\nFour"]
+
+
+def test_an_edit_while_an_answer_comes_stops_that_first(page, fake):
+    fake.script(say("one two", halt=1), say("Anew."))
+    page.send("Count")
+    page.until(lambda: page.answers == ["one"], "the first word comes")
+    page.hover(page.all(".message.user")[0])
+    page.click("[aria-label='Edit and ask again']")
+    page.one(".editor-text").send_keys("!")
+    page.click(".editor .main-button")
+    page.until(lambda: page.answers == ["Anew."] and not page.busy, "the edited question has its answer")
+    page.click("[aria-label='Version before']")
+    assert page.answers == ["one"]
+
+
 def test_an_answer_of_nothing_says_so(page, fake):
     fake.script(Script())
     page.ask("Hello")

@@ -113,6 +113,27 @@ def test_what_another_tab_deletes_or_writes_shows_here(page, fake):
     page.until(lambda: page.questions == ["Hello", "From the other tab"], "the words of the other tab show")
 
 
+def test_a_browser_that_keeps_nothing_is_told_and_the_page_works(browser, fake):
+    """Only to look at the storage is an error, where it is blocked."""
+    source = (
+        "for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name,"
+        " { get() { throw new DOMException('denied', 'SecurityError'); } });"
+    )
+    page = PageDriver(browser, fake.url)
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    try:
+        page.open()
+        assert "keeps nothing" in page.notice
+        page.ask("Hello")
+        page.click("[data-action=new]")
+        page.ask("More")
+        page.click(".row:last-child .conversation")
+        assert (page.questions, page.answers) == (["Hello"], ["Hello there."])
+        assert page.faults() == []
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
 @pytest.mark.parametrize("damage", ["{", "null", '"text"', "{}", '{"id": "x", "nodes": {}}'])
 def test_an_entry_that_is_damaged_is_passed_over_and_left_alone(page, damage):
     page.ask("Hello")

@@ -24,9 +24,14 @@ export class Answers {
    * Reads an answer into its message. `fresh`: the message is new, and goes if no word comes; `undo`
    * takes back its question too; `retry` asks again.
    */
-  async run({ conversation, node, body, fresh = false, undo = null, retry = null }) {
+  run(task) {
+    const { conversation, node } = task;
     const job = { conversation, node, abort: new AbortController(), begun: node.content, saving: null };
     this.#begin(job);
+    job.ended = this.#write(job, task);
+  }
+
+  async #write(job, { conversation, node, body, fresh = false, undo = null, retry = null }) {
     const error = await this.#read(job, body);
     if (!this.#end(job)) return;
     const empty = fresh && !node.finish && node.content === job.begun && !node.reasoning;
@@ -36,6 +41,13 @@ export class Answers {
     this.chat.save(conversation);
     this.chat.tell("end", node);
     if (error) this.chat.tell("trouble", { error, ...remedies, ...restored });
+  }
+
+  /** Stops the answer that a conversation waits for, if there is one, and waits for its end. */
+  async settle(conversation) {
+    const job = this.of(conversation);
+    job?.abort.abort();
+    await job?.ended;
   }
 
   #begin(job) {

@@ -99,22 +99,21 @@ export class Chat extends EventTarget {
   }
 
   /** Another answer to the same question, or the first one if there is none. */
-  regenerate(question) {
-    this.#answer(this.conversation, question, {});
+  async regenerate(question) {
+    const { conversation } = this;
+    await this.#answers.settle(conversation);
+    this.#answer(conversation, question, {});
   }
 
   /** Another version of a message, beside it. A question is asked; an answer stands as it was written. */
-  edit(node, text) {
+  async edit(node, text) {
     const { conversation } = this;
-    const version = {
-      role: node.role,
-      content: text,
-      ...(node.role === "user" ? {} : { cut: true, edited: true }),
-    };
-    const unanswered = node.role === "user" && node.children.length === 0;
+    await this.#answers.settle(conversation);
+    const asked = node.role === "user";
+    const version = { role: node.role, content: text, ...(asked ? {} : { cut: true, edited: true }) };
     const made = add(conversation, node.parent, version);
-    if (unanswered) remove(conversation, node.id);
-    if (node.role === "user") this.#answer(conversation, made, {});
+    if (asked && node.children.length === 0) remove(conversation, node.id);
+    if (asked) this.#answer(conversation, made, {});
     else this.save(conversation);
   }
 
@@ -124,13 +123,12 @@ export class Chat extends EventTarget {
   }
 
   /** Goes on with an answer that was cut. */
-  resume(node) {
-    const question = this.conversation.nodes[node.parent];
-    this.#run(
-      this.conversation,
-      node,
-      requestBody(this.#chosen(), question.id, { prefix: node.content, thoughts: node.reasoning }),
-    );
+  async resume(node) {
+    const { conversation } = this;
+    await this.#answers.settle(conversation);
+    const begun = { prefix: node.content, thoughts: node.reasoning };
+    const body = requestBody(this.#chosen(conversation), node.parent, begun);
+    this.#answers.run({ conversation, node, body });
   }
 
   /**
@@ -144,21 +142,17 @@ export class Chat extends EventTarget {
     const prefix = spelled(begin);
     if (prefix === null) return false;
     const question = conversation.nodes[node.parent];
-    const start = {
-      content: prefix,
-      tokens: begin,
-      ...(node.reasoning ? { reasoning: node.reasoning } : {}),
-    };
-    if (isSpecial(alternative)) {
-      add(conversation, question.id, {
-        role: "assistant",
-        ...start,
-        content: spelled(begin.slice(0, -1)),
-        tokens: begin.slice(0, -1),
-      });
-      this.save(conversation);
-    } else this.#answer(conversation, question, start);
+    const thoughts = node.reasoning ? { reasoning: node.reasoning } : {};
+    if (isSpecial(alternative)) this.#endAt(question, begin.slice(0, -1), thoughts);
+    else this.#answer(conversation, question, { content: prefix, tokens: begin, ...thoughts });
     return true;
+  }
+
+  /** An answer that ends after these tokens, as the model might have ended it. */
+  #endAt(question, tokens, thoughts) {
+    const answer = { role: "assistant", content: spelled(tokens), tokens, ...thoughts };
+    add(this.conversation, question.id, answer);
+    this.save();
   }
 
   stop() {
@@ -166,31 +160,26 @@ export class Chat extends EventTarget {
   }
 
   /** The conversation, with the model that will answer. */
-  #chosen(conversation = this.conversation) {
+  #chosen(conversation) {
     conversation.model = this.modelOf(conversation);
     return conversation;
   }
 
-  #answer(conversation, question, { undo = null, content = "", ...start }) {
-    const again = question.children.length;
-    const body = requestBody(this.#chosen(conversation), question.id, {
-      prefix: content,
-      thoughts: start.reasoning,
-      again,
-    });
-    const node = add(conversation, question.id, { role: "assistant", content, ...start });
-    const retry = () => this.#again(conversation, question, { content, ...start });
-    return this.#run(conversation, node, body, { fresh: true, undo, retry });
+  /** Asks for an answer, which may have a beginning: `content`, its `tokens`, `reasoning` before it. */
+  #answer(conversation, question, { undo = null, content = "", tokens = [], ...start }) {
+    const begun = { prefix: content, thoughts: start.reasoning, again: question.children.length };
+    const body = requestBody(this.#chosen(conversation), question.id, begun);
+    const answer = { role: "assistant", content, tokens: [...tokens], ...start };
+    const node = add(conversation, question.id, answer);
+    const retry = () => this.#again(conversation, question, { content, tokens, ...start });
+    this.#answers.run({ conversation, node, body, fresh: true, undo, retry });
   }
 
-  #again(conversation, question, start) {
+  async #again(conversation, question, start) {
     if (this.conversation !== conversation) this.open(conversation.id);
-    if (conversation.nodes[question.id]) return this.#answer(conversation, question, start);
-    return this.ask(question.content);
-  }
-
-  #run(conversation, node, body, choices = {}) {
-    return this.#answers.run({ conversation, node, body, ...choices });
+    await this.#answers.settle(conversation);
+    if (conversation.nodes[question.id]) this.#answer(conversation, question, start);
+    else this.ask(question.content);
   }
 }
 

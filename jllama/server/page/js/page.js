@@ -1,6 +1,7 @@
 // The page: its parts, and how they hear of each other.
 
 import { getKey, setKey } from "./data/api.js";
+import { isBlocked } from "./data/storage.js";
 import { preference, setPreference } from "./data/store.js";
 import { path, select, titleOf } from "./data/tree.js";
 import { explain } from "./errors.js";
@@ -53,6 +54,8 @@ export class Page {
   start() {
     this.#opened();
     this.composer.area.focus();
+    if (isBlocked)
+      this.notices.show("This browser keeps nothing for this page: export what you want to keep.");
     return this.chat.loadModels();
   }
 

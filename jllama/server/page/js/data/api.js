@@ -1,6 +1,7 @@
 // The server's OpenAI-compatible API: which models there are, and an answer as a stream of chunks.
 
 import { eventData } from "./sse.js";
+import { lasting, ofThisTab } from "./storage.js";
 
 const KEY = "jllama.key";
 
@@ -12,13 +13,13 @@ export class ApiError extends Error {
   }
 }
 
-export const getKey = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
+export const getKey = () => ofThisTab.getItem(KEY) ?? lasting.getItem(KEY) ?? "";
 
 /** Keeps the key for this tab, or in this browser until another one is entered. */
 export function setKey(key, keep) {
-  sessionStorage.removeItem(KEY);
-  localStorage.removeItem(KEY);
-  if (key) (keep ? localStorage : sessionStorage).setItem(KEY, key);
+  ofThisTab.removeItem(KEY);
+  lasting.removeItem(KEY);
+  if (key) (keep ? lasting : ofThisTab).setItem(KEY, key);
 }
 
 export async function listModels() {

@@ -8,8 +8,9 @@ export const ALTERNATIVES = 5;
 /** The body that asks for an answer to `question`, or for the rest of an answer that begins with `prefix`. */
 export function requestBody(conversation, question, { prefix = "", thoughts = "", again = 0 } = {}) {
   const messages = messagesUpTo(conversation, question);
-  const onward = prefix ? { continue_final_message: true, add_generation_prompt: false } : {};
-  if (prefix) messages.push({ role: "assistant", content: opened(thoughts) + prefix });
+  const begun = beginning(prefix, thoughts);
+  const onward = begun ? { continue_final_message: true, add_generation_prompt: false } : {};
+  if (begun) messages.push({ role: "assistant", content: begun });
   return {
     model: conversation.model,
     messages,
@@ -22,8 +23,11 @@ export function requestBody(conversation, question, { prefix = "", thoughts = ""
   };
 }
 
-/** The thoughts that stand before an answer, as models with thoughts write them. */
-const opened = (thoughts) => (thoughts ? `<think>\n${thoughts.trim()}\n</think>\n\n` : "");
+/** What an answer has so far. Thoughts stand before it, between the tags that models with thoughts write. */
+function beginning(prefix, thoughts) {
+  if (!thoughts) return prefix;
+  return prefix ? `<think>\n${thoughts.trim()}\n</think>\n\n${prefix}` : `<think>\n${thoughts}`;
+}
 
 /** The messages that the model sees: the system prompt, and what was not left out because it did not fit. */
 function messagesUpTo(conversation, question) {

@@ -1,6 +1,7 @@
 // Conversations in the browser's storage: one entry each, and a draft beside it. A full storage loses no
 // words: what does not fit stays in memory, and the page says so.
 
+import { lasting } from "./storage.js";
 import { titleOf } from "./tree.js";
 
 const PREFIX = "jllama.conversation.";
@@ -10,7 +11,7 @@ export class Store extends EventTarget {
   #conversations = new Map();
   #unsaved = new Set();
 
-  constructor(storage = localStorage) {
+  constructor(storage = lasting) {
     super();
     this.storage = storage;
     for (const key of this.#keys()) this.#read(key);
@@ -131,7 +132,7 @@ function dropTokens(conversation) {
 /** A small setting of the page: read, or written if there is room. */
 export function preference(name, otherwise) {
   try {
-    return JSON.parse(localStorage.getItem(`jllama.${name}`)) ?? otherwise;
+    return JSON.parse(lasting.getItem(`jllama.${name}`)) ?? otherwise;
   } catch {
     return otherwise;
   }
@@ -139,7 +140,7 @@ export function preference(name, otherwise) {
 
 export function setPreference(name, value) {
   try {
-    localStorage.setItem(`jllama.${name}`, JSON.stringify(value));
+    lasting.setItem(`jllama.${name}`, JSON.stringify(value));
   } catch {
     return;
   }

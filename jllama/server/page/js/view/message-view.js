@@ -43,8 +43,12 @@ export class MessageView {
     arrange(this.element, [this.reasoning?.element, middle, this.editing ? null : this.foot].filter(Boolean));
   }
 
+  /** Only what differs from what stands there: a long conversation is drawn once. */
   #drawText() {
     const { node, text } = this;
+    const wanted = [node.content, this.page.showTokens, this.busy];
+    if (this.drawn?.every((value, at) => value === wanted[at])) return;
+    this.drawn = wanted;
     if (node.role === "user") {
       text.textContent = node.content;
       return;
@@ -97,7 +101,10 @@ export class MessageView {
       copyButton("Copy the answer", () => node.content),
       iconButton("edit", "Edit the answer", () => this.edit()),
       idle && iconButton("again", "Another answer", () => chat.regenerate(question)),
-      idle && node.cut && node.content && wordButton("onward", "Continue", () => chat.resume(node)),
+      idle &&
+        node.cut &&
+        (node.content || node.reasoning) &&
+        wordButton("onward", "Continue", () => chat.resume(node)),
     ];
   }
 
