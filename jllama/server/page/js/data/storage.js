@@ -1,5 +1,5 @@
-// The browser's storage, or the page's own memory where the browser refuses it: all works then until the tab is
-// closed.
+// The browser's storage, or the page's own memory where the browser refuses it: all works then until the tab
+// is closed.
 
 class Memory {
   getItem(key) {

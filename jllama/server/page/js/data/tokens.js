@@ -43,9 +43,13 @@ export function spelled(tokens) {
   }
 }
 
-/** The text that each token adds. A character of several tokens shows at the last of them. */
-export function pieces(tokens) {
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+export const newDecoder = () => new TextDecoder("utf-8", { ignoreBOM: true });
+
+/**
+ * The text that each token adds. A character of several tokens shows at the last of them. A `decoder` goes on
+ * behind the tokens that it had before.
+ */
+export function pieces(tokens, decoder = newDecoder()) {
   return tokens.map((token) => decoder.decode(bytesOf(token), { stream: true }));
 }
 

@@ -12,7 +12,7 @@ export function statistics(node, busy) {
 
 function growing(stats) {
   if (stats.first === null) return ["reading…"];
-  return [speed(rateOf(stats)), `${number.format(stats.seen)} tokens`];
+  return [speed(rateOf(stats)), tokens(stats.seen)];
 }
 
 function ended(node) {
@@ -20,13 +20,14 @@ function ended(node) {
   const again = cached ? `, ${number.format(cached)} reused` : "";
   return [
     speed(rate),
-    generated !== undefined && `${number.format(generated)} tokens`,
+    generated !== undefined && tokens(generated),
     prompt !== undefined && `prompt ${number.format(prompt)}${again}`,
     wait !== null && wait !== undefined && `first in ${wait.toFixed(2)} s`,
     why(node),
   ];
 }
 
+const tokens = (count) => `${number.format(count)} ${count === 1 ? "token" : "tokens"}`;
 const speed = (rate) => rate && `${rate < 100 ? rate.toFixed(1) : number.format(Math.round(rate))} tok/s`;
 
 function why(node) {

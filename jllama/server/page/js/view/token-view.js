@@ -1,54 +1,59 @@
 // An answer as its tokens, each tinted by how probable it was. One of them is in the order of the Tab key;
 // arrows go from one to the next, Enter opens what else could have stood there.
 
-import { aligned, percent, pieces, probability, tintOf, visible } from "../data/tokens.js";
+import { aligned, newDecoder, percent, pieces, probability, tintOf, visible } from "../data/tokens.js";
 import { element } from "./dom.js";
 
-/**
- * Draws an answer's tokens into `container`; a growing answer appends. Returns false if there are none that
- * fit.
- */
+/** Draws an answer's tokens; a growing answer appends. Returns false if it has none that spell it. */
 export function drawTokens(container, node, card) {
+  const view = container.tokenView;
+  if (view?.node === node && container.firstChild === view.box && grow(view)) return true;
   const tokens = aligned(node.tokens ?? [], node.content);
   if (tokens === null) return false;
-  let view = container.tokenView;
-  if (
-    !view ||
-    view.node !== node ||
-    tokens.length < view.tokens.length ||
-    container.firstChild !== view.box
-  ) {
-    view = begin(container, node, card);
-  }
-  const parts = pieces(tokens);
-  for (let place = view.tokens.length; place < tokens.length; place += 1) {
-    view.box.append(drawToken(tokens[place], parts[place], place));
-  }
-  view.tokens = tokens;
-  if (!view.box.querySelector('[tabindex="0"]')) view.box.firstElementChild?.setAttribute("tabindex", "0");
+  append(begin(container, node, card), tokens);
   return true;
 }
 
+/** Appends what came since, if all tokens so far spell the answer: nothing is looked at twice then. */
+function grow(view) {
+  const { tokens, node } = view;
+  const all = node.tokens ?? [];
+  if (all.length < tokens.length || all[tokens.length - 1] !== tokens.at(-1)) return false;
+  append(view, all.slice(tokens.length));
+  return view.text === node.content;
+}
+
+function append(view, tokens) {
+  const parts = pieces(tokens, view.decoder);
+  const first = view.tokens.length;
+  view.box.append(...tokens.map((token, at) => drawToken(token, parts[at], first + at)));
+  view.tokens.push(...tokens);
+  view.text += parts.join("");
+  if (first === 0) view.box.firstElementChild?.setAttribute("tabindex", "0");
+}
+
 function begin(container, node, card) {
-  const box = element("div", {
-    class: "tokens",
-    dir: "auto",
-    role: "group",
-    "aria-label": "Tokens: arrows move, Enter shows alternatives",
-  });
-  const view = { node, box, tokens: [] };
+  const label = "Tokens: arrows move, Enter shows alternatives";
+  const box = element("div", { class: "tokens", dir: "auto", role: "group", "aria-label": label });
+  const view = { node, box, tokens: [], text: "", decoder: newDecoder() };
   container.replaceChildren(box);
   container.tokenView = view;
+  listen(view, card);
+  return view;
+}
+
+function listen({ node, box, tokens }, card) {
   const reached = (event) => event.target.closest(".token");
-  const show = (target) =>
-    target && card.show(target, view.tokens[target.dataset.place], node, Number(target.dataset.place));
+  const show = (target) => {
+    const place = Number(target?.dataset.place);
+    if (target) card.show(target, tokens[place], node, place);
+  };
   box.addEventListener("pointerover", (event) => event.pointerType === "mouse" && show(reached(event)));
   box.addEventListener("pointerout", (event) => event.pointerType === "mouse" && card.leave());
   box.addEventListener("focusin", (event) => focused(box, reached(event), show));
   box.addEventListener("focusout", (event) => !card.contains(event.relatedTarget) && card.leave());
   box.addEventListener("click", (event) => show(reached(event)));
   box.addEventListener("keydown", (event) => onKey(event, reached(event), card));
-  return view;
 }
 
 function drawToken(token, part, place) {
