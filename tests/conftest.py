@@ -21,7 +21,7 @@ LONG = (
     *("test_scripts_quantize", "test_chat_template", "test_kernels_gpu_attention", "test_model"),
     *("test_precision", "test_engine", "test_chat", "test_chat_terminal", "test_prompts"),
     *("test_scripts_errors", "test_goldens", "test_scripts_streams", "test_scripts_flags"),
-    *("test_kernels_cpu_build", "test_layers", "test_fuzz"),
+    *("test_kernels_cpu_build", "test_layers", "test_page_hostile", "test_fuzz"),
 )
 # Two thirds of the time would go into making programs fast that run once. Tests about what XLA makes of a
 # program, or how precise it is, compile `AS_FOR_USERS`; `XLA_FLAGS= pytest` compiles so for all of them.

@@ -64,7 +64,7 @@ class PageDriver:
     def __init__(self, browser: Any, url: str) -> None:
         self.browser, self.url = browser, url
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        self._prefer("light")
         browser.get(f"{url}icon.svg")  # no program runs yet; an earlier server may have had the port
         browser.execute_script("localStorage.clear(); sessionStorage.clear()")
         browser.get_log("browser")
@@ -83,7 +83,12 @@ class PageDriver:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def dark(self) -> None:
-        media = [{"name": "prefers-color-scheme", "value": "dark"}]
+        self._prefer("dark")
+
+    def _prefer(self, scheme: str) -> None:
+        """Without motion: no colour is on its way from another while a test looks."""
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        media = [{"name": name, "value": value} for name, value in wanted.items()]
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
 
     def run(self, script: str, *arguments: Any) -> Any:
