@@ -308,6 +308,8 @@ def test_the_snippets_of_the_readme_run(directory, capsys):
     assert len(snippets) >= 3
     names = {}
     for snippet in snippets:
+        if "openai" in snippet:
+            continue  # a client's: tests/server runs it against a server
         exec(compile(stand_in(snippet, directory), "README.md", "exec"), names)
     assert names["logits"].shape == (1, 16, 258)
     assert names["logits"].dtype == "float32"

@@ -38,6 +38,7 @@ class ChatTask(Task):
         service.check_model(given.model)
         settings = given.settings(service.options.sampling, service.vocab_size)
         self.streamed, self._given, self._service = given.stream, given, service
+        service.check_count(given.n, "n")
         self._parts = encoded(service, given)
         self._prompt = self._parts[0] + self._parts[1]
         options = dict(prompt=self._prompt, logprobs=given.likeliest)
@@ -81,4 +82,6 @@ class ChatTask(Task):
         return self._envelope.chunk(entry, self.choices)
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
-        return as_chat(self._service.tokenizer, delta.scores) if self._given.logprobs else None
+        if not self._given.logprobs:
+            return None
+        return as_chat(self._service.tokenizer, delta.scores, self._given.return_token_ids)

@@ -38,6 +38,7 @@ class CompletionTask(Task):
         settings = given.settings(service.options.sampling, service.vocab_size)
         self.streamed, self._given, self._service = given.stream, given, service
         self._prompts = given.prompts(service.tokenizer, service.vocab_size)
+        service.check_count(len(self._prompts) * given.n, "prompt")
         told = dict(logprobs=given.logprobs, prompt_logprobs=given.logprobs if given.echo else None)
         self.requests = [
             dict(prompt=ids, settings=each, **told)

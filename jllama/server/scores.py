@@ -46,24 +46,25 @@ class Placing:
             yield self._waiting.popleft()
 
 
-def as_chat(tokenizer: Tokenizer, placed: Sequence[Placed]) -> dict[str, Any]:
-    """As `/v1/chat/completions` tells them."""
-    return {"content": [_chat_entry(tokenizer, one.score) for one in placed], "refusal": None}
+def as_chat(tokenizer: Tokenizer, placed: Sequence[Placed], with_ids: bool) -> dict[str, Any]:
+    """As `/v1/chat/completions` tells them; `with_ids`: with the tokens' ids, which that does not know."""
+    return {"content": [_chat_entry(tokenizer, one.score, with_ids) for one in placed], "refusal": None}
 
 
-def _chat_entry(tokenizer: Tokenizer, score: TokenScore) -> dict[str, Any]:
-    likeliest = [_told(tokenizer, token, value) for token, value in score.likeliest.items()]
-    return {**_told(tokenizer, score.token, score.logprob), "top_logprobs": likeliest}
+def _chat_entry(tokenizer: Tokenizer, score: TokenScore, with_ids: bool) -> dict[str, Any]:
+    likeliest = [_told(tokenizer, token, value, with_ids) for token, value in score.likeliest.items()]
+    return {**_told(tokenizer, score.token, score.logprob, with_ids), "top_logprobs": likeliest}
 
 
-def _told(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+def _told(tokenizer: Tokenizer, token: int, logprob: float, with_id: bool) -> dict[str, Any]:
     """Bytes are those of the text: none of a special token, which is spelled out all the same."""
     shown = tokenizer.token_bytes(token)
-    return {
+    told = {
         "token": spelled(tokenizer, token),
         "logprob": max(logprob, LOWEST),
         "bytes": list(shown) if shown else None,
     }
+    return {**told, "token_id": token} if with_id else told
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

@@ -80,6 +80,18 @@ class Service:
         for answers in [*self._live]:
             answers.fail(going_down())
 
+    def check_count(self, count: int, param: str) -> None:
+        """Refuses a request for more answers than ever find a place.
+
+        Raises:
+          ApiError: 400.
+        """
+        most = self.engine.stats.max_queue + self.engine.slots
+        if count > most:
+            raise ApiError(
+                400, f"{param}: {count} answers are more than the server holds, {most}", param=param
+            )
+
     def check_health(self) -> None:
         """Refuses where requests are not answered.
 

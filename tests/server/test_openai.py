@@ -1,10 +1,12 @@
 """The server as OpenAI's own client sees it."""
 
 import asyncio
+import re
 
 import openai
 import pytest
 
+from tests.support.scripts_helpers import ROOT
 from tests.support.serving import ASCII, HELLO, NAME, WAIT, busy, held, on_a_port, start_engine
 
 ASKED = dict(model=NAME, max_tokens=12, temperature=0, extra_body={"ignore_eos": True})
@@ -105,6 +107,16 @@ def test_errors_are_the_clients_own(client, keyed):
     stranger = openai.OpenAI(base_url=f"{keyed.http.base_url}/v1", api_key="guess", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/server.md"])
+def test_the_snippet_for_a_newcomer(live, capsys, page):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    [ours] = [snippet for snippet in snippets if "OpenAI" in snippet]
+    here = ours.replace("http://127.0.0.1:8000", str(live.http.base_url)).replace("smollm2", NAME)
+    assert here != ours
+    exec(compile(here, page, "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_asyncio(keyed, client):

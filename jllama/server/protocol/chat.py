@@ -33,6 +33,7 @@ class ChatRequest(Sampled, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_token_ids: bool = False
     response_format: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -57,6 +58,8 @@ class ChatRequest(Sampled, kw_only=True):
             raise ApiError(400, "max_tokens: an answer has at least one token", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
+        if self.return_token_ids and not self.logprobs:
+            raise ApiError(400, "return_token_ids needs logprobs=true", param="return_token_ids")
         if self.response_format not in (None, {"type": "text"}):
             words = 'response_format is not supported: only {"type": "text"} is; ask for JSON in a message'
             raise ApiError(400, words, param="response_format", code="unsupported")
