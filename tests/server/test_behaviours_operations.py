@@ -41,7 +41,30 @@ def test_58_keys_open_the_api_and_nothing_else_does(engine):
             for name, value in (("Authorization", f"Bearer {key}"), ("X-Api-Key", key)):
                 assert http.get("/v1/models", headers={name: value.encode()}).status_code == 200
         assert http.get("/health").status_code == 200
-        refusal(http.get("/"), 404)
+
+
+def test_58_the_page_needs_no_key_and_lets_nothing_in(engine, tmp_path):
+    (tmp_path / "page" / "js").mkdir(parents=True)
+    (tmp_path / "page" / "index.html").write_text("<p>page")
+    (tmp_path / "page" / "js" / "main.js").write_text("1")
+    (tmp_path / "secret").write_text("secret")
+    with in_process(engine, keys=KEYS, page_files=tmp_path / "page") as client:
+        for path, kind in (
+            ("/", "text/html"),
+            ("/index.html", "text/html"),
+            ("/js/main.js", "text/javascript"),
+        ):
+            response = client.http.get(path)
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith(kind)
+            policy = response.headers["content-security-policy"].split("; ")
+            assert {"default-src 'none'", "script-src 'self'", "connect-src 'self'"} <= set(policy)
+            assert response.headers["x-content-type-options"] == "nosniff"
+        for path in ("/secret", "/../secret", "/%2e%2e/secret", "/js/../../secret", "/js", "/nothing"):
+            assert client.http.get(path).status_code in (307, 404), path
+        refusal(client.http.post("/", json={}), 404)
+    with in_process(engine, page_files=tmp_path / "none") as client:
+        refusal(client.http.get("/"), 404)
 
 
 def test_58_other_pages_may_ask_only_where_they_are_named(client, engine):
@@ -151,7 +174,7 @@ def test_61_metrics_have_the_names_that_boards_know(served_model):
 def test_61_what_runs_and_waits_is_told(served_model):
     with start_engine(served_model, slots=1) as engine, in_process(engine) as client:
         with held(engine, "run") as go:
-            kept = [engine.submit("a prompt", max_new_tokens=5) for _ in range(3)]
+            kept = [engine.submit("a prompt", max_new_tokens=5, ignore_eos=True) for _ in range(3)]
             next(iter(kept[0]))
             text = client.http.get("/metrics").text
             go.set()

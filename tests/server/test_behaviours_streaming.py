@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support.serving import (
+    ASCII,
     CHAT,
     HELLO,
     TEXT,
@@ -125,7 +126,7 @@ def test_19_choices_come_as_they_are_made(client):
 
 def test_20_a_frame_is_sent_with_its_burst(live: Client):
     """What a burst gave is there before the next one but one begins, which waits for the test."""
-    asked = {"prompt": "x", "stream": True, "ignore_eos": True}
+    asked = {"prompt": "x", "stream": True, "logit_bias": ASCII}
     with held(live.engine, "run") as go, live.http.stream("POST", TEXT, json=asked) as response:
         lines = response.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["text"]

@@ -147,13 +147,22 @@ def busy(engine: Engine) -> int:
     return sum(job is not None for job in engine._loop._scheduler.jobs)
 
 
+class Gate(threading.Event):
+    """Set: it is open. `reached`: somebody stands or stood before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+
 @contextlib.contextmanager
-def held(engine: Engine, name: str) -> Iterator[threading.Event]:
-    """The engine stops before it calls `name` of its slots, until the event is set."""
-    slots, go = engine._loop._slots, threading.Event()
+def held(engine: Engine, name: str) -> Iterator[Gate]:
+    """The engine stops before it calls `name` of its slots, until the gate is set."""
+    slots, go = engine._loop._slots, Gate()
     call = getattr(slots, name)
 
     def wait(*arguments: Any) -> Any:
+        go.reached.set()
         go.wait(WAIT)
         return call(*arguments)
 
