@@ -1,0 +1,107 @@
+"""What is asked of JAX, and what is made of its answers: in this process, with JAX's settings replaced."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jllama.errors import JllamaError
+from jllama.machine import devices
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What is set in JAX; it says that it runs on `asked.platform`."""
+    made = SimpleNamespace(set={}, platform="cpu", error=None, values={"jax_compilation_cache_dir": None})
+
+    def found():
+        if made.error:
+            raise made.error
+        return [SimpleNamespace(platform=made.platform, device_kind="A GPU")]
+
+    config = SimpleNamespace(update=made.set.__setitem__, values=made.values)
+    monkeypatch.setattr(jax, "config", config)
+    monkeypatch.setattr(jax, "devices", found)
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("device", "platform", "wanted"),
+    [("auto", "cpu", None), ("auto", "gpu", None), ("cpu", "cpu", "cpu"), ("gpu", "gpu", "cuda")],
+)
+def test_a_device_is_asked_for(asked, device, platform, wanted):
+    asked.platform = platform
+    devices.configure(device)
+    assert asked.set.get("jax_platforms") == wanted
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("none"), AssertionError("no build")])
+def test_a_gpu_that_is_not_there_is_told(asked, error):
+    asked.error = error
+    with pytest.raises(JllamaError, match="--device=gpu: JAX sees no NVIDIA GPU"):
+        devices.configure("gpu")
+
+
+def test_a_cpu_asked_for_too_late_is_told(asked):
+    asked.platform = "gpu"
+    with pytest.raises(JllamaError, match="--device=cpu came too late"):
+        devices.configure("cpu")
+
+
+def test_an_unknown_device_changes_nothing(asked):
+    with pytest.raises(JllamaError, match="device 'tpu' is unknown; use auto, cpu, gpu"):
+        devices.configure("tpu")
+    assert asked.set == {}
+
+
+def test_programs_are_kept_whatever_their_size(asked, tmp_path):
+    devices.configure()
+    assert asked.set == {
+        "jax_compilation_cache_dir": str(tmp_path / "cache" / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+
+
+def test_a_cache_that_can_not_be_written_is_read_alone(asked, monkeypatch, tmp_path):
+    devices.cache_dir("xla")
+    monkeypatch.setattr("os.access", lambda path, how: False)
+    devices.configure()
+    assert asked.set["jax_persistent_cache_min_compile_time_secs"] == math.inf
+    assert asked.set["jax_persistent_cache_enable_xla_caches"] == "none"
+
+
+def test_the_users_own_cache_stays(asked):
+    asked.values["jax_compilation_cache_dir"] = "/elsewhere"
+    devices.configure()
+    assert asked.set == {}
+
+
+READING = "Error reading persistent compilation cache entry for 'jit_f': bad"
+
+
+@pytest.mark.parametrize(
+    ("warning", "ours", "left"),
+    [
+        (READING, True, ["jit_fg-1-cache", "jit_g-2-cache"]),
+        (READING.replace("reading", "writing"), True, ["jit_fg-1-cache", "jit_g-2-cache"]),
+        (READING, False, ["jit_f-0-atime", "jit_f-0-cache", "jit_fg-1-cache", "jit_g-2-cache"]),
+        ("Another warning", True, ["jit_f-0-atime", "jit_f-0-cache", "jit_fg-1-cache", "jit_g-2-cache"]),
+    ],
+)
+def test_a_damaged_program_is_dropped_from_our_cache_alone(asked, warning, ours, left):
+    place = devices.cache_dir("xla")
+    for name in ("jit_f-0-cache", "jit_f-0-atime", "jit_g-2-cache", "jit_fg-1-cache"):
+        (place / name).touch()
+    asked.values["jax_compilation_cache_dir"] = str(place) if ours else "/elsewhere"
+    devices.drop_damaged_programs(warning)
+    assert sorted(path.name for path in place.iterdir()) == left
+
+
+def test_what_a_model_runs_on(asked):
+    assert (devices.platform(), devices.describe_device()) == ("cpu", "cpu")
+    asked.platform = "gpu"
+    assert (devices.platform(), devices.describe_device()) == ("gpu", "A GPU")

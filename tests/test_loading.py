@@ -1,0 +1,135 @@
+"""How a reference becomes a model: what is checked first, and what is handed on."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jllama
+from jllama import loading
+from jllama.errors import JllamaError
+from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
+from tests.support.tiny_checkpoint import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("float32", "float32"),
+        (np.float32, "float32"),
+        (jnp.bfloat16, "bfloat16"),
+        (np.dtype("float16"), "float16"),
+        ("bfloat16", "bfloat16"),
+    ],
+)
+def test_a_dtype_by_any_name(given, name):
+    assert loading._dtype_name(given) == name
+
+
+@pytest.mark.parametrize("given", [None, "float64", np.int32, "fp16", 5, float])
+def test_another_dtype_is_refused(given):
+    with pytest.raises(JllamaError, match=r"^dtype .* is unknown; use float32, bfloat16, float16$"):
+        loading._dtype_name(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(quantize="int2"), "quantize 'int2' is unknown; use auto, none, int8, int4"),
+        (dict(dtype="float64"), "dtype 'float64' is unknown"),
+        (dict(device="gpu"), "no GPU here"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_fetched(monkeypatch, options, words):
+    def configure(device):
+        raise JllamaError("no GPU here")
+
+    monkeypatch.setattr(loading, "resolve", None)
+    monkeypatch.setattr(loading.devices, "configure", configure)
+    with pytest.raises(JllamaError, match=words):
+        loading.load("a/b", **options)
+
+
+def test_what_is_asked_for_is_handed_on(monkeypatch, directory):
+    asked, really = [], loading.resolve
+    monkeypatch.setattr(loading, "resolve", lambda name, **how: asked.append((name, how)) or really(name))
+    model = loading.load(Path(directory), dtype="float32", sha256="ab", progress=False)
+    assert asked == [(str(directory), {"sha256": "ab", "progress": False})]
+    assert (model.name, model.dtype, model.params.norm.dtype) == (str(directory), "float32", jnp.float32)
+    assert model.generation_config == {}
+    assert model.tokenizer is model.need_tokenizer() is loading.tokenizer_of(model)
+    without = loading.load(str(directory), tokenizer=False)
+    assert (without.tokenizer, without.dtype) == (None, "bfloat16")
+    with pytest.raises(JllamaError, match=r"was loaded with tokenizer=False, and this needs one"):
+        without.need_tokenizer()
+    assert repr(model) == f"Model({str(directory)!r}, float32, {jllama_count(model):,} parameters)"
+
+
+def jllama_count(model):
+    from jllama.checkpoint.sizes import parameter_count
+
+    return parameter_count(model.config)
+
+
+def test_what_is_no_model_is_told():
+    with pytest.raises(JllamaError, match=r"model is of type str: give what jllama.load"):
+        loading.tokenizer_of("a/b")
+    for reference in (5, None, b"a/b"):
+        with pytest.raises(
+            JllamaError, match=r"the model's reference is of type .*: give a path or a name as text"
+        ):
+            jllama.load(reference)
+
+
+@pytest.mark.parametrize(("words", "fits"), [(10, True), (11, False)])
+def test_a_tokenizer_has_no_more_tokens_than_its_model(monkeypatch, words, fits):
+    tokenizer = SimpleNamespace(base_vocab_size=words)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda files: tokenizer)
+    if fits:
+        assert loading._matching_tokenizer(None, SimpleNamespace(vocab_size=10)) is tokenizer
+    else:
+        with pytest.raises(
+            JllamaError, match="the tokenizer has 11 tokens and the model 10: they do not belong"
+        ):
+            loading._matching_tokenizer(None, SimpleNamespace(vocab_size=10))
+
+
+def test_where_the_tokenizer_and_the_sampling_come_from(monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr("jllama.checkpoint.read_gguf_fields", lambda path: read.append(path) or {})
+    monkeypatch.setattr("jllama.text.tokenizer.Tokenizer.from_gguf", lambda fields: "of a GGUF")
+    monkeypatch.setattr("jllama.text.tokenizer.Tokenizer.from_dir", lambda path: f"of {path}")
+    plain = ModelFiles(description="x", directory=tmp_path)
+    assert loading.load_tokenizer(plain) == f"of {tmp_path}"
+    assert loading.load_tokenizer(ModelFiles(description="x", gguf=tmp_path / "a.gguf")) == "of a GGUF"
+    assert loading._generation_config(plain) == {}
+    assert loading._generation_config(ModelFiles(description="x", gguf=tmp_path / "a.gguf")) == {}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": 5}))
+    assert loading._generation_config(plain) == {"top_k": 5}
+    (tmp_path / TOKENIZER_GGUF).touch()
+    assert loading.load_tokenizer(plain) == "of a GGUF"
+    assert read == [tmp_path / "a.gguf", tmp_path / TOKENIZER_GGUF]
+
+
+@pytest.mark.parametrize(("quantize", "used"), [("auto", "int8"), ("none", "none"), ("int4", "int4")])
+def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
+    seen = []
+    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_: "int8")
+    monkeypatch.setattr("jllama.checkpoint.memory.check_weights", lambda *given: seen.append(given[3]))
+    monkeypatch.setattr("jllama.checkpoint.load_params", lambda *_, quantize, progress: seen.append(quantize))
+    loading.load(str(directory), quantize=quantize)
+    assert seen == [used, used]
+
+
+def test_what_is_quantised_already_stays_so(monkeypatch, directory):
+    monkeypatch.setattr("jllama.checkpoint.formats.saved.is_saved", lambda files: True)
+    with pytest.raises(JllamaError, match="is quantised already: 'int8' can't change that"):
+        loading.load(str(directory), quantize="int8")
