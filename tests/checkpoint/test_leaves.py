@@ -1,0 +1,530 @@
+"""Leaves, blocks and files of a checkpoint, each by itself: borders, bits and places."""
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import struct
+from types import SimpleNamespace
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jllama.checkpoint import reading
+from jllama.checkpoint.formats import gguf
+from jllama.checkpoint.formats.saved import WEIGHTS, is_saved, saved_config
+from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
+from jllama.checkpoint.layout import Leaf, Part, layout
+from jllama.checkpoint.leaves import dense
+from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
+from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
+from jllama.checkpoint.leaves.gguf_blocks import from_blocks, kind_of, outline
+from jllama.checkpoint.random_weights import _shards, write_random_checkpoint
+from jllama.config import LayerKind, ModelConfig
+from jllama.errors import JllamaError
+from jllama.files.model_files import ModelFiles
+from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.rope import Rope
+
+FLOATS = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_what_is_finite_is_told_by_its_bits(dtype):
+    largest = ml_dtypes.finfo(dtype).max
+    for value in (0.0, -0.0, 1.5, -2.5, largest, -largest, ml_dtypes.finfo(dtype).smallest_subnormal):
+        assert all_finite(np.array([1.0, value, 2.0], dtype))
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        assert not all_finite(np.array([1.0, value, 2.0], dtype))
+    assert all_finite(np.zeros((0,), dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_an_array_begins_where_a_device_takes_it(dtype):
+    for count in (1, 3, 100):
+        made = aligned_empty((count, 5), dtype)
+        assert (made.ctypes.data % 64, made.shape, made.dtype) == (0, (count, 5), dtype)
+    assert aligned_empty((), dtype).shape == ()
+
+
+class Numbers:
+    """A reader of one tensor per name, kept in memory; notes what it is asked for."""
+
+    def __init__(self, **tensors):
+        self.data, self.asked = (
+            {name: np.ascontiguousarray(t).view(np.uint8).ravel() for name, t in tensors.items()},
+            [],
+        )
+
+    def read(self, stored, start, out):
+        self.asked.append((stored.name, start, out.nbytes))
+        out.reshape(-1)[:] = self.data[stored.name][start : start + out.nbytes]
+
+
+def checkpoint(interleaved=False, **tensors):
+    kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+    return Checkpoint(
+        description="it",
+        spell=str,
+        rotary_interleaved=interleaved,
+        tensors={
+            name: Stored(
+                name=name, path="f", offset=0, nbytes=t.nbytes, shape=t.shape, encoding=PLAIN[kinds[t.dtype]]
+            )
+            for name, t in tensors.items()
+        },
+    )
+
+
+def converted(leaf, dtype=np.float32, interleaved=False, **tensors):
+    steps = []
+    bar = SimpleNamespace(advance=steps.append)
+    with contextlib.closing(
+        DenseConverter(checkpoint(interleaved, **tensors), Numbers(**tensors), np.dtype(dtype), bar)
+    ) as convert:
+        made = np.asarray(convert(leaf))
+    assert sum(steps) == made.nbytes
+    return made
+
+
+def test_tensors_become_a_leaf_part_by_part(monkeypatch):
+    """Two heads of keys and values, each with two heads of queries, four wide."""
+    q, k, v = (
+        np.arange(rows * 3, dtype=np.float32).reshape(rows, 3) + 100 * n for n, rows in enumerate((16, 8, 8))
+    )
+    every = slice(None)
+    leaf = Leaf(
+        shape=(2, 4, 4, 3),
+        parts=(
+            Part(name="q", shape=(16, 3), place=(every, slice(0, 2)), rotary=True),
+            Part(name="k", shape=(8, 3), place=(every, 2), rotary=True),
+            Part(name="v", shape=(8, 3), place=(every, 3)),
+        ),
+    )
+    plain = converted(leaf, q=q, k=k, v=v)
+    np.testing.assert_array_equal(plain[:, :2].reshape(16, 3), q)
+    np.testing.assert_array_equal(plain[:, 2].reshape(8, 3), k)
+    np.testing.assert_array_equal(plain[:, 3].reshape(8, 3), v)
+    turned = converted(leaf, interleaved=True, q=q, k=k, v=v)
+    np.testing.assert_array_equal(turned[:, :, [0, 2, 1, 3]][:, :3], plain[:, :3])
+    np.testing.assert_array_equal(turned[:, 3], plain[:, 3])
+    for chunk in (1, 4, 6, 7):
+        monkeypatch.setattr(dense, "CHUNK", chunk)
+        np.testing.assert_array_equal(converted(leaf, np.float16, q=q, k=k, v=v), plain.astype(np.float16))
+
+
+def test_numbers_are_read_as_they_are_where_they_need_no_change(monkeypatch):
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    reader, bar = Numbers(t=table), SimpleNamespace(advance=lambda count: None)
+    monkeypatch.setattr(dense, "CHUNK", 6)
+    leaf = Leaf(shape=(4, 3), parts=(Part(name="t", shape=(4, 3)),))
+    with contextlib.closing(
+        DenseConverter(checkpoint(t=table), reader, np.dtype(np.float32), bar)
+    ) as convert:
+        np.testing.assert_array_equal(convert(leaf), table)
+    assert sorted(reader.asked) == [("t", 0, 24), ("t", 24, 24)]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (np.nan, np.float32, "holds numbers that are NaN or infinite; download it again"),
+        (-np.inf, np.float16, "holds numbers that are NaN or infinite"),
+        (1e30, np.float16, "holds numbers too large for float16; use bfloat16"),
+        (3.4e38, ml_dtypes.bfloat16, "holds numbers too large for bfloat16; use float32"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_told(value, dtype, words):
+    leaf = Leaf(shape=(2,), parts=(Part(name="t", shape=(2,)),))
+    with pytest.raises(JllamaError, match=words):
+        converted(leaf, dtype, t=np.array([1.0, value], np.float32))
+
+
+# GGUF's blocks.
+
+
+def blocks(kind, rows, groups, seed=0):
+    rng = np.random.default_rng(seed)
+    size, numbers = {"Q8_0": (34, 1), "Q4_0": (18, 1), "Q4_1": (20, 2)}[kind]
+    raw = rng.integers(0, 256, (rows, groups, size)).astype(np.uint8)
+    raw[:, :, : 2 * numbers] = rng.random((rows, groups, numbers)).astype(np.float16).view(np.uint8)
+    return raw
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_blocks_hold_what_the_gguf_package_reads(kind):
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as by_package
+
+    raw = blocks(kind, 3, 2)
+    made = from_blocks(raw, kind, (3, 64))
+    wanted = by_package(raw.reshape(3, -1), GGMLQuantizationType[kind])
+    np.testing.assert_allclose(dequantize(made), wanted, rtol=1e-6)
+    shape = outline(Leaf(shape=(3, 64), parts=()), kind, "rows")
+    for name in ("values", "scales", "offsets"):
+        ours, drawn = getattr(made, name), getattr(shape, name)
+        assert (ours is None) == (drawn is None)
+        assert ours is None or (ours.shape, ours.dtype) == (drawn.shape, drawn.dtype)
+    assert (made.bits, made.shape, shape.bits, shape.layout) == (shape.bits, (3, 64), made.bits, "rows")
+
+
+def test_a_leaf_keeps_blocks_of_one_kind_alone():
+    def stored(kind):
+        return SimpleNamespace(encoding=Encoding(name=kind))
+
+    held = SimpleNamespace(
+        tensors={"a": stored("Q8_0"), "b": stored("Q8_0"), "c": stored("Q4_0"), "d": stored("Q6_K")}
+    )
+    for names, kind in (
+        ("a", "Q8_0"),
+        ("ab", "Q8_0"),
+        ("ac", None),
+        ("c", "Q4_0"),
+        ("d", None),
+        ("da", None),
+    ):
+        leaf = Leaf(shape=(2, 2), parts=tuple(Part(name=name, shape=(1,)) for name in names))
+        assert kind_of(leaf, held) == kind
+
+
+SMALL = ModelConfig(
+    vocab_size=10,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    attention_bias=True,
+)
+
+
+def test_what_each_mode_makes_of_each_leaf():
+    tree = layout(SMALL)
+    block = tree.layers[0]
+    for leaf in (tree.norm, block.input_layernorm, block.attention.qkv_bias, block.attention.o_bias):
+        assert scheme_for(leaf, "int8") is scheme_for(leaf, "int4") is None
+    for leaf in (tree.embed_tokens, tree.lm_head):
+        assert (scheme_for(leaf, "int4").bits, scheme_for(leaf, "int4").group) == (8, None)
+    for leaf in (block.attention.qkv_proj, block.mlp.down_proj):
+        assert (scheme_for(leaf, "int4").bits, scheme_for(leaf, "int4").group) == (4, 32)
+        assert (scheme_for(leaf, "int8").bits, scheme_for(leaf, "int8").group) == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"), [("none", (False, False)), ("int8", (True, False)), ("auto", (False, False))]
+)
+def test_a_mode_s_converter(mode, kinds):
+    table, norm = np.ones((3, 32), np.float32), np.ones(32, np.float32)
+    bar, placed_ = SimpleNamespace(advance=lambda count: None), []
+
+    def place(leaf, where):
+        placed_.append(where)
+        return leaf
+
+    convert, ends = converter_for(
+        mode, checkpoint(t=table, n=norm), Numbers(t=table, n=norm), np.dtype(np.float32), bar, place
+    )
+    leaves = [
+        Leaf(shape=t.shape, parts=(Part(name=name, shape=t.shape),))
+        for name, t in (("t", table), ("n", norm))
+    ]
+    made = [convert(leaf, None) for leaf in leaves]
+    assert tuple(isinstance(leaf, QTensor) for leaf in made) == kinds
+    assert placed_ == [None] * sum(kinds)
+    np.testing.assert_array_equal(made[1], norm)
+    assert len(ends) == (2 if mode == "int8" else 1)
+    for end in ends:
+        end.close()
+
+
+def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
+    leaf = from_blocks(blocks("Q8_0", 4, 2), "Q8_0", (4, 64))
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
+    monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
+    assert placed(leaf).layout == "tiles"
+    assert placed(leaf, pack=False).layout == "rows"
+    assert placed(leaf, jax.devices()[0]).layout == "tiles"
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: "no compiler")
+    assert placed(leaf).layout == "rows"
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
+    monkeypatch.setenv("JLLAMA_KERNELS", "0")
+    assert placed(leaf).layout == "rows"
+
+
+# Ends of a tie.
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+def test_a_tie_is_compared_to_its_end(monkeypatch, chunk):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    tied = dataclasses.replace(SMALL, tie_word_embeddings=True)
+    one = np.arange(4, dtype=np.float32)
+    other = one.copy()
+    other[3] = 9.0
+
+    def check(config, embed, head):
+        names = {"embed_tokens.weight": embed, "lm_head.weight": head}
+        names = {name: t for name, t in names.items() if t is not None}
+        reading._check_tied(checkpoint(**names), config, Numbers(**names))
+
+    check(tied, one, one.copy())
+    check(tied, one, None)
+    check(SMALL, one, other)
+    for head in (other, one[:3], one.astype(np.float16)):
+        with pytest.raises(
+            JllamaError, match=r"it: tie_word_embeddings is true, but lm_head.weight differs from embed"
+        ):
+            check(tied, one, head)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "the weights need 3 MiB in float16"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"), "the weights need 3 MiB"),
+    ],
+)
+def test_weights_for_which_there_is_no_memory(error, words):
+    with (
+        pytest.raises(JllamaError, match=f"out of memory: {words}"),
+        reading._memory_errors(3 << 20, np.dtype(np.float16)),
+    ):
+        raise error
+    with pytest.raises(jax.errors.JaxRuntimeError), reading._memory_errors(1, np.dtype(np.float16)):
+        raise jax.errors.JaxRuntimeError("INTERNAL: x")
+
+
+# GGUF files.
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def write_gguf(path, *tensors, data=b"", **fields):
+    """A file with whole numbers as metadata and float32 tensors `(name, numbers, offset)`."""
+    head = b"".join(
+        text(key.replace("__", ".").encode()) + struct.pack("<II", 4, value) for key, value in fields.items()
+    )
+    listed = b"".join(
+        text(name) + struct.pack("<IQIQ", 1, count, kind, at) for name, count, kind, at in tensors
+    )
+    whole = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + head + listed
+    alignment = fields.get("general__alignment", 32)
+    path.write_bytes(whole + bytes(-len(whole) % max(alignment, 1)) + data)
+    return path
+
+
+def test_tensors_lie_behind_the_header_where_it_is_aligned(tmp_path):
+    for alignment in (8, 32, 64):
+        path = write_gguf(
+            tmp_path / "a.gguf",
+            (b"t", 3, 0, 0),
+            (b"u", 2, 0, -(-12 // alignment) * alignment),
+            data=bytes(alignment * 2 + 16),
+            general__alignment=alignment,
+        )
+        header = gguf.read_gguf_header(path)
+        start = header.tensors[0].offset
+        assert start % alignment == 0
+        assert 0 <= start - path.read_bytes().rindex(b"u") < alignment + 32
+        assert header.tensors[1].offset - start == -(-12 // alignment) * alignment
+        assert [stored.nbytes for stored in header.tensors] == [12, 8]
+        os.utime(path, (0, alignment))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "data", "fields", "words"),
+    [
+        ([(b"t", 3, 0, 0)], 11, {}, "is truncated: t lies beyond its end"),
+        ([(b"t", 3, 0, 32)], 64, {}, "t lies behind a gap"),
+        ([(b"t", 9, 0, 0), (b"u", 1, 0, 32)], 64, {}, "u overlaps the tensor before it"),
+        ([(b"t", 8, 0, 0), (b"u", 1, 0, 32)], 36, {}, None),
+        ([(b"t", 8, 99, 0), (b"u", 1, 0, 320)], 400, {}, None),
+        ([], 0, {"general__alignment": 0}, "general.alignment=0 makes no sense"),
+        ([], 0, {"general__alignment": 24}, "general.alignment=24 makes no sense"),
+        ([], 0, {"general__alignment": 1}, None),
+        ([], 0, {"split__count": 1}, None),
+        ([], 0, {"split__count": 2}, "is a part of a split GGUF, but its name is not"),
+    ],
+)
+def test_a_gguf_from_both_sides_of_each_rule(tmp_path, tensors, data, fields, words):
+    path = write_gguf(tmp_path / "a.gguf", *tensors, data=bytes(data), **fields)
+    if words is None:
+        assert len(gguf.read_gguf_header(path).tensors) == len(tensors)
+    else:
+        with pytest.raises(JllamaError, match=words):
+            gguf.read_gguf_header(path)
+
+
+def split(tmp_path, **changes):
+    for number in (0, 1):
+        fields = {"split__no": number, "split__count": 2, "split__tensors__count": 2} | (
+            changes if number else {}
+        )
+        write_gguf(
+            tmp_path / f"m-0000{number + 1}-of-00002.gguf",
+            (b"tu"[number : number + 1], 2, 0, 0),
+            data=bytes(8),
+            **fields,
+        )
+    return tmp_path / "m-00002-of-00002.gguf"
+
+
+def test_parts_that_belong_together(tmp_path):
+    header = gguf.read_gguf_header(split(tmp_path))
+    assert [stored.name for stored in header.tensors] == ["t", "u"]
+    assert header.fields["split.no"] == 0
+
+
+@pytest.mark.parametrize("changes", [{"split__no": 0}, {"split__count": 3}, {"split__tensors__count": 3}])
+def test_a_part_of_another_model_is_told(tmp_path, changes):
+    ((key, value),) = changes.items()
+    with pytest.raises(
+        JllamaError,
+        match=f"00002-of-00002.gguf does not belong .* its {key.replace('__', '.')} is {value}, not",
+    ):
+        gguf.read_gguf_header(split(tmp_path, **changes))
+
+
+def test_metadata_are_copied_without_tensors(tmp_path):
+    source = write_gguf(tmp_path / "a.gguf", (b"t", 3, 0, 0), data=bytes(12), one=1, two=2)
+    gguf.copy_gguf_fields(source, tmp_path / "b.gguf")
+    header = gguf.read_gguf_header(tmp_path / "b.gguf")
+    assert (header.fields, header.tensors) == ({"one": 1, "two": 2}, ())
+    assert gguf.read_gguf_fields(str(tmp_path / "b.gguf")) == {"one": 1, "two": 2}
+    assert isinstance(mmap.ACCESS_READ, int)
+
+
+def test_a_header_is_read_again_where_the_file_changed(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", one=1)
+    assert gguf.read_gguf_fields(path) == {"one": 1}
+    gguf.read_gguf_fields(path)["one"] = 5
+    assert gguf.read_gguf_fields(path) == {"one": 1}
+    write_gguf(path, one=2)
+    os.utime(path, (1, 1))
+    assert gguf.read_gguf_fields(path) == {"one": 2}
+
+
+def test_a_vector_in_a_gguf(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(4) + np.array([1.5, -2.0], np.float32).tobytes())
+    stored = Stored(name="t", path=tmp_path / "f", offset=4, nbytes=8, shape=(2,), encoding=PLAIN["F32"])
+    assert reading._vector(stored) == (1.5, -2.0)
+    for wrong in (dict(encoding=Encoding(name="Q", size=2)), dict(nbytes=reading.CHUNK + 1)):
+        with pytest.raises(JllamaError, match="f: t makes no sense; download it again"):
+            reading._vector(dataclasses.replace(stored, **wrong))
+    assert len(os.listdir("/proc/self/fd")) < 500
+    assert isinstance(Reader(), Reader)
+
+
+# Quantised directories.
+
+SAVED = {
+    "quantization_config": {"quant_method": "jllama"},
+    "jllama": json.loads(json.dumps(dataclasses.asdict(SMALL))),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (SAVED, SMALL),
+        ({"quantization_config": None}, None),
+        ({"quantization_config": {"quant_method": "awq"}}, None),
+        ({"quantization_config": "jllama"}, None),
+        ({}, None),
+    ],
+)
+def test_a_directory_of_ours_says_so(tmp_path, keys, found):
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert saved_config(tmp_path) == found
+    assert is_saved(ModelFiles(description="x", directory=tmp_path)) == (found is not None)
+    assert not is_saved(ModelFiles(description="x", gguf=tmp_path / WEIGHTS))
+
+
+def test_settings_of_layers_come_back_as_they_were(tmp_path):
+    factors = (1.0, 2.0)
+    kinds = (
+        LayerKind(window=4),
+        LayerKind(rope=None),
+        LayerKind(rope=Rope(rope_theta=5.0, frequency_factors=factors)),
+    )
+    config = dataclasses.replace(SMALL, rope=Rope(frequency_factors=factors), layer_kinds=kinds)
+    keys = SAVED | {"jllama": json.loads(json.dumps(dataclasses.asdict(config)))}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert saved_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    "damage", [{"rope": 5}, {"hidden_size": "x"}, {"more": 1}, {"head_dim": 3}, {"layer_kinds": [{}]}]
+)
+def test_a_directory_of_ours_that_is_damaged_is_told(tmp_path, damage):
+    (tmp_path / "config.json").write_text(json.dumps(SAVED | {"jllama": SAVED["jllama"] | damage}))
+    with pytest.raises(JllamaError, match=r"config.json is damaged .*: quantise the model again"):
+        saved_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({key: SAVED[key] for key in ("quantization_config",)}))
+    with pytest.raises(JllamaError, match=r"config.json is damaged"):
+        saved_config(tmp_path)
+
+
+# Random checkpoints.
+
+
+@pytest.mark.parametrize(
+    ("limit", "counts"),
+    [
+        (None, [4]),
+        (100, [4]),
+        (48, [2, 2]),
+        (47, [1, 1, 1, 1]),
+        (24, [1, 1, 1, 1]),
+        (72, [3, 1]),
+        (1, [1, 1, 1, 1]),
+    ],
+)
+def test_how_many_tensors_a_shard_holds(limit, counts):
+    tensors = [Part(name=str(n), shape=(3, 4)) for n in range(4)]
+    made = _shards(tensors, 2, limit)
+    assert [len(shard) for shard in made] == counts
+    assert [part.name for shard in made for part in shard] == ["0", "1", "2", "3"]
+
+
+def test_random_numbers_do_not_depend_on_the_shards(tmp_path):
+    keys = dict(
+        model_type="llama",
+        vocab_size=10,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
+    write_random_checkpoint(tmp_path / "config.json", whole, dtype="float32", seed=3, scale=0.5)
+    write_random_checkpoint(
+        tmp_path / "config.json", cut, dtype="float32", seed=3, scale=0.5, shard_bytes=600
+    )
+    write_random_checkpoint(tmp_path / "config.json", other, dtype="float32", seed=4, scale=0.5)
+    assert sorted(os.listdir(whole)) == ["config.json", "model.safetensors"]
+    index = json.loads((cut / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == len(os.listdir(cut)) - 2 > 1
+
+    def numbers(directory):
+        from safetensors.numpy import load_file
+
+        return {
+            name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()
+        }
+
+    ours, theirs = numbers(whole), numbers(cut)
+    assert ours.keys() == theirs.keys() == index["weight_map"].keys()
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in ours.values())
+    for name, table in ours.items():
+        np.testing.assert_array_equal(table, theirs[name])
+        assert not np.array_equal(table, numbers(other)[name])
+    assert abs(np.concatenate([t.ravel() for n, t in ours.items() if "proj" in n]).std() - 0.5) < 0.05
+    assert abs(ours["model.norm.weight"].mean() - 1) < 0.6
