@@ -36,11 +36,15 @@ def program_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"jllama.cli.{name}")
     finally:
-        for flag in {*flags.FLAGS} - before:
+        added = {*flags.FLAGS} - before
+        DEFINED[name] = {flag: flags.FLAGS[flag] for flag in added}
+        for flag in added:
             delattr(flags.FLAGS, flag)
 
 
-bench, generate, inspect, perplexity = map(program_module, ("bench", "generate", "inspect", "perplexity"))
+DEFINED: dict[str, dict[str, flags.Flag]] = {}
+PROGRAMS = ("bench", "chat", "generate", "inspect", "perplexity", "quantize", "random_checkpoint")
+bench, chat, generate, inspect, perplexity, quantize, random_checkpoint = map(program_module, PROGRAMS)
 
 # What ends a program, and how.
 
@@ -830,3 +834,190 @@ def test_a_report_for_a_person(with_tensors):
     assert ["rope_theta", "10000.0"] in lines
     assert ["KV", "cache", "batch", "2", "×", "10", "positions"] in lines
     assert ["float32", "0.63", "MiB"] in lines
+
+
+# Flags and what they decide.
+
+
+def test_the_flags_of_an_answer_are_its_settings_fields_with_their_defaults():
+    neutral = GenerationSettings()
+    for name in GenerationSettings.__dataclass_fields__:
+        default = DEFINED["generate"][name].default
+        assert (default or None) == (getattr(neutral, name) or None), name
+        assert name in DEFINED["chat"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_words_and_help_name_flags_that_there_are(name):
+    program = globals()[name]
+    defined = DEFINED[name]
+    if not defined:  # imported before, by another file of tests
+        pytest.skip("its flags are taken")
+    named = {flag for flags_ in program.HELP.values() for flag in flags_}
+    assert {*program.PLACES, *named} <= set(defined)
+
+
+def test_short_names_mean_the_same_everywhere():
+    short = {}
+    for defined in DEFINED.values():
+        for flag in defined.values():
+            if flag.short_name:
+                assert short.setdefault(flag.short_name, flag.name) in (flag.name, "seed")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000", 1000),
+        ("2GB", 2 * 10**9),
+        ("500MB", 500 * 10**6),
+        ("1.5k", 1500),
+        ("3 g", 3 * 10**9),
+        ("7B", 7),
+        ("1.5", 1),
+    ],
+)
+def test_the_size_of_a_shard(text, size):
+    assert random_checkpoint.size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1TB", "1e3", "0.5", "1.", "9" * 19])
+def test_no_size_of_a_shard(text):
+    with pytest.raises(JllamaError, match="give a size such as 2GB or 500MB"):
+        random_checkpoint.size_in_bytes(text)
+
+
+def pieces_of_chat(monkeypatch, **changes):
+    """A chat whose parts only note that they were called."""
+    held = dict(load=None, message=[], json=False, stats=False, markdown=True, system=None)
+    held |= dict(transcript=None, max_seq_len=None, on_overflow="stop")
+    monkeypatch.setattr(chat, "FLAGS", SimpleNamespace(**held | changes))
+    monkeypatch.setattr(command_line, "sampling_settings", lambda given=None: "settings")
+    monkeypatch.setattr(command_line, "load_model", lambda: "model")
+    monkeypatch.setattr(chat, "_conversation", lambda model: SimpleNamespace(branches={}, progress=None))
+    monkeypatch.setattr(chat, "_settings", lambda model: "settings")
+    monkeypatch.setattr(chat, "_banner", lambda model: "banner")
+    monkeypatch.setattr("jllama.cli.terminal.batch.run", lambda *given, **how: ("batch", given[2], how))
+    monkeypatch.setattr(
+        "jllama.cli.terminal.loop.run", lambda made, banner: ("loop", made.show_stats, banner)
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("flags_", "stdin", "stdout", "runs"),
+    [
+        ({}, True, True, "loop"),
+        ({"stats": True}, True, True, "loop"),
+        ({}, False, True, "batch"),
+        ({}, True, False, "batch"),
+        ({"message": ["a"]}, True, True, "batch"),
+        ({"json": True}, True, True, "batch"),
+    ],
+)
+def test_a_chat_needs_a_terminal_on_both_sides(monkeypatch, flags_, stdin, stdout, runs):
+    pieces_of_chat(monkeypatch, **flags_)
+    monkeypatch.setattr(sys, "stdin", Terminal() if stdin else io.StringIO())
+    monkeypatch.setattr(sys, "stdout", Terminal() if stdout else io.StringIO())
+    ran = chat.main()
+    assert ran[0] == runs
+    if runs == "batch":
+        how = {"as_json": flags_.get("json", False), "stats": False}
+        assert ran[1:] == (flags_.get("message", []), how)
+    else:
+        assert ran[1:] == (flags_.get("stats", False), "banner")
+
+
+def test_a_chat_without_input_or_file_is_refused(monkeypatch):
+    pieces_of_chat(monkeypatch, load="")
+    with pytest.raises(JllamaError, match="--load= names no file"):
+        chat.main()
+    pieces_of_chat(monkeypatch)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(JllamaError, match="standard input is closed: give --message"):
+        chat.main()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(model=None, output="x", quantize="int8"), "give both --model=REFERENCE and --output=DIR"),
+        (dict(model="x", output=None, quantize="int8"), "give both --model=REFERENCE and --output=DIR"),
+        (dict(model="x", output="y", quantize="none"), "--quantize=none quantises nothing"),
+    ],
+)
+def test_what_can_not_be_quantised_is_refused_first(monkeypatch, given, words):
+    monkeypatch.setattr(quantize, "FLAGS", SimpleNamespace(**given))
+    with pytest.raises(JllamaError, match=words):
+        quantize.main()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(config=None, output="x"), "give both --config=config.json and --output=DIR"),
+        (dict(config="x", output=None), "give both --config=config.json and --output=DIR"),
+        (dict(config="x", output="y", scale=math.nan), "--scale=nan"),
+        (dict(config="x", output="y", scale=1.0, shard_size="0"), "--shard_size=0"),
+    ],
+)
+def test_random_weights_that_can_not_be_are_refused_first(monkeypatch, given, words):
+    monkeypatch.setattr(random_checkpoint, "FLAGS", SimpleNamespace(**given))
+    with pytest.raises(JllamaError, match=words):
+        random_checkpoint.main()
+
+
+# Ctrl-C and SIGTERM.
+
+
+def test_a_signal_is_an_exception_where_that_is_safe():
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._raise_or_leave(signal.SIGINT, sys._getframe())
+    with pytest.raises(SystemExit) as ended:
+        interrupts._raise_or_leave(signal.SIGTERM, None)
+    assert ended.value.code == 143
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGALRM, 130)]
+)
+def test_amid_an_import_the_process_ends(monkeypatch, number, code):
+    def leave(code):
+        raise SystemExit(f"left {code}")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    importing = SimpleNamespace(
+        f_code=SimpleNamespace(co_filename="<frozen importlib._bootstrap>"), f_back=None
+    )
+    frame = SimpleNamespace(f_code=SimpleNamespace(co_filename="x.py"), f_back=importing)
+    with pytest.raises(SystemExit) as ended:
+        interrupts._raise_or_leave(number, frame)
+    assert ended.value.code == f"left {code}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [(KeyboardInterrupt, ["again"]), (SystemExit, ["left 143"]), (ValueError, ["shown"])]
+)
+def test_what_a_destructor_swallows_comes_once_more(monkeypatch, kind, asked):
+    seen = []
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: seen.append("again"))
+    monkeypatch.setattr(os, "_exit", lambda code: seen.append(f"left {code}"))
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: seen.append("shown"))
+    interrupts._again(SimpleNamespace(exc_type=kind))
+    assert seen == asked
+
+
+def test_leaving_flushes_first(monkeypatch):
+    seen = []
+    monkeypatch.setattr(signal, "signal", lambda number, what: seen.append((number, what)))
+    monkeypatch.setattr(os, "_exit", lambda code: seen.append(code))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=lambda: seen.append("flushed")))
+    interrupts.leave(130)
+    assert seen == [(signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN), "flushed", 130]
+    monkeypatch.setattr(sys, "stdout", None)
+    interrupts.leave(130)
+    assert seen[-1] == 130
