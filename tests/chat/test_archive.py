@@ -150,6 +150,18 @@ def test_what_was_left_out_and_what_happens_next_time_are_kept(talk, model, path
     assert (again.branch.dropped, again.on_overflow) == (1, "stop")
 
 
+def test_the_transcript_and_the_settings_are_kept(model, path):
+    talk = Conversation(model, max_seq_len=128, transcript="Q {user}\\nA {ai}\\n", system="Be kind.")
+    "".join(talk.ask("Hello", SHORT))
+    settings = dataclasses.replace(SHORT, stop=("a",), logit_bias={3: 1.5}, seed=4)
+    archive.save(talk, settings, path)
+    again = Conversation(model, max_seq_len=128)
+    assert archive.load(again, path) == (settings, [])
+    assert (again.transcript.source, again.transcript.stops) == (talk.transcript.source, ("\nQ",))
+    assert again.branch.system == "Be kind."
+    assert json.loads(path.read_text())["model"] == model.name
+
+
 def test_files_are_readable_by_the_user_alone(talk, path):
     for file in archive.save(talk, SHORT, path, cache=True):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
