@@ -1,0 +1,478 @@
+"""How the GPU's kernels are cut and which calls they take, from both sides of each border; no GPU."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama import kernels
+from jllama.config import ModelConfig
+from jllama.kernels.gpu import (
+    batch,
+    chunk_attention,
+    decode,
+    decode_attention,
+    launch,
+    plan,
+    prefill,
+    product,
+    sample,
+)
+from jllama.kernels.gpu.layout import Activations, Format, Tile, attention_map, block_map, rounded
+from jllama.kernels.target import Target
+from jllama.layers.qtensor import QTensor
+
+ROOM = 232448
+CONFIG = ModelConfig.from_hf(
+    dict(
+        model_type="llama",
+        vocab_size=128,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that launches anything."""
+    made = SimpleNamespace(blocks=132, room=ROOM, capability=(9, 0))
+    monkeypatch.setattr(launch, "refusal", lambda: None)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: made.blocks)
+    monkeypatch.setattr(launch, "shared_memory", lambda: made.room)
+    monkeypatch.setattr(launch, "capability", lambda: made.capability)
+    return made
+
+
+# Which machine.
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "version", "nvrtc", "words"),
+    [
+        ("NVIDIA H100", "9.0", (0, 11, 0), object(), None),
+        ("nvidia h100", "10.0", (0, 12, 1), object(), None),
+        ("NVIDIA A100", "8.9", (0, 11, 0), object(), "compute capability 8.9; the kernels need 9.0"),
+        ("NVIDIA H100", "9.0", (0, 10, 9), object(), "is older than 0.11.0"),
+        ("NVIDIA H100", "9.0", (0, 11, 0), None, "libnvrtc is missing"),
+        ("AMD", "9.0", (0, 11, 0), object(), "no NVIDIA GPU"),
+        (None, "9.0", (0, 11, 0), object(), "no NVIDIA GPU"),
+    ],
+)
+def test_on_which_machine_kernels_run(monkeypatch, kind, capability, version, nvrtc, words):
+    found = SimpleNamespace(device_kind=kind, compute_capability=capability, core_count=132.0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if kind else "cpu")
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(launch, "_nvrtc", lambda: nvrtc)
+    for function in (launch.device, launch.refusal):
+        monkeypatch.setattr(launch, function.__name__, function.__wrapped__)
+    reason = launch.refusal()
+    assert reason is None if words is None else words in reason
+    is_ours = "NVIDIA" in (kind or "").upper()
+    assert launch.blocks_at_once() == (132 if is_ours else 0)
+    assert launch.capability() == (tuple(map(int, capability.split("."))) if is_ours else (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("capability", "room"), [((9, 0), 232448), ((10, 0), 232448), ((12, 0), 101376), ((8, 9), 101376)]
+)
+def test_how_much_memory_a_block_may_share(monkeypatch, capability, room):
+    monkeypatch.setattr(launch, "capability", lambda: capability)
+    assert launch.shared_memory() == room
+
+
+def test_a_kernel_is_called_with_its_sizes(monkeypatch):
+    asked = []
+
+    def ffi_call(name, results, **how):
+        asked.append((name, results, how))
+        return lambda *operands, **attributes: asked.append((operands, attributes)) or "out"
+
+    monkeypatch.setattr(jax.ffi, "ffi_call", ffi_call)
+    monkeypatch.setattr(launch, "compiled", lambda source: f"ptx of {source}")
+    for grid, sizes in ((7, (7, 1, 1)), ((2, 3, 4), (2, 3, 4))):
+        asked.clear()
+        assert launch.call("src", "f", [1, 2], [3], grid=grid, threads=64, shared=5, aliases={1: 0}) == "out"
+        (name, results, how), (operands, attributes) = asked
+        assert (name, results, how["input_output_aliases"]) == ("__gpu$xla.gpu.ptx", [3], {1: 0})
+        assert (operands, attributes["name"], attributes["kernel_data"]) == ((1, 2), "f", "ptx of src")
+        assert tuple(int(attributes[f"grid_{axis}"]) for axis in "xyz") == sizes
+        assert tuple(int(attributes[f"block_{axis}"]) for axis in "xyz") == (64, 1, 1)
+        assert int(attributes["shared_mem_bytes"]) == 5
+
+
+def test_a_source_is_its_sizes_and_its_files():
+    assert launch.assemble("#define A 1\n", "primitives.cu").startswith("#define A 1\n")
+    both = launch.assemble("", "primitives.cu", "sample.cu")
+    assert both == launch.assemble("", "primitives.cu") + launch.assemble("", "sample.cu")
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "dtype", "words"),
+    [
+        (16, 128, jnp.bfloat16, None),
+        (1, 32, "float16", None),
+        (17, 128, jnp.bfloat16, "more than 16 query heads"),
+        (4, 160, jnp.bfloat16, "head_dim 160"),
+        (4, 48, jnp.bfloat16, "head_dim 48"),
+        (4, 64, "float32", "float32"),
+    ],
+)
+def test_what_the_attention_of_one_token_takes(gpu, heads, head_dim, dtype, words):
+    reason = decode_attention.attention_refusal(heads, head_dim, dtype)
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "capability", "words"),
+    [
+        (128, jnp.bfloat16, (9, 0), None),
+        (16, "float16", (9, 0), None),
+        (144, jnp.bfloat16, (9, 0), "head_dim 144"),
+        (40, jnp.bfloat16, (9, 0), "head_dim 40"),
+        (64, "float32", (9, 0), "float32"),
+        (64, jnp.bfloat16, (10, 0), "compute capability 10"),
+    ],
+)
+def test_what_the_attention_of_a_chunk_takes(gpu, head_dim, dtype, capability, words):
+    gpu.capability = capability
+    reason = chunk_attention.chunk_refusal(head_dim, dtype)
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "tokens", "words"),
+    [
+        (128, jnp.bfloat16, 64, None),
+        (8, "float16", 64, None),
+        (136, jnp.bfloat16, 64, "head_dim 136"),
+        (12, jnp.bfloat16, 64, "head_dim 12"),
+        (64, "float32", 64, "float32"),
+        (64, jnp.bfloat16, 63, "63 tokens"),
+    ],
+)
+def test_what_cudnn_takes(head_dim, dtype, tokens, words):
+    reason = prefill.prefill_refusal(head_dim, dtype, tokens)
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("f", "columns", "words"),
+    [
+        (Format(16, 0, 0), 4096, None),
+        (Format(8, 0, 4), 4096, None),
+        (Format(8, 32, 2), 4096, None),
+        (Format(4, 32, 2, True), 4096, None),
+        (Format(4, 128, 2), 4096, None),
+        (Format(4, 0, 2), 4096, "4 bits in groups of 0"),
+        (Format(8, 128, 2), 4096, "8 bits in groups of 128"),
+        (Format(8, 32, 2, True), 4096, "8-bit weights with offsets"),
+        (Format(8, 0, 2), 4096, "float16 scales of whole rows"),
+        (Format(16, 0, 0), 4112, "rows of 4112 weights of 16 bits"),
+        (Format(16, 0, 0), 32, None),
+        (Format(16, 0, 0), 1 << 20, "too long for the shared memory"),
+    ],
+)
+def test_what_a_product_takes(gpu, f, columns, words):
+    reason = product.product_refusal(f, 256, columns)
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("tokens", "quantised", "fits"),
+    [
+        ((1, 1), False, False),
+        ((2, 1), False, True),
+        ((16, 1), False, True),
+        ((17, 1), False, False),
+        ((32, 1), True, True),
+        ((33, 1), True, False),
+        ((2, 2), False, False),
+    ],
+)
+def test_how_many_texts_a_step_takes(gpu, monkeypatch, tokens, quantised, fits):
+    leaf = QTensor(values=0, scales=0, offsets=None, shape=(2, 4), bits=8) if quantised else np.zeros((2, 4))
+    monkeypatch.setattr(batch, "_weights", lambda params: [leaf])
+    monkeypatch.setattr(batch, "refused_leaf", lambda *_: None)
+    monkeypatch.setattr(batch, "_config_refusal", lambda *_: None)
+    monkeypatch.setattr(batch, "_weight_refusal", lambda w: None)
+    params = SimpleNamespace(layers=[], embed_tokens=leaf, norm=leaf)
+    reason = batch.batch_refusal(CONFIG, params, None, np.zeros(tokens, np.int32))
+    assert reason is None if fits else f"tokens have shape {tokens}" in reason
+    if fits:
+        monkeypatch.setattr(batch, "_weight_refusal", lambda w: "too odd")
+        assert batch.batch_refusal(CONFIG, params, None, np.zeros(tokens, np.int32)) == "too odd"
+
+
+FORMATS = [
+    (Format(16, 0, 0), 64, None),
+    (Format(8, 0, 4), 64, None),
+    (Format(8, 0, 2), 64, "float16 scales of whole rows"),
+    (Format(8, 32, 2, True), 64, "8-bit weights with offsets"),
+    (Format(4, 32, 2, True), 64, None),
+    (Format(4, 16, 2), 64, "4 bits in groups of 16"),
+    (Format(16, 0, 0), 48, "rows of 48 weights"),
+    (Format(4, 128, 2), 192, "rows of 192 weights"),
+    (Format(8, 32, 2), 1024, None),
+    (Format(8, 32, 2), 1056, "scales that are no multiple of 16 bytes"),
+    (Format(8, 32, 2), 1280, None),
+]
+
+
+@pytest.mark.parametrize(("f", "width", "words"), FORMATS)
+def test_which_rows_the_decode_kernel_reads(f, width, words):
+    reason = decode._format_refusal(f, width, SimpleNamespace(row_bytes=1024))
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("vocab", "gpu_", "kernels_", "chosen"),
+    [(100, True, True, True), (100, False, True, False), (100, True, False, False)],
+)
+def test_who_chooses_tokens(monkeypatch, vocab, gpu_, kernels_, chosen):
+    monkeypatch.setattr(kernels.gpu, "sampling_refusal", lambda vocab: None)
+    target = Target("gpu" if gpu_ else "cpu", kernels_)
+    assert kernels.chooses_tokens(vocab, target) is chosen
+    monkeypatch.setattr(kernels.gpu, "sampling_refusal", lambda vocab: "no")
+    assert kernels.chooses_tokens(vocab, target) is False
+
+
+@pytest.mark.parametrize(("vocab", "fits"), [(1 << 22, True), ((1 << 22) + 1, False)])
+def test_how_large_a_vocabulary_is_sampled(gpu, vocab, fits):
+    assert "shared memory" in sample.sampling_refusal(1 << 22)
+    gpu.room = 1 << 30
+    assert (sample.sampling_refusal(vocab) is None) == fits
+
+
+def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
+    cache = kernels.KVCache.empty(tiny_config, batch=2, max_len=8, dtype="float32")
+    token = np.zeros((2, 1), np.int32)
+
+    def reason(target, cache=cache, token=token):
+        return kernels.refusal(tiny_config, tiny_params, token, cache, target)
+
+    monkeypatch.setattr(kernels.gpu, "decode_refusal", lambda *_: "one")
+    monkeypatch.setattr(kernels.gpu, "batch_refusal", lambda *_: "several")
+    monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *_: "cpu's")
+    assert reason(Target("gpu", False)) == reason(Target("cpu", False)) == "JLLAMA_KERNELS=0"
+    assert (reason(Target("gpu")), reason(Target("gpu"), token=token[:1])) == ("several", "one")
+    assert reason(Target("metal")) == "no kernels for metal"
+    view = dataclasses.replace(cache, rows=jnp.zeros(2, jnp.int32))
+    assert reason(Target("gpu"), view) == "some rows of a larger cache"
+    assert reason(Target("cpu"), view) == "cpu's"
+    assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu")) == "cpu's"
+    assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu", False)) is None
+
+
+# How the work is cut.
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "length", "splits", "resident"),
+    [
+        (1, 256, 1, 1),
+        (1, 511, 1, 1),
+        (1, 512, 2, 1),
+        (1, 1 << 20, 32, 1),
+        (8, 1 << 20, 4, 1),
+        (33, 4096, 1, 1),
+        (34, 4096, 1, 2),
+        (99, 4096, 1, 3),
+        (512, 4096, 1, 4),
+    ],
+)
+def test_blocks_share_a_head_only_where_most_would_be_idle(gpu, batch_size, length, splits, resident):
+    shape = decode_attention.make_shape(batch_size, 4, 4, 64, length, None, jnp.bfloat16)
+    assert (splits, resident) == (shape.P, shape.RESIDENT)
+    assert (8 if resident == 1 else 4, 0, 0) == (shape.WARPS, shape.WINDOW, shape.FP16)
+    assert 3 <= shape.STAGES <= 8
+    assert shape.RESIDENT * (shape.shared + 1024) <= ROOM + 1024
+    assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).WINDOW == 7
+    assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).FP16 == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "length", "window", "fresh", "consumers", "splits"),
+    [
+        (16, 64, 4096, None, False, 3, 16),
+        (16, 128, 4096, None, False, 2, 16),
+        (16, 64, 511, None, False, 3, 1),
+        (16, 64, 512, None, False, 3, 2),
+        (16, 64, 4096, 240, False, 3, 1),
+        (16, 64, 4096, 496, False, 3, 2),
+        (16, 64, 4096, None, True, 3, 1),
+        (512, 64, 4096, None, False, 3, 6),
+        (4096, 64, 4096, None, False, 3, 1),
+    ],
+)
+def test_how_a_chunk_is_cut(gpu, tokens, head_dim, length, window, fresh, consumers, splits):
+    shape = chunk_attention.make_shape(1, tokens, 2, 4, head_dim, length, window, jnp.bfloat16, fresh)
+    assert (consumers, splits) == (shape.CONSUMERS, shape.P)
+    one = shape.blocks // shape.P
+    assert one == 2 * math.ceil(tokens * 4 / (64 * consumers))
+    assert shape.P == 1 or shape.blocks <= 132
+    assert shape.shared <= ROOM
+    assert shape.threads == 128 * (consumers + 1)
+    assert len(shape.results) == (1 if splits == 1 else 2)
+    assert shape.results[0] == (1, tokens, 2, 4, head_dim)
+    how = chunk_attention.append_launch(shape)
+    assert how["grid"] * how["threads"] >= tokens * 2 * head_dim // 16 > (how["grid"] - 1) * how["threads"]
+
+
+def test_a_chunk_has_fewer_stages_where_memory_is_small(gpu):
+    for room, stages in ((ROOM, 4), (101376, 1)):
+        gpu.room = room
+        shape = chunk_attention.make_shape(1, 64, 2, 4, 128, 4096, None, jnp.bfloat16)
+        assert shape.shared <= room
+        assert stages >= shape.STAGES
+        more = dataclasses.replace(shape, STAGES=shape.STAGES + 1)
+        assert shape.STAGES == 4 or more.shared > room
+
+
+@pytest.mark.parametrize("rows", [16, 2048, 2064, 128256])
+@pytest.mark.parametrize("tokens", [2, 8, 9, 16, 17, 32])
+@pytest.mark.parametrize("f", [Format(16, 0, 0), Format(8, 0, 4), Format(4, 32, 2, True)])
+def test_every_row_of_a_product_has_a_block(gpu, rows, tokens, f):
+    shape = product.make_shape(tokens, rows, 4096, f, product.NOTHING, eps=1e-5, wide=True, fp16=True)
+    sums = shape.padded // 8 * 4  # of a tile, in a thread's registers
+    assert (shape.MT - 1) * sums < product.SUMS
+    assert shape.shared <= ROOM
+    assert shape.STAGES == 12 or dataclasses.replace(shape, STAGES=shape.STAGES + 1).shared > ROOM
+    assert shape.padded % 8 == 0
+    assert 0 <= shape.padded - tokens < 8
+    tiles = -(-rows // 16)
+    assert shape.CL * shape.CLUSTERS <= 132
+    assert tiles >= shape.CLUSTERS
+    assert (shape.NORM, shape.WIDE, shape.FP16, shape.EPS) == (1, 1, 1, "1.000000000e-05f")
+    assert product.result_shape(shape) == (tokens, rows)
+    assert product.result_shape(dataclasses.replace(shape, AFTER=product.GATED)) == (tokens, rows // 2)
+    plain = product.make_shape(tokens, rows, 4096, f, product.RESIDUAL)
+    assert (plain.NORM, plain.WIDE, plain.FP16, plain.AFTER) == (0, 0, 0, product.RESIDUAL)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "vocab", "cluster", "threads"),
+    [
+        (1, 1024, 1, 512),
+        (1, 2047, 1, 512),
+        (1, 2048, 2, 512),
+        (1, 128256, 8, 1024),
+        (66, 128256, 4, 1024),
+        (67, 32000, 1, 1024),
+        (200, 8192, 1, 512),
+        (200, 8193, 1, 1024),
+    ],
+)
+def test_how_many_blocks_sample_a_row(gpu, batch_size, vocab, cluster, threads):
+    shape = sample.make_shape(batch_size, vocab, 3)
+    assert (cluster, threads, 3, vocab) == (shape.CLUSTER, shape.NT, shape.STOPS, shape.V)
+    assert shape.shared <= ROOM
+
+
+# Where things lie.
+
+
+@pytest.mark.parametrize(("size", "unit", "whole"), [(0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16)])
+def test_a_size_is_rounded_up(size, unit, whole):
+    assert rounded(size, unit) == whole
+
+
+def test_parts_of_shared_memory_lie_one_behind_another():
+    places, total = block_map(slots=3, slot=1000, x=129, D=8, H=64, L=2, warps=4)
+    assert places["OFF_RING"] == 0
+    assert places["OFF_X"] == 3000
+    assert places["OFF_PART"] == 3000 + 256
+    assert places["OFF_RES"] == places["OFF_PART"] + 512 * 4
+    assert places["OFF_ROPE"] == places["OFF_RES"] + 16
+    assert places["OFF_RED"] == places["OFF_ROPE"] + 64 * 4
+    assert places["OFF_BAR"] == places["OFF_MAX"] + 4 * 4 + 16
+    assert places["OFF_TABLE"] == places["OFF_BAR"] + 2 * 3 * 8
+    assert places["OFF_PAST"] == places["OFF_TABLE"] + (16 + 2 * 16) * 8
+    assert total == places["OFF_PAST"] + 64
+    inner, total = attention_map(H=64, G=4, chunk=128, warps=8)
+    assert (inner["QS"], inner["TW"], inner["AW"]) == (144, 16, 8)
+    assert total == inner["A_O"] + 8 * 4 * 64 * 4
+    assert attention_map(H=64, G=4, chunk=64, warps=8)[0]["TW"] == 8
+
+
+@pytest.mark.parametrize(
+    ("f", "columns", "size"),
+    [
+        (Format(16, 0, 0), 100, 200),
+        (Format(8, 0, 4), 128, 3 * 192),
+        (Format(8, 32, 2), 128, 2 * 192 + 4 * 8),
+        (Format(8, 0, 4), 129, 3 * 320),
+    ],
+)
+def test_activations_take_limbs(f, columns, size):
+    assert Activations(f, columns).size == size
+
+
+@pytest.mark.parametrize(
+    "f", [Format(16, 0, 0), Format(8, 0, 4), Format(8, 32, 2), Format(4, 32, 2, True), Format(4, 64, 2)]
+)
+@pytest.mark.parametrize("columns", [256, 2048, 5632])
+def test_a_tile_holds_its_rows_and_scales(f, columns):
+    tile = Tile(f, columns, 1024, 2)
+    assert tile.row == columns * f.bits // 8
+    assert tile.rows in (8, 16)
+    assert tile.stride >= min(tile.row, tile.units * 64)
+    assert tile.stride % 128 in (16, 64)
+    assert tile.size >= tile.rows * tile.stride
+    assert (tile.size > tile.rows * tile.stride) == bool(f.group)
+    pieces = -(-tile.row // (64 * tile.units))
+    assert not f.group or tile.row <= 1024 or pieces % 2 == 0 or tile.units % 4 == 0
+    assert f.row_scales(columns) == (columns // f.group * f.scale_bytes if f.group else 0)
+    assert f.unit == (f.group * f.bits // 2 if f.group else 64)
+
+
+def test_every_pointer_is_stored_once():
+    text = plan._load_table([0, -1, 7, 8, -1, 9, 3], tied=True, warps=3)
+    stores = sorted(part.split(";")[0] for part in text.split("T[")[1:])
+    assert stores == sorted(
+        [
+            "0] = (u64)a0",
+            "7] = (u64)a2",
+            "8] = (u64)a3",
+            "9] = (u64)a5",
+            "3] = (u64)a6",
+            "10] = (u64)a2",
+            "11] = (u64)a3",
+            "12] = (u64)a5",
+        ]
+    )
+    assert text.count("case ") == 3
+    assert "10]" not in plan._load_table([0, 7], tied=False, warps=3)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "f"),
+    [
+        (np.zeros((2, 4), np.float16), Format(16, 0, 0)),
+        (
+            QTensor(values=0, scales=np.zeros((2, 1), np.float32), offsets=None, shape=(2, 64), bits=8),
+            Format(8, 0, 4),
+        ),
+        (
+            QTensor(values=0, scales=np.zeros((2, 2), np.float16), offsets=None, shape=(2, 64), bits=8),
+            Format(8, 32, 2),
+        ),
+        (
+            QTensor(values=0, scales=np.zeros((2, 1), np.float16), offsets=0, shape=(2, 64), bits=4),
+            Format(4, 64, 2, True),
+        ),
+    ],
+)
+def test_how_a_weight_is_stored(leaf, f):
+    assert plan.weight_format(leaf) == f
