@@ -13,7 +13,7 @@ from jllama.chat.branches import Branch, Message, TreeNode
 from jllama.cli.terminal import batch, clipboard, keeping, loop, wording
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal.attachments import Attachment, file_and_words, with_files
-from jllama.cli.terminal.line_editor import ChatCompleter, unfinished, unquoted, without_surrogates
+from jllama.cli.terminal.line_editor import ChatCompleter, Terminal, unfinished, unquoted, without_surrogates
 from jllama.cli.terminal.screen import Screen
 from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError
@@ -665,3 +665,13 @@ def test_a_screen_without_a_terminal_writes_plain_text(capsys):
     whole = "".join(out[2:-2]).replace(" ", "")
     assert whole == "error:twolines" + "x" * (399 - len("two lines ")) + "…"
     assert out[-2:] == ["**a**", "b"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("plain", "plain"), ("a\udcffb", "a\N{REPLACEMENT CHARACTER}b"), ('"""\nsaid\n"""', "said")],
+)
+def test_what_was_typed_is_text(typed, read):
+    terminal = Terminal.__new__(Terminal)
+    terminal._session = SimpleNamespace(prompt=lambda prompt, default: typed)
+    assert terminal.read("> ") == read
