@@ -645,7 +645,7 @@ def test_the_name_of_a_test(name, kind):
 
 @pytest.mark.parametrize("name", ["pp1", "tg", "xx5", "pp12345678", "tg5@d12345678", "pp5 ", "tg5@5", "pp0"])
 def test_what_is_no_test(name):
-    with pytest.raises(JllamaError, match="is no test; write pp512, tg128 or tg128@d1024"):
+    with pytest.raises(JllamaError, match="is no test; write pp512, tg128, tg128@d1024 or en128@d512"):
         bench_tests.parse_tests([name], [1], {})
 
 
