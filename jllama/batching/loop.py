@@ -8,13 +8,12 @@ import jax
 import numpy as np
 
 from jllama.batching.stream import Stream
-from jllama.engine.scheduler import Job, Scheduler, Stats, Turn
+from jllama.engine.scheduler import Admission, Job, Scheduler, Stats, Turn
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst
-from jllama.engine.step import BURST
+from jllama.engine.step import BURST, HURRIED
 from jllama.errors import EngineFailedError, JllamaError
 
-HURRIED = 4  # steps of a burst while someone waits
 NOT_FINITE = "the model's logits are not finite: is the checkpoint damaged? float16 may need dtype='bfloat16'"
 
 
@@ -85,9 +84,11 @@ class Loop:
         try:
             running: Running | None = None
             while (turn := self._next_turn(running is None)) is not None:
-                ahead = self._dispatch(turn)
-                if running is not None:
-                    self._deliver(running)
+                firsts = self._read_prompts(turn)
+                ahead = self._run_rows()
+                for ready in (running, *firsts):
+                    if ready is not None:
+                        self._deliver(ready)
                 running = ahead
         except BaseException as error:
             self._error = error
@@ -105,30 +106,32 @@ class Loop:
                     return None
                 turn = self._scheduler.turn()
                 if turn is not None or not may_wait:
-                    return turn or Turn((), None, (), hurried=False)
+                    return turn or Turn((), None)
                 self._wake.wait()
 
-    def _dispatch(self, turn: Turn) -> Running | None:
-        for admission in turn.admitted:
+    def _read_prompts(self, turn: Turn) -> list[Running]:
+        """Chunks of prompts, as many as rows that run may wait for; the first tokens behind those read."""
+        firsts: list[Running] = []
+        admitted, reader, left = turn.admitted, turn.reading, self._slots.turn_tokens
+        self._place(admitted)
+        while reader is not None and left > 0:
+            left -= self._read(reader, firsts)
+            with self._wake:
+                admitted = self._scheduler.admit()  # who came meanwhile, or waited for what was just read
+            self._place(admitted)
+            reader = self._scheduler.next_reader()
+        return firsts
+
+    def _place(self, admitted: Sequence[Admission]) -> None:
+        for admission in admitted:
             if admission.source != admission.job.slot:
                 self._slots.copy_prefix(admission.source, admission.job.slot, admission.count)
             stream = self._streams[admission.job]
             stream.answer.result.reused_tokens = admission.count
             stream.queued_seconds = stream.answer.elapsed
-        left, reader = self._slots.largest_chunk, turn.reading
-        while reader is not None and left > 0:  # rows that run wait for no more than a long chunk
-            left -= self._read(reader)
-            reader = self._scheduler.next_reader()
-        if not turn.running:
-            return None
-        streams = tuple(self._streams[self._job_in(slot)] for slot in turn.running)
-        burst = self._slots.run(turn.running, HURRIED if turn.hurried else BURST)
-        for leaf in jax.tree.leaves(burst):
-            leaf.copy_to_host_async()
-        return Running(burst, streams)
 
-    def _read(self, job: Job) -> int:
-        """One chunk of a prompt, behind the last one the first token; the size of the chunk's program."""
+    def _read(self, job: Job, firsts: list[Running]) -> int:
+        """One chunk of a prompt, behind the last one a first token; the size of the chunk's program."""
         left, stream = len(job.prompt) - job.done, self._streams[job]
         size = self._slots.next_chunk(left, scored=stream.scores_prompt)
         piece = job.prompt[job.done : job.done + size]
@@ -138,10 +141,17 @@ class Loop:
         else:
             logits = self._slots.read(job.slot, piece, job.done, size, len(job.prompt))
         if len(piece) == left:
-            self._deliver(Running(self._slots.begin(job.slot, stream.row, logits), (stream,)))
-        if not stream.ended:
-            self._scheduler.read(job, len(piece))
+            firsts.append(_underway(self._slots.begin(job.slot, stream.row, logits), (stream,)))
+        self._scheduler.read(job, len(piece))
         return size
+
+    def _run_rows(self) -> Running | None:
+        """A burst of all rows whose prompts are read, those of this turn too."""
+        running = self._scheduler.running()
+        if not running:
+            return None
+        streams = tuple(self._streams[self._job_in(slot)] for slot in running)
+        return _underway(self._slots.run(running, HURRIED if self._scheduler.hurried else BURST), streams)
 
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""
@@ -187,3 +197,10 @@ class Loop:
         job = self._scheduler.jobs[slot]
         assert job is not None
         return job
+
+
+def _underway(burst: Burst, streams: tuple[Stream, ...]) -> Running:
+    """What the device computes, on its way to the host as soon as it is there."""
+    for leaf in jax.tree.leaves(burst):
+        leaf.copy_to_host_async()
+    return Running(burst, streams)

@@ -43,9 +43,7 @@ class Turn:
     """What the device does next, in this order."""
 
     admitted: tuple[Admission, ...]
-    reading: Job | None  # reads its next chunk; whoever follows, while that is short
-    running: tuple[int, ...]  # slots of the rows that take steps
-    hurried: bool  # someone waits: a short burst
+    reading: Job | None  # reads its next chunk; behind it whoever `next_reader` names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +75,9 @@ class Scheduler:
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
         self._held: list[np.ndarray] = [np.zeros((0,), np.int32)] * slots  # the tokens that a slot holds
-        self._used = [0] * slots  # the turn in which it was last given to a job
-        self._turn = 0
+        self._used = [0] * slots  # how many jobs had got a slot when it was last given to one
+        self._placed = 0  # jobs that got a slot
+        self._reads = 0  # chunks of prompts so far
         self._asked, self._reused = 0, 0
 
     @property
@@ -117,23 +116,39 @@ class Scheduler:
 
     def turn(self) -> Turn | None:
         """What to do next; None: nothing."""
-        self._turn += 1
-        admitted = tuple(self._admissions())
+        admitted = self.admit()
         reading = self.next_reader()
-        running = tuple(job.slot for job in self._live() if not job.reads)
-        if not admitted and reading is None and not running:
+        if not admitted and reading is None and not self.running():
             return None
-        return Turn(admitted, reading, running, hurried=reading is not None or bool(self.waiting))
+        return Turn(admitted, reading)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether someone waits, for a slot or to be read: a burst is short then."""
+        return bool(self.waiting) or self.next_reader() is not None
+
+    def admit(self) -> tuple[Admission, ...]:
+        """Gives free slots to who waits."""
+        return tuple(self._admissions())
+
+    def running(self) -> tuple[int, ...]:
+        """Slots whose prompts are read."""
+        return tuple(job.slot for job in self._live() if not job.reads)
 
     def next_reader(self) -> Job | None:
-        """Whose prompt goes on: who has his slot for longest."""
-        return min(
-            (job for job in self._live() if job.reads), key=lambda job: self._used[job.slot], default=None
-        )
+        """Whose prompt goes on: in turn who has his slot for longest, and who has least left to read."""
+        readers = [job for job in self._live() if job.reads]
+
+        def order(job: Job) -> tuple[int, int]:
+            least = len(job.prompt) - job.done if self._reads % 2 else 0
+            return least, self._used[job.slot]
+
+        return min(readers, key=order, default=None)
 
     def read(self, job: Job, count: int) -> None:
         """`count` more tokens of a prompt lie in its slot now."""
         job.done += count
+        self._reads += 1
         self._held[job.slot] = job.prompt[: job.done]
 
     def release(self, job: Job, answer: Iterable[int], *, sound: bool = True) -> None:
@@ -168,7 +183,8 @@ class Scheduler:
             held_here = source in self.free and count > 0
             job.slot = source if held_here else self.free[0]
             job.done = count if held_here or count >= WORTH_COPYING else 0
-            self.jobs[job.slot], self._used[job.slot] = job, self._turn
+            self._placed += 1
+            self.jobs[job.slot], self._used[job.slot] = job, self._placed
             self._held[job.slot] = job.prompt[: job.done]
             self._asked, self._reused = self._asked + len(job.prompt), self._reused + job.done
             yield Admission(job, source if job.done else job.slot, job.done)

@@ -14,12 +14,14 @@ from jllama.config import ModelConfig
 from jllama.engine import slot_programs
 from jllama.engine.prefill import chunk_sizes
 from jllama.engine.state import NO_TOKEN, Burst, Way
+from jllama.engine.step import HURRIED
 from jllama.kernels.target import target_of
 from jllama.layers.sampling import Sampling, Scores
 from jllama.model import Params
 
 # Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
 PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
+TURN_FLOPS, MOST_CHUNKS = 3 * 10**13, 8
 SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kept: V floats a token
 
 
@@ -72,9 +74,15 @@ class Slots:
         self._state = dataclasses.replace(self._state, cache=cache)
 
     @property
-    def largest_chunk(self) -> int:
-        """Tokens of the largest program that reads."""
-        return self.target.chunk_sizes[-1]
+    def turn_tokens(self) -> int:
+        """Tokens of prompts that may be read between two bursts: a chunk; on a GPU some 50 ms of work."""
+        chunk = self.target.chunk_sizes[-1]
+        if not self.target.on_gpu:
+            return chunk
+        c = self.config
+        heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+        weights = c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)
+        return chunk * min(max(TURN_FLOPS // (2 * weights * chunk), 1), MOST_CHUNKS)
 
     def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
@@ -148,7 +156,8 @@ class Slots:
         chosen = list(slots)
         greedy = self.target.on_gpu and bool(self._greedy[chosen].all())
         scores, floors = (bool(asked[chosen].any()) for asked in (self._scores, self._floors))
-        how = Way(self.target, greedy, scores, floors)
+        short = self.target.on_gpu and steps <= HURRIED
+        how = Way(self.target, greedy, scores, floors, short)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self._state, burst = run(self.config, self.params, self._state, numbers)

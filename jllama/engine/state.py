@@ -46,6 +46,7 @@ class Way:
     greedy: bool = False  # every row takes the largest logit, with nothing added or taken away
     scores: bool = False  # log-probabilities are told
     floors: bool = False  # some row has a floor
+    short: bool = False  # a loop of fixed length is a short one
 
     @classmethod
     def of(cls, tree: Any, sampling: Sampling, floor: ArrayLike = 0) -> "Way":

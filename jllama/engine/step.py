@@ -20,6 +20,7 @@ from jllama.layers.sampling import Scores
 from jllama.model import Params
 
 BURST = 16
+HURRIED = 4  # steps of a burst while someone waits
 
 
 def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Way) -> DecodeState:
@@ -117,11 +118,11 @@ def _open_loop(
 def _fixed_loop(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way
 ) -> tuple[DecodeState, _Out]:
-    """Always `BURST` steps: on a GPU a condition that the device computes costs a round trip to the host,
-    a third of a step, and one around the loop a copy of the whole cache.
+    """Always `BURST` steps, or `HURRIED` ones: on a GPU a condition that the device computes costs a round
+    trip to the host, a third of a step, and one around the loop a copy of the whole cache.
     """
 
     def body(step: Array, carry: tuple[DecodeState, _Out]) -> tuple[DecodeState, _Out]:
         return _one_step(config, params, step, *carry, how)
 
-    return jax.lax.fori_loop(0, BURST, body, (state, _Out.empty(state)))
+    return jax.lax.fori_loop(0, HURRIED if how.short else BURST, body, (state, _Out.empty(state)))

@@ -40,7 +40,7 @@ class Notes:
         self.asked, self._chunk, self.gate = [], chunk, gate
         self.rows, self.bad = {}, set()
 
-    largest_chunk = property(lambda self: self._chunk)
+    turn_tokens = property(lambda self: self._chunk)
 
     def next_chunk(self, left, *, scored):
         assert not scored
@@ -202,6 +202,7 @@ def test_a_stop_string_ends_a_row_that_was_not_done(make):
 def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
     loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
     running, waiting, last = ask(loop, [1], [2], [3], limit=30)
+    gate.put(True)
     next(iter(running))
     waiting.cancel()
     running.cancel()
@@ -229,6 +230,7 @@ def test_all_are_taken_or_none(make):
 def test_closing_ends_what_waits_and_what_runs(make):
     loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
     running, waiting = ask(loop, [1], [2], limit=30)
+    gate.put(True)
     next(iter(running))
     closing = threading.Thread(target=loop.close)
     closing.start()

@@ -33,10 +33,10 @@ def test_first_come_first_served():
     scheduler.submit(jobs)
     turn = scheduler.turn()
     assert [admission.job for admission in turn.admitted] == jobs[:2]
-    assert (turn.reading, turn.running, turn.hurried) == (jobs[0], (), True)
+    assert (turn.reading, scheduler.running(), scheduler.hurried) == (jobs[0], (), True)
     scheduler.read(jobs[0], 3)
     turn = scheduler.turn()
-    assert (turn.reading, turn.running) == (jobs[1], (jobs[0].slot,))
+    assert (turn.reading, scheduler.running()) == (jobs[1], (jobs[0].slot,))
     scheduler.release(jobs[0], [7, 8])
     assert [admission.job for admission in scheduler.turn().admitted] == [jobs[2]]
 
@@ -45,9 +45,26 @@ def test_a_burst_is_short_only_while_someone_waits():
     scheduler = Scheduler(1, MAX_LEN)
     first, second = job(1), job(2)
     scheduler.submit([first])
-    assert read_all(scheduler).hurried is False
+    assert scheduler.hurried is True
+    read_all(scheduler)
+    assert scheduler.hurried is False
     scheduler.submit([second])
-    assert scheduler.turn().hurried is True
+    assert scheduler.hurried is True
+
+
+def test_short_prompts_overtake_a_long_one_which_gets_every_second_chunk():
+    scheduler = Scheduler(3, MAX_LEN, share=False)
+    first = job(*range(100))
+    scheduler.submit([first])
+    order = []
+    for number in range(12):
+        scheduler.submit([job(200 + number)])
+        reader = scheduler.turn().reading
+        order.append(reader is first)
+        scheduler.read(reader, min(8, len(reader.prompt) - reader.done))
+        for slot in scheduler.running():
+            scheduler.release(scheduler.jobs[slot], [])
+    assert order == [True, False] * 6
 
 
 def test_what_a_running_slot_holds_is_copied_and_one_token_is_always_read():
