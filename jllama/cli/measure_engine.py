@@ -81,17 +81,20 @@ def decode_rate(told: Sequence[Sequence[tuple[float, int]]]) -> float:
     """Tokens a second of all rows together, from when each has a burst until the first one ends.
 
     Args:
-      told: of each row the times at which it heard of text, and how many tokens there were.
+      told: of each row the times at which it heard of text, and how many tokens there were. Rows hear of a
+        burst one after the other: hence some slack at both ends.
     """
     begin = max(next(at for at, count in row if count > BURST) for row in told)
     end = min(row[-1][0] for row in told)
     if end <= begin:  # the first row ended before the last one began
         begin, end = min(row[0][0] for row in told), max(row[-1][0] for row in told)
-    return sum(_tokens_at(row, end) - _tokens_at(row, begin) for row in told) / (end - begin)
+    slack = (end - begin) / 20
+    return sum(_rate([(at, n) for at, n in row if begin - slack <= at <= end + slack]) for row in told)
 
 
-def _tokens_at(row: Sequence[tuple[float, int]], time_: float) -> int:
-    return max((count for at, count in row if at <= time_), default=0)
+def _rate(samples: Sequence[tuple[float, int]]) -> float:
+    (begin, first), (end, last) = samples[0], samples[-1]
+    return (last - first) / (end - begin) if end > begin else 0.0
 
 
 def plain_tokenizer(vocab_size: int) -> Tokenizer:
