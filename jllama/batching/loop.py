@@ -89,6 +89,8 @@ class Loop:
                 for ready in (running, *firsts):
                     if ready is not None:
                         self._deliver(ready)
+                if ahead is None:
+                    self._slots.settle()  # else chunks pile up before whoever comes next
                 running = ahead
         except BaseException as error:
             self._error = error

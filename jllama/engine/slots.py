@@ -7,6 +7,7 @@ cache is addressed through them, the small vectors are gathered and scattered; n
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -60,6 +61,10 @@ class Slots:
         self._state = slot_programs.empty(config, slots, max_len, dtype, stops)
         self._greedy = np.ones((slots,), bool)
         self._scores, self._floors = np.zeros((2, slots), bool)
+
+    def settle(self) -> None:
+        """Waits until the device has done what it was asked for."""
+        jax.block_until_ready(self._state.cache.length)
 
     def copy_prefix(self, source: int, to: int, count: int) -> None:
         """The first `count` positions of a slot, and a few more, into another."""

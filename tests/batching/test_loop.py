@@ -49,6 +49,9 @@ class Notes:
     def copy_prefix(self, source, to, count):
         self.asked.append(("copy", source, to, count))
 
+    def settle(self):
+        self.asked.append(("settle",))
+
     def clear(self, slot):
         self.asked.append(("clear", slot))
 
@@ -124,8 +127,9 @@ def test_a_prompt_is_read_then_its_row_runs(make):
     result = one.result(WAIT)
     assert (result.text, result.finish_reason, result.reused_tokens) == ("abcde", "length", 0)
     assert list(one) == ["a", "bcd", "e"]
-    assert notes.asked[:4] == [
+    assert notes.asked[:5] == [
         ("read", 0, 8, 0, 8, 11),
+        ("settle",),
         ("read", 0, 3, 8, 4, 11),
         ("begin", 0),
         ("run", (0,), BURST),
