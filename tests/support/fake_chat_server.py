@@ -26,11 +26,14 @@ class Token:
     logprob: float = -0.05
     others: tuple[tuple[str, float], ...] = ((" other", -3.5),)
     data: bytes | None = None  # where the text alone does not say it
+    number: int | None = None  # its id
 
     def entry(self) -> dict[str, Any]:
         alternatives = [(self.text, self.logprob, self.data), *((*other, None) for other in self.others)]
         listed = [_entry(*alternative) for alternative in alternatives]
-        return _entry(self.text, self.logprob, self.data) | {"top_logprobs": listed}
+        if self.number is not None:
+            listed = [{**one, "token_id": self.number + place} for place, one in enumerate(listed)]
+        return listed[0] | {"top_logprobs": listed}
 
 
 def _entry(text: str, logprob: float, data: bytes | None) -> dict[str, Any]:

@@ -217,6 +217,18 @@ class PageDriver:
         return told + [line["message"] for line in logged if _is_fault(line)]
 
 
+def export(page: PageDriver, place: Path) -> Path:
+    """Takes the file that the page offers for download."""
+    page.browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior",
+        {"behavior": "allow", "downloadPath": str(place), "eventsEnabled": False},
+    )
+    page.click("#menu-button")
+    page.click("#menu [data-action=export]")
+    whole = lambda: next((path for path in place.glob("*.json") if path.read_text().endswith("}")), None)  # noqa: E731
+    return page.until(whole, "the file is written")
+
+
 def _is_fault(line: dict[str, Any]) -> bool:
     """Not the lines about statuses such as 400, which tests ask for."""
     return line["level"] == "SEVERE" and line["source"] != "network"

@@ -10,19 +10,8 @@ from jllama.chat.archive.document import Document, SavedBranch, SavedMessage, re
 from jllama.chat.conversation import Conversation
 from jllama.settings import GenerationSettings
 from tests.support.fake_chat_server import say
+from tests.support.page_driver import export
 from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
-
-
-def export(page, place):
-    """The file that the page offers."""
-    page.browser.execute_cdp_cmd(
-        "Browser.setDownloadBehavior",
-        {"behavior": "allow", "downloadPath": str(place), "eventsEnabled": False},
-    )
-    page.click("#menu-button")
-    page.click("#menu [data-action=export]")
-    whole = lambda: next((path for path in place.glob("*.json") if path.read_text().endswith("}")), None)  # noqa: E731
-    return page.until(whole, "the file is written")
 
 
 def bring_in(page, *paths):

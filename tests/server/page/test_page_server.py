@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.support.page_driver import PageDriver
+from jllama.chat.archive import archive
+from jllama.chat.conversation import Conversation
+from tests.support.page_driver import PageDriver, export
 from tests.support.serving import busy, content, on_a_port
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
@@ -51,10 +53,24 @@ def test_tokens_spell_the_answer_and_a_fork_goes_on_from_an_alternative(served, 
     served.until(lambda: len(served.texts(".switcher span")) == 1, "the fork is there")
     served.idle()
     prefix = "".join(served.call("data/tokens.js", "m.pieces(a[0])", node[:place])) + other["t"]
-    begun = {"role": "assistant", "content": prefix}
+    begun = {
+        "role": "assistant",
+        "content": prefix,
+        "token_ids": [t["i"] for t in node[:place]] + [other["i"]],
+    }
     more = dict(continue_final_message=True, add_generation_prompt=False)
     alone = live.chat([{"role": "user", "content": "Hello"}, begun], **more)
     assert [node["content"] for node in served.nodes("assistant")][-1:] == [prefix + content(alone)]
+
+
+def test_an_exported_answer_has_its_own_tokens_which_a_chat_goes_on_from(served, served_model, tmp_path):
+    served.ask("Hello")
+    (node,) = served.nodes("assistant")
+    conversation = Conversation(served_model, max_seq_len=128)
+    _, remarks = archive.load(conversation, export(served, tmp_path))
+    answer = conversation.messages[1]
+    assert (remarks, answer.content) == ([], node["content"])
+    assert answer.token_ids == tuple(token["i"] for token in node["tokens"])
 
 
 def test_stop_frees_the_slot(browser, live, engine):

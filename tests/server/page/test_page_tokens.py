@@ -80,6 +80,24 @@ def test_an_alternative_forks_the_conversation_and_goes_on(talk, fake):
     assert talk.answers == ["The cat sat."]
 
 
+def test_the_model_gets_its_own_tokens_back(page, fake):
+    """In the conversation, before a fork, and before what goes on; unless another model runs since."""
+    first, second = Token("One", number=10), Token(" two", number=20)
+    fake.script(Script(tokens=[first, second], finish="length"), Script(tokens=[Token(".", number=30)]))
+    page.click("#tokens-toggle")
+    page.ask("Count")
+    page.hover(page.tokens[1])
+    page.click("#token-card [aria-label^='Go on with ␣other']")
+    page.until(lambda: page.answers == ["One other."] and not page.busy, "the fork goes on")
+    page.ask("More")
+    sent = [body["messages"][-1 - at] for at, body in ((0, fake.requests[1]), (1, fake.requests[2]))]
+    assert [message["token_ids"] for message in sent] == [[10, 21], [10, 21, 30]]
+    fake.models[0]["created"] = 1
+    page.open()
+    page.ask("Again")
+    assert all("token_ids" not in message for message in fake.requests[3]["messages"])
+
+
 def test_a_fork_keeps_the_tokens_before_it_and_marks_its_own(talk):
     talk.hover(talk.tokens[1])
     talk.click("#token-card [aria-label^='Go on with ␣dog']")

@@ -5,7 +5,7 @@ import { Answers } from "./answers.js";
 import { listModels } from "./data/api.js";
 import { requestBody } from "./data/request.js";
 import { preference, setPreference } from "./data/store.js";
-import { aligned, isSpecial, spelled } from "./data/tokens.js";
+import { aligned, isSpecial, spelled, withoutIds } from "./data/tokens.js";
 import { add, lastOf, newConversation, remove, ROOT, select } from "./data/tree.js";
 
 /**
@@ -79,6 +79,12 @@ export class Chat extends EventTarget {
     return wanted ?? known[0] ?? conversation.model;
   }
 
+  /** The model that runs now: its name, and since when. The same name may be another model's tomorrow. */
+  #stamp(conversation) {
+    const model = this.models.find(({ id }) => id === this.modelOf(conversation));
+    return model ? `${model.id} ${model.created}` : "";
+  }
+
   setModel(id) {
     this.conversation.model = id;
     setPreference("model", id);
@@ -126,9 +132,15 @@ export class Chat extends EventTarget {
   async resume(node) {
     const { conversation } = this;
     await this.#answers.settle(conversation);
-    const begun = { prefix: node.content, thoughts: node.reasoning };
-    const body = requestBody(this.#chosen(conversation), node.parent, begun);
+    this.#own(conversation, node);
+    const body = this.#request(conversation, node.parent, { begun: node });
     this.#answers.run({ conversation, node, body });
+  }
+
+  /** From now on the message is of the model that runs. Ids of another one's tokens mean nothing to it. */
+  #own(conversation, node) {
+    const stamp = this.#stamp(conversation);
+    if (node.stamp !== stamp) Object.assign(node, { stamp, tokens: withoutIds(node.tokens) });
   }
 
   /**
@@ -144,7 +156,13 @@ export class Chat extends EventTarget {
     const question = conversation.nodes[node.parent];
     const thoughts = node.reasoning ? { reasoning: node.reasoning } : {};
     if (isSpecial(alternative)) this.#endAt(question, begin.slice(0, -1), thoughts);
-    else this.#answer(conversation, question, { content: prefix, tokens: begin, ...thoughts });
+    else
+      this.#answer(conversation, question, {
+        content: prefix,
+        tokens: begin,
+        stamp: node.stamp,
+        ...thoughts,
+      });
     return true;
   }
 
@@ -159,19 +177,19 @@ export class Chat extends EventTarget {
     this.job()?.abort.abort();
   }
 
-  /** The conversation, with the model that will answer. */
-  #chosen(conversation) {
+  #request(conversation, question, details) {
     conversation.model = this.modelOf(conversation);
-    return conversation;
+    return requestBody(conversation, question, { ...details, stamp: this.#stamp(conversation) });
   }
 
   /** Asks for an answer, which may have a beginning: `content`, its `tokens`, `reasoning` before it. */
-  #answer(conversation, question, { undo = null, content = "", tokens = [], ...start }) {
-    const begun = { prefix: content, thoughts: start.reasoning, again: question.children.length };
-    const body = requestBody(this.#chosen(conversation), question.id, begun);
-    const answer = { role: "assistant", content, tokens: [...tokens], ...start };
-    const node = add(conversation, question.id, answer);
-    const retry = () => this.#again(conversation, question, { content, tokens, ...start });
+  #answer(conversation, question, { undo = null, ...start }) {
+    const again = question.children.length;
+    const node = add(conversation, question.id, { role: "assistant", content: "", ...start });
+    node.tokens = [...(start.tokens ?? [])]; // a second try begins with the same ones
+    this.#own(conversation, node);
+    const body = this.#request(conversation, question.id, { begun: node.content ? node : null, again });
+    const retry = () => this.#again(conversation, question, start);
     this.#answers.run({ conversation, node, body, fresh: true, undo, retry });
   }
 

@@ -5,6 +5,7 @@ import { tokenFrom } from "./tokens.js";
 /** Begins to measure: `now` in milliseconds. */
 export function beginAnswer(node, now) {
   node.cut = true; // until its end has come
+  delete node.token_ids; // of a file: they do not spell what comes now
   node.tokens ??= [];
   node.stats = { asked: now, first: null, last: null, seen: 0 };
 }

@@ -2,6 +2,7 @@
 
 import { ancestry, leaves, newConversation, add, path, ROOT, select, setSystem, systemOf } from "./tree.js";
 import { readSettings } from "./settings.js";
+import { idsOf } from "./tokens.js";
 
 export const FORMAT = "jllama conversation 1";
 const MOST_BRANCHES = 100;
@@ -48,10 +49,16 @@ function numbered(paths) {
   for (const node of paths.flat()) {
     if (numbers.has(node.id)) continue;
     numbers.set(node.id, messages.length);
-    const ids = node.token_ids ? { token_ids: node.token_ids } : {};
-    messages.push({ role: node.role, content: node.content, ...ids, ...(node.cut ? { cut: true } : {}) });
+    messages.push(savedMessage(node));
   }
   return [numbers, messages];
+}
+
+/** With the answer's own tokens, if they are known: the chat goes on from these. */
+function savedMessage(node) {
+  const ids = node.token_ids ?? idsOf(node);
+  const known = ids && node.content === node.content.trimStart() ? { token_ids: ids } : {};
+  return { role: node.role, content: node.content, ...known, ...(node.cut ? { cut: true } : {}) };
 }
 
 /**

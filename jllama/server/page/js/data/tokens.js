@@ -1,7 +1,7 @@
 // The tokens of an answer, as the server reports them: what each spells, how probable it was, and what else
 // could have stood there. They are kept short, because the browser's storage is small:
 //   { t: text, b: bytes if the text alone does not say them, s: 1 if it is special and spells nothing,
-//     p: log probability, a: [the likeliest, in the same form], f: 1 where a user chose it }
+//     i: its id, p: log probability, a: [the likeliest, in the same form], f: 1 where a user chose it }
 
 const encoder = new TextEncoder();
 const REPLACEMENT = "\ufffd";
@@ -14,17 +14,19 @@ export function tokenFrom(entry) {
 
 function short(entry) {
   const token = { t: String(entry.token), p: Math.round(Math.max(entry.logprob, -99) * 1000) / 1000 };
-  const special = entry.bytes === null || (Array.isArray(entry.bytes) && entry.bytes.length === 0 && token.t);
-  if (special) token.s = 1;
-  else if (token.t.includes(REPLACEMENT) && entry.bytes) token.b = entry.bytes;
+  if (Number.isInteger(entry.token_id)) token.i = entry.token_id;
+  if (isMark(entry)) token.s = 1;
+  else if (entry.bytes && token.t.includes(REPLACEMENT)) token.b = entry.bytes;
   return token;
 }
+
+/** A special token is spelled out for readers, and is no part of the text: it has no bytes. */
+const isMark = ({ bytes }) => bytes === null || bytes?.length === 0;
 
 export const probability = (token) => Math.exp(token.p);
 
 /** Whether choosing the token ends the answer: it spells nothing. */
-export const isSpecial = (token) =>
-  token.s === 1 || /^(<[|｜][^<>]{1,40}[|｜]>|<\/s>|<eos>|<end_of_turn>)$/.test(token.t);
+export const isSpecial = (token) => token.s === 1;
 
 export function bytesOf(token) {
   if (token.s) return new Uint8Array();
@@ -41,6 +43,26 @@ export function spelled(tokens) {
   } catch {
     return null;
   }
+}
+
+/**
+ * The ids of which an answer is made, or null if not all are known to spell exactly its text: thoughts have
+ * tokens of their own, and an edit has none.
+ */
+export function idsOf({ tokens = [], content, reasoning }) {
+  if (reasoning || tokens.some((token) => token.i === undefined)) return null;
+  return content && shown(tokens) === content ? tokens.map((token) => token.i) : null;
+}
+
+/** What tokens spell, with a mark for each part of a character that stays one, as the server shows it. */
+function shown(tokens) {
+  const decoder = newDecoder();
+  return pieces(tokens, decoder).join("") + decoder.decode();
+}
+
+/** Tokens of another model: their ids mean something else here. */
+export function withoutIds(tokens = []) {
+  return tokens.map(({ i, ...token }) => token);
 }
 
 export const newDecoder = () => new TextDecoder("utf-8", { ignoreBOM: true });
@@ -80,7 +102,7 @@ export function aligned(tokens, content) {
 }
 
 function trimmed(token, shown, part) {
-  return shown === part ? token : { ...token, t: shown, b: undefined };
+  return shown === part ? token : { ...token, t: shown, b: undefined, i: undefined };
 }
 
 // Seven steps from sure to surprised. A style sheet gives each its tint.

@@ -4,6 +4,7 @@
 import { isSpecial, percent, probability, visible } from "../data/tokens.js";
 import { element } from "./dom.js";
 
+const ENDS = /end|eo[st]|stop|<\/s>/i; // among special tokens
 const narrow = matchMedia("(max-width: 800px)");
 const LINGER = 250; // milliseconds in which the pointer may travel from the token to the card
 
@@ -132,7 +133,7 @@ function drawRow(other, stands, choose) {
   const share = probability(other);
   const bar = element("span", { class: "share-bar", "aria-hidden": "true" });
   bar.style.width = `${Math.max(1, share * 100)}%`;
-  const what = isSpecial(other) ? "end of the answer" : visible(other);
+  const what = ENDS.test(other.t) && isSpecial(other) ? "end of the answer" : visible(other);
   const label = stands ? `${what}, ${percent(share)}, stands here` : `Go on with ${what}, ${percent(share)}`;
   const attributes = { type: "button", "aria-label": label, disabled: stands, onclick: () => choose(other) };
   const text = element("span", { class: isSpecial(other) ? "share-text special" : "share-text" }, what);
