@@ -9,6 +9,7 @@ from jllama.batching.request import STOPS, Request
 from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.scheduler import Scheduler, Stats
+from jllama.engine.slot_warm_up import compile_all
 from jllama.engine.slots import Slots
 from jllama.errors import JllamaError
 from jllama.loading import Model, tokenizer_of
@@ -60,7 +61,7 @@ class Engine:
         arrays = Slots(
             config, model.params, slots=slots, max_len=self.max_seq_len, dtype=model.dtype, stops=STOPS
         )
-        self._loop = Loop(arrays, scheduler)
+        self._slots, self._loop = arrays, Loop(arrays, scheduler)
 
     def submit(
         self,
@@ -150,6 +151,13 @@ class Engine:
     def error(self) -> BaseException | None:
         """What its thread died of; None while it lives, and after `close`."""
         return self._loop.error
+
+    def warm_up(self) -> int:
+        """Compiles every program that a request may need, before the first one asks; returns how many.
+
+        Without it a program is compiled when it is first needed, which whoever runs then waits for.
+        """
+        return compile_all(self._slots)
 
     def close(self) -> None:
         """Ends all requests, with what came, and the thread. Does nothing the second time."""

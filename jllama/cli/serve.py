@@ -73,11 +73,10 @@ def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...]) -> int | Non
     from jllama.batching.engine import Engine
     from jllama.server import run
     from jllama.server.app import create_app
-    from jllama.server.warm_up import warm_up
 
     with Engine(model, slots=FLAGS.slots, max_seq_len=FLAGS.max_seq_len, max_queue=FLAGS.max_queue) as engine:
         if FLAGS.warm_up:
-            warm_up(engine)
+            engine.warm_up()
         server = run.Server(create_app(engine, _options(model, keys)), FLAGS.grace_seconds)
         say(*_banner(engine, run.listen(bound), open_to_all=not keys))
         server.serve_on(bound)

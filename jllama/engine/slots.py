@@ -58,25 +58,31 @@ class Slots:
         self.config, self.params, self.stops = config, params, stops
         self.target = target_of(params)
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
-        self._state = slot_programs.empty(config, slots, max_len, dtype, stops)
-        self._greedy = np.ones((slots,), bool)
-        self._scores, self._floors = np.zeros((2, slots), bool)
+        state = slot_programs.empty(config, slots, max_len, dtype, stops)
+        # Bound to the device from the beginning, as what programs return is: else each is compiled twice.
+        self.state = jax.device_put(state, next(iter(jax.tree.leaves(params)[0].devices())))
+        self._greedy, self._extras = np.ones((slots,), bool), np.zeros((slots,), bool)
+
+    @property
+    def max_len(self) -> int:
+        """Positions of a slot."""
+        return self.state.cache.max_len
 
     def settle(self) -> None:
         """Waits until the device has done what it was asked for."""
-        jax.block_until_ready(self._state.cache.length)
+        jax.block_until_ready(self.state.cache.length)
 
     def copy_prefix(self, source: int, to: int, count: int) -> None:
         """The first `count` positions of a slot, and a few more, into another."""
-        size = min(self._state.cache.max_len, 1 << (count - 1).bit_length())
+        size = min(self.max_len, 1 << (count - 1).bit_length())
         numbers = np.array([source, to, count], np.int32)
-        cache = slot_programs.copy_prefix(self._state.cache, numbers, size=size)
-        self._state = dataclasses.replace(self._state, cache=cache)
+        cache = slot_programs.copy_prefix(self.state.cache, numbers, size=size)
+        self.state = dataclasses.replace(self.state, cache=cache)
 
     def clear(self, slot: int) -> None:
         """Forgets what a slot holds. Numbers that are not finite would spoil who comes next."""
-        cache = slot_programs.clear(self._state.cache, np.int32(slot))
-        self._state = dataclasses.replace(self._state, cache=cache)
+        cache = slot_programs.clear(self.state.cache, np.int32(slot))
+        self.state = dataclasses.replace(self.state, cache=cache)
 
     @property
     def turn_tokens(self) -> int:
@@ -111,9 +117,9 @@ class Slots:
         chunk[:4] = slot, start, len(tokens), context
         chunk[4 : 4 + len(tokens)] = tokens
         logits, cache = slot_programs.reader(self.target, size)(
-            self.config, self.params, self._state.cache, chunk
+            self.config, self.params, self.state.cache, chunk
         )
-        self._state = dataclasses.replace(self._state, cache=cache)
+        self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 
     def read_scored(self, slot: int, prompt: np.ndarray, start: int, size: int) -> tuple[Array, Scores]:
@@ -128,24 +134,38 @@ class Slots:
         chunk[:4] = slot, start, min(size, len(prompt) - start), len(prompt)
         chunk[4 : 4 + len(tokens)] = tokens
         logits, scores, cache = slot_programs.scorer(self.target, size)(
-            self.config, self.params, self._state.cache, chunk
+            self.config, self.params, self.state.cache, chunk
         )
-        self._state = dataclasses.replace(self._state, cache=cache)
+        self.state = dataclasses.replace(self.state, cache=cache)
         return logits, scores
+
+    def prompt_size(self, count: int) -> int:
+        """For the penalties: places for the tokens of a prompt of `count`."""
+        return min(next(size for size in PROMPT_SIZES if size >= count), self.max_len)
+
+    def way(self, *, greedy: bool = False, extras: bool = False, short: bool = False) -> Way:
+        """How rows run: few programs, since each is compiled anew.
+
+        Args:
+          greedy: all take the largest logit.
+          extras: some row has a floor, or its log-probabilities are told.
+          short: `HURRIED` steps at most.
+        """
+        on_gpu = self.target.on_gpu
+        return Way(self.target, on_gpu and greedy and not extras, extras, extras, on_gpu and short)
 
     def begin(self, slot: int, row: Row, logits: Array) -> Burst:
         """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
         stops = np.full((1, self.stops), NO_TOKEN, np.int32)
         stops[0, : len(row.stop_ids)] = row.stop_ids
-        size = next(size for size in PROMPT_SIZES if size >= len(row.prompt))
-        prompt = np.full((1, min(size, self._state.cache.max_len)), NO_TOKEN, np.int32)
+        prompt = np.full((1, self.prompt_size(len(row.prompt))), NO_TOKEN, np.int32)
         prompt[0, : len(row.prompt)] = row.prompt
         numbers = np.array([slot, len(row.prompt), row.limit, row.floor], np.int32)
         arrays = (numbers, row.key, stops, prompt, row.sampling)
-        how = Way(self.target, scores=row.scores, floors=row.floor > 0)
-        self._state, first = slot_programs.begin(self._state, logits, *arrays, how=how)
-        self._greedy[slot] = row.sampling.is_greedy()
-        self._scores[slot], self._floors[slot] = how.scores, how.floors
+        extras = row.scores or row.floor > 0
+        how = self.way(extras=extras)
+        self.state, first = slot_programs.begin(self.state, logits, *arrays, how=how)
+        self._greedy[slot], self._extras[slot] = row.sampling.is_greedy(), extras
         return first
 
     def run(self, slots: Sequence[int], steps: int) -> Burst:
@@ -159,11 +179,9 @@ class Slots:
         others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
         rows = np.array([*slots, *others][:bucket], np.int32)
         chosen = list(slots)
-        greedy = self.target.on_gpu and bool(self._greedy[chosen].all())
-        scores, floors = (bool(asked[chosen].any()) for asked in (self._scores, self._floors))
-        short = self.target.on_gpu and steps <= HURRIED
-        how = Way(self.target, greedy, scores, floors, short)
+        greedy, extras = bool(self._greedy[chosen].all()), bool(self._extras[chosen].any())
+        how = self.way(greedy=greedy, extras=extras, short=steps <= HURRIED)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
-        self._state, burst = run(self.config, self.params, self._state, numbers)
+        self.state, burst = run(self.config, self.params, self.state, numbers)
         return burst

@@ -238,9 +238,9 @@ def test_a_text_that_is_not_finite_fails_alone(model):
 
         def poisoned(rows, steps):
             if bad.job.slot >= 0:
-                cache = slots._state.cache
+                cache = slots.state.cache
                 keys = (cache.keys[0].at[bad.job.slot].set(jnp.nan), *cache.keys[1:])
-                slots._state = dataclasses.replace(slots._state, cache=dataclasses.replace(cache, keys=keys))
+                slots.state = dataclasses.replace(slots.state, cache=dataclasses.replace(cache, keys=keys))
             return run(rows, steps)
 
         slots.run = poisoned

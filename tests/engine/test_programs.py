@@ -1,7 +1,6 @@
 """The engine's parts by themselves: donation, what each number of a call means, borders of every size."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +76,8 @@ def test_a_prefix_is_copied_and_nothing_else(tiny_config):
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (17, 20), (20, 20)])
 def test_as_much_is_copied_as_a_power_of_two_holds(tiny_config, tiny_params, monkeypatch, count, size):
-    state = SimpleNamespace(cache=SimpleNamespace(max_len=20))
-    monkeypatch.setattr(slot_programs, "empty", lambda *_: state)
-    monkeypatch.setattr(dataclasses, "replace", lambda state, **changes: state)
     slots = Slots(tiny_config, tiny_params, slots=2, max_len=20, dtype="float32")
+    monkeypatch.setattr(dataclasses, "replace", lambda state, **changes: state)
     asked = []
 
     def copied(cache, numbers, *, size):
@@ -114,7 +111,7 @@ def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_param
         return run
 
     monkeypatch.setattr(slot_programs, "runner", runner)
-    slots._scores[2] = True
+    slots._extras[2] = True
     slots._greedy[5] = False
     for target in (CPU, GPU):
         slots.target = target
@@ -130,7 +127,7 @@ def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_param
     ]
     assert [batched for _, batched, _, _ in on_cpu] == [False, True, True, False]
     assert [greedy for _, _, greedy, _ in on_cpu] == [False] * 4
-    assert [greedy for _, _, greedy, _ in on_gpu] == [True, False, False, True]
+    assert [greedy for _, _, greedy, _ in on_gpu] == [True, False, False, False]
     assert [scores for *_, scores in on_cpu] == [False, False, True, True]
 
 
@@ -145,10 +142,10 @@ def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
     )
 
     def taken(act, *given):
-        before = slots._state
+        before = slots.state
         made = act(*given)
         assert all(leaf.is_deleted() for leaf in leaves(before.cache))
-        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(slots._state))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(slots.state))
         return made
 
     logits = taken(slots.read, 0, row.prompt, 0, slots.next_chunk(2), 2)
@@ -156,8 +153,8 @@ def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
     taken(slots.run, [0], 2)
     taken(slots.copy_prefix, 0, 1, 2)
     taken(slots.clear, 0)
-    assert slots._state.stop_ids[0].tolist() == [7, NO_TOKEN, NO_TOKEN, NO_TOKEN]
-    assert slots._state.cache.length.tolist() == [0, 2]
+    assert slots.state.stop_ids[0].tolist() == [7, NO_TOKEN, NO_TOKEN, NO_TOKEN]
+    assert slots.state.cache.length.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(

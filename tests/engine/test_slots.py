@@ -141,10 +141,10 @@ def test_a_slot_that_is_given_to_another_text_forgets_the_first(slots):
 def test_poison_in_free_slots_reaches_nobody(slots):
     if not slots.target.kernels:
         pytest.skip("plain XLA multiplies what is out of sight by zero: `Slots.clear` is for that")
-    cache = slots._state.cache
+    cache = slots.state.cache
     poisoned = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), (cache.keys, cache.values))
     cache = dataclasses.replace(cache, keys=poisoned[0], values=poisoned[1])
-    slots._state = dataclasses.replace(slots._state, cache=cache)
+    slots.state = dataclasses.replace(slots.state, cache=cache)
     tokens = {4: begin(slots, 4, PROMPTS[0]), 1: begin(slots, 1, PROMPTS[1])}
     for _ in range(2):
         run(slots, tokens, [4, 1])
@@ -153,10 +153,10 @@ def test_poison_in_free_slots_reaches_nobody(slots):
 
 def test_a_row_that_is_not_finite_ends_alone(slots):
     tokens = {0: begin(slots, 0, PROMPTS[0]), 1: begin(slots, 1, PROMPTS[1])}
-    cache = slots._state.cache
+    cache = slots.state.cache
     keys = cache.keys[0].at[0, :, 0].set(jnp.nan)
     cache = dataclasses.replace(cache, keys=(keys, *cache.keys[1:]))
-    slots._state = dataclasses.replace(slots._state, cache=cache)
+    slots.state = dataclasses.replace(slots.state, cache=cache)
     burst = slots.run([0, 1], 16)
     assert np.asarray(burst.healthy).tolist() == [False, True]
     tokens[1] += take(burst)[1]
@@ -172,10 +172,10 @@ def test_a_row_that_is_not_finite_ends_alone(slots):
 def test_nothing_is_copied_or_moved(slots):
     if not slots.target.kernels:
         pytest.skip("plain XLA gathers: it is the oracle")
-    place = slots._state.cache.keys[0].unsafe_buffer_pointer()
+    place = slots.state.cache.keys[0].unsafe_buffer_pointer()
     begin(slots, 0, PROMPTS[1])
     slots.copy_prefix(0, 1, 8)
     begin(slots, 1, PROMPTS[1], start=8)
     for order in ([0], [0, 1], [1, 0]):
         slots.run(order, 4)
-        assert slots._state.cache.keys[0].unsafe_buffer_pointer() == place
+        assert slots.state.cache.keys[0].unsafe_buffer_pointer() == place

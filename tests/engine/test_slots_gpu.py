@@ -74,8 +74,8 @@ def test_no_program_copies_the_cache(params, count):
     steps = slot_programs.runner(Way(GPU, greedy=True), count > 1)
     chunk = np.zeros((4 + 128,), np.int32)
     for text in (
-        steps.lower(CONFIG, params, slots._state, numbers).compile().as_text(),
-        slot_programs.reader(GPU, 128).lower(CONFIG, params, slots._state.cache, chunk).compile().as_text(),
+        steps.lower(CONFIG, params, slots.state, numbers).compile().as_text(),
+        slot_programs.reader(GPU, 128).lower(CONFIG, params, slots.state.cache, chunk).compile().as_text(),
     ):
         assert "custom-call" in text
         assert not re.search(r"bf16\[8,2,512,64\]\S* (copy|gather|fusion)\(", text)

@@ -1,0 +1,70 @@
+"""Compiles all programs of slots before the first request, from shapes alone: nothing is allocated."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jllama.engine import slot_programs
+from jllama.engine.slots import SCORED, Slots
+from jllama.layers.sampling import Sampling
+
+Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
+
+
+def compile_all(slots: Slots) -> int:
+    """Compiles what requests of any kind may need; JAX keeps it. Returns how many programs there are."""
+    programs = list(_programs(slots))
+    for program, arguments, options in programs:
+        program.lower(*arguments, **options).compile()  # type: ignore[attr-defined]
+    return len(programs)
+
+
+def _programs(slots: Slots) -> Iterator[Program]:
+    params, state = jax.tree.map(_shape, (slots.params, slots.state))
+    model = (slots.config, params)
+    for size in _chunks(slots):
+        chunk = np.zeros((4 + size,), np.int32)
+        yield slot_programs.reader(slots.target, size), (*model, state.cache, chunk), {}
+        if size <= SCORED:
+            longer = np.zeros((5 + size,), np.int32)
+            yield slot_programs.scorer(slots.target, size), (*model, state.cache, longer), {}
+    yield from _beginnings(slots, state)
+    flags = itertools.product((False, True), repeat=3)
+    ways = {slots.way(greedy=greedy, extras=extras, short=short) for greedy, extras, short in flags}
+    for bucket, how in itertools.product(slots.buckets, ways):
+        yield slot_programs.runner(how, bucket > 1), (*model, state, np.zeros((bucket + 2,), np.int32)), {}
+    yield slot_programs.clear, (state.cache, np.int32(0)), {}
+    for size in {min(slots.max_len, 1 << n) for n in range(slots.max_len.bit_length() + 1)}:
+        yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size)
+
+
+def _beginnings(slots: Slots, state: Any) -> Iterator[Program]:
+    V = slots.config.vocab_size
+    logits = jax.ShapeDtypeStruct((1, V), jnp.float32, sharding=state.cache.length.sharding)
+    sampling, key = Sampling.build(batch=1, vocab_size=V), np.zeros((2,), np.uint32)
+    stops = np.zeros((1, slots.stops), np.int32)
+    for extras in (False, True):
+        for size in {slots.prompt_size(count) for count in _powers(slots.max_len)}:
+            prompt = np.zeros((1, size), np.int32)
+            arguments = (state, logits, np.zeros((4,), np.int32), key, stops, prompt, sampling)
+            yield slot_programs.begin, arguments, dict(how=slots.way(extras=extras))
+
+
+def _chunks(slots: Slots) -> list[int]:
+    """Sizes of every chunk that a prompt which fits in a slot is cut into."""
+    borders = {min(count + more, slots.max_len - 1) for count in _powers(slots.max_len) for more in (0, 1)}
+    return sorted({slots.next_chunk(left, scored=scored) for left in borders for scored in (False, True)})
+
+
+def _powers(most: int) -> list[int]:
+    """Powers of two below `most`, and the number below it: where the size of a program may change."""
+    return [*(1 << n for n in range((most - 1).bit_length())), most - 1]
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    sharding = array.sharding if array.committed else None
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
