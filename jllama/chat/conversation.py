@@ -90,7 +90,7 @@ class Conversation(Branches):
           JllamaError: with the first piece: the message is empty or too long, a setting can't be used, or the
             context is full and `on_overflow` is `stop`.
         """
-        question, chosen = _question(text), build_settings(settings, **changes)
+        question, chosen = _question(text), _settings(settings, changes)
         self.branch.streams.end()
         yield from self._answer((*self.messages, question), chosen)
 
@@ -100,7 +100,7 @@ class Conversation(Branches):
         Raises:
           JllamaError: there is no answer yet.
         """
-        chosen = build_settings(settings, **{"seed": None, **changes})
+        chosen = _settings(settings, {"seed": None, **changes})
         self.branch.streams.end()
         self._check_turn(self.turns, "nothing to redo")
         yield from self._answer(self.messages[:-1], chosen)
@@ -113,7 +113,7 @@ class Conversation(Branches):
         Raises:
           JllamaError: there is no answer yet, it ended by itself, or the context has no room for more.
         """
-        chosen = build_settings(settings, **changes)
+        chosen = _settings(settings, changes)
         self.branch.streams.end()
         self._check_turn(self.turns, "nothing to continue")
         if not self.messages[-1].cut:
@@ -128,7 +128,7 @@ class Conversation(Branches):
         Raises:
           JllamaError: there is no such turn, or see `ask`.
         """
-        question, chosen = _question(text), build_settings(settings, **changes)
+        question, chosen = _question(text), _settings(settings, changes)
         self.branch.streams.end()
         self._check_turn(turn, "nothing to edit")
         yield from self._answer((*self.messages[: 2 * turn - 2], question), chosen)
@@ -226,6 +226,12 @@ class Conversation(Branches):
 def _has_more(result: Result, begun: str) -> bool:
     """Whether the answer is worth keeping: an interrupted one only if it has more text than before."""
     return result.finish_reason != "interrupted" or len(result.text.strip()) > len(begun.rstrip())
+
+
+def _settings(settings: GenerationSettings | None, changes: dict[str, Any]) -> GenerationSettings:
+    if "system" in changes:
+        raise JllamaError("a conversation's system message is given to Conversation(model, system=...)")
+    return build_settings(settings, **changes)
 
 
 def _question(content: Content) -> Message:

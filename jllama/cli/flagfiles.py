@@ -78,10 +78,21 @@ def _expanded(known: flags.FlagValues, typed: list[str]) -> list[str]:
     kept: list[str] = []
     for taken in _flags_with_values(known, typed):
         if re.match("--?flagfile(=|$)", taken[0]):
-            kept += _for_us(known, _lines_of(taken))
+            lines = [_underscored(line) for line in _lines_of(taken)]
+            kept += _for_us(known, [spelling.plain(known, line) for line in lines])
         else:
             kept += taken
     return kept
+
+
+def _underscored(line: str) -> str:
+    """A line with the flag's name as all programs have it: `--top-p=0.9` is `--top_p=0.9`."""
+    name, equals, value = line.partition("=")
+    if not re.fullmatch("--[a-z_-]+", name):
+        return line
+    bare = name[2:].replace("-", "_")
+    bare = f"no{bare[3:]}" if bare.startswith("no_") else spelling.ALIASES.get(bare, bare)
+    return f"--{bare}{equals}{value}"
 
 
 def _lines_of(taken: list[str]) -> list[str]:

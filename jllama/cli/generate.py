@@ -125,7 +125,11 @@ def _prompt_text() -> str:
     if FLAGS.prompt_file is not None:
         return streams.read_text(FLAGS.prompt_file)
     if FLAGS.prompt is None:
-        raise JllamaError("no prompt: give it behind the model's name, or with --prompt or --prompt_file")
+        raise JllamaError(
+            "no prompt: give it behind the model's name, or with --prompt or --prompt_file (-: stdin)"
+        )
+    if streams.holds_unread():
+        say("note: standard input is not read; --prompt_file=- takes the prompt from there")
     return FLAGS.prompt
 
 

@@ -2,26 +2,11 @@
 
 from pathlib import Path
 
-import jllama
 from jllama.errors import JllamaError, nearest
 from jllama.files.paths import expanded
-
-
-def directory() -> Path:
-    """`configs/` of an installation, or of the checkout that this package stands in."""
-    package = Path(jllama.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def names() -> list[str]:
-    """The ready-made models, such as `smollm2`."""
-    return sorted(path.stem for path in directory().glob("*.cfg") if _names_a_model(path))
-
-
-def flagfile(name: str) -> Path | None:
-    """The flagfile of a ready-made model; None if there is none, or a file of that name is here."""
-    return directory() / f"{name}.cfg" if name in names() and not Path(name).exists() else None
+from jllama.hub.ready_made import directory as directory
+from jllama.hub.ready_made import flagfile as flagfile
+from jllama.hub.ready_made import names as names
 
 
 def named(reference: str) -> str | None:
@@ -90,7 +75,3 @@ def check(model: str) -> None:
 def hidden(model: str | None) -> bool:
     """Whether a file or directory has the name of a ready-made model, and so stands for itself."""
     return model is not None and model in names() and Path(model).exists()
-
-
-def _names_a_model(path: Path) -> bool:
-    return any(line.startswith("--model=") for line in path.read_text(encoding="utf-8").splitlines())

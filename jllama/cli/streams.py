@@ -65,6 +65,16 @@ def standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def holds_unread() -> bool:
+    """Whether something was piped into a program that does not read it."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        piped = stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+        return piped and bool(select.select([sys.stdin], [], [], 0)[0]) and bool(sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
+        return False
+
+
 def read_text(name: str) -> str:
     """A text as its bytes say it, line ends included, but without a byte order mark.
 

@@ -291,6 +291,13 @@ def test_there_is_an_end_to_forking(story):
         conversation.fork("more")
 
 
+def test_a_system_message_is_not_a_setting(talk):
+    before = talk.messages
+    with pytest.raises(JllamaError, match="given to Conversation"):
+        list(talk.ask("Hello", system="Be brief."))
+    assert talk.messages == before
+
+
 def test_clear_and_system(talk):
     talk.set_system("Be brief.")
     talk.clear()

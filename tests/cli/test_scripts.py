@@ -123,6 +123,12 @@ def test_a_file_and_standard_input_give_the_same_tokens(generate, server, base, 
     assert piped.report["prompt_tokens"] == len(text)
 
 
+def test_what_is_piped_in_and_not_read_is_said(generate, server, base):
+    flags = [f"--model={base}", "--dtype=float32", "--max_new_tokens=1", "--prompt=x"]
+    assert "note: standard input is not read" in start(GENERATE, *flags, env=server.env, stdin=b"text").err
+    assert "standard input" not in start(GENERATE, *flags, env=server.env, stdin=b"").err
+
+
 def test_statistics_and_banner_go_to_stderr(generate, base):
     outcome = generate("--stats", "--verbose", "--seed=3")
     assert outcome.out == generate().out

@@ -120,6 +120,8 @@ def test_flagfiles_may_hold_flags_of_other_scripts(script, without_jax, tmp_path
     assert start(script, f"--flagfile={outer}", "--help", env=without_jax).code == 0
     inner.write_text("--model\ntranscript\n--seed=1\n")  # a value that is another script's flag
     assert start(script, f"--flagfile={inner}", "--help", env=without_jax).code == 0
+    inner.write_text("--top-p=2\n--no-ignore-eos\n--max-new-tokens\n64\n--temp=1\n")  # as hands type
+    assert start(script, f"--flagfile={inner}", "--help", env=without_jax).code == 0
     inner.write_text("--temperatur=1\n")
     outcome = start(script, f"--flagfile={outer}", "--help", env=without_jax)
     assert_explained(outcome, "Unknown command line flag 'temperatur'")
