@@ -11,6 +11,7 @@ from jllama.checkpoint.memory import check_cache
 from jllama.engine.scheduler import Scheduler, Stats
 from jllama.engine.slot_warm_up import compile_all
 from jllama.engine.slots import Slots
+from jllama.engine.step import BURST
 from jllama.errors import JllamaError
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings
@@ -155,9 +156,23 @@ class Engine:
     def warm_up(self) -> int:
         """Compiles every program that a request may need, before the first one asks; returns how many.
 
-        Without it a program is compiled when it is first needed, which whoever runs then waits for.
+        Without it a program is compiled when it is first needed, and whoever runs waits for that. A GPU also
+        runs them once: it loads a program and its graph when they first run.
         """
-        return compile_all(self._slots)
+        count = compile_all(self._slots)
+        if self._slots.target.on_gpu:
+            self._run_once()
+        return count
+
+    def _run_once(self) -> None:
+        """A prompt of each chunk's size, and a burst of 1, 2, 4, … texts; no two begin alike."""
+        V, room = self.model.config.vocab_size, self.max_seq_len - 1
+        for size in self._slots.target.chunk_sizes:
+            self.submit([size % V] * min(size, room), max_new_tokens=1, ignore_eos=True).result()
+        for count in self._slots.buckets:
+            options = dict(max_new_tokens=min(2 * BURST, room), ignore_eos=True)
+            for stream in self.submit_all([dict(prompt=[row % V], **options) for row in range(count)]):
+                stream.result()
 
     def close(self) -> None:
         """Ends all requests, with what came, and the thread. Does nothing the second time."""

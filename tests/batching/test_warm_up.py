@@ -61,6 +61,24 @@ def keys(engine):
         yield program, str(shapes), str(options)
 
 
+def test_a_gpu_also_runs_what_it_compiled(model, monkeypatch):
+    ran = set()
+
+    def noted(method, key):
+        def call(*arguments):
+            ran.add(key(*arguments))
+            return method(*arguments)
+
+        return call
+
+    with Engine(model, slots=3, max_seq_len=100) as engine:
+        slots = engine._slots
+        monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, steps: len(rows)))
+        monkeypatch.setattr(slots, "read", noted(slots.read, lambda *arguments: f"chunk {arguments[3]}"))
+        engine._run_once()
+        assert ran >= {1, 2, 3, "chunk 32", "chunk 128"}
+
+
 def test_a_warm_up_allocates_nothing(model):
     with Engine(model, slots=2, max_seq_len=100) as engine:
         before = {id(array) for array in jax.live_arrays()}
