@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import operator
 import os
 import reprlib
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jllama.text.tokenizer import Tokenizer
 
 
+DEFAULT_MAX_SEQ_LEN = 2048
 QUANTIZE_MODES = ("auto", "none", "int8", "int4")
 
 
@@ -53,6 +55,21 @@ class Model:
                 "that, or give token ids to jllama.forward or jllama.engine"
             )
         return self.tokenizer
+
+
+def checked_max_seq_len(model: Model, given: int | None) -> int:
+    """How many positions a text has; the smaller of the model's context and 2048 when None is given.
+
+    Raises:
+      JllamaError: it is not within the model's context.
+    """
+    context = model.config.context_length
+    chosen = min(context, DEFAULT_MAX_SEQ_LEN) if given is None else given
+    with contextlib.suppress(TypeError):  # NumPy's integers are numbers too
+        chosen = operator.index(chosen)
+    if type(chosen) is not int or not 2 <= chosen <= context:
+        raise JllamaError(f"max_seq_len={given!r} must be from 2 to the model's context of {context}")
+    return chosen
 
 
 def tokenizer_of(model: Model) -> "Tokenizer":

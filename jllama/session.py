@@ -1,8 +1,6 @@
 """Text in, text out: one conversation with its cache. Every front end stands on this."""
 
-import contextlib
 import dataclasses
-import operator
 import weakref
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -19,12 +17,11 @@ from jllama.engine.scheduler import common_prefix
 from jllama.engine.state import NO_TOKEN, start_decode
 from jllama.errors import JllamaError, PromptTooLongError
 from jllama.layers.cache import KVCache
-from jllama.loading import Model, tokenizer_of
+from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, encode_prompt
 
-DEFAULT_MAX_SEQ_LEN = 2048
 STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
 
 
@@ -55,14 +52,7 @@ class Session:
           JllamaError: `max_seq_len` is not within the model's context, or the model has no tokenizer.
         """
         self._tokenizer = tokenizer_of(model)
-        context = model.config.context_length
-        self.model = model
-        chosen = min(context, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-        with contextlib.suppress(TypeError):
-            chosen = operator.index(chosen)
-        if not isinstance(chosen, int) or not 2 <= chosen <= context:
-            raise JllamaError(f"max_seq_len={chosen!r} must be from 2 to the model's context of {context}")
-        self.max_seq_len = chosen
+        self.model, self.max_seq_len = model, checked_max_seq_len(model, max_seq_len)
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None

@@ -13,7 +13,7 @@ from jllama.engine.slot_warm_up import compile_all
 from jllama.engine.slots import Slots
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError
-from jllama.loading import Model, tokenizer_of
+from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt
@@ -51,7 +51,7 @@ class Engine:
           JllamaError: a number is out of range, or the slots do not fit in the device's memory.
         """
         tokenizer_of(model)
-        self.model, self.slots, self.max_seq_len = model, slots, _checked_length(model, max_seq_len)
+        self.model, self.slots, self.max_seq_len = model, slots, checked_max_seq_len(model, max_seq_len)
         for name, value in (("slots", slots), ("max_queue", max_queue)):
             if type(value) is not int or not 1 <= value <= 100_000:
                 raise JllamaError(f"{name}={value!r} must be a whole number from 1 to 100000")
@@ -187,11 +187,3 @@ class Engine:
     def _stream(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:
         request = Request(self.model, self.max_seq_len, prompt, settings, **options)
         return request.stream(self._loop.cancel)
-
-
-def _checked_length(model: Model, given: int | None) -> int:
-    context = model.config.context_length
-    length = min(context, 2048) if given is None else given
-    if type(length) is not int or not 2 <= length <= context:
-        raise JllamaError(f"max_seq_len={given!r} must be from 2 to the model's context of {context}")
-    return length

@@ -12,6 +12,8 @@ from jllama.engine.step import BURST, decode_burst
 from jllama.errors import JllamaError
 from jllama.model import Params
 
+BURST_SECONDS = 0.05
+
 
 class Decoder:
     """Runs a state to its end, always one burst ahead of the reader: the device never waits for the host."""
@@ -23,12 +25,10 @@ class Decoder:
         state: DecodeState,
         first: Burst,
         how: Way,
-        *,
-        burst_seconds: float = 0.05,
     ) -> None:
-        """Takes what `start_decode` gave. Bursts grow until one takes about `burst_seconds`."""
+        """Takes what `start_decode` gave. Bursts grow until one takes about `BURST_SECONDS`."""
         self.config, self.params, self.state, self.how = config, params, state, how
-        self._ready, self._burst_seconds = first, burst_seconds
+        self._ready = first
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Bursts of new tokens, int32 `[B, up to BURST]`; `NO_TOKEN` fills rows that are done.
@@ -46,7 +46,7 @@ class Decoder:
             if np.asarray(self._ready.done).all():
                 return
             now = time.perf_counter()
-            steps = BURST if fixed else _next_steps(steps, now - before, self._burst_seconds)
+            steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
             self._ready, before = ahead, now
 
 
