@@ -169,6 +169,20 @@ class Answer:
     def push(self, ids: Sequence[int]) -> Iterator[str]:
         """Takes the next ids; yields the text that has become certain, if any."""
         self._take_time()
+        shown = self._push_together(ids)
+        yield from self._show(self._push_singly(ids) if shown is None else shown)
+
+    def _push_together(self, ids: Sequence[int]) -> str | None:
+        """The text of all ids; None if something in them ends the answer, or must not."""
+        if self.result.generated_tokens < self._floor or not self._ends.keys().isdisjoint(ids):
+            return None
+        text = self._detokenizer.push_unless(ids, self._matcher.matches)
+        if text is None:
+            return None
+        self.result.token_ids += ids
+        return self._matcher.push(text)
+
+    def _push_singly(self, ids: Sequence[int]) -> str:
         shown = ""
         for token in ids:
             self.result.token_ids.append(token)
@@ -178,7 +192,7 @@ class Answer:
                 shown += match(self._detokenizer.push(token))
             if self.finished:
                 break
-        yield from self._show(shown)
+        return shown
 
     def end(self) -> Iterator[str]:
         """No more ids come: yields what was held back and settles why."""

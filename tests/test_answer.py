@@ -1,10 +1,13 @@
 """One answer as it grows: ids in, pieces out, and why it ended; no model."""
 
 import contextlib
+import itertools
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jllama.answer import (
     Answer,
@@ -240,3 +243,24 @@ def test_another_thread_can_not_end_what_runs():
         reader.join(60)
     with contextlib.closing(streams.run(stream("a", []))) as more:
         assert next(more) == "a"
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_bursts_give_what_single_ids_give(data):
+    """Whatever the bursts are: characters of several bytes, broken ones, ends, stop strings, a floor."""
+    pieces = st.sampled_from(
+        [b"a", b"b", "é".encode(), "🙂".encode(), b"\xf0\x9f", b"\xff", b"\0", b"\1", b"ab"]
+    )
+    ids = b"".join(data.draw(st.lists(pieces, min_size=1, max_size=12)))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(ids)), max_size=5)) | {0, len(ids)})
+    stops = data.draw(st.lists(st.sampled_from(["ab", "ba", "éa", "🙂", "aaa", "<eot>"]), max_size=3))
+    floor = data.draw(st.integers(0, 6))
+    options = dict(stop=tuple(stops), min_new_tokens=floor, max_new_tokens=200)
+    bursts = [ids[begin:end] for begin, end in itertools.pairwise(cuts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Answer, "_push_together", lambda self, ids: None)
+        _, wanted = run(*bursts, **options)
+    _, ours = run(*bursts, **options)
+    for name in ("text", "token_ids", "finish_reason", "stop_string", "stop_token"):
+        assert getattr(ours, name) == getattr(wanted, name), name

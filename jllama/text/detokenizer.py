@@ -63,6 +63,19 @@ class StreamDecoder:
         """Take one id and return the text that is now certain."""
         return self.push_bytes(self._detokenizer.bytes_of(token, self._skip_special))
 
+    def push_unless(self, ids: Iterable[int], refused: Callable[[str], bool]) -> str | None:
+        """Takes several ids and returns the text that is now certain; None, and nothing changes, if that is
+        refused."""
+        state, blanks = self._utf8.getstate(), self._blanks
+        text = self.push_bytes(
+            b"".join([self._detokenizer.bytes_of(token, self._skip_special) for token in ids])
+        )
+        if not refused(text):
+            return text
+        self._utf8.setstate(state)
+        self._blanks = blanks
+        return None
+
     def flush(self) -> str:
         """The ids end here: what a truncated character leaves, or ""."""
         return self.push_bytes(b"", final=True)

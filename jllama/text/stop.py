@@ -40,6 +40,10 @@ class StopMatcher:
         self._held = "" if found else text[cut:]
         return text[:cut]
 
+    def matches(self, text: str) -> bool:
+        """Whether a stop would appear with the next piece; nothing changes."""
+        return bool(self._stops) and self._first_match(self._held + text) is not None
+
     def follow(self, text: str) -> str:
         """Take what was shown before: only a stop that ends beyond it counts. Returns what precedes any."""
         passed = 0
