@@ -61,6 +61,12 @@ class Answers:
         self.inbox: asyncio.Queue[tuple[Stream | None, Event]] = asyncio.Queue()
         self.streams: list[Stream] = []
         self._cancelled = False
+        self._left = 1  # until `events` knows better
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether there is more to say at once: other events, or that nothing more comes."""
+        return not self.inbox.empty() or not self._left
 
     def start(self, engine: Engine, requests: Sequence[Mapping[str, Any]]) -> None:
         """Submits the requests, all or none; blocks for as long as the engine's lock is held.
@@ -91,15 +97,15 @@ class Answers:
           ApiError: what went wrong, in one of them.
         """
         places = {stream: place for place, stream in enumerate(self.streams)}
-        left = len(places)
-        while left:
+        self._left = len(places)
+        while self._left:
             stream, event = await self.inbox.get()
             if isinstance(event, BaseException):
                 self._tell([stream] if stream else [], "error")
                 raise failed(event)
             assert stream is not None
             if event is None:
-                left -= 1
+                self._left -= 1
                 self._tell([stream], stream.answer.result.finish_reason)
             yield places[stream], event
 

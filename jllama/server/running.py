@@ -128,23 +128,24 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 
 
 async def _frames(service: Service, task: Task, answers: Answers) -> AsyncIterator[bytes]:
-    """A stream, an error in it as an object; its end is always said."""
+    """A stream in as few pieces as there are moments; an error in it as an object; its end is always said."""
+    waiting = b"".join(task.opening())
     try:
-        for one in task.opening():
-            yield one
+        if waiting and not answers.at_hand:
+            yield waiting
+            waiting = b""
         async for choice, delta, ended in _deltas(task, answers):
-            for one in task.frames(choice, delta, ended):
-                yield one
-        for one in task.closing():
-            yield one
+            waiting += b"".join(task.frames(choice, delta, ended))
+            if waiting and not answers.at_hand:
+                yield waiting
+                waiting = b""
+        waiting += b"".join(task.closing())
     except Exception as error:
         if not isinstance(error, ApiError | JllamaError):
             LOG.exception("a stream failed")
         service.report(error)
-        for one in task.failing(error):
-            yield one
-    if task.done:
-        yield task.done
+        waiting += b"".join(task.failing(error))
+    yield waiting + task.done
 
 
 class GoneError(Exception):
