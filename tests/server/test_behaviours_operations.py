@@ -188,7 +188,8 @@ def test_61_what_runs_and_waits_is_told(served_model):
 
 def test_61_who_goes_away_is_counted(served_model):
     with start_engine(served_model) as engine, on_a_port(engine) as client:
-        ask_and_leave(client, {"prompt": "x", "max_tokens": 250, "ignore_eos": True})
-        ask_and_leave(client, {"prompt": "x", "max_tokens": 250, "ignore_eos": True, "stream": True})
+        with held(engine, "run"):
+            ask_and_leave(client, {"prompt": "x", "ignore_eos": True})
+            ask_and_leave(client, {"prompt": "x", "ignore_eos": True, "stream": True})
         text = client.http.get("/metrics").text
     assert 'finished_reason="abort",model_name="tiny"} 2.0' in text

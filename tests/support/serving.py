@@ -211,7 +211,10 @@ def ask_and_stay(client: Client, connection: socket.socket, body: dict[str, Any]
 
 
 def ask_and_leave(client: Client, body: dict[str, Any]) -> None:
-    """Goes once the engine has the request; returns when the engine has heard of that."""
+    """Goes once the engine has the request; returns when the engine has heard of that.
+
+    The engine must be held: an answer that ends before is not cancelled.
+    """
     loop, cancelled = client.engine._loop, threading.Event()
     cancel = loop.cancel
 
