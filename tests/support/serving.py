@@ -1,6 +1,7 @@
 """A tiny model behind the server: in this process for most tests, on a port where connections matter."""
 
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -156,14 +157,15 @@ class Gate(threading.Event):
 
 
 @contextlib.contextmanager
-def held(engine: Engine, name: str) -> Iterator[Gate]:
-    """The engine stops before it calls `name` of its slots, until the gate is set."""
-    slots, go = engine._loop._slots, Gate()
+def held(engine: Engine, name: str, passing: int = 0) -> Iterator[Gate]:
+    """The engine stops before it calls `name` of its slots, but for so many times, until the gate is set."""
+    slots, go, passed = engine._loop._slots, Gate(), itertools.count()
     call = getattr(slots, name)
 
     def wait(*arguments: Any) -> Any:
-        go.reached.set()
-        go.wait(WAIT)
+        if next(passed) >= passing:
+            go.reached.set()
+            go.wait(WAIT)
         return call(*arguments)
 
     setattr(slots, name, wait)
