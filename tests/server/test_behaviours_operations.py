@@ -175,7 +175,7 @@ def test_61_what_runs_and_waits_is_told(served_model):
     with start_engine(served_model, slots=1) as engine, in_process(engine) as client:
         with held(engine, "run") as go:
             kept = [engine.submit("a prompt", max_new_tokens=5, ignore_eos=True) for _ in range(3)]
-            next(iter(kept[0]))
+            assert go.reached.wait(WAIT)
             text = client.http.get("/metrics").text
             go.set()
         for stream in kept:
