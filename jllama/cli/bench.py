@@ -1,4 +1,7 @@
-"""Measures a model's speed, against what the machine can do."""
+"""Measures a model's speed, against what the machine can do.
+
+`jllama bench serve` measures a server instead.
+"""
 
 import json
 import time

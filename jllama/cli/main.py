@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "generate": "continue or answer one prompt",
     "inspect": "show what a model is made of, and what it needs",
     "bench": "measure a model's speed",
+    "bench serve": "measure a server under load, ours or another",
     "quantize": "write a model's weights in 8 or 4 bits",
     "perplexity": "measure how well a model predicts a text",
     "random-checkpoint": "write random weights of a given shape",
@@ -29,25 +31,30 @@ jllama COMMAND --help explains one. To begin with: jllama chat smollm2
 
 def main() -> None:
     """Runs the command that stands first; without one, says which there are."""
-    first = sys.argv[1] if len(sys.argv) > 1 else "help"
-    if first in HELP and len(sys.argv) > 2:
-        everything = "--helpfull" in (first, *sys.argv[3:])
-        sys.argv[1:] = [sys.argv[2], "--helpfull" if everything else "--help"]
-        first = sys.argv[1]
-    if first in HELP:
+    typed = sys.argv[1:] or ["help"]
+    if typed[0] in HELP and len(typed) > 1:
+        everything = "--helpfull" in typed
+        typed = [*(_command(typed[1:]) or typed[1]).split(" "), "--helpfull" if everything else "--help"]
+    command = _command(typed)
+    if command:
+        sys.argv = [f"jllama {command}", *typed[command.count(" ") + 1 :]]
+        run(command)
+    elif typed[0] in HELP:
         print(overview(), end="", flush=True)
-    elif first in ("--version", "-V", "version"):
+    elif typed[0] in ("--version", "-V", "version"):
         print(f"jllama {__version__}", flush=True)
-    elif first in COMMANDS:
-        sys.argv = [f"jllama {first}", *sys.argv[2:]]
-        run(first)
     else:
-        sys.exit(_refused(first))
+        sys.exit(_refused(typed[0]))
+
+
+def _command(words: list[str]) -> str:
+    """The command that words begin with, which may be two; none: nothing."""
+    return next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), "")
 
 
 def run(command: str) -> None:
     """Runs a command with the flags that stand in `sys.argv`, and exits."""
-    command_line.run(importlib.import_module(f"jllama.cli.{command.replace('-', '_')}"))
+    command_line.run(importlib.import_module(f"jllama.cli.{re.sub('[ -]', '_', command)}"))
 
 
 def overview() -> str:

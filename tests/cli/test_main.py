@@ -194,18 +194,27 @@ def test_the_command_gives_what_the_script_gives(server, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_what_matters_and_helpfull_all(command, tmp_path):
-    short = jllama_command(command, "--help", env=environment(tmp_path))
+    words, env = command.split(), environment(tmp_path)
+    short = jllama_command(*words, "--help", env=env)
     assert short.stdout.startswith(f"usage: jllama {command} [")
     assert "--flagfile=FILE" in short.stdout
     lines = [line for line in short.stdout.splitlines() if line.lstrip().startswith("-")]
     assert len(lines) <= 18
-    whole = jllama_command("help", command, env=environment(tmp_path))
+    whole = jllama_command("help", *words, env=env)
     assert whole.stdout == short.stdout
-    more = jllama_command(command, "--helpfull", env=environment(tmp_path))
-    for typed in (["--helpfull", command], ["help", command, "--helpfull"]):
-        assert jllama_command(*typed, env=environment(tmp_path)).stdout == more.stdout
+    more = jllama_command(*words, "--helpfull", env=env)
+    for typed in (["--helpfull", *words], ["help", *words, "--helpfull"]):
+        assert jllama_command(*typed, env=env).stdout == more.stdout
     assert set(lines) <= set(more.stdout.splitlines())
     assert (short.stderr, more.stderr) == ("", "")
+
+
+def test_the_first_of_two_words_is_a_command_too(tmp_path):
+    told = jllama_command("bench", "--help", env=environment(tmp_path)).stdout
+    assert told.startswith("usage: jllama bench [MODEL]")
+    assert "`jllama bench serve` measures a server" in told
+    near = jllama_command("bench", "serv", env=environment(tmp_path), cwd=tmp_path)
+    assert "no such model: 'serv'" in near.stderr
 
 
 def test_every_flag_of_generate_is_in_the_full_help(tmp_path):

@@ -1,0 +1,394 @@
+"""The load client's parts: the arithmetic of recorded events, what comes in pieces, prompts, many at once."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+
+from jllama.cli.load.figures import distribution, figures
+from jllama.cli.load.idle import Crowd
+from jllama.cli.load.prompts import OPENING, WORDS, Prompts, calibrated
+from jllama.cli.load.reply import Answer, RequestError, message_of
+from jllama.cli.load.report import as_text
+from jllama.cli.load.target import Target, opened
+from jllama.cli.load.traffic import Record, Traffic
+from jllama.cli.load.workload import Workload, parse_range
+from jllama.errors import JllamaError
+from tests.support.fake_load_server import FIXED, MODEL, FakeLoadServer
+
+
+@pytest.fixture
+def fake():
+    server = FakeLoadServer()
+    yield server
+    server.close()
+
+
+def test_percentiles_lie_on_the_line_between_two_values():
+    assert distribution([]) is None
+    assert distribution([3.0]) == {"mean": 3.0, "p50": 3.0, "p90": 3.0, "p99": 3.0}
+    found = distribution([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert found == pytest.approx({"mean": 3.0, "p50": 3.0, "p90": 4.6, "p99": 4.96})
+    values = np.random.default_rng(0).exponential(size=357)
+    found = distribution(values)
+    assert [found[p] for p in ("p50", "p90", "p99")] == pytest.approx(np.percentile(values, [50, 90, 99]))
+
+
+def test_figures_of_recorded_events():
+    records = [
+        Record(sent=10.0, ended=13.0, arrivals=[11.0, 12.0, 12.5], prompt_tokens=5, completion_tokens=4),
+        Record(sent=10.5, ended=14.0, arrivals=[13.5], prompt_tokens=7, completion_tokens=3, cached_tokens=2),
+        Record(sent=9.0, ended=90.0, failure="HTTP 429: full"),
+        Record(sent=11.0, ended=11.5, failure="HTTP 429: full"),
+        Record(sent=11.0, ended=11.5, failure="other"),
+    ]
+    found = figures(records)
+    assert (found["done"], found["failed"], found["seconds"]) == (2, 3, 5.0)  # from 9 to 14
+    assert found["failures"] == [{"kind": "HTTP 429: full", "count": 2}, {"kind": "other", "count": 1}]
+    assert (found["completion_tokens_per_second"], found["prompt_tokens_per_second"]) == (7 / 5, 12 / 5)
+    assert (found["requests_per_second"], found["cached_prompt_tokens"]) == (2 / 5, 2)
+    assert found["prompt_lengths"] == {"shortest": 5, "mean": 6.0, "longest": 7}
+    assert (found["time_to_first_token_seconds"]["mean"], found["chunks"]) == (2.0, 4)  # 1 and 3
+    assert found["time_per_token_seconds"]["p50"] == 0.5  # 1.5 for 3; a lone chunk tells nothing
+    assert found["inter_chunk_seconds"] == pytest.approx(
+        {"mean": 0.75, "p50": 0.75, "p90": 0.95, "p99": 0.995}
+    )
+    assert found["end_to_end_seconds"]["p50"] == 3.25
+
+
+def test_figures_of_nothing_are_none_and_no_error():
+    found = figures([Record(sent=1.0, ended=2.0, failure="lost")])
+    assert (found["done"], found["failed"], found["completion_tokens_per_second"]) == (0, 1, 0.0)
+    assert (found["end_to_end_seconds"], found["prompt_lengths"]) == (None, None)
+    assert figures([])["seconds"] == 0.0
+
+
+def answer_of(*parts, streamed=True, status=200):
+    async def fed():
+        answer = Answer(streamed)
+        answer.status = status
+        for moment, part in enumerate(parts):
+            answer.body(part, float(moment))
+        return answer
+
+    return asyncio.run(fed())
+
+
+def event(content):
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+USED = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+DONE = b"data: [DONE]\n\n"
+
+
+def said(**delta):
+    return event({"choices": [{"index": 0, "delta": delta}]})
+
+
+def test_only_chunks_with_text_count_as_arrivals():
+    parts = [b": still here\n\n", said(role="assistant", content=""), said(reasoning_content="Hm"), said()]
+    parts += [event({"choices": [{"text": "x"}]}), said(content=None), said(content="y"), USED, DONE]
+    answer = answer_of(*parts)
+    assert answer.arrivals == [2.0, 4.0, 6.0]
+    assert (answer.usage().prompt_tokens, answer.usage().cached_tokens) == (3, None)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_events_may_come_in_any_pieces(end):
+    stream = b"".join([said(content="Grüße"), said(content="y"), USED, DONE]).replace(b"\n", end)
+    for size in range(1, 40):
+        answer = answer_of(*(stream[at : at + size] for at in range(0, len(stream), size)))
+        assert len(answer.arrivals) == 2
+        assert answer.usage().completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    {
+        "no usage": ([said(content="x"), DONE], "tells no usage"),
+        "no end": ([said(content="x"), USED], r"without \[DONE\]"),
+        "an error": (
+            [said(content="x"), event({"error": {"message": "dead"}}), DONE],
+            "rest of the answer: dead",
+        ),
+        "no JSON": ([b"data: {\n\n", USED, DONE], "none of OpenAI's API"),
+        "another shape": ([event({"choices": 5}), USED, DONE], "none of OpenAI's API"),
+        "no UTF-8": ([b'data: {"choices": [{"text": "\xff"}]}\n\n', USED, DONE], "none of OpenAI's API"),
+    }.values(),
+)
+def test_a_stream_that_went_wrong_is_a_failure(parts, words):
+    with pytest.raises(RequestError, match=words):
+        answer_of(*parts).usage()
+
+
+def test_errors_are_read_in_all_their_forms():
+    for body in (
+        {"error": {"message": "full"}},
+        {"error": "full"},
+        {"object": "error", "message": "full"},
+        {"detail": "full"},
+    ):
+        assert message_of(json.dumps(body).encode()) == "full"
+    assert message_of(b"\xff<html>\n") == "�<html>"
+    assert message_of(b"") == "(no message)"
+    assert message_of(b'{"detail": [1]}') == "[1]"
+    assert len(message_of(b"x" * 5000)) == 300
+    with pytest.raises(RequestError, match="HTTP 503: away"):
+        answer_of(b'{"error": "away"}', status=503).usage()
+
+
+def test_lengths():
+    assert parse_range("128", "--x") == (128, 128)
+    assert parse_range(" 64-256 ", "--x") == (64, 256)
+    for wrong in ("", "0", "0-5", "9-3", "-5", "a", "1-2-3", "99999999"):
+        with pytest.raises(JllamaError, match=r"--x=.*: give a number of tokens or a range"):
+            parse_range(wrong, "--x")
+
+
+def test_the_seed_decides_lengths_and_moments():
+    def drawn(kind="run", **changes):
+        work = Workload(model="m", prompt_tokens=(9, 99), answer_tokens=(1, 50), request_rate=20.0, **changes)
+        lengths = [found[1:] for found in itertools.islice(work.lengths(kind), 200)]
+        return lengths, list(work.moments())
+
+    assert drawn(seed=1) == drawn(seed=1)
+    assert drawn(seed=1)[0] != drawn(seed=2)[0]
+    assert drawn(seed=1)[1] != drawn(seed=2)[1]
+    assert drawn("warm-up")[0] != drawn()[0]
+    prompts, answers = zip(*drawn()[0], strict=True)
+    assert 9 <= min(prompts) < 20
+    assert 90 < max(prompts) <= 99
+    assert (min(answers) >= 1, max(answers) <= 50) == (True, True)
+    moments = drawn(requests=20_000)[1]
+    assert (len(moments), moments[0]) == (20_000, 0.0)
+    assert moments[-1] == pytest.approx(1000, rel=0.03)  # 20 a second
+    gaps = np.diff(moments)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as a Poisson process has them
+
+
+def test_bodies_hold_what_servers_take():
+    chat = json.loads(Workload(model="m").body("Hello", 9))
+    assert chat == {
+        "model": "m",
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    plain = Workload(model="m", endpoint="completions", streamed=False, ignore_eos=False)
+    assert json.loads(plain.body("Hello", 9)) == {
+        "model": "m",
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "prompt": "Hello",
+    }
+
+
+def test_prompts_are_as_long_as_wanted():
+    exact = Prompts(FIXED, dict.fromkeys(WORDS, 1))
+    assert exact.text(random.Random(0), FIXED) == OPENING
+    for tokens in (FIXED + 1, 20, 500):
+        assert len(exact.text(random.Random(0), tokens).split()) - 1 == tokens - FIXED
+    assert exact.text(random.Random(0), 50) != exact.text(random.Random(1), 50)
+    uneven = {"a": 2, "bb": 3, "ccc": 7}
+    for tokens in range(9, 40):
+        words = Prompts(4, uneven).text(random.Random(tokens), tokens).split()[1:]
+        assert 4 + sum(uneven[word] for word in words) in (tokens, tokens - 1)
+
+
+@pytest.mark.parametrize("counts", ["prompt", "content", ""])
+def test_prompts_are_measured_by_the_server_itself(fake, counts):
+    fake.counts = counts
+
+    async def made(**changes):
+        async with opened(fake.url, "", 60) as target:
+            return await calibrated(target, Workload(model=MODEL, **changes))
+
+    prompts = asyncio.run(made())
+    assert prompts.fixed == FIXED
+    assert len(prompts.text(random.Random(0), 100).split()) - 1 == 100 - FIXED
+    with pytest.raises(JllamaError, match=f"--prompt_tokens=3: .* takes {FIXED} tokens: give more"):
+        asyncio.run(made(prompt_tokens=(3, 9)))
+
+
+@contextlib.asynccontextmanager
+async def traffic_to(fake, **changes):
+    async with opened(fake.url, fake.key or "", 60) as target:
+        work = Workload(model=MODEL, **{"prompt_tokens": (20, 30), "answer_tokens": (5, 5), **changes})
+        yield Traffic(target, work, Prompts(FIXED, dict.fromkeys(WORDS, 1)))
+
+
+def ran(fake, **changes):
+    async def run():
+        async with traffic_to(fake, **changes) as traffic:
+            await traffic.run()
+            return traffic
+
+    return asyncio.run(run())
+
+
+def test_so_many_requests_run_at_once_and_no_more(fake):
+    fake.answers = lambda number, body: ("held",)
+
+    async def run():
+        async with traffic_to(fake, requests=30, concurrency=4) as traffic:
+            running = asyncio.create_task(traffic.run())
+            for _ in range(4):
+                await asyncio.to_thread(fake.reached.acquire)
+            assert (fake.running, len(fake.bodies), traffic.sent) == (4, 4, 4)
+            fake.gate.set()
+            await running
+            return traffic
+
+    traffic = asyncio.run(run())
+    assert figures(traffic.records)["done"] == traffic.sent == len(fake.bodies) == 30
+    assert (fake.most_running, fake.connections) == (4, 4)
+
+
+def test_what_came_is_recorded(fake):
+    traffic = ran(fake, requests=30, concurrency=4)
+    found = figures(traffic.records)
+    assert (found["done"], found["completion_tokens"], found["chunks"]) == (30, 150, 150)
+    assert 20 <= found["prompt_lengths"]["shortest"] < found["prompt_lengths"]["longest"] <= 30
+    for record in traffic.records:
+        moments = [record.sent, *record.arrivals, record.ended]
+        assert moments == sorted(moments)
+    assert len({body["messages"][0]["content"] for body in fake.bodies}) == 30
+
+
+def test_requests_come_at_a_rate_without_waiting_for_each_other(fake):
+    fake.answers = lambda number, body: ("held",) if number < 5 else ("tokens", 2)
+
+    async def run():
+        async with traffic_to(fake, requests=12, concurrency=None, request_rate=500.0) as traffic:
+            running = asyncio.create_task(traffic.run())
+            while len(traffic.records) < 7:
+                await asyncio.sleep(0.001)
+            fake.gate.set()
+            await running
+            return traffic
+
+    assert figures(asyncio.run(run()).records)["done"] == 12
+    assert fake.most_running >= 6
+
+
+def test_failures_are_counted_by_kind_and_do_not_end_the_run(fake):
+    kinds = [("tokens", 3), ("refuse", 429, "full"), ("breaks",), ("drops",), ("errs", "dead"), ("tokens", 3)]
+    fake.answers = lambda number, body: kinds[number % 6]
+    traffic = ran(fake, requests=12, concurrency=1)
+    found = figures(traffic.records)
+    assert (found["done"], found["failed"], traffic.sent) == (4, 8, 12)
+    assert {each["kind"]: each["count"] for each in found["failures"]} == {
+        "HTTP 429: full": 2,
+        "the connection broke in the middle of an answer": 2,
+        "an error instead of the rest of the answer: dead": 2,
+        "the server closed the connection before it answered": 2,
+    }
+
+
+def test_a_connection_that_the_server_closed_while_it_waited_is_replaced(fake):
+    fake.answers = lambda number, body: ("drops",) if number == 1 else ("tokens", 3)
+    traffic = ran(fake, requests=3, concurrency=1)
+    assert figures(traffic.records)["done"] == 3
+    assert len(fake.bodies) == 4  # one was sent again
+
+
+def test_a_server_that_is_gone_is_not_asked_again(fake):
+    def answers(number, body):
+        if number == 3:
+            fake.stop_listening()
+        return ("breaks",) if number >= 3 else ("tokens", 2)
+
+    fake.answers = answers
+    traffic = ran(fake, requests=1000, concurrency=2)
+    assert traffic.is_gone
+    assert traffic.sent < 20
+    assert any("Connection refused" in record.failure for record in traffic.records)
+
+
+def test_an_answer_that_does_not_end_is_given_up(fake):
+    fake.answers = lambda number, body: ("held",)
+
+    async def run():
+        async with opened(fake.url, "", 0.2) as target:
+            traffic = Traffic(target, Workload(model=MODEL, requests=1), Prompts(FIXED, {"a": 1}))
+            await traffic.run()
+            return traffic.records
+
+    assert [record.failure for record in asyncio.run(run())] == ["no end of the answer within 0.2 s"]
+
+
+def test_idle_connections_stay_beside_the_others(fake):
+    async def run():
+        async with traffic_to(fake, requests=8, concurrency=2) as traffic:
+            crowd = Crowd(traffic.target, 20)
+            async with crowd.around():
+                assert (crowd.open, crowd.closed) == (20, 0)
+                await traffic.run()
+                assert crowd.open == 20
+            assert crowd.open == 0
+            return traffic
+
+    assert figures(asyncio.run(run()).records)["done"] == 8
+    assert fake.connections == 22
+
+
+def test_idle_connections_that_are_closed_come_again():
+    async def run():
+        came = asyncio.Event()
+        seen = []
+
+        async def close(_, writer):
+            seen.append(writer)
+            if len(seen) <= 6:
+                writer.close()
+            elif len(seen) == 9:
+                came.set()
+
+        server = await asyncio.start_server(close, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            crowd = Crowd(Target(f"http://127.0.0.1:{port}", "", 60), 3)
+            async with crowd.around():
+                await came.wait()
+            for writer in seen:
+                writer.close()
+            await asyncio.gather(*(writer.wait_closed() for writer in seen), return_exceptions=True)
+            return crowd.closed
+
+    assert asyncio.run(run()) == 6
+
+
+@pytest.mark.parametrize("url", ["", "x", "ftp://x", "http://", "http://x:99999", "http://[1", "//x"])
+def test_what_is_no_address_is_explained(url):
+    with pytest.raises(JllamaError, match="give an address such as"):
+        Target(url, "", 1)
+
+
+def test_addresses():
+    assert (Target("https://x", "", 1).port, Target("http://x/", "", 1).port) == (443, 80)
+    target = Target("http://[::1]:5/llm/v1/", "", 1)
+    assert (target.host, target.port, target.url) == ("::1", 5, "http://[::1]:5/llm")
+
+
+def test_the_table_shows_what_was_measured(fake):
+    base = dict(model="m", url="http://x", endpoint="chat", streamed=False, concurrency=4, request_rate=None)
+    base |= dict(seed=0, date="2026-01-01", cut_off=1, not_sent=2)
+    base |= dict(client={"cpu_share": 0.5, "cpu_microseconds_per_chunk": None})
+    base |= dict(idle_connections={"wanted": 9, "open": 8, "closed": 3})
+    records = [Record(sent=0.0, ended=2.0, prompt_tokens=5, completion_tokens=3)]
+    records += [Record(sent=0.0, ended=1.0, failure=f"kind {number}\x1b[2J") for number in range(12)]
+    text = as_text(base | figures(records))
+    assert "1 requests done, 12 failed, 1 cut off, 2 not sent, in 2.00 s" in text
+    assert "whole answer               2,000.00   2,000.00" in text
+    assert "time to first token" not in text
+    assert "8 of 9 open at the end, closed by the server and opened again 3 times" in text
+    assert "failed, 1 ×: kind 0\\x1b[2J" in text
+    assert "and 2 other kinds" in text
