@@ -160,6 +160,7 @@ def test_rope_spellings(spelling, rope):
         ({"model_type": "qwen3"}, "qwen3"),
         ({"model_type": None}, "None"),
         ({"quantization_config": {"quant_method": "awq"}}, "'awq' (quantization_config)"),
+        ({"quantization_config": "awq"}, "'awq' (quantization_config)"),
         ({"max_position_embeddings": 10**400}, "max_position_embeddings"),
         ({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 2**63}, "sliding_window"),
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 5e-324}}, "angles"),

@@ -133,3 +133,10 @@ def test_what_is_quantised_already_stays_so(monkeypatch, directory):
     monkeypatch.setattr("jllama.checkpoint.formats.saved.is_saved", lambda files: True)
     with pytest.raises(JllamaError, match="is quantised already: 'int8' can't change that"):
         loading.load(str(directory), quantize="int8")
+
+
+def test_a_tokenizer_of_another_model_is_told_before_the_weights_are_read(monkeypatch, directory):
+    monkeypatch.setattr(loading, "load_tokenizer", lambda files: SimpleNamespace(base_vocab_size=10**6))
+    monkeypatch.setattr(loading, "_load_weights", None)
+    with pytest.raises(JllamaError, match="the tokenizer has 1000000 tokens"):
+        loading.load(str(directory))

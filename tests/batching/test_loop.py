@@ -194,6 +194,17 @@ def test_a_row_that_is_not_finite_fails_alone_and_its_slot_is_wiped(make):
     assert ("clear", 0) not in notes.asked
 
 
+def test_nobody_goes_on_from_a_row_that_was_not_finite(make):
+    prompt = list(range(1, 40))
+    loop, notes = make(slots=1)
+    assert [ask(loop, prompt)[0].result(WAIT).reused_tokens for _ in range(2)] == [0, 38]
+    notes.bad = {0}
+    with pytest.raises(JllamaError, match="not finite"):
+        ask(loop, prompt)[0].result(WAIT)
+    notes.bad = set()
+    assert ask(loop, prompt)[0].result(WAIT).reused_tokens == 0
+
+
 def test_a_stop_string_ends_a_row_that_was_not_done(make):
     loop, _ = make()
     (one,) = ask(loop, [1], limit=20, stop="de")

@@ -294,9 +294,9 @@ def test_damage_is_one_short_line_and_changes_nothing(talk, path, kind):
 
 
 def test_biases_of_tokens_that_the_model_lacks_are_left_out(talk, model, path):
-    archive.save(talk, dataclasses.replace(SHORT, logit_bias={5: 1.0, 258: 1.0, 10**18: 2.0}), path)
+    archive.save(talk, dataclasses.replace(SHORT, logit_bias={5: 1.0, 258: 1.0, 10**18: 2.0, -1: 3.0}), path)
     settings, (remark,) = archive.load(talk, path)
-    assert "the logit_bias of 2 tokens" in remark
+    assert "the logit_bias of 3 tokens" in remark
     assert settings.logit_bias == {5: 1.0}
     assert "".join(talk.ask("Go on", settings)) is not None
 
@@ -445,3 +445,11 @@ def test_an_answer_may_hold_the_end_token_itself(talk, model, path):
     archive.save(talk, settings, path)
     again, remarks = loaded(model, path)
     assert (again.messages, remarks) == (talk.messages, [])
+
+
+def test_a_template_that_only_takes_questions_is_no_failing_one(talk, model, path):
+    archive.save(talk, SHORT, path)
+    source = "{{ raise_exception('ask') if messages[-1].role != 'user' }}{{ messages[-1].content }}"
+    rewritten(path, lambda d: d.update(transcript=source))
+    again, _ = loaded(model, path)
+    assert again.transcript.source == source

@@ -73,6 +73,24 @@ def test_branches_are_born_at_the_current_one_and_know_only_their_own():
     assert list(talk.branches) == ["main"]
 
 
+def test_what_is_being_said_ends_with_its_branch():
+    talk, said = Branches(NoSession()), []
+
+    def answer():
+        try:
+            yield from "ab"
+        finally:
+            said.append("ended")
+
+    talk.fork("other")
+    stream = talk.branch.streams.run(answer())
+    assert next(stream) == "a"
+    talk.switch("main")
+    assert said == []
+    talk.delete("other")
+    assert said == ["ended"]
+
+
 def test_there_are_a_hundred_branches_at_most():
     talk = Branches(NoSession())
     for number in range(MAX_BRANCHES - 1):

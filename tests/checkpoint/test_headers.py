@@ -86,6 +86,10 @@ def test_a_value_of_each_type(kind, data, value):
     assert type(made.fields["a"]) is type(value)
 
 
+def test_the_last_text_of_a_file_without_tensors_may_be_empty():
+    assert parse_header(Path("x"), gguf(field(b"a", 8, text(b"")))).fields == {"a": ""}
+
+
 def test_where_a_header_s_parts_lie():
     fields = [field(b"a", 4, bytes(4))]
     data = gguf(*fields, tensors=[tensor(b"t", 3, 5, 7, kind=8, offset=64), tensor(b"u")])
@@ -283,9 +287,11 @@ def test_which_files_make_a_checkpoint(tmp_path):
         ({"weight_map": {"x": 5}}, "is no index with a weight_map"),
         ({"weight_map": {"x": "../a.safetensors"}}, "no plain file names: ../a.safetensors"),
         ({"weight_map": {"x": "a", "y": "n" * 5000}}, "lacks the shards a, nnn"),
+        ({"weight_map": {"x": "dir"}}, "lacks the shards dir;"),
     ],
 )
 def test_an_index_that_leads_astray(tmp_path, index, words):
+    (tmp_path / "dir").mkdir()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(JllamaError) as error:
         open_safetensors(tmp_path)
@@ -600,8 +606,9 @@ def test_where_nothing_can_be_written_is_told_before_any_work(tmp_path, monkeypa
     ):
         with pytest.raises(JllamaError, match=words):
             check_free(tmp_path / name)
-    check_free(tmp_path / "empty")
-    check_free(tmp_path / "new")
+    os.symlink("empty", tmp_path / "to empty")
+    for name in ("empty", "to empty", "new"):
+        check_free(tmp_path / name)
     with pytest.raises(JllamaError, match=r"cannot write .*file/x: Not a directory"):
         output_directory(str(tmp_path / "file" / "x"))
 

@@ -26,3 +26,10 @@ def test_the_seed_decides(tiny_config):
     first, again, other = (random_params(tiny_config, seed=seed).embed_tokens for seed in (0, 0, 1))
     assert (first == again).all()
     assert not (first == other).any(axis=-1).all()
+
+
+def test_no_two_leaves_are_alike(tiny_config):
+    layers = random_params(tiny_config).layers
+    assert len(layers) > 1
+    first, second = (layer.mlp.down_proj for layer in layers[:2])
+    assert not (first == second).any(axis=-1).all()

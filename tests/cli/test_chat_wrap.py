@@ -104,6 +104,8 @@ def test_any_words_in_any_width(patch, words, width, seed):
         ("aaaa bbbb", 4, ["aaaa", " bbb", "b"]),  # wider than a row and its blank: the terminal breaks it
         ("aaaaaa b", 4, ["aaaa", "aa", "b"]),
         ("aaaaaaaa b", 4, ["aaaa", "aaaa", " b"]),
+        ("漢漢漢漢 bbbb", 7, ["漢漢漢", "漢", "bbbb"]),  # a wide letter is not cut in two
+        ("漢漢漢漢 bbb", 7, ["漢漢漢", "漢 bbb"]),
         ("- aaaa bbbb", 8, ["• aaaa", "bbbb"]),
         ("a  \nb", 3, ["a", "b"]),
         ("a  \nb", 1, ["a", "b"]),

@@ -221,6 +221,7 @@ STRETCHED = dict(original_max_position_embeddings=64)
         (dict(rope_type="linear", factor=1e30), None),
         (dict(rope_type="linear", factor=1.1e30), "factor"),
         (dict(original_max_position_embeddings=0), None),
+        (dict(original_max_position_embeddings=True), "original_max_position_embeddings=True must be a"),
         (dict(rope_type="linear", factor=2.0, original_max_position_embeddings=0), None),
         (
             dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=0),
