@@ -1,7 +1,11 @@
 """What the terminal gets: styles, Markdown piece by piece, tables, lines; and what the model is, in words."""
 
+import contextlib
+import os
 import re
+import signal
 import sys
+import termios
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -13,7 +17,7 @@ from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import wrap as chat_wrap
 from jllama.cli.terminal.loaded import loaded, quantisation
 from jllama.cli.terminal.markdown import HELD_AT_MOST, MarkdownStream
-from jllama.cli.terminal.screen import Screen
+from jllama.cli.terminal.screen import Screen, quiet_typing
 from jllama.config import ModelConfig
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
@@ -314,3 +318,19 @@ def test_what_is_loaded(window, family):
     assert lines["context"] == "1,024 tokens, 17 in use (the model: 2,048)"
     assert lines["memory"] == "weights 3 MiB, cache 16 MiB a branch that goes on"
     assert (lines["model"], lines["dtype"]) == ("m", "float32")
+
+
+def test_typing_is_quiet_only_while_nobody_asks(monkeypatch):
+    ours, terminal = os.openpty()
+    with open(terminal) as keyboard, contextlib.suppress(ZeroDivisionError):
+        monkeypatch.setattr("sys.stdin", keyboard)
+        before, handler = termios.tcgetattr(terminal), signal.getsignal(signal.SIGTSTP)
+        with quiet_typing():
+            assert not termios.tcgetattr(terminal)[3] & (termios.ECHO | termios.ICANON)
+            assert signal.getsignal(signal.SIGTSTP) is not handler
+        assert termios.tcgetattr(terminal) == before
+        assert signal.getsignal(signal.SIGTSTP) == handler
+        with quiet_typing():
+            os.close(ours)
+            raise ZeroDivisionError  # what fails within goes on, though the terminal is gone
+    assert signal.getsignal(signal.SIGTSTP) == handler

@@ -67,6 +67,7 @@ def test_52_a_prompt_that_is_too_long_is_told_both_numbers(client):
     ):
         error = client.error(path, **body)
         assert error["code"] == "context_length_exceeded"
+        assert error["param"] in body
         assert str(MAX_LEN) in error["message"]
         assert str(300 if path == TEXT else 300 + 18) in error["message"]
     assert client.text("x" * (MAX_LEN - 1))["usage"]["completion_tokens"] == 1

@@ -1,0 +1,154 @@
+"""Parts of the server, each by itself: settings, hosts and keys, and what becomes of a client that leaves."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from starlette.datastructures import Headers
+
+from jllama.server.protocol.chat import ChatRequest
+from jllama.server.protocol.errors import ApiError
+from jllama.server.protocol.parsing import parse
+from jllama.server.reading import Answers, Mailbox
+from jllama.server.running import GoneError, while_there
+from jllama.server.security import HostCheck, KeyCheck, _key_of
+
+
+def settings(defaults=(), **given):
+    request = parse(json.dumps({"messages": [], **given}).encode(), ChatRequest)
+    request.check()
+    return request.settings(dict(defaults), vocab_size=10)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (dict(top_k=-1), dict(top_k=0)),
+        (dict(top_k=0), dict(top_k=0)),
+        (dict(top_k=1), dict(top_k=1)),
+        (dict(top_p=0), dict(top_p=1e-9)),
+        (dict(top_p=0.5), dict(top_p=0.5)),
+        (dict(temperature=0), dict(temperature=0.0)),
+        ({}, dict(temperature=0.75, top_k=7, min_new_tokens=0, max_new_tokens=10_000_000, stop=())),
+        (dict(temperature=None), dict(temperature=0.75)),
+        (dict(max_tokens=3, min_tokens=3), dict(max_new_tokens=3, min_new_tokens=3)),
+        (dict(max_completion_tokens=3), dict(max_new_tokens=3)),
+        (dict(max_tokens=3, max_completion_tokens=3), dict(max_new_tokens=3)),
+        (dict(stop="a", stop_token_ids=[9, 0]), dict(stop=("a",), stop_token_ids=(9, 0))),
+        (dict(logit_bias={"9": 100, "0": -100}, ignore_eos=True), dict(logit_bias={9: 100.0, 0: -100.0})),
+        (dict(seed=5), dict(seed=5)),
+    ],
+)
+def test_what_a_request_s_parameters_mean(given, meant):
+    made = settings({"temperature": 0.75, "top_k": 7}, **given)
+    assert {name: getattr(made, name) for name in meant} == meant
+    assert made.seed is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        (dict(max_tokens=3, min_tokens=4), "min_tokens"),
+        (dict(max_tokens=3, max_completion_tokens=4), "max_tokens"),
+        (dict(max_tokens=0), "max_tokens"),
+        (dict(max_completion_tokens=0), "max_completion_tokens"),
+        (dict(top_k=-2), "top_k"),
+        (dict(top_p=1.01), "top_p"),
+        (dict(stop_token_ids=[10]), "stop_token_ids"),
+        (dict(stop_token_ids=[-1]), "stop_token_ids"),
+        (dict(logit_bias={"10": 1}), "logit_bias"),
+        (dict(stream_options={}), "stream_options"),
+        (dict(top_logprobs=1), "top_logprobs"),
+        (dict(response_format={"type": "json_object"}), "response_format"),
+        (dict(n=129), "n"),
+    ],
+)
+def test_a_parameter_that_can_not_be_is_named(given, param):
+    with pytest.raises(ApiError) as error:
+        settings(**given)
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        *((name, True) for name in (None, "localhost", "LocalHost:80", "a.localhost", "a.localhost:1")),
+        *((name, True) for name in ("127.0.0.1", "10.0.0.1:8000", "[::1]", "[::1]:8000", "Own.name:1")),
+        *((name, False) for name in ("evillocalhost", "localhost.evil", "evil:80", "", "own.name.evil")),
+        *((name, False) for name in ("sub.own.name", "1.2.3", "[evil]", "127.0.0.1.evil")),
+    ],
+)
+def test_names_that_the_server_goes_by(host, ours):
+    assert HostCheck(None, ["own.Name"])._is_ours(host) == ours
+    assert HostCheck(None, ["*"])._is_ours(host)
+
+
+@pytest.mark.parametrize(
+    ("headers", "known"),
+    [
+        ({"Authorization": "Bearer one"}, True),
+        ({"authorization": "bearer  two "}, True),
+        ({"X-Api-Key": "two"}, True),
+        ({"Authorization": "Basic one", "X-Api-Key": "two"}, True),
+        ({"Authorization": "Bearer on"}, False),
+        ({"Authorization": "Bearer one two"}, False),
+        ({"Authorization": "one"}, False),
+        ({"X-Api-Key": ""}, False),
+        ({}, False),
+        ({"Authorization": "Bearer "}, False),
+    ],
+)
+def test_keys_that_open_it(headers, known):
+    assert KeyCheck(None, ["one", "two"])._knows(_key_of(Headers(headers))) == known
+
+
+class Request:
+    """Of a client that leaves when it is told to."""
+
+    def __init__(self):
+        self.leaves = asyncio.Event()
+
+    async def receive(self):
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_work_for_a_client_that_leaves_is_cancelled():
+    ended = []
+
+    async def work():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            ended.append(True)
+
+    async def leave():
+        request = Request()
+        asyncio.get_running_loop().call_later(0.01, request.leaves.set)
+        with pytest.raises(GoneError):
+            await while_there(request, work())
+        assert ended == [True]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert await while_there(Request(), asyncio.sleep(0, "made")) == "made"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(leave())
+
+
+def test_what_was_cancelled_while_it_was_submitted_is_cancelled_then():
+    cancelled = []
+    stream = type("Made", (), {"cancel": lambda self: cancelled.append(self)})()
+
+    async def run():
+        answers = Answers(Mailbox(asyncio.get_running_loop()), lambda *told: None)
+
+        def submit_all(requests, hear):
+            answers.cancel()
+            assert cancelled == []
+            return [stream]
+
+        answers.start(SimpleNamespace(submit_all=submit_all), [{}])
+        assert cancelled == [stream]
+
+    asyncio.run(run())
