@@ -105,6 +105,19 @@ def test_static_text_is_paid_each_time(source):
     assert 20 * 500 <= spent(source) <= 20 * 2500
 
 
+@pytest.mark.parametrize("walk", ["{% for i in x %}{% break %}{% endfor %}", "{% set a = '{}'.format(*x) %}"])
+def test_who_walks_through_a_text_pays_for_a_list_of_it(walk):
+    assert spent(walk) >= 1000 * UNITS_PER_NODE
+
+
+@pytest.mark.parametrize(
+    "statement", ["include 'a'", "import 'a' as b", "from 'a' import b", "extends 'a'", "include n"]
+)
+def test_no_template_reads_another(statement):
+    with pytest.raises(TemplateRefused, match=r"it reads other templates \(line 2\)"):
+        SandboxedTemplates().from_string("\n{% " + statement + " %}")
+
+
 # One operation each, which looks at the clock and pays.
 OPERATIONS = """
 {% for i in '' %}{% endfor %}; {% for i in 'ab' %}{% endfor %}; {{ 1 }}; {% set a = range(1) %}
@@ -237,6 +250,8 @@ PRICES = [
     (lambda: prices.pay_for_method("ab", "center", (-7,), {}), 0),
     (lambda: prices.pay_for_method("\t\t", "expandtabs", (-7,), {}), 16),
     (lambda: prices.pay_for_method("\t\t", "expandtabs", (20,), {}), 40),
+    (lambda: prices.pay_for_method("\t\t", "expandtabs", (), {"tabsize": 20}), 40),
+    (lambda: prices.pay_for_method("\t\t", "expandtabs", (), {}), 16),
     (lambda: prices.pay_for_method("a,b,c", "split", (",",), {}), 2 * NODE),
     (lambda: prices.pay_for_method("a,b,c", "split", (",", 1), {}), NODE),
     (lambda: prices.pay_for_method("a,b,c", "split", (",", 0), {}), 0),

@@ -242,7 +242,14 @@ def test_blanks_beside_a_token_that_swallows_them():
 
 @pytest.mark.parametrize(
     ("text", "parts"),
-    [("end", [1]), ("end.", [1, "."]), ("bend", ["bend"]), ("ends", ["ends"]), ("-end-", ["-", 1, "-"])],
+    [
+        ("end", [1]),
+        ("end.", [1, "."]),
+        ("bend", ["bend"]),
+        ("ends", ["ends"]),
+        ("-end-", ["-", 1, "-"]),
+        ("ends end", ["ends ", 1]),
+    ],
 )
 def test_a_single_word(text, parts):
     assert SpecialTokens([Special(text="end", id=1, single_word=True)]).split(text) == parts
