@@ -74,7 +74,7 @@ class ChatTask(Task):
         message = {"role": "assistant", "content": delta.text}
         if delta.thoughts:
             message["reasoning_content"] = delta.thoughts
-        logprobs = self._logprobs(delta) if self._given.logprobs else None
+        logprobs = self._logprobs(delta)
         return {"index": choice.index, "message": message, "logprobs": logprobs, **choice.ending}
 
     def _chunk(self, choice: Choice, delta: dict[str, Any], **more: Any) -> bytes:

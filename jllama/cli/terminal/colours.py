@@ -86,7 +86,7 @@ def colours(fence: str) -> Colours | None:
     from pygments.util import ClassNotFound
 
     try:
-        return Colours(get_lexer_by_name(named[1].lower()))
+        return Colours(get_lexer_by_name(named[1]))
     except ClassNotFound:
         return None
 

@@ -86,7 +86,7 @@ class Instrument(NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             return self._paid(node, " cut")
-        if node.ctx == "load" and computed:
+        if computed:
             node.node = self._paid(node.node, " step")
         return node
 
