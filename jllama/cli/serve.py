@@ -76,6 +76,7 @@ def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...]) -> int | Non
 
     with Engine(model, slots=FLAGS.slots, max_seq_len=FLAGS.max_seq_len, max_queue=FLAGS.max_queue) as engine:
         if FLAGS.warm_up:
+            say("preparing the model's programs, which takes longest at its first start")
             engine.warm_up()
         server = run.Server(create_app(engine, _options(model, keys)), FLAGS.grace_seconds)
         say(*_banner(engine, run.listen(bound), open_to_all=not keys))
