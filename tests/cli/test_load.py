@@ -5,6 +5,8 @@ import contextlib
 import itertools
 import json
 import random
+import socket
+import struct
 
 import numpy as np
 import pytest
@@ -348,6 +350,9 @@ def test_idle_connections_that_are_closed_come_again():
         async def close(_, writer):
             seen.append(writer)
             if len(seen) <= 6:
+                if len(seen) % 2:  # closed by a reset
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 writer.close()
             elif len(seen) == 9:
                 came.set()

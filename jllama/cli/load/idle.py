@@ -52,7 +52,8 @@ class Crowd:
         self._count(is_first)
         sending = asyncio.create_task(_send_slowly(writer)) if is_slow else None
         try:
-            await reader.read()
+            with contextlib.suppress(ConnectionError):  # it may be reset, with bytes on their way
+                await reader.read()
         finally:
             self.open -= 1
             if sending is not None:
