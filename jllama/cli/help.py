@@ -63,7 +63,7 @@ def _line(known: flags.FlagValues, name: str) -> str:
     flag = known[name]
     short = f"-{flag.short_name}, " if flag.short_name else ""
     shown = f"--[no]{name}" if flag.boolean else f"--{name}={_kind(flag)}"
-    default = "" if flag.default in (None, "", False, []) else f" (default: {_value(flag)})"
+    default = "" if not flag.default else f" (default: {_value(flag)})"
     return _wrapped(short + shown, f"{_plain(flag)}{default}")
 
 

@@ -604,9 +604,9 @@ def run_batch(talk, messages, capsys, **how):
 
 def test_answers_and_nothing_else_on_stdout(capsys):
     talk = Talk()
-    talk.answers, talk.drops = [["a", "b"], JllamaError("too long", "mend it"), ["c"]], [0, 1]
-    code, out, err = run_batch(talk, ["1", "2", "3"], capsys)
-    assert (code, out) == (2, "ab\nc\n")
+    talk.answers, talk.drops = [["a", "b"], JllamaError("too long", "mend it"), ["c"], ["d"]], [0, 1, 0]
+    code, out, err = run_batch(talk, ["1", "2", "3", "4"], capsys)
+    assert (code, out) == (2, "ab\nc\nd\n")
     assert err.splitlines() == ["error: too long", "mend it", wording.dropped(1)]
 
 

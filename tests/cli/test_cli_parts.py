@@ -23,11 +23,12 @@ from jllama.cli import (
     measure,
     prompts,
     ready_made,
+    spelling,
     streams,
 )
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.settings import GenerationSettings
+from jllama.settings import CHOICES, GenerationSettings
 
 
 def program_module(name: str) -> ModuleType:
@@ -43,8 +44,8 @@ def program_module(name: str) -> ModuleType:
 
 
 DEFINED: dict[str, dict[str, flags.Flag]] = {}
-PROGRAMS = ("bench", "chat", "generate", "inspect", "perplexity", "quantize", "random_checkpoint")
-bench, chat, generate, inspect, perplexity, quantize, random_checkpoint = map(program_module, PROGRAMS)
+PROGRAMS = ("bench", "chat", "generate", "inspect", "perplexity", "quantize", "random_checkpoint", "serve")
+bench, chat, generate, inspect, perplexity, quantize, random_checkpoint, serve = map(program_module, PROGRAMS)
 
 # What ends a program, and how.
 
@@ -257,6 +258,24 @@ def test_a_flagfile_stands_where_it_was_typed(known, tmp_path, style):
     flagfiles.parse(known, ["x", "--top_k=8", "--kind=b", *typed, "--stats=0"], ())
     values = known.flag_values_dict()
     assert (values["top_k"], values["model"], values["kind"], values["stats"]) == (2, "f", "b", False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "lends"),
+    [
+        (["NAME", "--model=elsewhere"], True),
+        (["--model=elsewhere", "NAME", "word"], True),
+        (["word", "--model=elsewhere", "NAME"], False),
+        (["NAME", "--model=NAME"], False),  # that one is ready-made itself: the word is a prompt
+        (["NAME", "--stats"], False),
+        (["--model=elsewhere"], False),
+    ],
+)
+def test_a_ready_made_model_s_name_lends_its_settings_to_another_model(typed, lends):
+    name = ready_made.names()[0]
+    groups = [[word.replace("NAME", name)] for word in typed]
+    assert spelling._lender(groups, ("model", "prompt")) == ([name] if lends else None)
+    assert spelling._lender(groups, ("prompt",)) is None
 
 
 def test_which_flags_were_typed(known):
@@ -770,6 +789,30 @@ def test_pieces_of_a_text(ids, window, found):
     assert list(perplexity.pieces(ids, window)) == found
 
 
+def test_each_mode_is_compared_with_the_first(monkeypatch, capsys):
+    best = {"none": [1, 2, 3, 4], "int8": [1, 0, 3, 4], "int4": [1, 0, 0, 4]}
+    held = SimpleNamespace(modes=[*best], text="x", window=8, json=True, model="")
+    monkeypatch.setattr(perplexity, "FLAGS", held)
+    monkeypatch.setattr(perplexity, "read_text", lambda: "words")
+    tokenizer = SimpleNamespace(encode=lambda text: [0] * 20)
+    fields = dict(config=SimpleNamespace(context_length=5), params={}, dtype="float32")
+    monkeypatch.setattr(
+        perplexity.command_line,
+        "load_model",
+        lambda mode: SimpleNamespace(mode=mode, need_tokenizer=lambda: tokenizer, **fields),
+    )
+    windows = []
+    monkeypatch.setattr(
+        perplexity,
+        "measure",
+        lambda model, ids, window: windows.append(window) or ([1.0, 2.0], best[model.mode]),
+    )
+    perplexity.main()
+    report = json.loads(capsys.readouterr().out)
+    assert [row["top1_agreement"] for row in report["rows"]] == [1.0, 0.75, 0.5]
+    assert (report["tokens"], windows) == (20, [5, 5, 5])
+
+
 def test_a_row_of_perplexities():
     model = SimpleNamespace(
         dtype="float32", params={"a": SimpleNamespace(nbytes=1 << 19), "b": SimpleNamespace(nbytes=1 << 20)}
@@ -1021,3 +1064,56 @@ def test_leaving_flushes_first(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     interrupts.leave(130)
     assert seen[-1] == 130
+
+
+# A server.
+
+
+class Flags(dict):
+    """As absl's: by name, and as attributes."""
+
+    def __getattr__(self, name):
+        return self[name].value
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    given = dict.fromkeys(CHOICES) | dict(alias=[], model="a/b", host="h", allowed_host=["x"])
+    given |= dict(cors_origin=["o"], api_key=[], api_key_file=None)
+    made = Flags({name: SimpleNamespace(value=value) for name, value in given.items()})
+    monkeypatch.setattr(serve, "FLAGS", made)
+    return made
+
+
+def test_the_names_and_hosts_of_a_server(serving, tmp_path):
+    model = SimpleNamespace(generation_config={})
+    options = serve._options(model, ("k",))
+    assert (options.names, options.hosts, options.origins) == (("a/b",), ("h", "x"), ("o",))
+    assert (options.keys, options.sampling["temperature"]) == (("k",), 1.0)
+    serving["model"].value = str(tmp_path / ".." / tmp_path.name)
+    assert serve._names() == (tmp_path.name,)
+    serving["alias"].value = ["one", "two"]
+    assert serve._options(model, ()).names == ("one", "two")
+
+
+def test_flags_stand_before_what_a_model_s_makers_say(serving):
+    model = SimpleNamespace(generation_config={"temperature": 0.5, "top_k": 7})
+    assert serve._sampling(model) == {"temperature": 0.5, "top_k": 7}
+    serving["temperature"].value = 0.0
+    assert serve._sampling(model) == {"temperature": 0.0, "top_k": 7}
+
+
+@pytest.mark.parametrize(
+    ("typed", "text", "keys"),
+    [(["a"], None, ("a",)), (["a"], "b\n c\n\n", ("a", "b", "c")), ([], None, ()), ([" "], None, None)],
+)
+def test_keys_of_flags_and_a_file(serving, tmp_path, typed, text, keys):
+    serving["api_key"].value = typed
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+        serving["api_key_file"].value = str(tmp_path / "keys")
+    if keys is None:
+        with pytest.raises(JllamaError, match="--api_key= is empty"):
+            serve._keys()
+    else:
+        assert serve._keys() == keys

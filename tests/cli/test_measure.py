@@ -48,6 +48,19 @@ def test_a_steps_bytes():
     total = sum(array.nbytes for array in random_tensors(KEYS).values())
     assert measure.weight_bytes(params) == total - table
 
+    tied = dataclasses.replace(params, lm_head=None)
+    assert measure.weight_bytes(tied) == total - table  # one table, which is read
+
+
+def test_the_first_runs_compile_and_are_not_counted(monkeypatch):
+    seconds = iter([100.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(measure, "_prefill_once", lambda *given: (next(seconds), given[3]))
+    params = params_from(CONFIG, random_tensors(KEYS))
+    assert measure.first_token_seconds(CONFIG, params, 5, seed=0) == 3.0
+    seconds = iter([100.0, 50.0, 1.0, 2.0, 4.0])
+    row = measure.run_test(CONFIG, params, bench_test(kind="pp", count=8), 3, seed=0)
+    assert (row["seconds"], row["tokens_per_second"], row["spread"]) == ([1.0, 2.0, 4.0], 4.0, 1.5)
+
 
 def test_batches_and_settings_multiply_the_generations_alone():
     drawn = {"temperature": 0.8}

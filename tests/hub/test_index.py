@@ -11,7 +11,7 @@ import urllib.error
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import pypi_index
+from jllama.hub import huggingface, pypi_index
 from jllama.hub.pypi_index import ATTEMPTS, TIMEOUT, download
 
 BODY = bytes(range(256)) * 4
@@ -305,3 +305,28 @@ def test_a_bar_counts_what_is_there_and_what_comes(index, fetch, monkeypatch, pr
     index.answers = [Answer(BODY[300:], 206)]
     fetch(progress=progress)
     assert bars == [[f"fetching {NAME}", size or 0, progress, len(BODY)]]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["a.GGUF", "b.gguf", "x"], "o/n holds GGUF files only; name one of them: o/n:a.GGUF, o/n:b.gguf"),
+        (["a.bin"], "o/n holds no safetensors weights; its .bin files are not read: convert them"),
+        (["x"], "o/n holds no safetensors weights; choose another repository"),
+    ],
+)
+def test_why_a_repository_has_no_weights(monkeypatch, files, words):
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repository: files)
+    with pytest.raises(JllamaError) as error, huggingface._explained("o/n"):
+        huggingface._explain_absence("o/n")
+    assert str(error.value).startswith(words)
+
+
+def test_whatever_the_hub_s_client_raises_is_one_error():
+    with pytest.raises(JllamaError) as error, huggingface._explained("o/n"):
+        raise RuntimeError("first\nsecond")
+    words = "no local path 'o/n', and the hub gave no such files (RuntimeError: first)."
+    assert str(error.value).startswith(words)
+    full = pytest.raises(JllamaError, match=r"cannot write to /disk: No space left")
+    with full, huggingface._explained("o/n"):
+        raise OSError(errno.ENOSPC, "No space left", "/disk")

@@ -267,6 +267,7 @@ def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
     monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *_: "cpu's")
     assert reason(Target("gpu", False)) == reason(Target("cpu", False)) == "JLLAMA_KERNELS=0"
     assert (reason(Target("gpu")), reason(Target("gpu"), token=token[:1])) == ("several", "one")
+    assert reason(Target("gpu"), token=np.zeros((1, 3), np.int32)) == "one"
     assert reason(Target("metal")) == "no kernels for metal"
     assert reason(Target("cpu")) == "cpu's"
     assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu")) == "cpu's"

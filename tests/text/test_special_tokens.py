@@ -130,10 +130,10 @@ def test_eos_is_the_union_of_all_sources(tmp_path):
         tmp_path,
         tokenizer__json=byte_level_json(added=[(name, True) for name in names]),
         tokenizer_config=config,
-        config={"eos_token_id": 261},
+        config={"eos_token_id": 263},
         generation_config={"eos_token_id": [261, 262]},
     )
-    assert Tokenizer.from_dir(directory).eos_ids == {257, 258, 260, 261, 262}
+    assert Tokenizer.from_dir(directory).eos_ids == {257, 258, 260, 261, 262, 263}
 
 
 def test_eos_of_a_gguf_is_the_union():

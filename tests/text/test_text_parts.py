@@ -816,6 +816,16 @@ def test_named_templates_and_variables_of_a_gguf():
     assert gguf.read_vocabulary(without)[1].templates == {}
 
 
+@pytest.mark.parametrize("kind", [CONTROL, UNKNOWN])
+def test_a_token_of_a_gguf_that_is_no_text_is_special(kind):
+    fields = gguf_bpe("control")
+    fields["tokenizer.ggml.tokens"].append("<odd>")
+    fields["tokenizer.ggml.token_type"].append(kind)
+    vocabulary, _ = gguf.read_vocabulary(fields)
+    assert vocabulary.specials["<odd>"].id == len(fields["tokenizer.ggml.tokens"]) - 1
+    assert vocabulary.encode("<odd>", True) != [vocabulary.specials["<odd>"].id]
+
+
 # Charsmaps.
 
 
