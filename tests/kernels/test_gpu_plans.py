@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jllama import kernels
+from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import (
     batch,
@@ -475,3 +476,31 @@ def test_every_pointer_is_stored_once():
 )
 def test_how_a_weight_is_stored(leaf, f):
     assert plan.weight_format(leaf) == f
+
+
+# What is written where it lies.
+
+
+def test_the_caches_are_written_where_they_lie(gpu, monkeypatch):
+    seen = []
+
+    def call(source, name, operands, results, *, aliases=MappingProxyType({}), **sizes):
+        at = {operand: results[result] for operand, result in aliases.items()}
+        for operand, result in at.items():
+            assert (operands[operand].shape, operands[operand].dtype) == (result.shape, result.dtype)
+        seen.append({id(operands[operand]) for operand in at})
+        return [jnp.zeros(result.shape, result.dtype) for result in results]
+
+    monkeypatch.setattr(launch, "call", call)
+    cache = kernels.KVCache.empty(CONFIG, batch=1, max_len=64, dtype="bfloat16")
+    params, half = random_params(CONFIG), CONFIG.head_dim // 2
+    arrays = {id(array) for array in (*cache.keys, *cache.values)}
+    decode.decode_step(CONFIG, params, jnp.zeros((1, 1), jnp.int32), cache, jnp.ones((1, half)))
+    assert seen == [arrays]
+    qkv = jnp.zeros((1, 1, 2, 6, CONFIG.head_dim), jnp.bfloat16)
+    layer, rope = cache.layer(0), (jnp.zeros((1, 1, half)),) * 2
+    decode_attention.decode_attend(qkv, layer, rope, None)
+    assert seen[1] == {id(layer.keys), id(layer.values)}
+    qkv, rope = jnp.zeros((1, 16, 2, 6, CONFIG.head_dim), jnp.bfloat16), (jnp.zeros((1, 16, half)),) * 2
+    chunk_attention.chunk_attend(qkv, layer, rope, None)
+    assert seen[2] == {id(layer.keys), id(layer.values)}
