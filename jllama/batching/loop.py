@@ -1,6 +1,7 @@
 """What an engine's thread does: turns of the scheduler on the slots, one burst ahead of the readers."""
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jllama.batching.stream import Stream
 from jllama.engine.scheduler import Admission, Job, Scheduler, Stats, Turn
-from jllama.engine.slots import Slots
+from jllama.engine.slots import Piece, Slots
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import EngineFailedError, JllamaError
@@ -117,7 +118,7 @@ class Loop:
         admitted, reader, left = turn.admitted, turn.reading, self._slots.turn_tokens
         self._place(admitted)
         while reader is not None and left > 0:
-            left -= self._read(reader, firsts)
+            left -= self._read(self._group(reader), firsts)
             with self._wake:
                 admitted = self._scheduler.admit()  # who came meanwhile, or waited for what was just read
             self._place(admitted)
@@ -132,20 +133,42 @@ class Loop:
             stream.answer.result.reused_tokens = admission.count
             stream.queued_seconds = stream.answer.elapsed
 
-    def _read(self, job: Job, firsts: list[Running]) -> int:
-        """One chunk of a prompt, behind the last one a first token; the size of the chunk's program."""
-        left, stream = len(job.prompt) - job.done, self._streams[job]
-        size = self._slots.next_chunk(left, scored=stream.scores_prompt)
-        piece = job.prompt[job.done : job.done + size]
-        if stream.scores_prompt:
-            logits, scores = self._slots.read_scored(job.slot, job.prompt, job.done, size)
-            stream.score_prompt(jax.tree.map(np.asarray, scores), job.done, len(piece))
+    def _group(self, first: Job) -> list[Job]:
+        """Whose chunks are read by one program: those of the same size, or the first one's alone."""
+        size = self._next_size(first)
+        others = (job for job in self._scheduler.readers() if job is not first)
+        alike = (job for job in others if self._next_size(job) == size)
+        group = [first, *itertools.islice(alike, self._slots.group(size) - 1)]
+        whole = len(group) == self._slots.group(size)
+        return group if whole and not any(self._streams[job].scores_prompt for job in group) else [first]
+
+    def _next_size(self, job: Job) -> int:
+        left, scored = len(job.prompt) - job.done, self._streams[job].scores_prompt
+        return self._slots.next_chunk(left, scored=scored)
+
+    def _read(self, jobs: Sequence[Job], firsts: list[Running]) -> int:
+        """A chunk of each prompt, behind the last one a first token; the sizes of the chunks' program."""
+        size, streams = self._next_size(jobs[0]), [self._streams[job] for job in jobs]
+        pieces = [
+            Piece(job.slot, job.prompt[job.done : job.done + size], job.done, len(job.prompt)) for job in jobs
+        ]
+        if streams[0].scores_prompt:
+            logits = self._read_scored(jobs[0], size)
         else:
-            logits = self._slots.read(job.slot, piece, job.done, size, len(job.prompt))
-        if len(piece) == left:
-            firsts.append(_underway(self._slots.begin(job.slot, stream.row, logits), (stream,)))
-        self._scheduler.read(job, len(piece))
-        return size
+            logits = self._slots.read_together(pieces, size)
+        for job, piece in zip(jobs, pieces, strict=True):
+            self._scheduler.read(job, len(piece.tokens), together=job is not jobs[-1])
+        ended = [(job.slot, self._streams[job].row, at) for at, job in enumerate(jobs) if not job.reads]
+        if ended:
+            readers = tuple(self._streams[job] for job in jobs if not job.reads)
+            firsts.append(_underway(self._slots.begin_together(ended, logits), readers))
+        return size * len(jobs)
+
+    def _read_scored(self, job: Job, size: int) -> jax.Array:
+        logits, scores = self._slots.read_scored(job.slot, job.prompt, job.done, size)
+        count = min(size, len(job.prompt) - job.done)
+        self._streams[job].score_prompt(jax.tree.map(np.asarray, scores), job.done, count)
+        return logits
 
     def _run_rows(self) -> Running | None:
         """A burst of all rows whose prompts are read, those of this turn too."""

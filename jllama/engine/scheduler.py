@@ -135,20 +135,21 @@ class Scheduler:
         """Slots whose prompts are read."""
         return tuple(job.slot for job in self._live() if not job.reads)
 
+    def readers(self) -> list[Job]:
+        """Whose prompts are not read yet, who has his slot for longest first."""
+        return sorted((job for job in self._live() if job.reads), key=lambda job: self._used[job.slot])
+
     def next_reader(self) -> Job | None:
         """Whose prompt goes on: in turn who has his slot for longest, and who has least left to read."""
-        readers = [job for job in self._live() if job.reads]
+        readers = self.readers()
+        if self._reads % 2 == 0:
+            return readers[0] if readers else None
+        return min(readers, key=lambda job: len(job.prompt) - job.done, default=None)
 
-        def order(job: Job) -> tuple[int, int]:
-            least = len(job.prompt) - job.done if self._reads % 2 else 0
-            return least, self._used[job.slot]
-
-        return min(readers, key=order, default=None)
-
-    def read(self, job: Job, count: int) -> None:
-        """`count` more tokens of a prompt lie in its slot now."""
+    def read(self, job: Job, count: int, *, together: bool = False) -> None:
+        """`count` more tokens of a prompt lie in its slot; `together`: more follow that were read with it."""
         job.done += count
-        self._reads += 1
+        self._reads += not together
         self._held[job.slot] = job.prompt[: job.done]
 
     def release(self, job: Job, answer: Iterable[int], *, sound: bool = True) -> None:

@@ -19,6 +19,8 @@ from jllama.layers.cache import KVCache
 from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts
 from jllama.model import Params
 
+GROUP = 8  # prompts that are read together, at most
+
 
 def empty(config: ModelConfig, slots: int, max_len: int, dtype: str, stops: int) -> DecodeState:
     """The state of slots that hold nothing."""
@@ -68,16 +70,19 @@ def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool)
 
 @functools.cache
 def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
-    """Puts a chunk of one prompt into its slot: `chunk` is int32 `[4 + size]`, slot, start, how many of the
-    tokens count, the length of the whole prompt, then the tokens. Gives float32 logits `[1, V]`.
+    """Puts chunks of b prompts into their slots: `chunk` is int32 `[b, 4 + size]`, of each the slot, the
+    start, how many of the tokens count, the length of the whole prompt, then the tokens. Gives float32 logits
+    `[1, V]`, or `[GROUP, V]` of several: those behind b mean nothing.
     """
 
     def read(config: ModelConfig, params: Params, cache: KVCache, chunk: Array) -> tuple[Array, KVCache]:
-        slot, start, n_valid, context = (chunk[i : i + 1] for i in range(4))
-        view = dataclasses.replace(cache.at(slot), length=start)
+        rows, start, n_valid, context = (chunk[:, i] for i in range(4))
+        view = dataclasses.replace(cache.at(rows), length=start)
         options: Any = dict(n_valid=n_valid, context=context, target=target)
-        logits, view = kernels.forward(config, params, chunk[None, 4:], view, **options)
-        return logits[:, 0], cache.with_rows_of(view)
+        logits, view = kernels.forward(config, params, chunk[:, 4:], view, **options)
+        b = chunk.shape[0]
+        logits = jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0)))
+        return logits, cache.with_rows_of(view)
 
     return jax.jit(
         read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
@@ -108,32 +113,35 @@ def begin(
     state: DecodeState,
     logits: Array,
     numbers: Array,
-    key: Array,
+    keys: Array,
     stop_ids: Array,
     prompt: Array,
     sampling: Sampling,
     *,
     how: Way,
 ) -> tuple[DecodeState, Burst]:
-    """Samples a slot's first token; `numbers`: int32 `[4]`, slot, length of the prompt, limit, floor."""
-    slot, n_prompt, limit, floor = (numbers[i : i + 1] for i in range(4))
-    row = DecodeState(
-        cache=state.cache.at(slot),
-        token=jnp.zeros((1,), jnp.int32),
-        generated=jnp.zeros((1,), jnp.int32),
+    """Samples the first tokens of b slots; `numbers`: int32 `[b, 5]`, of each the slot (a number that is
+    none: nothing is kept), which of the logits are its, the length of its prompt, limit, floor.
+    """
+    rows, which, n_prompt, limit, floor = (numbers[:, i] for i in range(5))
+    zeros, logits = jnp.zeros_like(rows), logits[which]
+    new = DecodeState(
+        cache=state.cache.at(rows),
+        token=zeros,
+        generated=zeros,
         limit=limit,
         floor=floor,
-        done=jnp.zeros((1,), bool),
-        healthy=jnp.ones((1,), bool),
-        keys=key[None],
+        done=zeros > 0,
+        healthy=zeros == 0,
+        keys=keys,
         stop_ids=stop_ids,
         sampling=sampling,
         counts=TokenCounts.of_prompt(prompt, n_prompt, logits.shape[-1]),
     )
-    row = take_token(row, logits, how)
-    scores = jax.tree.map(lambda leaf: leaf[:, None], row.scores)
-    first = Burst(tokens=row.token[:, None], done=row.done, healthy=row.healthy, scores=scores)
-    return _with(state, slot, dataclasses.replace(row, scores=None)), first
+    new = take_token(new, logits, how)
+    scores = jax.tree.map(lambda leaf: leaf[:, None], new.scores)
+    first = Burst(tokens=new.token[:, None], done=new.done, healthy=new.healthy, scores=scores)
+    return _with(state, rows, dataclasses.replace(new, scores=None)), first
 
 
 @functools.cache

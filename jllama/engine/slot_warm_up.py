@@ -27,8 +27,9 @@ def _programs(slots: Slots) -> Iterator[Program]:
     params, state = jax.tree.map(_shape, (slots.params, slots.state))
     model = (slots.config, params)
     for size in _chunks(slots):
-        chunk = np.zeros((4 + size,), np.int32)
-        yield slot_programs.reader(slots.target, size), (*model, state.cache, chunk), {}
+        for together in {1, slots.group(size)}:
+            chunk = np.zeros((together, 4 + size), np.int32)
+            yield slot_programs.reader(slots.target, size), (*model, state.cache, chunk), {}
         if size <= SCORED:
             longer = np.zeros((5 + size,), np.int32)
             yield slot_programs.scorer(slots.target, size), (*model, state.cache, longer), {}
@@ -43,15 +44,15 @@ def _programs(slots: Slots) -> Iterator[Program]:
 
 
 def _beginnings(slots: Slots, state: Any) -> Iterator[Program]:
-    V = slots.config.vocab_size
-    logits = jax.ShapeDtypeStruct((1, V), jnp.float32, sharding=state.cache.length.sharding)
-    sampling, key = Sampling.build(batch=1, vocab_size=V), np.zeros((2,), np.uint32)
-    stops = np.zeros((1, slots.stops), np.int32)
-    for extras in (False, True):
-        for size in {slots.prompt_size(count) for count in _powers(slots.max_len)}:
-            prompt = np.zeros((1, size), np.int32)
-            arguments = (state, logits, np.zeros((4,), np.int32), key, stops, prompt, sampling)
-            yield slot_programs.begin, arguments, dict(how=slots.way(extras=extras))
+    V, sharding = slots.config.vocab_size, state.cache.length.sharding
+    sizes = {slots.prompt_size(count) for count in _powers(slots.max_len)}
+    rows = {1, slot_programs.GROUP} if slots.buckets[-1] > 1 else {1}
+    for extras, size, b in itertools.product((False, True), sizes, rows):
+        logits = jax.ShapeDtypeStruct((b, V), jnp.float32, sharding=sharding)
+        sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
+        numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
+        arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling)
+        yield slot_programs.begin, arguments, dict(how=slots.way(extras=extras))
 
 
 def _chunks(slots: Slots) -> list[int]:

@@ -38,6 +38,21 @@ class Row:
     floor: int = 0  # tokens before one of them may come
     scores: bool = False  # log-probabilities are told
 
+    @property
+    def extras(self) -> bool:
+        """Whether it needs a program that does more."""
+        return self.scores or self.floor > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What is read next of a prompt."""
+
+    slot: int
+    tokens: np.ndarray  # int32 [n]
+    start: int  # positions of the slot that hold the tokens before
+    context: int  # the length of the whole prompt
+
 
 class Slots:
     """The state of all slots, and the programs that work on some of them. Not for several threads."""
@@ -100,6 +115,10 @@ class Slots:
         sizes = self.target.chunk_sizes
         return chunk_sizes(left, [size for size in sizes if size <= SCORED] if scored else sizes)[0]
 
+    def group(self, size: int) -> int:
+        """How many chunks of that size one call of `read_together` takes."""
+        return min(slot_programs.GROUP, self.target.chunk_sizes[-1] // size, self.buckets[-1])
+
     def read(self, slot: int, tokens: np.ndarray, start: int, size: int, context: int) -> Array:
         """Puts tokens of a prompt into a slot, behind its first `start` positions.
 
@@ -113,12 +132,16 @@ class Slots:
         Returns:
           float32 `[1, V]`, the logits behind the last token.
         """
-        chunk = np.zeros((4 + size,), np.int32)
-        chunk[:4] = slot, start, len(tokens), context
-        chunk[4 : 4 + len(tokens)] = tokens
-        logits, cache = slot_programs.reader(self.target, size)(
-            self.config, self.params, self.state.cache, chunk
-        )
+        return self.read_together([Piece(slot, tokens, start, context)], size)
+
+    def read_together(self, pieces: Sequence["Piece"], size: int) -> Array:
+        """`read` of one piece or of `group(size)` of them: float32 `[1, V]` or `[GROUP, V]` in order."""
+        chunk = np.zeros((len(pieces), 4 + size), np.int32)
+        for row, piece in zip(chunk, pieces, strict=True):
+            row[:4] = piece.slot, piece.start, len(piece.tokens), piece.context
+            row[4 : 4 + len(piece.tokens)] = piece.tokens
+        program = slot_programs.reader(self.target, size)
+        logits, cache = program(self.config, self.params, self.state.cache, chunk)
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 
@@ -156,16 +179,27 @@ class Slots:
 
     def begin(self, slot: int, row: Row, logits: Array) -> Burst:
         """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
-        stops = np.full((1, self.stops), NO_TOKEN, np.int32)
-        stops[0, : len(row.stop_ids)] = row.stop_ids
-        prompt = np.full((1, self.prompt_size(len(row.prompt))), NO_TOKEN, np.int32)
-        prompt[0, : len(row.prompt)] = row.prompt
-        numbers = np.array([slot, len(row.prompt), row.limit, row.floor], np.int32)
-        arrays = (numbers, row.key, stops, prompt, row.sampling)
-        extras = row.scores or row.floor > 0
-        how = self.way(extras=extras)
+        return self.begin_together([(slot, row, 0)], logits)
+
+    def begin_together(self, beginnings: Sequence[tuple[int, Row, int]], logits: Array) -> Burst:
+        """`begin` of several slots: of each its row, and which of the logits are its. The burst's rows are in
+        that order; there may be more, which are nobody's.
+        """
+        size = 1 if len(logits) == 1 else slot_programs.GROUP
+        longest = self.prompt_size(max(len(row.prompt) for _, row, _ in beginnings))
+        numbers, keys = np.zeros((size, 5), np.int32), np.zeros((size, 2), np.uint32)
+        numbers[:, 0] = self.buckets[-1] + np.arange(size)  # no slots, until they get one
+        stops = np.full((size, self.stops), NO_TOKEN, np.int32)
+        prompts = np.full((size, longest), NO_TOKEN, np.int32)
+        for at, (slot, row, which) in enumerate(beginnings):
+            numbers[at] = slot, which, len(row.prompt), row.limit, row.floor
+            keys[at], stops[at, : len(row.stop_ids)] = row.key, row.stop_ids
+            prompts[at, : len(row.prompt)] = row.prompt
+            self._greedy[slot], self._extras[slot] = row.sampling.is_greedy(), row.extras
+        sampling = _stacked([row.sampling for _, row, _ in beginnings], size)
+        how = self.way(extras=any(row.extras for _, row, _ in beginnings))
+        arrays = (numbers, keys, stops, prompts, sampling)
         self.state, first = slot_programs.begin(self.state, logits, *arrays, how=how)
-        self._greedy[slot], self._extras[slot] = row.sampling.is_greedy(), extras
         return first
 
     def run(self, slots: Sequence[int], steps: int) -> Burst:
@@ -185,3 +219,9 @@ class Slots:
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
         return burst
+
+
+def _stacked(rows: Sequence[Sampling], size: int) -> Sampling:
+    """The rows' settings as one of `size` rows; the last ones repeat the first."""
+    filled = [*rows, *[rows[0]] * (size - len(rows))]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if size > 1 else rows[0]

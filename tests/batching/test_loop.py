@@ -36,8 +36,8 @@ class Bytes:
 class Notes:
     """Slots that note what is asked of them: every text goes on with `a`, `b`, `c`, … up to its limit."""
 
-    def __init__(self, chunk=8, gate=None):
-        self.asked, self._chunk, self.gate = [], chunk, gate
+    def __init__(self, chunk=8, gate=None, group=1):
+        self.asked, self._chunk, self.gate, self._group = [], chunk, gate, group
         self.rows, self.bad = {}, set()
 
     turn_tokens = property(lambda self: self._chunk)
@@ -55,15 +55,20 @@ class Notes:
     def clear(self, slot):
         self.asked.append(("clear", slot))
 
-    def read(self, slot, tokens, start, size, context):
-        self.asked.append(("read", slot, len(tokens), start, size, context))
-        return slot
+    def group(self, size):
+        return self._group
 
-    def begin(self, slot, row, logits):
-        assert logits == slot
-        self.asked.append(("begin", slot))
-        self.rows[slot] = [row.limit, 0]
-        return self._burst([slot], 1)
+    def read_together(self, pieces, size):
+        for piece in pieces:
+            self.asked.append(("read", piece.slot, len(piece.tokens), piece.start, size, piece.context))
+        return [piece.slot for piece in pieces]
+
+    def begin_together(self, beginnings, logits):
+        for slot, row, which in beginnings:
+            assert logits[which] == slot
+            self.asked.append(("begin", slot))
+            self.rows[slot] = [row.limit, 0]
+        return self._burst([slot for slot, _, _ in beginnings], 1)
 
     def run(self, slots, steps):
         if self.gate:
@@ -93,8 +98,8 @@ def host_arrays(monkeypatch):
 def make():
     loops = []
 
-    def make(slots=2, max_len=64, gate=None, **options):
-        notes = Notes(gate=gate)
+    def make(slots=2, max_len=64, gate=None, group=1, **options):
+        notes = Notes(gate=gate, group=group)
         loop = Loop(notes, Scheduler(slots, max_len, **options))
         loops.append(loop)
         return loop, notes
@@ -145,6 +150,16 @@ def test_short_prompts_are_read_together_up_to_a_long_chunk(make):
     assert kinds[4] == ("run", (0, 1)) or kinds[4] == ("read", 2)
     bursts = [entry for entry in notes.asked if entry[0] == "run"]
     assert bursts[-1][2] == BURST
+
+
+def test_chunks_of_one_size_are_read_by_one_program(make):
+    loop, notes = make(slots=5, group=2)
+    streams = ask(loop, [1, 1], [2] * 7, [3, 3], [4] * 6, [5], limit=3)
+    assert [one.result(WAIT).text for one in streams] == ["abc"] * 5
+    kinds = [entry[:2] for entry in notes.asked if entry[0] in ("read", "begin")]
+    assert kinds[:4] == [("read", 0), ("read", 2), ("begin", 0), ("begin", 2)]
+    assert kinds[4:6] == [("read", 4), ("begin", 4)]  # the shortest, which nothing else is like
+    assert kinds[6:] == [("read", 1), ("read", 3), ("begin", 1), ("begin", 3)]
 
 
 def test_a_burst_is_short_while_someone_waits(make):

@@ -133,7 +133,7 @@ def test_errors_say_what_kind_they_are(model):
         assert (long.value.prompt_tokens, long.value.limit) == (64, 64)
         with pytest.raises(QueueFullError):
             engine.submit_all([dict(prompt=PROMPT)] * 3)
-        engine._loop._slots.read = None
+        engine._loop._slots.read_together = None
         with pytest.raises(EngineFailedError):
             engine.submit(PROMPT).result(WAIT)
         assert isinstance(engine.error, TypeError)

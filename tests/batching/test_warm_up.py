@@ -74,7 +74,9 @@ def test_a_gpu_also_runs_what_it_compiled(model, monkeypatch):
     with Engine(model, slots=3, max_seq_len=100) as engine:
         slots = engine._slots
         monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, steps: len(rows)))
-        monkeypatch.setattr(slots, "read", noted(slots.read, lambda *arguments: f"chunk {arguments[3]}"))
+        monkeypatch.setattr(
+            slots, "read_together", noted(slots.read_together, lambda _, size: f"chunk {size}")
+        )
         engine._run_once()
         assert ran >= {1, 2, 3, "chunk 32", "chunk 128"}
 

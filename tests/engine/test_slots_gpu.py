@@ -8,7 +8,7 @@ import pytest
 from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
-from jllama.engine.slots import Slots
+from jllama.engine.slots import Piece, Slots
 from jllama.engine.state import Way
 from tests.engine.test_slots import read, row_of, run, take
 from tests.support.decoding import GPU, XLA
@@ -72,10 +72,20 @@ def test_the_kernels_give_what_plain_xla_gives(params):
 def test_no_program_copies_the_cache(params, count):
     slots, numbers = made(params), np.array([*range(count), count, 16], np.int32)
     steps = slot_programs.runner(Way(GPU, greedy=True), count > 1)
-    chunk = np.zeros((4 + 128,), np.int32)
+    chunk = np.zeros((1, 4 + 128), np.int32)
     for text in (
         steps.lower(CONFIG, params, slots.state, numbers).compile().as_text(),
         slot_programs.reader(GPU, 128).lower(CONFIG, params, slots.state.cache, chunk).compile().as_text(),
     ):
         assert "custom-call" in text
         assert not re.search(r"bf16\[8,2,512,64\]\S* (copy|gather|fusion)\(", text)
+
+
+def test_prompts_that_are_read_together_are_what_they_are_alone(params):
+    slots, apart = made(params), made(params)
+    pieces = [Piece(7 - row, np.array(PROMPTS[row][:64], np.int32), 0, 64) for row in range(6)]
+    pieces += [Piece(row, np.array(PROMPTS[row][3:], np.int32)[:40], 0, 40) for row in range(2)]
+    together = np.asarray(slots.read_together(pieces, 64))
+    for row, piece in enumerate(pieces):
+        alone = np.asarray(apart.read(row, piece.tokens, 0, 64, piece.context))[0]
+        assert np.linalg.norm(together[row] - alone) < 0.02 * np.linalg.norm(alone)
