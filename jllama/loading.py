@@ -52,7 +52,7 @@ class Model:
         if self.tokenizer is None:
             raise JllamaError(
                 f"{self.name} was loaded with tokenizer=False, and this needs one: load the model without "
-                "that, or give token ids to jllama.forward or jllama.engine"
+                "that, or give token ids to jllama.forward"
             )
         return self.tokenizer
 

@@ -31,6 +31,7 @@ RANKS = (
     ("scripts",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(RANKS) for room in rooms}
+BY_NAME = ("jllama.cli.main",)  # modules that import what a word names
 TEXT_ONLY = ("jllama.text", "jllama.hub", "jllama.files", "jllama.families.tensor_names")
 
 
@@ -96,6 +97,21 @@ def test_every_module_has_a_rank_and_imports_downwards(module):
     own = FLOOR[room(module)]
     bad = {name for name in arrows(module) if room(name) != room(module) and FLOOR[room(name)] >= own}
     assert not bad, f"{module} imports {sorted(bad)}, which does not stand below it"
+
+
+def test_nobody_comes_in_by_the_front_door():
+    """`jllama.load` and `import_module("jllama.api")` would reach upwards unseen; a version is no module."""
+    for path in MODULES:
+        if path.name == "__init__.py" and path.parent == PACKAGE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "jllama" not in [name.name for name in node.names], path
+            if isinstance(node, ast.ImportFrom) and node.module == "jllama":
+                taken = {f"jllama.{name.name}" for name in node.names}
+                assert taken <= {*IMPORTS, "jllama.__version__"}, path
+            if isinstance(node, ast.Attribute) and node.attr == "import_module":
+                assert module_name(path) in BY_NAME, path
 
 
 def test_there_are_no_circles():

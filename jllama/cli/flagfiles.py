@@ -49,8 +49,18 @@ def parse(
 def _named(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> list[str]:
     """What was typed as flags under their own names."""
     end = typed.index("--") if "--" in typed else len(typed)
-    groups = _flags_with_values(known, [spelling.plain(known, word) for word in typed[:end]])
+    groups = [*_flags_with_values(known, [spelling.plain(known, word) for word in typed[:end]])]
+    if "prompt" in places and any(map(_names_a_model, groups)):
+        first = next((group[0] for group in groups if not group[0].startswith("-")), None)
+        if first is not None and not ready_made.may_be_a_model(first):
+            places = [place for place in places if place != "model"]
     return spelling.with_words_named(known, [*groups, *([word] for word in typed[end:])], places)
+
+
+def _names_a_model(group: list[str]) -> bool:
+    """Whether a flag is a flagfile with a model in it: the first bare word is the prompt then."""
+    is_file = re.match("--?flagfile(=|$)", group[0])
+    return bool(is_file) and any(re.match("--?model(=|$)", line) for line in _lines_of(group))
 
 
 def _ready_made(model: str) -> str:

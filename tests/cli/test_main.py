@@ -97,6 +97,22 @@ def test_a_word_too_many_behind_an_unknown_flag_is_that_flags_fault(known):
         parsed(known, "a", "b", "--max_new_token", "5")
 
 
+@pytest.mark.parametrize("line", ["--model=owner/name", "--model\nsmollm2", "--temp=1\n--model=smollm2"])
+def test_beside_a_flagfile_with_a_model_a_bare_word_is_the_prompt(known, tmp_path, line):
+    file = tmp_path / "mine.cfg"
+    file.write_text(line + "\n")
+    model = line.replace("\n", "=").rpartition("--model=")[2]
+    for typed in (
+        [f"--flagfile={file}", "Why is it blue?", "-n3"],
+        ["--flagfile", str(file), "-n", "3", "Why is it blue?"],
+    ):
+        flagfiles.parse(known, ["generate", *typed], ("model", "prompt"))
+        assert (known.prompt, known.max_new_tokens) == (question, 3)
+        assert model == "smollm2" or known.model == model
+    flagfiles.parse(known, ["generate", f"--flagfile={file}", "other/name"], ("model", "prompt"))
+    assert known.model == "other/name"
+
+
 def test_a_file_of_that_name_is_not_ready_made(known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("smollm2").mkdir()
