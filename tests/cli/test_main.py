@@ -102,10 +102,9 @@ def test_beside_a_flagfile_with_a_model_a_bare_word_is_the_prompt(known, tmp_pat
     file = tmp_path / "mine.cfg"
     file.write_text(line + "\n")
     model = line.replace("\n", "=").rpartition("--model=")[2]
-    for typed in (
-        [f"--flagfile={file}", "Why is it blue?", "-n3"],
-        ["--flagfile", str(file), "-n", "3", "Why is it blue?"],
-    ):
+    question = "Why is it blue?"
+    spellings = ([f"--flagfile={file}", question, "-n3"], ["--flagfile", str(file), question, "-n", "3"])
+    for typed in spellings:
         flagfiles.parse(known, ["generate", *typed], ("model", "prompt"))
         assert (known.prompt, known.max_new_tokens) == (question, 3)
         assert model == "smollm2" or known.model == model
