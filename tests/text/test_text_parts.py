@@ -845,6 +845,17 @@ def test_rules_whose_sizes_do_not_fit(blob):
         CharsMap(blob)
 
 
+@pytest.mark.parametrize(("offset", "fits"), [(2, True), (5, False), (4, False)])
+def test_a_rule_s_end_lies_in_its_trie(offset, fits):
+    units = [0, offset << 10 | 1 << 8 | ord("a"), 0, 1 << 31]  # the end of unit 1 is unit 1 ^ offset
+    blob = struct.pack("<I4I", 16, *units) + b"b\0"
+    if fits:
+        assert CharsMap(blob) is not None
+    else:
+        with pytest.raises(JllamaError, match="its trie points outside of itself"):
+            CharsMap(blob)
+
+
 def test_rules_that_change_nothing():
     rules = CharsMap(struct.pack("<II", 4, 0))
     assert rules("aé你😀") == "aé你😀"
