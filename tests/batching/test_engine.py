@@ -271,3 +271,10 @@ def test_nothing_compiles_once_each_program_ran(model):
         finally:
             jax.monitoring.clear_event_listeners()
     assert compiled == []
+
+
+@pytest.mark.parametrize(("share", "reused"), [(True, 39), (False, 0)])
+def test_prompts_share_their_beginnings_unless_told_not_to(model, share, reused):
+    with Engine(model, slots=1, max_seq_len=256, share_prefixes=share) as engine:
+        asked = [engine.submit([5] * 40, max_new_tokens=1).result(WAIT) for _ in range(2)]
+    assert [result.reused_tokens for result in asked] == [0, reused]
