@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -58,9 +59,14 @@ def _named(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> 
 
 
 def _names_a_model(group: list[str]) -> bool:
-    """Whether a flag is a flagfile with a model in it: the first bare word is the prompt then."""
-    is_file = re.match("--?flagfile(=|$)", group[0])
-    return bool(is_file) and any(re.match("--?model(=|$)", line) for line in _lines_of(group))
+    """Whether a flag is a flagfile with a model in it: the first bare word is the prompt then.
+
+    What a shell's `<(command)` gives can be read once alone, and later.
+    """
+    name = group[0].partition("=")[2] or group[-1]
+    if not re.match("--?flagfile(=|$)", group[0]) or not Path(ready_made.settings(name.strip())).is_file():
+        return False
+    return any(re.match("--?model(=|$)", line) for line in _lines_of(group))
 
 
 def _ready_made(model: str) -> str:

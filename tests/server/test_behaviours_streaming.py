@@ -87,7 +87,7 @@ def test_17_comments_keep_a_connection_alive_while_a_prompt_is_read(served_model
     with (
         start_engine(served_model) as engine,
         on_a_port(engine, heartbeat=0.02) as client,
-        held(engine, "read") as go,
+        held(engine, "read_together") as go,
         client.http.stream("POST", CHAT, json=ASKED) as response,
     ):
         lines = response.iter_lines()

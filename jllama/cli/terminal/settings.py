@@ -91,8 +91,9 @@ def _seed(name: str, text: str) -> int | None:
 
 
 def _token_ids(name: str, text: str) -> tuple[int, ...]:
-    """Numbers with blanks or commas between them."""
-    return tuple(_number(name, word, int) for word in text.replace(",", " ").split() if text != "none")
+    """Numbers with blanks or commas between them, maybe in brackets, as the list of settings shows them."""
+    words = text.strip("()[]").replace(",", " ").split()
+    return tuple(_number(name, word, int) for word in words if text != "none")
 
 
 def _switch(name: str, text: str) -> bool:
