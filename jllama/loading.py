@@ -117,8 +117,8 @@ def load(
     """
     dtype = _dtype_name(dtype)
     _check_settings(quantize, device)
-    name, sha256 = ready_made.reference(name := _reference(reference)) or (name, sha256)
-    files = resolve(name, sha256=sha256, progress=progress)
+    name, known_sha256 = ready_made.reference(name := _reference(reference)) or (name, None)
+    files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config
 

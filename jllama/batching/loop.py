@@ -135,12 +135,15 @@ class Loop:
 
     def _group(self, first: Job) -> list[Job]:
         """Whose chunks are read by one program: those of the same size, or the first one's alone."""
+        if self._streams[first].scores_prompt:
+            return [first]
         size = self._next_size(first)
         others = (job for job in self._scheduler.readers() if job is not first)
-        alike = (job for job in others if self._next_size(job) == size)
+        alike = (
+            job for job in others if self._next_size(job) == size and not self._streams[job].scores_prompt
+        )
         group = [first, *itertools.islice(alike, self._slots.group(size) - 1)]
-        whole = len(group) == self._slots.group(size)
-        return group if whole and not any(self._streams[job].scores_prompt for job in group) else [first]
+        return group if len(group) == self._slots.group(size) else [first]
 
     def _next_size(self, job: Job) -> int:
         left, scored = len(job.prompt) - job.done, self._streams[job].scores_prompt
@@ -148,20 +151,21 @@ class Loop:
 
     def _read(self, jobs: Sequence[Job], firsts: list[Running]) -> int:
         """A chunk of each prompt, behind the last one a first token; the sizes of the chunks' program."""
-        size, streams = self._next_size(jobs[0]), [self._streams[job] for job in jobs]
+        size = self._next_size(jobs[0])
         pieces = [
             Piece(job.slot, job.prompt[job.done : job.done + size], job.done, len(job.prompt)) for job in jobs
         ]
-        if streams[0].scores_prompt:
+        if self._streams[jobs[0]].scores_prompt:
             logits = self._read_scored(jobs[0], size)
         else:
             logits = self._slots.read_together(pieces, size)
         for job, piece in zip(jobs, pieces, strict=True):
             self._scheduler.read(job, len(piece.tokens), together=job is not jobs[-1])
-        ended = [(job.slot, self._streams[job].row, at) for at, job in enumerate(jobs) if not job.reads]
+        ended = [(at, job, self._streams[job]) for at, job in enumerate(jobs) if not job.reads]
         if ended:
-            readers = tuple(self._streams[job] for job in jobs if not job.reads)
-            firsts.append(_underway(self._slots.begin_together(ended, logits), readers))
+            beginnings = [(job.slot, stream.row, at) for at, job, stream in ended]
+            first = self._slots.begin_together(beginnings, logits)
+            firsts.append(_underway(first, tuple(stream for _, _, stream in ended)))
         return size * len(jobs)
 
     def _read_scored(self, job: Job, size: int) -> jax.Array:

@@ -7,16 +7,8 @@ from jllama.errors import JllamaError, nearest
 from jllama.files.paths import expanded
 from jllama.hub.ready_made import directory as directory
 from jllama.hub.ready_made import flagfile as flagfile
+from jllama.hub.ready_made import named as named
 from jllama.hub.ready_made import names as names
-
-
-def named(reference: str) -> str | None:
-    """The ready-made model whose reference it is."""
-    wanted = f"--model={reference}"
-    files = (directory() / f"{name}.cfg" for name in names())
-    return next(
-        (file.stem for file in files if wanted in file.read_text(encoding="utf-8").splitlines()), None
-    )
 
 
 def shapes() -> list[str]:

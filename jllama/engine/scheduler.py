@@ -125,7 +125,7 @@ class Scheduler:
     @property
     def hurried(self) -> bool:
         """Whether someone waits, for a slot or to be read: a burst is short then."""
-        return bool(self.waiting) or self.next_reader() is not None
+        return bool(self.waiting or self.readers())
 
     def admit(self) -> tuple[Admission, ...]:
         """Gives free slots to who waits."""

@@ -68,6 +68,17 @@ def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool)
     return dataclasses.replace(state, **put, counts=counts, cache=state.cache.with_rows_of(new.cache))
 
 
+def _forward(
+    config: ModelConfig, params: Params, cache: KVCache, chunk: Array, tokens: Array, **options: Any
+) -> tuple[Array, KVCache]:
+    """`kernels.forward` of `tokens` (int32 `[b, T]`) in the slots that a `chunk` of `reader` names."""
+    rows, start, n_valid, context = (chunk[:, i] for i in range(4))
+    view = dataclasses.replace(cache.at(rows), length=start)
+    options |= dict(n_valid=n_valid, context=context)
+    logits, view = kernels.forward(config, params, tokens, view, **options)
+    return logits, cache.with_rows_of(view)
+
+
 @functools.cache
 def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
     """Puts chunks of b prompts into their slots: `chunk` is int32 `[b, 4 + size]`, of each the slot, the
@@ -76,13 +87,9 @@ def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
     """
 
     def read(config: ModelConfig, params: Params, cache: KVCache, chunk: Array) -> tuple[Array, KVCache]:
-        rows, start, n_valid, context = (chunk[:, i] for i in range(4))
-        view = dataclasses.replace(cache.at(rows), length=start)
-        options: Any = dict(n_valid=n_valid, context=context, target=target)
-        logits, view = kernels.forward(config, params, chunk[:, 4:], view, **options)
+        logits, cache = _forward(config, params, cache, chunk, chunk[:, 4:], target=target)
         b = chunk.shape[0]
-        logits = jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0)))
-        return logits, cache.with_rows_of(view)
+        return jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0))), cache
 
     return jax.jit(
         read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
@@ -91,17 +98,15 @@ def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
 
 @functools.cache
 def scorer(target: Target, size: int) -> Callable[..., tuple[Array, Scores, KVCache]]:
-    """`reader`, with a token more in the chunk, that also scores what stands behind each token."""
+    """`reader` of one prompt, with a token more in the chunk, that also scores what stands behind each."""
 
     def read(
         config: ModelConfig, params: Params, cache: KVCache, chunk: Array
     ) -> tuple[Array, Scores, KVCache]:
-        slot, start, n_valid, context = (chunk[i : i + 1] for i in range(4))
-        view = dataclasses.replace(cache.at(slot), length=start)
-        options: Any = dict(n_valid=n_valid, context=context, target=target, last_only=False)
-        logits, view = kernels.forward(config, params, chunk[None, 4:-1], view, **options)
-        last = jax.lax.dynamic_slice_in_dim(logits[0], n_valid[0] - 1, 1)
-        return last, Scores.of(logits[0], chunk[5:]), cache.with_rows_of(view)
+        options: Any = dict(target=target, last_only=False)
+        logits, cache = _forward(config, params, cache, chunk, chunk[:, 4:-1], **options)
+        last = jax.lax.dynamic_slice_in_dim(logits[0], chunk[0, 2] - 1, 1)
+        return last, Scores.of(logits[0], chunk[0, 5:]), cache
 
     return jax.jit(
         read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)

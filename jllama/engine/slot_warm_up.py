@@ -31,7 +31,7 @@ def _programs(slots: Slots) -> Iterator[Program]:
             chunk = np.zeros((together, 4 + size), np.int32)
             yield slot_programs.reader(slots.target, size), (*model, state.cache, chunk), {}
         if size <= SCORED:
-            longer = np.zeros((5 + size,), np.int32)
+            longer = np.zeros((1, 5 + size), np.int32)
             yield slot_programs.scorer(slots.target, size), (*model, state.cache, longer), {}
     yield from _beginnings(slots, state)
     flags = itertools.product((False, True), repeat=3)

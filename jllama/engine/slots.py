@@ -119,46 +119,32 @@ class Slots:
         """How many chunks of that size one call of `read_together` takes."""
         return min(slot_programs.GROUP, self.target.chunk_sizes[-1] // size, self.buckets[-1])
 
-    def read(self, slot: int, tokens: np.ndarray, start: int, size: int, context: int) -> Array:
-        """Puts tokens of a prompt into a slot, behind its first `start` positions.
+    def read_together(self, pieces: Sequence[Piece], size: int) -> Array:
+        """Puts tokens of prompts into their slots.
 
         Args:
-          slot: where it lies.
-          tokens: int32 `[n]`, `n <= size`.
-          start: positions that hold the tokens before.
+          pieces: one of them, or `group(size)`; each has at most `size` tokens.
           size: of the program: `next_chunk` says it.
-          context: the length of the whole prompt.
 
         Returns:
-          float32 `[1, V]`, the logits behind the last token.
+          float32 `[1, V]`, or `[GROUP, V]` of several in their order: the logits behind their last tokens.
         """
-        return self.read_together([Piece(slot, tokens, start, context)], size)
-
-    def read_together(self, pieces: Sequence["Piece"], size: int) -> Array:
-        """`read` of one piece or of `group(size)` of them: float32 `[1, V]` or `[GROUP, V]` in order."""
-        chunk = np.zeros((len(pieces), 4 + size), np.int32)
-        for row, piece in zip(chunk, pieces, strict=True):
-            row[:4] = piece.slot, piece.start, len(piece.tokens), piece.context
-            row[4 : 4 + len(piece.tokens)] = piece.tokens
         program = slot_programs.reader(self.target, size)
-        logits, cache = program(self.config, self.params, self.state.cache, chunk)
+        logits, cache = program(self.config, self.params, self.state.cache, _packed(pieces, size, size))
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 
     def read_scored(self, slot: int, prompt: np.ndarray, start: int, size: int) -> tuple[Array, Scores]:
-        """`read` of `prompt`, int32 `[n]`, from `start` on, with the scores of the tokens behind each.
+        """Reads `size` tokens of `prompt`, int32 `[n]`, from `start` on, and scores the tokens behind each.
 
         Returns:
-          float32 `[1, V]`, as of `read`; of token `start + 1 + i` what was predicted, `[size, ...]`, which
-          means nothing past the prompt's end.
+          float32 `[1, V]`, as of `read_together`; of token `start + 1 + i` what was predicted, `[size, ...]`,
+          which means nothing past the prompt's end.
         """
-        tokens = prompt[start : start + size + 1]
-        chunk = np.zeros((5 + size,), np.int32)
-        chunk[:4] = slot, start, min(size, len(prompt) - start), len(prompt)
-        chunk[4 : 4 + len(tokens)] = tokens
-        logits, scores, cache = slot_programs.scorer(self.target, size)(
-            self.config, self.params, self.state.cache, chunk
-        )
+        piece = Piece(slot, prompt[start : start + size + 1], start, len(prompt))
+        program = slot_programs.scorer(self.target, size)
+        arguments = (self.config, self.params, self.state.cache, _packed([piece], size, size + 1))
+        logits, scores, cache = program(*arguments)
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits, scores
 
@@ -177,13 +163,15 @@ class Slots:
         on_gpu = self.target.on_gpu
         return Way(self.target, on_gpu and greedy and not extras, extras, extras, on_gpu and short)
 
-    def begin(self, slot: int, row: Row, logits: Array) -> Burst:
-        """Samples the first token of a slot whose prompt was read; `logits` are what `read` gave last."""
-        return self.begin_together([(slot, row, 0)], logits)
-
     def begin_together(self, beginnings: Sequence[tuple[int, Row, int]], logits: Array) -> Burst:
-        """`begin` of several slots: of each its row, and which of the logits are its. The burst's rows are in
-        that order; there may be more, which are nobody's.
+        """Samples the first tokens of slots whose prompts were read.
+
+        Args:
+          beginnings: of each its slot, its row, and which of the logits are its.
+          logits: what `read_together` gave last.
+
+        Returns:
+          A burst whose rows are in that order; there may be more, which are nobody's.
         """
         size = 1 if len(logits) == 1 else slot_programs.GROUP
         longest = self.prompt_size(max(len(row.prompt) for _, row, _ in beginnings))
@@ -225,3 +213,12 @@ def _stacked(rows: Sequence[Sampling], size: int) -> Sampling:
     """The rows' settings as one of `size` rows; the last ones repeat the first."""
     filled = [*rows, *[rows[0]] * (size - len(rows))]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if size > 1 else rows[0]
+
+
+def _packed(pieces: Sequence[Piece], size: int, width: int) -> np.ndarray:
+    """The `chunk` of programs that read `size` tokens, with room for `width`."""
+    chunk = np.zeros((len(pieces), 4 + width), np.int32)
+    for row, piece in zip(chunk, pieces, strict=True):
+        row[:4] = piece.slot, piece.start, min(len(piece.tokens), size), piece.context
+        row[4 : 4 + len(piece.tokens)] = piece.tokens
+    return chunk

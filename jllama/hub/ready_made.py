@@ -27,6 +27,11 @@ def reference(name: str) -> tuple[str, str | None] | None:
     return (model, _value(file, "model_sha256")) if file and model else None
 
 
+def named(reference: str) -> str | None:
+    """The ready-made model whose reference it is."""
+    return next((name for name in names() if _value(directory() / f"{name}.cfg", "model") == reference), None)
+
+
 def _value(file: Path, flag: str) -> str | None:
     lines = file.read_text(encoding="utf-8").splitlines()
     return next((line.partition("=")[2] for line in lines if line.startswith(f"--{flag}=")), None)

@@ -7,15 +7,8 @@ import pytest
 
 import jllama
 from jllama.errors import JllamaError
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 PROMPTS = ["One", "Two and", "Three and four and five", "Six"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
 
 
 @pytest.mark.parametrize("settings", [{}, dict(temperature=1.0, seed=5)], ids=str)

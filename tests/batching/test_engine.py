@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import jllama
 from jllama.batching.engine import Engine
 from jllama.errors import JllamaError
 from jllama.session import Session
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 BEGINNINGS, ENDS = ("One", "Two", "Once upon a time there"), ("a", "b c")
 PROMPTS = [f"{beginning} and {end}" for beginning in BEGINNINGS for end in ENDS]
@@ -25,18 +23,6 @@ CHOICES = [
     dict(stop=("e",), ignore_eos=True),
 ]
 WAIT = 300
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    with Engine(model, slots=4, max_seq_len=256) as engine:
-        yield engine
 
 
 def alone(model, prompt, **settings):

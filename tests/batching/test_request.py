@@ -10,22 +10,9 @@ from jllama.batching.engine import Engine
 from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
 from jllama.layers.cache import KVCache
 from jllama.session import Session
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 WAIT = 300
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    with Engine(model, slots=4, max_seq_len=256) as engine:
-        yield engine
 
 
 def alone(model, **settings):

@@ -3,10 +3,8 @@
 import jax
 import pytest
 
-import jllama
 from jllama.batching.engine import Engine
 from jllama.engine import slot_warm_up
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 WAIT = 300
 SETTINGS = [
@@ -17,12 +15,6 @@ SETTINGS = [
     dict(prompt_logprobs=2, logit_bias={5: 2.0}),
     dict(ignore_eos=True, logprobs=0, min_new_tokens=2, stop="x"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
 
 
 @pytest.fixture

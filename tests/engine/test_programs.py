@@ -11,7 +11,7 @@ from jllama.engine import slot_programs
 from jllama.engine.prefill import check_fits, chunk_sizes, prefill
 from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, common_prefix
 from jllama.engine.scheduler import check_fits as check_fits_slot
-from jllama.engine.slots import Row, Slots
+from jllama.engine.slots import Piece, Row, Slots
 from jllama.engine.state import NO_TOKEN, Way
 from jllama.errors import JllamaError
 from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target, of_platform, target_of
@@ -148,8 +148,8 @@ def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(slots.state))
         return made
 
-    logits = taken(slots.read, 0, row.prompt, 0, slots.next_chunk(2), 2)
-    taken(slots.begin, 0, row, logits)
+    logits = taken(slots.read_together, [Piece(0, row.prompt, 0, 2)], slots.next_chunk(2))
+    taken(slots.begin_together, [(0, row, 0)], logits)
     taken(slots.run, [0], 2)
     taken(slots.copy_prefix, 0, 1, 2)
     taken(slots.clear, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import prefill
-from jllama.engine.slots import Row, Slots
+from jllama.engine.slots import Piece, Row, Slots
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling
@@ -58,14 +58,19 @@ def read(slots, slot, prompt, start=0):
     while start < len(prompt):
         size = slots.next_chunk(len(prompt) - start)
         piece = np.array(prompt[start : start + size], np.int32)
-        logits = slots.read(slot, piece, start, size, len(prompt))
+        logits = slots.read_together([Piece(slot, piece, start, len(prompt))], size)
         start += len(piece)
     return logits
 
 
 def begin(slots, slot, prompt, start=0, **options):
     logits = read(slots, slot, prompt, start)
-    return take(slots.begin(slot, row_of(slots.config, prompt, **options), logits))[0]
+    return take(first(slots, slot, row_of(slots.config, prompt, **options), logits))[0]
+
+
+def first(slots, slot, row, logits):
+    """The burst with the first token of one slot."""
+    return slots.begin_together([(slot, row, 0)], logits)
 
 
 def take(burst):

@@ -6,26 +6,15 @@ import numpy as np
 import pytest
 
 from jllama.checkpoint.random_params import random_params
-from jllama.config import ModelConfig
 from jllama.engine import slot_programs
 from jllama.engine.slots import Piece, Slots
 from jllama.engine.state import Way
-from tests.engine.test_slots import read, row_of, run, take
+from tests.engine.test_slots import first, read, row_of, run, take
 from tests.support.decoding import GPU, XLA
+from tests.test_gpu import CONFIG, MAX_LEN
 
 pytestmark = pytest.mark.gpu
 
-CONFIG = ModelConfig(
-    vocab_size=4096,
-    hidden_size=512,
-    intermediate_size=1408,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_position_embeddings=1024,
-)
-MAX_LEN = 512
 PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 37 * row).tolist() for row in range(6)]
 SETTINGS = [{}, dict(temperature=1.0), dict(temperature=0.8, top_p=0.9), dict(frequency_penalty=0.7)]
 
@@ -47,7 +36,7 @@ def texts(slots, order, settings):
     for number, slot in enumerate(order):
         logits = read(slots, slot, PROMPTS[number])
         row = row_of(CONFIG, PROMPTS[number], seed=number, limit=60, **settings[number % len(settings)])
-        tokens[slot] = take(slots.begin(slot, row, logits))[0]
+        tokens[slot] = take(first(slots, slot, row, logits))[0]
     for _ in range(4):
         run(slots, tokens, list(order))
     return [tokens[slot] for slot in order]
@@ -87,5 +76,6 @@ def test_prompts_that_are_read_together_are_what_they_are_alone(params):
     pieces += [Piece(row, np.array(PROMPTS[row][3:], np.int32)[:40], 0, 40) for row in range(2)]
     together = np.asarray(slots.read_together(pieces, 64))
     for row, piece in enumerate(pieces):
-        alone = np.asarray(apart.read(row, piece.tokens, 0, 64, piece.context))[0]
+        moved = Piece(row, piece.tokens, 0, piece.context)
+        alone = np.asarray(apart.read_together([moved], 64))[0]
         assert np.linalg.norm(together[row] - alone) < 0.02 * np.linalg.norm(alone)

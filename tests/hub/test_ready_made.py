@@ -26,10 +26,12 @@ def test_load_takes_a_name(monkeypatch, tmp_path):
         raise JllamaError("enough")
 
     monkeypatch.setattr(loading, "resolve", resolve)
-    for name in ("smollm2", "owner/name"):
+    given = "0" * 64
+    for name, sha256 in (("smollm2", None), ("owner/name", given), ("smollm2", given)):
         with pytest.raises(JllamaError, match="enough"):
-            jllama.load(name, sha256="0" * 64)
-    assert asked == [ready_made.reference("smollm2"), ("owner/name", "0" * 64)]
+            jllama.load(name, sha256=sha256)
+    reference, known = ready_made.reference("smollm2")
+    assert asked == [(reference, known), ("owner/name", given), (reference, given)]  # what is given wins
 
 
 def test_a_file_of_that_name_stands_for_itself(monkeypatch, tmp_path):
