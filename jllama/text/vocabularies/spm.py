@@ -40,6 +40,7 @@ class SpmModel:
     squeeze: bool = False  # remove_extra_whitespaces
     every_stretch: bool = True  # the prefix also after a special token
     symbols_first: bool = False  # user-defined symbols are found before blanks are put into the text
+    rstrip: Set[str] = frozenset()  # special tokens that swallow the blanks behind them
 
     def vocabulary(self, extra: Mapping[str, Special] | None = None) -> Vocabulary:
         """Ready to encode; `extra` are tokens that files beside the model add.
@@ -49,7 +50,7 @@ class SpmModel:
         """
         extra = extra or {}
         special = {
-            piece: Special(text=piece, id=at)
+            piece: Special(text=piece, id=at, rstrip=piece in self.rstrip)
             for at, piece in enumerate(self.pieces)
             if self.types[at] in (CONTROL, UNKNOWN)
         }
