@@ -8,7 +8,7 @@ from jllama.loading import Model, tokenizer_of
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, encode_prompt
+from jllama.text.prompt import Prompt, Variables, encode_prompt
 
 
 @overload
@@ -30,6 +30,7 @@ def generate(
     *,
     chat: bool | None = None,
     system: Content | None = None,
+    chat_template_kwargs: Variables | None = None,
     max_seq_len: int | None = None,
     **changes: Any,
 ) -> str | list[str]:
@@ -42,6 +43,8 @@ def generate(
       settings: how to generate; None: `GenerationSettings()`.
       chat: put a text into the model's chat template as a user's message; None: where it has one.
       system: a system message, for the chat template.
+      chat_template_kwargs: more variables for the template; which ones it knows is its model's affair
+        (`{"enable_thinking": False}` for Qwen 3).
       max_seq_len: positions of the cache; None: as many as the request needs, at least 2048 or the context.
       **changes: fields of `GenerationSettings` (`max_new_tokens`, `temperature`, `seed`, `stop`, ...) that
         are to differ from `settings`.
@@ -54,7 +57,8 @@ def generate(
       >>> brief = jllama.GenerationSettings(max_new_tokens=64)
       >>> jllama.generate(model, "Why is the sky blue?", brief, system="Answer a child.", seed=1)
     """
-    options: Any = dict(chat=chat, system=system, max_seq_len=max_seq_len, **changes)
+    words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+    options: Any = dict(**words, max_seq_len=max_seq_len, **changes)
     if calls.is_several(prompt):
         return calls.generate_all(model, prompt, settings, **options)
     return "".join(stream(model, prompt, settings, **options))
@@ -67,6 +71,7 @@ def stream(
     *,
     chat: bool | None = None,
     system: Content | None = None,
+    chat_template_kwargs: Variables | None = None,
     max_seq_len: int | None = None,
     **changes: Any,
 ) -> Iterator[str]:
@@ -77,7 +82,8 @@ def stream(
       ...     print(piece, end="", flush=True)
     """
     chosen = build_settings(settings, **changes)
-    ids = encode_prompt(tokenizer_of(model), prompt, chat=chat, system=system)
+    words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+    ids = encode_prompt(tokenizer_of(model), prompt, **words)
     room = room_for(model, len(ids), chosen) if max_seq_len is None else max_seq_len
     return Session(model, max_seq_len=room).stream(ids, chosen)
 

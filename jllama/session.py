@@ -20,7 +20,7 @@ from jllama.layers.cache import KVCache
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, encode_prompt
+from jllama.text.prompt import Prompt, Variables, encode_prompt
 
 STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
 
@@ -66,6 +66,7 @@ class Session:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        chat_template_kwargs: Variables | None = None,
         begun: Sequence[int] = (),
         progress: Progress | None = None,
         **changes: Any,
@@ -80,6 +81,7 @@ class Session:
           settings: how to generate; None: `GenerationSettings()`.
           chat: put a text into the chat template; None: where the model has one.
           system: a system message, for the chat template.
+          chat_template_kwargs: more variables for it.
           begun: token ids of an answer that was cut and goes on: only what is new is yielded, and `result`
             has the whole text and all ids.
           progress: shows how far a long prompt is read, such as `jllama.machine.progress.PromptBar`.
@@ -90,7 +92,8 @@ class Session:
             an answer; it or `logit_bias` holds an id that is not in the vocabulary.
         """
         chosen = build_settings(settings, **changes).seeded()
-        ids = encode_prompt(self._tokenizer, prompt, chat=chat, system=system)
+        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+        ids = encode_prompt(self._tokenizer, prompt, **words)
         self._check([*ids, *begun], chosen)
         return self._streams.run(self._answer(ids, list(begun), chosen, progress))
 

@@ -97,6 +97,38 @@ def test_a_system_message_stands_before_the_users(instruct):
         encode_prompt(instruct.tokenizer, "Hi", chat=False, system="Be brief.")
 
 
+THINKING = "{% if enable_thinking is defined and not enable_thinking %}quietly{% endif %}"
+QUIET = dict(chat_template_kwargs={"enable_thinking": False})
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    made = write_tiny_model(tmp_path_factory.mktemp("models") / "thinker", template=TEMPLATE + THINKING)
+    return jllama.load(str(made), dtype="float32")
+
+
+def test_variables_reach_the_template(thinker):
+    rendered = thinker.tokenizer.encode(f"[user]Hi{END}[assistant]quietly", parse_special=True)
+    assert encode_prompt(thinker.tokenizer, "Hi", **QUIET) == rendered
+    loud = encode_prompt(thinker.tokenizer, "Hi", chat_template_kwargs={"enable_thinking": True})
+    assert loud == encode_prompt(thinker.tokenizer, "Hi") != rendered
+
+
+def test_every_call_takes_variables_for_the_template(thinker):
+    wanted = jllama.generate(thinker, encode_prompt(thinker.tokenizer, "Hi", **QUIET), **SETTINGS)
+    assert wanted != jllama.generate(thinker, "Hi", **SETTINGS)
+    assert jllama.generate(thinker, "Hi", **QUIET, **SETTINGS) == wanted
+    assert jllama.generate(thinker, ["Hi"], **QUIET, **SETTINGS) == [wanted]
+    assert jllama.complete(thinker, "Hi", **QUIET, **SETTINGS)[0].text == wanted
+    assert "".join(jllama.Session(thinker).stream("Hi", **QUIET, **SETTINGS)) == wanted
+    with jllama.Engine(thinker, slots=1, max_seq_len=64) as engine:
+        assert engine.submit("Hi", **QUIET, **SETTINGS).result().text == wanted
+    talk = jllama.Conversation(thinker, **QUIET)
+    assert "".join(talk.ask("Hi", **SETTINGS)) == wanted.lstrip()
+    with pytest.raises(jllama.JllamaError, match="chat_template_kwargs need a chat template"):
+        jllama.Conversation(thinker, transcript="{user}: {ai}", **QUIET)
+
+
 def test_every_call_takes_a_system_message(instruct):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     wanted = jllama.generate(instruct, messages, **SETTINGS)

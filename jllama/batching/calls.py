@@ -10,7 +10,7 @@ from jllama.errors import JllamaError
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, encode_prompt
+from jllama.text.prompt import Prompt, Variables, encode_prompt
 
 SLOTS = 16  # texts at once; more wait for a slot
 PAGE = 256  # cache lengths are multiples of it: each is compiled anew
@@ -29,6 +29,7 @@ def generate_all(
     *,
     chat: bool | None = None,
     system: Content | None = None,
+    chat_template_kwargs: Variables | None = None,
     max_seq_len: int | None = None,
     **changes: Any,
 ) -> list[str]:
@@ -39,7 +40,8 @@ def generate_all(
     """
     chosen = build_settings(settings, **changes)
     tokenizer = tokenizer_of(model)
-    ids = [encode_prompt(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
+    words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+    ids = [encode_prompt(tokenizer, prompt, **words) for prompt in prompts]
     return [result.text for result in _together(model, [(each, chosen) for each in ids], max_seq_len)]
 
 
@@ -52,6 +54,7 @@ def complete(
     logprobs: int | None = None,
     chat: bool | None = None,
     system: Content | None = None,
+    chat_template_kwargs: Variables | None = None,
     max_seq_len: int | None = None,
     **changes: Any,
 ) -> list[Result]:
@@ -65,6 +68,7 @@ def complete(
       logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20).
       chat: put a text into the chat template; None: where the model has one.
       system: a system message, for the chat template.
+      chat_template_kwargs: more variables for it.
       max_seq_len: positions of a slot; None: as many as the request needs.
       **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
@@ -82,7 +86,8 @@ def complete(
     if type(n) is not int or not 1 <= n <= MOST:
         raise JllamaError(f"n={n!r} must be a whole number from 1 to {MOST}")
     chosen = build_settings(settings, **changes).seeded()
-    ids = encode_prompt(tokenizer_of(model), prompt, chat=chat, system=system)
+    words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+    ids = encode_prompt(tokenizer_of(model), prompt, **words)
     first = chosen.seed or 0
     each = [dataclasses.replace(chosen, seed=(first + i) % 2**63) for i in range(n)]
     return _together(model, [(ids, settings) for settings in each], max_seq_len, logprobs)

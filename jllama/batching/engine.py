@@ -16,7 +16,7 @@ from jllama.errors import JllamaError
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt
+from jllama.text.prompt import Prompt, Variables
 
 
 class Engine:
@@ -71,6 +71,7 @@ class Engine:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        chat_template_kwargs: Variables | None = None,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         **changes: Any,
@@ -82,6 +83,7 @@ class Engine:
           settings: how to generate; None: `GenerationSettings()`.
           chat: put a text into the chat template; None: where the model has one.
           system: a system message, for the chat template.
+          chat_template_kwargs: more variables for it.
           logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20), in
             `result().logprobs`; None: of none.
           prompt_logprobs: likewise of the prompt's tokens, in `result().prompt_logprobs`; its beginning is
@@ -91,8 +93,9 @@ class Engine:
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
         """
+        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
         told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-        stream = self._stream(prompt, settings, chat=chat, system=system, **told, **changes)
+        stream = self._stream(prompt, settings, **words, **told, **changes)
         self._loop.submit([stream])
         return stream
 
@@ -122,12 +125,14 @@ class Engine:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        chat_template_kwargs: Variables | None = None,
         **changes: Any,
     ) -> AsyncIterator[str]:
         """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
         pieces: asyncio.Queue[Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        made = self._stream(prompt, settings, chat=chat, system=system, **changes)
+        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+        made = self._stream(prompt, settings, **words, **changes)
 
         def hear(_: Stream, item: Item) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, item)

@@ -14,7 +14,7 @@ from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, encode_prompt
+from jllama.text.prompt import Prompt, Variables, encode_prompt
 
 STOPS = 32  # ids that may end a row
 
@@ -31,6 +31,7 @@ class Request:
         *,
         chat: bool | None = None,
         system: Content | None = None,
+        chat_template_kwargs: Variables | None = None,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         **changes: Any,
@@ -42,7 +43,8 @@ class Request:
         """
         self.tokenizer, self.vocab_size = tokenizer_of(model), model.config.vocab_size
         self.settings = build_settings(settings, **changes).seeded()
-        self.ids = encode_prompt(self.tokenizer, prompt, chat=chat, system=system)
+        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+        self.ids = encode_prompt(self.tokenizer, prompt, **words)
         self.limit = min(self.settings.max_new_tokens, max_seq_len - len(self.ids))
         self.logprobs, self.prompt_logprobs = logprobs, prompt_logprobs
         check_ids(self.ids, self.settings, self.vocab_size)

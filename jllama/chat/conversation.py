@@ -18,6 +18,7 @@ from jllama.loading import Model, tokenizer_of
 from jllama.session import Session
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content, as_text
+from jllama.text.prompt import Variables
 
 
 class Conversation(Branches):
@@ -44,6 +45,7 @@ class Conversation(Branches):
         transcript: str | None = None,
         max_seq_len: int | None = None,
         on_overflow: str = "drop_oldest",
+        chat_template_kwargs: Variables | None = None,
     ) -> None:
         """An empty conversation on the branch `main`.
 
@@ -53,13 +55,14 @@ class Conversation(Branches):
           transcript: see `Transcript`; None takes the model's chat template, or a plain transcript.
           max_seq_len: positions of the cache; see `Session`.
           on_overflow: `drop_oldest` or `stop`.
+          chat_template_kwargs: more variables for the template, in every turn.
 
         Raises:
           JllamaError: an argument can't be used with this model, or the model has no tokenizer.
         """
         super().__init__(Session(model, max_seq_len=max_seq_len))
         self.model = model
-        self.transcript = Transcript(tokenizer_of(model), transcript)
+        self.transcript = Transcript(tokenizer_of(model), transcript, chat_template_kwargs)
         self.on_overflow = check_policy(on_overflow)
         self.progress: Progress | None = None
         if system:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jllama.answer import Result
 from jllama.errors import JllamaError
+from jllama.text.prompt import Variables, checked_variables
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.text.tokenizer import Tokenizer
 
@@ -20,15 +21,20 @@ class Transcript:
       source: what was asked for: a format such as `PLAIN`, a jinja template, or None for the model's own.
       stops: texts that end an answer, because the user's next turn begins with them or they end a turn.
       turn_ends: those of `stops` that are special tokens.
+      variables: a caller's own for the template.
     """
 
-    def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, source: str | None = None, variables: Variables | None = None
+    ) -> None:
         r"""A base model without a template gets `PLAIN`. In a format, `\n` stands for a line's end.
 
         Raises:
-          JllamaError: the format lacks `{user}` or `{ai}`, or the template does not compile.
+          JllamaError: the format lacks `{user}` or `{ai}`, the template does not compile, or variables come
+            without a template.
         """
         self.source = source
+        self.variables = checked_variables(variables)
         self.stops: tuple[str, ...] = ()
         self.turn_ends: tuple[str, ...] = ()
         self._tokenizer = tokenizer
@@ -48,9 +54,11 @@ class Transcript:
         Raises:
           JllamaError: the template does not take these messages.
         """
-        return self._prefix + self._tokenizer.encode_chat(messages, template=self._template)
+        return self._prefix + self._tokenizer.encode_chat(messages, template=self._template, **self.variables)
 
     def _use_format(self, text: str) -> None:
+        if self.variables:
+            raise JllamaError("chat_template_kwargs need a chat template, and this transcript is a plain one")
         before, between, after = _parse(text)
         self._template = self._tokenizer.compile_template(_template_of(before, between, after))
         self._prefix = self._tokenizer.encode("")[:1] if self._tokenizer.bos_id is not None else []

@@ -47,6 +47,7 @@ HELP = {
 def main() -> int:
     """A conversation at the terminal, or the answers alone."""
     command_line.sampling_settings()  # refuses what is wrong before the model is loaded
+    command_line.template_variables()
     if FLAGS.load == "":
         raise JllamaError("--load= names no file: give one that /save wrote")
     interactive = (
@@ -79,6 +80,7 @@ def _conversation(model: Any) -> Any:
         transcript=FLAGS.transcript,
         max_seq_len=FLAGS.max_seq_len,
         on_overflow=FLAGS.on_overflow,
+        chat_template_kwargs=command_line.template_variables(),
     )
 
 

@@ -1,6 +1,8 @@
 """What all scripts share: flags, and one way to end. Nothing here imports jax before the flags are read."""
 
+import contextlib
 import errno
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -36,6 +38,23 @@ def _logit_bias(pairs: list[str]) -> dict[int, float]:
         return {int(token): float(value) for token, value in (pair.split("=", 1) for pair in pairs)}
     except ValueError:
         raise JllamaError(f"--logit_bias={' '.join(pairs)}: give TOKEN_ID=VALUE, such as 42=-1.5") from None
+
+
+def template_variables() -> dict[str, Any] | None:
+    """What `--chat_template_kwargs` gives to the chat template.
+
+    Raises:
+      JllamaError: it is no JSON object.
+    """
+    given = FLAGS.chat_template_kwargs
+    if given is None:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(variables := json.loads(given), dict):
+            return variables
+    raise JllamaError(
+        f"--chat_template_kwargs={given[:80]}: give a JSON object, '{{\"enable_thinking\": false}}'"
+    )
 
 
 def load_model(quantize: str | None = None) -> Any:

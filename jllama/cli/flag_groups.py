@@ -40,6 +40,11 @@ def define_quantize_flag() -> None:
 def define_answer_flags() -> None:
     """What an answer is preceded by, and how it is shown."""
     flags.DEFINE_string("system", None, "The system message, for a chat template.")
+    flags.DEFINE_string(
+        "chat_template_kwargs",
+        None,
+        """More variables for the chat template, as JSON: '{"enable_thinking": false}'.""",
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object for each answer instead of the text.")
     flags.DEFINE_bool("stats", False, "Show statistics after each answer.")
     flags.DEFINE_integer(

@@ -53,8 +53,13 @@ HELP = {
 def main() -> int:
     """Text goes to stdout and nothing else does."""
     settings = command_line.sampling_settings()
+    words = dict(
+        chat=FLAGS.chat_template,
+        system=FLAGS.system,
+        chat_template_kwargs=command_line.template_variables(),
+    )
     if FLAGS.prompts_file is not None:
-        return answer_file(settings)
+        return answer_file(settings, words)
     prompt = read_prompt()
     model = command_line.load_model()
     preparation = command_line.count_compile_seconds()
@@ -64,7 +69,7 @@ def main() -> int:
     from jllama.text.prompt import encode_prompt
 
     tokenizer = model.need_tokenizer()
-    ids = encode_prompt(tokenizer, prompt, chat=FLAGS.chat_template, system=FLAGS.system)
+    ids = encode_prompt(tokenizer, prompt, **words)
     session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
     code = show(session.stream(ids, settings, progress=streams.prompt_bar()))
     report = {
@@ -80,15 +85,15 @@ def main() -> int:
     return code
 
 
-def answer_file(settings: Any) -> int:
+def answer_file(settings: Any, words: dict[str, Any]) -> int:
     """All requests of `--prompts_file` into `--output`."""
     if not FLAGS.output:
         raise JllamaError("--prompts_file needs --output=FILE for the answers")
     requests = prompts.read_requests(FLAGS.prompts_file, settings)
     held = prompts.finished(expanded(FLAGS.output))  # refuses another file before the model is loaded
     model = command_line.load_model()
-    options = dict(chat=FLAGS.chat_template, system=FLAGS.system, max_seq_len=FLAGS.max_seq_len)
-    count = prompts.run(model, requests, FLAGS.output, options, FLAGS.slots)
+    options = dict(max_seq_len=FLAGS.max_seq_len, slots=FLAGS.slots)
+    count = prompts.run(model, requests, FLAGS.output, words, **options)
     kept = sum(request.id in held for request in requests)
     say(f"{count} answers written to {FLAGS.output}" + (f", {kept} were there" if kept else ""))
     return 0

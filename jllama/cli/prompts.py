@@ -87,14 +87,23 @@ def finished(path: Path) -> set[str | int]:
     return ids
 
 
-def run(model: Any, requests: Sequence[Request], output: str, options: dict[str, Any], slots: int) -> int:
+def run(
+    model: Any,
+    requests: Sequence[Request],
+    output: str,
+    words: dict[str, Any],
+    *,
+    max_seq_len: int | None,
+    slots: int,
+) -> int:
     """Answers what `output` does not hold yet; each answer is a line there as soon as it can be.
 
     Args:
       model: from `jllama.load`.
       requests: from `read_requests`.
       output: the file to go on with.
-      options: `chat`, `system` and `max_seq_len` as in `jllama.generate`.
+      words: `chat`, `system` and `chat_template_kwargs` as in `jllama.generate`.
+      max_seq_len: as there.
       slots: how many at once.
 
     Returns:
@@ -112,12 +121,11 @@ def run(model: Any, requests: Sequence[Request], output: str, options: dict[str,
     done = finished(path)
     todo = [request for request in requests if request.id not in done]
     tokenizer = model.need_tokenizer()
-    encode = {"chat": options["chat"], "system": options["system"]}
-    ids = [encode_prompt(tokenizer, request.prompt, **encode) for request in todo]
+    ids = [encode_prompt(tokenizer, request.prompt, **words) for request in todo]
     if not todo:
         return 0
     asked = [(each, request.settings) for each, request in zip(ids, todo, strict=True)]
-    length = options["max_seq_len"] or room_for_all(model, asked)
+    length = max_seq_len or room_for_all(model, asked)
     with (
         file_errors(path),
         path.open("a", encoding="utf-8") as file,

@@ -46,8 +46,8 @@ class Asked:
     def encode(self, text):
         return ["text", text]
 
-    def encode_chat(self, messages):
-        return ["chat", *messages]
+    def encode_chat(self, messages, **variables):
+        return ["chat", *messages, *variables.items()]
 
 
 USER = {"role": "user", "content": "Hi"}
@@ -61,6 +61,8 @@ PROMPTS = [
     ([USER], {}, True, ["chat", USER]),
     ((USER,), {"system": "Be kind."}, True, ["chat", SYSTEM, USER]),
     ([USER], {"chat": False}, True, ["chat", USER]),
+    ("Hi", {"chat_template_kwargs": {"x": [1]}}, True, ["chat", USER, ("x", [1])]),
+    ("Hi", {"chat_template_kwargs": {}}, False, ["text", "Hi"]),
     ([1, 2], {}, True, [1, 2]),
     ((0,), {"chat": True}, False, [0]),
     (np.array([3, 4]), {}, True, [3, 4]),
@@ -90,6 +92,11 @@ def test_the_callers_list_stays_as_it_is():
         ("Hi", {"system": "x"}, False, "a system message needs a chat template"),
         ("Hi", {"system": "x", "chat": False}, True, "a system message needs a chat template"),
         ([1], {"system": "x"}, True, "a system message needs a chat template"),
+        ("Hi", {"chat_template_kwargs": {"x": 1}}, False, "chat_template_kwargs need a chat template"),
+        ([1], {"chat_template_kwargs": {"x": 1}}, True, "chat_template_kwargs need a chat template"),
+        ("Hi", {"chat_template_kwargs": {"tools": []}}, True, "tools is not yours to set"),
+        ("Hi", {"chat_template_kwargs": "x"}, True, "must be names with values"),
+        ("Hi", {"chat_template_kwargs": {5: 1}}, True, "must be names with values"),
         ("Hi", {"chat": True}, False, "the model has no chat template: use --nochat_template"),
         ([USER], {}, False, "the model has no chat template"),
         (b"Hi", {}, True, "the prompt must be a text or a list"),

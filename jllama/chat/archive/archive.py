@@ -62,7 +62,7 @@ def save(
 
 
 def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettings, list[str]]:
-    """Replaces all branches by those of a file.
+    """Replaces all branches by those of a file; a caller's variables for the template stay.
 
     Returns:
       The settings saved with it, and remarks on what was saved but could not be used.
@@ -74,7 +74,7 @@ def load(conversation: Conversation, path: str | Path) -> tuple[GenerationSettin
     document, saved_settings = read_document(target)
     settings, remarks = _own_settings(saved_settings, conversation.model.config.vocab_size)
     tokenizer = conversation.model.need_tokenizer()
-    transcript = Transcript(tokenizer, document.transcript)
+    transcript = Transcript(tokenizer, document.transcript, conversation.transcript.variables)
     remarks += _check_template(transcript, document)
     messages, foreign = _own_messages(document.messages, tokenizer)
     if foreign:

@@ -9,13 +9,8 @@ from jllama.errors import JllamaError
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.parsing import convert
 from jllama.text.content_parts import as_text
+from jllama.text.prompt import OWN_VARIABLES
 from jllama.text.tokenizer import Tokenizer
-
-# What the program itself gives to a template; the rest is the client's.
-OWN_VARIABLES = frozenset(
-    "self messages message role content tools documents template add_generation_prompt bos_token "
-    "eos_token".split()
-)
 
 
 class Function(msgspec.Struct):
