@@ -6,7 +6,7 @@ from pathlib import Path
 TOKENIZER_GGUF = "tokenizer.gguf"  # in a directory that `quantize.py` wrote from a GGUF file
 # All that a tokenizer is made of, besides config.json: what the hub is asked for and what a copy takes along.
 TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
+    *("tokenizer*", "tekken.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
     *("chat_template*", "additional_chat_templates/*"),
 )
 

@@ -105,6 +105,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _byte_level_alphabet()
+_LETTERS = {byte: letter for letter, byte in _ALPHABET.items()}
 
 
 def byte_level(token: str) -> bytes:
@@ -113,6 +114,11 @@ def byte_level(token: str) -> bytes:
         return bytes(_ALPHABET[character] for character in token)
     except KeyError:
         return token.encode("utf-8", "replace")
+
+
+def to_byte_level(data: bytes) -> str:
+    """Bytes in the byte-level alphabet."""
+    return "".join(_LETTERS[byte] for byte in data)
 
 
 def metaspace(token: str) -> bytes:

@@ -52,7 +52,7 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory: tokenizer.json, else tokenizer.model.
+        """The tokenizer of a Hugging Face directory: tokenizer.json, else tokenizer.model, else tekken.json.
 
         Raises:
             JllamaError: no tokenizer there, or one that is broken or of a kind not supported.

@@ -6,14 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from jllama.errors import JllamaError
 from jllama.files.json_files import read_object
 from jllama.files.paths import check_no_other_kind
 from jllama.text.special_tokens import Special
 from jllama.text.template.sandbox import MAX_SOURCE_CHARS
+from jllama.text.vocabularies import ranked
 from jllama.text.vocabularies.spm import SpmModel, settle_types
 from jllama.text.vocabularies.spm_file import read_model
-from jllama.text.vocabularies.tokenizer_json import read_json_vocabulary
+from jllama.text.vocabularies.tokenizer_json import read_json_vocabulary, vocabulary_of
 from jllama.text.vocabulary import Settings, Vocabulary, ending_ids
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token")
@@ -24,6 +27,7 @@ class Directory:
     """The JSON files of one directory; a missing one is an empty one."""
 
     path: Path
+    defaults: Mapping[str, str] = field(default_factory=dict)  # of tokenizer_config.json
     _read: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def json(self, name: str) -> dict[str, Any]:
@@ -35,7 +39,8 @@ class Directory:
     @cached_property
     def config(self) -> dict[str, Any]:
         """tokenizer_config.json, completed by special_tokens_map.json."""
-        return {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
+        given = {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
+        return {**self.defaults, **given}
 
     @cached_property
     def templates(self) -> dict[str, str]:
@@ -57,20 +62,23 @@ class Directory:
 
 
 def read_vocabulary(path: Path) -> tuple[Vocabulary, Settings]:
-    """The vocabulary of tokenizer.json, else of tokenizer.model, and its settings.
+    """The vocabulary of tokenizer.json, else of tokenizer.model or tekken.json, and its settings.
 
     Raises:
-        JllamaError: neither file is there, or a file is broken or of a kind not supported.
+        JllamaError: none of them is there, or a file is broken or of a kind not supported.
     """
     directory = Directory(path)
     if (path / "tokenizer.json").is_file():
         return _from_json(directory)
-    if (path / "tokenizer.model").is_file():
-        return _from_spm(directory)
-    for name in ("tokenizer.json", "tokenizer.model"):
+    if (path / ranked.TIKTOKEN).is_file():
+        is_table = ranked.is_tiktoken(path / ranked.TIKTOKEN)
+        return _from_tiktoken(directory) if is_table else _from_spm(directory)
+    if (path / ranked.TEKKEN).is_file():
+        return _from_ranks(directory, ranked.read_tekken(path / ranked.TEKKEN), "<s>", "</s>")
+    for name in ("tokenizer.json", "tokenizer.model", "tekken.json"):
         check_no_other_kind(path / name)
     raise JllamaError(
-        f"{path} has no tokenizer: neither tokenizer.json nor tokenizer.model is there.",
+        f"{path} has no tokenizer: neither tokenizer.json nor tokenizer.model nor tekken.json is there.",
         "Copy one of them from the place the model came from.",
     )
 
@@ -84,6 +92,24 @@ def _from_json(directory: Directory) -> tuple[Vocabulary, Settings]:
         directory.templates.values(),
     )
     return vocabulary, _settings(directory, vocabulary, affixes)
+
+
+def _from_tiktoken(directory: Directory) -> tuple[Vocabulary, Settings]:
+    added = {at: text for at, text in _added_tokens(directory).items() if text}
+    file = directory.path / ranked.TIKTOKEN
+    inner = ranked.read_tiktoken(file, directory.json("config.json"), added)
+    return _from_ranks(directory, inner, "<|begin_of_text|>", "<|end_of_text|>")
+
+
+def _from_ranks(
+    directory: Directory, inner: tokenizers.Tokenizer, bos: str, eos: str
+) -> tuple[Vocabulary, Settings]:
+    """Of a file that names no roles: `bos` and `eos` have them unless files beside it say otherwise."""
+    directory = replace(directory, defaults={"bos_token": bos, "eos_token": eos})
+    named = _ending_texts(directory)
+    vocabulary = vocabulary_of(inner, named, _eos_ids(directory), directory.templates.values())
+    begins = _bos_id(directory, vocabulary.ids, None)
+    return vocabulary, _settings(directory, vocabulary, (() if begins is None else (begins,), ()))
 
 
 def _ending_texts(directory: Directory) -> set[str]:
@@ -105,11 +131,17 @@ def _from_spm(directory: Directory) -> tuple[Vocabulary, Settings]:
     return vocabulary, _settings(directory, vocabulary, (bos, ()), model)
 
 
-def _extra_tokens(directory: Directory, model: SpmModel) -> dict[str, Special]:
-    """Tokens beyond the model's: added_tokens.json and tokenizer_config.json name them."""
+def _added_tokens(directory: Directory) -> dict[int, str]:
+    """Tokens that added_tokens.json and tokenizer_config.json name, by id."""
     texts = {int(at): text for text, at in directory.json("added_tokens.json").items()}
     for at, token in directory.config.get("added_tokens_decoder", {}).items():
         texts[int(at)] = token["content"]
+    return texts
+
+
+def _extra_tokens(directory: Directory, model: SpmModel) -> dict[str, Special]:
+    """Tokens beyond the model's."""
+    texts = _added_tokens(directory)
     return {text: Special(text=text, id=at) for at, text in texts.items() if at >= len(model.pieces)}
 
 

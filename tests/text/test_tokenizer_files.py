@@ -161,7 +161,7 @@ def test_of_a_huge_template_only_what_tells_so_is_read(tmp_path):
         tokenizer.encode_chat([])
 
 
-def test_a_tiktoken_table_is_named(tmp_path):
+def test_a_tiktoken_table_of_another_model_is_named(tmp_path):
     lines = (base64.b64encode(bytes([n])).decode() + f" {n}\n" for n in range(256))
     with pytest.raises(JllamaError, match=r"tiktoken.*\n.*tokenizer.json"):
         Tokenizer.from_dir(write_directory(tmp_path, tokenizer__model="".join(lines)))

@@ -1,6 +1,5 @@
 """The file format of SentencePiece models, a protocol buffer, without its library."""
 
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.text.vocabularies.spm import NORMAL, UNIGRAM, SpmModel
 
 MAX_BYTES = 1 << 26  # ten times the largest known
-TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 
 
 def read_model(path: Path) -> SpmModel:
@@ -21,11 +19,6 @@ def read_model(path: Path) -> SpmModel:
         JllamaError: it cannot be read, or is no SentencePiece model.
     """
     data = _read(path)
-    if TIKTOKEN.match(data):
-        raise JllamaError(
-            f"{path} is a tiktoken table, as Meta's own Llama 3 has it, and not a SentencePiece model.",
-            "Use the model's Hugging Face directory, whose tokenizer.json jllama reads.",
-        )
     try:
         return _model(list(_fields(data)))
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:

@@ -37,13 +37,18 @@ def read_json_vocabulary(
     _check_post_processor(inner, file)
     inner.no_truncation()
     inner.no_padding()
-    vocabulary = _vocabulary(inner, named_texts, named_ids, tuple(templates))
-    return vocabulary, _affixes(inner)
+    return vocabulary_of(inner, named_texts, named_ids, templates), _affixes(inner)
 
 
-def _vocabulary(
-    inner: tokenizers.Tokenizer, named_texts: Set[str], named_ids: Set[int], templates: tuple[str, ...]
+def vocabulary_of(
+    inner: tokenizers.Tokenizer, named_texts: Set[str], named_ids: Set[int], templates: Iterable[str]
 ) -> Vocabulary:
+    """What a tokenizer of the `tokenizers` library holds; arguments as of `read_json_vocabulary`.
+
+    Raises:
+        JllamaError: its decoder is of a kind not supported.
+    """
+    templates = tuple(templates)
     state = inner.decoder.__getstate__() if inner.decoder else None
     to_bytes, drop_blanks = from_decoder_json(state and state.decode())
     added = inner.get_added_tokens_decoder()
@@ -67,7 +72,7 @@ def _vocabulary(
 
     def remake(also: Set[str]) -> Vocabulary:
         copy = tokenizers.Tokenizer.from_str(inner.to_str())
-        return _vocabulary(copy, named_texts | also, named_ids, templates)
+        return vocabulary_of(copy, named_texts | also, named_ids, templates)
 
     return Vocabulary(
         encode=JsonEncoder(inner, specials),
