@@ -1,5 +1,7 @@
 """An engine that has warmed up compiles nothing more, whatever it is asked."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -28,22 +30,34 @@ def compiled():
     jax.monitoring.clear_event_listeners()
 
 
-@pytest.mark.parametrize(("slots", "max_seq_len"), [(1, 100), (3, 256), (4, 250)])
-def test_nothing_compiles_behind_a_warm_up(model, compiled, slots, max_seq_len):
+@pytest.fixture(scope="module", params=[(1, 100), (3, 256), (4, 250)], ids=str)
+def warm(model, request):
+    """An engine that has warmed up, how many programs it counted, and the arrays that this left behind."""
+    slots, max_seq_len = request.param
     with Engine(model, slots=slots, max_seq_len=max_seq_len) as engine:
+        before = {id(array) for array in jax.live_arrays()}
         count = engine.warm_up()
-        assert count == len(set(keys(engine)))
-        compiled.clear()
-        lengths = [n for n in (1, 2, 16, 17, 31, 33, 65, 99, 129, 255, 257, 511, 599) if n < max_seq_len]
-        for together in (1, 2, 4):
-            requests = [
-                dict(prompt=[7 + at % 3] * length, max_new_tokens=3 + 5 * at, **SETTINGS[at % len(SETTINGS)])
-                for at, length in enumerate(lengths)
-            ]
-            for begin in range(0, len(requests), together):
-                for stream in engine.submit_all(requests[begin : begin + together]):
-                    stream.result(WAIT)
-        assert compiled == []
+        left = [array for array in jax.live_arrays() if id(array) not in before]
+        yield SimpleNamespace(engine=engine, count=count, left=left)
+
+
+def test_a_warm_up_counts_its_programs_and_allocates_nothing(warm):
+    assert warm.count == len(set(keys(warm.engine)))
+    assert warm.left == []
+
+
+def test_nothing_compiles_behind_a_warm_up(warm, compiled):
+    most = warm.engine.max_seq_len
+    lengths = [n for n in (1, 2, 16, 17, 31, 33, 65, 99, 129, 255, 257, 511, 599) if n < most]
+    for together in (1, 2, 4):
+        requests = [
+            dict(prompt=[7 + at % 3] * length, max_new_tokens=3 + 5 * at, **SETTINGS[at % len(SETTINGS)])
+            for at, length in enumerate(lengths)
+        ]
+        for begin in range(0, len(requests), together):
+            for stream in warm.engine.submit_all(requests[begin : begin + together]):
+                stream.result(WAIT)
+    assert compiled == []
 
 
 def keys(engine):
@@ -53,7 +67,8 @@ def keys(engine):
         yield program, str(shapes), str(options)
 
 
-def test_a_gpu_also_runs_what_it_compiled(model, monkeypatch):
+def test_a_gpu_also_runs_what_it_compiled(warm, compiled, monkeypatch):
+    """Prompts of each chunk's size that fits, and bursts of each size up to that of all slots."""
     ran = set()
 
     def noted(method, key):
@@ -63,18 +78,20 @@ def test_a_gpu_also_runs_what_it_compiled(model, monkeypatch):
 
         return call
 
-    with Engine(model, slots=3, max_seq_len=100) as engine:
-        slots = engine._slots
-        monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, steps: len(rows)))
-        monkeypatch.setattr(
-            slots, "read_together", noted(slots.read_together, lambda _, size: f"chunk {size}")
-        )
-        engine._run_once()
-        assert ran >= {1, 2, 3, "chunk 32", "chunk 128"}
+    engine, slots = warm.engine, warm.engine._slots
+    monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, steps: len(rows)))
+    monkeypatch.setattr(slots, "read_together", noted(slots.read_together, lambda _, size: f"chunk {size}"))
+    engine._run_once()
+    assert ran >= {*slots.buckets, "chunk 32", "chunk 128"}
+    assert compiled == []
 
 
-def test_a_warm_up_allocates_nothing(model):
-    with Engine(model, slots=2, max_seq_len=100) as engine:
-        before = {id(array) for array in jax.live_arrays()}
-        engine.warm_up()
-        assert {id(array) for array in jax.live_arrays()} <= before
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_only_a_gpu_runs_them(monkeypatch, on_gpu):
+    ran = []
+    engine = Engine.__new__(Engine)
+    engine._slots = SimpleNamespace(target=SimpleNamespace(on_gpu=on_gpu))
+    monkeypatch.setattr("jllama.batching.engine.compile_all", lambda slots: 7)
+    monkeypatch.setattr(engine, "_run_once", lambda: ran.append("once"))
+    assert engine.warm_up() == 7
+    assert ran == (["once"] if on_gpu else [])

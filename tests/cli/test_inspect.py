@@ -1,10 +1,6 @@
 """`inspect_model.py` and `make_random_checkpoint.py`, run as a user runs them, and their arithmetic."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -22,9 +18,10 @@ from jllama.layers.cache import KVCache
 from tests.support.checkpoint_files import KEYS, write_directory, write_gguf
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.helpers import random_params
+from tests.support.scripts_helpers import Outcome, environment, start
 from tests.support.small_models import SMALL_MODELS
 
-ROOT = Path(__file__).resolve().parents[2]
+INSPECT, MAKE = "inspect_model.py", "make_random_checkpoint.py"
 TINYLLAMA = dict(
     model_type="llama",
     vocab_size=32000,
@@ -40,20 +37,13 @@ TINYLLAMA = dict(
 )
 
 
-def script(name: str, *flags: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [*before, sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def failure(name: str, *flags: str, before: tuple[str, ...] = ()) -> str:
+def failure(outcome: Outcome) -> str:
     """The script's message, when it ends as a user's mistake should."""
-    done = script(name, *flags, before=before)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
-    return done.stderr
+    assert outcome.code == 2, outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 2
+    return outcome.err
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)
@@ -68,24 +58,23 @@ def test_sizes_are_those_of_the_real_arrays(name):
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_tinyllama_from_its_configuration_alone(tmp_path, as_file):
+def test_tinyllama_from_its_configuration_alone(server, tmp_path, as_file):
     (tmp_path / "config.json").write_text(json.dumps(TINYLLAMA))
-    done = script("inspect_model", f"--model={tmp_path / 'config.json' if as_file else tmp_path}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "1,100,048,384" in done.stdout
-    assert "4,196.35 MiB" in done.stdout
-    assert "model.layers.21.self_attn.k_proj.weight" in done.stdout
-    assert "44.00 MiB" in done.stdout  # the cache of 2,048 positions in bfloat16
+    done = server.run(INSPECT, f"--model={tmp_path / 'config.json' if as_file else tmp_path}")
+    assert (done.code, done.err) == (0, "")
+    assert "1,100,048,384" in done.out
+    assert "4,196.35 MiB" in done.out
+    assert "model.layers.21.self_attn.k_proj.weight" in done.out
+    assert "44.00 MiB" in done.out  # the cache of 2,048 positions in bfloat16
 
 
-def test_inspect_a_checkpoint_as_json(tmp_path):
+def test_inspect_a_checkpoint_as_json(server, tmp_path):
     tensors = random_tensors(KEYS)
     for path in (
         write_directory(tmp_path / "m", KEYS, tensors, "float16"),
         write_gguf(tmp_path / "m.gguf", KEYS, tensors),
     ):
-        done = script("inspect_model", f"--model={path}", "--json", "--max_seq_len=10", "--batch=2")
-        report = json.loads(done.stdout)
+        report = server.run(INSPECT, f"--model={path}", "--json", "--max_seq_len=10", "--batch=2").report
         assert report["config"]["head_dim"] == 32
         assert report["parameters"] == sum(tensor.size for tensor in tensors.values())
         assert report["kv_cache"]["bytes"]["float32"] == 2 * (2 * 2 * 2 * 32 * 10 * 4 + 4)
@@ -97,26 +86,29 @@ def test_inspect_a_checkpoint_as_json(tmp_path):
         assert held == ({"F16": len(tensors)} if path.is_dir() else {"F32": len(tensors)})
 
 
-def test_inspect_shows_a_ready_made_shape():
-    report = json.loads(script("inspect_model", "tinyllama-1.1b", "--json").stdout)
+def test_inspect_shows_a_ready_made_shape(server):
+    report = server.run(INSPECT, "tinyllama-1.1b", "--json").report
     assert (report["tensors_from"], report["config"]["vocab_size"]) == ("config.json", 32000)
 
 
-def test_inspect_refuses_clearly(tmp_path, config_file):
-    assert "no model: give --model" in failure("inspect_model")
-    assert "no such model" in failure("inspect_model", "--model=./absent")
-    assert "did you mean 'smollm2'" in failure("inspect_model", "--model=smollm")
-    assert "must be at least 1" in failure("inspect_model", f"--model={config_file}", "--max_seq_len=-1")
-    assert "batch" in failure("inspect_model", f"--model={config_file}", "--batch=0")
+def test_inspect_refuses_clearly(server, tmp_path, config_file):
+    def refused(*flags: str) -> str:
+        return failure(server.run(INSPECT, *flags))
+
+    assert "no model: give --model" in refused()
+    assert "no such model" in refused("--model=./absent")
+    assert "did you mean 'smollm2'" in refused("--model=smollm")
+    assert "must be at least 1" in refused(f"--model={config_file}", "--max_seq_len=-1")
+    assert "batch" in refused(f"--model={config_file}", "--batch=0")
     (tmp_path / "bad.json").write_text("{")
-    assert "is not JSON" in failure("inspect_model", f"--model={tmp_path / 'bad.json'}")
+    assert "is not JSON" in refused(f"--model={tmp_path / 'bad.json'}")
 
 
-def test_random_checkpoints_load_and_sharding_changes_nothing(tmp_path, config_file):
+def test_random_checkpoints_load_and_sharding_changes_nothing(server, tmp_path, config_file):
     write_random_checkpoint(config_file, tmp_path / "one", dtype="float32", seed=3)
     flags = [f"--config={config_file}", f"--output={tmp_path / 'many'}", "--seed=3", "--shard_size=40KB"]
-    done = script("make_random_checkpoint", *flags, "--dtype=float32")
-    assert (done.returncode, done.stdout) == (0, "")
+    done = server.run(MAKE, *flags, "--dtype=float32")
+    assert (done.code, done.out) == (0, "")
     assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 3
     loaded = []
     for name in ("one", "many"):
@@ -165,14 +157,17 @@ def test_tokenizer_files_come_along(tmp_path, config_file):
     assert (tmp_path / "m" / "model.safetensors").stat().st_size > 1000
 
 
-def test_random_checkpoint_refuses_clearly(tmp_path, config_file):
-    run, config = "make_random_checkpoint", f"--config={config_file}"
-    assert "give both" in failure(run, config)
+def test_random_checkpoint_refuses_clearly(server, tmp_path, config_file):
+    def refused(*flags: str) -> str:
+        return failure(server.run(MAKE, *flags))
+
+    config = f"--config={config_file}"
+    assert "give both" in refused(config)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").touch()
-    assert "exists already" in failure(run, config, f"--output={tmp_path / 'taken'}")
-    assert "such as 2GB" in failure(run, config, f"--output={tmp_path / 'new'}", "--shard_size=many")
-    assert "cannot read" in failure(run, f"--config={tmp_path}/no.json", f"--output={tmp_path / 'new'}")
+    assert "exists already" in refused(config, f"--output={tmp_path / 'taken'}")
+    assert "such as 2GB" in refused(config, f"--output={tmp_path / 'new'}", "--shard_size=many")
+    assert "cannot read" in refused(f"--config={tmp_path}/no.json", f"--output={tmp_path / 'new'}")
     with pytest.raises(JllamaError, match="holds no tokenizer files"):
         write_random_checkpoint(config_file, tmp_path / "new", tokenizer=tmp_path / "taken")
     assert not (tmp_path / "new").exists()
@@ -181,8 +176,7 @@ def test_random_checkpoint_refuses_clearly(tmp_path, config_file):
 def test_a_write_that_fails_leaves_nothing(tmp_path, config_file):
     """A limit on file sizes stands in for a full disk."""
     flags = [f"--config={config_file}", f"--output={tmp_path / 'out' / 'm'}"]
-    limited = ("sh", "-c", 'ulimit -f 40; exec "$@"', "sh")
-    message = failure("make_random_checkpoint", *flags, before=limited)
+    message = failure(start(MAKE, *flags, env=environment(tmp_path / "cache"), file_blocks=40))
     assert "cannot write" in message
     assert "nothing was left there" in message
     assert list((tmp_path / "out").iterdir()) == []

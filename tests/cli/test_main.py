@@ -11,21 +11,10 @@ import jllama
 from jllama.cli import flagfiles, ready_made, spelling
 from jllama.cli.main import COMMANDS
 from jllama.errors import JllamaError
-from tests.support.scripts_helpers import ROOT, environment, start
+from tests.support.scripts_helpers import ROOT
 from tests.support.tiny_checkpoint import write_tiny_model
 
 PLACES = ("model", "prompt")
-
-
-def jllama_command(*arguments, env, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "jllama", *arguments],
-        env=env,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -181,59 +170,63 @@ def test_a_shape_that_there_is_not_is_answered_with_the_next_best():
         ready_made.shape("smollm2")
 
 
-def test_without_a_command_it_lists_them(tmp_path):
-    done = jllama_command(env=environment(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+def test_without_a_command_it_lists_them(server):
+    done = server.jllama()
+    assert (done.code, done.err) == (0, "")
+    assert all(f"  {name} " in done.out for name in COMMANDS)
 
 
-def test_a_wrong_command_is_answered_with_the_next_best(tmp_path):
-    done = jllama_command("chta", env=environment(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 'chta' is no command: did you mean chat?\n"
+def test_a_wrong_command_is_answered_with_the_next_best(server, tmp_path):
+    done = server.jllama("chta")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: 'chta' is no command: did you mean chat?\n"
     for word, hint in (("gen", "did you mean generate?"), ("smollm2", "as in jllama chat smollm2")):
-        assert jllama_command(word, env=environment(tmp_path), cwd=tmp_path).stderr.endswith(f"{hint}\n")
+        assert server.jllama(word, cwd=tmp_path).err.endswith(f"{hint}\n")
 
 
-def test_the_version(tmp_path):
-    assert jllama_command("--version", env=environment(tmp_path)).stdout == f"jllama {jllama.__version__}\n"
+def test_the_version(server):
+    assert server.jllama("--version").out == f"jllama {jllama.__version__}\n"
 
 
 def test_the_command_gives_what_the_script_gives(server, tmp_path):
     base = write_tiny_model(tmp_path / "base")
     flags_ = ["--dtype=float32", "--max-new-tokens=3", "--temp=0"]
-    typed = jllama_command("generate", str(base), "x", *flags_, env=server.env, cwd=tmp_path)
-    script = start("generate.py", f"--model={base}", "--prompt=x", *flags_, env=server.env)
-    assert (typed.returncode, script.code, typed.stdout) == (0, 0, script.out)
+    words = ("generate", str(base), "x", *flags_)
+    line = [sys.executable, "-W", "error", "-m", "jllama", *words]
+    installed = subprocess.run(line, env=server.env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    typed = server.jllama(*words, cwd=tmp_path)
+    script = server.run("generate.py", f"--model={base}", "--prompt=x", *flags_)
+    assert (typed.code, script.code) == (0, 0)
+    assert installed.stdout == typed.out == script.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_what_matters_and_helpfull_all(command, tmp_path):
-    words, env = command.split(), environment(tmp_path)
-    short = jllama_command(*words, "--help", env=env)
-    assert short.stdout.startswith(f"usage: jllama {command} [")
-    assert "--flagfile=FILE" in short.stdout
-    lines = [line for line in short.stdout.splitlines() if line.lstrip().startswith("-")]
+def test_help_shows_what_matters_and_helpfull_all(command, server):
+    words = command.split()
+    short = server.jllama(*words, "--help")
+    assert short.out.startswith(f"usage: jllama {command} [")
+    assert "--flagfile=FILE" in short.out
+    lines = [line for line in short.out.splitlines() if line.lstrip().startswith("-")]
     assert len(lines) <= 18
-    whole = jllama_command("help", *words, env=env)
-    assert whole.stdout == short.stdout
-    more = jllama_command(*words, "--helpfull", env=env)
+    whole = server.jllama("help", *words)
+    assert whole.out == short.out
+    more = server.jllama(*words, "--helpfull")
     for typed in (["--helpfull", *words], ["help", *words, "--helpfull"]):
-        assert jllama_command(*typed, env=env).stdout == more.stdout
-    assert set(lines) <= set(more.stdout.splitlines())
-    assert (short.stderr, more.stderr) == ("", "")
+        assert server.jllama(*typed).out == more.out
+    assert set(lines) <= set(more.out.splitlines())
+    assert (short.err, more.err) == ("", "")
 
 
-def test_the_first_of_two_words_is_a_command_too(tmp_path):
-    told = jllama_command("bench", "--help", env=environment(tmp_path)).stdout
+def test_the_first_of_two_words_is_a_command_too(server, tmp_path):
+    told = server.jllama("bench", "--help").out
     assert told.startswith("usage: jllama bench [MODEL]")
     assert "`jllama bench serve` measures a server" in told
-    near = jllama_command("bench", "serv", env=environment(tmp_path), cwd=tmp_path)
-    assert "no such model: 'serv'" in near.stderr
+    near = server.jllama("bench", "serv", cwd=tmp_path)
+    assert "no such model: 'serv'" in near.err
 
 
-def test_every_flag_of_generate_is_in_the_full_help(tmp_path):
-    told = jllama_command("generate", "--helpfull", env=environment(tmp_path)).stdout
+def test_every_flag_of_generate_is_in_the_full_help(server):
+    told = server.jllama("generate", "--helpfull").out
     for name in ("logit_bias", "min_p", "top_k", "ignore_eos", "verbose", "max_seq_len", "model_sha256"):
         assert f"--{name}=" in told or f"--[no]{name}" in told
 

@@ -152,18 +152,18 @@ def test_narrow_types(generate, dtype):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script, tmp_path):
-    outcome = start(script, "--help", env=environment(tmp_path))
+def test_help(script, server):
+    outcome = server.run(script, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert "--model" in outcome.out or "--config" in outcome.out
     assert "python scripts/" in outcome.out.splitlines()[0]
-    assert start(script, "-h", env=environment(tmp_path)).out == outcome.out
+    assert server.run(script, "-h").out == outcome.out
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
-def test_flagfiles_parse(config, tmp_path):
+def test_flagfiles_parse(config, server):
     for script in ["bench.py"] if config.stem == "bench" else ["generate.py", "chat.py"]:
-        outcome = start(script, f"--flagfile={config}", "--help", env=environment(tmp_path))
+        outcome = server.run(script, f"--flagfile={config}", "--help")
         assert (outcome.code, outcome.err) == (0, "")
 
 

@@ -5,19 +5,21 @@ import sys
 
 import pytest
 
-from tests.support.scripts_helpers import assert_explained, command, environment, start
+from tests.support.scripts_helpers import ScriptServer, assert_explained, command, environment, start
 
 GENERATE, INSPECT, MAKE = "generate.py", "inspect_model.py", "make_random_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
 def without_jax(tmp_path_factory):
-    """An environment in which importing jax fails: what is refused there is refused at once."""
+    """Runs scripts where importing jax fails: what is refused there is refused at once."""
     place = tmp_path_factory.mktemp("without_jax")
     (place / "jax").mkdir()
     (place / "jax" / "__init__.py").write_text("raise RuntimeError('jax was imported')")
-    env = environment(place / "cache")
-    return env | {"PYTHONPATH": f"{place}:{env['PYTHONPATH']}"}
+    paths = f"{place}:{environment(place)['PYTHONPATH']}"
+    server = ScriptServer(place, ["jllama.cli.main"], PYTHONPATH=paths)
+    yield server
+    server.close()
 
 
 FLAGS = {
@@ -104,7 +106,7 @@ FLAGS = {
 
 @pytest.mark.parametrize(("script", "arguments", "words"), FLAGS.values(), ids=FLAGS)
 def test_refused_before_jax_is_imported(script, arguments, words, without_jax):
-    assert_explained(start(script, *arguments.split(), env=without_jax), words)
+    assert_explained(without_jax.run(script, *arguments.split()), words)
 
 
 @pytest.mark.parametrize("script", ["generate.py", "inspect_model.py", "bench.py", "perplexity.py"])
@@ -115,35 +117,35 @@ def test_flagfiles_may_hold_flags_of_other_scripts(script, without_jax, tmp_path
     )
     outer.write_text(f"--flagfile={inner}\n--quantize=int8\n")
     for flagfile in ([f"--flagfile={outer}"], ["--flagfile", str(outer)]):
-        assert start(script, *flagfile, "--help", env=without_jax).code == 0
+        assert without_jax.run(script, *flagfile, "--help").code == 0
     inner.write_text("--transcript\nchatml\n--dtype\nfloat16\n")  # values on lines of their own
-    assert start(script, f"--flagfile={outer}", "--help", env=without_jax).code == 0
+    assert without_jax.run(script, f"--flagfile={outer}", "--help").code == 0
     inner.write_text("--model\ntranscript\n--seed=1\n")  # a value that is another script's flag
-    assert start(script, f"--flagfile={inner}", "--help", env=without_jax).code == 0
+    assert without_jax.run(script, f"--flagfile={inner}", "--help").code == 0
     inner.write_text("--top-p=2\n--no-ignore-eos\n--max-new-tokens\n64\n--temp=1\n")  # as hands type
-    assert start(script, f"--flagfile={inner}", "--help", env=without_jax).code == 0
+    assert without_jax.run(script, f"--flagfile={inner}", "--help").code == 0
     inner.write_text("--temperatur=1\n")
-    outcome = start(script, f"--flagfile={outer}", "--help", env=without_jax)
+    outcome = without_jax.run(script, f"--flagfile={outer}", "--help")
     assert_explained(outcome, "Unknown command line flag 'temperatur'")
 
 
 def test_a_prompt_that_is_not_utf_8(without_jax, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_bytes("Grüße".encode("latin-1"))
-    outcome = start(GENERATE, f"--prompt_file={file}", env=without_jax)
+    outcome = without_jax.run(GENERATE, f"--prompt_file={file}")
     assert_explained(outcome, "prompt.txt is not UTF-8 (byte 2): convert it")
-    outcome = start(GENERATE, "--prompt_file=-", env=without_jax, stdin=b"\xff")
+    outcome = start(GENERATE, "--prompt_file=-", env=without_jax.env, stdin=b"\xff")
     assert_explained(outcome, "not UTF-8 (byte 0)")
 
 
 @pytest.mark.parametrize(("script", "flag"), [(GENERATE, "--prompt_file=-"), ("perplexity.py", "--text=-")])
 def test_a_closed_standard_input(script, flag, without_jax):
     line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(script, flag)]
-    done = subprocess.run(line, env=without_jax, capture_output=True, check=False)
+    done = subprocess.run(line, env=without_jax.env, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (2, b"error: standard input is closed\n")
 
 
 def test_a_tilde_is_the_home_directory(without_jax, tmp_path):
     (tmp_path / "prompt.txt").touch()
-    outcome = start(GENERATE, "--prompt_file=~/prompt.txt", env=without_jax | {"HOME": str(tmp_path)})
+    outcome = without_jax.run(GENERATE, "--prompt_file=~/prompt.txt", HOME=str(tmp_path))
     assert_explained(outcome, "the prompt is empty")

@@ -1,14 +1,16 @@
-"""Runs scripts in forks of a process that has imported jax already: a real start without the imports.
+"""Runs scripts in forks of a process that has imported what they need: a real start without the imports.
 
-Each request is a line of JSON on stdin, each answer one on stdout. The fork has the request's environment,
-file descriptors and command line, runs the script as `__main__` and ends as any Python process does.
+The command line names the modules to import. Each request is a line of JSON on stdin, each answer one on
+stdout. The fork has the request's environment, file descriptors and command line, runs the script as
+`__main__` and ends as any Python process does.
 """
 
+import gc
+import importlib
 import json
 import os
 import runpy
 import sys
-from pathlib import Path
 
 
 def serve() -> list[str]:
@@ -26,6 +28,7 @@ def serve() -> list[str]:
 
 
 def become(request) -> list[str]:
+    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     modes = {"stdin": os.O_RDONLY, "stdout": os.O_WRONLY, "stderr": os.O_WRONLY}
@@ -35,15 +38,13 @@ def become(request) -> list[str]:
     return request["argv"]
 
 
-def preload() -> None:
+def preload(modules: list[str]) -> None:
     """Imports alone: a process that has started a backend must not fork."""
-    import jllama.api
-    import jllama.checkpoint
-    import jllama.checkpoint.random_weights
-    import jllama.text.tokenizer  # noqa: F401
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()  # else each fork's collector would copy every page of what was imported
 
 
-preload()
+preload(sys.argv[1:])
 sys.argv = serve()
-sys.path.insert(0, str(Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")

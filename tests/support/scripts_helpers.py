@@ -5,10 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# What scripts import, but for the programs themselves, each of which defines flags of its own.
+PRELOADED = (
+    *("jllama.api", "jllama.batching.engine", "jllama.chat.conversation", "jllama.checkpoint.random_weights"),
+    *("jllama.cli.main", "jllama.cli.terminal.batch", "jllama.text.tokenizer"),
+)
 PATIENCE = 500  # seconds; less than a test has, so that what it started ends too
 
 
@@ -83,10 +89,11 @@ def assert_explained(outcome: Outcome, words: str) -> None:
 class ScriptServer:
     """The forking server of `script_server.py`."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch, self.env = scratch, environment(scratch / "cache")
+    def __init__(self, scratch: Path, modules: Sequence[str] = PRELOADED, **env: str) -> None:
+        """Starts it with these modules imported; `env`: changes of a user's environment, for all scripts."""
+        self.scratch, self.env = scratch, environment(scratch / "cache", **env)
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(ROOT / "tests" / "support" / "script_server.py")],
+            [sys.executable, "-W", "error", str(ROOT / "tests" / "support" / "script_server.py"), *modules],
             env=self.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -94,19 +101,25 @@ class ScriptServer:
             text=True,
         )
 
-    def run(self, script: str, *arguments: str, stdout: str | None = None, **env: str) -> Outcome:
+    def run(
+        self, script: str, *arguments: str, stdout: str | None = None, cwd: Path = ROOT, **env: str
+    ) -> Outcome:
         """One script; `stdout` names another file for its output."""
         files = {name: self.scratch / name for name in ("stdin", "stdout", "stderr")}
         for file in files.values():
             file.write_bytes(b"")
         request = {name: str(file) for name, file in files.items()}
         request |= {"stdout": stdout} if stdout else {}
-        request |= dict(argv=[str(ROOT / "scripts" / script), *arguments], env=self.env | env)
+        request |= dict(argv=[str(ROOT / "scripts" / script), *arguments], env=self.env | env, cwd=str(cwd))
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         code = int(self._process.stdout.readline())
         return Outcome(code, files["stdout"].read_text("utf-8"), files["stderr"].read_text("utf-8"))
+
+    def jllama(self, *arguments: str, cwd: Path = ROOT) -> Outcome:
+        """The installed command."""
+        return self.run("../jllama/__main__.py", *arguments, cwd=cwd)
 
     def close(self) -> None:
         self._process.communicate(timeout=PATIENCE)
