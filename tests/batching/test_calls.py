@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jllama
+from jllama.batching import calls
 from jllama.errors import JllamaError
 
 PROMPTS = ["One", "Two and", "Three and four and five", "Six"]
@@ -60,6 +61,32 @@ def test_the_prompt_of_several_answers_is_read_once(model):
 def test_how_many_answers(model, n):
     with pytest.raises(JllamaError, match=r"n=.* must be a whole number from 1 to 128"):
         jllama.complete(model, "One", n=n)
+
+
+class Asked(Exception):
+    """An engine is made."""
+
+
+@pytest.mark.parametrize(
+    ("count", "slots"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 16), (128, 16)]
+)
+def test_an_engine_for_so_many(model, monkeypatch, count, slots):
+    """Slots are a power of two, few sizes of program, and no more than 16; the rest waits."""
+
+    def engine(given, **options):
+        assert given is model
+        raise Asked(options)
+
+    monkeypatch.setattr(calls, "Engine", engine)
+    room = dict(slots=slots, max_queue=count)
+    for ask in (
+        lambda **given: jllama.complete(model, [1, 2], n=count, max_new_tokens=200, **given),
+        lambda **given: jllama.generate(model, [[1, 2]] * count, max_new_tokens=200, **given),
+    ):
+        for given, length in ((dict(), 256), (dict(max_seq_len=64), 64)):
+            with pytest.raises(Asked) as asked:
+                ask(**given)
+            assert asked.value.args == (room | dict(max_seq_len=length),)
 
 
 def test_log_probabilities_are_the_models_own(model):

@@ -134,7 +134,10 @@ def test_bad_requests_are_refused_at_once(engine, arguments, settings, words):
     [
         (dict(slots=0), "slots=0 must be"),
         (dict(slots=2.5), "slots=2.5 must be"),
+        (dict(slots=True), "slots=True must be"),
+        (dict(slots=100_001), "slots=100001 must be"),
         (dict(max_queue=0), "max_queue=0 must be"),
+        (dict(max_queue=100_001), "max_queue=100001 must be a whole number from 1 to 100000"),
         (dict(max_seq_len=1), "max_seq_len=1 must be from 2"),
         (dict(slots=7, max_seq_len=256), "for 7 rows needs .* use fewer slots than 7"),
     ],
@@ -143,6 +146,16 @@ def test_bad_engines_are_refused(model, options, words, monkeypatch):
     monkeypatch.setattr("jllama.checkpoint.memory.available_bytes", lambda: 1000)
     with pytest.raises(JllamaError, match=words):
         Engine(model, **options)
+
+
+def test_an_engine_s_sizes(model):
+    with Engine(model) as engine:
+        stats = engine.stats
+        assert (engine.slots, stats.slots, stats.max_queue, engine.max_seq_len) == (16, 16, 1024, 256)
+        assert engine.error is None
+    with Engine(model, slots=1, max_seq_len=2, max_queue=100_000) as engine:
+        stats = engine.stats
+        assert (engine.slots, stats.slots, stats.max_queue, engine.max_seq_len) == (1, 1, 100_000, 2)
 
 
 def test_several_are_taken_together_and_a_listener_hears_of_each(model, engine):

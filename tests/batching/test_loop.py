@@ -38,12 +38,11 @@ class Notes:
 
     def __init__(self, chunk=8, gate=None, group=1):
         self.asked, self._chunk, self.gate, self._group = [], chunk, gate, group
-        self.rows, self.bad = {}, set()
+        self.rows, self.bad, self.first = {}, set(), ord("a")
 
     turn_tokens = property(lambda self: self._chunk)
 
     def next_chunk(self, left, *, scored):
-        assert not scored
         return self._chunk if left > self._chunk // 2 else self._chunk // 2
 
     def copy_prefix(self, source, to, count):
@@ -63,6 +62,12 @@ class Notes:
             self.asked.append(("read", piece.slot, len(piece.tokens), piece.start, size, piece.context))
         return [piece.slot for piece in pieces]
 
+    def read_scored(self, slot, prompt, done, size):
+        self.asked.append(("scored", slot, done, size))
+        places = np.arange(done, done + size)
+        scores = Scores(chosen=-places / 8, ids=places[:, None], values=np.zeros((size, 1)))
+        return [slot], scores
+
     def begin_together(self, beginnings, logits):
         for slot, row, which in beginnings:
             assert logits[which] == slot
@@ -81,7 +86,7 @@ class Notes:
         for row, slot in enumerate(slots):
             limit, count = self.rows[slot]
             new = min(steps, limit - count)
-            tokens[row, :new] = np.arange(ord("a") + count, ord("a") + count + new)
+            tokens[row, :new] = np.arange(self.first + count, self.first + count + new)
             self.rows[slot][1] += new
             done.append(count + new >= limit)
         healthy = np.array([slot not in self.bad for slot in slots])
@@ -113,11 +118,13 @@ def make():
         assert not loop._thread.is_alive()
 
 
-def stream(loop, prompt, limit=5, **settings):
+def stream(loop, prompt, limit=5, scored=False, **settings):
     ids = np.array(prompt, np.int32)
     row = Row(prompt=ids, sampling=None, key=None, limit=limit, stop_ids=())
     answer = Answer(Bytes(), prompt, GenerationSettings(**settings))
-    return Stream(Job(prompt=ids), answer, row, loop.cancel)
+    answer.result.prompt_logprobs = [None] if scored else None
+    job = Job(prompt=ids, whole=scored)
+    return Stream(job, answer, row, loop.cancel, likeliest_of_prompt=1 if scored else None)
 
 
 def ask(loop, *prompts, **options):
@@ -132,12 +139,16 @@ def test_a_prompt_is_read_then_its_row_runs(make):
     result = one.result(WAIT)
     assert (result.text, result.finish_reason, result.reused_tokens) == ("abcde", "length", 0)
     assert list(one) == ["a", "bcd", "e"]
-    assert notes.asked[:5] == [
+    loop.close()
+    assert notes.asked == [
         ("read", 0, 8, 0, 8, 11),
         ("settle",),
         ("read", 0, 3, 8, 4, 11),
         ("begin", 0),
         ("run", (0,), BURST),
+        ("run", (0,), BURST),
+        ("run", (0,), BURST),  # asked for before the last one's tokens, which end it, were looked at
+        ("settle",),
     ]
     assert one.queued_seconds <= result.prefill_seconds
 
@@ -221,19 +232,85 @@ def test_nobody_goes_on_from_a_row_that_was_not_finite(make):
 
 
 def test_a_stop_string_ends_a_row_that_was_not_done(make):
-    loop, _ = make()
+    loop, notes = make()
     (one,) = ask(loop, [1], limit=20, stop="de")
     result = one.result(WAIT)
     assert (result.text, result.finish_reason, result.stop_string) == ("abc", "stop", "de")
+    assert sum(entry[0] == "run" for entry in notes.asked) <= 3  # of the seven that its limit would take
     (two,) = ask(loop, [1], limit=4, stop="x")
     assert two.result(WAIT).text == "abcd"
+    (three,) = ask(loop, [1], limit=4, stop="dx")  # the `d` is held back until nothing more comes
+    assert "".join(three) == three.result(WAIT).text == "abcd"
+
+
+def test_the_first_token_of_a_vocabulary_is_a_token(make):
+    loop, notes = make()
+    notes.first = 0
+    (one,) = ask(loop, [1], limit=3, ignore_eos=True)
+    assert one.result(WAIT).token_ids == [0, 1, 2]
+
+
+def test_who_waits_longer_says_so(make):
+    loop, _ = make(slots=1)
+    first, second = ask(loop, [1], [2])
+    assert second.result(WAIT)
+    assert 0 < first.queued_seconds < second.queued_seconds
+    assert second.queued_seconds <= second.result(WAIT).prefill_seconds
+
+
+def test_who_waited_for_a_beginning_gets_it_in_the_same_turn(make):
+    loop, notes = make(slots=2)
+    first, second = ask(loop, [*range(1, 35), 50], [*range(1, 35), 60])
+    assert (first.result(WAIT).reused_tokens, second.result(WAIT).reused_tokens) == (0, 34)
+    at = notes.asked.index(("copy", 0, 1, 34))
+    assert notes.asked[at + 1 :][:2] == [("read", 1, 1, 34, 4, 35), ("begin", 1)]
+
+
+@pytest.mark.parametrize("scored", [(True, False), (False, True), (True, True)])
+def test_a_scored_prompt_is_read_by_itself(make, scored):
+    loop, notes = make(slots=2, group=2)
+    streams = [stream(loop, [8 + at, 2, 3], scored=each) for at, each in enumerate(scored)]
+    loop.submit(streams)
+    assert [one.result(WAIT).text for one in streams] == ["abcde"] * 2
+    read = [entry for entry in notes.asked if entry[0] in ("read", "scored")]
+    assert read == [
+        ("scored", at, 0, 4) if each else ("read", at, 3, 0, 4, 3) for at, each in enumerate(scored)
+    ]
+
+
+def test_the_scores_of_a_prompt_in_chunks(make):
+    loop, _ = make()
+    prompt = [*range(50, 61)]
+    loop.submit([one := stream(loop, prompt, scored=True)])
+    none, *scores = one.result(WAIT).prompt_logprobs
+    assert none is None
+    assert [score.token for score in scores] == prompt[1:]
+    assert [score.logprob for score in scores] == [-place / 8 for place in range(10)]
+    assert [score.likeliest for score in scores] == [{place: 0.0} for place in range(10)]
+
+
+def test_who_has_ended_is_not_ended_again(make):
+    """A cancellation that comes too late must not take the slot from who has it now."""
+    loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
+    (first,) = ask(loop, [1], limit=1)
+    gate.put(True)
+    first.result(WAIT)
+    (second,) = ask(loop, [2], limit=12)
+    gate.put(True)
+    next(iter(second))
+    loop.cancel(first)
+    for _ in range(20):
+        gate.put(True)
+    assert second.result(WAIT).text == "abcdefghijkl"
+    assert first.result(WAIT).text == "a"
+    assert not loop._cancelled
 
 
 def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
     loop, _ = make(slots=1, gate=(gate := queue.SimpleQueue()))
     running, waiting, last = ask(loop, [1], [2], [3], limit=30)
     gate.put(True)
-    next(iter(running))
+    came = next(iter(running))
     waiting.cancel()
     running.cancel()
     for _ in range(50):
@@ -245,6 +322,11 @@ def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
     assert last.result(WAIT).text.startswith("abcdefgh")
     running.cancel()
     assert running.result(0).finish_reason == "interrupted"
+    loop.close()
+    # The burst that was on its way when it ended adds nothing.
+    assert running.result(0).text == came + "".join(running)
+    assert running._pieces.empty()
+    assert len(running.result(0).token_ids) == len(running.result(0).text)
 
 
 def test_all_are_taken_or_none(make):
@@ -270,6 +352,7 @@ def test_closing_ends_what_waits_and_what_runs(make):
     for one in (running, waiting):
         assert one.result(WAIT).finish_reason == "interrupted"
         assert list(one)[-1:] != [None]
+    assert not loop._streams
     with pytest.raises(JllamaError, match="the engine is closed: make another one"):
         ask(loop, [1])
 
