@@ -63,7 +63,7 @@ def test_how_many_answers(model, n):
         jllama.complete(model, "One", n=n)
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """An engine is made."""
 
 
@@ -75,7 +75,7 @@ def test_an_engine_for_so_many(model, monkeypatch, count, slots):
 
     def engine(given, **options):
         assert given is model
-        raise Asked(options)
+        raise AskedError(options)
 
     monkeypatch.setattr(calls, "Engine", engine)
     room = dict(slots=slots, max_queue=count)
@@ -84,7 +84,7 @@ def test_an_engine_for_so_many(model, monkeypatch, count, slots):
         lambda **given: jllama.generate(model, [[1, 2]] * count, max_new_tokens=200, **given),
     ):
         for given, length in ((dict(), 256), (dict(max_seq_len=64), 64)):
-            with pytest.raises(Asked) as asked:
+            with pytest.raises(AskedError) as asked:
                 ask(**given)
             assert asked.value.args == (room | dict(max_seq_len=length),)
 

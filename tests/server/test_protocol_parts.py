@@ -1,0 +1,438 @@
+"""What clients send and get, without a server: messages, prompts, limits, and errors in their one shape."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from jllama.answer import TokenScore
+from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
+from jllama.server import scores
+from jllama.server.choice import Choice
+from jllama.server.envelope import Envelope
+from jllama.server.protocol import completions, errors, messages
+from jllama.server.protocol.chat import ChatRequest
+from jllama.server.protocol.completions import CompletionRequest
+from jllama.server.protocol.errors import ApiError
+from jllama.server.protocol.parsing import parse
+from jllama.server.protocol.sampling import StreamOptions
+from jllama.server.protocol.tokens import TokenizeRequest
+from jllama.server.reading import Piece
+from jllama.server.reasoning import Split
+
+
+def made(kind, **given):
+    request = parse(json.dumps(given).encode(), kind)
+    request.check()
+    return request
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        (400, "invalid_request_error", None),
+        (408, "invalid_request_error", "408"),
+        (413, "invalid_request_error", "413"),
+        (401, "authentication_error", "401"),
+        (403, "permission_error", "403"),
+        (404, "not_found_error", "404"),
+        (429, "rate_limit_error", "429"),
+        (500, "server_error", "500"),
+        (503, "service_unavailable_error", "503"),
+    ],
+)
+def test_the_shape_of_an_error(status, kind, code):
+    error = {"message": "a\\x1b", "type": kind, "param": "p", "code": code}
+    assert ApiError(status, "a\x1b", param="p").body == {"error": error}
+    assert ApiError(status, "a", code="own").body["error"]["code"] == "own"
+    assert ApiError(status, "a").headers == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "param", "code", "words"),
+    [
+        (ApiError(418, "tea"), 418, None, None, "tea"),
+        (QueueFullError("full"), 429, None, "queue_full", "too many requests wait already"),
+        (EngineFailedError("dead"), 503, None, "engine_failed", "dead"),
+        (
+            PromptTooLongError(9, 8, "mend"),
+            400,
+            None,
+            "context_length_exceeded",
+            "8 tokens, and the prompt has 9",
+        ),
+        (JllamaError("top_k=-3 must be"), 400, "top_k", None, "top_k=-3 must be"),
+        (JllamaError("no such thing"), 400, None, None, "no such thing"),
+        (ValueError("a secret"), 500, None, None, "the server made a mistake; its log says which"),
+    ],
+)
+def test_what_a_client_is_told_of_an_exception(error, status, param, code, words):
+    told = errors.translated(error)
+    assert (told.status, told.param, told.code) == (status, param, code)
+    assert words in told.message
+    assert told.headers == ({"Retry-After": "1"} if status == 429 else {})
+
+
+def test_whose_mistake_an_error_of_the_engine_is():
+    told = errors.failed(JllamaError("not finite"))
+    assert (told.status, told.code, told.message) == (500, "engine_error", "not finite")
+    for error in (EngineFailedError("dead"), ValueError("x"), ApiError(400, "x")):
+        assert errors.failed(error) is error
+
+
+# Parameters.
+
+
+def test_a_null_is_as_good_as_absent_and_bookkeeping_is_passed_over():
+    request = parse(
+        b'{"prompt": "a", "model": null, "user": "me", "store": true, "n": null}', CompletionRequest
+    )
+    assert (request.prompt, request.model, request.n) == ("a", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"), [({}, 16), ({"max_tokens": 5}, 5), ({"max_tokens": 0, "echo": True}, 0)]
+)
+def test_the_limit_of_a_continuation(given, limit):
+    assert made(CompletionRequest, prompt="a", **given).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "param"),
+    [
+        (CompletionRequest, dict(prompt="a", max_tokens=0), "max_tokens"),
+        (CompletionRequest, dict(prompt="a", logprobs=6), "logprobs"),
+        (CompletionRequest, dict(prompt="a", n=0), "n"),
+        (ChatRequest, dict(messages=[], logprobs=True, top_logprobs=21), "top_logprobs"),
+        (ChatRequest, dict(messages=[], return_token_ids=True), "return_token_ids"),
+        (ChatRequest, dict(messages=[], top_logprobs=0), "top_logprobs"),
+        (ChatRequest, dict(messages=[], temperature=2.1), "temperature"),
+        (ChatRequest, dict(messages=[], stop=[""]), "stop[0]"),
+        (TokenizeRequest, dict(), "prompt"),
+        (TokenizeRequest, dict(prompt="", messages=[{}]), "prompt"),
+    ],
+)
+def test_what_does_not_go_together(kind, given, param):
+    with pytest.raises(ApiError) as error:
+        made(kind, **given)
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("given", "likeliest"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_how_many_tokens_are_told_beside_each(given, likeliest):
+    assert made(ChatRequest, messages=[], **given).likeliest == likeliest
+
+
+def test_a_request_to_tokenize():
+    plain = made(TokenizeRequest, prompt="")
+    assert (plain.add_special_tokens, plain.parse_special, plain.return_token_strs) == (True, False, False)
+    assert made(TokenizeRequest, messages=[{}]).prompt is None
+
+
+# Prompts.
+
+LETTERS = SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [
+        ("ab", [[97, 98]]),
+        (["ab", "c"], [[97, 98], [99]]),
+        ([5, 0], [[5, 0]]),
+        ([[5], [6, 127]], [[5], [6, 127]]),
+        ([7] * completions.MOST_PROMPTS, [[7] * completions.MOST_PROMPTS]),
+        ([[7]] * completions.MOST_PROMPTS, [[7]] * completions.MOST_PROMPTS),
+    ],
+)
+def test_prompts_of_each_kind(prompt, ids):
+    assert made(CompletionRequest, prompt=prompt).prompts(LETTERS, 128) == ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "prompt is empty"),
+        (["a", ""], "prompt is empty"),
+        ([[1], []], "prompt is empty"),
+        ([], "give from 1 to 1024 of them"),
+        ([[7]] * 1025, "give from 1 to 1024 of them"),
+        (["a", 1], "a list holds texts, token ids or lists of token ids"),
+        ([128], "prompt: token 128 is unknown; they go from 0 to 127"),
+        ([[1], [128]], "prompt: token 128 is unknown"),
+    ],
+)
+def test_what_is_no_prompt(prompt, words):
+    with pytest.raises(ApiError, match=words) as error:
+        made(CompletionRequest, prompt=prompt).prompts(LETTERS, 128)
+    assert (error.value.status, error.value.param) == (400, "prompt")
+
+
+# Messages.
+
+
+def read(*given):
+    return messages.read_messages(given)
+
+
+USER, ASSISTANT = dict(role="user", content="a"), dict(role="assistant", content="b")
+CALL = dict(function=dict(name="f", arguments='{"x": 1}'))
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "param"),
+    [
+        ([], "messages: give at least one", "messages"),
+        ([USER, dict(role="user")], r"messages\[1\]\.content is missing", "messages[1].content"),
+        ([dict(role="user", content=None)], "content is missing", "messages[0].content"),
+        ([dict(role="user", content=[])], "content is an empty list", "messages[0].content"),
+        ([USER | dict(x=1)], r"messages\[0\]\.x is not supported", "messages[0].x"),
+        ([USER | dict(token_ids=[1])], "only an assistant's message has them", "messages[0]"),
+        ([dict(role="robot", content="a")], "role", "messages[0].role"),
+        ([dict(role="assistant", tool_calls=[])], "content is missing", "messages[0].content"),
+    ],
+)
+def test_messages_that_can_not_be_used(given, words, param):
+    with pytest.raises(ApiError, match=words) as error:
+        read(*given)
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_what_is_empty_is_absent():
+    (message,) = read(USER | dict(name=None, tool_calls=[], x=None))
+    assert (message.content, message.name, message.tool_calls) == ("a", None, None)
+    (called,) = read(dict(role="assistant", tool_calls=[CALL]))
+    assert called.content is None
+    (kept,) = read(ASSISTANT | dict(token_ids=[1, 2]))
+    assert kept.token_ids == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "continues", "asks", "begun"),
+    [
+        (USER, None, None, False),
+        (USER, False, True, False),
+        (ASSISTANT, None, None, True),
+        (ASSISTANT, True, None, True),
+        (ASSISTANT, True, False, True),
+        (ASSISTANT, None, False, True),
+        (ASSISTANT, False, None, False),
+        (ASSISTANT, None, True, False),
+        (ASSISTANT | dict(tool_calls=[CALL]), None, None, False),
+        (ASSISTANT, True, True, None),
+        (USER, True, None, None),
+        (ASSISTANT | dict(tool_calls=[CALL]), True, None, None),
+    ],
+)
+def test_whether_the_answer_has_begun(last, continues, asks, begun):
+    if begun is None:
+        with pytest.raises(ApiError, match="continue_final_message needs an assistant's text") as error:
+            messages.is_begun(read(USER, last), continues, asks)
+        assert error.value.param == "continue_final_message"
+    else:
+        assert messages.is_begun(read(USER, last), continues, asks) is begun
+
+
+class Template:
+    """Notes what it is given."""
+
+    chat_template = "x"
+
+    def encode_chat(self, given, *, add_generation_prompt, **variables):
+        self.given, self.asks, self.variables = given, add_generation_prompt, variables
+        if variables.get("refuse"):
+            raise JllamaError("the template refuses")
+        return [1, 2]
+
+    def encode(self, text, *, add_special, begins):
+        assert (add_special, begins) == (False, False)
+        return [ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("begun", "asks", "asked"),
+    [(False, True, True), (False, False, False), (True, False, True), (True, True, True)],
+)
+def test_what_a_template_is_given(begun, asks, asked):
+    template = Template()
+    talk = read(dict(role="developer", content="be brief"), USER, ASSISTANT)
+    found = messages.encode_messages(template, talk, begun=begun, asks=asks, variables={"y": 1})
+    assert found == ([1, 2], [98] if begun else [])
+    assert template.given == [dict(role="system", content="be brief"), USER, ASSISTANT][: 2 if begun else 3]
+    assert (template.asks, template.variables) == (asked, {"y": 1})
+
+
+def test_an_answer_s_own_tokens_come_before_its_text():
+    talk = read(USER, ASSISTANT | dict(token_ids=[7, 8]))
+    assert messages.encode_messages(Template(), talk, begun=True) == ([1, 2], [7, 8])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data"), [('{"x": 1}', {"x": 1}), ({"x": 1}, {"x": 1}), ("no JSON", "no JSON"), ("5", 5)]
+)
+def test_a_call_s_arguments_are_data(arguments, data):
+    template = Template()
+    call = dict(function=dict(name="f", arguments=arguments))
+    messages.encode_messages(template, read(dict(role="assistant", tool_calls=[call])), begun=False)
+    (given,) = template.given
+    assert given["content"] == ""
+    assert given["tool_calls"][0]["function"] == {"name": "f", "arguments": data}
+
+
+def test_what_a_conversation_is_refused_for():
+    bare = SimpleNamespace(chat_template=None)
+    for tokenizer, variables, words, param in (
+        (bare, {}, "the model has no chat template", "input"),
+        (Template(), {"messages": 1}, "messages is not yours to set", "chat_template_kwargs"),
+        (Template(), {"refuse": True}, "the template refuses", "input"),
+    ):
+        with pytest.raises(ApiError, match=words) as error:
+            messages.encode_messages(tokenizer, read(USER), begun=False, variables=variables, name="input")
+        assert (error.value.status, error.value.param) == (400, param)
+
+
+# Choices.
+
+BYTES = SimpleNamespace(
+    token_bytes=lambda token, skip_special=True: b"" if skip_special and token == 0 else bytes([token]),
+    stream=lambda prompt: SimpleNamespace(push=lambda token: chr(token), pending=lambda: ""),
+)
+
+
+def choice(text="", *, logprobs=None, row_stops=(), **options):
+    ids = [ord(letter) for letter in text]
+    result = SimpleNamespace(
+        text=text,
+        token_ids=ids,
+        logprobs=logprobs,
+        finish_reason="stop",
+        stop_string=None,
+        stop_token=None,
+        seed=3,
+    )
+    stream = SimpleNamespace(answer=SimpleNamespace(result=result), row=SimpleNamespace(stop_ids=row_stops))
+    return Choice(0, stream, BYTES, [], **options), result
+
+
+@pytest.mark.parametrize(
+    ("stop_string", "stop_token", "own", "silent", "told"),
+    [
+        (None, None, (), False, ("stop", None)),
+        ("x", None, (), False, ("stop", "x")),
+        ("x", 5, (5,), False, ("stop", "x")),
+        (None, 5, (5,), False, ("stop", 5)),
+        (None, 5, (), False, ("stop", None)),  # the model's own end
+        ("x", 5, (5,), True, ("length", None)),
+    ],
+)
+def test_why_an_answer_ended(stop_string, stop_token, own, silent, told):
+    made, result = choice(stop_ids=own, silent=silent)
+    result.stop_string, result.stop_token = stop_string, stop_token
+    assert made.ending == {"finish_reason": told[0], "stop_reason": told[1], "seed": 3}
+
+
+def test_what_is_silent_says_nothing():
+    made, _ = choice("abc", silent=True)
+    assert not made.push(Piece("abc", 3, 0))
+    assert not made.end()
+    assert made.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop_string", "shown"),
+    [("stop", "c", "ab"), ("stop", None, "abc"), ("length", "c", "abc")],
+)
+def test_scores_stand_with_their_text_and_no_further_than_a_stop_string(reason, stop_string, shown):
+    told = [TokenScore(ord(letter), -1.0, {}) for letter in "abc"]
+    made, result = choice("abc", logprobs=told)
+    result.finish_reason, result.stop_string = reason, stop_string
+    first = made.push(Piece("a", 2, 2))
+    assert [placed.score.token for placed in first.scores] == [97]
+    more = made.push(Piece("b", 2, 2))
+    end = made.end()
+    found = (*first.scores, *more.scores, *end.scores)
+    assert "".join(chr(placed.score.token) for placed in found) == shown
+    assert [placed.start for placed in found] == [*range(len(shown))]
+    assert made.tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "count"),
+    [
+        ("<think>ab</think>c", "", 17),
+        ("ab</think>c", "<think>\n", 10),
+        ("<think>ab", "", 9),
+        ("abc", "", 0),
+        ("abc", None, 0),
+    ],
+)
+def test_tokens_of_thoughts(text, before, count):
+    made, _ = choice(text, split=None if before is None else Split(before))
+    made.push(Piece(text, len(text), 0))
+    made.end()
+    assert made.thought_tokens == count
+
+
+@pytest.mark.parametrize(
+    ("options", "in_chunks", "last"),
+    [
+        (None, None, False),
+        (StreamOptions(include_usage=True), "null", True),
+        (StreamOptions(include_usage=True, continuous_usage_stats=True), "counts", True),
+        (StreamOptions(continuous_usage_stats=True), None, False),
+        (StreamOptions(include_usage=False), None, False),
+    ],
+)
+def test_where_a_stream_tells_its_usage(options, in_chunks, last):
+    service = SimpleNamespace(options=SimpleNamespace(names=("m",)), fingerprint="fp")
+    envelope = Envelope(service, "x", "kind", options)
+    result = SimpleNamespace(prompt_tokens=2, reused_tokens=0)
+    one = SimpleNamespace(
+        tokens=3, thought_tokens=0, stream=SimpleNamespace(answer=SimpleNamespace(result=result))
+    )
+    chunk = json.loads(envelope.chunk({"index": 0}, [one]).removeprefix(b"data: "))
+    assert ("usage" in chunk) == (in_chunks is not None)
+    assert (chunk.get("usage") is not None) == (in_chunks == "counts")
+    frames = [json.loads(frame.removeprefix(b"data: ")) for frame in envelope.last([one])]
+    assert [(frame["choices"], frame["usage"]["total_tokens"]) for frame in frames] == (
+        [([], 5)] if last else []
+    )
+    assert "completion_tokens_details" not in envelope.whole([], [one])["usage"]
+    one.thought_tokens = 1
+    assert envelope.whole([], [one])["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
+
+
+# Log-probabilities.
+
+
+def test_a_score_as_both_routes_tell_it():
+    placed = scores.Placed(4, TokenScore(97, -1.0, {97: -1.0, 0: float("-inf")}))
+    told = scores.as_chat(BYTES, [placed], False)["content"]
+    special = {"token": "\0", "logprob": -9999.0, "bytes": None}
+    plain = {"token": "a", "logprob": -1.0, "bytes": [97]}
+    assert told == [plain | {"top_logprobs": [plain, special]}]
+    (entry,) = scores.as_chat(BYTES, [placed], True)["content"]
+    assert (entry["token_id"], [one["token_id"] for one in entry["top_logprobs"]]) == (97, [97, 0])
+    text = scores.as_completion(BYTES, [placed], 10)
+    assert (text["tokens"], text["token_logprobs"], text["text_offset"]) == (["a"], [-1.0], [14])
+    assert text["top_logprobs"] == [{"a": -1.0, "\0": -9999.0}]
+
+
+def test_what_is_shown_decides_which_scores_are():
+    placing = scores.Placing(BYTES, [], hidden={0})
+    placing.push([TokenScore(token, -1.0, {}) for token in (97, 98, 0, 99)])
+    assert [one.start for one in placing.within(0)] == []
+    assert [one.start for one in placing.within(1)] == [0]
+    assert [one.start for one in placing.within(2)] == [1]
+    assert [(one.start, one.score.token) for one in placing.within(None)] == [(2, 99)]

@@ -1,0 +1,300 @@
+"""What stands around a request, each by itself: bodies, limits, health, figures, the socket, signals."""
+
+import asyncio
+import signal
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+from starlette.datastructures import Headers
+
+from jllama.errors import EngineFailedError
+from jllama.server import bodies, run, service
+from jllama.server.app import create_app
+from jllama.server.envelope import seeded, usage
+from jllama.server.metrics import Metrics
+from jllama.server.protocol.errors import ApiError
+from jllama.server.service import Options, Service
+from jllama.settings import GenerationSettings
+
+JSON = {"content-type": "application/json"}
+
+
+class Sent:
+    """A request whose body comes in these parts."""
+
+    def __init__(self, *parts, **headers):
+        self.headers = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+        self._parts, self.read = parts, 0
+
+    async def stream(self):
+        for part in self._parts:
+            self.read += 1
+            yield part
+
+
+def body(sent, most=4):
+    return asyncio.run(bodies.body_of(sent, most))
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b"1234",), (b"12", b"34"), (b"12", b"", b"34")])
+@pytest.mark.parametrize("length", [{}, {"content_length": "4"}, {"content_length": "x"}])
+def test_a_body_up_to_the_limit_is_read(parts, length):
+    assert body(Sent(*parts, content_type="application/json", **length)) == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "length", "read"),
+    [((b"12345",), None, 1), ((b"123", b"45", b"6"), None, 2), ((b"1",), "5", 0), ((b"1",), "9" * 19, 0)],
+)
+def test_a_body_beyond_it_is_read_no_further(parts, length, read):
+    sent = Sent(*parts, content_type="application/json", **({"content_length": length} if length else {}))
+    with pytest.raises(ApiError, match="the body is larger than 0 KiB: send less") as error:
+        body(sent)
+    assert (error.value.status, error.value.headers, sent.read) == (413, {"Connection": "close"}, read)
+    with pytest.raises(ApiError, match="larger than 3 KiB"):
+        body(Sent(bytes(3073), content_type="application/json"), 3072)
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        (dict(content_type="application/json; charset=utf-8"), True),
+        (dict(content_type=" Application/JSON "), True),
+        (dict(content_type="application/json", content_encoding="identity"), True),
+        (dict(content_type="application/json", content_encoding="gzip"), False),
+        (dict(content_type="application/jsonl"), False),
+        (dict(content_type="text/plain"), False),
+        (dict(), False),
+    ],
+)
+def test_what_kind_a_body_is(headers, taken):
+    if taken:
+        assert body(Sent(b"{}", **headers)) == b"{}"
+        return
+    with pytest.raises(ApiError, match="send JSON as it is") as error:
+        body(Sent(b"{}", **headers))
+    assert error.value.status == 415
+
+
+def test_a_body_that_takes_too_long(monkeypatch):
+    class Slow(Sent):
+        async def stream(self):
+            await asyncio.Event().wait()
+            yield b""
+
+    monkeypatch.setattr(bodies, "SECONDS", 0.01)
+    with pytest.raises(ApiError, match=r"did not arrive within 0\.01 seconds") as error:
+        body(Slow(content_type="application/json"))
+    assert (error.value.status, error.value.headers) == (408, {"Connection": "close"})
+
+
+@pytest.fixture
+def made(engine):
+    """A service of its own, on an engine that others share."""
+    made = Service(engine, Options(names=("a", "b")))
+    yield made
+    made.close()
+
+
+def test_as_many_answers_as_find_a_place(made, engine):
+    most = engine.slots + engine.stats.max_queue
+    made.check_count(most, "n")
+    with pytest.raises(
+        ApiError, match=rf"n: {most + 1} answers are more than the server holds, {most}"
+    ) as error:
+        made.check_count(most + 1, "n")
+    assert (error.value.status, error.value.param) == (400, "n")
+
+
+def test_the_model_s_names(made):
+    for name in (None, "a", "b"):
+        made.check_model(name)
+    with pytest.raises(ApiError, match="the model 'c' does not exist; here is a, b") as error:
+        made.check_model("c")
+    assert (error.value.status, error.value.param, error.value.code) == (404, "model", "model_not_found")
+    with pytest.raises(ApiError, match=rf"the model '{'x' * 200}' does"):
+        made.check_model("x" * 201)
+
+
+def test_a_server_that_ends_takes_nothing_more(made):
+    async def run():
+        answers = made.answers()
+        assert made.answers()._mailbox is answers._mailbox  # one wake-up for all
+        made.check_health()
+        made.end_all()
+        with pytest.raises(ApiError, match="the server is shutting down") as error:
+            made.answers()
+        assert (error.value.status, error.value.code) == (503, "shutting_down")
+        with pytest.raises(ApiError, match="the server is shutting down"):
+            made.check_health()
+        _, told = answers.inbox.get_nowait()
+        assert isinstance(told, ApiError)
+        assert len(made._live) == 2
+        made.forget(answers)
+        assert answers not in made._live
+
+    asyncio.run(run())
+
+
+def test_each_event_loop_has_a_mailbox_of_its_own(made):
+    async def mailbox():
+        return made.answers()._mailbox
+
+    first = asyncio.run(mailbox())
+    assert asyncio.run(mailbox()) is not first
+
+
+def test_a_dead_engine_is_told_of_once(made, monkeypatch, caplog):
+    died = RuntimeError("gone")
+    monkeypatch.setattr(made, "engine", SimpleNamespace(error=died))
+    with pytest.raises(ApiError, match="the engine has failed: gone") as error:
+        made.check_health()
+    assert (error.value.status, error.value.code) == (503, "engine_failed")
+    made.report(ValueError("another"))
+    assert not caplog.records
+    for _ in range(2):
+        made.report(EngineFailedError("it has failed"))
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info[1]) == ("CRITICAL", died)
+
+
+def test_a_fingerprint_is_of_weights_and_version(engine, monkeypatch):
+    first = service._fingerprint(engine)
+    assert first.startswith("fp_")
+    assert len(first) == 19
+    assert service._fingerprint(engine) == first
+    monkeypatch.setattr(service, "__version__", "other")
+    assert service._fingerprint(engine) != first
+
+
+def test_a_server_for_one_user_on_one_machine():
+    options = Options()
+    assert (options.names, options.keys, options.hosts, options.origins) == (("model",), (), (), ())
+    assert (options.sampling, options.largest_body) == ({"temperature": 1.0}, 16 * 2**20)
+
+
+def test_figures_of_answers():
+    stats = SimpleNamespace(running=3, waiting=4, used=0.5, asked_tokens=90, reused_tokens=60)
+    metrics = Metrics("m", SimpleNamespace(stats=stats))
+
+    def ended(tokens, reason, **seconds):
+        result = SimpleNamespace(generated_tokens=tokens, prompt_tokens=30, **seconds)
+        metrics.ended(SimpleNamespace(answer=SimpleNamespace(result=result), queued_seconds=0.25), reason)
+
+    def value(name, **labels):
+        return metrics.registry.get_sample_value(f"jllama:{name}", {"model_name": "m", **labels})
+
+    ended(0, "abort", prefill_seconds=9.0, decode_seconds=9.0)  # not one token: it has no times
+    assert value("request_success_total", finished_reason="abort") == 1
+    assert value("prompt_tokens_total") == value("time_to_first_token_seconds_count") == 0
+    ended(1, "length", prefill_seconds=1.0, decode_seconds=0.0)
+    assert value("inter_token_latency_seconds_count") == 0  # between one token and none lies no time
+    ended(5, "stop", prefill_seconds=2.0, decode_seconds=8.0)
+    reasons = ("stop", "length", "error")
+    assert [value("request_success_total", finished_reason=reason) for reason in reasons] == [1, 1, 0]
+    sums = dict(
+        time_to_first_token_seconds=3.0,
+        e2e_request_latency_seconds=11.0,
+        request_queue_time_seconds=0.5,
+        request_prefill_time_seconds=2.5,
+        request_decode_time_seconds=8.0,
+        inter_token_latency_seconds=2.0,
+        request_prompt_tokens=60,
+        request_generation_tokens=6,
+    )
+    assert {name: value(f"{name}_sum") for name in sums} == sums
+    assert (value("prompt_tokens_total"), value("generation_tokens_total")) == (60, 6)
+    moment = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    assert [value(name) for name in moment] == [3, 4, 0.5]
+    assert [value(f"prefix_cache_{name}_total") for name in ("queries", "hits")] == [90, 60]
+
+
+def test_what_a_request_took():
+    def choice(prompt, reused, tokens):
+        result = SimpleNamespace(prompt_tokens=prompt, reused_tokens=reused)
+        return SimpleNamespace(tokens=tokens, stream=SimpleNamespace(answer=SimpleNamespace(result=result)))
+
+    choices = [choice(5, 0, 1), choice(5, 4, 2), choice(7, 3, 4), choice(7, 6, 8)]
+    one = usage(choices[:2])
+    assert one == {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    two = usage(choices, 2)  # of each prompt what its first answer found
+    assert (two["prompt_tokens"], two["completion_tokens"], two["total_tokens"]) == (12, 15, 27)
+    assert two["prompt_tokens_details"] == {"cached_tokens": 3}
+
+
+def test_seeds_of_choices():
+    assert [one.seed for one in seeded(GenerationSettings(seed=2**63 - 2), 4)] == [2**63 - 2, 2**63 - 1, 0, 1]
+    assert [one.seed for one in seeded(GenerationSettings(), 2)] == [0, 1]
+
+
+def test_a_socket_listens_when_it_is_told_to():
+    with run.bind("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        assert run.listen(bound) == f"http://127.0.0.1:{port}"
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_an_address_of_the_newer_kind_stands_in_brackets():
+    bound = SimpleNamespace(getsockname=lambda: ("::1", 8000, 0, 0), listen=lambda backlog: None)
+    assert run.listen(bound) == "http://[::1]:8000"
+
+
+@pytest.fixture
+def server(engine):
+    app = create_app(engine)
+    yield run.Server(app, 0.5)
+    app.state.service.close()
+
+
+def test_signals_are_ours_while_it_serves(server):
+    before = {number: signal.getsignal(number) for number in run.SIGNALS}
+    with server.capture_signals():
+        assert {signal.getsignal(number) for number in run.SIGNALS} == {server.handle_exit}
+        signal.raise_signal(signal.SIGTERM)
+    assert (server.signal, server.should_exit) == (signal.SIGTERM, True)
+    assert {number: signal.getsignal(number) for number in run.SIGNALS} == before
+
+
+def test_another_thread_leaves_signals_alone(server):
+    seen = []
+
+    def serve():
+        with server.capture_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_at_its_end_answers_have_their_time_and_then_what_is_left_is_sent(server, monkeypatch):
+    """Time passes as the loop's clock says; uvicorn's part is left out."""
+    ended = []
+    monkeypatch.setattr(server._service, "end_all", lambda: ended.append(True))
+
+    async def shutdown(*_):
+        assert server._service.stopping
+        assert server.config.timeout_graceful_shutdown == 0.5 + 5.0
+        handles = [one for one in asyncio.get_running_loop()._scheduled if not one.cancelled()]
+        assert [round(one.when() - asyncio.get_running_loop().time(), 1) for one in handles] == [0.5]
+        handles[0]._run()
+        assert ended == [True]
+
+    async def end():
+        await server.shutdown()
+        assert all(one.cancelled() for one in asyncio.get_running_loop()._scheduled)
+
+    monkeypatch.setattr(run.uvicorn.Server, "shutdown", shutdown)
+    asyncio.run(end())
