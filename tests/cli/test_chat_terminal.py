@@ -119,7 +119,10 @@ def test_a_terminal_that_goes_away_amid_a_message(start):
 
 
 def test_ctrl_z_suspends_at_the_prompt_and_amid_an_answer(model, tmp_path_factory, tmp_path):
-    env = environment(tmp_path_factory.getbasetemp() / "chat-cache", PS1="shell> ", ENV="")
+    # Without questions where the cursor is: who answers the first one late (a busy machine) is warned,
+    # and meanwhile the terminal edits lines itself, so that a Ctrl-Z throws away what was typed.
+    quiet = dict(PS1="shell> ", ENV="", PROMPT_TOOLKIT_NO_CPR="1")
+    env = environment(tmp_path_factory.getbasetemp() / "chat-cache", **quiet)
     shell = Terminal(["sh", "-i"], env)  # only a shell with jobs can stop one
     try:
         flags = (f"--model={model}", "--dtype=float32", f"--max_seq_len={LONG}", "--max_new_tokens=5")

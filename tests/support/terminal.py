@@ -45,6 +45,7 @@ class Terminal:
         self._slave: int | None = slave
         self.raw = b""
         self._seen = 0  # of the plain text
+        self._answered = 0  # questions where the cursor is
 
     @property
     def text(self) -> str:
@@ -104,8 +105,15 @@ class Terminal:
         ready, _, _ = select.select([self._master], [], [], 0.1)
         if not ready:
             return False
-        data = os.read(self._master, 65536)
-        for _ in range(data.count(CURSOR_QUESTION)):
+        os.set_blocking(self._master, False)  # a Ctrl-C or Ctrl-Z that was typed may throw away what is ready
+        try:
+            self.raw += os.read(self._master, 65536)
+        except BlockingIOError:
+            return False
+        finally:
+            os.set_blocking(self._master, True)
+        asked = self.raw.count(CURSOR_QUESTION)  # a read may end amid one
+        while self._answered < asked:
+            self._answered += 1
             self.type("\x1b[1;1R")
-        self.raw += data
         return True
