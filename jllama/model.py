@@ -2,22 +2,24 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jllama.config import LayerKind, ModelConfig
+from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.layers.attention import Attend, Attention, append_and_attend, attention, one_token
+from jllama.layers.attention import Attend, Attention, append_and_attend, attention, one_token, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.gradients import register_params
+from jllama.layers.kind import LayerKind, Scores
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor, embed_rows
-from jllama.layers.rope import Rope, rope_tables
+from jllama.layers.rope import Rope, query_scale, rope_tables
 
 
 @jax.tree_util.register_dataclass
@@ -25,10 +27,12 @@ from jllama.layers.rope import Rope, rope_tables
 class Block:
     """One transformer layer."""
 
-    input_layernorm: Array  # [D]
     attention: Attention
-    post_attention_layernorm: Array  # [D]
     mlp: MLP
+    attn_norm: Array | None = None  # [D], before the attention
+    attn_post_norm: Array | None = None  # [D], behind it
+    ffn_norm: Array | None = None  # [D], before the feed-forward layer
+    ffn_post_norm: Array | None = None  # [D], behind it
 
 
 @register_params
@@ -45,26 +49,36 @@ class Params:
         return f"Params({len(self.layers)} layers, {len(jax.tree.leaves(self))} arrays)"
 
 
+# Cosines and sines of the positions, float32 `[B, T, R/2]`, and what queries are multiplied by, `[B, T]`.
+Places = tuple[tuple[Array, Array] | None, Array | None]
+
+
 @partial(jax.jit, static_argnames=("config", "kind", "attend_fn"))  # traced once a kind, then inlined
 def block(
     config: ModelConfig,
     p: Block,
     x: Array,
     cache: LayerCache,
-    rope: tuple[Array, Array] | None,
+    places: Places,
     *,
     kind: LayerKind,
     only: Array | None = None,
     attend_fn: Attend = append_and_attend,
 ) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
-    normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
-    mixed, cache = attention(
-        p.attention, normed, cache, rope=rope, window=kind.window, only=only, attend_fn=attend_fn
-    )
-    x = (x if only is None else one_token(x, only)) + mixed
-    normed = rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps)
-    return x + mlp(p.mlp, normed, config.hidden_act), cache
+    norm = partial(rms_norm, eps=config.rms_norm_eps, offset=config.norm_offset)
+    scores = Scores(kind.window, config.attention_multiplier, config.attn_logit_softcapping)
+    options: Any = dict(rope=places[0], scores=scores, norm=norm, query_scale=places[1], only=only)
+    mixed, cache = attention(p.attention, norm(p.attn_norm, x), cache, **options, attend_fn=attend_fn)
+    x = x if only is None else one_token(x, only)
+    x = x + scaled(norm(p.attn_post_norm, mixed), config.residual_multiplier)
+    fed = mlp(p.mlp, norm(p.ffn_norm, x), config.hidden_act)
+    return x + scaled(norm(p.ffn_post_norm, fed), config.residual_multiplier), cache
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """`x` times a factor of the configuration, in float32 and rounded once."""
+    return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def forward(
@@ -89,7 +103,7 @@ def forward(
       cache: what came before.
       n_valid: int32 `[B]`, how many of the T tokens count; all when None.
       context: int32 `[B]`, the length of the whole text that this call is a chunk of; up to its own last
-        token when None. Only RoPE type `dynamic` reads it.
+        token when None. The RoPE types `dynamic` and `longrope` read it.
       last_only: only the logits of each row's last valid token.
       attend_fn: what each layer does between its projections; a kernel may take its place.
 
@@ -106,26 +120,27 @@ def forward(
     check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
-    rope = _rope_tables(config, positions, context)
-    x = embed(params, readable(tokens, n_valid, positions, cache.max_len))
+    places = _places(config, positions, context)
+    x = embed(config, params, readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
     for layer, p in enumerate(params.layers):
         only = last if layer == len(params.layers) - 1 else None
         with jax.named_scope(f"layer_{layer}"):
             kind, own = config.kind_of(layer), cache.layer(layer)
-            x, own = block(config, p, x, own, rope[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
+            x, own = block(config, p, x, own, places[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
 
 
-def _rope_tables(
-    config: ModelConfig, positions: Array, context: Array
-) -> dict[Rope | None, tuple[Array, Array] | None]:
-    """Cosines and sines, float32 `[B, T, H/2]`, of every rotary embedding that some layer has."""
+def _places(config: ModelConfig, positions: Array, context: Array) -> dict[Rope | None, Places]:
+    """What positions mean to the layers of each kind of rotary embedding."""
     kinds = {config.kind_of(layer).rope for layer in range(config.num_hidden_layers)}
     H = config.head_dim
-    return {rope: None if rope is None else rope_tables(rope, H, positions, context) for rope in kinds}
+    return {
+        rope: (rope_tables(rope, H, positions, context) if rope else None, query_scale(rope, positions))
+        for rope in kinds
+    }
 
 
 def checked_shape(tokens: Array, *, rows: int) -> tuple[int, int]:
@@ -161,17 +176,22 @@ def readable(tokens: Array, n_valid: Array, positions: Array, max_len: int) -> A
     return jnp.where(valid, jnp.where(positions < max_len, tokens, -1), 0)
 
 
-def embed(params: Params, tokens: Array) -> Array:
+def embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
     """`[B, T, D]` in the run dtype. A token outside the vocabulary is NaN, not its neighbour."""
     with jax.named_scope("embed"):
         # Without the barrier XLA on a CPU upcasts a tied table once for both of its uses: 100 MB a step.
         table = jax.lax.optimization_barrier(params.embed_tokens)
-        return embed_rows(table, tokens, params.norm.dtype)
+        x = embed_rows(table, tokens, params.norm.dtype)
+        # The factor is a number of the run dtype, as in Gemma's own code.
+        return (
+            x if config.embedding_multiplier == 1 else x * jnp.asarray(config.embedding_multiplier, x.dtype)
+        )
 
 
 def unembed(config: ModelConfig, params: Params, x: Array) -> Array:
     """float32 logits `[B, T, V]`."""
     with jax.named_scope("unembed"):
-        x = rms_norm(params.norm, x, config.rms_norm_eps)
+        x = rms_norm(params.norm, x, config.rms_norm_eps, config.norm_offset)
         head = params.embed_tokens if params.lm_head is None else params.lm_head
-        return linear(head, x, dtype=jnp.float32)
+        logits = linear(head, x, dtype=jnp.float32)
+        return soft_capped(scaled(logits, 1 / config.logits_scaling), config.final_logit_softcapping)

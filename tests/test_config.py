@@ -157,7 +157,7 @@ def test_rope_spellings(spelling, rope):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"model_type": "qwen3"}, "qwen3"),
+        ({"model_type": "qwen3_moe"}, "qwen3_moe"),
         ({"model_type": None}, "None"),
         ({"quantization_config": {"quant_method": "awq"}}, "'awq' (quantization_config)"),
         ({"quantization_config": "awq"}, "'awq' (quantization_config)"),

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from jllama.checkpoint.random_params import random_params
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.layers.rope import Rope
 from tests.support.checkpoint_generator import random_tokens
-from tests.support.helpers import full_logits, random_params
+from tests.support.helpers import full_logits
 from tests.support.small_models import SMALL_MODELS
 
 # Field: another value. Those that change the parameters' shapes, and those that change the numbers.
@@ -25,6 +26,9 @@ SHAPES = {
     "tie_word_embeddings": True,
     "attention_bias": True,
     "mlp_bias": True,
+    "attention_out_bias": True,
+    "norm_placement": "both",
+    "qk_norm": "head",
 }
 NUMBERS = {
     "rms_norm_eps": 0.1,
@@ -32,6 +36,13 @@ NUMBERS = {
     "hidden_act": "gelu",
     "sliding_window": 5,
     "layer_kinds": (LayerKind(window=5),),
+    "norm_offset": 1.0,
+    "attention_multiplier": 0.5,
+    "attn_logit_softcapping": 0.5,
+    "final_logit_softcapping": 0.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 2.0,
 }
 ROPE = {
     "rope_type": ("linear", "yarn"),
@@ -47,9 +58,19 @@ ROPE = {
     "mscale_all_dim": ("yarn_mscale", 1.0),
     "truncate": ("yarn", False),
     "frequency_factors": ("default", tuple(float(i) for i in range(1, 17))),
+    "short_factor": ("longrope_short", tuple(float(i) for i in range(2, 18))),
+    "long_factor": ("longrope", tuple(float(i) for i in range(2, 18))),
+    "partial_rotary_factor": ("default", 0.5),
+    "llama_4_scaling_beta": ("yarn", 0.5),
+}
+_LISTS = dict(short_factor=tuple(1.0 + i / 8 for i in range(16)), long_factor=(3.0,) * 16)
+LONGROPE = {
+    name: Rope(rope_type="longrope", factor=4.0, original_max_position_embeddings=length, **_LISTS)
+    for name, length in (("longrope", 16), ("longrope_short", 96))
 }
 # Every field that a type reads, under that type.
 READ_BY = {
+    "longrope": {"factor": 9.0, "attention_factor": 1.5, "original_max_position_embeddings": 100},
     "dynamic": {"rope_theta": 500.0, "factor": 5.0, "original_max_position_embeddings": 48},
     "llama3": {"rope_theta": 500.0, "factor": 3.0},
     "yarn": {"rope_theta": 500.0, "factor": 3.0, "original_max_position_embeddings": 32},
@@ -59,12 +80,12 @@ CASES += [(field, kind, value) for kind, fields in READ_BY.items() for field, va
 
 
 def logits(config: ModelConfig, params=None) -> np.ndarray:
-    params = random_params(config) if params is None else params
+    params = random_params(config, "float32") if params is None else params
     return full_logits(config, params, random_tokens(61, 96)[None])
 
 
 def shapes(config: ModelConfig) -> object:
-    return jax.tree.map(lambda leaf: leaf.shape, random_params(config))
+    return jax.tree.map(lambda leaf: leaf.shape, random_params(config, "float32"))
 
 
 def test_every_field_is_perturbed():
@@ -94,11 +115,11 @@ def test_max_position_embeddings_is_the_context_length(tiny_config):
 @pytest.mark.parametrize(("field", "kind", "value"), CASES, ids=str)
 def test_rope_fields(field, kind, value):
     """Under a type that reads the field, on a text beyond the original length."""
-    keys = SMALL_MODELS["rope_theta" if kind == "default" else kind]
-    config = ModelConfig.from_hf(keys)
+    config = ModelConfig.from_hf(SMALL_MODELS["rope_theta" if kind in ("default", *LONGROPE) else kind])
+    config = dataclasses.replace(config, rope=LONGROPE.get(kind, config.rope))
     changes = {field: value} | ({"original_max_position_embeddings": 16} if field == "rope_type" else {})
     changed = dataclasses.replace(config, rope=dataclasses.replace(config.rope, **changes))
-    params = random_params(config)
+    params = random_params(config, "float32")
     assert np.abs(logits(changed, params) - logits(config, params)).max() > 1e-3
 
 

@@ -12,6 +12,7 @@ from jllama import model
 from jllama.config import LayerKind, ModelConfig
 from jllama.layers.attention import attention
 from jllama.layers.cache import KVCache
+from jllama.layers.kind import Scores
 from jllama.layers.mlp import mlp
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
@@ -255,13 +256,13 @@ def by_hand(config, params, tokens, kinds):
     """The model's layers one after the other, each with the window and the rotation of its own kind."""
     cache = KVCache.empty(config, batch=len(tokens), max_len=tokens.shape[1], dtype="float32")
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    x = model.embed(params, tokens)
+    x = model.embed(config, params, tokens)
     for layer, p in enumerate(params.layers):
         kind = kinds[layer % len(kinds)]
         rope = kind.rope and rope_tables(kind.rope, config.head_dim, positions, cache.length)
-        normed = rms_norm(p.input_layernorm, x, config.rms_norm_eps)
-        x = x + attention(p.attention, normed, cache.layer(layer), rope=rope, window=kind.window)[0]
-        x = x + mlp(p.mlp, rms_norm(p.post_attention_layernorm, x, config.rms_norm_eps), config.hidden_act)
+        normed = rms_norm(p.attn_norm, x, config.rms_norm_eps)
+        x = x + attention(p.attention, normed, cache.layer(layer), rope=rope, scores=Scores(kind.window))[0]
+        x = x + mlp(p.mlp, rms_norm(p.ffn_norm, x, config.rms_norm_eps), config.hidden_act)
     return model.unembed(config, params, x)
 
 
@@ -286,9 +287,9 @@ def test_a_kind_is_traced_once(tiny_config, monkeypatch):
     config = dataclasses.replace(tiny_config, num_hidden_layers=7, layer_kinds=KINDS, rms_norm_eps=3e-5)
     params, traced = random_params(config), []
 
-    def seen(*args, window, **more):
-        traced.append(window)
-        return attention(*args, window=window, **more)
+    def seen(*args, scores, **more):
+        traced.append(scores.window)
+        return attention(*args, scores=scores, **more)
 
     monkeypatch.setattr(model, "attention", seen)
     cache = KVCache.empty(config, batch=1, max_len=8, dtype="float32")

@@ -1,6 +1,7 @@
 """Which tensors make which leaf of `Params`: the one place that knows both."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jllama.config import ModelConfig
@@ -21,6 +22,16 @@ class Part:
     place: tuple[Any, ...] = ()  # an index of the leaf's array
     rotary: bool = False  # RoPE turns its rows
 
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is the weight of a norm."""
+        return self.name.endswith("norm.weight")
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is a bias."""
+        return self.name.endswith(".bias")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
@@ -32,7 +43,8 @@ class Leaf:
     @property
     def is_matrix(self) -> bool:
         """Whether it is multiplied with, and so may be quantised: no norm and no bias."""
-        return len(self.shape) > 1 and not self.parts[0].name.endswith("bias")
+        first = self.parts[0]
+        return len(self.shape) > 1 and not first.is_norm and not first.is_bias
 
 
 def layout(config: ModelConfig) -> Any:
@@ -59,11 +71,16 @@ def _whole(name: str, *shape: int) -> Any:
 
 
 def _block(c: ModelConfig, at: str) -> Block:
+    def norm(name: str, where: str) -> Any:
+        return _whole(f"{at}.{name}.weight", c.hidden_size) if c.norm_placement in (where, "both") else None
+
     return Block(
-        input_layernorm=_whole(f"{at}.input_layernorm.weight", c.hidden_size),
         attention=_attention(c, f"{at}.self_attn"),
-        post_attention_layernorm=_whole(f"{at}.post_attention_layernorm.weight", c.hidden_size),
         mlp=_mlp(c, f"{at}.mlp"),
+        attn_norm=norm("attn_norm", "pre"),
+        attn_post_norm=norm("attn_post_norm", "post"),
+        ffn_norm=norm("ffn_norm", "pre"),
+        ffn_post_norm=norm("ffn_post_norm", "post"),
     )
 
 
@@ -73,8 +90,17 @@ def _attention(c: ModelConfig, at: str) -> Attention:
         qkv_proj=_qkv(c, at, "weight", D),
         o_proj=_whole(f"{at}.o_proj.weight", D, NH),
         qkv_bias=_qkv(c, at, "bias") if c.attention_bias else None,
-        o_bias=_whole(f"{at}.o_proj.bias", D) if c.attention_bias else None,
+        o_bias=_whole(f"{at}.o_proj.bias", D) if c.has_out_bias else None,
+        q_norm=_head_norm(c, f"{at}.q_norm.weight", c.num_attention_heads // c.num_key_value_heads),
+        k_norm=_head_norm(c, f"{at}.k_norm.weight"),
     )
+
+
+def _head_norm(c: ModelConfig, name: str, *groups: int) -> Any:
+    """`[H]` for every head alike, or the width of all heads as `[K, (G,) H]`."""
+    shape = (c.head_dim,) if c.qk_norm == "head" else (c.num_key_value_heads, *groups, c.head_dim)
+    part = Part(name=name, shape=(math.prod(shape),))
+    return None if c.qk_norm is None else Leaf(shape=shape, parts=(part,))
 
 
 def _qkv(c: ModelConfig, at: str, kind: str, *columns: int) -> Any:

@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +16,10 @@ from jllama.checkpoint.layout import Part, parts
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.known import family_of
 from jllama.families.tensor_names import to_hf
 
+Spell = Callable[[str], str]  # a name of ours -> as the file spells it
 CHUNK = 1 << 20  # numbers drawn at a time
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -39,14 +42,14 @@ def write_random_checkpoint(
     Raises:
       JllamaError: a bad configuration, an output that exists, a full disk.
     """
-    config = ModelConfig.from_hf(config_path)
+    config, family = ModelConfig.from_hf(config_path), family_of(config_path)
     shards = _shards(list(parts(config).values()), PLAIN[DTYPES[dtype]].size, shard_bytes)
     check_free(output)
     with appearing(output) as directory:
         if tokenizer is not None and not copy_tokenizer(tokenizer, directory):
             raise JllamaError(f"{tokenizer} holds no tokenizer files")
         shutil.copyfile(config_path, directory / "config.json")
-        _write_shards(shards, directory, dtype, seed, scale)
+        _write_shards(shards, directory, partial(to_hf, family=family), dtype, seed, scale)
 
 
 def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part]]:
@@ -63,31 +66,33 @@ def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part
     return shards
 
 
-def _write_shards(shards: list[list[Part]], directory: Path, dtype: str, seed: int, scale: float) -> None:
+def _write_shards(
+    shards: list[list[Part]], directory: Path, spell: Spell, dtype: str, seed: int, scale: float
+) -> None:
     names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     if len(shards) == 1:
         names = [SINGLE]
     number, encoding, total = 0, PLAIN[DTYPES[dtype]], 0
     for name, shard in zip(names, shards, strict=True):
         with (directory / name).open("wb") as file:
-            total += _write_header(file, shard, encoding.name, encoding.size)
+            total += _write_header(file, shard, spell, encoding.name, encoding.size)
             for part in shard:
                 for numbers in _random(part, np.random.SFC64([seed, number]), scale):
                     file.write(numbers.astype(encoding.plain).view(np.uint8).data)
                 number += 1
     if len(shards) > 1:
-        places = {to_hf(part.name): name for name, shard in zip(names, shards, strict=True) for part in shard}
+        places = {spell(part.name): name for name, shard in zip(names, shards, strict=True) for part in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (directory / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def _write_header(file: BinaryIO, shard: list[Part], dtype: str, size: int) -> int:
+def _write_header(file: BinaryIO, shard: list[Part], spell: Spell, dtype: str, size: int) -> int:
     """Returns how many bytes of numbers follow."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in shard:
         begin, end = end, end + math.prod(part.shape) * size
-        header[to_hf(part.name)] = dict(dtype=dtype, shape=part.shape, data_offsets=[begin, end])
+        header[spell(part.name)] = dict(dtype=dtype, shape=part.shape, data_offsets=[begin, end])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)

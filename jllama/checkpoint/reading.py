@@ -19,6 +19,7 @@ from jllama.checkpoint.leaves.dense import CHUNK
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.known import family_of
 from jllama.families.tensor_names import EMBED, GGUF_ROPE_FACTORS, HEAD
 from jllama.files.model_files import ModelFiles
 from jllama.machine.progress import ByteBar
@@ -38,8 +39,8 @@ def read_config(files: ModelFiles) -> ModelConfig:
     assert files.gguf is not None
     header = read_gguf_header(files.gguf)
     tensors = {stored.name: stored for stored in header.tensors}
-    factors = tensors.get(GGUF_ROPE_FACTORS)
-    return ModelConfig.from_gguf(header.fields, tensors, _vector(factors) if factors else None)
+    factors = {name: _vector(tensors[name]) for name in GGUF_ROPE_FACTORS if name in tensors}
+    return ModelConfig.from_gguf(header.fields, tensors, factors)
 
 
 def _vector(stored: Stored) -> tuple[float, ...]:
@@ -61,7 +62,7 @@ def open_checkpoint(files: ModelFiles) -> Checkpoint:
     if files.gguf is not None:
         return open_gguf(files.gguf)
     assert files.directory is not None
-    return open_safetensors(files.directory)
+    return open_safetensors(files.directory, family_of(files.config_path))
 
 
 def load_params(

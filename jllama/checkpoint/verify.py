@@ -5,11 +5,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from jllama.checkpoint.formats.stored import Checkpoint, Stored
+from jllama.checkpoint.formats.stored import ZERO, Checkpoint, Stored
 from jllama.checkpoint.layout import Part, parts
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.families.tensor_names import EMBED, HEAD
+from jllama.families.tensor_names import EMBED, FUSED, HEAD
 from jllama.files.foreign import foreign_tensors
 
 FEW = 24  # names listed one by one; longer lists are folded over the layers
@@ -28,6 +28,7 @@ def verified(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:
         tensors.setdefault(EMBED, tensors[HEAD])
         del tensors[HEAD]
     wanted = parts(config)
+    tensors = _with_zeros(checkpoint, _unfused(tensors, wanted), wanted)
     problems = {
         "missing": [checkpoint.spell(name) for name in wanted if name not in tensors],
         "extra": [stored.name for name, stored in tensors.items() if name not in wanted],
@@ -43,6 +44,47 @@ def verified(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:
     ]
     _report(checkpoint.description, problems)
     return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _unfused(tensors: dict[str, Stored], wanted: dict[str, Part]) -> dict[str, Stored]:
+    """A tensor that holds several, one behind another, as those."""
+    apart: dict[str, Stored] = {}
+    for name, stored in tensors.items():
+        layer = re.fullmatch(r"(layers\.\d+\.)(.+)\.(weight|bias)", name)
+        inner = [f"{layer[1]}{part}.{layer[3]}" for part in FUSED.get(layer[2], ())] if layer else []
+        rows = [wanted[part].shape[0] for part in inner if part in wanted]
+        if inner and len(rows) == len(inner) and stored.shape[:1] == (sum(rows),):
+            apart |= zip(inner, _cut(stored, rows), strict=True)
+        else:
+            apart[name] = stored
+    return apart
+
+
+def _cut(stored: Stored, rows: list[int]) -> list[Stored]:
+    """Consecutive rows of a tensor as tensors."""
+    size, start, pieces = stored.nbytes // stored.shape[0], stored.offset, []
+    for count in rows:
+        shape = (count, *stored.shape[1:])
+        pieces.append(dataclasses.replace(stored, offset=start, nbytes=count * size, shape=shape))
+        start += count * size
+    return pieces
+
+
+def _with_zeros(
+    checkpoint: Checkpoint, tensors: dict[str, Stored], wanted: dict[str, Part]
+) -> dict[str, Stored]:
+    """With the biases that a format may leave out."""
+    first = next(iter(tensors.values()), None)
+    if not checkpoint.optional_biases or first is None:
+        return tensors
+    absent = {
+        name: dataclasses.replace(
+            first, name=checkpoint.spell(name), offset=0, nbytes=0, shape=part.shape, encoding=ZERO
+        )
+        for name, part in wanted.items()
+        if part.is_bias and name not in tensors
+    }
+    return tensors | absent
 
 
 def _readable(part: Part, stored: Stored) -> bool:

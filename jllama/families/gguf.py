@@ -6,80 +6,56 @@ The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jllama.errors import JllamaError
+from jllama.families.keys import GgufKeys
+from jllama.families.known import of_architecture
 from jllama.families.rope import rope_from_gguf
-
-ARCHITECTURES = ("llama", "mistral")
 
 
 def gguf_fields(
     metadata: Mapping[str, Any],
     architecture: str,
     tensors: Collection[str],
-    frequency_factors: tuple[float, ...] | None,
+    factors: Mapping[str, tuple[float, ...]],
 ) -> dict[str, Any]:
     """The fields of `ModelConfig`; see `ModelConfig.from_gguf`.
 
     Raises:
       JllamaError: a key that is missing, or a value that is not supported.
     """
-    if architecture not in ARCHITECTURES:
-        raise JllamaError(
-            f"GGUF architecture {architecture!r} is not supported; jllama runs {' and '.join(ARCHITECTURES)}"
-        )
-    keys = _GgufKeys(metadata, architecture)
-    hidden, heads = keys.need("embedding_length"), keys.need("attention.head_count")
-    head_dim = keys.get("attention.key_length", hidden // heads if heads else 0)
-    keys.allow_only({"attention.value_length": head_dim, "rope.dimension_count": head_dim, "expert_count": 0})
+    family = of_architecture(architecture)
+    keys = GgufKeys(metadata, architecture, tensors, factors)
+    heads = keys.need("attention.head_count")
+    keys.allow_only({"attention.value_length": keys.head_dim(), "expert_count": 0})
+    if family.rotary_interleaved:  # what the files permute is the whole head
+        keys.allow_only({"rope.dimension_count": keys.head_dim()})
+    fields = _common(keys) | dict(family.fields) | family.gguf(keys)
+    fields.setdefault("num_key_value_heads", keys.get("attention.head_count_kv", heads))
+    if "rope" not in fields:
+        fields["rope"] = rope_from_gguf(keys)
+    return fields
+
+
+def _common(keys: GgufKeys) -> dict[str, Any]:
     words = keys.metadata.get("tokenizer.ggml.tokens")
+    has_bias = any(f"blk.0.attn_{name}.bias" in keys.tensors for name in ("q", "k", "v", "qkv"))
     return dict(
         vocab_size=len(words) if words and isinstance(words, list) else keys.need("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=keys.need("embedding_length"),
         intermediate_size=keys.need("feed_forward_length"),
         num_hidden_layers=keys.need("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=keys.get("attention.head_count_kv", heads),
-        head_dim=head_dim,
+        num_attention_heads=keys.need("attention.head_count"),
+        head_dim=keys.head_dim(),
         max_position_embeddings=keys.need("context_length"),
         rms_norm_eps=keys.need("attention.layer_norm_rms_epsilon"),
-        rope=rope_from_gguf(keys.get, keys.need("context_length"), frequency_factors),
-        tie_word_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        tie_word_embeddings="output.weight" not in keys.tensors,
+        attention_bias=has_bias,
+        attention_out_bias=_out_bias(keys, has_bias),
+        mlp_bias="blk.0.ffn_gate.bias" in keys.tensors,
         sliding_window=keys.get("attention.sliding_window") or None,  # 0: none
     )
 
 
-class _GgufKeys:
-    """Metadata under an architecture's prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
-        self.metadata, self.prefix = metadata, architecture
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"{self.prefix}.{key}", default)
-        return self._of_all_layers(key, value) if isinstance(value, list) else value
-
-    def _of_all_layers(self, key: str, values: list[Any]) -> Any:
-        """A number for each layer stands for one number where all are equal."""
-        layers = self.metadata.get(f"{self.prefix}.block_count")
-        if len(values) != layers:
-            raise JllamaError(
-                f"GGUF: {self.prefix}.{key} has {len(values)} values for {layers} layers; download it again"
-            )
-        if any(value != values[0] for value in values):
-            raise JllamaError(
-                f"GGUF: {self.prefix}.{key} differs from layer to layer, which is not supported: {values}"
-            )
-        return values[0]
-
-    def need(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise JllamaError(f"GGUF metadata lacks {self.prefix}.{key}; convert or download the file again")
-        return value
-
-    def allow_only(self, supported: Mapping[str, Any]) -> None:
-        for key, only in supported.items():
-            if self.get(key, only) != only:
-                raise JllamaError(f"GGUF: {self.prefix}.{key}={self.get(key)} is not supported (only {only})")
+def _out_bias(keys: GgufKeys, others: bool) -> bool | None:
+    """None where it stands with the others or with none."""
+    own = "blk.0.attn_output.bias" in keys.tensors
+    return None if own == others else own

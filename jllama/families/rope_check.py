@@ -12,9 +12,15 @@ from jllama.layers.rope import Rope, attention_factor, inverse_frequencies
 
 LARGEST = 1e30  # of any setting: float32 still computes with it
 _LARGEST_ANGLE = 1e30
-_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
-_OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim")
-_STRETCHED = ("dynamic", "llama3", "yarn")  # types that know how long the texts of training were
+_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim", "llama_4_scaling_beta")
+_LISTS = ("frequency_factors", "short_factor", "long_factor")
+_TENSORS = {
+    "frequency_factors": "rope_freqs.weight",
+    "short_factor": "rope_factors_short.weight",
+    "long_factor": "rope_factors_long.weight",
+}
+_STRETCHED = ("dynamic", "llama3", "yarn", "longrope")  # types that know how long the texts of training were
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -40,19 +46,25 @@ def check_rope(rope: Rope, head_dim: int, max_positions: int) -> None:
     if rope.rope_type not in _TYPES:
         raise JllamaError(f"RoPE type {rope.rope_type!r} is not supported; use {', '.join(_TYPES)}")
     settings = {field.name: getattr(rope, field.name) for field in dataclasses.fields(rope)}
-    unset = {"rope_type", "frequency_factors"} | {key for key in _OPTIONAL if settings[key] is None}
+    unset = {"rope_type", *_LISTS} | {key for key in _OPTIONAL if settings[key] is None}
     if rope.rope_type not in _STRETCHED:
         unset.add("original_max_position_embeddings")
         _check_unread(rope.original_max_position_embeddings)
     check_settings({key: value for key, value in settings.items() if key not in unset})
-    _check_factors(rope.frequency_factors, head_dim)
+    width = _rotary_dim(rope, head_dim)
+    for name in _LISTS:
+        _check_list(name, getattr(rope, name), width)
+    if rope.rope_type == "longrope" and rope.short_factor is None and rope.long_factor is None:
+        raise JllamaError("RoPE type longrope lacks short_factor and long_factor")
+    if rope.llama_4_scaling_beta is not None and not rope.original_max_position_embeddings:
+        raise JllamaError("RoPE setting llama_4_scaling_beta needs original_max_position_embeddings")
     if rope.rope_type == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
         raise JllamaError("RoPE setting low_freq_factor must be below high_freq_factor")
     if rope.rope_type == "yarn" and rope.rope_theta == 1:
         raise JllamaError("RoPE type yarn needs a rope_theta other than 1")
     if rope.rope_type == "dynamic":
-        _check_dynamic(rope, head_dim, max_positions)
-    _check_angles(rope, head_dim, max_positions)
+        _check_dynamic(rope, width, max_positions)
+    _check_angles(rope, width, max_positions)
 
 
 def _check_unread(length: Any) -> None:
@@ -61,18 +73,29 @@ def _check_unread(length: Any) -> None:
         raise JllamaError(f"RoPE setting original_max_position_embeddings={length!r} must be a number")
 
 
-def _check_factors(factors: Any, head_dim: int) -> None:
+def _rotary_dim(rope: Rope, head_dim: int) -> int:
+    """R, which must be even: pairs rotate."""
+    width = rope.rotary_dim(head_dim)
+    if rope.partial_rotary_factor > 1 or width % 2 or not width:
+        raise JllamaError(
+            f"RoPE setting partial_rotary_factor={rope.partial_rotary_factor!r} rotates {width} of "
+            f"{head_dim} elements; it must be an even number of them"
+        )
+    return width
+
+
+def _check_list(name: str, factors: Any, width: int) -> None:
     if factors is None:
         return
     if not isinstance(factors, tuple):
-        raise JllamaError(f"RoPE setting frequency_factors={factors!r} must be a tuple of numbers")
-    if len(factors) != head_dim // 2:
+        raise JllamaError(f"RoPE setting {name}={factors!r} must be a tuple of numbers")
+    if len(factors) != width // 2:
         raise JllamaError(
-            f"RoPE has {len(factors)} frequency factors (rope_freqs.weight), and heads of {head_dim} need "
-            f"{head_dim // 2}; download the file again"
+            f"RoPE has {len(factors)} factors ({name}, of the tensor {_TENSORS[name]} in GGUF files), and "
+            f"heads that rotate {width} elements need {width // 2}; download the file again"
         )
     for factor in factors:
-        check_settings({"frequency_factors (rope_freqs.weight)": factor})
+        check_settings({f"{name} ({_TENSORS[name]})": factor})
 
 
 def _check_dynamic(rope: Rope, head_dim: int, max_positions: int) -> None:

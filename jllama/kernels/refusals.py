@@ -21,6 +21,16 @@ def refused_field(config: Any, known: frozenset[str]) -> str | None:
         value = getattr(config, field.name)
         if field.name not in known and value != field.default:
             return f"the kernel does not know {field.name}={value!r}"
+        if field.name == "rope" and (strange := _refused_rope(value, known)):
+            return strange
+    return None
+
+
+def _refused_rope(rope: Any, known: frozenset[str]) -> str | None:
+    for name in ("partial_rotary_factor", "llama_4_scaling_beta"):
+        value = getattr(rope, name)
+        if f"rope.{name}" not in known and value != type(rope).__dataclass_fields__[name].default:
+            return f"the kernel does not know {name}={value!r}"
     return None
 
 

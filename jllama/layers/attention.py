@@ -2,20 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 from jllama.layers.linear import EXACT, linear
+from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import apply_rope
 
-# (qkv, cache, rope, window, only) -> (mixed values, cache): what `append_and_attend` does.
+# (qkv, cache, rope, scores, only) -> (mixed values, cache): what `append_and_attend` does.
 Attend = Callable[
-    [Array, LayerCache, tuple[Array, Array] | None, int | None, Array | None], tuple[Array, LayerCache]
+    [Array, LayerCache, tuple[Array, Array] | None, Scores, Array | None], tuple[Array, LayerCache]
 ]
+
+
+Norm = Callable[[Array | None, Array], Array]  # of a weight, None where there is none, and what it scales
+PLAIN_NORM: Norm = partial(rms_norm, eps=1e-6)
+PLAIN_SCORES = Scores()
 
 
 @jax.tree_util.register_dataclass
@@ -30,13 +38,15 @@ class Attention:
     o_proj: Array | QTensor  # [D, N * H]
     qkv_bias: Array | None = None  # [K, G + 2, H]
     o_bias: Array | None = None  # [D]
+    q_norm: Array | None = None  # [H] of each head, or [K, G, H] of all together
+    k_norm: Array | None = None  # [H] or [K, H]
 
 
 def append_and_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    window: int | None,
+    scores: Scores,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
     """What lies between the projections: rotate, append, attend. A kernel may do all of it at once.
@@ -51,7 +61,7 @@ def append_and_attend(
     cache, start = cache.append(keys, values), cache.length
     if only is not None:
         queries, start = one_token(queries, only), start + only
-    return attend(queries, *cache.own(), start, window), cache
+    return attend(queries, *cache.own(), start, scores), cache
 
 
 def attention(
@@ -60,7 +70,9 @@ def attention(
     cache: LayerCache,
     *,
     rope: tuple[Array, Array] | None,
-    window: int | None = None,
+    scores: Scores = PLAIN_SCORES,
+    norm: Norm = PLAIN_NORM,
+    query_scale: Array | None = None,
     only: Array | None = None,
     attend_fn: Attend = append_and_attend,
 ) -> tuple[Array, LayerCache]:
@@ -70,8 +82,10 @@ def attention(
       p: the layer's parameters.
       x: `[B, T, D]`, normalised.
       cache: the layer's own; the new keys and values are appended to it, its `length` is left to the caller.
-      rope: cosines and sines of the new positions, float32 `[B, T, H/2]`; None: nothing is rotated.
-      window: how many positions a token sees, itself included (config key `sliding_window`).
+      rope: cosines and sines of the new positions, float32 `[B, T, R/2]`; None: nothing is rotated.
+      scores: how queries and keys become scores.
+      norm: of `q_norm` and `k_norm`, where the layer has them: of a weight and what it scales.
+      query_scale: what the queries are multiplied by, float32 `[B, T]`; None: 1.
       only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
       attend_fn: what lies between the projections; a kernel may take its place.
 
@@ -81,8 +95,25 @@ def attention(
     """
     with jax.named_scope("attention"):
         qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
-        mixed, cache = attend_fn(qkv, cache, rope, window, only)
+        qkv = scaled_queries(normed_heads(p, qkv, norm), query_scale)
+        mixed, cache = attend_fn(qkv, cache, rope, scores, only)
         return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
+
+
+def normed_heads(p: Attention, qkv: Array, norm: Norm) -> Array:
+    """`[B, T, K, G + 2, H]` with queries and keys normalised, each head alone or all heads together."""
+    if p.q_norm is None:
+        return qkv
+    queries, keys = norm(p.q_norm, qkv[:, :, :, :-2]), norm(p.k_norm, qkv[:, :, :, -2])
+    return jnp.concatenate((queries, keys[:, :, :, None], qkv[:, :, :, -1:]), axis=3)
+
+
+def scaled_queries(qkv: Array, scale: Array | None) -> Array:
+    """`[B, T, K, G + 2, H]` with the queries times `scale`, float32 `[B, T]`."""
+    if scale is None:
+        return qkv
+    queries = qkv[:, :, :, :-2].astype(jnp.float32) * scale[:, :, None, None, None]
+    return jnp.concatenate((queries.astype(qkv.dtype), qkv[:, :, :, -2:]), axis=3)
 
 
 def rotated_heads(qkv: Array, rope: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
@@ -97,7 +128,7 @@ def one_token(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index.reshape((-1,) + (1,) * (x.ndim - 1)), axis=1)
 
 
-def attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Array:
+def attend(q: Array, k: Array, v: Array, start: Array, rule: Scores) -> Array:
     """Softmax attention of new tokens over all filled positions.
 
     Args:
@@ -105,22 +136,27 @@ def attend(q: Array, k: Array, v: Array, start: Array, window: int | None) -> Ar
       k: `[B, K, S, H]`, the new tokens' keys included.
       v: `[B, K, S, H]`.
       start: int32 `[B]`, the position of the first new token of each row.
-      window: how many positions a token sees, itself included; None for all.
+      rule: how queries and keys become scores.
 
     Returns:
       `[B, T, K, G, H]` in the dtype of `q`.
     """
     with jax.named_scope("attend"):
         scores = jnp.einsum("btkgh,bksh->bktgs", q, k, precision=EXACT, preferred_element_type=jnp.float32)
-        visible = visible_positions(start, q.shape[1], k.shape[2], window)
-        scale = q.shape[-1] ** -0.5
-        scores = jnp.where(visible[:, None, :, None, :], scores * scale, -jnp.inf)
+        visible = visible_positions(start, q.shape[1], k.shape[2], rule.window)
+        scores = scores * (q.shape[-1] ** -0.5 if rule.scale is None else rule.scale)
+        scores = jnp.where(visible[:, None, :, None, :], soft_capped(scores, rule.softcap), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
         # The transpose stays outside: XLA's CPU backend lacks a batched bfloat16 product that transposes.
         mixed = jnp.einsum(
             "bktgs,bksh->bktgh", weights, v, precision=EXACT, preferred_element_type=jnp.float32
         )
         return jnp.swapaxes(mixed, 1, 2).astype(q.dtype)
+
+
+def soft_capped(x: Array, cap: float | None) -> Array:
+    """No value of `x` lies beyond `cap`, small ones hardly change (Gemma 2: config keys `*_softcapping`)."""
+    return x if cap is None else jnp.tanh(x / cap) * cap
 
 
 def visible_positions(start: Array, T: int, S: int, window: int | None) -> Array:

@@ -5,21 +5,24 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def rms_norm(weight: Array, x: Array, eps: float) -> Array:
-    """Scales each row of `x` to unit mean square, then by `weight`.
+def rms_norm(weight: Array | None, x: Array, eps: float, offset: float = 0.0) -> Array:
+    """Scales each row of `x` to unit mean square, then by `weight`; an absent norm changes nothing.
 
     Computed in float32 and rounded once: rounding before the scale would cost a bit of bfloat16.
 
     Args:
-      weight: `[D]`.
+      weight: `[D]`, or as many of the last axes of `x` as are normalised together; None: no norm.
       x: `[..., D]`, any float dtype.
       eps: added to the mean square (config key `rms_norm_eps`).
+      offset: added to the weight: Gemma's files hold what differs from 1.
 
     Returns:
       `[..., D]` in the dtype of `x`.
     """
+    if weight is None:
+        return x
     with jax.named_scope("rms_norm"):
         wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = weight.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + weight.shape)
+        mean_square = jnp.mean(wide * wide, axis=tuple(range(-weight.ndim, 0)), keepdims=True)
+        scale = weight.astype(jnp.float32).reshape((1,) * (x.ndim - weight.ndim) + weight.shape) + offset
         return (wide * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)

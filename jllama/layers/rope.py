@@ -16,23 +16,31 @@ from jax import Array
 class Rope:
     """How positions become angles: the config keys `rope_theta` and `rope_scaling` / `rope_parameters`.
 
-    `rope_type` is one of `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn`. A field that the type does
-    not use keeps its default.
+    `rope_type` is one of `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn`, `longrope`. A field that the
+    type does not use keeps its default.
     """
 
     rope_type: str = "default"
     rope_theta: float = 10000.0
     factor: float = 1.0
-    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, llama_4_scaling_beta
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float | None = None  # yarn; None: derived from the factor
+    attention_factor: float | None = None  # yarn, longrope; None: derived from the factor
     mscale: float | None = None  # yarn
     mscale_all_dim: float | None = None  # yarn
     truncate: bool = True  # yarn
-    frequency_factors: tuple[float, ...] | None = None  # H/2 divisors, as GGUF stores llama3's
+    frequency_factors: tuple[float, ...] | None = None  # R/2 divisors, as GGUF stores llama3's
+    short_factor: tuple[float, ...] | None = None  # longrope: R/2 divisors up to the original length
+    long_factor: tuple[float, ...] | None = None  # longrope: R/2 divisors beyond it
+    partial_rotary_factor: float = 1.0  # R/H: the part of a head that is rotated, its first elements
+    llama_4_scaling_beta: float | None = None  # queries grow with their position: `query_scale`
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """R: how many elements of a head of `head_dim` are rotated."""
+        return int(head_dim * self.partial_rotary_factor)
 
 
 def rope_tables(rope: Rope, head_dim: int, positions: Array, context: Array) -> tuple[Array, Array]:
@@ -42,10 +50,10 @@ def rope_tables(rope: Rope, head_dim: int, positions: Array, context: Array) -> 
       rope: the kind of embedding.
       head_dim: H, even.
       positions: int32 `[B, T]`.
-      context: int32 `[B]`, the length of the whole text so far; only `dynamic` reads it.
+      context: int32 `[B]`, the length of the whole text so far; `dynamic` and `longrope` read it.
 
     Returns:
-      `(cos, sin)`, float32 `[B, T, H/2]`.
+      `(cos, sin)`, float32 `[B, T, R/2]`; R is H but for a partial rotation.
     """
     with jax.named_scope("rope_tables"):
         frequencies = rope_frequencies(rope, head_dim, context)
@@ -55,23 +63,31 @@ def rope_tables(rope: Rope, head_dim: int, positions: Array, context: Array) -> 
 
 
 def rope_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
-    """Angles per position: float32 `[1, H/2]`, or `[B, H/2]` where they depend on `context`, int32 `[B]`."""
+    """Angles per position: float32 `[1, R/2]`, or `[B, R/2]` where they depend on `context`, int32 `[B]`."""
+    head_dim = rope.rotary_dim(head_dim)
     if rope.rope_type == "dynamic":
         return _dynamic_frequencies(rope, head_dim, context)
+    if rope.rope_type == "longrope":
+        return _longrope_frequencies(rope, head_dim, context)
     return jnp.asarray(inverse_frequencies(rope, head_dim), jnp.float32)[None]
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates `x` `[B, T, K, M, H]` by the tables `[B, T, H/2]`, in float32; keeps the dtype of `x`."""
+    """Rotates the first R elements of `x` `[B, T, K, M, H]` by the tables `[B, T, R/2]`, in float32.
+
+    Keeps the dtype of `x`.
+    """
     with jax.named_scope("rope"):
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        half = cos.shape[-1]
+        first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
         cos, sin = cos[:, :, None, None, :], sin[:, :, None, None, :]
         rotated = (first * cos - second * sin, second * cos + first * sin)
-        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+        parts = (*rotated, rest) if rest.shape[-1] else rotated
+        return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Angle per position of each pair, float64 `[H/2]`, for every type but `dynamic`."""
+    """Angle per position of each pair, float64 `[R/2]`, R = `head_dim`, before `dynamic` and `longrope`."""
     plain = 1.0 / rope.rope_theta ** (np.arange(0, head_dim, 2) / head_dim)
     if rope.frequency_factors is not None:
         plain = plain / np.asarray(rope.frequency_factors)
@@ -118,12 +134,40 @@ def _dynamic_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
     return 1.0 / (float(rope.rope_theta) * growth[:, None]) ** exponents[None, :]
 
 
+def _longrope_frequencies(rope: Rope, head_dim: int, context: Array) -> Array:
+    """LongRoPE (Ding et al. 2024, https://arxiv.org/abs/2402.13753): one list of divisors up to the original
+    length of a text, another one beyond it.
+    """
+    plain = inverse_frequencies(rope, head_dim)
+    short, long = (jnp.asarray(plain / np.asarray(by), jnp.float32) for by in longrope_divisors(rope))
+    is_long = context > rope.original_max_position_embeddings
+    return jnp.where(is_long[:, None], long[None], short[None])
+
+
+def longrope_divisors(rope: Rope) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The short list and the long one; a file that holds one alone means it for every length."""
+    short, long = rope.short_factor or rope.long_factor, rope.long_factor or rope.short_factor
+    assert short is not None  # `check_rope` saw to it
+    assert long is not None
+    return short, long
+
+
+def query_scale(rope: Rope | None, positions: Array) -> Array | None:
+    """What queries are multiplied by, float32 `[B, T]` (Ministral 3, config key `llama_4_scaling_beta`)."""
+    if rope is None or rope.llama_4_scaling_beta is None:
+        return None
+    spans = jnp.floor(positions.astype(jnp.float32) / rope.original_max_position_embeddings)
+    return 1.0 + rope.llama_4_scaling_beta * jnp.log(1.0 + spans)
+
+
 def attention_factor(rope: Rope) -> float:
-    """What YaRN multiplies cosines and sines by (its attention temperature); 1 for the other types."""
-    if rope.rope_type != "yarn":
+    """What YaRN and LongRoPE multiply cosines and sines by; 1 for the other types."""
+    if rope.rope_type not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return float(rope.attention_factor)
+    if rope.rope_type == "longrope":
+        return _longrope_attention_factor(rope)
 
     def magnitude(mscale: float) -> float:
         return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
@@ -131,3 +175,10 @@ def attention_factor(rope: Rope) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
     return magnitude(1.0)
+
+
+def _longrope_attention_factor(rope: Rope) -> float:
+    """The longer the texts than those of training, the larger the scores."""
+    if rope.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))

@@ -205,7 +205,7 @@ SMALL = ModelConfig(
 def test_what_each_mode_makes_of_each_leaf():
     tree = layout(SMALL)
     block = tree.layers[0]
-    for leaf in (tree.norm, block.input_layernorm, block.attention.qkv_bias, block.attention.o_bias):
+    for leaf in (tree.norm, block.attn_norm, block.attention.qkv_bias, block.attention.o_bias):
         assert scheme_for(leaf, "int8") is scheme_for(leaf, "int4") is None
     for leaf in (tree.embed_tokens, tree.lm_head):
         assert (scheme_for(leaf, "int4").bits, scheme_for(leaf, "int4").group) == (8, None)

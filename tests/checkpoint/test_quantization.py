@@ -73,7 +73,7 @@ def test_matrices_are_quantised_and_vectors_are_not(checkpoint, mode):
     block, plain = small.layers[0], full.layers[0]
     assert block.mlp.down_proj.bits == (8 if mode == "int8" else 4)
     assert small.embed_tokens.bits == small.lm_head.bits == 8
-    np.testing.assert_array_equal(block.input_layernorm, plain.input_layernorm)
+    np.testing.assert_array_equal(block.attn_norm, plain.attn_norm)
     close = np.abs(np.asarray(dequantize(block.attention.qkv_proj) - plain.attention.qkv_proj)).max()
     assert 0 < close < 0.15 * np.abs(np.asarray(plain.attention.qkv_proj)).max()
 

@@ -24,7 +24,8 @@ TENSORS = ("token_embd.weight", "output.weight")
 
 def read(tensors=TENSORS, factors=None, **changes) -> ModelConfig:
     fields = METADATA | {f"llama.{key.replace('__', '.')}": value for key, value in changes.items()}
-    return ModelConfig.from_gguf({k: v for k, v in fields.items() if v is not None}, tensors, factors)
+    lists = {} if factors is None else {"rope_freqs.weight": factors}
+    return ModelConfig.from_gguf({k: v for k, v in fields.items() if v is not None}, tensors, lists)
 
 
 def test_plain():
@@ -122,7 +123,6 @@ def test_rope(changes, rope):
         ({"expert_count": 8}, "expert_count"),
         ({"rope__scaling__type": "longrope"}, "longrope"),
         ({"rope__scaling__attn_factor": 0.8}, "attn_factor"),
-        ({"rope__scaling__yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ({"block_count": 0}, "num_hidden_layers"),
         ({"attention__head_count_kv": 3}, "num_key_value_heads"),
         ({"attention__head_count_kv": [2, 1]}, r"attention.head_count_kv differs from layer to layer.*2, 1"),

@@ -11,6 +11,7 @@ import pytest
 from jllama.kernels.gpu import decode_attention, launch
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
@@ -48,11 +49,11 @@ def check(qkv, rope, cache, window, mixed, new: LayerCache) -> None:
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (qkv, exact_cache.keys, exact_cache.values))
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
-        exact, _ = attend(wide[0], start, rope, window, None)
+        exact, _ = attend(wide[0], start, rope, Scores(window), None)
     mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
     np.testing.assert_array_equal(np.isnan(mixed), np.isnan(exact))  # a full cache, out of a window of one
     assert np.linalg.norm(np.nan_to_num(mixed - exact)) < 5e-3 * np.linalg.norm(np.nan_to_num(exact))
-    _, twin = attend(qkv, cache, rope, window, None)
+    _, twin = attend(qkv, cache, rope, Scores(window), None)
     for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
         np.testing.assert_allclose(
             np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6
@@ -125,7 +126,7 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
 def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
     case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
     assert decode_attention.attention_refusal(group, head_dim, dtype) is None
-    run = jax.jit(functools.partial(decode_attention.decode_attend, window=window))
+    run = jax.jit(functools.partial(decode_attention.decode_attend, scores=Scores(window)))
     qkv, rope, cache = case
     mixed, new = run(qkv, cache, rope=rope)
     for _ in range(3):

@@ -11,6 +11,7 @@ import pytest
 from jllama.kernels.gpu import chunk_attention, launch
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
@@ -36,13 +37,13 @@ def check(qkv, rope, cache, window, mixed, new: LayerCache) -> None:
     wide = [a.astype(jnp.float32) for a in (qkv, jnp.nan_to_num(cache.keys), jnp.nan_to_num(cache.values))]
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
-        exact, _ = attend(wide[0], start, rope, window, None)
+        exact, _ = attend(wide[0], start, rope, Scores(window), None)
     mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
     fits = np.asarray(cache.length)[:, None] + np.arange(qkv.shape[1]) < cache.max_len
     assert np.isfinite(mixed[fits]).all()
     bound = 1e-3 if qkv.dtype == jnp.float16 else 6e-3
     assert np.linalg.norm((mixed - exact)[fits]) < bound * np.linalg.norm(exact[fits])
-    _, twin = attend(qkv, cache, rope, window, None)
+    _, twin = attend(qkv, cache, rope, Scores(window), None)
     for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
         np.testing.assert_allclose(
             np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6
@@ -117,7 +118,7 @@ def emulated(directory, shape):
 def test_chunk(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, window):
     case = chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype)
     assert chunk_attention.chunk_refusal(head_dim, dtype) is None
-    run = jax.jit(functools.partial(chunk_attention.chunk_attend, window=window))
+    run = jax.jit(functools.partial(chunk_attention.chunk_attend, scores=Scores(window)))
     qkv, rope, cache = case
     mixed, new = run(qkv, cache, rope=rope)
     for _ in range(3):

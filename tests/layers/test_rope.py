@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jllama.families.keys import HfKeys
 from jllama.families.rope import rope_from_hf
 from jllama.layers.rope import Rope, apply_rope, attention_factor, inverse_frequencies, rope_tables
 from tests.support import reference
@@ -36,7 +37,7 @@ TRAINED = 64
 
 
 def ours(name: str) -> Rope:
-    return rope_from_hf({"rope_parameters": TYPES[name]}, TRAINED)
+    return rope_from_hf(HfKeys({"rope_parameters": TYPES[name], "max_position_embeddings": TRAINED}, {}))
 
 
 @pytest.mark.parametrize("head_dim", [6, 26, 128])

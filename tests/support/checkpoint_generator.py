@@ -1,6 +1,7 @@
 """Deterministic random checkpoints: NumPy alone, so that the goldens' maker and the tests build the same."""
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,17 @@ def random_tensors(keys: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarr
         uniform = generator.bit_generator.random_raw(math.prod(shape)) / 2.0**63 - 1.0
         tensors[name] = _scaled(name, uniform.reshape(shape)).astype(np.float32)
     return tensors
+
+
+def named_tensors(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """float32 tensors for names and shapes; each follows from its own name, whatever others there are."""
+    return {name: _named(name, tuple(shape), seed) for name, shape in shapes.items()}
+
+
+def _named(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    bits = np.random.default_rng([seed, zlib.crc32(name.encode())]).bit_generator
+    uniform = bits.random_raw(math.prod(shape)) / 2.0**63 - 1.0
+    return _scaled(name, uniform.reshape(shape)).astype(np.float32)
 
 
 def _scaled(name: str, uniform: np.ndarray) -> np.ndarray:

@@ -49,14 +49,14 @@ def _block(config: ModelConfig, tensors: dict[str, np.ndarray], at: str, dtype) 
         return tensors.get(at + name)
 
     return Block(
-        input_layernorm=array(get("input_layernorm.weight")),
+        attn_norm=array(get("input_layernorm.weight")),
         attention=Attention(
             qkv_proj=array(_interleave(config, [get(f"self_attn.{x}_proj.weight") for x in "qkv"])),
             o_proj=array(get("self_attn.o_proj.weight")),
             qkv_bias=array(_interleave(config, [get(f"self_attn.{x}_proj.bias") for x in "qkv"])),
             o_bias=array(get("self_attn.o_proj.bias")),
         ),
-        post_attention_layernorm=array(get("post_attention_layernorm.weight")),
+        ffn_norm=array(get("post_attention_layernorm.weight")),
         mlp=MLP(
             gate_up_proj=array(_stack([get("mlp.gate_proj.weight"), get("mlp.up_proj.weight")])),
             down_proj=array(get("mlp.down_proj.weight")),

@@ -16,6 +16,7 @@ import numpy as np
 from jllama.checkpoint.formats.gguf_header import RawHeader, TensorInfo, parse_header
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
+from jllama.families.known import of_architecture
 from jllama.families.tensor_names import from_gguf, to_gguf
 from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.gguf_files import part_names, parts
@@ -189,9 +190,10 @@ def open_gguf(path: Path) -> Checkpoint:
       JllamaError: not a sound GGUF, or parts that are missing or not of one model.
     """
     header = read_gguf_header(path)
+    family = of_architecture(header.fields.get("general.architecture"))
     tensors: dict[str, Stored] = {}
     for stored in header.tensors:
-        name = from_gguf(stored.name)
+        name = from_gguf(stored.name, family)
         if name in tensors:
             raise JllamaError(f"{path} holds both {tensors[name].name} and {stored.name}; download it again")
         if name is not None:
@@ -199,6 +201,8 @@ def open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(
         description=str(path),
         tensors=tensors,
-        spell=to_gguf,
-        rotary_interleaved=header.fields.get("general.architecture") == "llama",
+        spell=functools.partial(to_gguf, family=family),
+        optional_biases=True,
+        norm_shift=family.fields.get("norm_offset", 0.0),
+        rotary_interleaved=family.rotary_interleaved,
     )

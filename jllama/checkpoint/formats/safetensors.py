@@ -10,6 +10,8 @@ from typing import Any
 
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
+from jllama.families.family import Family
+from jllama.families.llama import LLAMA
 from jllama.families.tensor_names import from_hf, to_hf
 from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.foreign import foreign_layout, weight_files
@@ -28,8 +30,12 @@ _UNREAD |= {"I32": 4, "U32": 4, "I64": 8, "U64": 8, "C64": 8}
 _ENCODINGS = PLAIN | {name: Encoding(name=name, size=size) for name, size in _UNREAD.items()}
 
 
-def open_safetensors(directory: Path) -> Checkpoint:
+def open_safetensors(directory: Path, family: Family = LLAMA) -> Checkpoint:
     """The tensors of a directory: a single file, or the shards that an index names.
+
+    Args:
+      directory: where they lie.
+      family: whose names they have.
 
     Raises:
       JllamaError: no safetensors there, a missing shard, a file whose header is not to be trusted.
@@ -37,7 +43,7 @@ def open_safetensors(directory: Path) -> Checkpoint:
     listed = [stored for path in _files(directory) for stored in read_header(path)]
     tensors: dict[str, Stored] = {}
     for stored in listed:
-        name = from_hf(stored.name)
+        name = from_hf(stored.name, family)
         if name in tensors:
             first = tensors[name]
             raise JllamaError(
@@ -45,8 +51,12 @@ def open_safetensors(directory: Path) -> Checkpoint:
             )
         if name is not None:
             tensors[name] = stored
-    bare = bool(listed) and not any(stored.name.startswith("model.") for stored in listed)
-    return Checkpoint(description=str(directory), tensors=tensors, spell=str if bare else to_hf)
+    bare = bool(listed) and not any("model." in stored.name for stored in listed)
+
+    def spell(name: str) -> str:
+        return to_hf(name, family).removeprefix("model." * bare)
+
+    return Checkpoint(description=str(directory), tensors=tensors, spell=spell)
 
 
 def _files(directory: Path) -> list[Path]:

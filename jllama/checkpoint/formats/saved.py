@@ -117,8 +117,9 @@ def _kind(window: int | None, rope: dict[str, Any] | None) -> LayerKind:
     return LayerKind(window, None if rope is None else _rope(**rope))
 
 
-def _rope(frequency_factors: list[float] | None = None, **fields: Any) -> Rope:
-    return Rope(frequency_factors=None if frequency_factors is None else tuple(frequency_factors), **fields)
+def _rope(**fields: Any) -> Rope:
+    lists: dict[str, Any] = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return Rope(**{**fields, **lists})
 
 
 def load_saved(

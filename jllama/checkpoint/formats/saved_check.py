@@ -11,6 +11,7 @@ from jllama.checkpoint.formats.stored import Stored
 from jllama.checkpoint.layout import Leaf
 from jllama.errors import JllamaError
 
+_FIRST_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _DENSE = ("F64", "F32", "F16", "BF16")
 _SCALES = ("F32", "F16")
 _PARTS = ("values", "scales", "offsets")
@@ -18,8 +19,9 @@ _BITS = {"I8": 8, "U8": 4}
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """A leaf's path in `Params`, as the file spells it."""
-    return ".".join(str(getattr(step, "name", getattr(step, "idx", step))) for step in path)
+    """A leaf's path in `Params`, as the file spells it: two norms have the names of the first files."""
+    steps = [str(getattr(step, "name", getattr(step, "idx", step))) for step in path]
+    return ".".join(_FIRST_NAMES.get(step, step) for step in steps)
 
 
 def check_saved(path: Path, tree: Any) -> dict[str, tuple[str, ...]]:

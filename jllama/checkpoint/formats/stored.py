@@ -45,6 +45,10 @@ PLAIN = {
 }
 
 
+# What stands for a bias that a file leaves out: no bytes, and each number is 0.
+ZERO = Encoding(name="zero", decode=lambda raw: np.zeros((len(raw), 1), np.float32))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
     """One tensor in a file."""
@@ -64,7 +68,9 @@ class Checkpoint:
     description: str
     tensors: Mapping[str, Stored]
     spell: Callable[[str], str]  # a name of ours -> as this format spells it
-    rotary_interleaved: bool = False  # q and k rows pair element 2i with 2i + 1 (GGUF's architecture llama)
+    optional_biases: bool = False  # one that is missing is zero
+    norm_shift: float = 0.0  # what the norms' weights hold too much
+    rotary_interleaved: bool = False  # q and k rows pair element 2i with 2i + 1 (some GGUF architectures)
 
 
 class Reader:

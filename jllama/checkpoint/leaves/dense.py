@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,19 +64,21 @@ class DenseConverter:
         stored = self._checkpoint.tensors[part.name]
         columns = math.prod(part.shape[1:])
         chunks = list(_chunks(target, columns))
+        shift = self._checkpoint.norm_shift if part.is_norm else 0.0
+        convert = partial(self._convert, stored, shift)
         if len(chunks) == 1:
-            self._convert(stored, *chunks[0])
+            convert(*chunks[0])
         else:
-            for _ in self._pool.map(lambda chunk: self._convert(stored, *chunk), chunks):
+            for _ in self._pool.map(lambda chunk: convert(*chunk), chunks):
                 pass
         if part.rotary and self._checkpoint.rotary_interleaved:
             _deinterleave(target, leaf_shape[2], columns)
 
-    def _convert(self, stored: Stored, start: int, out: np.ndarray) -> None:
-        """Reads and converts `out.size` numbers from the tensor's number `start` on."""
+    def _convert(self, stored: Stored, shift: float, start: int, out: np.ndarray) -> None:
+        """Reads and converts `out.size` numbers from the tensor's number `start` on, each less `shift`."""
         encoding = stored.encoding
         first_byte = start // encoding.block * encoding.size
-        if encoding.plain == out.dtype:
+        if encoding.plain == out.dtype and not shift:
             self._reader.read(stored, first_byte, out.view(np.uint8))
             numbers = out
         else:
@@ -83,6 +86,7 @@ class DenseConverter:
             self._reader.read(stored, first_byte, raw)
             with np.errstate(all="ignore"):
                 numbers = encoding.numbers(raw)
+                numbers = numbers.astype(np.float32) - np.float32(shift) if shift else numbers
                 np.copyto(out, numbers, casting="unsafe")
         if not all_finite(out):
             raise JllamaError(_not_finite(stored, numbers, self._dtype))

@@ -160,4 +160,4 @@ def _all_vectors(params: Params) -> list[Array | None]:
 
 def _vectors(p) -> tuple[Array | None, ...]:
     biases = (p.attention.qkv_bias, p.attention.o_bias, p.mlp.gate_up_bias, p.mlp.down_bias)
-    return p.input_layernorm, p.post_attention_layernorm, *biases
+    return p.attn_norm, p.ffn_norm, *biases

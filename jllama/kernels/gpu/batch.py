@@ -10,6 +10,7 @@ from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
+from jllama.layers.kind import Scores
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params, embed, readable
 
@@ -20,7 +21,7 @@ def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: A
     most = MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
     if T != 1 or not 1 < B <= most:
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
-    norms = [(p.input_layernorm, p.post_attention_layernorm) for p in params.layers]
+    norms = [(p.attn_norm, p.ffn_norm) for p in params.layers]
     return (
         launch.refusal()
         or refused_field(config, LLAMA_FIELDS)
@@ -76,16 +77,18 @@ def batch_step(
     """
     with jax.named_scope("batch_step"):
         c, B, eps = config, tokens.shape[0], config.rms_norm_eps
-        x = embed(params, readable(tokens, n_valid, cache.length[:, None], cache.max_len))[:, 0]
+        x = embed(config, params, readable(tokens, n_valid, cache.length[:, None], cache.max_len))[:, 0]
         weights = _weights(params)
         heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
         for i, p in enumerate(params.layers):
             qkv, o, gate_up, down = weights[4 * i : 4 * i + 4]
-            y = product(qkv, x, norm=p.input_layernorm, eps=eps)
-            mixed, own = decode_attend(y.reshape(B, 1, *heads), cache.layer(i), rope, c.sliding_window)
+            y = product(qkv, x, norm=p.attn_norm, eps=eps)
+            mixed, own = decode_attend(
+                y.reshape(B, 1, *heads), cache.layer(i), rope, Scores(c.sliding_window)
+            )
             cache = cache.replace(i, own)
             x = product(o, mixed.reshape(B, -1), residual=x)
-            h = product(gate_up, x, norm=p.post_attention_layernorm, eps=eps, gated=True)
+            h = product(gate_up, x, norm=p.ffn_norm, eps=eps, gated=True)
             x = product(down, h, residual=x)
         logits = product(weights[-1], x, norm=params.norm, eps=eps, wide=True)
         return logits[:, None], cache

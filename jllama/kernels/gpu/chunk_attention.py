@@ -10,6 +10,7 @@ from jax import Array
 from jllama.kernels.gpu import launch
 from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 
 KEYS = 128  # cached positions of a tile, as in chunk.cu
 MAX_STAGES, MAX_SPLITS = 4, 16
@@ -74,7 +75,7 @@ def chunk_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    window: int | None,
+    scores: Scores,
     only: Array | None = None,
     *,
     fresh: bool = False,
@@ -87,7 +88,7 @@ def chunk_attend(
     assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("chunk_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        shape = make_shape(B, T, K, G, H, cache.max_len, window, qkv.dtype, fresh)
+        shape = make_shape(B, T, K, G, H, cache.max_len, scores.window, qkv.dtype, fresh)
         operands = [qkv, *rope, cache.length, cache.places]
         keys, values = launch.call(
             chunk_source(shape),
@@ -101,7 +102,7 @@ def chunk_attend(
         if only is not None:  # one query a row
             angles = (one_token(rope[0], only), one_token(rope[1], only))
             queries, _, _ = rotated_heads(one_token(qkv, only), angles)
-            return attend(queries, *appended.own(), cache.length + only, window), appended
+            return attend(queries, *appended.own(), cache.length + only, scores), appended
         mixed, *_ = launch.call(
             chunk_source(shape),
             "jllama_chunk",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def _source(plan: Plan, slots: tuple[int, ...]) -> str:
     return source(plan, list(slots))
 
 
-def _weights(params: Params) -> Iterator[tuple[int, Array | QTensor]]:
+def _weights(params: Params) -> Iterator[tuple[int, Any]]:
     """All parameters that the kernel reads, each with its slot in the kernel's pointer table."""
     yield 5, params.norm
     yield 7, params.embed_tokens
@@ -128,7 +129,7 @@ def _weights(params: Params) -> Iterator[tuple[int, Array | QTensor]]:
         yield 10, params.lm_head
     for i, layer in enumerate(params.layers):
         a, m = layer.attention, layer.mlp
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        norms = (layer.attn_norm, layer.ffn_norm)
         weights = (*norms, a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj)
         for offset, weight in zip((0, 1, 4, 7, 10, 13), weights, strict=True):
             yield TABLE_LAYER + TABLE_PER_LAYER * i + offset, weight

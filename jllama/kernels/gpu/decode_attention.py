@@ -9,6 +9,7 @@ from jax import Array
 
 from jllama.kernels.gpu import launch
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
@@ -53,7 +54,7 @@ def decode_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    window: int | None,
+    scores: Scores,
     only: Array | None = None,
 ) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` for T = 1; asks `attention_refusal` first.
@@ -63,7 +64,7 @@ def decode_attend(
     assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("decode_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        shape = make_shape(B, K, G, H, cache.max_len, window, qkv.dtype)
+        shape = make_shape(B, K, G, H, cache.max_len, scores.window, qkv.dtype)
         results = [
             jax.ShapeDtypeStruct((B, T, K, G, H), qkv.dtype),
             jax.ShapeDtypeStruct(cache.keys.shape, cache.keys.dtype),

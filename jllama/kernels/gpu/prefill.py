@@ -6,6 +6,7 @@ from jax import Array
 
 from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
+from jllama.layers.kind import Scores
 
 MIN_TOKENS = 64
 
@@ -23,21 +24,21 @@ def prefill_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    window: int | None,
+    scores: Scores,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` where every row of the cache is empty and T positions fit."""
     queries, keys, values = rotated_heads(qkv, rope)
     cache = cache.begin(keys, values)
     if only is not None:  # one query a row
-        return attend(one_token(queries, only), cache.keys, cache.values, only, window), cache
+        return attend(one_token(queries, only), cache.keys, cache.values, only, scores), cache
     B, T, K, G, H = queries.shape
     mixed = jax.nn.dot_product_attention(
         queries.reshape(B, T, K * G, H),
         keys,
         values,
         is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
+        local_window_size=None if scores.window is None else (scores.window - 1, 0),
         implementation="cudnn",
     )
     return mixed.reshape(queries.shape), cache

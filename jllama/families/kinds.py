@@ -1,0 +1,78 @@
+"""Which layers slide, which rotate: the lists and patterns of the files -> the kinds of the layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.families.keys import GgufKeys, HfKeys
+from jllama.layers.kind import LayerKind
+from jllama.layers.rope import Rope
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def kind_fields(kinds: Sequence[LayerKind]) -> dict[str, Any]:
+    """The fields of `ModelConfig` for the kinds of all layers: one for all of them where they are equal."""
+    first = kinds[0] if kinds else LayerKind()
+    if first.rope is not None and all(kind == first for kind in kinds):
+        return dict(sliding_window=first.window, rope=first.rope, layer_kinds=())
+    rope = next((kind.rope for kind in kinds if kind.window is None and kind.rope), None)
+    rope = rope or next((kind.rope for kind in kinds if kind.rope), Rope())
+    return dict(sliding_window=None, rope=rope, layer_kinds=_period(kinds))
+
+
+def _period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest beginning that repeats to the end."""
+    for size in range(1, len(kinds)):
+        if all(kind == kinds[layer % size] for layer, kind in enumerate(kinds)):
+            return tuple(kinds[:size])
+    return tuple(kinds)
+
+
+def alternating(
+    slides: Sequence[bool], window: Any, full: Rope | None, sliding: Rope | None
+) -> dict[str, Any]:
+    """The fields where some layers slide and others see everything, each with a rotary embedding."""
+    kinds = [LayerKind(window, sliding) if slide else LayerKind(None, full) for slide in slides]
+    return kind_fields(kinds)
+
+
+def layer_types(keys: HfKeys, otherwise: Sequence[bool]) -> list[bool]:
+    """Which layers slide: config key `layer_types`, or what the family does without it.
+
+    Raises:
+      JllamaError: another kind of layer, or not one for each layer.
+    """
+    types = keys.get("layer_types")
+    if not types:
+        return list(otherwise)
+    layers = keys.layers()
+    if not isinstance(types, list) or not set(map(str, types)) <= {FULL, SLIDING}:
+        kinds = sorted({str(kind) for kind in types}) if isinstance(types, list) else types
+        raise JllamaError(
+            f"config.json: layer_types of kinds {kinds} are not supported; use {FULL}, {SLIDING}"
+        )
+    if len(types) != layers:
+        raise JllamaError(f"config.json: {len(types)} layer_types for num_hidden_layers={layers}")
+    return [kind == SLIDING for kind in types]
+
+
+def every(period: int, layers: int) -> list[bool]:
+    """All layers slide but for each `period`-th one."""
+    if type(period) is not int or period < 1:
+        raise JllamaError(f"config.json: a pattern of {period!r} layers must be a whole number from 1")
+    return [(layer + 1) % period != 0 for layer in range(layers)]
+
+
+def gguf_slides(keys: GgufKeys, period: int) -> list[bool]:
+    """Which layers slide: the key `attention.sliding_window_pattern`, a list or a period, or `period`.
+
+    Raises:
+      JllamaError: a list that does not fit the layers.
+    """
+    pattern, layers = keys.each("attention.sliding_window_pattern"), keys.need("block_count")
+    if not isinstance(pattern, list):
+        return every(period if pattern is None else pattern, layers)
+    if len(pattern) != layers:
+        raise JllamaError(f"GGUF: sliding_window_pattern has {len(pattern)} values for {layers} layers")
+    return [bool(slide) for slide in pattern]

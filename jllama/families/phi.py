@@ -1,0 +1,28 @@
+"""Phi-3, 3.5, 4 and 4-mini: fused projections, LongRoPE, rotations of a part of each head."""
+
+from typing import Any
+
+from jllama.families.family import GGUF_LAYER, Family
+from jllama.families.keys import HfKeys
+from jllama.families.rope import rope_from_hf
+
+
+def _phi3(keys: HfKeys) -> dict[str, Any]:
+    keys.stated("resid_pdrop"), keys.stated("embd_pdrop")
+    return dict(rope=rope_from_hf(keys, partly=True), sliding_window=keys.stated("sliding_window"))
+
+
+PHI3 = Family(
+    model_types=("phi3",),
+    architectures=("phi3",),
+    defaults=dict(
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
+    hf=_phi3,
+    gguf_layer={**GGUF_LAYER, "ffn_up": "mlp.gate_up_proj"},
+)
