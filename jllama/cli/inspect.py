@@ -47,29 +47,32 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
     """
     if reference.endswith(".json") or ready_made.is_shape(reference):
         from jllama.config import ModelConfig
+        from jllama.families.known import family_of
 
-        config = ModelConfig.from_hf(ready_made.shape(reference))
-        return config, planned_tensors(config), "config.json"
+        shape = ready_made.shape(reference)
+        config = ModelConfig.from_hf(shape)
+        return config, planned_tensors(config, family_of(shape)), "config.json"
     ready_made.check(reference)
     from jllama.hub.references import resolve
 
     files = resolve(reference, sha256=sha256)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import open_checkpoint, read_config
+    from jllama.families.known import family_of
 
     config = read_config(files)
     if files.directory is not None and not any(files.directory.glob("*.safetensors*")):
-        return config, planned_tensors(config), "config.json"
+        return config, planned_tensors(config, family_of(files.config_path)), "config.json"
     stored = open_checkpoint(files).tensors.values()
     return config, [tensor(s.name, s.shape, s.encoding.name, s.nbytes) for s in stored], "files"
 
 
-def planned_tensors(config: Any) -> list[dict[str, Any]]:
+def planned_tensors(config: Any, family: Any) -> list[dict[str, Any]]:
     """The tensors that a checkpoint of this configuration would hold."""
     from jllama.checkpoint.layout import parts
     from jllama.families.tensor_names import to_hf
 
-    return [tensor(to_hf(part.name), part.shape, None, None) for part in parts(config).values()]
+    return [tensor(to_hf(part.name, family), part.shape, None, None) for part in parts(config).values()]
 
 
 def tensor(name: str, shape: tuple[int, ...], dtype: str | None, nbytes: int | None) -> dict[str, Any]:

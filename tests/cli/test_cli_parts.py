@@ -28,6 +28,7 @@ from jllama.cli import (
 )
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.llama import LLAMA
 from jllama.settings import CHOICES, GenerationSettings
 
 
@@ -863,7 +864,7 @@ def test_a_line_for_each_tensor():
 @pytest.mark.parametrize("with_tensors", [True, False])
 def test_a_report_for_a_person(with_tensors):
     config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
-    made = inspect.describe(config, inspect.planned_tensors(config), 10, 2)
+    made = inspect.describe(config, inspect.planned_tensors(config, LLAMA), 10, 2)
     assert json.dumps(made)
     assert made["kv_cache"] == {
         "batch": 2,
@@ -937,6 +938,7 @@ def pieces_of_chat(monkeypatch, **changes):
     monkeypatch.setattr(chat, "FLAGS", SimpleNamespace(**held | changes))
     monkeypatch.setattr(command_line, "sampling_settings", lambda given=None: "settings")
     monkeypatch.setattr(command_line, "load_model", lambda: "model")
+    monkeypatch.setattr(command_line, "template_variables", lambda: None)
     monkeypatch.setattr(chat, "_conversation", lambda model: SimpleNamespace(branches={}, progress=None))
     monkeypatch.setattr(chat, "_settings", lambda model: "settings")
     monkeypatch.setattr(chat, "_banner", lambda model: "banner")

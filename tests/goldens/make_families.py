@@ -5,7 +5,8 @@
 
 Of each model: `config.json` and the tensors' names and shapes as `save_pretrained` writes them; fp32 logits
 of every sixth position, of a short text's last one, and the greedy continuation. The weights follow from
-the names (`checkpoint_generator.named_tensors`). `--check` compares what another version of transformers does with what
+the names (`checkpoint_generator.named_tensors`).
+`--check` compares what another version of transformers does with what
 is there, and keeps its configurations as `older` beside the first. Made with transformers 5.24.0
 and torch 2.13.0; checked with 4.57.3.
 """
