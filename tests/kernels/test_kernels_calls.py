@@ -1,0 +1,296 @@
+"""Which kernel a call goes to and with what, what the CPU's refuse, and how CUDA is compiled; none is run."""
+
+import ctypes
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama import kernels
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.kernels.cpu import build, step
+from jllama.kernels.gpu import launch
+from jllama.kernels.target import Target
+from jllama.layers.attention import append_and_attend
+from jllama.layers.cache import KVCache
+from jllama.layers.qtensor import QTensor
+from tests.support.helpers import random_params
+
+CONFIG = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
+CPU, GPU = Target("cpu"), Target("gpu")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG)
+
+
+# Who is called.
+
+
+class Called(Exception):  # noqa: N818
+    """A kernel, or the plain model, with these arguments."""
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Everything raises `Called`; nothing is refused."""
+
+    def raising(name):
+        def call(*given, **options):
+            raise Called(name, given, options)
+
+        return call
+
+    monkeypatch.setattr(kernels.model, "forward", raising("plain"))
+    monkeypatch.setattr(kernels.cpu, "forward", raising("cpu"))
+    monkeypatch.setattr(kernels.gpu, "decode_step", raising("decode"))
+    monkeypatch.setattr(kernels.gpu, "batch_step", raising("batch"))
+    monkeypatch.setattr(kernels, "gpu_attention", lambda *given: ("attention", given[4]))
+    monkeypatch.setattr(kernels, "refusal", lambda *given: None)
+    return monkeypatch
+
+
+def called(params, target, B=1, T=1, **options):
+    cache = KVCache.empty(CONFIG, batch=B, max_len=16, dtype="float32")
+    tokens, n_valid = jnp.zeros((B, T), jnp.int32), jnp.full((B,), T, jnp.int32)
+    with pytest.raises(Called) as call:
+        kernels.forward(CONFIG, params, tokens, cache, n_valid=n_valid, target=target, **options)
+    return call.value.args
+
+
+@pytest.mark.parametrize(
+    ("target", "B", "T", "name"),
+    [
+        (GPU, 1, 1, "decode"),
+        (GPU, 2, 1, "batch"),
+        (CPU, 1, 1, "cpu"),
+        (CPU, 2, 3, "cpu"),
+    ],
+)
+def test_the_kernel_of_a_whole_call(calls, params, target, B, T, name):
+    found, given, options = called(params, target, B, T)
+    assert found == name
+    assert given[:2] == (CONFIG, params)
+    if name == "cpu":
+        assert options == {"last_only": True}
+        assert called(params, target, B, T, last_only=False)[2] == {"last_only": False}
+        assert given[4][0].shape == (B, T, CONFIG.head_dim // 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "fresh", "attend"),
+    [
+        (CPU, True, append_and_attend),
+        (GPU, True, ("attention", True)),
+        (GPU, False, ("attention", False)),
+    ],
+)
+def test_the_plain_model_gets_the_gpu_s_attention_there_alone(calls, params, target, fresh, attend):
+    calls.setattr(kernels, "refusal", lambda *given: "no")
+    name, _, options = called(params, target, fresh=fresh, last_only=False)
+    assert (name, options["attend_fn"], options["last_only"]) == ("plain", attend, False)
+    assert options["context"] is None
+    calls.setattr(kernels, "gpu_attention", lambda *given: None)
+    assert called(params, target, fresh=fresh)[2]["attend_fn"] is append_and_attend
+
+
+@pytest.mark.parametrize("target", [CPU, GPU])
+def test_what_does_not_fit_is_refused_before_a_kernel_runs(calls, params, target):
+    cache = KVCache.empty(CONFIG, batch=1, max_len=2, dtype="float32")
+    with pytest.raises(JllamaError, match="3"):
+        kernels.forward(
+            CONFIG, params, jnp.zeros((1, 3), jnp.int32), cache, n_valid=np.int32([3]), target=target
+        )
+
+
+# What the CPU's kernels refuse.
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    monkeypatch.setattr(build, "load", lambda: object())
+
+
+def refused(params, dtype="float32", **fields):
+    cache = KVCache.empty(CONFIG, batch=1, max_len=16, dtype=dtype)
+    return step.forward_refusal(CONFIG, params, dataclasses.replace(cache, **fields))
+
+
+def test_what_a_library_that_is_not_there_says(monkeypatch, params):
+    monkeypatch.setattr(build, "load", lambda: "no compiler")
+    assert refused(params) == "no compiler"
+
+
+def test_what_a_model_is_refused_for(loaded, params, monkeypatch):
+    assert [refused(params, dtype=dtype) for dtype in ("float32", "bfloat16", "float16")] == [None] * 3
+    assert refused(params, keys=(jnp.zeros(1, jnp.int8),) * 2) == "a cache of int8"
+    mixed = KVCache.empty(CONFIG, batch=1, max_len=16, dtype="float16").values
+    assert refused(params, values=mixed) == "a cache of float32"
+    with monkeypatch.context() as patch:
+        patch.delitem(step.ACTIVATIONS, "silu")
+        assert refused(params) == "the activation silu"
+    odd = dataclasses.replace(params, norm=params.norm.astype(jnp.float16))
+    assert refused(odd) == "norms and biases of several dtypes"
+    strange = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
+    assert refused(strange) == "norms of float8_e4m3fn"
+    weights = dataclasses.replace(params, embed_tokens=params.embed_tokens.astype(jnp.int8))
+    assert refused(weights) == "weights of int8"
+    head = dataclasses.replace(params, lm_head=params.lm_head.astype(jnp.int16))
+    assert refused(head) == "weights of int16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_plain_weights_of_each_width(dtype):
+    assert step.weight_refusal(jnp.zeros((2, 2), dtype)) is None
+
+
+def quantised(bits=8, group=32, layout="tiles", scales="float16", offsets=None):
+    def half(dtype):
+        return None if dtype is None else jnp.zeros((1, 64 // group, 16), dtype)
+
+    values = jnp.zeros((1, 16, 16, 4), jnp.int8 if bits == 8 else jnp.uint8)
+    return QTensor(
+        values=values, scales=half(scales), offsets=half(offsets), shape=(16, 64), bits=bits, layout=layout
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(), None),
+        (dict(bits=4), None),
+        (dict(group=64), None),
+        (dict(scales="float32", offsets="float32"), None),
+        (dict(scales="float16", offsets="float16"), None),
+        (dict(layout="rows"), "quantised weights in the layout 'rows'; kernels.cpu.prepare makes tiles"),
+        (dict(bits=2), "2-bit weights in groups of 32"),
+        (dict(group=16), "8-bit weights in groups of 16"),
+        (dict(scales="float32", offsets="float16"), "scales of float16, float32"),
+        (dict(scales="bfloat16"), "scales of bfloat16"),
+    ],
+)
+def test_quantised_weights(changes, words):
+    assert step.weight_refusal(quantised(**changes)) == words
+
+
+def test_what_a_kernel_is_told_of_its_operands():
+    plain, packed, offset = (
+        jnp.zeros((2, 3, 4), "bfloat16"),
+        quantised(4),
+        quantised(8, 64, offsets="float32"),
+    )
+    offset = dataclasses.replace(offset, scales=offset.scales.astype("float32"))
+    operands = step.Operands(jnp.zeros(1))
+    for weight in (plain, packed, offset):
+        operands.weight(weight)
+    assert operands.spec == [
+        *(1, 6, 4, 0, 0, 1, -1, -1),
+        *(4, 16, 64, 32, 1, 2, 3, -1),
+        *(3, 16, 64, 64, 0, 4, 5, 6),
+    ]
+    assert len(operands.arrays) == 7
+    assert operands.add(None) == -1
+
+
+@pytest.mark.parametrize("last_only", [True, False])
+def test_the_numbers_of_a_call(params, last_only):
+    config = dataclasses.replace(CONFIG, sliding_window=5, hidden_act="gelu")
+    cache = KVCache.empty(config, batch=3, max_len=16, dtype="float16")
+    rope = (jnp.zeros((3, 2, 4)), jnp.zeros((3, 2, 4)))
+    made = step._operands(config, params, jnp.zeros((3, 2), jnp.int32), cache, rope, jnp.ones(3), last_only)
+    eps = int(np.float32(config.rms_norm_eps).view(np.uint32))
+    sizes = [2, 3, 2, 32, 2, 2, 8, 48, 64, 16, 5, 1, eps, 0, 2, int(last_only)]
+    assert made.spec[:16] == sizes
+    assert made.arrays[3].tolist() == [0, 1, 2]  # without rows of its own each text has the cache's
+    vectors = made.spec[16 + 8 * 10 :]
+    assert [at >= 0 for at in vectors] == [True, True, False, False, False, False] * 2 + [True]
+
+
+# How CUDA becomes machine code.
+
+
+class Library:
+    """NVRTC as far as it is used."""
+
+    def __init__(self, fails=0, unread=0):
+        self.fails, self.unread, self.said = fails, unread, []
+
+    def nvrtcCreateProgram(self, program, source, *rest):  # noqa: N802
+        self.said.append(("create", source))
+
+    def nvrtcCompileProgram(self, program, count, flags):  # noqa: N802
+        self.said.append(("compile", [flags[i] for i in range(count)]))
+        return self.fails
+
+    def nvrtcGetPTXSize(self, program, size):  # noqa: N802
+        ctypes.cast(size, ctypes.POINTER(ctypes.c_size_t))[0] = 5
+
+    def nvrtcGetPTX(self, program, buffer):  # noqa: N802
+        buffer.value = b"code"
+        return self.unread
+
+    nvrtcGetProgramLogSize = nvrtcGetPTXSize  # noqa: N815
+
+    def nvrtcGetProgramLog(self, program, buffer):  # noqa: N802
+        buffer.value = b"line"
+        return 0
+
+    def nvrtcDestroyProgram(self, program):  # noqa: N802
+        self.said.append("destroy")
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [(Library(), None), (Library(fails=6), "NVRTC: line"), (Library(unread=1), "NVRTC: no PTX")],
+)
+def test_a_program_is_compiled_and_given_back(monkeypatch, library, words):
+    monkeypatch.setattr(launch, "_nvrtc", lambda: library)
+    if words is None:
+        assert launch._compile("source", ("-a", "-b")) == "code"
+    else:
+        with pytest.raises(RuntimeError, match=words):
+            launch._compile("source", ("-a", "-b"))
+    assert library.said == [("create", b"source"), ("compile", [b"-a", b"-b"]), "destroy"]
+
+
+def test_without_a_compiler_it_is_said(monkeypatch):
+    monkeypatch.setattr(launch, "_nvrtc", lambda: None)
+    assert launch._nvrtc_version() == (0, 0)
+    with pytest.raises(RuntimeError, match="libnvrtc is missing"):
+        launch._compile("source", ())
+
+
+def test_the_newest_compiler_that_jax_brings_comes_first(monkeypatch, tmp_path):
+    names = [f"{package}/lib/libnvrtc.so.{n}" for package, n in (("cu12", 12), ("cu13", 13), ("cu13", 9))]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    tried = []
+
+    def load(name):
+        tried.append(str(name).removeprefix(f"{tmp_path}/"))
+        raise OSError("not here")
+
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found if name == "nvidia" else None)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert launch._nvrtc.__wrapped__() is None
+    system = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
+    assert tried == ["cu13/lib/libnvrtc.so.13", "cu12/lib/libnvrtc.so.12", *system]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tried.clear()
+    assert launch._nvrtc.__wrapped__() is None
+    assert tried == system
