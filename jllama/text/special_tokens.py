@@ -15,6 +15,7 @@ END_OF_TURN = (
     "<|eot|>",
     "<end_of_turn>",
     "<turn|>",
+    "<|tool_response>",  # Gemma 4 hands over with it, behind a call
     "<|end|>",
     "<|end_of_turn|>",
     "<|END_OF_TURN_TOKEN|>",

@@ -105,15 +105,22 @@ def test_which_texts_begin_with_bos_unasked(pre, given, begins):
     assert (letters(pre=pre, **given).encode("a")[0] == 0) is begins
 
 
-def gemma4(**fields):
+HANDS_OVER = "<|tool_response>"
+
+
+def gemma4_fields(**fields):
     """`▁` for blanks, merges on plain text, a byte for what no token spells."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     learnt = ["▁", "a", "b", "\n", "\n\n", "▁a", "▁ab", "▁▁", "</s>"]
-    tokens = ["<pad>", "<eos>", "<bos>", *bytes_, *learnt, "<|turn>", "<turn|>", "<|tool_call>"]
-    types = [CONTROL] * 3 + [BYTE] * 256 + [NORMAL] * len(learnt) + [CONTROL] * 2 + [USER_DEFINED]
+    tokens = ["<pad>", "<eos>", "<bos>", *bytes_, *learnt, "<|turn>", "<turn|>", "<|tool_call>", HANDS_OVER]
+    types = [CONTROL] * 3 + [BYTE] * 256 + [NORMAL] * len(learnt) + [CONTROL] * 2 + [USER_DEFINED] * 2
     merges = ["▁ ▁", "▁ a", "▁a b", "\n \n"]
     more = {"model": "gemma4", "bos_token_id": 2, "eos_token_id": 1} | fields
-    return Tokenizer.from_gguf(bpe_fields(tokens, types, merges, **more))
+    return bpe_fields(tokens, types, merges, **more)
+
+
+def gemma4(**fields):
+    return Tokenizer.from_gguf(gemma4_fields(**fields))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +151,17 @@ def test_gemma4_turns():
     ids = tokenizer.encode("<|turn>a<turn|>", add_special=False, parse_special=True)
     assert [tokenizer.decode([token], skip_special=False) for token in ids] == ["<|turn>", "a", "<turn|>"]
     assert tokenizer.decode(ids) == "a"
+
+
+def test_gemma4_hands_over_behind_a_call():
+    template = (
+        "{% for m in messages %}<|turn>{{ m.content }}<|tool_call>a<|tool_response>b<turn|>{% endfor %}"
+    )
+    tokenizer = Tokenizer.from_gguf(gemma4_fields() | {"tokenizer.chat_template": template})
+    ends = {tokenizer.special_id(text) for text in ("<eos>", "<turn|>", HANDS_OVER)}
+    assert tokenizer.eos_ids == ends
+    assert None not in ends
+    assert tokenizer.special_id("<|tool_call>") is None
 
 
 @pytest.mark.parametrize("given", ["no-such-way", 5])
