@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from jllama.batching.stream import Stream
+from jllama.engine.rows import Piece
 from jllama.engine.scheduler import Admission, Job, Scheduler, Stats, Turn
-from jllama.engine.slots import Piece, Slots
+from jllama.engine.slots import Slots
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import EngineFailedError, JllamaError

@@ -7,8 +7,8 @@ import numpy as np
 
 from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.batching.stream import Stream
+from jllama.engine.rows import Row
 from jllama.engine.scheduler import Job
-from jllama.engine.slots import Row
 from jllama.errors import JllamaError
 from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, tokenizer_of

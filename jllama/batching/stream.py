@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jllama.answer import Answer, Result, TokenScore
+from jllama.engine.rows import Row
 from jllama.engine.scheduler import Job
-from jllama.engine.slots import Row
 from jllama.layers.sampling import Scores
 
 Item = str | BaseException | None  # a piece of text, what went wrong, or the end

@@ -14,44 +14,17 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
 from jllama.engine.prefill import chunk_sizes
+from jllama.engine.rows import Piece, Row, packed, stacked
 from jllama.engine.state import NO_TOKEN, Burst, Way
 from jllama.engine.step import HURRIED
 from jllama.kernels.target import target_of
-from jllama.layers.sampling import Sampling, Scores
+from jllama.layers.sampling import Scores
 from jllama.model import Params
 
 # Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
 PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
 TURN_FLOPS, MOST_CHUNKS = 3 * 10**13, 8
 SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kept: V floats a token
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """What a request brings along, as host arrays."""
-
-    prompt: np.ndarray  # int32 [n]
-    sampling: Sampling  # of one row
-    key: np.ndarray  # uint32 [2]
-    limit: int  # tokens that it may generate
-    stop_ids: Sequence[int]
-    floor: int = 0  # tokens before one of them may come
-    scores: bool = False  # log-probabilities are told
-
-    @property
-    def extras(self) -> bool:
-        """Whether it needs a program that does more."""
-        return self.scores or self.floor > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """What is read next of a prompt."""
-
-    slot: int
-    tokens: np.ndarray  # int32 [n]
-    start: int  # positions of the slot that hold the tokens before
-    context: int  # the length of the whole prompt
 
 
 class Slots:
@@ -130,7 +103,7 @@ class Slots:
           float32 `[1, V]`, or `[GROUP, V]` of several in their order: the logits behind their last tokens.
         """
         program = slot_programs.reader(self.target, size)
-        logits, cache = program(self.config, self.params, self.state.cache, _packed(pieces, size, size))
+        logits, cache = program(self.config, self.params, self.state.cache, packed(pieces, size, size))
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 
@@ -143,7 +116,7 @@ class Slots:
         """
         piece = Piece(slot, prompt[start : start + size + 1], start, len(prompt))
         program = slot_programs.scorer(self.target, size)
-        arguments = (self.config, self.params, self.state.cache, _packed([piece], size, size + 1))
+        arguments = (self.config, self.params, self.state.cache, packed([piece], size, size + 1))
         logits, scores, cache = program(*arguments)
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits, scores
@@ -184,7 +157,7 @@ class Slots:
             keys[at], stops[at, : len(row.stop_ids)] = row.key, row.stop_ids
             prompts[at, : len(row.prompt)] = row.prompt
             self._greedy[slot], self._extras[slot] = row.sampling.is_greedy(), row.extras
-        sampling = _stacked([row.sampling for _, row, _ in beginnings], size)
+        sampling = stacked([row.sampling for _, row, _ in beginnings], size)
         how = self.way(extras=any(row.extras for _, row, _ in beginnings))
         arrays = (numbers, keys, stops, prompts, sampling)
         self.state, first = slot_programs.begin(self.state, logits, *arrays, how=how)
@@ -207,18 +180,3 @@ class Slots:
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
         return burst
-
-
-def _stacked(rows: Sequence[Sampling], size: int) -> Sampling:
-    """The rows' settings as one of `size` rows; the last ones repeat the first."""
-    filled = [*rows, *[rows[0]] * (size - len(rows))]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if size > 1 else rows[0]
-
-
-def _packed(pieces: Sequence[Piece], size: int, width: int) -> np.ndarray:
-    """The `chunk` of programs that read `size` tokens, with room for `width`."""
-    chunk = np.zeros((len(pieces), 4 + width), np.int32)
-    for row, piece in zip(chunk, pieces, strict=True):
-        row[:4] = piece.slot, piece.start, min(len(piece.tokens), size), piece.context
-        row[4 : 4 + len(piece.tokens)] = piece.tokens
-    return chunk

@@ -11,8 +11,8 @@ from jllama.answer import Answer
 from jllama.batching.calls import is_several, room_for_all
 from jllama.batching.loop import HURRIED, NOT_FINITE, Loop
 from jllama.batching.stream import Stream
+from jllama.engine.rows import Row
 from jllama.engine.scheduler import Job, Scheduler
-from jllama.engine.slots import Row
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError

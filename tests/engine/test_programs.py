@@ -9,9 +9,10 @@ import pytest
 
 from jllama.engine import slot_programs
 from jllama.engine.prefill import check_fits, chunk_sizes, prefill
+from jllama.engine.rows import Piece, Row
 from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, common_prefix
 from jllama.engine.scheduler import check_fits as check_fits_slot
-from jllama.engine.slots import Piece, Row, Slots
+from jllama.engine.slots import Slots
 from jllama.engine.state import NO_TOKEN, Way
 from jllama.errors import JllamaError
 from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target, of_platform, target_of

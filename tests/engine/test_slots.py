@@ -9,7 +9,8 @@ import pytest
 
 from jllama.engine.decoder import Decoder
 from jllama.engine.prefill import prefill
-from jllama.engine.slots import Piece, Row, Slots
+from jllama.engine.rows import Piece, Row
+from jllama.engine.slots import Slots
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling

@@ -7,7 +7,8 @@ import pytest
 
 from jllama.checkpoint.random_params import random_params
 from jllama.engine import slot_programs
-from jllama.engine.slots import Piece, Slots
+from jllama.engine.rows import Piece
+from jllama.engine.slots import Slots
 from jllama.engine.state import Way
 from tests.engine.test_slots import first, read, row_of, run, take
 from tests.support.decoding import GPU, XLA
