@@ -11,18 +11,17 @@ import numpy as np
 
 from jllama.answer import Answer, OneAtATime, Result, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.checkpoint.memory import check_cache
-from jllama.engine.decoder import Decoder
-from jllama.engine.prefill import Progress, prefill
-from jllama.engine.scheduler import common_prefix
-from jllama.engine.state import NO_TOKEN, start_decode
-from jllama.errors import JllamaError, PromptTooLongError
+from jllama.engine.decoder import Progress, bursts, read_prompt
+from jllama.engine.rows import Row
+from jllama.engine.scheduler import check_fits, common_prefix
+from jllama.engine.slots import Slots
+from jllama.engine.state import Burst, DecodeState
+from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, Variables, encode_prompt
-
-STOP_ID_SLOTS = 32  # so many at least, so that another tokenizer compiles nothing
 
 
 class Session:
@@ -102,20 +101,19 @@ class Session:
     ) -> Generator[str, None, None]:
         answer = Answer(self._tokenizer, prompt, settings, begun)
         self.result = answer.result
-        decoder: Decoder | None = self._start([*prompt, *begun], settings, progress)
-        assert decoder is not None
+        sound, (slots, first) = True, self._start([*prompt, *begun], settings, progress)
         try:
-            for burst in decoder:
+            for burst in bursts(slots, first):
                 yield from answer.push(burst[0].tolist())
                 if answer.finished:
                     return
             yield from answer.end()
         except JllamaError:
-            decoder = None  # NaN in the cache would spoil whatever follows
+            sound = False  # NaN in the cache would spoil whatever follows
             raise
         finally:
-            if decoder is not None:
-                self._keep(decoder, [*prompt, *answer.result.token_ids[:-1]])
+            if sound:
+                self._keep(slots, [*prompt, *answer.result.token_ids[:-1]])
 
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
@@ -144,47 +142,33 @@ class Session:
         self._leave_sharers()
 
     def _check(self, prompt: Sequence[int], settings: GenerationSettings) -> None:
-        if not prompt:
-            raise JllamaError("the prompt is empty: give at least one token")
-        if len(prompt) >= self.max_seq_len:
-            context = self.model.config.context_length
-            remedy = f"shorten it or raise max_seq_len (the model's context: {context})"
-            raise PromptTooLongError(len(prompt), self.max_seq_len, remedy)
+        context = self.model.config.context_length
+        remedy = f"shorten it or raise max_seq_len (the model's context: {context})"
+        check_fits(len(prompt), self.max_seq_len, remedy)
         check_ids(prompt, settings, self.model.config.vocab_size)
 
     def _start(
         self, prompt: Sequence[int], settings: GenerationSettings, progress: Progress | None
-    ) -> Decoder:
-        """Prefills what the cache does not hold yet and samples the first token."""
-        model = self.model
-        # At least one token is computed anew: its logits are where the answer starts.
-        reused = min(common_prefix(np.asarray(self.ids), np.asarray(prompt)), len(prompt) - 1)
-        cache = self._take_cache(reused)
-        logits, cache = prefill(model.config, model.params, cache, [prompt[reused:]], progress=progress)
-        V = model.config.vocab_size
-        limit = min(settings.max_new_tokens, self.max_seq_len - len(prompt))
-        state, first, how = start_decode(
-            cache,
-            logits,
-            sampling_of(settings, V),
-            _padded_row(prompt, self.max_seq_len),
-            np.array([len(prompt)], np.int32),
-            key_of(settings)[None],
-            np.array([limit], np.int32),
-            self._stop_row(settings),
-            np.array([settings.min_new_tokens], np.int32),
+    ) -> tuple[Slots, Burst]:
+        """Reads what the cache does not hold yet and samples the first token."""
+        model, V = self.model, self.model.config.vocab_size
+        row = Row(
+            prompt=np.asarray(prompt, np.int32),
+            sampling=sampling_of(settings, V),
+            key=key_of(settings),
+            limit=min(settings.max_new_tokens, self.max_seq_len - len(prompt)),
+            stop_ids=stop_ids_of(self._tokenizer, settings, V),
+            floor=settings.min_new_tokens,
         )
+        # At least one token is computed anew: its logits are where the answer starts.
+        reused = common_prefix(np.asarray(self.ids, np.int32), row.prompt[:-1])
+        slots = Slots(model.config, model.params, DecodeState.of_one(self._take_cache(reused)))
+        logits = read_prompt(slots, row.prompt, reused, progress=progress)
         self.result.reused_tokens = reused
-        return Decoder(model.config, model.params, state, first, how)
-
-    def _stop_row(self, settings: GenerationSettings) -> np.ndarray:
-        """int32 `[1, a power of two]`: the ids that end an answer. What the model can't say needs no slot."""
-        ids = stop_ids_of(self._tokenizer, settings, self.model.config.vocab_size)
-        size = max(STOP_ID_SLOTS, 1 << len(ids).bit_length())
-        return _padded_row(ids, size)
+        return slots, slots.begin_together([(0, row, 0)], logits)
 
     def _take_cache(self, count: int) -> KVCache:
-        """The cache with its first `count` positions. It is the engine's now: until `_keep` we have none."""
+        """The cache, for its first `count` positions. It is the engine's now: until `_keep` we have none."""
         cache, self._cache, self.ids = self._cache, None, []
         if len(self._sharers) > 1:
             cache = jax.tree.map(jnp.copy, cache) if count else None
@@ -193,16 +177,16 @@ class Session:
             config, dtype = self.model.config, self.model.dtype
             check_cache(config, dtype, batch=1, max_len=self.max_seq_len)
             return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
-        return cache.holding(np.array([count], np.int32))
+        return cache
 
-    def _keep(self, decoder: Decoder, ids: list[int]) -> None:
+    def _keep(self, slots: Slots, ids: list[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.
 
         Args:
-          decoder: has the cache.
+          slots: have the cache.
           ids: what is in it: not the answer's last token, which was sampled but never fed.
         """
-        cache = decoder.state.cache
+        cache = slots.state.cache
         if any(array.is_deleted() for array in jax.tree.leaves(cache)):
             return  # Ctrl-C fell between a step and the assignment of its result: start from nothing
         self._cache, self.ids = cache, ids
@@ -210,10 +194,3 @@ class Session:
     def _leave_sharers(self) -> None:
         self._sharers.discard(self)
         self._sharers = weakref.WeakSet([self])
-
-
-def _padded_row(ids: Sequence[int], size: int) -> np.ndarray:
-    """int32 `[1, size]`: the ids, then `NO_TOKEN`."""
-    row = np.full((1, size), NO_TOKEN, np.int32)
-    row[0, : len(ids)] = ids
-    return row

@@ -11,11 +11,9 @@ from jllama import kernels
 from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
-from jllama.engine.decoder import Decoder
-from jllama.engine.prefill import prefill
 from jllama.hub.references import resolve
 from jllama.layers.cache import KVCache
-from tests.support.decoding import GPU, XLA, start
+from tests.support.decoding import GPU, XLA, empty_slots, texts
 from tests.test_goldens import check_real_model
 
 pytestmark = pytest.mark.gpu
@@ -46,12 +44,9 @@ def test_float32_equals_the_goldens(request, name):
 
 def answers(params, dtype, prompts, *, count=64, **settings):
     """Generated ids of each row, by the engine."""
-    batch = len(prompts)
-    cache = KVCache.empty(CONFIG, batch=batch, max_len=MAX_LEN, dtype=dtype)
-    logits, cache = prefill(CONFIG, params, cache, prompts)
-    return np.concatenate(
-        list(Decoder(CONFIG, params, *start(cache, logits, limit=count, **settings))), axis=1
-    )
+    slots = empty_slots(CONFIG, params, len(prompts), MAX_LEN, dtype)
+    keys = [(0, row) for row in range(len(prompts))]
+    return texts(slots, prompts, keys=keys, limit=count, **settings)
 
 
 PROMPTS = [np.random.default_rng(row).integers(4096, size=20 + 7 * row).tolist() for row in range(4)]

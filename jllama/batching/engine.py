@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 from jllama.batching.loop import Loop
-from jllama.batching.request import STOPS, Request
+from jllama.batching.request import Request
 from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.scheduler import Scheduler, Stats
@@ -59,10 +59,9 @@ class Engine:
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, advice=advice)
         scheduler = Scheduler(slots, self.max_seq_len, max_queue=max_queue, share=share_prefixes)
-        arrays = Slots(
-            config, model.params, slots=slots, max_len=self.max_seq_len, dtype=model.dtype, stops=STOPS
-        )
-        self._slots, self._loop = arrays, Loop(arrays, scheduler)
+        room = dict(slots=slots, max_len=self.max_seq_len)
+        self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
+        self._loop = Loop(self._slots, scheduler)
 
     def submit(
         self,

@@ -16,8 +16,6 @@ from jllama.engine.state import Burst
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import EngineFailedError, JllamaError
 
-NOT_FINITE = "the model's logits are not finite: is the checkpoint damaged? float16 may need dtype='bfloat16'"
-
 
 @dataclasses.dataclass(frozen=True)
 class Running:
@@ -166,7 +164,7 @@ class Loop:
         if ended:
             beginnings = [(job.slot, stream.row, at) for at, job, stream in ended]
             first = self._slots.begin_together(beginnings, logits)
-            firsts.append(_underway(first, tuple(stream for _, _, stream in ended)))
+            firsts.append(Running(first, tuple(stream for _, _, stream in ended)))
         return size * len(jobs)
 
     def _read_scored(self, job: Job, size: int) -> jax.Array:
@@ -181,7 +179,7 @@ class Loop:
         if not running:
             return None
         streams = tuple(self._streams[self._job_in(slot)] for slot in running)
-        return _underway(self._slots.run(running, HURRIED if self._scheduler.hurried else BURST), streams)
+        return Running(self._slots.run(running, HURRIED if self._scheduler.hurried else BURST), streams)
 
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""
@@ -191,7 +189,7 @@ class Loop:
                 continue
             if not burst.healthy[row]:
                 slot = stream.job.slot
-                self._finish(stream, JllamaError(NOT_FINITE))
+                self._finish(stream, self._slots.not_finite())
                 self._slots.clear(slot)
                 continue
             tokens = burst.tokens[row]
@@ -227,10 +225,3 @@ class Loop:
         job = self._scheduler.jobs[slot]
         assert job is not None
         return job
-
-
-def _underway(burst: Burst, streams: tuple[Stream, ...]) -> Running:
-    """What the device computes, on its way to the host as soon as it is there."""
-    for leaf in jax.tree.leaves(burst):
-        leaf.copy_to_host_async()
-    return Running(burst, streams)

@@ -9,14 +9,13 @@ from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
 from jllama.batching.stream import Stream
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import Job
+from jllama.engine.slots import STOPS
 from jllama.errors import JllamaError
 from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, Variables, encode_prompt
-
-STOPS = 32  # ids that may end a row
 
 
 class Request:

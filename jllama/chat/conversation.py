@@ -12,7 +12,7 @@ from jllama.answer import Result, from_first_word
 from jllama.chat.branches import Branches, Message
 from jllama.chat.overflow import check_policy, fit
 from jllama.chat.transcript import Transcript, is_cut, kept_ids
-from jllama.engine.prefill import Progress
+from jllama.engine.decoder import Progress
 from jllama.errors import JllamaError
 from jllama.loading import Model, tokenizer_of
 from jllama.session import Session

@@ -15,12 +15,11 @@ from jax import Array
 from jllama.checkpoint import memory
 from jllama.cli.bench_tests import Test
 from jllama.config import ModelConfig
-from jllama.engine.decoder import Decoder
-from jllama.engine.prefill import prefill
-from jllama.engine.state import NO_TOKEN, start_decode
+from jllama.engine.decoder import bursts, read_prompt
+from jllama.engine.rows import Row
+from jllama.engine.slots import Slots
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError
-from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.sampling import Sampling
 from jllama.model import Params
@@ -103,59 +102,50 @@ def _cache_length(test: Test) -> int:
 
 def run_test(config: ModelConfig, params: Params, test: Test, repetitions: int, seed: int) -> dict[str, Any]:
     """Seconds of each repetition after a warm-up, and what they mean."""
-    dtype = str(params.norm.dtype)
-    cache = KVCache.empty(config, batch=test.batch, max_len=_cache_length(test), dtype=dtype)
-    rng = np.random.default_rng(seed)
-    once = _prefill_once if test.kind == "pp" else _generate_once
-    times: list[float] = []
+    slots, rng = empty_slots(config, params, test.batch, _cache_length(test)), np.random.default_rng(seed)
+    once = prompt_seconds if test.kind == "pp" else generation_seconds
     for _ in range(2):  # the second time with a cache that a program returned, as every repetition has it
-        _, cache = once(config, params, test, cache, rng)
-    for _ in range(repetitions):
-        seconds, cache = once(config, params, test, cache, rng)
-        times.append(seconds)
-    return summarize(config, params, test, times)
+        once(slots, test, rng)
+    return summarize(config, params, test, [once(slots, test, rng) for _ in range(repetitions)])
 
 
-def _prefill_once(
-    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
-) -> tuple[float, KVCache]:
-    prompt = rng.integers(config.vocab_size, size=(test.batch, test.count)).tolist()
-    cache = _at_length(cache, test.depth)
+def empty_slots(config: ModelConfig, params: Params, rows: int, max_len: int) -> Slots:
+    """An engine for so many texts, of the parameters' dtype."""
+    return Slots.empty(config, params, slots=rows, max_len=max_len, dtype=str(params.norm.dtype))
+
+
+def prompt_seconds(slots: Slots, test: Test, rng: np.random.Generator) -> float:
+    """Seconds that the first slot's prompt takes, behind `depth` tokens: what they were changes nothing."""
+    prompt = rng.integers(slots.config.vocab_size, size=test.depth + test.count, dtype=np.int32)
     started = time.perf_counter()
-    logits, cache = prefill(config, params, cache, prompt)
-    jax.block_until_ready(logits)
-    return time.perf_counter() - started, cache
+    jax.block_until_ready(read_prompt(slots, prompt, test.depth))
+    return time.perf_counter() - started
 
 
-def _generate_once(
-    config: ModelConfig, params: Params, test: Test, cache: KVCache, rng: np.random.Generator
-) -> tuple[float, KVCache]:
+def generation_seconds(slots: Slots, test: Test, rng: np.random.Generator) -> float:
     """Seconds that `count` tokens take, read as a user reads them.
 
     The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
     that block, for as long as it took to launch it.
     """
-    state, first, how = start_decode(
-        _at_length(cache, test.depth),
-        rng.standard_normal((test.batch, config.vocab_size), np.float32),
-        Sampling.build(batch=test.batch, vocab_size=config.vocab_size, **test.sampling),  # type: ignore[arg-type]
-        np.full((test.batch, 1), NO_TOKEN, np.int32),
-        np.zeros((test.batch,), np.int32),
-        np.zeros((test.batch, 2), np.uint32),
-        np.full((test.batch,), test.count + 1, np.int32),
-        np.full((test.batch, 32), NO_TOKEN, np.int32),
+    V, rows = slots.config.vocab_size, range(test.batch)
+    row = Row(
+        prompt=np.zeros((0,), np.int32),
+        sampling=Sampling.build(batch=1, vocab_size=V, **test.sampling),  # type: ignore[arg-type]
+        key=np.zeros((2,), np.uint32),
+        limit=test.count + 1,
+        stop_ids=(),
     )
-    decoder = Decoder(config, params, state, first, how)
-    arrivals = [(time.perf_counter(), block.shape[1]) for block in decoder][1:]
+    # As if so many tokens had been read: what they were does not change the time.
+    held = slots.state.cache.holding(np.full((test.batch,), test.depth, np.int32))
+    slots.state = dataclasses.replace(slots.state, cache=held)
+    logits = rng.standard_normal((test.batch, V), np.float32)
+    first = slots.begin_together([(at, row, at) for at in rows], logits)
+    arrivals = [(time.perf_counter(), block.shape[1]) for block in bursts(slots, first, rows)][1:]
     timed = sum(tokens for _, tokens in arrivals[1:])
     if not timed:
         raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * BURST}")
-    return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed, decoder.state.cache
-
-
-def _at_length(cache: KVCache, length: int) -> KVCache:
-    """As if `length` tokens had been read: what they were does not change the time."""
-    return cache.holding(np.full(cache.length.shape, length, np.int32))
+    return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed
 
 
 def summarize(config: ModelConfig, params: Params, test: Test, times: list[float]) -> dict[str, Any]:
@@ -218,12 +208,8 @@ def first_token_seconds(config: ModelConfig, params: Params, prompt_tokens: int,
     """From a prompt's ids to the first token's id on the host, warm: the median of five."""
     test = Test(kind="pp", count=prompt_tokens, depth=0, batch=1)
     max_len = -(-(prompt_tokens + 2) // CACHE_STEP) * CACHE_STEP
-    cache = KVCache.empty(config, batch=1, max_len=max_len, dtype=str(params.norm.dtype))
-    rng, times = np.random.default_rng(seed), []
-    for _ in range(6):
-        seconds, cache = _prefill_once(config, params, test, cache, rng)
-        times.append(seconds)
-    return statistics.median(times[1:])
+    slots, rng = empty_slots(config, params, 1, max_len), np.random.default_rng(seed)
+    return statistics.median([prompt_seconds(slots, test, rng) for _ in range(6)][1:])
 
 
 def peak_memory_bytes() -> int:

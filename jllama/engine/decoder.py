@@ -1,62 +1,80 @@
-"""Tokens as they come: runs a `DecodeState` to its end. No text, no printing."""
+"""A text at the pace of whoever reads it: its prompt, then bursts of tokens. No thread, no printing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
-import jax.numpy as jnp
+import jax
 import numpy as np
+from jax import Array
 
-from jllama.config import ModelConfig
-from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way
-from jllama.engine.step import BURST, decode_burst
-from jllama.errors import JllamaError
-from jllama.model import Params
+from jllama.engine.rows import Piece
+from jllama.engine.slots import Slots
+from jllama.engine.state import NO_TOKEN, Burst
+from jllama.engine.step import BURST
+from jllama.machine.progress import Bar
 
 BURST_SECONDS = 0.05
+Progress = Callable[[int], Bar]  # makes a bar for that many tokens
 
 
-class Decoder:
-    """Runs a state to its end, always one burst ahead of the reader: the device never waits for the host."""
+def read_prompt(
+    slots: Slots, prompt: np.ndarray, start: int = 0, *, slot: int = 0, progress: Progress | None = None
+) -> Array:
+    """Puts a prompt, int32 `[n]`, into a slot that holds its first `start` tokens, fewer than n.
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        params: Params,
-        state: DecodeState,
-        first: Burst,
-        how: Way,
-    ) -> None:
-        """Takes what `start_decode` gave. Bursts grow until one takes about `BURST_SECONDS`."""
-        self.config, self.params, self.state, self.how = config, params, state, how
-        self._ready = first
+    Args:
+      slots: where to.
+      prompt: all of it.
+      start: how many of its tokens are there.
+      slot: which one.
+      progress: makes a bar for so many tokens; not asked if one chunk holds them.
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Bursts of new tokens, int32 `[B, up to BURST]`; `NO_TOKEN` fills rows that are done.
+    Returns:
+      float32 `[1, V]`, the logits behind the last token.
+    """
+    total = len(prompt) - start
+    with progress(total) if progress and slots.next_chunk(total) < total else nullcontext() as bar:
+        while start < len(prompt):
+            size = slots.next_chunk(len(prompt) - start)
+            tokens = prompt[start : start + size]
+            logits = slots.read_together([Piece(slot, tokens, start, len(prompt))], size)
+            start += len(tokens)
+            if bar is not None:
+                jax.block_until_ready(logits)  # else it would count what was asked for, not what is done
+                bar.advance(len(tokens))
+    return logits
 
-        Raises:
-          JllamaError: the logits of a row are not finite.
-        """
-        fixed, before = self.how.target.on_gpu, time.perf_counter()
-        steps = BURST if fixed else 1
-        while True:
-            self.state, ahead = decode_burst(self.config, self.params, self.state, np.int32(steps), self.how)
-            tokens = np.asarray(self._ready.tokens)
-            _check_healthy(self._ready, self.state.cache.keys[0].dtype)
-            yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
-            if np.asarray(self._ready.done).all():
-                return
-            now = time.perf_counter()
-            steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
-            self._ready, before = ahead, now
+
+def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[np.ndarray]:
+    """New tokens, int32 `[b, up to BURST]`, until all rows are done; `NO_TOKEN` fills those that are before.
+
+    Always one burst ahead of the reader: the device never waits for the host. Bursts grow until one takes
+    about `BURST_SECONDS`; on a GPU all have the same length.
+
+    Args:
+      slots: with the rows' prompts.
+      first: what `begin_together` gave: the first tokens.
+      rows: whose.
+
+    Raises:
+      JllamaError: the logits of a row are not finite.
+    """
+    fixed, before, ready = slots.target.on_gpu, time.perf_counter(), first
+    steps = BURST if fixed else 1
+    while True:
+        ahead = slots.run(rows, steps)
+        tokens = np.asarray(ready.tokens)
+        if not np.asarray(ready.healthy).all():
+            raise slots.not_finite()
+        yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
+        if np.asarray(ready.done).all():
+            return
+        now = time.perf_counter()
+        steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
+        ready, before = ahead, now
 
 
 def _next_steps(steps: int, seconds: float, target: float) -> int:
     """Twice as many while they took less than half of the target time, half when more than twice."""
     return min(2 * steps, BURST) if seconds < target / 2 else max(1, steps // (1 + (seconds > 2 * target)))
-
-
-def _check_healthy(burst: Burst, dtype: jnp.dtype) -> None:
-    if np.asarray(burst.healthy).all():
-        return
-    advice = "use --dtype=bfloat16" if dtype == jnp.float16 else "is the checkpoint damaged?"
-    raise JllamaError(f"the model's logits are not finite in {dtype}: {advice}")

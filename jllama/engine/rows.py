@@ -1,4 +1,4 @@
-"""What the slots are given of a request, on the host, and how several are packed for one program."""
+"""What the slots are given of a request, on the host: in which chunks, and how packed for one program."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,11 +21,6 @@ class Row:
     floor: int = 0  # tokens before one of them may come
     scores: bool = False  # log-probabilities are told
 
-    @property
-    def extras(self) -> bool:
-        """Whether it needs a program that does more."""
-        return self.scores or self.floor > 0
-
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -35,6 +30,16 @@ class Piece:
     tokens: np.ndarray  # int32 [n]
     start: int  # positions of the slot that hold the tokens before
     context: int  # the length of the whole prompt
+
+
+def chunk_size(left: int, sizes: Sequence[int]) -> int:
+    """Of the given sizes that of the chunk which begins a prompt's last `left` tokens; it may be padded.
+
+    Padding up to twice the rest beats several small calls; beyond that the next smaller size goes first.
+    """
+    above = [size for size in sizes if left <= size <= 2 * left]
+    below = [size for size in sizes if size <= left]
+    return min(above) if above else max(below) if below else min(sizes)
 
 
 def stacked(rows: Sequence[Sampling], size: int) -> Sampling:

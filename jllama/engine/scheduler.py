@@ -105,8 +105,9 @@ class Scheduler:
         Raises:
           JllamaError: one does not fit in a slot, or they do not fit in the queue.
         """
+        remedy = "shorten the prompt, or make the engine with a larger max_seq_len"
         for job in jobs:
-            check_fits(len(job.prompt), self.max_len)
+            check_fits(len(job.prompt), self.max_len, remedy)
         if len(self.waiting) + len(jobs) > self._max_queue + len(self.free):
             raise QueueFullError(
                 f"{len(self.waiting)} requests wait already and the queue holds {self._max_queue}: "
@@ -205,12 +206,11 @@ class Scheduler:
         return best, shared[best]
 
 
-def check_fits(prompt_tokens: int, max_len: int) -> None:
-    """Refuses a prompt that leaves no room for an answer in a slot."""
+def check_fits(prompt_tokens: int, max_len: int, remedy: str) -> None:
+    """Refuses a prompt that leaves no room for an answer in a slot, and says the remedy."""
     if prompt_tokens < 1:
         raise JllamaError("the prompt is empty: give at least one token")
     if prompt_tokens + 1 > max_len:
-        remedy = "shorten the prompt, or make the engine with a larger max_seq_len"
         raise PromptTooLongError(prompt_tokens, max_len, remedy)
 
 

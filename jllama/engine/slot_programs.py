@@ -1,4 +1,8 @@
-"""The programs of `Slots`: they take a donated state, or its cache, and give the next one."""
+"""The programs of `Slots`: they take a donated state, or its cache, and give the next one.
+
+A state of one row is that row: nothing is gathered, and the kernels for a single text see a cache without
+`rows`.
+"""
 
 import dataclasses
 import functools
@@ -22,10 +26,9 @@ from jllama.model import Params
 GROUP = 8  # prompts that are read together, at most
 
 
-def empty(config: ModelConfig, slots: int, max_len: int, dtype: str, stops: int) -> DecodeState:
+def empty(cache: KVCache, vocab_size: int, stops: int) -> DecodeState:
     """The state of slots that hold nothing."""
-    cache = KVCache.empty(config, batch=slots, max_len=max_len, dtype=dtype)
-    V = config.vocab_size
+    slots, V = cache.batch, vocab_size
     return DecodeState(
         cache=dataclasses.replace(cache, length=jnp.zeros((slots,), jnp.int32)),
         token=jnp.zeros((slots,), jnp.int32),
@@ -41,14 +44,28 @@ def empty(config: ModelConfig, slots: int, max_len: int, dtype: str, stops: int)
     )
 
 
+def _seen(cache: KVCache, rows: Array) -> KVCache:
+    """The cache, seen through some rows."""
+    return cache if cache.batch == 1 else cache.at(rows)
+
+
+def _whole(cache: KVCache, view: KVCache) -> KVCache:
+    """The whole cache again after a call on what `_seen` gave."""
+    return view if cache.batch == 1 else cache.with_rows_of(view)
+
+
 def _some(state: DecodeState, rows: Array) -> DecodeState:
     """The state of some rows: the cache seen through them, everything else gathered."""
+    if state.cache.batch == 1:
+        return state
     rest = dataclasses.replace(state, cache=None)  # type: ignore[arg-type]
     return dataclasses.replace(jax.tree.map(lambda leaf: leaf[rows], rest), cache=state.cache.at(rows))
 
 
 def _with(state: DecodeState, rows: Array, new: DecodeState) -> DecodeState:
     """The whole state with new rows."""
+    if state.cache.batch == 1:
+        return new
 
     def put(old: Array, leaf: Array) -> Array:
         return old.at[rows].set(leaf, unique_indices=True)
@@ -60,6 +77,8 @@ def _with(state: DecodeState, rows: Array, new: DecodeState) -> DecodeState:
 
 def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
     """`_with` after steps: what they do not change is not written either."""
+    if state.cache.batch == 1:
+        return new
     names = ("token", "generated", "done", "healthy")
     put = {name: getattr(state, name).at[rows].set(getattr(new, name), unique_indices=True) for name in names}
     answer = state.counts.answer
@@ -73,21 +92,21 @@ def _forward(
 ) -> tuple[Array, KVCache]:
     """`kernels.forward` of `tokens` (int32 `[b, T]`) in the slots that a `chunk` of `reader` names."""
     rows, start, n_valid, context = (chunk[:, i] for i in range(4))
-    view = dataclasses.replace(cache.at(rows), length=start)
+    view = dataclasses.replace(_seen(cache, rows), length=start)
     options |= dict(n_valid=n_valid, context=context)
     logits, view = kernels.forward(config, params, tokens, view, **options)
-    return logits, cache.with_rows_of(view)
+    return logits, _whole(cache, view)
 
 
 @functools.cache
-def reader(target: Target, size: int) -> Callable[..., tuple[Array, KVCache]]:
+def reader(target: Target, size: int, fresh: bool = False) -> Callable[..., tuple[Array, KVCache]]:
     """Puts chunks of b prompts into their slots: `chunk` is int32 `[b, 4 + size]`, of each the slot, the
     start, how many of the tokens count, the length of the whole prompt, then the tokens. Gives float32 logits
-    `[1, V]`, or `[GROUP, V]` of several: those behind b mean nothing.
+    `[1, V]`, or `[GROUP, V]` of several: those behind b mean nothing. `fresh`: nothing precedes them.
     """
 
     def read(config: ModelConfig, params: Params, cache: KVCache, chunk: Array) -> tuple[Array, KVCache]:
-        logits, cache = _forward(config, params, cache, chunk, chunk[:, 4:], target=target)
+        logits, cache = _forward(config, params, cache, chunk, chunk[:, 4:], target=target, fresh=fresh)
         b = chunk.shape[0]
         return jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0))), cache
 
@@ -131,7 +150,7 @@ def begin(
     rows, which, n_prompt, limit, floor = (numbers[:, i] for i in range(5))
     zeros, logits = jnp.zeros_like(rows), logits[which]
     new = DecodeState(
-        cache=state.cache.at(rows),
+        cache=_seen(state.cache, rows),
         token=zeros,
         generated=zeros,
         limit=limit,
@@ -162,7 +181,7 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         scores = _no_scores(rows.shape[0], config.vocab_size) if how.scores else None
         paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
         new, burst = decode_steps(config, params, paused, steps, how=how)
-        new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done))
+        new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
         return _with_steps(state, rows, new, how.greedy), burst
 
     options = how.target.step_options(1 + batched)

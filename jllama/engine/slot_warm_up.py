@@ -10,6 +10,7 @@ import numpy as np
 
 from jllama.engine import slot_programs
 from jllama.engine.slots import SCORED, Slots
+from jllama.engine.state import Way
 from jllama.layers.sampling import Sampling
 
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
@@ -29,30 +30,36 @@ def _programs(slots: Slots) -> Iterator[Program]:
     for size in _chunks(slots):
         for together in {1, slots.group(size)}:
             chunk = np.zeros((together, 4 + size), np.int32)
-            yield slot_programs.reader(slots.target, size), (*model, state.cache, chunk), {}
+            for fresh in {slots.fresh(start) for start in range(2)}:
+                yield slot_programs.reader(slots.target, size, fresh), (*model, state.cache, chunk), {}
         if size <= SCORED:
             longer = np.zeros((1, 5 + size), np.int32)
             yield slot_programs.scorer(slots.target, size), (*model, state.cache, longer), {}
-    yield from _beginnings(slots, state)
-    flags = itertools.product((False, True), repeat=3)
-    ways = {slots.way(greedy=greedy, extras=extras, short=short) for greedy, extras, short in flags}
-    for bucket, how in itertools.product(slots.buckets, ways):
+    yield from _beginnings(slots)
+    for bucket, how in itertools.product(slots.buckets, _ways(slots, "greedy", "scores", "floors", "short")):
         yield slot_programs.runner(how, bucket > 1), (*model, state, np.zeros((bucket + 2,), np.int32)), {}
     yield slot_programs.clear, (state.cache, np.int32(0)), {}
     for size in {min(slots.max_len, 1 << n) for n in range(slots.max_len.bit_length() + 1)}:
         yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size)
 
 
-def _beginnings(slots: Slots, state: Any) -> Iterator[Program]:
+def _beginnings(slots: Slots) -> Iterator[Program]:
+    state = jax.tree.map(_shape, slots.before)
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     sizes = {slots.prompt_size(count) for count in _powers(slots.max_len)}
-    rows = {1, slot_programs.GROUP} if slots.buckets[-1] > 1 else {1}
-    for extras, size, b in itertools.product((False, True), sizes, rows):
+    rows = {1} if slots.alone else {1, slot_programs.GROUP}
+    for how, size, b in itertools.product(_ways(slots, "scores", "floors"), sizes, rows):
         logits = jax.ShapeDtypeStruct((b, V), jnp.float32, sharding=sharding)
         sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
         numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
         arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling)
-        yield slot_programs.begin, arguments, dict(how=slots.way(extras=extras))
+        yield slot_programs.begin, arguments, dict(how=how)
+
+
+def _ways(slots: Slots, *choices: str) -> set[Way]:
+    """All that these choices of `Slots.way` can lead to."""
+    flags = itertools.product((False, True), repeat=len(choices))
+    return {slots.way(**dict(zip(choices, chosen, strict=True))) for chosen in flags}
 
 
 def _chunks(slots: Slots) -> list[int]:

@@ -1,11 +1,12 @@
-"""Many texts in one state: each lies in a slot, comes, goes and is sampled by settings of its own.
+"""The engine: texts in one state, each in a slot, where it comes, goes and is sampled by its own settings.
 
 The state of all slots is allocated once. Programs take `rows`, int32 `[b]`: the slots that they work on. The
-cache is addressed through them, the small vectors are gathered and scattered; nothing is compacted.
+cache is addressed through them, the small vectors are gathered and scattered; nothing is compacted. A single
+text is an engine of one slot, whose programs gather nothing.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,14 +14,16 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
-from jllama.engine.prefill import chunk_sizes
-from jllama.engine.rows import Piece, Row, packed, stacked
-from jllama.engine.state import NO_TOKEN, Burst, Way
+from jllama.engine.rows import Piece, Row, chunk_size, packed, stacked
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
 from jllama.engine.step import HURRIED
+from jllama.errors import JllamaError
 from jllama.kernels.target import target_of
+from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Scores
 from jllama.model import Params
 
+STOPS = 32  # ids that may end a row
 # Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
 PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
 TURN_FLOPS, MOST_CHUNKS = 3 * 10**13, 8
@@ -30,26 +33,31 @@ SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kep
 class Slots:
     """The state of all slots, and the programs that work on some of them. Not for several threads."""
 
-    def __init__(
-        self, config: ModelConfig, params: Params, *, slots: int, max_len: int, dtype: str, stops: int = 32
-    ) -> None:
-        """Allocates everything.
+    def __init__(self, config: ModelConfig, params: Params, state: DecodeState, stops: int = STOPS) -> None:
+        """Allocates nothing.
 
         Args:
           config: the architecture.
           params: its weights.
-          slots: how many texts at once.
-          max_len: positions of each.
-          dtype: of the cache.
-          stops: ids that may end a row, at most.
+          state: a row for each slot; the slots' own from now on.
+          stops: ids that may end a row, at most; of a single row as many as it brings.
         """
         self.config, self.params, self.stops = config, params, stops
-        self.target = target_of(params)
+        self.state, self.target, slots = state, target_of(params), state.cache.batch
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
-        state = slot_programs.empty(config, slots, max_len, dtype, stops)
+        self.alone = slots == 1
+        self._needs = np.zeros((3, slots), bool)  # of each row: a draw, scores, a floor
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, params: Params, *, slots: int, max_len: int, dtype: str, stops: int = STOPS
+    ) -> "Slots":
+        """Slots that hold nothing, each of `max_len` positions, in a cache of `dtype`."""
+        cache = KVCache.empty(config, batch=slots, max_len=max_len, dtype=dtype)
+        state = slot_programs.empty(cache, config.vocab_size, stops)
         # Bound to the device from the beginning, as what programs return is: else each is compiled twice.
-        self.state = jax.device_put(state, next(iter(jax.tree.leaves(params)[0].devices())))
-        self._greedy, self._extras = np.ones((slots,), bool), np.zeros((slots,), bool)
+        state = jax.device_put(state, next(iter(jax.tree.leaves(params)[0].devices())))
+        return cls(config, params, state, stops)
 
     @property
     def max_len(self) -> int:
@@ -86,7 +94,7 @@ class Slots:
     def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
         sizes = self.target.chunk_sizes
-        return chunk_sizes(left, [size for size in sizes if size <= SCORED] if scored else sizes)[0]
+        return chunk_size(left, [size for size in sizes if size <= SCORED] if scored else sizes)
 
     def group(self, size: int) -> int:
         """How many chunks of that size one call of `read_together` takes."""
@@ -102,7 +110,7 @@ class Slots:
         Returns:
           float32 `[1, V]`, or `[GROUP, V]` of several in their order: the logits behind their last tokens.
         """
-        program = slot_programs.reader(self.target, size)
+        program = slot_programs.reader(self.target, size, self.fresh(pieces[0].start))
         logits, cache = program(self.config, self.params, self.state.cache, packed(pieces, size, size))
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
@@ -121,47 +129,71 @@ class Slots:
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits, scores
 
+    def fresh(self, start: int) -> bool:
+        """Whether a chunk from `start` on is read as one that nothing precedes: a GPU has a faster way."""
+        return self.alone and self.target.on_gpu and start == 0
+
     def prompt_size(self, count: int) -> int:
-        """For the penalties: places for the tokens of a prompt of `count`."""
+        """For the penalties: places for the tokens of a prompt of `count`; of a single text, which grows
+        from turn to turn, for all that it may have.
+        """
+        if self.alone:
+            return self.max_len
         return min(next(size for size in PROMPT_SIZES if size >= count), self.max_len)
 
-    def way(self, *, greedy: bool = False, extras: bool = False, short: bool = False) -> Way:
-        """How rows run: few programs, since each is compiled anew.
+    def way(
+        self, *, greedy: bool = False, scores: bool = False, floors: bool = False, short: bool = False
+    ) -> Way:
+        """How rows run. Few programs for many rows, since each is compiled anew: who scores keeps floors too.
+
+        On a GPU greedy rows get a loop of their own: XLA finds the largest logits of many rows sooner than
+        our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
 
         Args:
           greedy: all take the largest logit.
-          extras: some row has a floor, or its log-probabilities are told.
+          scores: log-probabilities of some row are told.
+          floors: some row has a floor.
           short: `HURRIED` steps at most.
         """
         on_gpu = self.target.on_gpu
-        return Way(self.target, on_gpu and greedy and not extras, extras, extras, on_gpu and short)
+        if not self.alone:
+            scores = floors = scores or floors
+            greedy = greedy and not scores
+        return Way(self.target, on_gpu and greedy, scores, floors, on_gpu and short)
 
-    def begin_together(self, beginnings: Sequence[tuple[int, Row, int]], logits: Array) -> Burst:
+    @property
+    def before(self) -> DecodeState:
+        """What a beginning takes: of a single row the cache alone, since it brings all else."""
+        return DecodeState.of_one(self.state.cache) if self.alone else self.state
+
+    def begin_together(self, beginnings: Sequence[tuple[int, Row, int]], logits: Array | np.ndarray) -> Burst:
         """Samples the first tokens of slots whose prompts were read.
 
         Args:
           beginnings: of each its slot, its row, and which of the logits are its.
-          logits: what `read_together` gave last.
+          logits: what `read_together` gave last, or any others, float32 `[b, V]`.
 
         Returns:
           A burst whose rows are in that order; there may be more, which are nobody's.
         """
-        size = 1 if len(logits) == 1 else slot_programs.GROUP
+        size = len(logits)
         longest = self.prompt_size(max(len(row.prompt) for _, row, _ in beginnings))
         numbers, keys = np.zeros((size, 5), np.int32), np.zeros((size, 2), np.uint32)
         numbers[:, 0] = self.buckets[-1] + np.arange(size)  # no slots, until they get one
-        stops = np.full((size, self.stops), NO_TOKEN, np.int32)
+        most = max(len(row.stop_ids) for _, row, _ in beginnings)
+        stops = np.full((size, max(self.stops, 1 << (most - 1).bit_length())), NO_TOKEN, np.int32)
         prompts = np.full((size, longest), NO_TOKEN, np.int32)
         for at, (slot, row, which) in enumerate(beginnings):
             numbers[at] = slot, which, len(row.prompt), row.limit, row.floor
             keys[at], stops[at, : len(row.stop_ids)] = row.key, row.stop_ids
             prompts[at, : len(row.prompt)] = row.prompt
-            self._greedy[slot], self._extras[slot] = row.sampling.is_greedy(), row.extras
+            self._needs[:, slot] = not row.sampling.is_greedy(), row.scores, row.floor > 0
         sampling = stacked([row.sampling for _, row, _ in beginnings], size)
-        how = self.way(extras=any(row.extras for _, row, _ in beginnings))
+        _, scores, floors = self._any([slot for slot, _, _ in beginnings])
+        how = self.way(scores=scores, floors=floors)
         arrays = (numbers, keys, stops, prompts, sampling)
-        self.state, first = slot_programs.begin(self.state, logits, *arrays, how=how)
-        return first
+        self.state, first = slot_programs.begin(self.before, logits, *arrays, how=how)
+        return _underway(first)
 
     def run(self, slots: Sequence[int], steps: int) -> Burst:
         """Up to `steps` more tokens of each row in `slots`, in that order.
@@ -173,10 +205,24 @@ class Slots:
         bucket = next(b for b in self.buckets if b >= len(slots))
         others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
         rows = np.array([*slots, *others][:bucket], np.int32)
-        chosen = list(slots)
-        greedy, extras = bool(self._greedy[chosen].all()), bool(self._extras[chosen].any())
-        how = self.way(greedy=greedy, extras=extras, short=steps <= HURRIED)
+        drawn, scores, floors = self._any(slots)
+        how = self.way(greedy=not drawn, scores=scores, floors=floors, short=steps <= HURRIED)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
-        return burst
+        return _underway(burst)
+
+    def _any(self, slots: Sequence[int]) -> Iterator[bool]:
+        """Whether any of them needs a draw, scores, a floor."""
+        return (bool(need[list(slots)].any()) for need in self._needs)
+
+    def not_finite(self) -> JllamaError:
+        """What the reader of a row that is not healthy is told."""
+        return not_finite(self.state.cache.keys[0].dtype)
+
+
+def _underway(burst: Burst) -> Burst:
+    """On its way to the host as soon as the device has it."""
+    for leaf in jax.tree.leaves(burst):
+        leaf.copy_to_host_async()
+    return burst

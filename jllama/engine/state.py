@@ -1,17 +1,15 @@
-"""What decoding depends on from token to token: the state, its beginning, and how the next token gets in."""
+"""What decoding depends on from token to token: the state, and how the next token gets in."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jllama import kernels
-from jllama.kernels.target import Target, target_of
+from jllama.errors import JllamaError
+from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling, Scores, TokenCounts, largest_and_sum, sample
 
@@ -37,6 +35,12 @@ class DecodeState:
     counts: TokenCounts
     scores: Scores | None = None  # of `token`, where `Way.scores` asks for them
 
+    @classmethod
+    def of_one(cls, cache: KVCache) -> "DecodeState":
+        """Of a single row that has not begun: its beginning brings all but the cache."""
+        nothing: Any = dict.fromkeys(field.name for field in dataclasses.fields(cls))
+        return cls(**nothing | {"cache": cache})
+
 
 @dataclasses.dataclass(frozen=True)
 class Way:
@@ -47,16 +51,6 @@ class Way:
     scores: bool = False  # log-probabilities are told
     floors: bool = False  # some row has a floor
     short: bool = False  # a loop of fixed length is a short one
-
-    @classmethod
-    def of(cls, tree: Any, sampling: Sampling, floor: ArrayLike = 0) -> "Way":
-        """Of a state whose arrays lie where the tree's do. `sampling` and `floor`: as built on the host.
-
-        On a GPU greedy rows get a loop of their own: XLA finds the largest logits of many rows sooner than
-        our kernel, and without that a loop for all settings would branch. Elsewhere one serves them all.
-        """
-        target = target_of(tree)
-        return cls(target, target.on_gpu and sampling.is_greedy(), floors=bool(np.any(floor)))
 
 
 @jax.tree_util.register_dataclass
@@ -70,71 +64,10 @@ class Burst:
     scores: Scores | None = None  # of the tokens: each leaf with an axis for them behind B
 
 
-def start_decode(
-    cache: KVCache,
-    logits: ArrayLike,
-    sampling: Sampling,
-    prompt: ArrayLike,
-    n_prompt: ArrayLike,
-    keys: ArrayLike,
-    limit: ArrayLike,
-    stop_ids: ArrayLike,
-    floor: ArrayLike | None = None,
-) -> tuple[DecodeState, Burst, Way]:
-    """Samples the first token from the prompt's last logits.
-
-    Args:
-      cache: what `prefill` gave; donated.
-      logits: float32 `[B, V]`, likewise.
-      sampling: the settings of each row, as host arrays.
-      prompt: int32 `[B, S]`, right-padded, and its lengths `n_prompt`, int32 `[B]`: for the penalties.
-      n_prompt: see `prompt`.
-      keys: uint32 `[B, 2]`, the randomness of each row.
-      limit: int32 `[B]`, how many tokens a row may generate.
-      stop_ids: int32 `[B, E]`, tokens that end each row; `NO_TOKEN` where there are fewer.
-      floor: int32 `[B]`, how many tokens a row generates before one of those may come; None: 0.
-
-    Returns:
-      The state, the first token, and how the next ones are to be computed.
-    """
-    floor = np.zeros_like(limit) if floor is None else floor
-    how = Way.of(cache, sampling, floor)
-    state, first = _start_decode(
-        cache, logits, sampling, prompt, n_prompt, keys, limit, stop_ids, floor, how=how
-    )
-    return state, first, how
-
-
-@partial(jax.jit, donate_argnames=("cache",), static_argnames=("how",))
-def _start_decode(
-    cache: KVCache,
-    logits: Array,
-    sampling: Sampling,
-    prompt: Array,
-    n_prompt: Array,
-    keys: Array,
-    limit: Array,
-    stop_ids: Array,
-    floor: Array,
-    *,
-    how: Way,
-) -> tuple[DecodeState, Burst]:
-    B, V = logits.shape
-    state = DecodeState(
-        cache=cache,
-        token=jnp.zeros((B,), jnp.int32),
-        generated=jnp.zeros((B,), jnp.int32),
-        limit=limit,
-        floor=floor,
-        done=jnp.zeros((B,), bool),
-        healthy=jnp.ones((B,), bool),
-        keys=keys,
-        stop_ids=stop_ids,
-        sampling=sampling,
-        counts=TokenCounts.of_prompt(prompt, n_prompt, V),
-    )
-    state = take_token(state, logits, how)
-    return state, Burst(tokens=state.token[:, None], done=state.done, healthy=state.healthy)
+def not_finite(dtype: jnp.dtype) -> JllamaError:
+    """What a reader is told of a row that ended because its logits were no numbers, in a cache of `dtype`."""
+    advice = "use --dtype=bfloat16" if dtype == jnp.float16 else "is the checkpoint damaged?"
+    return JllamaError(f"the model's logits are not finite in {dtype}: {advice}")
 
 
 def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:

@@ -1,17 +1,14 @@
 """The decode step and the compiled loop around it.
 
-`DecodeState` is one pytree and `decode_step` one function of it. `decode_burst` runs the step up to
+`DecodeState` is one pytree and `decode_step` one function of it. `decode_steps` takes the step up to
 `BURST` times inside one compiled loop, so that the device never waits for the host.
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jllama import kernels
 from jllama.config import ModelConfig
@@ -32,31 +29,13 @@ def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Wa
     return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], how)
 
 
-def decode_burst(
-    config: ModelConfig, params: Params, state: DecodeState, steps: ArrayLike, how: Way
-) -> tuple[DecodeState, Burst]:
-    """Up to `steps` (int32 scalar, at most `BURST`) decode steps, fewer once all rows are done.
-
-    A GPU always takes `BURST` steps. The old state is donated: it must not be used afterwards.
-    """
-    return compiled_burst(how, state.token.shape[0] > 1)(config, params, state, steps)
-
-
-@cache
-def compiled_burst(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
-    """`decode_steps` under `jit`."""
-    return jax.jit(
-        partial(decode_steps, how=how),
-        static_argnums=0,
-        donate_argnames=("state",),
-        compiler_options=how.target.step_options(1 + batched),
-    )
-
-
 def decode_steps(
     config: ModelConfig, params: Params, state: DecodeState, steps: Array, *, how: Way
 ) -> tuple[DecodeState, Burst]:
-    """`decode_burst` before it is compiled."""
+    """Up to `steps` (int32 scalar, at most `BURST`) decode steps, fewer once all rows are done.
+
+    A GPU always takes `BURST` steps, or `HURRIED` ones where `how` says so.
+    """
     loop = _fixed_loop if how.target.on_gpu else _open_loop
     state, out = loop(config, params, state, steps, how)
     return state, Burst(tokens=out.tokens, done=state.done, healthy=state.healthy, scores=out.scores)

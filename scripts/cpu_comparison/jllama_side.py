@@ -17,7 +17,6 @@ from jllama.checkpoint import load_params, read_config
 from jllama.cli import measure
 from jllama.config import ModelConfig
 from jllama.hub.references import resolve
-from jllama.layers.cache import KVCache
 from jllama.machine import devices
 from jllama.model import Params
 
@@ -26,18 +25,17 @@ MAX_LEN = 1024
 
 def decode(config: ModelConfig, params: Params, rows: int, count: int) -> float:
     """Seconds a step of so many rows."""
-    return _seconds(measure._generate_once, config, params, kind="tg", count=count, batch=rows) / count
+    return _seconds(measure.generation_seconds, config, params, kind="tg", count=count, batch=rows) / count
 
 
 def prefill(config: ModelConfig, params: Params, count: int) -> float:
     """Seconds of a whole prompt."""
-    return _seconds(measure._prefill_once, config, params, kind="pp", count=count, batch=1)
+    return _seconds(measure.prompt_seconds, config, params, kind="pp", count=count, batch=1)
 
 
-def _seconds(once: Callable[..., Any], config: ModelConfig, params: Params, **test: Any) -> float:
-    cache = KVCache.empty(config, batch=test["batch"], max_len=MAX_LEN, dtype=str(params.norm.dtype))
-    seconds, _ = once(config, params, measure.Test(depth=0, **test), cache, np.random.default_rng(0))
-    return seconds
+def _seconds(once: Callable[..., float], config: ModelConfig, params: Params, **test: Any) -> float:
+    slots = measure.empty_slots(config, params, test["batch"], MAX_LEN)
+    return once(slots, measure.Test(depth=0, **test), np.random.default_rng(0))
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ from jllama.chat.archive import archive
 from jllama.chat.branches import Message, build_tree
 from jllama.chat.conversation import Conversation
 from jllama.chat.transcript import Transcript, kept_ids
-from jllama.engine import decoder
-from jllama.engine.step import decode_burst
+from jllama.engine import slot_programs
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
@@ -185,15 +184,18 @@ def test_closing_early_keeps_what_came(talk):
 
 
 def test_an_interrupt_amid_a_step_costs_the_cache_but_not_the_conversation(talk, monkeypatch):
-    whole, calls = decode_burst, []
+    runner, calls = slot_programs.runner, []
 
-    def interrupted(*args, **kwargs):
-        calls.append(whole(*args, **kwargs))
-        if len(calls) == 3:
-            raise KeyboardInterrupt  # the old state is donated, and the new one is lost
-        return calls[-1]
+    def interrupted(*program):
+        def run(*args):
+            calls.append(runner(*program)(*args))
+            if len(calls) == 3:
+                raise KeyboardInterrupt  # the old state is donated, and the new one is lost
+            return calls[-1]
 
-    monkeypatch.setattr(decoder, "decode_burst", interrupted)
+        return run
+
+    monkeypatch.setattr(slot_programs, "runner", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(talk, "Go on", GenerationSettings(max_new_tokens=100, ignore_eos=True))
     assert talk.turns == 4

@@ -9,8 +9,7 @@ import jllama
 from jllama.answer import Answer
 from jllama.chat.archive import archive
 from jllama.chat.conversation import Conversation
-from jllama.engine import decoder
-from jllama.engine.step import decode_burst
+from jllama.engine.slots import Slots
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
@@ -126,11 +125,11 @@ def test_nothing_new_leaves_the_turn_as_it_was(model, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoder, "decode_burst", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        resume(conversation, stop=(conversation.messages[-1].content[-1] + "\x00",))
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resume(conversation, stop=(conversation.messages[-1].content[-1] + "\x00",))
     assert conversation.messages is before
-    monkeypatch.setattr(decoder, "decode_burst", decode_burst)
     resume(conversation, max_new_tokens=28)
     uncut = Conversation(model)
     ask(uncut)

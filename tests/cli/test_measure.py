@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import types
 
 import numpy as np
 import pytest
@@ -54,7 +53,7 @@ def test_a_steps_bytes():
 
 def test_the_first_runs_compile_and_are_not_counted(monkeypatch):
     seconds = iter([100.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(measure, "_prefill_once", lambda *given: (next(seconds), given[3]))
+    monkeypatch.setattr(measure, "prompt_seconds", lambda *given: next(seconds))
     params = params_from(CONFIG, random_tensors(KEYS))
     assert measure.first_token_seconds(CONFIG, params, 5, seed=0) == 3.0
     seconds = iter([100.0, 50.0, 1.0, 2.0, 4.0])
@@ -77,23 +76,13 @@ def test_the_rate_of_a_generation_leaves_the_first_block_out(monkeypatch, late):
     """Its start is not measured: only what comes after the second arrival, over the time since then."""
     arrivals = [(1, 0.5), (4, 2.0 + late), (16, 4.0 + late), (16, 5.0 + late), (4, 6.0 + late)]
     clock = iter([at for _, at in arrivals])
-    monkeypatch.setattr(measure, "Decoder", lambda *_: FakeDecoder(arrivals))
-    monkeypatch.setattr(measure, "start_decode", lambda *_: (None, None, None))
+    slots = measure.empty_slots(CONFIG, params_from(CONFIG, random_tensors(KEYS)), 1, 16)
+    blocks = [np.zeros((1, count)) for count, _ in arrivals]
+    monkeypatch.setattr(measure, "bursts", lambda *_: iter(blocks))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(measure, "_at_length", lambda cache, length: cache)
-    seconds, _ = measure._generate_once(CONFIG, None, bench_test(), None, np.random.default_rng(0))
+    slots.begin_together = lambda *_: None
+    seconds = measure.generation_seconds(slots, bench_test(), np.random.default_rng(0))
     assert seconds == pytest.approx((6.0 - 2.0) * 40 / (16 + 16 + 4))
-
-
-class FakeDecoder:
-    """Blocks of so many tokens."""
-
-    def __init__(self, arrivals):
-        self._sizes = [count for count, _ in arrivals]
-        self.state = types.SimpleNamespace(cache=None)
-
-    def __iter__(self):
-        return (np.zeros((1, count)) for count in self._sizes)
 
 
 def test_perplexity_counts_each_token_of_the_text_once(server, tmp_path):

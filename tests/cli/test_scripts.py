@@ -205,10 +205,10 @@ def test_half_written_programs_are_replaced(tmp_path):
         return outcome
 
     full = run(file_blocks=2)
-    assert "warning: Error writing persistent compilation cache entry for 'jit_decode_steps'" in full.err
-    assert not list((tmp_path / "cache" / "xla").glob("jit_decode_steps-*"))
+    assert "warning: Error writing persistent compilation cache entry for 'jit_run'" in full.err
+    assert not list((tmp_path / "cache" / "xla").glob("jit_run-*"))
     run()
-    for program in (tmp_path / "cache" / "xla").glob("jit_decode_steps-*"):
+    for program in (tmp_path / "cache" / "xla").glob("jit_run-*"):
         program.write_bytes(program.read_bytes()[:1000])
     assert run().err.startswith("warning: Error reading persistent compilation cache entry")
     again = run()

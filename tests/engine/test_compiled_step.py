@@ -2,16 +2,14 @@
 
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jllama.config import ModelConfig
+from jllama.engine import slot_programs
 from jllama.engine.state import Way
-from jllama.engine.step import compiled_burst
 from jllama.kernels.target import Target
-from jllama.layers.cache import KVCache
-from tests.support.decoding import start
+from tests.support.decoding import empty_slots, started
 from tests.support.helpers import AS_FOR_USERS, random_params
 from tests.support.small_models import SMALL_MODELS
 
@@ -24,10 +22,10 @@ def program():
     """The text of the compiled loop on a CPU, without our own kernels."""
     config = ModelConfig.from_hf(SMALL_MODELS["tied"] | {"vocab_size": V})
     params = random_params(config, dtype="bfloat16")
-    cache = KVCache.empty(config, batch=1, max_len=16, dtype="bfloat16")
-    state, *_ = start(cache, jnp.zeros((1, V), jnp.float32))
-    run = compiled_burst(Way(Target("cpu", kernels=False)), batched=False)
-    lowered = run.lower(config, params, state, np.int32(3))
+    slots = empty_slots(config, params, max_len=16, dtype="bfloat16")
+    started(slots, [[1]])
+    run = slot_programs.runner(Way(Target("cpu", kernels=False)), batched=False)
+    lowered = run.lower(config, params, slots.state, np.array([0, 1, 3], np.int32))
     return lowered.compile(AS_FOR_USERS).as_text()
 
 

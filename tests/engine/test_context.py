@@ -7,9 +7,9 @@ import pytest
 
 from jllama import kernels, model
 from jllama.config import ModelConfig
-from jllama.engine.prefill import prefill
+from jllama.engine.decoder import read_prompt
 from jllama.layers.cache import KVCache
-from tests.support.decoding import CPU, XLA
+from tests.support.decoding import CPU, XLA, empty_slots
 from tests.support.helpers import random_params
 from tests.support.small_models import SMALL_MODELS
 
@@ -34,8 +34,9 @@ def ints(*values):
 
 def test_a_second_prompt_counts_what_the_cache_holds(params):
     """10 tokens within the trained 16, then 14 more beyond them."""
-    _, cache = prefill(CONFIG, params, empty(), [TOKENS[0, :10].tolist()])
-    ours, _ = prefill(CONFIG, params, cache, [TOKENS[0, 10:24].tolist()])
+    slots = empty_slots(CONFIG, params, max_len=40)
+    read_prompt(slots, TOKENS[0, :10])
+    ours = read_prompt(slots, TOKENS[0, :24], 10)
     _, cache = forward(CONFIG, params, TOKENS[:1, :10], empty())
     wanted, _ = forward(CONFIG, params, TOKENS[:1, 10:24], cache, context=ints(24))
     wrong, _ = forward(CONFIG, params, TOKENS[:1, 10:24], cache, context=ints(14))

@@ -7,34 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.engine.decoder import Decoder, _next_steps
-from jllama.engine.prefill import prefill
+from jllama.engine.decoder import _next_steps, bursts
 from jllama.engine.state import NO_TOKEN, Way, take_token
-from jllama.engine.step import decode_burst
 from jllama.errors import JllamaError
-from jllama.layers.cache import KVCache
-from tests.support.decoding import CPU, start
+from tests.support.decoding import CPU, empty_slots, row_of, started
 
 V, S, HOW = 61, 16, Way(CPU)
 
 
-def begin(config, *, batch=1, limit=9, logits=0.0, stop_ids=(), **settings):
-    """A state whose first token came from the same logits everywhere, and that token."""
-    cache = KVCache.empty(config, batch=batch, max_len=S, dtype="float32")
-    return start(
-        cache.holding(np.full((batch,), 3, np.int32)),
-        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (batch, V)),
-        prompts=[[0, 0, 0]] * batch,
-        keys=np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2),
-        limit=limit,
-        stop_ids=stop_ids,
-        **settings,
-    )
+def begin(config, params=None, *, batch=1, logits=0.0, limit=9, **options):
+    """Slots that hold three tokens each and whose first new one came from the same logits, and that one."""
+    slots = empty_slots(config, params if params is not None else [jnp.zeros(1)], batch, S)
+    held = dataclasses.replace(slots.state.cache, length=jnp.full((batch,), 3, jnp.int32))
+    slots.state = dataclasses.replace(slots.state, cache=held)
+    keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)
+    rows = [row_of(config, [0, 0, 0], key=key, limit=limit, **options) for key in keys]
+    logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (batch, V))
+    return slots, slots.begin_together([(slot, row, slot) for slot, row in enumerate(rows)], logits)
 
 
 def test_each_token_has_a_random_number_of_its_own(tiny_config):
     """On flat logits the draw shows it: token = floor(u * V), u from the row's key and the position."""
-    state, *_ = begin(tiny_config, batch=2, temperature=1.0)
+    state = begin(tiny_config, batch=2, temperature=1.0)[0].state
     drawn = [state.token]
     for _ in range(8):
         state = take_token(state, jnp.zeros((2, V), jnp.float32), HOW)
@@ -46,61 +40,59 @@ def test_each_token_has_a_random_number_of_its_own(tiny_config):
     assert len({int(tokens[0]) for tokens in drawn}) > 3
 
 
-def test_the_prompts_cache_is_donated_to_the_state(tiny_config, tiny_params):
-    cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
-    logits, filled = prefill(tiny_config, tiny_params, cache, [[1, 2, 3]])
-    assert all(leaf.is_deleted() for leaf in (*cache.keys, *cache.values))
-    state, *_ = start(filled, logits)
-    assert all(leaf.is_deleted() for leaf in (*filled.keys, *filled.values))
-    assert not state.cache.keys[0].is_deleted()
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_cache_is_donated_from_call_to_call(tiny_config, tiny_params, slots):
+    made = empty_slots(tiny_config, tiny_params, slots, S)
+    before = made.state.cache
+    started(made, [[1, 2, 3]] * slots)
+    assert all(leaf.is_deleted() for leaf in (*before.keys, *before.values))
+    assert not made.state.cache.keys[0].is_deleted()
 
 
 def test_the_loop_ends_with_the_last_row(tiny_config, tiny_params):
     """A further step would write keys behind the rows that are done."""
-    state, first, _ = begin(tiny_config, batch=2, limit=1)
+    slots, first = begin(tiny_config, tiny_params, batch=2, limit=1)
     assert np.asarray(first.done).all()
-    before = jax.tree.map(np.array, state.cache)
-    state, block = decode_burst(tiny_config, tiny_params, state, np.int32(5), HOW)
-    assert (np.asarray(block.tokens) == NO_TOKEN).all()
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state.cache))
+    before = jax.tree.map(np.array, slots.state.cache)
+    assert (np.asarray(slots.run([0, 1], 5).tokens) == NO_TOKEN).all()
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, slots.state.cache))
 
 
 def test_the_loop_takes_as_many_steps_as_it_is_told(tiny_config, tiny_params):
-    state, *_ = begin(tiny_config, limit=100)
+    slots, _ = begin(tiny_config, tiny_params, limit=100)
     for steps, held in ((1, 4), (5, 9)):
-        state, block = decode_burst(tiny_config, tiny_params, state, np.int32(steps), HOW)
-        assert state.cache.length.tolist() == [held]
+        block = slots.run([0], steps)
+        assert slots.state.cache.length.tolist() == [held]
         assert (np.asarray(block.tokens) != NO_TOKEN).sum() == steps
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_no_token_of_a_block_that_is_not_finite_is_handed_out(tiny_config, tiny_params, bad):
-    state, first, how = begin(tiny_config, logits=[bad] + [0.0] * (V - 1))
+    slots, first = begin(tiny_config, tiny_params, logits=[bad] + [0.0] * (V - 1))
     assert np.asarray(first.done).all()
     seen = []
     with pytest.raises(JllamaError, match="not finite"):
-        seen.extend(Decoder(tiny_config, tiny_params, state, first, how))
+        seen.extend(bursts(slots, first))
     assert seen == []
 
 
 def test_nor_of_a_later_one(tiny_config, tiny_params):
-    state, first, how = begin(tiny_config, limit=100)
     broken = dataclasses.replace(tiny_params, norm=tiny_params.norm * jnp.nan)
+    slots, first = begin(tiny_config, broken, limit=100)
     seen = []
     with pytest.raises(JllamaError, match="not finite"):
-        seen.extend(Decoder(tiny_config, broken, state, first, how))
+        seen.extend(bursts(slots, first))
     assert [block.tolist() for block in seen] == [first.tokens.tolist()]
 
 
 def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_config, tiny_params):
-    state, *_ = begin(tiny_config, batch=2, limit=100)
-    keys = state.cache.keys[0].at[0, :, 0].set(jnp.nan)
-    cache = dataclasses.replace(state.cache, keys=(keys, *state.cache.keys[1:]))
-    state, block = decode_burst(
-        tiny_config, tiny_params, dataclasses.replace(state, cache=cache), np.int32(5), HOW
-    )
+    slots, _ = begin(tiny_config, tiny_params, batch=2, limit=100)
+    cache = slots.state.cache
+    cache = dataclasses.replace(cache, keys=(cache.keys[0].at[0, :, 0].set(jnp.nan), *cache.keys[1:]))
+    slots.state = dataclasses.replace(slots.state, cache=cache)
+    block = slots.run([0, 1], 5)
     assert (block.healthy.tolist(), block.done.tolist()) == ([False, True], [True, False])
-    assert state.generated.tolist() == [2, 6]
+    assert slots.state.generated.tolist() == [2, 6]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,7 @@ def test_a_rows_limit_and_stop_ids(tiny_config):
     """Which token is its last; what comes later does not count."""
     chosen = jnp.zeros((1, V), jnp.float32).at[0, 7].set(1.0)
     for more, count in ((dict(limit=3), 3), (dict(stop_ids=[7]), 1), (dict(limit=1), 1)):
-        state, *_ = begin(tiny_config, logits=chosen, **more)
+        state = begin(tiny_config, logits=chosen, **more)[0].state
         for _ in range(4):
             state = take_token(state, chosen, HOW)
         assert state.generated.tolist() == [count]
@@ -133,7 +125,7 @@ def test_a_rows_limit_and_stop_ids(tiny_config):
 
 
 def test_a_row_that_is_done_stays_healthy_whatever_its_logits(tiny_config):
-    state, *_ = begin(tiny_config, batch=2)
+    state = begin(tiny_config, batch=2)[0].state
     state = dataclasses.replace(state, done=jnp.array([True, False]))
     state = take_token(state, jnp.full((2, V), jnp.nan), HOW)
     np.testing.assert_array_equal(state.healthy, [True, False])

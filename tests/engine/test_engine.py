@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import prefill
-from jllama.engine.decoder import Decoder
-from jllama.engine.state import NO_TOKEN, Way
-from jllama.engine.step import decode_burst
+from jllama.engine.decoder import read_prompt
+from jllama.engine.rows import chunk_size
+from jllama.engine.state import Way
 from jllama.errors import JllamaError
 from jllama.kernels.target import CHUNK_SIZES
 from jllama.layers.cache import KVCache
 from jllama.model import forward
-from tests.support.decoding import GPU, as_on_a_gpu, short_chunks, start
+from tests.support.decoding import GPU, as_on_a_gpu, empty_slots, short_chunks, started, texts
 
 MAX_LEN = 64
 GPU_SIZES = CHUNK_SIZES["gpu"]
@@ -27,21 +26,10 @@ def _short_chunks(monkeypatch):
     short_chunks(monkeypatch)
 
 
-def begin(config, params, prompts, *, limit=20, stop_ids=(), seed=0, cache=None, **settings):
-    """The state behind the first token, and that token."""
-    batch = len(prompts)
-    if cache is None:
-        cache = KVCache.empty(config, batch=batch, max_len=MAX_LEN, dtype="float32")
-    logits, cache = prefill.prefill(config, params, cache, prompts)
-    keys = np.array([[0, seed]] * batch, np.uint32)
-    return start(cache, logits, prompts=prompts, keys=keys, limit=limit, stop_ids=stop_ids, **settings)
-
-
-def run(config, params, prompts, **options):
-    """The generated ids of each row."""
-    decoder = Decoder(config, params, *begin(config, params, prompts, **options))
-    blocks = np.concatenate(list(decoder), axis=1)
-    return [[int(token) for token in row if token != NO_TOKEN] for row in blocks], decoder.state
+def run(config, params, prompts, *, seed=0, dtype="float32", **options):
+    """The generated ids of each prompt, in slots of their own, and the slots."""
+    slots = empty_slots(config, params, len(prompts), MAX_LEN, dtype)
+    return texts(slots, prompts, keys=[(0, seed)] * len(prompts), **options), slots
 
 
 def greedy_by_hand(config, params, prompt, count):
@@ -81,28 +69,51 @@ def test_the_loop_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch,
     here, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
     as_on_a_gpu(monkeypatch)
     there, _ = run(tiny_config, tiny_params, PROMPTS, **stops, **settings)
-    *_, how = begin(tiny_config, tiny_params, PROMPTS, **settings)
-    assert how == Way(GPU, greedy=not settings)
     assert here == there
+
+
+def test_only_a_gpu_has_a_loop_for_greedy_rows(tiny_config, tiny_params, monkeypatch):
+    slots = empty_slots(tiny_config, tiny_params)
+    assert slots.way(greedy=True, short=True) == slots.way() == Way(slots.target)
+    as_on_a_gpu(monkeypatch)
+    for count in (1, 2):
+        slots = empty_slots(tiny_config, tiny_params, count)
+        assert slots.way(greedy=True) == Way(GPU, greedy=True)
+        assert slots.way(short=True) == Way(GPU, short=True)
+        several = count > 1  # one program for scores and floors, and no greedy one
+        assert slots.way(greedy=True, floors=True) == Way(
+            GPU, greedy=not several, scores=several, floors=True
+        )
+        assert slots.way(scores=True) == Way(GPU, scores=True, floors=several)
 
 
 def test_the_prefill_of_a_gpu_gives_the_same(tiny_config, tiny_params, monkeypatch):
     """A first chunk without logits, the cache begun instead of appended to; cuDNN's part by plain XLA."""
-    cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
-    here, kept = prefill.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    here, kept = read_all(tiny_config, tiny_params)
     as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(kernels.gpu, "prefill_refusal", lambda *_: None)
     attention = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *a, **more: attention(*a, **more | dict(implementation="xla"))
     )
-    cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="float32")
-    there, cache = prefill.prefill(tiny_config, tiny_params, cache, PROMPTS)
+    there, caches = read_all(tiny_config, tiny_params)
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
-    assert cache.length.tolist() == kept.length.tolist()
-    for row, length in enumerate(cache.length.tolist()):
-        for ours, theirs in zip(cache.keys + cache.values, kept.keys + kept.values, strict=True):
-            np.testing.assert_allclose(ours[row, :, :length], theirs[row, :, :length], rtol=1e-5, atol=1e-5)
+    for mine, other, prompt in zip(caches, kept, PROMPTS, strict=True):
+        length = len(prompt)
+        assert mine.length.tolist() == other.length.tolist() == [length]
+        for ours, theirs in zip(mine.keys + mine.values, other.keys + other.values, strict=True):
+            np.testing.assert_allclose(ours[0, :, :length], theirs[0, :, :length], rtol=1e-5, atol=1e-5)
+
+
+def read_all(config, params):
+    """The last logits of each prompt, and the caches."""
+    slots = [empty_slots(config, params) for _ in PROMPTS]
+    logits = [read(each, prompt) for each, prompt in zip(slots, PROMPTS, strict=True)]
+    return np.concatenate(logits), [each.state.cache for each in slots]
+
+
+def read(slots, prompt, start=0):
+    return np.asarray(read_prompt(slots, np.array(prompt, np.int32), start))
 
 
 def test_seeds(tiny_config, tiny_params):
@@ -115,13 +126,13 @@ def test_seeds(tiny_config, tiny_params):
 def test_a_stop_id_ends_its_row_alone(tiny_config, tiny_params):
     free, _ = run(tiny_config, tiny_params, PROMPTS)
     stop = free[0][6]
-    stopped, state = run(tiny_config, tiny_params, PROMPTS, stop_ids=[stop])
+    stopped, slots = run(tiny_config, tiny_params, PROMPTS, stop_ids=[stop])
     for whole, cut in zip(free, stopped, strict=True):
         end = whole.index(stop) + 1 if stop in whole else len(whole)
         assert cut == whole[:end]
     # The last token of a row is sampled, not fed.
     fed = [len(prompt) + len(cut) - 1 for prompt, cut in zip(PROMPTS, stopped, strict=True)]
-    assert state.cache.length.tolist() == fed
+    assert slots.state.cache.length.tolist() == fed
 
 
 def test_penalties_reach_the_engine(tiny_config, tiny_params):
@@ -129,39 +140,37 @@ def test_penalties_reach_the_engine(tiny_config, tiny_params):
     assert len(set(answers[0])) == 20
 
 
-def test_prefill_continues_a_cache(tiny_config, tiny_params):
-    cache = KVCache.empty(tiny_config, batch=1, max_len=MAX_LEN, dtype="float32")
-    whole, _ = prefill.prefill(tiny_config, tiny_params, cache, [list(range(30))])
-    cache = KVCache.empty(tiny_config, batch=1, max_len=MAX_LEN, dtype="float32")
-    _, cache = prefill.prefill(tiny_config, tiny_params, cache, [list(range(13))])
-    halves, cache = prefill.prefill(tiny_config, tiny_params, cache, [list(range(13, 30))])
+def test_reading_goes_on_from_what_a_slot_holds(tiny_config, tiny_params):
+    text = list(range(30))
+    slots = empty_slots(tiny_config, tiny_params)
+    read(slots, text[:13])
+    halves, whole = read(slots, text, 13), read(empty_slots(tiny_config, tiny_params), text)
     np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-5)
-    assert cache.length.tolist() == [30]
+    assert slots.state.cache.length.tolist() == [30]
+
+
+def chunks_of(count, sizes):
+    """How a prompt of `count` tokens is cut."""
+    while count > 0:
+        yield (size := chunk_size(count, sizes))
+        count -= size
 
 
 @pytest.mark.parametrize(("count", "chunks"), [(1, [32]), (40, [32, 32]), (70, [128]), (600, [512, 128])])
 def test_chunks(count, chunks):
-    assert prefill.chunk_sizes(count, (32, 128, 512)) == chunks
+    assert list(chunks_of(count, (32, 128, 512))) == chunks
 
 
 def test_of_two_chunks_that_would_do_the_smaller_is_taken():
-    assert prefill.chunk_sizes(4, (4, 8, 16)) == [4]
-    assert prefill.chunk_sizes(9, (4, 12, 16)) == [12]
+    assert chunk_size(4, (4, 8, 16)) == 4
+    assert chunk_size(9, (4, 12, 16)) == 12
 
 
 def test_a_gpu_reads_a_short_prompt_in_one_chunk():
     """Its weights are read once, whatever the length, and padding at most doubles the work."""
     for count in range(1, GPU_SIZES[-1] + 1):
-        (size,) = prefill.chunk_sizes(count, GPU_SIZES)
+        size = chunk_size(count, GPU_SIZES)
         assert count <= size <= max(64, 2 * count)
-
-
-def test_what_does_not_fit_is_refused_before_it_starts(tiny_config, tiny_params):
-    cache = KVCache.empty(tiny_config, batch=1, max_len=8, dtype="float32")
-    with pytest.raises(JllamaError, match="9 positions at least and the cache has 8"):
-        prefill.prefill(tiny_config, tiny_params, cache, [list(range(8))])
-    with pytest.raises(JllamaError, match="empty"):
-        prefill.prefill(tiny_config, tiny_params, cache, [[]])
 
 
 def test_logits_that_are_not_finite_stop_with_advice(tiny_config, tiny_params):
@@ -173,18 +182,18 @@ def test_logits_that_are_not_finite_stop_with_advice(tiny_config, tiny_params):
     with pytest.raises(JllamaError, match="not finite"):
         run(tiny_config, broken, PROMPTS[:1])
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), broken)
-    cache = KVCache.empty(tiny_config, batch=1, max_len=MAX_LEN, dtype="float16")
-    with pytest.raises(JllamaError, match="bfloat16"):
-        run(tiny_config, halves, PROMPTS[:1], cache=cache)
+    with pytest.raises(JllamaError, match="not finite in float16: use --dtype=bfloat16"):
+        run(tiny_config, halves, PROMPTS[:1], dtype="float16")
 
 
 def test_the_cache_is_donated_and_updated_in_place(tiny_config, tiny_params):
-    state, _, how = begin(tiny_config, tiny_params, PROMPTS[:1])
-    place = state.cache.keys[0].unsafe_buffer_pointer()
-    keys = state.cache.keys[0]
-    state, _ = decode_burst(tiny_config, tiny_params, state, np.int32(3), how)
+    slots = empty_slots(tiny_config, tiny_params)
+    started(slots, PROMPTS[:1])
+    keys = slots.state.cache.keys[0]
+    place = keys.unsafe_buffer_pointer()
+    slots.run([0], 3)
     assert keys.is_deleted()
-    assert state.cache.keys[0].unsafe_buffer_pointer() == place
+    assert slots.state.cache.keys[0].unsafe_buffer_pointer() == place
 
 
 def test_nothing_compiles_after_warm_up(tiny_config, tiny_params):

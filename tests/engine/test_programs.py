@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from jllama.engine import slot_programs
-from jllama.engine.prefill import check_fits, chunk_sizes, prefill
-from jllama.engine.rows import Piece, Row
-from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, common_prefix
-from jllama.engine.scheduler import check_fits as check_fits_slot
+from jllama.engine.decoder import read_prompt
+from jllama.engine.rows import Piece, chunk_size
+from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, check_fits, common_prefix
 from jllama.engine.slots import Slots
-from jllama.engine.state import NO_TOKEN, Way
+from jllama.engine.state import NO_TOKEN
 from jllama.errors import JllamaError
 from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target, of_platform, target_of
 from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
-from tests.support.decoding import CPU, GPU
+from tests.support.decoding import CPU, GPU, empty_slots, row_of, started
 
 MAX_LEN = 32
 
@@ -29,7 +27,8 @@ def leaves(cache):
 
 def filled(config, slots=3, max_len=MAX_LEN):
     """A state whose cache tells by its values where each of them lies."""
-    state = slot_programs.empty(config, slots, max_len, "float32", 4)
+    cache = KVCache.empty(config, batch=slots, max_len=max_len, dtype="float32")
+    state = slot_programs.empty(cache, config.vocab_size, 4)
     count = iter(range(1000))
 
     def numbered(leaf):
@@ -44,7 +43,8 @@ def filled(config, slots=3, max_len=MAX_LEN):
 
 
 def test_slots_that_hold_nothing(tiny_config):
-    state = slot_programs.empty(tiny_config, 3, MAX_LEN, "bfloat16", 4)
+    cache = KVCache.empty(tiny_config, batch=3, max_len=MAX_LEN, dtype="bfloat16")
+    state = slot_programs.empty(cache, tiny_config.vocab_size, 4)
     assert state.cache.keys[0].shape == (3, 2, MAX_LEN, 8)
     assert state.cache.keys[0].dtype == jnp.bfloat16
     assert state.cache.length.tolist() == [0, 0, 0]
@@ -77,7 +77,7 @@ def test_a_prefix_is_copied_and_nothing_else(tiny_config):
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (17, 20), (20, 20)])
 def test_as_much_is_copied_as_a_power_of_two_holds(tiny_config, tiny_params, monkeypatch, count, size):
-    slots = Slots(tiny_config, tiny_params, slots=2, max_len=20, dtype="float32")
+    slots = Slots.empty(tiny_config, tiny_params, slots=2, max_len=20, dtype="float32")
     monkeypatch.setattr(dataclasses, "replace", lambda state, **changes: state)
     asked = []
 
@@ -94,26 +94,23 @@ def test_as_much_is_copied_as_a_power_of_two_holds(tiny_config, tiny_params, mon
     ("slots", "buckets"),
     [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])],
 )
-def test_programs_double_up_to_all_slots(tiny_config, tiny_params, monkeypatch, slots, buckets):
-    monkeypatch.setattr(slot_programs, "empty", lambda *_: None)
-    assert Slots(tiny_config, tiny_params, slots=slots, max_len=8, dtype="float32").buckets == buckets
+def test_programs_double_up_to_all_slots(tiny_config, tiny_params, slots, buckets):
+    assert Slots.empty(tiny_config, tiny_params, slots=slots, max_len=8, dtype="float32").buckets == buckets
 
 
 def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_params, monkeypatch):
-    monkeypatch.setattr(slot_programs, "empty", lambda *_: None)
-    slots = Slots(tiny_config, tiny_params, slots=6, max_len=8, dtype="float32")
+    slots = Slots.empty(tiny_config, tiny_params, slots=6, max_len=8, dtype="float32")
     asked = []
 
     def runner(how, batched):
         def run(config, params, state, numbers):
             asked.append((numbers.tolist(), batched, how.greedy, how.scores))
-            return state, None
+            return state, ()
 
         return run
 
     monkeypatch.setattr(slot_programs, "runner", runner)
-    slots._extras[2] = True
-    slots._greedy[5] = False
+    slots._needs[1, 2] = slots._needs[0, 5] = True
     for target in (CPU, GPU):
         slots.target = target
         for chosen, steps in ([4], 3), ([5, 1, 0], 16), ([5, 4, 3, 2, 1], 1), ([2], 2):
@@ -133,14 +130,8 @@ def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_param
 
 
 def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
-    slots = Slots(tiny_config, tiny_params, slots=2, max_len=16, dtype="float32", stops=4)
-    row = Row(
-        prompt=np.array([3, 1], np.int32),
-        sampling=Sampling.build(batch=1, vocab_size=tiny_config.vocab_size),
-        key=np.array([0, 1], np.uint32),
-        limit=9,
-        stop_ids=[7],
-    )
+    slots = Slots.empty(tiny_config, tiny_params, slots=2, max_len=16, dtype="float32", stops=4)
+    row = row_of(tiny_config, [3, 1], key=(0, 1), limit=9, stop_ids=[7])
 
     def taken(act, *given):
         before = slots.state
@@ -158,23 +149,19 @@ def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
     assert slots.state.cache.length.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "used", "max_len", "need"),
-    [([7], [0], 8, None), ([8], [0], 8, 9), ([3, 4], [3, 0], 7, None), ([3, 4], [4, 0], 7, 8)],
-)
-def test_a_prompt_and_a_token_have_room(lengths, used, max_len, need):
-    given = np.array(lengths), np.array(used), max_len
-    if need is None:
-        check_fits(*given)
-    else:
-        with pytest.raises(JllamaError, match=f"need {need} positions at least and the cache has {max_len}"):
-            check_fits(*given)
+@pytest.mark.parametrize(("count", "width"), [(0, 4), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16)])
+def test_a_single_text_brings_as_many_ends_as_it_has(tiny_config, tiny_params, count, width):
+    slots = empty_slots(tiny_config, tiny_params)
+    started(slots, [[3, 1]], stop_ids=range(count))
+    assert slots.state.stop_ids.tolist() == [[*range(count), *[NO_TOKEN] * (width - count)]]
 
 
-@pytest.mark.parametrize("lengths", [[], [0], [3, 0]])
-def test_an_empty_prompt_is_refused(lengths):
-    with pytest.raises(JllamaError, match="the prompt is empty"):
-        check_fits(np.array(lengths, np.int32), np.zeros((len(lengths),), np.int32), 9)
+def test_a_prompt_is_counted_in_arrays_of_few_sizes(tiny_config, tiny_params):
+    """Of a single text in one, which has room for all that it may become."""
+    one, two = (empty_slots(tiny_config, tiny_params, count, max_len=5000) for count in (1, 2))
+    counts = (0, 1, 512, 513, 4096, 4097, 4999)
+    assert [one.prompt_size(count) for count in counts] == [5000] * 7
+    assert [two.prompt_size(count) for count in counts] == [512, 512, 512, 4096, 4096, 5000, 5000]
 
 
 @pytest.mark.parametrize(
@@ -190,12 +177,14 @@ def test_an_empty_prompt_is_refused(lengths):
         (17, (8, 32), [32]),
         (15, (8, 32), [8, 8]),
         (16, (8, 32), [32]),
-        (0, (4,), []),
         (70, (8, 32), [32, 32, 8]),
     ],
 )
 def test_a_prompt_is_cut(count, sizes, chunks):
-    assert chunk_sizes(count, sizes) == chunks
+    cut = []
+    while sum(cut) < count:
+        cut.append(chunk_size(count - sum(cut), sizes))
+    assert cut == chunks
 
 
 class Bar:
@@ -220,17 +209,14 @@ class Bar:
 def test_a_long_prompts_progress_is_told_chunk_by_chunk(tiny_config, tiny_params, monkeypatch):
     monkeypatch.setattr("jllama.kernels.target.OTHER_CHUNK_SIZES", (4, 8))
     Bar.made = ()
-
-    def read(*prompts):
-        cache = KVCache.empty(tiny_config, batch=len(prompts), max_len=MAX_LEN, dtype="float32")
-        return prefill(tiny_config, tiny_params, cache, prompts, progress=Bar)
-
-    read([1] * 8)
+    slots = empty_slots(tiny_config, tiny_params)
+    prompt = np.ones((19,), np.int32)
+    read_prompt(slots, prompt[:8], progress=Bar)
     assert Bar.made == ()
-    _, cache = read([1] * 11, [2] * 3)
+    read_prompt(slots, prompt, 8, progress=Bar)
     (bar,) = Bar.made
     assert (bar.total, bar.steps) == (11, [8, 3, "end"])
-    assert np.asarray(cache.length).tolist() == [11, 3]
+    assert slots.state.cache.length.tolist() == [19]
 
 
 # The scheduler.
@@ -250,11 +236,11 @@ def test_how_many_first_tokens_are_the_same(held, wanted, count):
 
 
 def test_a_slot_has_room_for_a_prompt_and_a_token():
-    check_fits_slot(7, 8)
-    with pytest.raises(JllamaError, match="the prompt has 8 tokens and max_seq_len is 8"):
-        check_fits_slot(8, 8)
+    check_fits(7, 8, "go")
+    with pytest.raises(JllamaError, match=r"the prompt has 8 tokens and max_seq_len is 8.*go"):
+        check_fits(8, 8, "go")
     with pytest.raises(JllamaError, match="the prompt is empty"):
-        check_fits_slot(0, 8)
+        check_fits(0, 8, "go")
 
 
 @pytest.mark.parametrize(("shared", "count"), [(WORTH_COPYING - 1, 0), (WORTH_COPYING, WORTH_COPYING)])
@@ -349,13 +335,3 @@ def test_a_platform_decides_how_programs_run(monkeypatch):
     for said, runs in (("0", False), ("1", True), ("", True)):
         monkeypatch.setenv("JLLAMA_KERNELS", said)
         assert of_platform("cpu").kernels is runs
-
-
-def test_only_a_gpu_has_a_loop_for_greedy_rows(monkeypatch):
-    plain, drawn = (Sampling.build(batch=1, vocab_size=9, temperature=t) for t in (0.0, 1.0))
-    tree = jnp.zeros(1)
-    assert not Way.of(tree, plain).greedy
-    monkeypatch.setattr("jllama.engine.state.target_of", lambda tree: GPU)
-    assert Way.of(tree, plain).greedy
-    assert not Way.of(tree, drawn).greedy
-    assert not Way.of(tree, plain).scores

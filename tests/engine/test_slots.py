@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.engine.decoder import Decoder
-from jllama.engine.prefill import prefill
-from jllama.engine.rows import Piece, Row
+from jllama.engine.decoder import read_prompt
 from jllama.engine.slots import Slots
 from jllama.kernels.target import Target
-from jllama.layers.cache import KVCache
-from jllama.layers.sampling import Sampling
-from tests.support.decoding import short_chunks, start
+from tests.support.decoding import empty_slots, row_of, short_chunks, texts
 
 MAX_LEN = 64
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4], [1], [9, 9, 8, 2, 4, 4, 3]]
@@ -28,50 +24,21 @@ def _short_chunks(monkeypatch):
 
 @pytest.fixture(params=["kernels", "xla"])
 def slots(request, tiny_config, tiny_params, monkeypatch):
-    made = Slots(tiny_config, tiny_params, slots=6, max_len=MAX_LEN, dtype="float32", stops=4)
+    made = Slots.empty(tiny_config, tiny_params, slots=6, max_len=MAX_LEN, dtype="float32", stops=4)
     made.target = Target("cpu", kernels=request.param == "kernels")
     return made
 
 
-def row_of(config, prompt, seed=0, limit=20, stop_ids=(), **settings):
-    return Row(
-        prompt=np.array(prompt, np.int32),
-        sampling=Sampling.build(batch=1, vocab_size=config.vocab_size, **settings),
-        key=np.array([0, seed], np.uint32),
-        limit=limit,
-        stop_ids=stop_ids,
-    )
-
-
 def alone(config, params, prompt, seed=0, **options):
-    """The tokens of a text by itself, by the decoder of one text."""
-    cache = KVCache.empty(config, batch=1, max_len=MAX_LEN, dtype="float32")
-    logits, cache = prefill(config, params, cache, [prompt])
-    keys = np.array([[0, seed]], np.uint32)
-    limit = options.pop("limit", 20)
-    begun = start(cache, logits, prompts=[prompt], keys=keys, limit=limit, **options)
-    blocks = np.concatenate(list(Decoder(config, params, *begun)), axis=1)
-    return [int(token) for token in blocks[0] if token >= 0]
+    """The tokens of a text by itself, in slots of one row."""
+    return texts(empty_slots(config, params, max_len=MAX_LEN), [prompt], keys=[(0, seed)], **options)[0]
 
 
-def read(slots, slot, prompt, start=0):
-    """All chunks of a prompt behind its first `start` tokens; the last logits."""
-    while start < len(prompt):
-        size = slots.next_chunk(len(prompt) - start)
-        piece = np.array(prompt[start : start + size], np.int32)
-        logits = slots.read_together([Piece(slot, piece, start, len(prompt))], size)
-        start += len(piece)
-    return logits
-
-
-def begin(slots, slot, prompt, start=0, **options):
-    logits = read(slots, slot, prompt, start)
-    return take(first(slots, slot, row_of(slots.config, prompt, **options), logits))[0]
-
-
-def first(slots, slot, row, logits):
-    """The burst with the first token of one slot."""
-    return slots.begin_together([(slot, row, 0)], logits)
+def begin(slots, slot, prompt, start=0, seed=0, **options):
+    """The first token of a text, whose first `start` tokens the slot holds."""
+    row = row_of(slots.config, prompt, key=(0, seed), **options)
+    logits = read_prompt(slots, row.prompt, start, slot=slot)
+    return take(slots.begin_together([(slot, row, 0)], logits))[0]
 
 
 def take(burst):

@@ -7,10 +7,11 @@ import pytest
 
 from jllama.checkpoint.random_params import random_params
 from jllama.engine import slot_programs
+from jllama.engine.decoder import read_prompt
 from jllama.engine.rows import Piece
 from jllama.engine.slots import Slots
 from jllama.engine.state import Way
-from tests.engine.test_slots import first, read, row_of, run, take
+from tests.engine.test_slots import begin, run
 from tests.support.decoding import GPU, XLA
 from tests.test_gpu import CONFIG, MAX_LEN
 
@@ -26,7 +27,7 @@ def params():
 
 
 def made(params, target=GPU, slots=8):
-    slots = Slots(CONFIG, params, slots=slots, max_len=MAX_LEN, dtype="bfloat16", stops=4)
+    slots = Slots.empty(CONFIG, params, slots=slots, max_len=MAX_LEN, dtype="bfloat16", stops=4)
     slots.target = target
     return slots
 
@@ -35,9 +36,8 @@ def texts(slots, order, settings):
     """Tokens of the first prompts, one for each slot in `order`; they run together."""
     tokens = {}
     for number, slot in enumerate(order):
-        logits = read(slots, slot, PROMPTS[number])
-        row = row_of(CONFIG, PROMPTS[number], seed=number, limit=60, **settings[number % len(settings)])
-        tokens[slot] = take(first(slots, slot, row, logits))[0]
+        options = settings[number % len(settings)]
+        tokens[slot] = begin(slots, slot, PROMPTS[number], seed=number, limit=60, **options)
     for _ in range(4):
         run(slots, tokens, list(order))
     return [tokens[slot] for slot in order]
@@ -54,7 +54,8 @@ def test_a_text_does_not_depend_on_its_slot(params, settings, count):
 
 def test_the_kernels_give_what_plain_xla_gives(params):
     for number in (0, 5):
-        ours, theirs = (np.asarray(read(made(params, target), 3, PROMPTS[number])) for target in (GPU, XLA))
+        prompt = np.array(PROMPTS[number], np.int32)
+        ours, theirs = (np.asarray(read_prompt(made(params, on), prompt, slot=3)) for on in (GPU, XLA))
         assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)
 
 

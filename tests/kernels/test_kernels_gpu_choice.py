@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import prefill
+from jllama.engine.decoder import read_prompt
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
-from tests.support.decoding import as_on_a_gpu, short_chunks
+from tests.support.decoding import as_on_a_gpu, empty_slots, short_chunks
 
 
 @pytest.fixture
@@ -40,16 +40,14 @@ def test_attention_of_a_call(gpu, tiny_config, tiny_params, monkeypatch):
     assert take(T=16, fresh=False) is take(T=16, fresh=True, max_len=15) is None
 
 
-def test_a_row_that_holds_something_keeps_it_though_its_neighbour_is_empty(
-    tiny_config, tiny_params, monkeypatch
-):
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_a_slot_holds_is_gone_on_with(tiny_config, tiny_params, monkeypatch, slots):
+    """Only the beginning of a single text is read as one that nothing precedes."""
     short_chunks(monkeypatch)
-    empty = KVCache.empty(tiny_config, batch=2, max_len=32, dtype="float32")
-    _, cache = prefill.prefill(tiny_config, tiny_params, empty, [[1, 2, 3], [4, 5, 6]])
-    held = cache.holding(np.array([3, 0], np.int32))
     as_on_a_gpu(monkeypatch)
-    ours, _ = prefill.prefill(tiny_config, tiny_params, held, [[7, 8], [9]])
-    for row, text in enumerate(([1, 2, 3, 7, 8], [9])):
-        alone = KVCache.empty(tiny_config, batch=1, max_len=32, dtype="float32")
-        wanted, _ = prefill.prefill(tiny_config, tiny_params, alone, [text])
-        np.testing.assert_allclose(ours[row], wanted[0], rtol=0, atol=2e-5)
+    text = np.array([1, 2, 3, 7, 8], np.int32)
+    made, whole = (empty_slots(tiny_config, tiny_params, slots, max_len=32) for _ in range(2))
+    assert [made.fresh(start) for start in (0, 3)] == [slots == 1, False]
+    read_prompt(made, text[:3])
+    ours, wanted = read_prompt(made, text, 3), read_prompt(whole, text)
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
