@@ -4,14 +4,11 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from jllama.errors import JllamaError
-from jllama.layers.sampling import Sampling
-from jllama.settings import CHOICES, GenerationSettings
+from jllama.settings import GenerationSettings
 from jllama.text.stop import StopMatcher
 from jllama.text.tokenizer import Tokenizer
 
@@ -100,31 +97,6 @@ def ending_ids(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[int, 
 def stop_ids_of(tokenizer: Tokenizer, settings: GenerationSettings, vocab_size: int) -> list[int]:
     """The ids of `ending_ids` that the model can say, rising."""
     return [token for token in sorted(ending_ids(tokenizer, settings)) if token in range(vocab_size)]
-
-
-def sampling_of(settings: GenerationSettings, vocab_size: int) -> Sampling:
-    """The settings as one row of host arrays."""
-    names = (*CHOICES, "logit_bias")
-    return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})
-
-
-def key_of(settings: GenerationSettings) -> np.ndarray:
-    """The randomness of a row, uint32 `[2]`, from its seed."""
-    return np.array(divmod(settings.seed or 0, 2**32), np.uint32)
-
-
-def check_ids(prompt: Sequence[int], settings: GenerationSettings, vocab_size: int) -> None:
-    """Refuses ids that are not in the vocabulary."""
-    given: dict[str, Iterable[int]] = {
-        "the prompt": prompt,
-        "logit_bias": settings.logit_bias,
-        "stop_token_ids": settings.stop_token_ids,
-    }
-    for name, ids in given.items():
-        foreign = [token for token in ids if not 0 <= token < vocab_size]
-        if foreign:
-            last = vocab_size - 1
-            raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {last}")
 
 
 class Answer:

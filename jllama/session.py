@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.answer import Answer, OneAtATime, Result, check_ids, key_of, sampling_of, stop_ids_of
+from jllama.answer import Answer, OneAtATime, Result, stop_ids_of
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.decoder import Progress, bursts, read_prompt
-from jllama.engine.rows import Row
+from jllama.engine.rows import Row, check_ids, key_of, sampling_of
 from jllama.engine.scheduler import check_fits, common_prefix
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jllama.answer import Answer, check_ids, key_of, sampling_of, stop_ids_of
+from jllama.answer import Answer, stop_ids_of
 from jllama.batching.stream import Stream
-from jllama.engine.rows import Row
+from jllama.engine.rows import Row, check_ids, key_of, sampling_of
 from jllama.engine.scheduler import Job
 from jllama.engine.slots import STOPS
 from jllama.errors import JllamaError

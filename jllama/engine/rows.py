@@ -1,12 +1,14 @@
 """What the slots are given of a request, on the host: in which chunks, and how packed for one program."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
+from jllama.errors import JllamaError
 from jllama.layers.sampling import Sampling
+from jllama.settings import CHOICES, GenerationSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,31 @@ class Piece:
     tokens: np.ndarray  # int32 [n]
     start: int  # positions of the slot that hold the tokens before
     context: int  # the length of the whole prompt
+
+
+def sampling_of(settings: GenerationSettings, vocab_size: int) -> Sampling:
+    """The settings as one row of host arrays."""
+    names = (*CHOICES, "logit_bias")
+    return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})
+
+
+def key_of(settings: GenerationSettings) -> np.ndarray:
+    """The randomness of a row, uint32 `[2]`, from its seed."""
+    return np.array(divmod(settings.seed or 0, 2**32), np.uint32)
+
+
+def check_ids(prompt: Sequence[int], settings: GenerationSettings, vocab_size: int) -> None:
+    """Refuses ids that are not in the vocabulary."""
+    given: dict[str, Iterable[int]] = {
+        "the prompt": prompt,
+        "logit_bias": settings.logit_bias,
+        "stop_token_ids": settings.stop_token_ids,
+    }
+    for name, ids in given.items():
+        foreign = [token for token in ids if not 0 <= token < vocab_size]
+        if foreign:
+            last = vocab_size - 1
+            raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {last}")
 
 
 def chunk_size(left: int, sizes: Sequence[int]) -> int:
