@@ -94,11 +94,6 @@ def ending_ids(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[int, 
     return stops if settings.ignore_eos else stops | dict.fromkeys(tokenizer.eos_ids)
 
 
-def stop_ids_of(tokenizer: Tokenizer, settings: GenerationSettings, vocab_size: int) -> list[int]:
-    """The ids of `ending_ids` that the model can say, rising."""
-    return [token for token in sorted(ending_ids(tokenizer, settings)) if token in range(vocab_size)]
-
-
 class Answer:
     """Turns generated ids into text, up to the end-of-text token or a stop string."""
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.answer import Answer, OneAtATime, Result, stop_ids_of
+from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.decoder import Progress, bursts, read_prompt
-from jllama.engine.rows import Row, check_ids, key_of, sampling_of
+from jllama.engine.rows import Row
 from jllama.engine.scheduler import check_fits, common_prefix
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState
@@ -93,15 +94,22 @@ class Session:
         chosen = build_settings(settings, **changes).seeded()
         words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
         ids = encode_prompt(self._tokenizer, prompt, **words)
-        self._check([*ids, *begun], chosen)
-        return self._streams.run(self._answer(ids, list(begun), chosen, progress))
+        answer = partial(Answer, self._tokenizer, ids, chosen, list(begun))
+        return self._streams.run(self._answer(answer, self._row([*ids, *begun], chosen), progress))
+
+    def _row(self, prompt: Sequence[int], settings: GenerationSettings) -> Row:
+        config = self.model.config
+        remedy = f"shorten it or raise max_seq_len (the model's context: {config.context_length})"
+        check_fits(len(prompt), self.max_seq_len, remedy)
+        ends = ending_ids(self._tokenizer, settings)
+        return Row.of(prompt, settings, ends=ends, vocab_size=config.vocab_size, max_len=self.max_seq_len)
 
     def _answer(
-        self, prompt: list[int], begun: list[int], settings: GenerationSettings, progress: Progress | None
+        self, begin: Callable[[], Answer], row: Row, progress: Progress | None
     ) -> Generator[str, None, None]:
-        answer = Answer(self._tokenizer, prompt, settings, begun)
+        answer = begin()
         self.result = answer.result
-        sound, (slots, first) = True, self._start([*prompt, *begun], settings, progress)
+        sound, (slots, first) = True, self._start(row, progress)
         try:
             for burst in bursts(slots, first):
                 yield from answer.push(burst[0].tolist())
@@ -113,7 +121,8 @@ class Session:
             raise
         finally:
             if sound:
-                self._keep(slots, [*prompt, *answer.result.token_ids[:-1]])
+                new = answer.result.token_ids[answer.result.begun_tokens : -1]
+                self._keep(slots, [*row.prompt.tolist(), *new])
 
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
@@ -141,28 +150,12 @@ class Session:
         self._cache, self.ids = cache, list(ids)
         self._leave_sharers()
 
-    def _check(self, prompt: Sequence[int], settings: GenerationSettings) -> None:
-        context = self.model.config.context_length
-        remedy = f"shorten it or raise max_seq_len (the model's context: {context})"
-        check_fits(len(prompt), self.max_seq_len, remedy)
-        check_ids(prompt, settings, self.model.config.vocab_size)
-
-    def _start(
-        self, prompt: Sequence[int], settings: GenerationSettings, progress: Progress | None
-    ) -> tuple[Slots, Burst]:
+    def _start(self, row: Row, progress: Progress | None) -> tuple[Slots, Burst]:
         """Reads what the cache does not hold yet and samples the first token."""
-        model, V = self.model, self.model.config.vocab_size
-        row = Row(
-            prompt=np.asarray(prompt, np.int32),
-            sampling=sampling_of(settings, V),
-            key=key_of(settings),
-            limit=min(settings.max_new_tokens, self.max_seq_len - len(prompt)),
-            stop_ids=stop_ids_of(self._tokenizer, settings, V),
-            floor=settings.min_new_tokens,
-        )
         # At least one token is computed anew: its logits are where the answer starts.
         reused = common_prefix(np.asarray(self.ids, np.int32), row.prompt[:-1])
-        slots = Slots(model.config, model.params, DecodeState.of_one(self._take_cache(reused)))
+        state = DecodeState.of_one(self._take_cache(reused))
+        slots = Slots(self.model.config, self.model.params, state)
         logits = read_prompt(slots, row.prompt, reused, progress=progress)
         self.result.reused_tokens = reused
         return slots, slots.begin_together([(0, row, 0)], logits)

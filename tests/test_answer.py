@@ -14,7 +14,6 @@ from jllama.answer import (
     Result,
     ending_ids,
     from_first_word,
-    stop_ids_of,
 )
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
@@ -138,9 +137,6 @@ def test_which_ids_end_an_answer():
     assert ending_ids(tokenizer, both) == {EOT: "<eot>", EOS: None}
     ignoring = GenerationSettings(stop=("<eot>",), ignore_eos=True)
     assert ending_ids(tokenizer, ignoring) == {EOT: "<eot>"}
-    tokenizer.eos_ids = frozenset({300, 7, 2, -1})
-    assert stop_ids_of(tokenizer, both, 300) == [1, 2, 7]
-    assert stop_ids_of(tokenizer, both, 301) == [1, 2, 7, 300]
 
 
 def stream(pieces, log):

@@ -4,19 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
+from jllama.answer import Answer, ending_ids
 from jllama.batching.loop import Loop
-from jllama.batching.request import Request
 from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
+from jllama.engine.rows import Row
 from jllama.engine.scheduler import Scheduler, Stats
 from jllama.engine.slot_warm_up import compile_all
-from jllama.engine.slots import Slots
+from jllama.engine.slots import STOPS, Slots
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError
+from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
-from jllama.settings import GenerationSettings
+from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
-from jllama.text.prompt import Prompt, Variables
+from jllama.text.prompt import Prompt, Variables, encode_prompt
 
 
 class Engine:
@@ -63,40 +65,25 @@ class Engine:
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
         self._loop = Loop(self._slots, scheduler)
 
-    def submit(
-        self,
-        prompt: Prompt,
-        settings: GenerationSettings | None = None,
-        *,
-        chat: bool | None = None,
-        system: Content | None = None,
-        chat_template_kwargs: Variables | None = None,
-        logprobs: int | None = None,
-        prompt_logprobs: int | None = None,
-        **changes: Any,
-    ) -> Stream:
+    def submit(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:
         """Asks for an answer; returns at once, from any thread.
 
         Args:
-          prompt: a text, messages or token ids; `chat` and `system` as in `jllama.generate`.
+          prompt: a text, messages or token ids.
           settings: how to generate; None: `GenerationSettings()`.
-          chat: put a text into the chat template; None: where the model has one.
-          system: a system message, for the chat template.
-          chat_template_kwargs: more variables for it.
-          logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20), in
-            `result().logprobs`; None: of none.
-          prompt_logprobs: likewise of the prompt's tokens, in `result().prompt_logprobs`; its beginning is
-            computed anew then, whatever a slot holds.
-          **changes: fields of `GenerationSettings` that are to differ from `settings`.
+          **options: any of these, by name, and fields of `GenerationSettings` that are to differ.
+            chat: put a text into the chat template; None: where the model has one.
+            system: a system message, for the chat template.
+            chat_template_kwargs: more variables for it.
+            logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20), in
+              `result().logprobs`; None: of none.
+            prompt_logprobs: likewise of the prompt's tokens, in `result().prompt_logprobs`; its beginning is
+              computed anew then, whatever a slot holds.
 
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
         """
-        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
-        told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-        stream = self._stream(prompt, settings, **words, **told, **changes)
-        self._loop.submit([stream])
-        return stream
+        return self.submit_all([dict(prompt=prompt, settings=settings, **options)])[0]
 
     def submit_all(
         self, requests: Sequence[Mapping[str, Any]], listener: Listener | None = None
@@ -118,26 +105,16 @@ class Engine:
         return streams
 
     async def stream(
-        self,
-        prompt: Prompt,
-        settings: GenerationSettings | None = None,
-        *,
-        chat: bool | None = None,
-        system: Content | None = None,
-        chat_template_kwargs: Variables | None = None,
-        **changes: Any,
+        self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any
     ) -> AsyncIterator[str]:
         """`submit` for asyncio: pieces of text as they come. Leaving the loop cancels the request."""
         pieces: asyncio.Queue[Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
-        made = self._stream(prompt, settings, **words, **changes)
 
         def hear(_: Stream, item: Item) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, item)
 
-        made.listener = hear
-        self._loop.submit([made])
+        (made,) = self.submit_all([dict(prompt=prompt, settings=settings, **options)], hear)
         try:
             while (item := await pieces.get()) is not None:
                 if isinstance(item, BaseException):
@@ -188,6 +165,28 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stream(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:
-        request = Request(self.model, self.max_seq_len, prompt, settings, **options)
-        return request.stream(self._loop.cancel)
+    def _stream(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        chat: bool | None = None,
+        system: Content | None = None,
+        chat_template_kwargs: Variables | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        **changes: Any,
+    ) -> Stream:
+        """What `submit` asks for, checked before anything is computed."""
+        for name, count in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
+            if count is not None and (type(count) is not int or not 0 <= count <= LIKELIEST):
+                raise JllamaError(f"{name}={count!r} must be a whole number from 0 to {LIKELIEST}")
+        chosen, tokenizer = build_settings(settings, **changes).seeded(), tokenizer_of(self.model)
+        words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
+        ids = encode_prompt(tokenizer, prompt, **words)
+        given: Any = dict(ends=ending_ids(tokenizer, chosen), vocab_size=self.model.config.vocab_size)
+        row = Row.of(ids, chosen, max_len=self.max_seq_len, scores=logprobs is not None, **given)
+        if len(row.stop_ids) > STOPS:
+            raise JllamaError(f"{len(row.stop_ids)} tokens would end the answer; at most {STOPS} may")
+        told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        return Stream(Answer(tokenizer, ids, chosen), row, self._loop.cancel, **told)

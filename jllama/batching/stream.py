@@ -21,26 +21,27 @@ class Stream:
 
     def __init__(
         self,
-        job: Job,
         answer: Answer,
         row: Row,
         cancel: Callable[["Stream"], None],
         *,
-        likeliest: int = 0,
-        likeliest_of_prompt: int | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> None:
         """Made by `Engine.submit`.
 
         Args:
-          job: what the scheduler knows of it.
           answer: what becomes of it.
           row: what the slots need of it.
           cancel: asks the engine to end it.
-          likeliest: how many tokens are told beside each one.
-          likeliest_of_prompt: likewise beside the prompt's; None: its tokens are not scored.
+          logprobs: how many tokens are told beside each one; None: its tokens are not scored.
+          prompt_logprobs: likewise of the prompt's.
         """
-        self.job, self.answer, self.row, self._cancel = job, answer, row, cancel
-        self.likeliest, self._of_prompt = likeliest, likeliest_of_prompt
+        self.answer, self.row, self._cancel = answer, row, cancel
+        self.job = Job(prompt=row.prompt, whole=prompt_logprobs is not None)  # as the scheduler sees it
+        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
+        answer.result.logprobs = None if logprobs is None else []
+        answer.result.prompt_logprobs = None if prompt_logprobs is None else [None]
         self._pieces: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.listener: Listener | None = None  # called for each item, in the engine's thread
         self.queued_seconds = 0.0  # it waited so long for a slot
@@ -95,24 +96,24 @@ class Stream:
     def score(self, scores: Scores, row: int) -> None:
         """Takes the log-probabilities of the tokens that were pushed last, `[B, n, ...]` on the host."""
         told = self.answer.result.logprobs
-        if told is None:
+        if told is None or self._logprobs is None:
             return
         ids = self.answer.result.token_ids[len(told) :]
         of_row = jax.tree.map(lambda leaf: leaf[row], scores)
-        told += [_score(of_row, at, token, self.likeliest) for at, token in enumerate(ids)]
+        told += [_score(of_row, at, token, self._logprobs) for at, token in enumerate(ids)]
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the tokens of its prompt are scored."""
-        return self._of_prompt is not None
+        return self._prompt_logprobs is not None
 
     def score_prompt(self, scores: Scores, start: int, count: int) -> None:
         """Takes the log-probabilities of the tokens behind `count` ones of the prompt from `start` on."""
         told = self.answer.result.prompt_logprobs
         assert told is not None
-        assert self._of_prompt is not None
+        assert self._prompt_logprobs is not None
         behind = self.job.prompt[start + 1 : start + count + 1].tolist()
-        told += [_score(scores, at, token, self._of_prompt) for at, token in enumerate(behind)]
+        told += [_score(scores, at, token, self._prompt_logprobs) for at, token in enumerate(behind)]
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes, because of an error if there is one; the engine's thread calls this."""

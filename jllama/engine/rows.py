@@ -23,6 +23,42 @@ class Row:
     floor: int = 0  # tokens before one of them may come
     scores: bool = False  # log-probabilities are told
 
+    @classmethod
+    def of(
+        cls,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        ends: Iterable[int],
+        vocab_size: int,
+        max_len: int,
+        scores: bool = False,
+    ) -> "Row":
+        """Of a prompt's ids and the settings for its answer.
+
+        Args:
+          prompt: at most `max_len` ids.
+          settings: with their seed.
+          ends: ids that end the answer; those that the model can't say are left out.
+          vocab_size: how many ids there are.
+          max_len: positions that prompt and answer may fill.
+          scores: tell the log-probabilities.
+
+        Raises:
+          JllamaError: prompt or settings hold an id that is not in the vocabulary.
+        """
+        check_ids(prompt, settings, vocab_size)
+        named = {name: getattr(settings, name) for name in (*CHOICES, "logit_bias")}
+        return cls(
+            prompt=np.asarray(prompt, np.int32),
+            sampling=Sampling.build(batch=1, vocab_size=vocab_size, **named),
+            key=key_of(settings),
+            limit=min(settings.max_new_tokens, max_len - len(prompt)),
+            stop_ids=[token for token in sorted(ends) if token in range(vocab_size)],
+            floor=settings.min_new_tokens,
+            scores=scores,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -32,12 +68,6 @@ class Piece:
     tokens: np.ndarray  # int32 [n]
     start: int  # positions of the slot that hold the tokens before
     context: int  # the length of the whole prompt
-
-
-def sampling_of(settings: GenerationSettings, vocab_size: int) -> Sampling:
-    """The settings as one row of host arrays."""
-    names = (*CHOICES, "logit_bias")
-    return Sampling.build(batch=1, vocab_size=vocab_size, **{name: getattr(settings, name) for name in names})
 
 
 def key_of(settings: GenerationSettings) -> np.ndarray:

@@ -12,7 +12,7 @@ from jllama.batching.calls import is_several, room_for_all
 from jllama.batching.loop import HURRIED, Loop
 from jllama.batching.stream import Stream
 from jllama.engine.rows import Row
-from jllama.engine.scheduler import Job, Scheduler
+from jllama.engine.scheduler import Scheduler
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError
@@ -121,9 +121,7 @@ def stream(loop, prompt, limit=5, scored=False, **settings):
     ids = np.array(prompt, np.int32)
     row = Row(prompt=ids, sampling=None, key=None, limit=limit, stop_ids=())
     answer = Answer(Bytes(), prompt, GenerationSettings(**settings))
-    answer.result.prompt_logprobs = [None] if scored else None
-    job = Job(prompt=ids, whole=scored)
-    return Stream(job, answer, row, loop.cancel, likeliest_of_prompt=1 if scored else None)
+    return Stream(answer, row, loop.cancel, prompt_logprobs=1 if scored else None)
 
 
 def ask(loop, *prompts, **options):
@@ -392,12 +390,12 @@ def test_a_listener_hears_everything_in_order_and_may_go_away(make):
 def test_a_stream_that_has_not_ended_is_waited_for():
     asked = []
     answer = Answer(Bytes(), [1], GenerationSettings())
-    one = Stream(Job(prompt=np.array([1], np.int32)), answer, None, asked.append, likeliest=1)
+    row = Row(prompt=np.array([1], np.int32), sampling=None, key=None, limit=5, stop_ids=())
+    one = Stream(answer, row, asked.append, logprobs=1)
     with pytest.raises(TimeoutError, match=r"no answer in 0\.01 seconds"):
         one.result(0.01)
     one.cancel()
     assert asked == [one]
-    answer.result.logprobs = []
     answer.result.token_ids += [5, 6]
     scores = Scores(chosen=np.array([[0], [-1.5]]), ids=np.zeros((2, 1, 2), int), values=np.zeros((2, 1, 2)))
     answer.result.token_ids = [5]

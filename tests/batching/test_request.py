@@ -7,7 +7,6 @@ import pytest
 
 import jllama
 from jllama.batching.engine import Engine
-from jllama.batching.request import Request
 from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
 from jllama.layers.cache import KVCache
 from jllama.session import Session
@@ -114,35 +113,41 @@ def test_bad_settings(engine, settings, words):
         engine.submit(PROMPT, **settings)
 
 
+@pytest.fixture(scope="module")
+def small(model):
+    with Engine(model, slots=1, max_seq_len=64) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize(("wanted", "limit"), [(5, 5), (56, 56), (57, 56), (100, 56)])
-def test_what_a_slot_is_told(model, wanted, limit):
-    plain = Request(model, 64, PROMPT, max_new_tokens=wanted, ignore_eos=True)
-    row = plain.stream(None).row
+def test_what_a_slot_is_told(model, small, wanted, limit):
+    row = small._stream(PROMPT, max_new_tokens=wanted, ignore_eos=True).row
     assert (row.limit, row.floor, row.scores, list(row.stop_ids)) == (limit, 0, False, [])
     assert row.prompt.tolist() == PROMPT
-    told = Request(model, 64, PROMPT, max_new_tokens=wanted, min_new_tokens=4, logprobs=0, stop_token_ids=[9])
-    row = told.stream(None).row
+    told = dict(min_new_tokens=4, logprobs=0, stop_token_ids=[9])
+    row = small._stream(PROMPT, max_new_tokens=wanted, **told).row
     assert (row.limit, row.floor, row.scores) == (limit, 4, True)
     assert list(row.stop_ids) == sorted({9, *model.tokenizer.eos_ids})
 
 
 @pytest.mark.parametrize("count", [None, 0, 20])
-def test_what_is_told_beside_a_token(model, count):
-    stream = Request(model, 64, PROMPT, logprobs=count, prompt_logprobs=count).stream(None)
+def test_what_is_told_beside_a_token(small, count):
+    stream = small._stream(PROMPT, logprobs=count, prompt_logprobs=count)
     asked = count is not None
-    assert (stream.likeliest, stream.scores_prompt, stream.job.whole) == (count or 0, asked, asked)
+    assert stream._logprobs == stream._prompt_logprobs == count
+    assert (stream.row.scores, stream.scores_prompt, stream.job.whole) == (asked, asked, asked)
     assert stream.answer.result.logprobs == ([] if asked else None)
     assert stream.answer.result.prompt_logprobs == ([None] if asked else None)
-    other = Request(model, 64, PROMPT, logprobs=count).stream(None)
+    other = small._stream(PROMPT, logprobs=count)
     assert (other.scores_prompt, other.job.whole) == (False, False)
 
 
-def test_as_many_ends_as_a_row_has_places_for(model):
+def test_as_many_ends_as_a_row_has_places_for(model, small):
     ends = len(model.tokenizer.eos_ids)
-    most = Request(model, 64, PROMPT, stop_token_ids=range(10, 42 - ends))
-    assert len(most.stream(None).row.stop_ids) == 32
+    most = small._stream(PROMPT, stop_token_ids=range(10, 42 - ends))
+    assert len(most.row.stop_ids) == 32
     with pytest.raises(JllamaError, match="33 tokens would end the answer; at most 32 may"):
-        Request(model, 64, PROMPT, stop_token_ids=range(10, 43 - ends)).stream(None)
+        small._stream(PROMPT, stop_token_ids=range(10, 43 - ends))
 
 
 def test_errors_say_what_kind_they_are(model):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jllama.engine.rows import check_ids, key_of, sampling_of
+from jllama.engine.rows import Row, check_ids, key_of
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 
@@ -17,11 +17,27 @@ def test_a_seed_is_two_words(seed, key):
     assert (made.dtype, made.tolist()) == (np.uint32, key)
 
 
+def row_of(prompt, ends=(), **settings):
+    made = GenerationSettings(**settings)
+    return Row.of(prompt, made, ends=ends, vocab_size=5, max_len=16)
+
+
 def test_settings_as_a_row():
-    row = sampling_of(GenerationSettings(temperature=0.5, top_k=3, min_p=0.25, logit_bias={2: 1.5}), 5)
-    assert np.asarray(row.temperature).tolist() == [0.5]
-    assert np.asarray(row.top_k).tolist() == [3]
-    assert np.asarray(row.min_p).tolist() == [0.25]
+    row = row_of([4, 2], temperature=0.5, top_k=3, min_p=0.25, logit_bias={2: 1.5}, min_new_tokens=3, seed=7)
+    assert np.asarray(row.sampling.temperature).tolist() == [0.5]
+    assert np.asarray(row.sampling.top_k).tolist() == [3]
+    assert np.asarray(row.sampling.min_p).tolist() == [0.25]
+    assert (row.prompt.dtype, row.prompt.tolist(), row.key.tolist()) == (np.int32, [4, 2], [0, 7])
+    assert (row.floor, row.scores, row.sampling.is_greedy()) == (3, False, False)
+    assert row_of([1]).sampling.is_greedy()
+
+
+def test_an_answer_has_the_room_that_its_prompt_leaves():
+    assert [row_of([1] * count, max_new_tokens=9).limit for count in (1, 7, 8, 15)] == [9, 9, 8, 1]
+
+
+def test_a_row_ends_with_the_ids_that_the_model_can_say():
+    assert row_of([1], ends={300, 4, 2, -1, 5}).stop_ids == [2, 4]
 
 
 def test_ids_are_in_the_vocabulary():
