@@ -10,7 +10,7 @@ import numpy as np
 
 from jllama.batching.stream import Stream
 from jllama.engine.rows import Piece
-from jllama.engine.scheduler import Admission, Job, Scheduler, Stats, Turn
+from jllama.engine.scheduler import Job, Scheduler, Stats
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst
 from jllama.engine.step import BURST, HURRIED
@@ -83,8 +83,8 @@ class Loop:
     def _serve(self) -> None:
         try:
             running: Running | None = None
-            while (turn := self._next_turn(running is None)) is not None:
-                firsts = self._read_prompts(turn)
+            while self._open(may_wait=running is None):
+                firsts = self._read_prompts()
                 ahead = self._run_rows()
                 for ready in (running, *firsts):
                     if ready is not None:
@@ -97,34 +97,30 @@ class Loop:
         finally:
             self._end_all()
 
-    def _next_turn(self, may_wait: bool) -> Turn | None:
-        """None: the engine is closed. A turn without anything only delivers what runs."""
+    def _open(self, may_wait: bool) -> bool:
+        """Ends who cancelled, and waits for something to do if it may; whether the loop goes on."""
         with self._wake:
             while True:
                 for stream in self._cancelled:
                     self._finish(stream)
                 self._cancelled.clear()
-                if self._closed:
-                    return None
-                turn = self._scheduler.turn()
-                if turn is not None or not may_wait:
-                    return turn or Turn((), None)
+                if self._closed or self._scheduler.busy or not may_wait:
+                    return not self._closed
                 self._wake.wait()
 
-    def _read_prompts(self, turn: Turn) -> list[Running]:
+    def _read_prompts(self) -> list[Running]:
         """Chunks of prompts, as many as rows that run may wait for; the first tokens behind those read."""
         firsts: list[Running] = []
-        admitted, reader, left = turn.admitted, turn.reading, self._slots.turn_tokens
-        self._place(admitted)
-        while reader is not None and left > 0:
+        left = self._slots.turn_tokens
+        self._admit()
+        while left > 0 and (reader := self._scheduler.next_reader()) is not None:
             left -= self._read(self._group(reader), firsts)
-            with self._wake:
-                admitted = self._scheduler.admit()  # who came meanwhile, or waited for what was just read
-            self._place(admitted)
-            reader = self._scheduler.next_reader()
+            self._admit()  # who came meanwhile, or waited for what was just read
         return firsts
 
-    def _place(self, admitted: Sequence[Admission]) -> None:
+    def _admit(self) -> None:
+        with self._wake:
+            admitted = self._scheduler.admit()
         for admission in admitted:
             if admission.source != admission.job.slot:
                 self._slots.copy_prefix(admission.source, admission.job.slot, admission.count)

@@ -1,6 +1,6 @@
 """Who runs when: which request gets which slot, which prompt is read next, which rows take the next steps.
 
-Plain Python about numbers, without jax: a turn is a function of what was submitted and what came of it.
+Plain Python about numbers, without jax: what it says depends on what was submitted and what came of it alone.
 """
 
 import collections
@@ -36,14 +36,6 @@ class Admission:
     job: Job
     source: int
     count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What the device does next, in this order."""
-
-    admitted: tuple[Admission, ...]
-    reading: Job | None  # reads its next chunk; behind it whoever `next_reader` names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,13 +107,10 @@ class Scheduler:
             )
         self.waiting.extend(jobs)
 
-    def turn(self) -> Turn | None:
-        """What to do next; None: nothing."""
-        admitted = self.admit()
-        reading = self.next_reader()
-        if not admitted and reading is None and not self.running():
-            return None
-        return Turn(admitted, reading)
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self._live())
 
     @property
     def hurried(self) -> bool:

@@ -229,20 +229,21 @@ def test_a_thread_that_dies_tells_everyone(model):
 
 def test_a_text_that_is_not_finite_fails_alone(model):
     with Engine(model, slots=2, max_seq_len=256) as engine:
-        good = engine.submit(PROMPTS[0], max_new_tokens=60, ignore_eos=True)
-        bad = engine.submit(PROMPTS[1], max_new_tokens=60, ignore_eos=True, logit_bias={5: 1.0})
-        next(iter(bad))
-        slots = engine._loop._slots
+        slots, bursts = engine._loop._slots, []
         run = slots.run
 
         def poisoned(rows, steps):
-            if bad.job.slot >= 0:
+            bursts.extend([steps] * (len(rows) == 2))
+            if len(bursts) == 2:  # the second one of both
                 cache = slots.state.cache
-                keys = (cache.keys[0].at[bad.job.slot].set(jnp.nan), *cache.keys[1:])
+                keys = (cache.keys[0].at[1].set(jnp.nan), *cache.keys[1:])
                 slots.state = dataclasses.replace(slots.state, cache=dataclasses.replace(cache, keys=keys))
             return run(rows, steps)
 
         slots.run = poisoned
+        long = dict(max_new_tokens=60, ignore_eos=True)
+        asked = [dict(prompt=PROMPTS[0], **long), dict(prompt=PROMPTS[1], logit_bias={5: 1.0}, **long)]
+        good, bad = engine.submit_all(asked)
         with pytest.raises(JllamaError, match="not finite"):
             bad.result(WAIT)
         wanted = alone(model, PROMPTS[0], max_new_tokens=60, ignore_eos=True)

@@ -248,10 +248,10 @@ def test_from_which_length_on_a_prefix_is_copied(shared, count):
     scheduler = Scheduler(2, 128)
     first, second = job(*range(shared), 500), job(*range(shared), 501)
     scheduler.submit([first])
-    scheduler.turn()
+    scheduler.admit()
     scheduler.read(first, len(first.prompt))
     scheduler.submit([second])
-    (admission,) = scheduler.turn().admitted
+    (admission,) = scheduler.admit()
     assert (admission.count, admission.source) == (count, first.slot if count else second.slot)
 
 
@@ -259,7 +259,7 @@ def test_from_which_length_on_a_prefix_is_copied(shared, count):
 def test_from_which_length_on_a_prompt_waits_for_one_that_is_being_read(shared, waits):
     scheduler = Scheduler(2, 128)
     scheduler.submit([job(*range(shared), 500), job(*range(shared), 501)])
-    assert len(scheduler.turn().admitted) == (1 if waits else 2)
+    assert len(scheduler.admit()) == (1 if waits else 2)
 
 
 def test_of_equal_sources_a_free_slot_is_taken():
@@ -267,12 +267,12 @@ def test_of_equal_sources_a_free_slot_is_taken():
     first, second = job(1, 2, 3), job(1, 2, 4)
     for each in (first, second):
         scheduler.submit([each])
-        scheduler.turn()
+        scheduler.admit()
         scheduler.read(each, 3)
     scheduler.release(second, [])
     third = job(1, 2, 5)
     scheduler.submit([third])
-    (admission,) = scheduler.turn().admitted
+    (admission,) = scheduler.admit()
     assert (admission.source, admission.count, third.slot) == (1, 2, 1)
 
 
@@ -280,23 +280,23 @@ def test_what_was_not_sound_is_nobodys_beginning():
     scheduler = Scheduler(1, 128)
     first, second = job(1, 2, 3), job(1, 2, 3, 4)
     scheduler.submit([first])
-    scheduler.turn()
+    scheduler.admit()
     scheduler.read(first, 3)
     scheduler.release(first, [5, 6], sound=False)
     scheduler.submit([second])
-    assert scheduler.turn().admitted[0].count == 0
+    assert scheduler.admit()[0].count == 0
 
 
 def test_a_prompt_that_was_cut_short_holds_what_was_read():
     scheduler = Scheduler(1, 128)
     first, second = job(*range(9)), job(*range(9))
     scheduler.submit([first])
-    scheduler.turn()
+    scheduler.admit()
     scheduler.read(first, 4)
     assert first.reads
     scheduler.release(first, [])
     scheduler.submit([second])
-    assert scheduler.turn().admitted[0].count == 4
+    assert scheduler.admit()[0].count == 4
     scheduler.read(second, 5)
     assert not second.reads
 
@@ -306,12 +306,12 @@ def test_who_has_a_slot_for_longest_reads_first():
     early, late = job(1, 1), job(2, 2)
     filler = job(9)
     scheduler.submit([filler])
-    scheduler.turn()
+    scheduler.admit()
     scheduler.submit([early])
-    scheduler.turn()
+    scheduler.admit()
     scheduler.release(filler, [])
     scheduler.submit([late])
-    scheduler.turn()
+    scheduler.admit()
     assert scheduler.next_reader() is filler or scheduler.next_reader() is early
     assert late.slot != early.slot
     scheduler.read(early, 2)

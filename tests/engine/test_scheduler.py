@@ -21,24 +21,24 @@ def long(first, count=WORTH_COPYING + 8):
 
 
 def read_all(scheduler):
-    """Turns until no prompt is left to be read, eight tokens at a time."""
-    while (turn := scheduler.turn()) is not None and turn.reading is not None:
-        scheduler.read(turn.reading, min(8, len(turn.reading.prompt) - turn.reading.done))
-    return turn
+    """Until no prompt is left to be read, eight tokens at a time."""
+    scheduler.admit()
+    while (reader := scheduler.next_reader()) is not None:
+        scheduler.read(reader, min(8, len(reader.prompt) - reader.done))
+        scheduler.admit()
 
 
 def test_first_come_first_served():
     scheduler = Scheduler(2, MAX_LEN)
     jobs = [job(n, n, n) for n in range(1, 4)]
     scheduler.submit(jobs)
-    turn = scheduler.turn()
-    assert [admission.job for admission in turn.admitted] == jobs[:2]
-    assert (turn.reading, scheduler.running(), scheduler.hurried) == (jobs[0], (), True)
+    assert [admission.job for admission in scheduler.admit()] == jobs[:2]
+    assert (scheduler.next_reader(), scheduler.running(), scheduler.hurried) == (jobs[0], (), True)
     scheduler.read(jobs[0], 3)
-    turn = scheduler.turn()
-    assert (turn.reading, scheduler.running()) == (jobs[1], (jobs[0].slot,))
+    assert scheduler.admit() == ()
+    assert (scheduler.next_reader(), scheduler.running()) == (jobs[1], (jobs[0].slot,))
     scheduler.release(jobs[0], [7, 8])
-    assert [admission.job for admission in scheduler.turn().admitted] == [jobs[2]]
+    assert [admission.job for admission in scheduler.admit()] == [jobs[2]]
 
 
 def test_a_burst_is_short_only_while_someone_waits():
@@ -59,7 +59,8 @@ def test_short_prompts_overtake_a_long_one_which_gets_every_second_chunk():
     order = []
     for number in range(12):
         scheduler.submit([job(200 + number)])
-        reader = scheduler.turn().reading
+        scheduler.admit()
+        reader = scheduler.next_reader()
         order.append(reader is first)
         scheduler.read(reader, min(8, len(reader.prompt) - reader.done))
         for slot in scheduler.running():
@@ -73,7 +74,7 @@ def test_what_a_running_slot_holds_is_copied_and_one_token_is_always_read():
     scheduler.submit([first])
     read_all(scheduler)
     scheduler.submit([second])
-    (admission,) = scheduler.turn().admitted
+    (admission,) = scheduler.admit()
     assert (admission.source, admission.count) == (first.slot, len(first.prompt) - 1)
     assert second.slot != first.slot
 
@@ -82,13 +83,13 @@ def test_who_begins_as_a_prompt_that_is_being_read_waits_for_it():
     scheduler = Scheduler(3, MAX_LEN)
     first, second, third = long(500), long(501), job(7)
     scheduler.submit([first, second, third])
-    assert [admission.job for admission in scheduler.turn().admitted] == [first]
+    assert [admission.job for admission in scheduler.admit()] == [first]
     scheduler.read(first, 20)
-    assert scheduler.turn().admitted == ()  # nor does the third one overtake
+    assert scheduler.admit() == ()  # nor does the third one overtake
     scheduler.read(first, len(first.prompt) - 20)
-    turn = scheduler.turn()
-    assert [admission.job for admission in turn.admitted] == [second, third]
-    assert (turn.admitted[0].source, turn.admitted[0].count) == (first.slot, len(first.prompt) - 1)
+    admitted = scheduler.admit()
+    assert [admission.job for admission in admitted] == [second, third]
+    assert (admitted[0].source, admitted[0].count) == (first.slot, len(first.prompt) - 1)
 
 
 def test_a_free_slot_is_gone_on_with_in_place_however_little_it_shares():
@@ -100,7 +101,7 @@ def test_a_free_slot_is_gone_on_with_in_place_however_little_it_shares():
     scheduler.release(first, [5, 6, 7])
     second = job(1, 2, 3, 4, 5, 6, 9)
     scheduler.submit([second])
-    (admission,) = scheduler.turn().admitted
+    (admission,) = scheduler.admit()
     assert (admission.source, admission.count, second.slot) == (place, 6, place)
 
 
@@ -112,7 +113,7 @@ def test_the_last_token_of_an_answer_is_in_no_slot():
     scheduler.release(first, [3, 4])
     second = job(1, 2, 3, 4, 5)
     scheduler.submit([second])
-    assert scheduler.turn().admitted[0].count == 3
+    assert scheduler.admit()[0].count == 3
 
 
 def test_a_short_prefix_of_a_running_slot_is_read_anew():
@@ -121,7 +122,7 @@ def test_a_short_prefix_of_a_running_slot_is_read_anew():
     scheduler.submit([first])
     read_all(scheduler)
     scheduler.submit([second])
-    (admission,) = scheduler.turn().admitted
+    (admission,) = scheduler.admit()
     assert (admission.source, admission.count) == (second.slot, 0)
 
 
@@ -129,7 +130,7 @@ def test_sharing_can_be_left_out():
     scheduler = Scheduler(2, MAX_LEN, share=False)
     for each in (long(500), long(501)):
         scheduler.submit([each])
-        assert scheduler.turn().admitted[0].count == 0
+        assert scheduler.admit()[0].count == 0
 
 
 def test_the_slot_that_was_not_used_for_longest_is_taken():
@@ -141,7 +142,7 @@ def test_the_slot_that_was_not_used_for_longest_is_taken():
         scheduler.release(each, [])
     last = job(77)
     scheduler.submit([last])
-    scheduler.turn()
+    scheduler.admit()
     assert last.slot == 0
 
 
@@ -155,7 +156,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_queued():
     with pytest.raises(JllamaError, match="0 requests wait already and the queue holds 1"):
         scheduler.submit([job(1), job(2), job(3)])
     scheduler.submit([job(1), job(2)])
-    scheduler.turn()
+    scheduler.admit()
     with pytest.raises(JllamaError, match="1 requests wait already"):
         scheduler.submit([job(3)])
 
@@ -164,14 +165,22 @@ def test_who_still_waits_can_be_released():
     scheduler = Scheduler(1, MAX_LEN)
     jobs = [job(1), job(2), job(3)]
     scheduler.submit(jobs)
-    scheduler.turn()
+    scheduler.admit()
     scheduler.release(jobs[1], [])
     assert [*scheduler.waiting] == [jobs[2]]
 
 
-def test_nothing_to_do_is_no_turn():
+def test_there_is_something_to_do_from_the_first_token_to_the_last():
     scheduler = Scheduler(1, MAX_LEN)
-    assert scheduler.turn() is None
+    first, second = job(1), job(2)
+    assert not scheduler.busy
+    scheduler.submit([first, second])
+    assert scheduler.busy
+    read_all(scheduler)
+    scheduler.release(second, [])
+    assert scheduler.busy
+    scheduler.release(first, [])
+    assert not scheduler.busy
 
 
 @settings(max_examples=60, deadline=None)
@@ -187,15 +196,14 @@ def test_whatever_happens_each_slot_holds_one_job_and_what_is_shared_is_there(da
             new = job(*data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=50)))
             scheduler.submit([new])
             submitted += 1
-        turn = scheduler.turn()
-        for admission in turn.admitted if turn else ():
+        for admission in scheduler.admit():
             slot, prompt = admission.job.slot, admission.job.prompt.tolist()
             assert held[admission.source][: admission.count] == prompt[: admission.count]
             assert admission.count < len(prompt)
             held[slot] = held[admission.source][: admission.count]
             live.add(admission.job)
-        if turn and turn.reading is not None:
-            reading, count = turn.reading, data.draw(st.integers(1, 20))
+        if (reading := scheduler.next_reader()) is not None:
+            count = data.draw(st.integers(1, 20))
             count = min(count, len(reading.prompt) - reading.done)
             held[reading.slot] += reading.prompt[reading.done : reading.done + count].tolist()
             scheduler.read(reading, count)
