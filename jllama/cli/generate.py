@@ -91,10 +91,10 @@ def answer_file(settings: Any, words: dict[str, Any]) -> int:
         raise JllamaError("--prompts_file needs --output=FILE for the answers")
     requests = prompts.read_requests(FLAGS.prompts_file, settings)
     held = prompts.finished(expanded(FLAGS.output))  # refuses another file before the model is loaded
+    todo = [request for request in requests if request.id not in held]
     model = command_line.load_model()
     options = dict(max_seq_len=FLAGS.max_seq_len, slots=FLAGS.slots)
-    count = prompts.run(model, requests, FLAGS.output, words, **options)
-    kept = sum(request.id in held for request in requests)
+    count, kept = prompts.run(model, todo, FLAGS.output, words, **options), len(requests) - len(todo)
     say(f"{count} answers written to {FLAGS.output}" + (f", {kept} were there" if kept else ""))
     return 0
 

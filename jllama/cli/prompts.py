@@ -96,11 +96,11 @@ def run(
     max_seq_len: int | None,
     slots: int,
 ) -> int:
-    """Answers what `output` does not hold yet; each answer is a line there as soon as it can be.
+    """Answers requests; each answer is a line behind what `output` holds as soon as it can be.
 
     Args:
       model: from `jllama.load`.
-      requests: from `read_requests`.
+      requests: from `read_requests`, those that have no answer there.
       output: the file to go on with.
       words: `chat`, `system` and `chat_template_kwargs` as in `jllama.generate`.
       max_seq_len: as there.
@@ -117,23 +117,20 @@ def run(
     from jllama.machine.progress import Bar
     from jllama.text.prompt import encode_prompt
 
-    path = expanded(output)
-    done = finished(path)
-    todo = [request for request in requests if request.id not in done]
-    tokenizer = model.need_tokenizer()
-    ids = [encode_prompt(tokenizer, request.prompt, **words) for request in todo]
-    if not todo:
+    path, tokenizer = expanded(output), model.need_tokenizer()
+    ids = [encode_prompt(tokenizer, request.prompt, **words) for request in requests]
+    if not requests:
         return 0
-    asked = [(each, request.settings) for each, request in zip(ids, todo, strict=True)]
+    asked = [(each, request.settings) for each, request in zip(ids, requests, strict=True)]
     length = max_seq_len or room_for_all(model, asked)
     with (
         file_errors(path),
         path.open("a", encoding="utf-8") as file,
-        Engine(model, slots=min(slots, len(todo)), max_seq_len=length, max_queue=len(todo)) as engine,
-        Bar("answering", len(todo)) as bar,
+        Engine(model, slots=min(slots, len(requests)), max_seq_len=length, max_queue=len(requests)) as engine,
+        Bar("answering", len(requests)) as bar,
     ):
         answers = [engine.submit(each, settings) for each, settings in asked]
-        return _write(file, zip(todo, answers, strict=True), bar)
+        return _write(file, zip(requests, answers, strict=True), bar)
 
 
 def _write(file: IO[str], answers: Iterator[tuple[Request, Any]], bar: Any) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jllama import kernels
 from jllama.engine import slot_programs
 from jllama.engine.decoder import read_prompt
 from jllama.engine.rows import Piece, chunk_size
@@ -154,6 +155,22 @@ def test_a_single_text_brings_as_many_ends_as_it_has(tiny_config, tiny_params, c
     slots = empty_slots(tiny_config, tiny_params)
     started(slots, [[3, 1]], stop_ids=range(count))
     assert slots.state.stop_ids.tolist() == [[*range(count), *[NO_TOKEN] * (width - count)]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_single_text_gathers_nothing(tiny_config, tiny_params, monkeypatch, count):
+    """Its kernels and plain XLA see a cache that is its own; several rows are found by their slots."""
+    forward, seen = kernels.forward, []
+
+    def noted(config, params, tokens, cache, **options):
+        seen.append((tokens.shape[1] > 1, cache.rows is None))
+        return forward(config, params, tokens, cache, **options)
+
+    monkeypatch.setattr(kernels, "forward", noted)
+    slots = empty_slots(tiny_config, tiny_params, count, max_len=23)  # of no other test: traced anew
+    started(slots, [[3, 1]] * count)
+    slots.run([0], 2)
+    assert set(seen) == {(True, count == 1), (False, count == 1)}
 
 
 def test_a_prompt_is_counted_in_arrays_of_few_sizes(tiny_config, tiny_params):
