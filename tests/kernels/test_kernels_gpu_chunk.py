@@ -98,10 +98,11 @@ def emulated(directory, shape):
     source = chunk_attention.chunk_source(shape)
     append = chunk_attention.append_launch(shape)
     chunk = dict(grid=shape.blocks, threads=shape.threads, shared=shape.shared)
-    return (
-        emulation.Emulated(directory, source, "jllama_append", 9, **append, shared=16),
-        emulation.Emulated(directory, source, "jllama_chunk", 7 + len(shape.results), **chunk),
+    kernels = (
+        emulation.Kernel("jllama_append", 9, **append, shared=16),
+        emulation.Kernel("jllama_chunk", 7 + len(shape.results), **chunk),
     )
+    return emulation.Emulated.several(directory, source, kernels)
 
 
 @pytest.mark.gpu

@@ -1,15 +1,19 @@
 """Runs a CUDA kernel of this project on a CPU, through `emulated_cuda.h` and the machine's C++ compiler."""
 
+import atexit
+import dataclasses
+import functools
 import hashlib
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+HEADER = Path(__file__).resolve().parent / "emulated_cuda.h"
 COMPILER = shutil.which("g++")
 SECONDS = 500  # no kernel here takes a tenth of that
 _SHARED_BEGINS = "// What the kernels share"  # the first line of primitives.cu, behind the sizes
@@ -17,24 +21,43 @@ _FLAGS = ["-O1", "-std=c++20", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"
 _PAGE = 4096  # arrays begin where a device allocation would: at a multiple of 256 bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel of a source, how many arrays it takes, and how it is launched."""
+
+    name: str
+    count: int
+    _: dataclasses.KW_ONLY
+    grid: int
+    threads: int
+    shared: int
+
+    @property
+    def launch(self) -> str:
+        """In C++, on the pointers `a`."""
+        arguments = ", ".join(f"Any{{a[{i}]}}" for i in range(self.count))
+        return f"run_kernel({self.grid}, {self.threads}, {self.shared}, [=] {{ {self.name}({arguments}); }});"
+
+
 class Emulated:
     """A kernel, compiled for the CPU; calling it runs it once, in a process of its own."""
 
-    def __init__(
-        self, directory: Path, source: str, name: str, count: int, *, grid: int, threads: int, shared: int
-    ) -> None:
-        sizes, rest = source.split(_SHARED_BEGINS, 1)
-        arguments = ", ".join(f"Any{{a[{i}]}}" for i in range(count))
-        text = (
-            f'{sizes}\n#include "{HERE}/emulated_cuda.h"\n//{rest}\n'
-            f"int main(int count, char** arguments) {{ return run_on_file(count, arguments, [](void** a) {{ "
-            f"run_kernel({grid}, {threads}, {shared}, [=] {{ {name}({arguments}); }}); }}); }}\n"
-        )
-        self._name, self._calls = name, 0
-        self._program = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
-        path = self._program.with_suffix(".cpp")
-        path.write_text(text, encoding="utf-8")
-        subprocess.run([COMPILER, *_FLAGS, "-o", self._program, path], check=True)
+    def __init__(self, directory: Path, source: str, name: str, count: int, **launch: int) -> None:
+        """`launch`: see `Kernel`."""
+        kernel = Kernel(name, count, **launch)
+        self._begin(_compiled(directory, source, [kernel]), name, 0)
+
+    @classmethod
+    def several(cls, directory: Path, source: str, kernels: Sequence[Kernel]) -> "list[Emulated]":
+        """Kernels of one source, compiled together."""
+        program = _compiled(directory, source, kernels)
+        found = [cls.__new__(cls) for _ in kernels]
+        for which, (made, kernel) in enumerate(zip(found, kernels, strict=True)):
+            made._begin(program, kernel.name, which)
+        return found
+
+    def _begin(self, program: Path, name: str, which: int) -> None:
+        self._program, self._name, self._which, self._calls = program, name, which, 0
 
     def __call__(self, arrays: Sequence[np.ndarray | None]) -> None:
         """Runs the kernel on arrays, which it changes in place; one that is there twice is one to it too.
@@ -47,14 +70,14 @@ class Emulated:
         for key, array in different.items():
             offsets[key] = end
             end += -(-array.nbytes // _PAGE) * _PAGE
-        file = self._program.with_suffix(".memory")
+        file = self._program.with_suffix(f".memory{self._which}")
         memory = np.memmap(file, np.uint8, "w+", shape=(end,))
         parts = {key: memory[offsets[key] :][: array.nbytes] for key, array in different.items()}
         for key, array in different.items():
             parts[key][...] = _bytes(array)
         self._calls += 1  # the seed: copies land in another order each time
         places = [str(-1 if array is None else offsets[id(array)]) for array in arrays]
-        self._run([str(self._program), str(file), str(self._calls), *places])
+        self._run([str(self._program), str(self._which), str(file), str(self._calls), *places])
         for key, array in different.items():
             _bytes(array)[...] = parts[key]
 
@@ -66,6 +89,34 @@ class Emulated:
         if done.returncode:
             how = signal.Signals(-done.returncode).name if done.returncode < 0 else done.returncode
             raise AssertionError(f"{self._name} ended with {how}: {done.stderr}")
+
+
+def _compiled(directory: Path, source: str, kernels: Sequence[Kernel]) -> Path:
+    """A program whose first argument says which kernel runs."""
+    sizes, rest = source.split(_SHARED_BEGINS, 1)
+    cases = " ".join(f"case {at}: {kernel.launch} break;" for at, kernel in enumerate(kernels))
+    text = (
+        f'{sizes}\n#include "{HEADER}"\n//{rest}\n'
+        "int main(int count, char** arguments) { return run_on_file(count - 1, arguments + 1, [=](void** a) "
+        f"{{ switch (atoi(arguments[1])) {{ {cases} }} }}); }}\n"
+    )
+    program = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = program.with_suffix(".cpp")
+    path.write_text(text, encoding="utf-8")
+    subprocess.run([COMPILER, *_FLAGS, "-include", _system_headers(), "-o", program, path], check=True)
+    return program
+
+
+@functools.cache
+def _system_headers() -> Path:
+    """What `emulated_cuda.h` includes, compiled once: a third of a kernel's compilation."""
+    directory = Path(tempfile.mkdtemp(prefix="jllama-emulated-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    header = directory / "system.h"
+    lines = HEADER.read_text("utf-8").splitlines(keepends=True)
+    header.write_text("".join(line for line in lines if line.startswith("#include <")), "utf-8")
+    subprocess.run([COMPILER, *_FLAGS, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
+    return header
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
