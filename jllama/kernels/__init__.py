@@ -13,7 +13,8 @@ from jax import Array
 from jllama import model
 from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
-from jllama.kernels.refusals import LLAMA_FIELDS, refused_field
+from jllama.kernels.gpu.constants import rotary_dims
+from jllama.kernels.refusals import ATTENTION_FIELDS, refused_field
 from jllama.kernels.target import Target
 from jllama.layers.attention import Attend, append_and_attend
 from jllama.layers.cache import KVCache
@@ -99,16 +100,17 @@ def gpu_attention(
     `layers.attention.append_and_attend`.
     """
     T, dtype = tokens.shape[1], cache.keys[0].dtype
-    if params.norm.dtype != dtype or refused_field(config, LLAMA_FIELDS):
+    if params.norm.dtype != dtype or refused_field(config, ATTENTION_FIELDS):
         return None
+    head = (config.head_dim, dtype, rotary_dims(config))
     if T == 1:
         heads_per_key = config.num_attention_heads // config.num_key_value_heads
-        known = gpu.attention_refusal(heads_per_key, config.head_dim, dtype) is None
+        known = gpu.attention_refusal(heads_per_key, *head) is None
         return gpu.decode_attend if known and target.kernels else None
-    if target.kernels and gpu.chunk_refusal(config.head_dim, dtype) is None:
+    if target.kernels and gpu.chunk_refusal(*head) is None:
         return gpu.first_chunk_attend if fresh else gpu.chunk_attend
-    fits = fresh and cache.max_len >= T and gpu.prefill_refusal(config.head_dim, dtype, T) is None
-    return gpu.prefill_attend if fits else None
+    reason = gpu.prefill_refusal(config.head_dim, dtype, T, config.attn_logit_softcapping)
+    return gpu.prefill_attend if fresh and cache.max_len >= T and reason is None else None
 
 
 def chooses_tokens(vocab_size: int, target: Target) -> bool:

@@ -14,6 +14,14 @@ LLAMA_FIELDS = frozenset(
     sliding_window""".split()
 )
 
+# What the attention kernels know beyond that: constants of their source (window, scale, soft cap, rotation or
+# none), and what lies outside of them, in XLA's forward.
+ATTENTION_FIELDS = LLAMA_FIELDS | set(
+    """attention_out_bias layer_kinds norm_placement norm_offset qk_norm attention_multiplier
+    attn_logit_softcapping final_logit_softcapping embedding_multiplier residual_multiplier logits_scaling
+    rope.partial_rotary_factor rope.llama_4_scaling_beta""".split()
+)
+
 
 def refused_field(config: Any, known: frozenset[str]) -> str | None:
     """Names a field of the configuration that differs from its default and that a kernel does not know."""

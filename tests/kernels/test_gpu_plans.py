@@ -124,9 +124,10 @@ def test_a_source_is_its_sizes_and_its_files():
     ("heads", "head_dim", "dtype", "words"),
     [
         (16, 128, jnp.bfloat16, None),
+        (4, 256, jnp.bfloat16, None),
         (1, 32, "float16", None),
         (17, 128, jnp.bfloat16, "more than 16 query heads"),
-        (4, 160, jnp.bfloat16, "head_dim 160"),
+        (4, 288, jnp.bfloat16, "head_dim 288"),
         (4, 48, jnp.bfloat16, "head_dim 48"),
         (4, 64, "float32", "float32"),
     ],
@@ -141,7 +142,8 @@ def test_what_the_attention_of_one_token_takes(gpu, heads, head_dim, dtype, word
     [
         (128, jnp.bfloat16, (9, 0), None),
         (16, "float16", (9, 0), None),
-        (144, jnp.bfloat16, (9, 0), "head_dim 144"),
+        (256, jnp.bfloat16, (9, 0), None),
+        (272, jnp.bfloat16, (9, 0), "head_dim 272"),
         (40, jnp.bfloat16, (9, 0), "head_dim 40"),
         (64, "float32", (9, 0), "float32"),
         (64, jnp.bfloat16, (10, 0), "compute capability 10"),
@@ -151,6 +153,15 @@ def test_what_the_attention_of_a_chunk_takes(gpu, head_dim, dtype, capability, w
     gpu.capability = capability
     reason = chunk_attention.chunk_refusal(head_dim, dtype)
     assert reason is None if words is None else words in reason
+
+
+def test_what_part_of_a_head_may_turn(gpu):
+    for rotary, fits in (((), True), ((96,), True), ((32, 128), True), ((128, 40), False)):
+        for refusal in (
+            decode_attention.attention_refusal(4, 128, jnp.bfloat16, rotary),
+            chunk_attention.chunk_refusal(128, jnp.bfloat16, rotary),
+        ):
+            assert refusal is None if fits else "40 rotated elements" in refusal
 
 
 @pytest.mark.parametrize(
@@ -167,6 +178,8 @@ def test_what_the_attention_of_a_chunk_takes(gpu, head_dim, dtype, capability, w
 def test_what_cudnn_takes(head_dim, dtype, tokens, words):
     reason = prefill.prefill_refusal(head_dim, dtype, tokens)
     assert reason is None if words is None else words in reason
+    if words is None:
+        assert "attn_logit_softcapping" in prefill.prefill_refusal(head_dim, dtype, tokens, 50.0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jllama.kernels.gpu import decode_attention, launch
+from jllama.kernels.gpu.constants import constants
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import Scores
@@ -31,55 +32,65 @@ def multiprocessors(monkeypatch):
     return count
 
 
-def attention_case(batch, kv_heads, group, head_dim, max_len, dtype):
-    """A product q·k·v, a cache of noise with poison behind each row's end, the ends from empty to full."""
+def attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part=1.0):
+    """A product q·k·v, a cache of noise with poison behind each row's end, the ends from empty to full.
+
+    `part`: of each head, which is rotated.
+    """
     keys = jax.random.split(jax.random.key(3), 3)
     length = jnp.asarray(np.linspace(0, max_len, batch), jnp.int32)
     live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
     qkv = jax.random.normal(keys[0], (batch, 1, kv_heads, group + 2, head_dim)).astype(dtype)
     shape = (batch, kv_heads, max_len, head_dim)
     k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
-    rope = rope_tables(Rope(), head_dim, length[:, None], length + 1)
+    turn = Rope(partial_rotary_factor=part)
+    rope = rope_tables(turn, head_dim, length[:, None], length + 1) if part else None
     return qkv, rope, LayerCache(keys=k, values=v, length=length)
 
 
-def check(qkv, rope, cache, window, mixed, new: LayerCache) -> None:
+def check(qkv, rope, cache, scores, mixed, new: LayerCache) -> None:
     """The mixed values of float32 arithmetic; the new token in its place, all else untouched, poison too."""
     exact_cache = jax.tree.map(jnp.nan_to_num, cache)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (qkv, exact_cache.keys, exact_cache.values))
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
-        exact, _ = attend(wide[0], start, rope, Scores(window), None)
+        exact, _ = attend(wide[0], start, rope, scores, None)
     mixed, exact = (np.asarray(a, np.float64) for a in (mixed, exact))
     np.testing.assert_array_equal(np.isnan(mixed), np.isnan(exact))  # a full cache, out of a window of one
     assert np.linalg.norm(np.nan_to_num(mixed - exact)) < 5e-3 * np.linalg.norm(np.nan_to_num(exact))
-    _, twin = attend(qkv, cache, rope, Scores(window), None)
+    _, twin = attend(qkv, cache, rope, scores, None)
     for ours, theirs in ((new.keys, twin.keys), (new.values, twin.values)):
         np.testing.assert_allclose(
             np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=2**-7, atol=1e-6
         )
 
 
-# batch, kv heads, group, head_dim, max_len, dtype, window
+# batch, kv heads, group, head_dim, max_len, dtype, scores, the part of a head that is rotated
 CASES = [
-    (5, 2, 4, 64, 300, "bfloat16", None),
-    (3, 1, 16, 32, 520, "float16", 100),
-    (3, 2, 3, 128, 70, "bfloat16", 33),
-    (4, 1, 8, 96, 40, "bfloat16", 1),
+    (5, 2, 4, 64, 300, "bfloat16", Scores(), 1.0),
+    (3, 1, 16, 32, 520, "float16", Scores(100), 1.0),
+    (3, 2, 3, 128, 70, "bfloat16", Scores(33), 1.0),
+    (4, 1, 8, 96, 40, "bfloat16", Scores(1), 1.0),
+    (3, 1, 4, 256, 300, "bfloat16", Scores(90, 0.1), 1.0),
+    (2, 2, 9, 64, 200, "bfloat16", Scores(None, 0.3, 5.0), 0.0),
+    (2, 1, 2, 128, 150, "float16", Scores(), 0.75),
+    (2, 1, 12, 160, 100, "float16", Scores(None, None, 2.0), 0.2),
 ]
+CASE = ("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "scores", "part")
 # Multiprocessors: heads share one; one each; several for each head.
 FEW, EQUAL, MANY = 1, 8, 30
 
 
-@pytest.mark.parametrize(("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"), CASES)
+@pytest.mark.parametrize(CASE, CASES)
 @pytest.mark.parametrize("count", [FEW, EQUAL, MANY])
 def test_attention_emulated(
-    multiprocessors, tmp_path, batch, kv_heads, group, head_dim, max_len, dtype, window, count
+    multiprocessors, tmp_path, batch, kv_heads, group, head_dim, max_len, dtype, scores, part, count
 ):
     multiprocessors[0] = count
-    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
+    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part)
     qkv, rope, cache = case
-    shape = decode_attention.make_shape(batch, kv_heads, group, head_dim, max_len, window, qkv.dtype)
+    sizes = (batch, kv_heads, group, head_dim, max_len, scores.window, qkv.dtype)
+    shape = decode_attention.make_shape(*sizes, constants(scores, rope))
     kernel = emulation.Emulated(
         tmp_path,
         decode_attention.attention_source(shape),
@@ -91,7 +102,7 @@ def test_attention_emulated(
     )
     results, apart = [], scattered(cache)
     for _ in range(2):
-        arrays = (qkv, *rope, cache.length, apart.places, apart.keys, apart.values)
+        arrays = (qkv, *(rope or (cache.length,) * 2), cache.length, apart.places, apart.keys, apart.values)
         operands = [np.array(a) for a in arrays]
         mixed = np.full(qkv[:, :, :, :-2].shape, np.nan, qkv.dtype)
         shares = np.full((batch * kv_heads * shape.P, group * (head_dim + 2)), np.nan, np.float32)
@@ -100,13 +111,13 @@ def test_attention_emulated(
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(again, np.float32))
     mixed, keys, values = results[0]
-    check(*case, window, mixed, gathered(dataclasses.replace(apart, keys=keys, values=values), apart))
+    check(*case, scores, mixed, gathered(dataclasses.replace(apart, keys=keys, values=values), apart))
 
 
 def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
     multiprocessors[0] = 132
     for batch in (1, 2, 8, 16, 32, 33, 64, 128, 512):
-        for group, head_dim in ((8, 64), (4, 128), (16, 32), (16, 128)):
+        for group, head_dim in ((8, 64), (4, 128), (16, 32), (16, 128), (4, 256), (16, 256)):
             shape = decode_attention.make_shape(batch, 4, group, head_dim, 768, None, jnp.bfloat16)
             assert shape.STAGES >= 3
             assert shape.RESIDENT * (shape.shared + 1024) <= 232448 + 1024
@@ -114,27 +125,29 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "window"),
+    CASE,
     [
         *CASES,
-        (2, 4, 8, 64, 2048, "bfloat16", None),
-        (32, 4, 8, 64, 1024, "bfloat16", None),
-        (128, 4, 8, 64, 1000, "bfloat16", None),
-        (40, 8, 4, 128, 600, "float16", 300),
+        (2, 4, 8, 64, 2048, "bfloat16", Scores(), 1.0),
+        (32, 4, 8, 64, 1024, "bfloat16", Scores(), 1.0),
+        (128, 4, 8, 64, 1000, "bfloat16", Scores(), 1.0),
+        (40, 8, 4, 128, 600, "float16", Scores(300), 1.0),
+        (64, 1, 4, 256, 600, "bfloat16", Scores(512, 0.0625, 50.0), 1.0),
+        (1, 1, 4, 256, 2048, "bfloat16", Scores(), 1.0),
     ],
 )
-def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, window):
-    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype)
+def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, scores, part):
+    case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part)
     assert decode_attention.attention_refusal(group, head_dim, dtype) is None
-    run = jax.jit(functools.partial(decode_attention.decode_attend, scores=Scores(window)))
+    run = jax.jit(functools.partial(decode_attention.decode_attend, scores=scores))
     qkv, rope, cache = case
     mixed, new = run(qkv, cache, rope=rope)
     for _ in range(3):
         again, _ = run(qkv, cache, rope=rope)
         # In float32: NumPy does not know that a bfloat16 may be no number.
         np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
-    check(*case, window, mixed, new)
+    check(*case, scores, mixed, new)
     apart = scattered(cache)
     again, new = run(qkv, apart, rope=rope)
     np.testing.assert_array_equal(np.asarray(again, np.float32), np.asarray(mixed, np.float32))
-    check(*case, window, again, gathered(new, apart))
+    check(*case, scores, again, gathered(new, apart))

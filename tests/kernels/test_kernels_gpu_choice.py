@@ -1,5 +1,6 @@
 """Which attention a GPU's call takes, and that a cache which holds anything is never begun anew."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jllama import kernels
 from jllama.engine.decoder import read_prompt
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
+from jllama.layers.kind import LayerKind
 from tests.support.decoding import as_on_a_gpu, empty_slots, short_chunks
 
 
@@ -51,3 +53,25 @@ def test_what_a_slot_holds_is_gone_on_with(tiny_config, tiny_params, monkeypatch
     read_prompt(made, text[:3])
     ours, wanted = read_prompt(made, text, 3), read_prompt(whole, text)
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
+
+
+def test_attention_of_every_family(gpu, tiny_config, tiny_params):
+    """What lies outside of the attention is XLA's, what lies inside constants of the kernels' source."""
+    rope = dataclasses.replace(tiny_config.rope, partial_rotary_factor=0.5, llama_4_scaling_beta=0.1)
+    config = dataclasses.replace(
+        tiny_config,
+        rope=rope,
+        attention_out_bias=False,
+        layer_kinds=(LayerKind(7, rope), LayerKind(None, None)),
+        norm_placement="both",
+        norm_offset=1.0,
+        qk_norm="head",
+        attention_multiplier=0.1,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.5,
+        logits_scaling=8.0,
+    )
+    assert chosen(config, tiny_params, T=1, fresh=False) is kernels.gpu.decode_attend
+    assert chosen(config, tiny_params, T=16, fresh=False) is kernels.gpu.chunk_attend

@@ -261,8 +261,8 @@ static void wgmma_commit() {}
 template <int LEFT, class Sums> static void wgmma_wait(Sums&) {}
 static int sum_row(int i) { return me->thread / 32 % 4 * 16 + me->thread % 32 / 4 + (i & 2) * 4; }
 static int sum_column(int i) { return i / 4 * 8 + me->thread % 4 * 2 + i % 2; }
-static void wgmma_128(float (&d)[64], unsigned a, unsigned b, bool add) {
-  for (int i = 0; i < 64; i++) {
+template <int COUNT> static void wgmma_rows(float (&d)[COUNT], unsigned a, unsigned b, bool add) {
+  for (int i = 0; i < COUNT; i++) {
     float sum = add ? d[i] : 0.0f;
     for (int k = 0; k < 16; k++) sum += tile_element(a + sum_row(i) * 128 + k * 2) * tile_element(b + sum_column(i) * 128 + k * 2);
     d[i] = sum;

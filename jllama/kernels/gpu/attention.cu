@@ -8,8 +8,11 @@
 // heads) times keys, then their softmax weights times values. Each keeps its own running maximum and sum; the
 // block joins its warps once, at the end.
 //
+// Heads wider than 128 leave registers for their sums alone: a place in a ring is free once it is multiplied.
+//
 // The host puts before this text: B K G H S, P (blocks per kv head), WARPS, STAGES, RESIDENT (blocks that share
-// a multiprocessor), WINDOW (0: none), FP16, primitives.cu.
+// a multiprocessor), WINDOW (0: none), ROTARY (how many elements of a head turn), SCALE (of scores), CAP (of
+// scores; 0: none), FP16, primitives.cu.
 
 constexpr int ROWS = 16, ROW = H * 2, TILE = 2 * ROWS * ROW;  // a tile: keys, then values
 constexpr int SH_NEW = WARPS * STAGES * TILE;                 // rotated queries [G][H], rotated key, value
@@ -17,6 +20,8 @@ constexpr int SH_BARS = SH_NEW + (G + 2) * ROW;               // one for each pl
 constexpr int SH_M = SH_BARS + WARPS * STAGES * 8, SH_L = SH_M + WARPS * 64, SH_LAST = SH_L + WARPS * 64;
 constexpr int STEP = P * WARPS;         // tiles between two of a warp
 constexpr int PART = G * (H + 2);       // floats of a block's share: O, then maxima, then sums
+constexpr bool WIDE = H > 128;
+using Pieces = Pairs<H, ROTARY>;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 #if P > 1
@@ -62,22 +67,22 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
   u16* fresh = (u16*)(smem + SH_NEW);
   const u16* projected = qkv + (size_t)bk * (G + 2) * H;
   for (int e = threadIdx.x; e < (G + 2) * (H / 16); e += WARPS * 32) {
-    const int at = e / (H / 16) * H + e % (H / 16) * 8, angle = (bk / K) * (H / 2) + e % (H / 16) * 8;
-    uint4 x = *(const uint4*)(projected + at), y = *(const uint4*)(projected + at + H / 2);
-    if (e < (G + 1) * (H / 16)) rotate(x, y, cosines + angle, sines + angle);
+    const int i = e % (H / 16), at = e / (H / 16) * H + Pieces::first(i) * 8, partner = at + Pieces::apart(i) * 8;
+    const int angle = (bk / K) * (ROTARY / 2) + i * 8;
+    uint4 x = *(const uint4*)(projected + at), y = *(const uint4*)(projected + partner);
+    if (e < (G + 1) * (H / 16) && Pieces::turns(i)) rotate(x, y, cosines + angle, sines + angle);
     *(uint4*)(fresh + at) = x;
-    *(uint4*)(fresh + at + H / 2) = y;
+    *(uint4*)(fresh + partner) = y;
   }
   __syncthreads();
 
-  const float scale = LOG2_E * rsqrtf((float)H);
+  const float scale = LOG2_E * SCALE;
+  auto query = [&](int row, int i) {
+    return row < G ? *(const uint4*)(fresh + row * H + i * 32 + t * 8) : make_uint4(0, 0, 0, 0);
+  };
   uint4 q0[H / 32], q1[H / 32];
 #pragma unroll
-  for (int i = 0; i < H / 32; i++) {
-    q0[i] = q1[i] = make_uint4(0, 0, 0, 0);
-    if (g < G) q0[i] = *(const uint4*)(fresh + g * H + i * 32 + t * 8);
-    if (g + 8 < G) q1[i] = *(const uint4*)(fresh + (g + 8) * H + i * 32 + t * 8);
-  }
+  for (int i = 0; i < H / 32 && !WIDE; i++) q0[i] = query(g, i), q1[i] = query(g + 8, i);
   float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0, o[H / 8][4] = {};
   int place = 0;
   u32 phase = 0;
@@ -98,35 +103,44 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     }
     uint4 k[2][H / 32];
     uint2 v[H / 32][4];
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int i = 0; i < H / 32; i++)  // rows out of sight may hold anything: their scores are not looked at
-        k[half][i] = *(const uint4*)(kt + (half * 8 + g) * stride + i * 32 + t * 8);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
+    auto load_key = [&](int half, int i) {  // rows out of sight may hold anything: their scores are not looked at
+      k[half][i] = *(const uint4*)(kt + (half * 8 + g) * stride + i * 32 + t * 8);
+    };
+    auto load_value = [&](int i, int j) {
       const int row = 2 * t + (j & 1) + (j >> 1) * 8;
-      const bool seen = row >= from && row < to;
+      v[i][j] = row >= from && row < to ? *(const uint2*)(vt + row * stride + i * 32 + g * 4) : make_uint2(0, 0);
+    };
+    auto done = [&] {  // with what lies in the ring
+      __syncwarp();
+      if (lane == 0) fetch(n + STAGES * STEP, place);
+      if (++place == STAGES) place = 0, phase ^= 1;
+    };
+    if (!WIDE) {
 #pragma unroll
-      for (int i = 0; i < H / 32; i++)
-        v[i][j] = seen ? *(const uint2*)(vt + row * stride + i * 32 + g * 4) : make_uint2(0, 0);
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) load_key(half, i);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) load_value(i, j);
+      done();
     }
-    __syncwarp();
-    if (lane == 0) fetch(n + STAGES * STEP, place);
-    if (++place == STAGES) place = 0, phase ^= 1;
 
     float s[2][4] = {};
 #pragma unroll
     for (int half = 0; half < 2; half++) {
 #pragma unroll
       for (int i = 0; i < H / 32; i++) {
+        if (WIDE) load_key(half, i), q0[i] = query(g, i), q1[i] = query(g + 8, i);
         mma(s[half], q0[i].x, q1[i].x, q0[i].y, q1[i].y, k[half][i].x, k[half][i].y);
         mma(s[half], q0[i].z, q1[i].z, q0[i].w, q1[i].w, k[half][i].z, k[half][i].w);
       }
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const int row = half * 8 + 2 * t + (j & 1);
-        s[half][j] = row >= from && row < to ? s[half][j] * scale : MINUS_INF;
+        const float score = CAP > 0 ? LOG2_E * soft_capped(s[half][j] * SCALE, CAP) : s[half][j] * scale;
+        s[half][j] = row >= from && row < to ? score : MINUS_INF;
       }
     }
     float top0 = fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1]));
@@ -147,7 +161,9 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     const u32 a0 = pack(s[0][0], s[0][1]), a1 = pack(s[0][2], s[0][3]);
     const u32 a2 = pack(s[1][0], s[1][1]), a3 = pack(s[1][2], s[1][3]);
 #pragma unroll
-    for (int i = 0; i < H / 32; i++)
+    for (int i = 0; i < H / 32; i++) {
+#pragma unroll
+      for (int j = 0; j < 4 && WIDE; j++) load_value(i, j);
 #pragma unroll
       for (int j = 0; j < 4; j++) {  // column g of product j is dimension 32 i + 4 g + j
         float(&c)[4] = o[i * 4 + j];
@@ -157,6 +173,8 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
         const u32 b1 = j < 2 ? __byte_perm(v[i][2].x, v[i][3].x, order) : __byte_perm(v[i][2].y, v[i][3].y, order);
         mma(c, a0, a1, a2, a3, b0, b1);
       }
+    }
+    if (WIDE) done();
   }
 
   // The warps' shares, scaled to the block's common maximum, then added in order.

@@ -15,9 +15,12 @@
 // last one to finish joins what they have, always in the same order.
 //
 // The host puts before this text: B TOKENS K G H S, CONSUMERS, STAGES, P (blocks that share rows), WINDOW
-// (0: none), FP16, primitives.cu.
+// (0: none), ROTARY (how many elements of a head turn), SCALE (of scores), CAP (of scores; 0: none), FP16,
+// primitives.cu.
 
-constexpr int KEYS = 128, PANELS = (H + 63) / 64;
+constexpr int KEYS = H > 128 ? 64 : 128;  // wide heads leave registers for fewer scores
+using Pieces = Pairs<H, ROTARY>;
+constexpr int PANELS = (H + 63) / 64;
 constexpr int ROWS = 64 * CONSUMERS;              // of a block
 constexpr int GROUP_Q = PANELS * 64 * 128;        // bytes of a warpgroup's queries
 constexpr int TILE = PANELS * KEYS * 128;         // bytes of a tile of keys, or of values
@@ -42,15 +45,16 @@ jllama_append(const u16* qkv, const float* cosines, const float* sines, const in
   if (token >= B * TOKENS) return;
   const int position = lengths[b] + token % TOKENS;
   if (position >= S) return;
-  const u16* from = qkv + (((size_t)token * K + head) * (G + 2) + G) * H + piece * 8;
-  const size_t to = (((size_t)rows[b] * K + head) * S + position) * H + piece * 8;
-  const size_t angle = (size_t)token * (H / 2) + piece * 8;
-  uint4 x = *(const uint4*)from, y = *(const uint4*)(from + H / 2);
-  rotate(x, y, cosines + angle, sines + angle);
+  const int first = Pieces::first(piece) * 8, apart = Pieces::apart(piece) * 8;
+  const u16* from = qkv + (((size_t)token * K + head) * (G + 2) + G) * H + first;
+  const size_t to = (((size_t)rows[b] * K + head) * S + position) * H + first;
+  const size_t angle = (size_t)token * (ROTARY / 2) + piece * 8;
+  uint4 x = *(const uint4*)from, y = *(const uint4*)(from + apart);
+  if (Pieces::turns(piece)) rotate(x, y, cosines + angle, sines + angle);
   *(uint4*)(keys + to) = x;
-  *(uint4*)(keys + to + H / 2) = y;
+  *(uint4*)(keys + to + apart) = y;
   *(uint4*)(values + to) = *(const uint4*)(from + H);
-  *(uint4*)(values + to + H / 2) = *(const uint4*)(from + H + H / 2);
+  *(uint4*)(values + to + apart) = *(const uint4*)(from + H + apart);
 }
 
 // Where 16-byte piece `piece` of a row lies in a tile of `rows` rows.
@@ -64,15 +68,16 @@ __device__ __forceinline__ void load_queries(char* to, int first_row, int bk, co
   const int thread = threadIdx.x & 127;
   for (int e = thread; e < 64 * (H / 16); e += 128) {
     const int row = e / (H / 16), piece = e % (H / 16), token = (first_row + row) / G;
+    const int first = Pieces::first(piece), apart = Pieces::apart(piece);
     uint4 x = make_uint4(0, 0, 0, 0), y = x;
     if (token < TOKENS) {
-      const size_t at = (size_t)(bk / K) * TOKENS + token, angle = at * (H / 2) + piece * 8;
-      const u16* from = qkv + ((at * K + bk % K) * (G + 2) + (first_row + row) % G) * H + piece * 8;
-      x = *(const uint4*)from, y = *(const uint4*)(from + H / 2);
-      rotate(x, y, cosines + angle, sines + angle);
+      const size_t at = (size_t)(bk / K) * TOKENS + token, angle = at * (ROTARY / 2) + piece * 8;
+      const u16* from = qkv + ((at * K + bk % K) * (G + 2) + (first_row + row) % G) * H + first * 8;
+      x = *(const uint4*)from, y = *(const uint4*)(from + apart * 8);
+      if (Pieces::turns(piece)) rotate(x, y, cosines + angle, sines + angle);
     }
-    *(uint4*)(to + place(row, piece, 64)) = x;
-    *(uint4*)(to + place(row, piece + H / 16, 64)) = y;
+    *(uint4*)(to + place(row, first, 64)) = x;
+    *(uint4*)(to + place(row, first + apart, 64)) = y;
   }
 }
 
@@ -94,7 +99,7 @@ __device__ __forceinline__ void score(float (&s)[KEYS / 2], u32 queries, u32 key
 #pragma unroll
   for (int k = 0; k < H / 16; k++) {
     const u32 column = k % 4 * 32;
-    wgmma_128(s, tile_rows(queries + k / 4 * 64 * 128 + column), tile_rows(keys + k / 4 * KEYS * 128 + column), k > 0);
+    wgmma_rows(s, tile_rows(queries + k / 4 * 64 * 128 + column), tile_rows(keys + k / 4 * KEYS * 128 + column), k > 0);
   }
   wgmma_commit();
 }
@@ -162,7 +167,7 @@ jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int
   show_to_copies();
   group_sync(2 + group);
 
-  const float scale = LOG2_E * rsqrtf((float)H);
+  const float scale = CAP > 0 ? LOG2_E : LOG2_E * SCALE;
   const int row0 = first_row + warp * 16 + g, row1 = row0 + 8;  // this thread's
   const int seen0 = start + row0 / G, seen1 = start + row1 / G;  // the last positions that they see
   const int first_seen = start + first_row / G, last_seen = start + min(TOKENS - 1, (first_row + 63) / G);
@@ -175,6 +180,8 @@ jllama_chunk(const u16* qkv, const float* cosines, const float* sines, const int
   };
   auto weigh = [&](int n) {  // scores -> exponentials, their sums, the weight of what came before
     const int from = n * KEYS + 2 * t;
+#pragma unroll
+    for (int i = 0; i < KEYS / 2 && CAP > 0; i++) s[i] = soft_capped(s[i] * SCALE, CAP);
     if (n * KEYS + KEYS - 1 > first_seen || (WINDOW && n * KEYS <= last_seen - WINDOW)) {
 #pragma unroll
       for (int i = 0; i < KEYS / 2; i++) {

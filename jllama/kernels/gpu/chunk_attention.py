@@ -2,17 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.constants import Constants, constants, rotary_refusal
 from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import Scores
 
-KEYS = 128  # cached positions of a tile, as in chunk.cu
 MAX_STAGES, MAX_SPLITS = 4, 16
 APPEND_THREADS = 256
 
@@ -32,12 +33,20 @@ class Shape:
     P: int  # blocks that share rows
     WINDOW: int  # 0: none
     FP16: int
+    ROTARY: int
+    SCALE: str
+    CAP: str
+
+    @property
+    def keys(self) -> int:
+        """Cached positions of a tile, as in chunk.cu."""
+        return 64 if self.H > 128 else 128
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory, the same sum as in chunk.cu."""
         panels = -(-self.H // 64) * 128
-        return panels * (64 * self.CONSUMERS + 2 * self.STAGES * KEYS) + 4 * self.STAGES * 8 + 16
+        return panels * (64 * self.CONSUMERS + 2 * self.STAGES * self.keys) + 4 * self.STAGES * 8 + 16
 
     @property
     def threads(self) -> int:
@@ -56,19 +65,19 @@ class Shape:
         return [mixed, shares] if self.P > 1 else [mixed]
 
 
-def chunk_refusal(head_dim: int, dtype) -> str | None:
-    """Why the kernels can't run this attention; None if they can."""
+def chunk_refusal(head_dim: int, dtype, rotary: Sequence[int] = ()) -> str | None:
+    """Why the kernels can't run this attention, `rotary` elements of whose heads turn; None if they can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"the kernel does not know {jnp.dtype(dtype)}"
-    if head_dim % 16 or head_dim > 128:
-        return f"the kernel does not know head_dim {head_dim} (multiples of 16 up to 128)"
+    if head_dim % 16 or head_dim > 256:
+        return f"the kernel does not know head_dim {head_dim} (multiples of 16 up to 256)"
     major = launch.capability()[0]
     other = (
         None
         if major == 9
         else f"the GPU has compute capability {major}; the kernel's products are those of 9"
     )
-    return launch.refusal() or other
+    return rotary_refusal(rotary) or launch.refusal() or other
 
 
 def chunk_attend(
@@ -85,11 +94,12 @@ def chunk_attend(
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     With `fresh` the cache is empty, which only speed depends on.
     """
-    assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("chunk_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        shape = make_shape(B, T, K, G, H, cache.max_len, scores.window, qkv.dtype, fresh)
-        operands = [qkv, *rope, cache.length, cache.places]
+        more = constants(scores, rope)
+        shape = make_shape(B, T, K, G, H, cache.max_len, scores.window, qkv.dtype, fresh, more)
+        angles = rope or (cache.length, cache.length)  # nobody reads them where nothing turns
+        operands = [qkv, *angles, cache.length, cache.places]
         keys, values = launch.call(
             chunk_source(shape),
             "jllama_append",
@@ -100,8 +110,8 @@ def chunk_attend(
         )
         appended = dataclasses.replace(cache, keys=keys, values=values)
         if only is not None:  # one query a row
-            angles = (one_token(rope[0], only), one_token(rope[1], only))
-            queries, _, _ = rotated_heads(one_token(qkv, only), angles)
+            own = rope and (one_token(rope[0], only), one_token(rope[1], only))
+            queries, _, _ = rotated_heads(one_token(qkv, only), own)
             return attend(queries, *appended.own(), cache.length + only, scores), appended
         mixed, *_ = launch.call(
             chunk_source(shape),
@@ -130,15 +140,24 @@ first_chunk_attend = functools.partial(
 
 
 def make_shape(
-    B: int, T: int, K: int, G: int, H: int, S: int, window: int | None, dtype, fresh: bool = False
+    B: int,
+    T: int,
+    K: int,
+    G: int,
+    H: int,
+    S: int,
+    window: int | None,
+    dtype,
+    fresh: bool = False,
+    source: Constants | None = None,
 ) -> Shape:
     """Narrow heads leave registers for a third group of rows; as many stages as fit; no idle blocks."""
-    fp16 = int(dtype == jnp.float16)
-    shape = Shape(B, T, K, G, H, S, 3 if H <= 64 else 2, MAX_STAGES, 1, window or 0, fp16)
+    more = (int(dtype == jnp.float16), *dataclasses.astuple(source or Constants(H)))
+    shape = Shape(B, T, K, G, H, S, 3 if H <= 64 else 2, MAX_STAGES, 1, window or 0, *more)
     while shape.shared > launch.shared_memory():
         shape = dataclasses.replace(shape, STAGES=shape.STAGES - 1)
     in_sight = min(S, T if fresh else S, window + T if window else S)
-    splits = min(launch.blocks_at_once() // shape.blocks, in_sight // (2 * KEYS), MAX_SPLITS)
+    splits = min(launch.blocks_at_once() // shape.blocks, in_sight // (2 * shape.keys), MAX_SPLITS)
     return dataclasses.replace(shape, P=max(1, splits))
 
 

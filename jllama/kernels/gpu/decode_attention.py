@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.constants import Constants, constants, rotary_refusal
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import Scores
 
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
+WIDE, WIDE_RESIDENT = 128, 2  # heads beyond take twice the registers and shared memory
 ROWS = 16  # positions of a tile, as in attention.cu
 
 
@@ -31,6 +34,9 @@ class Shape:
     RESIDENT: int  # blocks at once on a multiprocessor
     WINDOW: int  # 0: none
     FP16: int
+    ROTARY: int
+    SCALE: str
+    CAP: str
 
     @property
     def shared(self) -> int:
@@ -39,15 +45,15 @@ class Shape:
         return self.WARPS * (ring + 128) + (self.G + 2) * self.H * 2 + 16
 
 
-def attention_refusal(heads_per_key: int, head_dim: int, dtype) -> str | None:
-    """Why the kernel can't run this attention; None if it can."""
+def attention_refusal(heads_per_key: int, head_dim: int, dtype, rotary: Sequence[int] = ()) -> str | None:
+    """Why the kernel can't run this attention, `rotary` elements of whose heads turn; None if it can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"the kernel does not know {jnp.dtype(dtype)}"
-    if head_dim % 32 or head_dim > 128:
-        return f"the kernel does not know head_dim {head_dim} (32, 64, 96 or 128)"
+    if head_dim % 32 or head_dim > 256:
+        return f"the kernel does not know head_dim {head_dim} (multiples of 32 up to 256)"
     if heads_per_key > 16:
         return "more than 16 query heads per key head"
-    return launch.refusal()
+    return rotary_refusal(rotary) or launch.refusal()
 
 
 def decode_attend(
@@ -61,10 +67,10 @@ def decode_attend(
 
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
     """
-    assert rope is not None  # `refused_field` knows no layers without positions
     with jax.named_scope("decode_attend"):
         B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        shape = make_shape(B, K, G, H, cache.max_len, scores.window, qkv.dtype)
+        shape = make_shape(B, K, G, H, cache.max_len, scores.window, qkv.dtype, constants(scores, rope))
+        angles = rope or (cache.length, cache.length)  # nobody reads them where nothing turns
         results = [
             jax.ShapeDtypeStruct((B, T, K, G, H), qkv.dtype),
             jax.ShapeDtypeStruct(cache.keys.shape, cache.keys.dtype),
@@ -75,7 +81,7 @@ def decode_attend(
         mixed, keys, values, *_ = launch.call(
             attention_source(shape),
             "jllama_attention",
-            [qkv, *rope, cache.length, cache.places, cache.keys, cache.values],
+            [qkv, *angles, cache.length, cache.places, cache.keys, cache.values],
             results,
             grid=B * K * shape.P,
             threads=shape.WARPS * 32,
@@ -85,15 +91,19 @@ def decode_attend(
         return mixed, dataclasses.replace(cache, keys=keys, values=values)
 
 
-def make_shape(B: int, K: int, G: int, H: int, S: int, window: int | None, dtype) -> Shape:
+def make_shape(
+    B: int, K: int, G: int, H: int, S: int, window: int | None, dtype, source: Constants | None = None
+) -> Shape:
     """Heads fill the GPU first; only if they leave most of it idle several blocks share one."""
     heads, multiprocessors = B * K, launch.blocks_at_once()
-    splits = max(1, min(multiprocessors // heads, S // (2 * ROWS * WARPS_ALONE), MAX_SPLITS))
-    resident = min(MAX_RESIDENT, -(-heads * splits // multiprocessors))
+    alone, most = (WARPS, WIDE_RESIDENT) if H > WIDE else (WARPS_ALONE, MAX_RESIDENT)
+    splits = max(1, min(multiprocessors // heads, S // (2 * ROWS * alone), MAX_SPLITS))
+    resident = min(most, -(-heads * splits // multiprocessors))
+    more = dataclasses.astuple(source or Constants(H))
 
     def cut(resident: int) -> Shape:
-        warps = WARPS_ALONE if resident == 1 else WARPS
-        plain = Shape(B, K, G, H, S, splits, warps, 0, resident, window or 0, int(dtype == jnp.float16))
+        warps, fp16 = alone if resident == 1 else WARPS, int(dtype == jnp.float16)
+        plain = Shape(B, K, G, H, S, splits, warps, 0, resident, window or 0, fp16, *more)
         room = (launch.shared_memory() + 1024) // resident - 1024 - plain.shared
         return dataclasses.replace(plain, STAGES=min(MAX_STAGES, room // (warps * (_tile(H) + 8))))
 

@@ -11,12 +11,14 @@ from jllama.layers.kind import Scores
 MIN_TOKENS = 64
 
 
-def prefill_refusal(head_dim: int, dtype, tokens: int) -> str | None:
+def prefill_refusal(head_dim: int, dtype, tokens: int, softcap: float | None = None) -> str | None:
     """Why cuDNN can't run this attention; None if it can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN's attention does not know {jnp.dtype(dtype)}"
     if head_dim % 8 or head_dim > 128:
         return f"cuDNN's attention does not know head_dim {head_dim}"
+    if softcap is not None:
+        return "cuDNN's attention does not know attn_logit_softcapping"
     return None if tokens >= MIN_TOKENS else f"{tokens} tokens are not worth it"
 
 
@@ -37,6 +39,7 @@ def prefill_attend(
         queries.reshape(B, T, K * G, H),
         keys,
         values,
+        scale=scores.scale,
         is_causal=True,
         local_window_size=None if scores.window is None else (scores.window - 1, 0),
         implementation="cudnn",

@@ -184,8 +184,16 @@ template <int LEFT, class Sums> __device__ __forceinline__ void wgmma_wait(Sums&
 }
 #define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_8(d, i), SUMS_8(d, i + 8), SUMS_8(d, i + 16), SUMS_8(d, i + 24)
-// d [64][128] = (add ? d : 0) + a [64][16] times b [128][16], both by rows.
-__device__ __forceinline__ void wgmma_128(float (&d)[64], u64 a, u64 b, bool add) {
+// d [64][64 or 128] = (add ? d : 0) + a [64][16] times b [64 or 128][16], both by rows.
+__device__ __forceinline__ void wgmma_rows(float (&d)[32], u64 a, u64 b, bool add) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." MMA_TYPES " {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, 0, 0; }"
+      : SUMS_32(d, 0) : "l"(a), "l"(b), "r"((int)add));
+}
+__device__ __forceinline__ void wgmma_rows(float (&d)[64], u64 a, u64 b, bool add) {
   asm volatile(
       "{ .reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." MMA_TYPES " {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
@@ -220,6 +228,20 @@ __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int i = 16; i; i >>= 1) v += __shfl_xor_sync(~0u, v, i);
   return v;
+}
+
+// How a head's 16-byte pieces go in pairs: piece i of the first half of the RO elements that turn with its
+// partner in their second half, then those of the rest, which does not turn.
+template <int WIDTH, int RO> struct Pairs {
+  static constexpr int TURNS = RO / 16, ALL = WIDTH / 16;  // pairs
+  static __device__ __forceinline__ bool turns(int i) { return RO == WIDTH || i < TURNS; }
+  static __device__ __forceinline__ int first(int i) { return turns(i) ? i : i + TURNS; }  // its number of pieces
+  static __device__ __forceinline__ int apart(int i) { return turns(i) ? TURNS : ALL - TURNS; }
+};
+
+// No result lies beyond `cap`: cap * tanh(v / cap), wrong by a few 1e-7 of `cap`.
+__device__ __forceinline__ float soft_capped(float v, float cap) {
+  return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(v * (2.8853900817779268f / cap)));
 }
 
 // Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.

@@ -1,0 +1,44 @@
+"""What the attention kernels' source says of rotation and scores."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.layers.kind import Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """Numbers of the source, by their names in it; these of a head of which `ROTARY` elements turn."""
+
+    ROTARY: int  # 0: none
+    SCALE: str = "rsqrtf((float)H)"  # of the products of queries and keys
+    CAP: str = "0"  # no score lies beyond; 0: they may
+
+
+def constants(scores: Scores, rope: tuple[Array, Array] | None) -> Constants:
+    """Of a call: `rope` is cosines and sines `[B, T, R/2]`, or None where nothing turns."""
+    rotary = 0 if rope is None else 2 * rope[0].shape[-1]
+    named = dict(SCALE=scores.scale, CAP=scores.softcap)
+    return Constants(rotary, **{name: literal(value) for name, value in named.items() if value is not None})
+
+
+def literal(value: float) -> str:
+    """A float32 as C++ writes it."""
+    return f"{value:.9e}f"
+
+
+def rotary_dims(config: ModelConfig) -> list[int]:
+    """R of each kind of rotation among the layers."""
+    ropes = {config.kind_of(layer).rope for layer in range(config.num_hidden_layers)}
+    return sorted({rope.rotary_dim(config.head_dim) for rope in ropes if rope is not None})
+
+
+def rotary_refusal(dims: Iterable[int]) -> str | None:
+    """Why the kernels can't turn so much of heads, whose pieces are of 8 elements; None if they can."""
+    strange = next((R for R in dims if R % 16), None)
+    if strange is None:
+        return None
+    return f"the kernel does not know {strange} rotated elements of a head (multiples of 16)"
