@@ -57,7 +57,8 @@ def test_what_a_slot_holds_is_gone_on_with(tiny_config, tiny_params, monkeypatch
 
 def test_attention_of_every_family(gpu, tiny_config, tiny_params):
     """What lies outside of the attention is XLA's, what lies inside constants of the kernels' source."""
-    rope = dataclasses.replace(tiny_config.rope, partial_rotary_factor=0.5, llama_4_scaling_beta=0.1)
+    turns = dict(partial_rotary_factor=0.5, llama_4_scaling_beta=0.1, original_max_position_embeddings=16)
+    rope = dataclasses.replace(tiny_config.rope, **turns)
     config = dataclasses.replace(
         tiny_config,
         rope=rope,
