@@ -17,7 +17,7 @@ from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import wrap as chat_wrap
 from jllama.cli.terminal.loaded import loaded, quantisation
 from jllama.cli.terminal.markdown import HELD_AT_MOST, MarkdownStream
-from jllama.cli.terminal.screen import Screen, quiet_typing
+from jllama.cli.terminal.screen import Screen, pressed_ctrl_c, quiet_typing
 from jllama.config import ModelConfig
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
@@ -153,6 +153,8 @@ MARKED = [
     ("** a **", "** a **"),
     ("* a*", "• a*"),
     ("2*3*4", "2*3*4"),
+    ("2**3**", "2<bold>3</>"),
+    ("a`b`", "a<code>b</>"),
     ("a *b", "a *b"),
     ("**a*", "**a*"),
     ("*a **b** c*", "*a <bold>b</> c*"),
@@ -213,6 +215,10 @@ def test_what_may_become_something_waits_and_nothing_else():
         "<italic>b</> c ",
         "d* ",
     ]
+    made = stream()  # a product, as far as one can tell, once something follows
+    assert [made.push(piece) for piece in ("2*", "3 ")] == ["2", "*3 "]
+    made = stream()
+    assert made.push("a * b c") == "a * b "  # no marker stands before a blank
     made = stream()
     assert made.push("**" + "x " * (HELD_AT_MOST // 2 - 1)) == ""
     assert made.push("xx ") != ""
@@ -334,3 +340,82 @@ def test_typing_is_quiet_only_while_nobody_asks(monkeypatch):
             os.close(ours)
             raise ZeroDivisionError  # what fails within goes on, though the terminal is gone
     assert signal.getsignal(signal.SIGTSTP) == handler
+
+
+def test_ctrl_c_leaves_a_note_and_then_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with pressed_ctrl_c() as presses:
+        signal.raise_signal(signal.SIGINT)
+        assert presses == [signal.SIGINT]
+        handler = signal.getsignal(signal.SIGINT)
+        importing = SimpleNamespace(co_filename="<frozen importlib._bootstrap>")
+        handler(signal.SIGINT, SimpleNamespace(f_code=importing, f_back=None))  # the next press is not far
+        assert len(presses) == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(presses) == 3
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ctrl_c_ends_an_answer_behind_the_piece_that_came(capsys):
+    came = []
+
+    def pieces():
+        try:
+            for piece in ("one ", "two ", "three "):
+                came.append(piece)
+                if piece == "two ":
+                    signal.raise_signal(signal.SIGINT)
+                yield piece
+        finally:
+            came.append("closed")
+
+    answer = pieces()  # held: it ends when it is closed, not when nobody has it any more
+    Screen().stream(answer)
+    assert came == ["one ", "two ", "closed"]
+    assert capsys.readouterr().out == "one two \n"
+
+
+@pytest.mark.parametrize(("terminal", "dumb"), [(True, False), (True, True), (False, False)])
+def test_which_terminals_have_styles(monkeypatch, terminal, dumb):
+    console = SimpleNamespace(is_terminal=terminal, is_dumb_terminal=dumb)
+    monkeypatch.setattr(rich.console, "Console", lambda: console)
+    assert Screen()._can_style is (terminal and not dumb)
+
+
+def test_a_sequence_of_ours_is_written_as_it_is(capsys):
+    Screen().raw("\x1b]52;c;YQ==\a")
+    assert capsys.readouterr().out == "\x1b]52;c;YQ==\a"
+
+
+def test_a_suspended_chat_lends_its_terminal(monkeypatch):
+    """While it is stopped, the shell has the terminal as it was, and a second Ctrl-Z stops for good."""
+    ours, terminal = os.openpty()
+    with open(terminal) as keyboard:
+        monkeypatch.setattr("sys.stdin", keyboard)
+        before, stopped = termios.tcgetattr(terminal), []
+
+        def stop(number):
+            stopped.append((number, termios.tcgetattr(terminal), signal.getsignal(signal.SIGTSTP)))
+
+        with quiet_typing():
+            quiet, handler = termios.tcgetattr(terminal), signal.getsignal(signal.SIGTSTP)
+            monkeypatch.setattr(chat_screen.signal, "raise_signal", stop)
+            handler(signal.SIGTSTP, None)
+            assert stopped == [(signal.SIGTSTP, before, signal.SIG_DFL)]
+            assert termios.tcgetattr(terminal) == quiet != before
+            assert signal.getsignal(signal.SIGTSTP) is handler
+        with monkeypatch.context() as windows:
+            windows.setattr(chat_screen, "termios", None)
+            with quiet_typing():
+                assert termios.tcgetattr(terminal) == before
+    os.close(ours)
+
+
+def test_a_file_is_no_terminal_to_be_quiet(monkeypatch, tmp_path):
+    (tmp_path / "f").touch()
+    before = signal.getsignal(signal.SIGTSTP)
+    with (tmp_path / "f").open() as keyboard:
+        monkeypatch.setattr("sys.stdin", keyboard)
+        with quiet_typing():
+            assert signal.getsignal(signal.SIGTSTP) == before

@@ -65,6 +65,8 @@ def test_how_a_prompt_is_left(typed):
 
 
 def test_lines_are_kept_for_the_user_alone(typed):
+    typed.history.touch()
+    typed.history.chmod(0o644)
     assert typed("first\r") == "first"
     assert "+first" in typed.history.read_text()
     assert stat.S_IMODE(typed.history.stat().st_mode) == 0o600
