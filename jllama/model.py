@@ -120,7 +120,7 @@ def forward(
     check_room(cache, n_valid)
     context = cache.length + n_valid if context is None else context
     positions = cache.length[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
-    places = _places(config, positions, context)
+    table = places(config, positions, context)
     x = embed(config, params, readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
@@ -128,14 +128,21 @@ def forward(
         only = last if layer == len(params.layers) - 1 else None
         with jax.named_scope(f"layer_{layer}"):
             kind, own = config.kind_of(layer), cache.layer(layer)
-            x, own = block(config, p, x, own, places[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
+            x, own = block(config, p, x, own, table[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
 
 
-def _places(config: ModelConfig, positions: Array, context: Array) -> dict[Rope | None, Places]:
-    """What positions mean to the layers of each kind of rotary embedding."""
-    kinds = {config.kind_of(layer).rope for layer in range(config.num_hidden_layers)}
+def places(config: ModelConfig, positions: Array, context: Array) -> dict[Rope | None, Places]:
+    """What positions mean to the layers of each kind of rotary embedding.
+
+    Args:
+      config: the architecture.
+      positions: int32 `[B, T]`.
+      context: int32 `[B]`, see `forward`.
+    """
+    # In the layers' order: a set's differs from process to process, and with it the program that XLA keeps.
+    kinds = dict.fromkeys(config.kind_of(layer).rope for layer in range(config.num_hidden_layers))
     H = config.head_dim
     return {
         rope: (rope_tables(rope, H, positions, context) if rope else None, query_scale(rope, positions))

@@ -18,7 +18,7 @@ from jllama.kernels.refusals import ATTENTION_FIELDS, refused_field
 from jllama.kernels.target import Target
 from jllama.layers.attention import Attend, append_and_attend
 from jllama.layers.cache import KVCache
-from jllama.layers.rope import rope_frequencies, rope_tables
+from jllama.layers.rope import rope_frequencies
 from jllama.model import Params
 
 
@@ -60,11 +60,13 @@ def forward(
         logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
         return logits, cache.advance(n_valid)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    rope = rope_tables(config.rope, config.head_dim, positions, context)
+    places = model.places(config, positions, context)
     if target.on_gpu:
+        rope = places[config.rope][0]
+        assert rope is not None  # `refused_field` knows no layers without positions
         logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, rope)
     else:
-        logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, last_only=last_only)
+        logits, cache = cpu.forward(config, params, tokens, cache, places, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
 
 

@@ -13,14 +13,15 @@ LLAMA_FIELDS = frozenset(
     head_dim max_position_embeddings rms_norm_eps rope hidden_act tie_word_embeddings attention_bias mlp_bias
     sliding_window""".split()
 )
-
-# What the attention kernels know beyond that: constants of their source (window, scale, soft cap, rotation or
-# none), and what lies outside of them, in XLA's forward.
-ATTENTION_FIELDS = LLAMA_FIELDS | set(
+# And those that make every other family of `jllama/families`: the CPU's kernel does them all.
+FAMILY_FIELDS = LLAMA_FIELDS | frozenset(
     """attention_out_bias layer_kinds norm_placement norm_offset qk_norm attention_multiplier
     attn_logit_softcapping final_logit_softcapping embedding_multiplier residual_multiplier logits_scaling
     rope.partial_rotary_factor rope.llama_4_scaling_beta""".split()
 )
+# The GPU's attention kernels know them too: constants of their source (window, scale, soft cap, rotation or
+# none), and what lies outside of them, in XLA's forward.
+ATTENTION_FIELDS = FAMILY_FIELDS
 
 
 def refused_field(config: Any, known: frozenset[str]) -> str | None:

@@ -19,10 +19,10 @@ from tests.support.helpers import random_params
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormedAttention(Attention):
+class AttentionWithSinks(Attention):
     """With a weight that no kernel has heard of."""
 
-    q_norm: jax.Array
+    sinks: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ CONFIG = ModelConfig(
 TOKEN = jnp.zeros((1, 1), jnp.int32)
 
 
-def with_norm(params):
+def with_sinks(params):
     last = params.layers[-1]
     fields = {name: getattr(last.attention, name) for name in ("qkv_proj", "o_proj", "qkv_bias", "o_bias")}
-    attention = NormedAttention(**fields, q_norm=jnp.ones((32,), jnp.bfloat16))
+    attention = AttentionWithSinks(**fields, sinks=jnp.ones((32,), jnp.bfloat16))
     return dataclasses.replace(
         params, layers=(*params.layers[:-1], dataclasses.replace(last, attention=attention))
     )
@@ -77,7 +77,7 @@ def test_what_is_unknown_is_refused_by_name(both, target):
     assert refusal(CONFIG, params, target) is None
     assert refusal(capped(0.0), params, target) is None
     assert "final_logit_cap=30.0" in refusal(capped(30.0), params, target)
-    assert "layers[1].attention.q_norm" in refusal(CONFIG, with_norm(params), target)
+    assert "layers[1].attention.sinks" in refusal(CONFIG, with_sinks(params), target)
 
 
 def batch_refusal(config, params, batch=2, tokens=1, dtype="bfloat16"):
@@ -91,7 +91,7 @@ def test_a_batch_is_refused_what_its_kernels_do_not_know(both):
     for shape in (dict(batch=17), dict(tokens=2)):
         assert "one token of 2 to 16 sequences" in batch_refusal(CONFIG, params, **shape)
     assert "final_logit_cap=30.0" in batch_refusal(capped(30.0), params)
-    assert "layers[1].attention.q_norm" in batch_refusal(CONFIG, with_norm(params))
+    assert "layers[1].attention.sinks" in batch_refusal(CONFIG, with_sinks(params))
     assert "16 bits in both" in batch_refusal(CONFIG, params, dtype="float16")
     assert "relu" in batch_refusal(dataclasses.replace(CONFIG, hidden_act="relu"), params)
     narrow = dataclasses.replace(CONFIG, intermediate_size=80)
@@ -107,7 +107,7 @@ def test_the_plain_model_is_called_then(both, monkeypatch):
         return jnp.zeros((1, 1, 64)), cache
 
     monkeypatch.setattr(model, "forward", forward)
-    for config, weights in ((capped(30.0), params), (CONFIG, with_norm(params))):
+    for config, weights in ((capped(30.0), params), (CONFIG, with_sinks(params))):
         for target in (CPU, GPU):
             kernels.forward(config, weights, TOKEN, cache, n_valid=np.int32([1]), target=target)
     assert len(seen) == 4

@@ -137,7 +137,7 @@ def test_last_only_is_the_last_valid_token(machine):
     params, rng = random_params(BASE), np.random.default_rng(0)
     cache = filled_cache(BASE, rng, (4, 0, 1), 16, "float32")
     tokens, n_valid = jnp.asarray(rng.integers(0, 83, (3, 5)), jnp.int32), jnp.asarray([5, 2, 0], jnp.int32)
-    every = kernel_step(BASE, params, tokens, cache, suffix_of(machine))[0]
+    every = kernel_step(BASE, params, tokens, cache, suffix_of(machine), n_valid=n_valid)[0]
     last = kernel_step(BASE, params, tokens, cache, suffix_of(machine), n_valid=n_valid, last_only=True)[0]
     wanted = every[jnp.arange(3), jnp.asarray([4, 1, 0])]
     # The head multiplies 3 rows instead of 15: on some machines its last columns are summed in another order.

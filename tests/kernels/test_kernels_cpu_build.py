@@ -222,16 +222,24 @@ def test_sanitizers_find_nothing(monkeypatch):
 
 SANITIZED = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np
+from jllama.layers.kind import LayerKind
+from jllama.layers.rope import Rope
 from tests.support import kernels_cpu as t
-from tests.support.helpers import random_params
 assert t.cpu.refusal() is None, t.cpu.refusal()
 rng = np.random.default_rng(0)
 config = dataclasses.replace(t.BASE, sliding_window=5, hidden_size=96, intermediate_size=192)
-params = random_params(config)
-weights = [params]
+params = t.params_of(config)
+models = [(config, params)]
 for case in ((8, 96, False), (4, 32, True)):
-    weights.append(t.cpu.prepare(t.weights_like(params, rng, lambda s: t.random_weight(rng, s, *case))))
-for params in weights:
+    made = t.weights_like(params, rng, lambda s: t.random_weight(rng, s, *case))
+    models.append((config, t.cpu.prepare(made)))
+kinds = (LayerKind(window=4), LayerKind(rope=None), LayerKind(rope=Rope(partial_rotary_factor=0.5)))
+caps = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0, hidden_act="gelu_pytorch_tanh")
+for where, norm in (("both", "head"), ("post", "full")):
+    norms = dict(norm_placement=where, qk_norm=norm, norm_offset=1.0)
+    other = dataclasses.replace(config, layer_kinds=kinds, num_hidden_layers=3, **norms, **caps)
+    models.append((other, t.params_of(other)))
+for config, params in models:
     for lengths, T in (((6, 5, 0), 1), ((3,), 36)):
         cache = t.filled_cache(config, rng, lengths, 39, "float32")
         tokens = jnp.asarray(rng.integers(-1, 84, (len(lengths), T)), jnp.int32)

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jllama.checkpoint.layout import layout
 from jllama.config import ModelConfig
 from jllama.kernels import cpu
 from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
-from jllama.layers.rope import rope_tables
+from jllama.model import places
+from tests.support.checkpoint_generator import named_tensors
 
 BASE = ModelConfig(
     vocab_size=83,
@@ -102,6 +104,16 @@ def weights_like(params, rng, make):
     )
 
 
+def params_of(config: ModelConfig, dtype="float32"):
+    """Random weights for a configuration of any family, so large that mistakes show."""
+
+    def drawn(leaf):
+        name = leaf.parts[0].name
+        return jnp.asarray(named_tensors({name: leaf.shape})[name], dtype)
+
+    return jax.tree.map(drawn, layout(config))
+
+
 def filled_cache(config, rng, lengths, max_len, dtype) -> KVCache:
     cache = KVCache.empty(config, batch=len(lengths), max_len=max_len, dtype=dtype)
     noise = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), cache)
@@ -110,8 +122,8 @@ def filled_cache(config, rng, lengths, max_len, dtype) -> KVCache:
 
 def kernel_step(config, params, tokens, cache, suffix, **options):
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    rope = rope_tables(config.rope, config.head_dim, positions, cache.length)
     n_valid = options.pop("n_valid", jnp.full_like(cache.length, tokens.shape[1]))
+    tables = places(config, positions, cache.length + n_valid)
     target = f"jllama_forward{suffix}"
-    logits, cache = cpu.forward(config, params, tokens, cache, rope, n_valid, target=target, **options)
+    logits, cache = cpu.forward(config, params, tokens, cache, tables, n_valid, target=target, **options)
     return logits, cache.advance(n_valid)

@@ -20,7 +20,6 @@ from jllama.model import Params
 
 __all__ = [
     "decode_refusal",
-    "decode_step",
     "forward",
     "forward_refusal",
     "prepare",
@@ -42,13 +41,6 @@ def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: 
     if tokens.shape[1] != 1:
         return f"{tokens.shape[1]} tokens a row"
     return forward_refusal(config, params, cache)
-
-
-def decode_step(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, rope: tuple[Array, Array]
-) -> tuple[Array, KVCache]:
-    """One token a row: float32 logits `[B, 1, V]` and the cache with it; `length` is left to the caller."""
-    return forward(config, params, tokens, cache, rope, jnp.ones_like(cache.length), last_only=True)
 
 
 def quantized_linear(w: Array | QTensor, x: Array, *, target: str = "jllama_product") -> Array:

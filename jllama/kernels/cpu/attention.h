@@ -5,14 +5,38 @@
 
 #include "products.h"
 
-static void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
-  F squares = {};
+static float squares(const float* x, int64_t n) {  // their sum
+  F all = {};
   int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) squares += load(x + c) * load(x + c);
-  float total = sum(squares);
+  for (; c + LANES <= n; c += LANES) all += load(x + c) * load(x + c);
+  float total = sum(all);
   for (; c < n; c++) total += x[c] * x[c];
-  const float scale = 1.f / std::sqrt(total / n + eps);
-  for (c = 0; c < n; c++) y[c] = x[c] * scale * weight[c];
+  return total;
+}
+static void scaled(const float* x, float scale, const float* weight, int64_t n, float* y) {
+  for (int64_t c = 0; c < n; c++) y[c] = x[c] * scale * weight[c];
+}
+static void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
+  scaled(x, 1.f / std::sqrt(squares(x, n) / n + eps), weight, n, y);
+}
+// The same over `runs` runs of n, `stride` apart, together and in place; weights [runs, n].
+static void rms_norm_together(float* x, int64_t runs, int64_t stride, const float* weight, int64_t n,
+                              float eps) {
+  float total = 0;
+  for (int64_t k = 0; k < runs; k++) total += squares(x + k * stride, n);
+  const float scale = 1.f / std::sqrt(total / (runs * n) + eps);
+  for (int64_t k = 0; k < runs; k++) scaled(x + k * stride, scale, weight + k * n, n, x + k * stride);
+}
+
+static void multiply(float* x, int64_t n, float factor) {
+  for (int64_t c = 0; c < n; c++) x[c] *= factor;
+}
+// n numbers times `scale`, then none beyond `cap`.
+static void soft_cap(float* x, int64_t n, float scale, float cap) {
+  const float inner = scale / cap;
+  int64_t c = 0;
+  for (; c + LANES <= n; c += LANES) *(F*)(x + c) = vtanh(load(x + c) * inner) * cap;
+  for (; c < n; c++) x[c] = std::tanh(x[c] * inner) * cap;
 }
 
 enum Act : int64_t { SILU, GELU, GELU_TANH, RELU };
@@ -22,6 +46,11 @@ static void gated(int64_t act, const float* gate, const float* up, int64_t n, fl
     for (; c + LANES <= n; c += LANES) {
       F g = load(gate + c);
       *(F*)(y + c) = g / (vexp(-g) + 1.f) * load(up + c);
+    }
+  if (act == GELU_TANH)
+    for (; c + LANES <= n; c += LANES) {
+      F g = load(gate + c);
+      *(F*)(y + c) = g * 0.5f * (vtanh((g * g * g * 0.044715f + g) * 0.79788456f) + 1.f) * load(up + c);
     }
   for (; c < n; c++) {
     const float g = gate[c];
@@ -48,10 +77,20 @@ static void mix(const T* values, int64_t n, int64_t H, const float* s, int64_t s
     for (int k = 0; k < P; k++) *(F*)(out + i * H + k * LANES) = acc[i][k] * norm[i];
 }
 
+struct Rule {
+  float scale, cap;
+};  // products of queries and keys times a scale are scores, none beyond a cap that is not 0
+// Caps what is to be capped; what the scores are still to be multiplied by.
+static float capped(float* s, int64_t n, const Rule& rule) {
+  if (!rule.cap) return rule.scale;
+  soft_cap(s, n, rule.scale, rule.cap);
+  return 1;
+}
+
 // M queries [M, H] of one key-value head over its cache [S, H]; row i sees positions first[i]..last[i].
 template <class T, int M>
-static void attend(const float* q, const T* keys, const T* values, int64_t H, const int64_t* first,
-                   const int64_t* last, std::vector<float>& scratch, float* out) {
+static void attend(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
+                   const int64_t* first, const int64_t* last, std::vector<float>& scratch, float* out) {
   const int64_t lo = *std::min_element(first, first + M), n = *std::max_element(last, last + M) + 1 - lo,
                 stride = (n + 15) / 16 * 16;
   if ((int64_t)scratch.size() < M * stride) scratch.resize(M * stride * 2);
@@ -62,6 +101,7 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
     for (int k = 0; k < R(); k++)
       for (int i = 0; i < M; i++) s[i * stride + r + k] = y[k][i];
   });
+  const float scale = capped(s, M * stride, rule);
   float norm[M];
   for (int i = 0; i < M; i++) {
     float* p = s + i * stride;
@@ -70,7 +110,6 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
     float top = -INFINITY;
     for (int64_t j = 0; j < n; j++) top = p[j] > top ? p[j] : top;
     F total = {};
-    const float scale = 1.f / std::sqrt((float)H);
     for (int64_t j = 0; j < stride; j += LANES) {
       F v = load(p + j), e = vexp((v - top) * scale);
       e = v == -INFINITY ? F{} : e;  // exp is clamped: unseen positions weigh nothing at all
@@ -93,8 +132,8 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
 
 // The same for PANEL queries at once, one a lane: q [H, PANEL], out [H, PANEL]. For prompts.
 template <class T>
-static void attend_many(const float* q, const T* keys, const T* values, int64_t H, const int32_t* first,
-                        const int32_t* last, std::vector<float>& scratch, float* out) {
+static void attend_many(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
+                        const int32_t* first, const int32_t* last, std::vector<float>& scratch, float* out) {
   const int64_t lo = *std::min_element(first, first + PANEL),
                 n = *std::max_element(last, last + PANEL) + 1 - lo;
   scratch.assign(n * (PANEL + H), 0.f);
@@ -103,7 +142,7 @@ static void attend_many(const float* q, const T* keys, const T* values, int64_t 
   for (int64_t i = 0; i < n * H; i++) wide[i] = one(keys[lo * H + i]);
   by_rows<MANY_DENSE, 4, 1>(
       0, n, [&](auto M, int64_t m) { panel<M()>(q, H, wide + m * H, H, 1, s + m * PANEL, PANEL); });
-  const float scale = 1.f / std::sqrt((float)H);
+  const float scale = capped(s, n * PANEL, rule);
   for (int64_t i = 0; i < n * H; i++) wide[i] = one(values[lo * H + i]);
   std::fill(out, out + H * PANEL, 0.f);
   F norm[VECTORS];

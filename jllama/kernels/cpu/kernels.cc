@@ -12,13 +12,19 @@
 #include "attention.h"
 #include "xla/ffi/api/c_api.h"
 
-// What Python sends along: sizes, then the weights, then where each operand is. See __init__.py `_spec`.
+// What Python sends along: sizes and factors, then the weights, then where each operand is. See step.py
+// `_operands`.
 struct Spec {
-  int64_t L, B, T, D, K, G, H, F, V, S, window, act, eps, dtype, cache, last_only;
+  int64_t L, B, T, D, K, G, H, F, V, S, act, dtype, cache, last_only;
+  // Factors of embeddings, of what a layer adds, of scores, of logits; a cap of 0: none.
+  double eps, norm_offset, embedding, residual, score_scale, score_cap, logit_scale, logit_cap;
 };
 struct Layer {
   Weight qkv, o, gate_up, down;
-  const float *norm1, *norm2, *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
+  int64_t window, all_heads;  // positions seen (0: all); whether norms of q and k are of all heads together
+  int64_t half;               // pairs of a head that are rotated: cosines and sines are [M, half]
+  const float *cosines, *sines, *query_scale;  // of queries, [M]
+  const float *norm1, *post1, *norm2, *post2, *q_norm, *k_norm, *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
 };
 
 class Reader {  // walks the spec and the operands
@@ -49,17 +55,23 @@ class Reader {  // walks the spec and the operands
     w.offsets = arg(next());
     return w;
   }
-  const float* vector(int64_t dtype, std::vector<std::vector<float>>& keep) {  // as float32
+  const float* table(int64_t* columns) {  // [..., columns]
+    const int64_t i = next();
+    auto* b = i < 0 ? nullptr : (XLA_FFI_Buffer*)call_->args.args[i];
+    *columns = b ? b->dims[b->rank - 1] : 0;
+    return b ? (const float*)b->data : nullptr;
+  }
+  const float* vector(int64_t dtype, std::vector<std::vector<float>>& keep, float offset = 0) {  // as float32
     int64_t i = next();
     if (i < 0) return nullptr;
     auto* b = (XLA_FFI_Buffer*)call_->args.args[i];
-    if (dtype == F32) return (const float*)b->data;
+    if (dtype == F32 && !offset) return (const float*)b->data;
     int64_t n = 1;
     for (int64_t d = 0; d < b->rank; d++) n *= b->dims[d];
     keep.emplace_back(n);
     float* out = keep.back().data();
     typed(dtype, b->data, [&](auto* p) {
-      for (int64_t c = 0; c < n; c++) out[c] = one(p[c]);
+      for (int64_t c = 0; c < n; c++) out[c] = one(p[c]) + offset;
     });
     return out;
   }
@@ -96,24 +108,25 @@ struct Step : Spec {
       l.qkv = in.weight(), l.o = in.weight(), l.gate_up = in.weight(), l.down = in.weight();
     for (auto& l : layers) l.qkv.exact = true;  // the error of a key that most queries look at is everywhere
     head = in.weight();
-    for (auto& l : layers)
-      for (auto* v : {&l.norm1, &l.norm2, &l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias})
-        *v = in.vector(dtype, keep);
-    final_norm = in.vector(dtype, keep);
+    for (auto& l : layers) {
+      l.window = in.next();
+      l.all_heads = in.next();
+      l.cosines = in.table(&l.half);
+      l.sines = in.table(&l.half);
+      l.query_scale = (const float*)in.arg(in.next());
+      for (auto* v : {&l.norm1, &l.post1, &l.norm2, &l.post2, &l.q_norm, &l.k_norm})
+        *v = in.vector(dtype, keep, norm_offset);
+      for (auto* v : {&l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias}) *v = in.vector(dtype, keep);
+    }
+    final_norm = in.vector(dtype, keep, norm_offset);
     const int64_t most = std::max({D, K * G * H, F});
     x.resize(M * D);
     a.resize(M * padded(most));
-    wide.resize(M * std::max(K * (G + 2) * H, 2 * F));
+    wide.resize(M * std::max({K * (G + 2) * H, 2 * F, D}));
     blocks.resize(M * (most / BLOCK + 1));
   }
   // Rows a power of two apart would fight for the same lines of the first-level cache.
   static int64_t padded(int64_t n) { return n + 16; }
-  float epsilon() const {
-    float e;
-    uint32_t u = uint32_t(eps);
-    memcpy(&e, &u, 4);
-    return e;
-  }
   template <class Work>
   void each_row(int64_t rows, const Work& work) {
     pool.run(rows, 1, [&](int64_t m, int64_t end) {
@@ -130,27 +143,48 @@ struct Step : Spec {
     product(pool, w, {a.data(), padded(w.cols), blocks.data()}, rows, {y, w.rows, bias, add});
   }
 
+  // Row m of the residual stream on its way into a product.
+  void normed(int64_t m, const float* norm, float* y) const {
+    norm ? rms_norm(&x[m * D], norm, D, eps, y) : (void)std::copy_n(&x[m * D], D, y);
+  }
+  // What half a layer adds to the residual stream: the product adds it itself, or leaves it in `wide` for
+  // `settle` to normalise and scale.
+  bool direct(const float* post) const { return !post && residual == 1; }
+  void add(const Weight& w, const float* bias, const float* post, const Weight& next) {
+    apply(w, M, direct(post) ? x.data() : wide.data(), bias, direct(post), next);
+  }
+  void settle(int64_t m, const float* post) {
+    if (direct(post)) return;
+    float *made = &wide[m * D], *sum = &x[m * D];
+    const float factor = residual;
+    if (post) rms_norm(made, post, D, eps, made);
+    for (int64_t c = 0; c < D; c++) sum[c] += made[c] * factor;
+  }
+
   void run() {
     const int32_t *tokens = (int32_t*)in.arg(0), *length = (int32_t*)in.arg(1), *n_valid = (int32_t*)in.arg(2);
-    each_row(M, [&](int64_t m) {  // NaN for a token that finds the cache full
+    each_row(M, [&](int64_t m) {  // NaN for a token that finds the cache full; padding may be any id
       const int64_t b = m / T, t = m % T;
-      const bool lost = t < n_valid[b] && length[b] + t >= S;
-      embed(table, lost ? -1 : tokens[m], &x[m * D]);
+      const bool lost = length[b] + t >= S;
+      embed(table, t >= n_valid[b] ? 0 : lost ? -1 : tokens[m], &x[m * D]);
+      if (embedding != 1) multiply(&x[m * D], D, embedding);
     });
     for (int64_t l = 0; l < L; l++) {
-      Layer& p = layers[l];
+      const Layer& p = layers[l];
       each_row(M, [&](int64_t m) {
-        rms_norm(&x[m * D], p.norm1, D, epsilon(), &a[m * padded(D)]);
+        if (l) settle(m, layers[l - 1].post2);
+        normed(m, p.norm1, &a[m * padded(D)]);
         ready(p.qkv, m, M);
       });
       apply(p.qkv, M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
-        attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l);
+        attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l, p);
       });
       each_row(M, [&](int64_t m) { ready(p.o, m, M); });
-      apply(p.o, M, x.data(), p.o_bias, true, p.gate_up);
+      add(p.o, p.o_bias, p.post1, p.gate_up);
       each_row(M, [&](int64_t m) {
-        rms_norm(&x[m * D], p.norm2, D, epsilon(), &a[m * padded(D)]);
+        settle(m, p.post1);
+        normed(m, p.norm2, &a[m * padded(D)]);
         ready(p.gate_up, m, M);
       });
       apply(p.gate_up, M, wide.data(), p.gate_up_bias, false, p.down);
@@ -158,38 +192,64 @@ struct Step : Spec {
         gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
         ready(p.down, m, M);
       });
-      apply(p.down, M, x.data(), p.down_bias, true, l + 1 < L ? layers[l + 1].qkv : head);
+      add(p.down, p.down_bias, p.post2, l + 1 < L ? layers[l + 1].qkv : head);
     }
     const int64_t rows = last_only ? B : M;
     each_row(rows, [&](int64_t m) {
       const int64_t from = last_only ? m * T + std::min<int64_t>(std::max(n_valid[m] - 1, 0), T - 1) : m;
-      rms_norm(&x[from * D], final_norm, D, epsilon(), &a[m * padded(D)]);
+      settle(from, layers[L - 1].post2);
+      normed(from, final_norm, &a[m * padded(D)]);
       ready(head, m, rows);
     });
     apply(head, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
+    if (logit_scale != 1 || logit_cap) finish((float*)in.ret(0), rows * head.rows);
+  }
+  void finish(float* logits, int64_t n) {
+    constexpr int64_t PIECE = 4096;  // that a thread takes at a time
+    each_row((n + PIECE - 1) / PIECE, [&](int64_t i) {
+      float* piece = logits + i * PIECE;
+      const int64_t some = std::min(PIECE, n - i * PIECE);
+      logit_cap ? soft_cap(piece, some, logit_scale, logit_cap) : multiply(piece, some, logit_scale);
+    });
+  }
+
+  // Row m of q, k and v on its way into the cache and the scores: queries and keys normalised and rotated.
+  void turn(int64_t m, const Layer& p) {
+    const int64_t half = p.half, per_head = (G + 2) * H;
+    float* row = &wide[m * K * per_head];
+    if (p.q_norm && p.all_heads) {
+      rms_norm_together(row, K, per_head, p.q_norm, G * H, eps);
+      rms_norm_together(row + G * H, K, per_head, p.k_norm, H, eps);
+    }
+    const float *cos = p.cosines + m * half, *sin = p.sines + m * half;
+    for (int64_t k = 0; k < K; k++) {
+      float* head = row + k * per_head;
+      for (int64_t j = 0; j <= G; j++, head += H) {
+        if (p.q_norm && !p.all_heads) rms_norm(head, j < G ? p.q_norm : p.k_norm, H, eps, head);
+        if (p.query_scale && j < G) multiply(head, H, p.query_scale[m]);
+        for (int64_t i = 0; i < half; i++) {
+          const float f = head[i], s = head[i + half];
+          head[i] = f * cos[i] - s * sin[i];
+          head[i + half] = s * cos[i] + f * sin[i];
+        }
+      }
+    }
   }
 
   template <class C>
-  void attention(C* keys, int64_t l) {
+  void attention(C* keys, int64_t l, const Layer& p) {
     C* values = (C*)in.ret(1 + L + l);
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
-    const float *cosines = (float*)in.arg(4), *sines = (float*)in.arg(5);
-    const int64_t per_head = (G + 2) * H, width = K * per_head, half_width = H / 2;
-    each_row(M, [&](int64_t m) {  // rotate, append; positions past the end are dropped
+    const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
+    const Rule rule{float(score_scale), float(score_cap)};
+    each_row(M, [&](int64_t m) {  // append; positions past the end are dropped
+      turn(m, p);
       const int64_t b = m / T, at = length[b] + m % T;
-      const float *cos = cosines + m * half_width, *sin = sines + m * half_width;
+      if (at < 0 || at >= S) return;
       for (int64_t k = 0; k < K; k++) {
-        float* head = &wide[m * width + k * per_head];
-        for (int64_t j = 0; j <= G; j++, head += H)
-          for (int64_t i = 0; i < half_width; i++) {
-            const float f = head[i], s = head[i + half_width];
-            head[i] = f * cos[i] - s * sin[i];
-            head[i + half_width] = s * cos[i] + f * sin[i];
-          }
-        if (at < 0 || at >= S) continue;
+        const float *key = &wide[m * width + k * per_head + G * H], *value = key + H;
         const int64_t place = ((cache_row[b] * K + k) * S + at) * H;
-        C *key = keys + place, *value = values + place;
-        for (int64_t i = 0; i < H; i++) put(key + i, head[i - H]), put(value + i, head[i]);
+        for (int64_t i = 0; i < H; i++) put(keys + place + i, key[i]), put(values + place + i, value[i]);
       }
     });
     const int64_t queries = T * G;
@@ -220,7 +280,7 @@ struct Step : Spec {
           range(i, &first[j], &last[j]);
           for (int64_t h = 0; h < H; h++) q[h * PANEL + j] = query(i)[h];
         }
-        attend_many(q.data(), own_keys, own_values, H, first, last, scratch, out.data());
+        attend_many(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
         for (int64_t i = begin; i < end; i++)
           for (int64_t h = 0; h < H; h++) result(i)[h] = out[h * PANEL + i - begin];
         return;
@@ -229,7 +289,7 @@ struct Step : Spec {
         int64_t first[N()], last[N()];
         for (int64_t j = 0; j < N(); j++)
           memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
-        attend<C, N()>(q.data(), own_keys, own_values, H, first, last, scratch, out.data());
+        attend<C, N()>(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
         for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
       });
     });

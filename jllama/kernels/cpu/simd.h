@@ -197,6 +197,17 @@ INLINE F vexp(F x) {  // e^x to 2 ulp; x is clamped to -87..88, a NaN stays one
         5.0000001201e-1f;
   return (F)((I)(p * x * x + x + 1.f) + (e << 23));
 }
+INLINE F vtanh(F x) {  // to 3 ulp, small x too: a quotient of polynomials; a NaN stays one
+  x = x < -7.9053111f ? F{} - 7.9053111f : x;
+  x = x > 7.9053111f ? F{} + 7.9053111f : x;
+  const F s = x * x;
+  const F above = (((((s * -2.76076847742355e-16f + 2.00018790482477e-13f) * s - 8.60467152213735e-11f) * s +
+                     5.12229709037114e-8f) * s + 1.48572235717979e-5f) * s + 6.37261928875436e-4f) * s +
+                  4.89352455891786e-3f;
+  const F below = ((s * 1.19825839466702e-6f + 1.18534705686654e-4f) * s + 2.26843463243900e-3f) * s +
+                  4.89352518554385e-3f;
+  return x * above / below;
+}
 
 template <int M>
 using Int = std::integral_constant<int, M>;

@@ -2,6 +2,7 @@
 
 import dataclasses
 import struct
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
-from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
+from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import SPAN, QTensor
-from jllama.model import Params
+from jllama.layers.rope import Rope
+from jllama.model import Block, Params, Places
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -55,7 +57,7 @@ def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str 
         return f"a cache of {kept}"
     if config.hidden_act not in ACTIVATIONS:
         return f"the activation {config.hidden_act}"
-    strange = refused_field(config, LLAMA_FIELDS) or refused_leaf(params, _read(params))
+    strange = refused_field(config, FAMILY_FIELDS) or refused_leaf(params, _read(params))
     if strange:
         return strange
     if any(leaf is not None and leaf.dtype != params.norm.dtype for leaf in _all_vectors(params)):
@@ -83,7 +85,7 @@ def forward(
     params: Params,
     tokens: Array,
     cache: KVCache,
-    rope: tuple[Array, Array],
+    places: Mapping[Rope | None, Places],
     n_valid: Array,
     *,
     last_only: bool = False,
@@ -94,7 +96,7 @@ def forward(
     The residual stream stays in float32 between the layers; the cache is updated in place where XLA may.
 
     Args:
-      rope: cosines and sines, float32 `[B, T, H/2]`.
+      places: what the tokens' positions mean, `model.places`.
       n_valid: int32 `[B]`, how many of the T tokens count; says which one is the last, and which find the
         cache full.
       target: the name that `build.register` gave the function.
@@ -105,7 +107,7 @@ def forward(
     B, T = tokens.shape
     vocab = (params.embed_tokens if params.lm_head is None else params.lm_head).shape[0]
     kept = (*cache.keys, *cache.values)
-    operands = _operands(config, params, tokens, cache, rope, n_valid, last_only)
+    operands = _operands(config, params, tokens, cache, places, n_valid, last_only)
     shape = (B, 1 if last_only else T, vocab)
     call = jax.ffi.ffi_call(
         target,
@@ -113,30 +115,52 @@ def forward(
             jax.ShapeDtypeStruct(shape, jnp.float32),
             *(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept),
         ],
-        input_output_aliases={6 + i: 1 + i for i in range(len(kept))},
+        input_output_aliases={4 + i: 1 + i for i in range(len(kept))},
     )
     logits, *updated = call(*operands.arrays, spec=np.asarray(operands.spec, np.int64))
     layers = len(cache.keys)
     return logits, dataclasses.replace(cache, keys=tuple(updated[:layers]), values=tuple(updated[layers:]))
 
 
-def _operands(config, params, tokens, cache, rope, n_valid, last_only) -> Operands:
+def _operands(config, params, tokens, cache, places, n_valid, last_only) -> Operands:
     """The order of `struct Spec` and of class Step in kernels.cc."""
     rows = jnp.arange(len(tokens), dtype=jnp.int32) if cache.rows is None else cache.rows
-    operands = Operands(tokens, cache.length, n_valid, rows, *rope, *cache.keys, *cache.values)
+    operands = Operands(tokens, cache.length, n_valid, rows, *cache.keys, *cache.values)
     heads, groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    eps = struct.unpack("I", struct.pack("f", config.rms_norm_eps))[0]
     sizes = [len(params.layers), *tokens.shape, config.hidden_size, heads, groups, config.head_dim]
     sizes += [config.intermediate_size, params.embed_tokens.shape[0], cache.max_len]
-    sizes += [config.sliding_window or 0, ACTIVATIONS[config.hidden_act], eps]
-    sizes += [KINDS[str(params.norm.dtype)], KINDS[str(cache.keys[0].dtype)], int(last_only)]
-    operands.spec += sizes
+    sizes += [ACTIVATIONS[config.hidden_act], KINDS[str(params.norm.dtype)]]
+    sizes += [KINDS[str(cache.keys[0].dtype)], int(last_only)]
+    operands.spec += [*sizes, *_bits(_factors(config, params.norm.dtype))]
     for leaf in _weights(params):
         operands.weight(leaf)
-    for p in params.layers:
+    tables = {rope: [operands.add(leaf) for leaf in _tables(of)] for rope, of in places.items()}
+    for layer, p in enumerate(params.layers):
+        kind, norm = config.kind_of(layer), p.attention.q_norm
+        operands.spec += [kind.window or 0, int(norm is not None and norm.ndim > 1), *tables[kind.rope]]
         operands.spec += [operands.add(leaf) for leaf in _vectors(p)]
     operands.spec.append(operands.add(params.norm))
     return operands
+
+
+def _factors(config: ModelConfig, dtype) -> list[float]:
+    """Numbers of the configuration; that of embeddings is rounded as in `model.embed`."""
+    scale = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
+    embedding = float(np.asarray(config.embedding_multiplier, dtype))
+    factors = [config.rms_norm_eps, config.norm_offset, embedding, config.residual_multiplier]
+    factors += [scale, config.attn_logit_softcapping or 0.0]
+    return [*factors, 1 / config.logits_scaling, config.final_logit_softcapping or 0.0]
+
+
+def _bits(numbers: list[float]) -> tuple[int, ...]:
+    """Those of float64 as whole numbers."""
+    return struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))
+
+
+def _tables(places: Places) -> tuple[Array | None, ...]:
+    """Cosines, sines, what queries are multiplied by."""
+    rope, query_scale = places
+    return (*(rope or (None, None)), query_scale)
 
 
 def _weights(params: Params) -> list[Array | QTensor]:
@@ -158,6 +182,6 @@ def _all_vectors(params: Params) -> list[Array | None]:
     return [*(leaf for p in params.layers for leaf in _vectors(p)), params.norm]
 
 
-def _vectors(p) -> tuple[Array | None, ...]:
-    biases = (p.attention.qkv_bias, p.attention.o_bias, p.mlp.gate_up_bias, p.mlp.down_bias)
-    return p.attn_norm, p.ffn_norm, *biases
+def _vectors(p: Block) -> tuple[Array | None, ...]:
+    a, norms = p.attention, (p.attn_norm, p.attn_post_norm, p.ffn_norm, p.ffn_post_norm)
+    return *norms, a.q_norm, a.k_norm, a.qkv_bias, a.o_bias, p.mlp.gate_up_bias, p.mlp.down_bias
