@@ -1,35 +1,33 @@
 """Every family against Hugging Face transformers in fp32; `goldens/make_families.py` makes the goldens."""
 
+import dataclasses
 import json
+import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from jllama.checkpoint import load_params, read_config
 from jllama.config import ModelConfig
+from jllama.errors import JllamaError
 from jllama.hub.references import resolve
+from jllama.layers.rope import query_scale, rope_tables
 from tests.support.checkpoint_generator import named_tensors, random_tokens
+from tests.support.family_files import CONVERTED, MODELS, gguf_tensors, write_gguf, write_hf
 from tests.support.family_models import BASE, FAMILY_MODELS, LENGTH
 from tests.support.helpers import full_logits
 
 GOLDENS = Path(__file__).parent / "goldens"
 BOUND = 1e-5  # max |Δlogit| as a part of the logit range; measured: at most 2.0e-6
-MODELS = json.loads((GOLDENS / "families.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def goldens():
     with np.load(GOLDENS / "families.npz") as file:
         yield {name: file[name] for name in file.files}
-
-
-def directory_of(name: str, path: Path, config: str = "config") -> Path:
-    """The checkpoint as transformers saves it."""
-    save_file(named_tensors(MODELS[name]["shapes"]), path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(MODELS[name][config]))
-    return path
 
 
 def load(path: Path):
@@ -49,7 +47,7 @@ def test_every_family_has_a_golden():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FAMILY_MODELS)
 def test_logits_and_greedy_tokens(name, goldens, tmp_path):
-    config, params = load(directory_of(name, tmp_path))
+    config, params = load(write_hf(name, tmp_path))
     tokens = np.concatenate([random_tokens(BASE["vocab_size"], LENGTH), goldens[f"{name}.greedy"]])
     logits = full_logits(config, params, tokens[None])[0]
     np.testing.assert_array_equal(logits[LENGTH - 1 : -1].argmax(-1), goldens[f"{name}.greedy"])
@@ -63,3 +61,105 @@ def test_logits_and_greedy_tokens(name, goldens, tmp_path):
 def test_what_transformers_4_writes_means_the_same(name):
     old, new = (ModelConfig.from_hf(MODELS[name][key]) for key in ("older", "config"))
     assert old == new
+
+
+# What a file of llama.cpp's converter cannot say of a model, and what it says instead.
+UNSAID = {
+    "gemma2": {"attention_multiplier": 16**-0.5},
+    "gemma2_caps": {"attention_multiplier": 16**-0.5},
+    "gemma3": {"attention_multiplier": 16**-0.5},
+    "gemma3_linear": {"attention_multiplier": 16**-0.5, "layer_kinds": None, "sliding_window": 9},
+    "mistral": {"sliding_window": None},
+    "qwen2_window": {"layer_kinds": ()},
+    "smollm3": {"layer_kinds": None},
+    "smollm3_list": {"layer_kinds": None},
+}
+
+
+def numbers(value) -> object:
+    """With numbers as float32, which is what metadata hold."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: numbers(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [numbers(part) for part in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_tensors_lie_as_the_converter_of_llama_cpp_writes_them(name):
+    """So that the next test reads what users have."""
+    made = {key: [*tensor.shape, zlib.crc32(tensor.tobytes())] for key, tensor in gguf_tensors(name).items()}
+    assert made == CONVERTED[name]["tensors"]
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERTED if name != "llama_longrope"])
+def test_gguf(name, tmp_path):
+    config, params = load(write_gguf(name, tmp_path / "x.gguf"))
+    (tmp_path / "hf").mkdir()
+    theirs, wanted = load(write_hf(name, tmp_path / "hf"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1.2e-7), params, wanted)
+    unsaid = UNSAID.get(name, {})
+    ours, theirs = numbers(config), numbers(theirs)
+    for field, value in theirs.items():
+        if field in unsaid:
+            assert unsaid[field] is None or ours[field] == numbers(unsaid[field])
+        elif "rope" not in field and field != "layer_kinds":
+            assert ours[field] == value, field
+
+
+@pytest.mark.parametrize(
+    "name", ["olmo2", "olmo3", "ministral3", "phi3_longrope", "phi3_partial", "exaone4", "gemma3"]
+)
+def test_gguf_turns_as_the_directory_does(name, tmp_path):
+    """Rotations are compared by what they do: files may state them in other words."""
+    (tmp_path / "hf").mkdir()
+    config, _ = load(write_gguf(name, tmp_path / "x.gguf"))
+    theirs, _ = load(write_hf(name, tmp_path / "hf"))
+    positions, length = np.arange(0, 96, 5)[None], np.asarray([96])
+    for layer in range(config.num_hidden_layers):
+        ours, wanted = config.kind_of(layer), theirs.kind_of(layer)
+        assert (ours.window, ours.rope is None) == (wanted.window, wanted.rope is None)
+        if ours.rope is not None:
+            for table, other in zip(
+                *(rope_tables(r.rope, config.head_dim, positions, length) for r in (ours, wanted)),
+                strict=True,
+            ):
+                np.testing.assert_allclose(table, other, rtol=0, atol=1e-5)
+            scales = [query_scale(r.rope, positions) for r in (ours, wanted)]
+            assert (scales[0] is None) == (scales[1] is None)
+            if scales[0] is not None:
+                np.testing.assert_allclose(*scales, rtol=1e-6)
+
+
+def test_longrope_of_a_gguf_without_its_factors_is_refused(tmp_path):
+    with pytest.raises(JllamaError, match=r"longrope without the tensors rope_factors_long\.weight"):
+        load(write_gguf("llama_longrope", tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "outer", "prefix"),
+    [
+        ("gemma3", "gemma3", "language_model.model."),
+        ("gemma3", "gemma3", "model.language_model."),
+        ("ministral3", "mistral3", "language_model.model."),
+        ("mistral", "mistral3", "model.language_model."),
+    ],
+)
+def test_the_text_part_of_a_model_that_sees(name, outer, prefix, tmp_path):
+    config, params = load(write_hf(name, tmp_path))
+    tensors = {
+        "language_model." * ("model." not in key) + key.replace("model.", prefix, 1): tensor
+        for key, tensor in named_tensors(MODELS[name]["shapes"]).items()
+    }
+    tensors |= {
+        "vision_tower.patch_embedding.weight": np.ones((2, 2), np.float32),
+        "multi_modal_projector.norm.weight": np.ones(2, np.float32),
+    }
+    directory = tmp_path / "wrapped"
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    keys = dict(model_type=outer, text_config=MODELS[name]["config"], vision_config={})
+    (directory / "config.json").write_text(json.dumps(keys))
+    wrapped, others = load(directory)
+    assert wrapped == config
+    jax.tree.map(np.testing.assert_array_equal, others, params)

@@ -20,6 +20,12 @@ def _seed_oss(keys: HfKeys) -> dict[str, Any]:
 
 LLAMA = Family(model_types=("llama",), architectures=("llama",), hf=_llama, rotary_interleaved=True)
 
+# The norm before the feed-forward layer has the name that Hugging Face gives it.
+_SEED_OSS_GGUF = {
+    name: ours for name, ours in GGUF_LAYER.items() if ours not in ("ffn_norm", "attn_post_norm")
+}
+_SEED_OSS_GGUF |= {"post_attention_norm": "ffn_norm"}
+
 SEED_OSS = Family(
     model_types=("seed_oss",),
     architectures=("seed_oss",),
@@ -34,5 +40,5 @@ SEED_OSS = Family(
         attention_bias=True,
     ),
     hf=_seed_oss,
-    gguf_layer={**GGUF_LAYER, "post_attention_norm": "ffn_norm"},  # as Hugging Face names it
+    gguf_layer=_SEED_OSS_GGUF,
 )

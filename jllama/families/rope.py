@@ -35,7 +35,7 @@ _IGNORED = ("finetuned", "max_position_embeddings")
 _LENGTHS = ("llama3", "yarn", "longrope")  # types that know how long the texts of training were
 # GGUF's further knobs, with the value that leaves everything as it is.
 _GGUF_UNSUPPORTED = {
-    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,  # but for YaRN
     "rope.scaling.yarn_ext_factor": 1.0,
     "rope.scaling.alpha": 0.0,
 }
@@ -169,7 +169,7 @@ def rope_from_gguf(keys: GgufKeys) -> Rope:
             f"GGUF: RoPE scaling type {kind!r} is not supported; use none, linear, yarn, longrope"
         )
     for key, neutral in _GGUF_UNSUPPORTED.items():
-        if keys.get(key, neutral) != neutral:
+        if keys.get(key, neutral) != neutral and (kind, key) != ("yarn", "rope.scaling.yarn_attn_factor"):
             raise JllamaError(f"GGUF: {key}={keys.get(key)!r} is not supported (only {neutral})")
     # rope.scale_linear is the factor's name in old files; 0 stands for no scaling.
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
@@ -208,9 +208,10 @@ def _longrope(keys: GgufKeys, trained: Any) -> dict[str, Any]:
 def _yarn(keys: GgufKeys, trained: Any) -> dict[str, Any]:
     """A logarithmic multiplier is `mscale_all_dim` beside an `mscale` of 1."""
     settings: dict[str, Any] = {"original_max_position_embeddings": trained}
-    for key in ("beta_fast", "beta_slow"):
+    names = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "attn_factor": "attention_factor"}
+    for key, field in names.items():
         if keys.get(f"rope.scaling.yarn_{key}") is not None:
-            settings[key] = keys.get(f"rope.scaling.yarn_{key}")
+            settings[field] = keys.get(f"rope.scaling.yarn_{key}")
     if multiplier := keys.get("rope.scaling.yarn_log_multiplier"):
         settings |= dict(mscale=1.0, mscale_all_dim=multiplier)
     if beta := keys.get("attention.temperature_scale"):

@@ -73,5 +73,5 @@ def to_gguf(name: str, family: Family = LLAMA) -> str:
 
 
 def _theirs(names: Names, ours: str) -> str:
-    """The inverse of a table; of two names that mean the same, the later one is the family's own."""
+    """The inverse of a table."""
     return {mine: theirs for theirs, mine in names.items()}.get(ours, ours)

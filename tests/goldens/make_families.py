@@ -105,7 +105,7 @@ def main() -> None:
         models[name] = {"config": config, "shapes": shapes}
         arrays |= {f"{name}.{key}": value for key, value in made.items()}
         print(f"{name}: {len(shapes)} tensors, logits from {made['logits'].min():.2f}")
-    (HERE / "families.json").write_text(json.dumps(models or known, indent=1, sort_keys=True) + "\n")
+    (HERE / "families.json").write_text(json.dumps(models or known, sort_keys=True) + "\n")
     if not check:
         np.savez_compressed(HERE / "families.npz", **arrays)
 

@@ -3,6 +3,7 @@
 Texts of 96 tokens pass every window, every original length and every position that counts.
 """
 
+import math
 from typing import Any
 
 BASE: dict[str, Any] = dict(
@@ -88,7 +89,13 @@ FAMILY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(
             sliding_window=9,
             rope_parameters={
-                FULL: _YARN | dict(rope_theta=500000.0, factor=4.0, llama_4_scaling_beta=None),
+                FULL: dict(
+                    rope_type="yarn",
+                    rope_theta=500000.0,
+                    factor=4.0,
+                    original_max_position_embeddings=16,
+                    attention_factor=0.1 * math.log(4.0) + 1,
+                ),
                 SLIDING: dict(rope_type="default", rope_theta=500000.0),
             },
         ),
