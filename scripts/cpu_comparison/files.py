@@ -5,25 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from jllama.checkpoint.formats.gguf import read_gguf_header
+from jllama.checkpoint.formats.gguf import read_gguf_fields, read_gguf_header
 from jllama.checkpoint.formats.stored import Reader, Stored
 from jllama.checkpoint.layout import parts
 from jllama.checkpoint.reading import read_config
+from jllama.cli import ready_made
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.known import family_of, of_architecture
 from jllama.families.tensor_names import to_gguf
 from jllama.hub.references import resolve
 
-TINYLLAMA = ModelConfig(
-    vocab_size=32000,
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_hidden_layers=22,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    head_dim=64,
-    rms_norm_eps=1e-5,
-)
+TINYLLAMA = "tinyllama-1.1b"
 DISTINCT = 256  # random rows that a random matrix repeats: quantising a billion numbers takes minutes
 
 
@@ -44,8 +37,9 @@ def gguf_file(model: str, kind: str, directory: Path, sha256: str | None) -> Pat
 def _write(path: Path, model: str, kind: str, sha256: str | None) -> None:
     from gguf import GGUFWriter
 
-    config, tensors = _random() if model == "tinyllama" else _stored(model, sha256)
-    writer = GGUFWriter(path, "llama", use_temp_file=True)
+    model = TINYLLAMA if model == "tinyllama" else model
+    family, config, tensors = _random(model) if ready_made.is_shape(model) else _stored(model, sha256)
+    writer = GGUFWriter(path, family.architectures[0], use_temp_file=True)
     _keys(writer, config)
     for name, shape, numbers in tensors:
         data, dtype = _encoded(numbers, kind, name)
@@ -72,23 +66,28 @@ def _keys(writer: Any, c: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_rope_freq_base(c.rope.rope_theta)
     writer.add_rope_dimension_count(c.head_dim)
+    windows = {kind.window for kind in c.layer_kinds} - {None}
+    if windows:  # which layers slide, llama.cpp and jllama know of the architecture
+        writer.add_sliding_window(windows.pop())
 
 
-def _random():
-    """TinyLlama's shape; q and k rows need no turning, for they are random."""
-    rng = np.random.default_rng(0)
+def _random(model: str):
+    """A shape's; q and k rows need no turning, for they are random."""
+    rng, path = np.random.default_rng(0), ready_made.shape(model)
+    family = family_of(path)
 
     def tensors():
-        for part in parts(TINYLLAMA).values():
+        for part in parts(config).values():
             rows = (min(part.shape[0], DISTINCT), *part.shape[1:])
             numbers = (
                 rng.standard_normal(rows, np.float32) * 0.02
-                if len(rows) > 1
-                else np.ones(part.shape, np.float32)
+                if not part.is_norm
+                else np.ones(rows, np.float32)
             )
-            yield to_gguf(part.name), part.shape, numbers
+            yield to_gguf(part.name, family), part.shape, numbers
 
-    return TINYLLAMA, tensors()
+    config = ModelConfig.from_hf(path)
+    return family, config, tensors()
 
 
 def _stored(model: str, sha256: str | None):
@@ -108,7 +107,7 @@ def _stored(model: str, sha256: str | None):
                 stored.encoding.numbers(raw).astype(np.float32).reshape(stored.shape),
             )
 
-    return read_config(files), tensors()
+    return of_architecture(read_gguf_fields(path)["general.architecture"]), read_config(files), tensors()
 
 
 def _rows(stored: Stored) -> int:
