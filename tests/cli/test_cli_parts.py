@@ -230,6 +230,7 @@ def test_what_was_typed(known, typed, wanted):
         (["--top_k=-1"], "top_k"),
         (["--top_k=x"], "top_k"),
         (["--nostats=5"], ""),
+        (["--yesstats"], "yesstats"),
         (["--temperature=1"], "temperature"),
         (["--flagfile"], "--flagfile with no argument"),
         (["a", "b", "c"], "unexpected argument 'c'; expected MODEL PROMPT"),
@@ -297,6 +298,24 @@ def test_a_ready_made_model_s_name_lends_its_settings_to_another_model(typed, le
 def test_a_flagfile_without_its_name(known, typed):
     with pytest.raises(JllamaError, match=r"^--flagfile with no argument$"):
         flagfiles.parse(known, ["x", *typed], ("model", "prompt"))
+
+
+def test_what_is_no_file_names_no_model(tmp_path):
+    """What can be read once alone is not read here; what is not there is refused where it is read."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "f.cfg").write_text("--model=a/b\n")
+    (tmp_path / "g.cfg").write_text("--prompt=--model=a/b\n")
+    names = ("absent", "pipe", "", "g.cfg")
+    assert [flagfiles._names_a_model([f"--flagfile={tmp_path / name}"]) for name in names] == [False] * 4
+    assert flagfiles._names_a_model([f"--flagfile={tmp_path / 'f.cfg'}"])
+    assert flagfiles._names_a_model(["--flagfile", str(tmp_path / "f.cfg")])
+    assert not flagfiles._names_a_model([f"--other={tmp_path / 'f.cfg'}"])
+
+
+def test_a_prompt_like_a_ready_made_name_is_a_prompt_in_a_flagfile(known, tmp_path):
+    (tmp_path / "f.cfg").write_text("--prompt=smollm2\n")
+    flagfiles.parse(known, ["x", f"--flagfile={tmp_path / 'f.cfg'}"], ())
+    assert (known["prompt"].value, known["model"].value) == ("smollm2", None)
 
 
 def test_an_empty_name_is_no_flagfile(known):
@@ -504,7 +523,7 @@ def test_a_stderr_that_takes_nothing_costs_nothing(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("builtins.print", full)
+    monkeypatch.setattr(streams, "print", full, raising=False)  # not everybody's
     streams.say("a")
 
 
@@ -633,6 +652,66 @@ def test_answers_are_written_in_order_and_an_interrupt_keeps_what_came():
         prompts._write(file, zip(asked[:2], answers[:2], strict=True), SimpleNamespace(advance=steps.append))
         == 2
     )
+
+
+class Answering:
+    """An engine that answers at once and notes how it was made."""
+
+    made = None
+
+    def __init__(self, model, **sizes):
+        Answering.made = (model, sizes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, ids, settings):
+        return Later(f"{ids} {settings}")
+
+
+@pytest.mark.parametrize(
+    ("max_seq_len", "slots", "sizes"),
+    [
+        (None, 2, dict(slots=2, max_seq_len=77, max_queue=3)),
+        (9, 16, dict(slots=3, max_seq_len=9, max_queue=3)),
+    ],
+)
+def test_requests_are_answered_on_an_engine_for_so_many(monkeypatch, tmp_path, max_seq_len, slots, sizes):
+    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer")
+    monkeypatch.setattr("jllama.batching.engine.Engine", Answering)
+    monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)
+    monkeypatch.setattr("jllama.text.prompt.encode_prompt", lambda _, prompt, **words: [*prompt, *words])
+    monkeypatch.setattr(Answering, "made", None)
+    asked = [prompts.Request(n, "ab", f"s{n}") for n in range(3)]
+    options = dict(max_seq_len=max_seq_len, slots=slots)
+    assert prompts.run(model, [], str(tmp_path / "out"), {}, **options) == 0
+    assert Answering.made is None
+    (tmp_path / "out").write_text("before\n")
+    assert prompts.run(model, asked, str(tmp_path / "out"), {"w": 1}, **options) == 3
+    assert Answering.made == (model, sizes)
+    before, *lines = (tmp_path / "out").read_text().splitlines()
+    assert before == "before"
+    assert [json.loads(line) for line in lines] == [
+        {"id": n, "text": f"['a', 'b', 'w'] s{n}"} for n in range(3)
+    ]
+
+
+def test_an_answer_is_in_the_file_before_the_next_is_waited_for(tmp_path):
+    held = []
+
+    class Next(Later):
+        def result(self):
+            held.append((tmp_path / "out").read_text())
+            return super().result()
+
+    asked = [SimpleNamespace(id=n) for n in range(2)]
+    with (tmp_path / "out").open("w") as file:
+        bar = SimpleNamespace(advance=lambda count: None)
+        prompts._write(file, zip(asked, [Next("a"), Next("b")], strict=True), bar)
+    assert held == ["", '{"id": 0, "text": "a"}\n']
 
 
 # One prompt.
@@ -1000,13 +1079,16 @@ def test_each_mode_is_compared_with_the_first(monkeypatch, capsys):
 @pytest.mark.parametrize(("text", "name"), [("a.txt", "a.txt"), ("-", "standard input")])
 def test_a_text_that_is_too_short(monkeypatch, capsys, count, measured, text, name):
     held = SimpleNamespace(modes=["none"], text=text, window=8, json=False, model="")
+    checked = []
     monkeypatch.setattr(perplexity, "FLAGS", held)
     monkeypatch.setattr(perplexity, "read_text", lambda: "words")
+    monkeypatch.setattr(perplexity, "check_modes", lambda: checked.append(True))
     tokenizer = SimpleNamespace(encode=lambda text: [0] * count)
     fields = dict(config=SimpleNamespace(context_length=50), params={}, dtype="float32")
     model = SimpleNamespace(need_tokenizer=lambda: tokenizer, **fields)
     monkeypatch.setattr(command_line, "load_model", lambda mode: model)
-    monkeypatch.setattr(perplexity, "measure", lambda model, ids, window: ([1.0, 3.0], [1]))
+    measure = lambda model, ids, window: ([1.0, 3.0], [1]) if checked and window == 8 else None  # noqa: E731
+    monkeypatch.setattr(perplexity, "measure", measure)
     if measured:
         perplexity.main()
         out, err = capsys.readouterr()
@@ -1032,8 +1114,11 @@ def test_a_text_that_is_too_short(monkeypatch, capsys, count, measured, text, na
 def test_modes_that_can_not_be_are_refused_first(monkeypatch, modes, model, quantised, words):
     monkeypatch.setattr(perplexity, "FLAGS", SimpleNamespace(modes=modes, model=model))
     monkeypatch.setattr(perplexity, "is_quantized", lambda model: quantised)
+    named = []
+    monkeypatch.setattr(ready_made, "check", named.append)
     if words is None:
         perplexity.check_modes()
+        assert named == ([model] if model else [])
     else:
         with pytest.raises(JllamaError, match=words):
             perplexity.check_modes()
@@ -1210,6 +1295,56 @@ def test_a_chat_without_input_or_file_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(JllamaError, match="standard input is closed: give --message"):
         chat.main()
+
+
+def test_what_a_model_s_makers_say_and_can_not_be_is_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "sampling_settings", lambda given: given)
+    made = chat._settings(SimpleNamespace(generation_config={"do_sample": True, "top_k": -1}))
+    assert made == {"temperature": 1.0}
+    assert capsys.readouterr().err.startswith("warning: generation_config.json: top_k=-1")
+
+
+@pytest.mark.parametrize("name", ["sampling_settings", "template_variables"])
+def test_a_chat_s_flags_are_looked_at_before_its_model_is_loaded(monkeypatch, name):
+    pieces_of_chat(monkeypatch, message=["x"])
+    monkeypatch.setattr(command_line, name, raising(JllamaError("a flag")))
+    monkeypatch.setattr(command_line, "load_model", raising(AssertionError("it was loaded")))
+    with pytest.raises(JllamaError, match="a flag"):
+        chat.main()
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "said"),
+    [
+        ([], ("saved", "saved", None, 1), "warning: a\nb\n"),
+        (
+            ["--transcript=x", "--on_overflow=y"],
+            ("own", "own", None, 1),
+            "warning: a\nb\nnote: --on_overflow, --transcript: as typed, not as saved in file\n",
+        ),
+        (
+            ["--system=s", "--top_k=2"],
+            ("saved", "saved", "s", 2),
+            "warning: a\nb\nnote: --system, --top_k: as typed, not as saved in file\n",
+        ),
+    ],
+)
+def test_what_was_typed_wins_over_what_was_saved(monkeypatch, capsys, typed, kept, said):
+    pieces_of_chat(monkeypatch, load="file", system="s")
+    talk = SimpleNamespace(transcript="own", on_overflow="own", system=None)
+    talk.set_system = lambda text: setattr(talk, "system", text)
+
+    def load(conversation, name):
+        assert name == "file"
+        conversation.transcript = conversation.on_overflow = "saved"
+        return GenerationSettings(top_k=1), ["a\nb"]
+
+    monkeypatch.setattr("jllama.chat.archive.archive.load", load)
+    names = frozenset(word.lstrip("-").partition("=")[0] for word in typed)
+    monkeypatch.setattr(flagfiles, "typed_names", lambda *given: names)
+    settings = chat._load(talk, GenerationSettings(top_k=2))
+    assert (talk.transcript, talk.on_overflow, talk.system, settings.top_k) == kept
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
