@@ -87,7 +87,8 @@ def test_the_kernel_of_a_whole_call(calls, params, target, B, T, name):
     if name == "cpu":
         assert options == {"last_only": True}
         assert called(params, target, B, T, last_only=False)[2] == {"last_only": False}
-        assert given[4][0].shape == (B, T, CONFIG.head_dim // 2)
+        (cosines, _), *_ = given[4][CONFIG.rope]
+        assert cosines.shape == (B, T, CONFIG.head_dim // 2)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +210,17 @@ def test_what_a_kernel_is_told_of_its_operands():
 def test_the_numbers_of_a_call(params, last_only):
     config = dataclasses.replace(CONFIG, sliding_window=5, hidden_act="gelu")
     cache = KVCache.empty(config, batch=3, max_len=16, dtype="float16")
-    rope = (jnp.zeros((3, 2, 4)), jnp.zeros((3, 2, 4)))
-    made = step._operands(config, params, jnp.zeros((3, 2), jnp.int32), cache, rope, jnp.ones(3), last_only)
-    eps = int(np.float32(config.rms_norm_eps).view(np.uint32))
-    sizes = [2, 3, 2, 32, 2, 2, 8, 48, 64, 16, 5, 1, eps, 0, 2, int(last_only)]
-    assert made.spec[:16] == sizes
+    positions = jnp.tile(jnp.arange(2), (3, 1))
+    places = kernels.model.places(config, positions, jnp.full(3, 2))
+    made = step._operands(config, params, jnp.zeros((3, 2), jnp.int32), cache, places, jnp.ones(3), last_only)
+    sizes, rest = made.spec[:14], made.spec[14:]
+    assert sizes == [2, 3, 2, 32, 2, 2, 8, 48, 64, 16, 1, 0, 2, int(last_only)]
+    factors = np.array(rest[:8]).view(np.float64).tolist()
+    assert factors == [config.rms_norm_eps, 0.0, 1.0, 1.0, 8**-0.5, 0.0, 1.0, 0.0]
     assert made.arrays[3].tolist() == [0, 1, 2]  # without rows of its own each text has the cache's
-    vectors = made.spec[16 + 8 * 10 :]
-    assert [at >= 0 for at in vectors] == [True, True, False, False, False, False] * 2 + [True]
+    kinds = rest[8 + 8 * 10 : -1]  # of two layers
+    assert [kinds[0], kinds[len(kinds) // 2]] == [5, 5]
+    assert rest[-1] == len(made.arrays) - 1  # the last norm
 
 
 # How CUDA becomes machine code.
