@@ -186,10 +186,10 @@ def weight_bits(params: Params) -> list[int]:
 
 def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:
     """What a decode step reads of the filled cache, on average over the test."""
-    positions = test.depth + (test.count + 1) / 2
-    if config.sliding_window is not None:
-        positions = min(positions, config.sliding_window)
-    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    filled = test.depth + (test.count + 1) / 2
+    windows = [config.kind_of(layer).window for layer in range(config.num_hidden_layers)]
+    positions = sum(filled if window is None else min(filled, window) for window in windows)
+    per_position = 2 * config.num_key_value_heads * config.head_dim
     return int(test.batch * positions * per_position * params.norm.dtype.itemsize)
 
 

@@ -18,7 +18,8 @@ _DEFAULTS = dict(
 
 def _qwen(keys: HfKeys) -> dict[str, Any]:
     """Layers from `max_window_layers` on slide, and only with `use_sliding_window`."""
-    window = keys.get("sliding_window") if keys.get("use_sliding_window", False) else None
+    stated = keys.get("sliding_window")
+    window = stated if keys.get("use_sliding_window", False) else None
     first, layers = keys.get("max_window_layers", 28), keys.layers()
     slides = layer_types(keys, [window is not None and layer >= first for layer in range(layers)])
     rope = rope_from_hf(keys)

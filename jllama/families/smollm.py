@@ -15,7 +15,8 @@ _INTERVAL = 4  # no GGUF file says so
 def _smollm3(keys: HfKeys) -> dict[str, Any]:
     """`no_rope_layers` holds 1 for a layer that rotates; only the others may slide."""
     layers, rope = keys.layers(), rope_from_hf(keys)
-    window = keys.get("sliding_window") if keys.get("use_sliding_window", False) else None
+    stated = keys.get("sliding_window")
+    window = stated if keys.get("use_sliding_window", False) else None
     interval = every(keys.get("no_rope_layer_interval", _INTERVAL), layers)
     rotates = keys.get("no_rope_layers") or interval
     if not isinstance(rotates, list) or len(rotates) != layers:

@@ -18,7 +18,6 @@ from jllama.kernels.refusals import ATTENTION_FIELDS, refused_field
 from jllama.kernels.target import Target
 from jllama.layers.attention import Attend, append_and_attend
 from jllama.layers.cache import KVCache
-from jllama.layers.rope import rope_frequencies
 from jllama.model import Params
 
 
@@ -56,7 +55,7 @@ def forward(
         )
     context = cache.length + n_valid if context is None else context
     if target.on_gpu and tokens.size == 1:
-        frequencies = rope_frequencies(config.rope, config.head_dim, context)
+        frequencies = gpu.decode_frequencies(config, context)
         logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
         return logits, cache.advance(n_valid)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]

@@ -23,6 +23,8 @@ FAMILY_FIELDS = LLAMA_FIELDS | frozenset(
 # none), and what lies outside of them, in XLA's forward.
 ATTENTION_FIELDS = FAMILY_FIELDS
 
+DECODE_FIELDS = ATTENTION_FIELDS - {"rope.llama_4_scaling_beta"}  # a GPU's persistent kernel
+
 
 def refused_field(config: Any, known: frozenset[str]) -> str | None:
     """Names a field of the configuration that differs from its default and that a kernel does not know."""

@@ -12,10 +12,10 @@ from jllama import model
 from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch
+from jllama.kernels.gpu.family import decode_frequencies
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor, dequantize
 from jllama.layers.quantization import Scheme, quantize
-from jllama.layers.rope import rope_frequencies
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
 
@@ -59,7 +59,7 @@ def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
     block, head = STORED[stored]
 
     def leaf(path, w):
-        if w.ndim < 2:
+        if w.ndim < 2 or path[-1].name.endswith("bias"):
             return w
         q = quantize(w, head if path[0].name in ("embed_tokens", "lm_head") else block)
         if stored[0] != "q":
@@ -116,7 +116,7 @@ plain_step = jax.jit(model.forward, static_argnums=0)
 
 
 def rope_of(config: ModelConfig, cache: KVCache):
-    return rope_frequencies(config.rope, config.head_dim, cache.length + 1)
+    return decode_frequencies(config, cache.length + 1)
 
 
 def agree(config, params, token, cache, logits, new) -> None:
@@ -165,7 +165,13 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
     params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
     cache = filled(config, max_len, 0, dtype)
     assert decode.decode_refusal(config, params, cache, tokens) is None
-    operands, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
+    emulate(tmp_path, config, params, max_len, lengths, dtype)
+
+
+def emulate(tmp_path, config, params, max_len, lengths, dtype="bfloat16") -> None:
+    """The kernel for `params` behind texts of these lengths, each twice."""
+    tokens, cache = jnp.array([[7]], jnp.int32), filled(config, max_len, 0, dtype)
+    _, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
     slots += [decode.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
     plan = decode.make_plan(config, params)
     kernel = emulation.Emulated(

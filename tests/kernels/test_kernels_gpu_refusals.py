@@ -7,8 +7,10 @@ import os
 import jax.numpy as jnp
 import pytest
 
+from jllama.config import LayerKind
 from jllama.kernels.gpu import decode, launch, plan
 from jllama.layers.cache import KVCache
+from jllama.layers.rope import Rope
 from tests.kernels.test_kernels_gpu import SMALL, filled, weights
 
 
@@ -20,12 +22,17 @@ def four_blocks(monkeypatch):
 
 
 TOKEN = jnp.zeros((1, 1), jnp.int32)
+SCALED = Rope(llama_4_scaling_beta=0.1, original_max_position_embeddings=64)
+HALF = Rope(partial_rotary_factor=0.5)
 SHAPES = [
-    (dict(hidden_act="relu"), "relu"),
-    (dict(attention_bias=True), "biases"),
-    (dict(mlp_bias=True), "biases"),
+    (dict(qk_norm="full"), "qk_norm=full"),
     (dict(head_dim=40), "head_dim 40"),
-    (dict(head_dim=160), "head_dim 160"),
+    (dict(head_dim=288), "head_dim 288"),
+    (dict(rope=Rope(llama_4_scaling_beta=0.1, original_max_position_embeddings=64)), "llama_4_scaling_beta"),
+    (dict(layer_kinds=(LayerKind(rope=SCALED), LayerKind())), "llama_4_scaling_beta"),
+    (dict(num_hidden_layers=2, layer_kinds=(LayerKind(), LayerKind(rope=HALF))), "now [16], now [32] elements turn"),
+    (dict(rope=dataclasses.replace(HALF, partial_rotary_factor=0.32)), "[10] rotated elements"),
+    (dict(num_hidden_layers=9, layer_kinds=tuple(map(LayerKind, range(1, 10)))), "9 kinds of layers"),
     (dict(num_attention_heads=34, num_key_value_heads=2), "16 query heads"),
     (dict(hidden_size=272), "multiple of 32"),
     (dict(intermediate_size=720), "multiple of 32"),
@@ -52,6 +59,31 @@ def test_arrays_that_the_kernel_does_not_know(four_blocks):
         assert f"bfloat16 with a cache of {narrow}" in reason
     wide = weights(SMALL, "bf16", "float32")
     assert "float32" in decode.decode_refusal(SMALL, wide, filled(SMALL, 64, 0, "float32"), TOKEN)
+
+
+def test_every_layer_must_have_the_weights_of_the_first(four_blocks):
+    config = dataclasses.replace(SMALL, num_hidden_layers=2, norm_placement="both", qk_norm="head")
+    params, cache = weights(config, "bf16"), KVCache.empty(config, batch=1, max_len=64)
+    assert decode.decode_refusal(config, params, cache, TOKEN) is None
+
+    def refusal(change, layers=(0, 1)):
+        own = [change(layer) if i in layers else layer for i, layer in enumerate(params.layers)]
+        return decode.decode_refusal(config, dataclasses.replace(params, layers=tuple(own)), cache, TOKEN)
+
+    def without(layer, *names):
+        return dataclasses.replace(layer, **dict.fromkeys(names))
+
+    def one_sided(layer):
+        return dataclasses.replace(layer, attention=without(layer.attention, "k_norm"))
+
+    assert refusal(lambda layer: without(layer, "attn_post_norm", "ffn_post_norm")) is None
+    assert refusal(lambda layer: without(layer, "attn_norm", "ffn_norm")) is None
+    assert "one norm of two" in refusal(lambda layer: without(layer, "ffn_post_norm"))
+    assert "one norm of two" in refusal(one_sided)
+    for name in ("ffn_norm", "attn_norm"):
+        assert "different weights" in refusal(lambda layer, name=name: without(layer, name))
+    assert "different weights" in refusal(lambda layer: without(layer, "attn_norm", "ffn_norm"), layers=(1,))
+    assert "different weights" in refusal(one_sided, layers=(1,))
 
 
 @pytest.mark.parametrize("other", [1, 2])

@@ -7,12 +7,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER, Format
+from jllama.kernels.gpu.constants import rotary_dims
+from jllama.kernels.gpu.family import (
+    ACTIVATIONS,
+    MAX_KINDS,
+    distinct_kinds,
+    layer_extras,
+    layer_weights,
+    limits,
+    table_per_layer,
+)
+from jllama.kernels.gpu.layout import TABLE_LAYER, Format
 from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
     Plan,
@@ -21,7 +30,7 @@ from jllama.kernels.gpu.plan import (
     make_plan,
     source,
 )
-from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
+from jllama.kernels.refusals import DECODE_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params
@@ -33,8 +42,9 @@ def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: 
         return f"tokens have shape {tokens.shape}; the kernel decodes one token of one sequence"
     return (
         launch.refusal()
-        or refused_field(config, LLAMA_FIELDS)
+        or refused_field(config, DECODE_FIELDS)
         or _config_refusal(config)
+        or _layer_refusal(params)
         or refused_leaf(params, [weight for _, weight in _weights(params)])
         or _array_refusal(config, params, cache)
     )
@@ -42,16 +52,42 @@ def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: 
 
 def _config_refusal(c: ModelConfig) -> str | None:
     checks = (
-        (c.attention_bias or c.mlp_bias, "biases"),
-        (c.hidden_act != "silu", f"hidden_act {c.hidden_act}"),
-        (c.head_dim % 32 or c.head_dim > 128, f"head_dim {c.head_dim} (32, 64, 96 or 128)"),
+        (c.hidden_act not in ACTIVATIONS, f"hidden_act {c.hidden_act}"),
+        (c.qk_norm == "full", "norms of all queries together (qk_norm=full)"),
+        (c.head_dim % 32 or c.head_dim > 256, f"head_dim {c.head_dim} (multiples of 32 up to 256)"),
         (c.num_attention_heads > 16 * c.num_key_value_heads, "more than 16 query heads per key head"),
         (c.hidden_size % 32 or c.intermediate_size % 32, "sizes that are no multiple of 32"),
         (c.vocab_size % 2, "an odd vocabulary"),
         (blocks(c) < c.num_key_value_heads, "more key heads than blocks"),
         (max(c.hidden_size, c.intermediate_size) > 32768, "rows longer than 32768"),
     )
+    return next((f"the kernel does not know {what}" for bad, what in checks if bad), _kinds_refusal(c))
+
+
+def _kinds_refusal(c: ModelConfig) -> str | None:
+    kinds, parts = distinct_kinds(c), rotary_dims(c)
+    ropes = [kind.rope for kind in kinds if kind.rope is not None]
+    checks = (
+        (len(kinds) > MAX_KINDS, f"{len(kinds)} kinds of layers ({MAX_KINDS} at most)"),
+        (len(parts) > 1, f"heads of which now {parts[:1]}, now {parts[1:]} elements turn"),
+        (parts and parts[0] % 4, f"{parts} rotated elements of a head (multiples of 4)"),
+        (any(rope.llama_4_scaling_beta is not None for rope in ropes), "llama_4_scaling_beta"),
+    )
     return next((f"the kernel does not know {what}" for bad, what in checks if bad), None)
+
+
+def _layer_refusal(params: Params) -> str | None:
+    """Every layer has the weights of the first, norms before both of its halves or before neither, and so behind."""
+    first = params.layers[0]
+    extras = layer_extras(first)
+    for layer in params.layers:
+        norms = {layer.attn_norm is None, layer.ffn_norm is None, first.attn_norm is None}
+        if layer_extras(layer) != extras or len(norms) > 1:
+            return "layers with different weights"
+    pairs = (("attn_post_norm", "ffn_post_norm"), ("attention.q_norm", "attention.k_norm"))
+    if any((a in extras) != (b in extras) for a, b in pairs):
+        return "layers with one norm of two"
+    return None
 
 
 def _array_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
@@ -90,7 +126,7 @@ def decode_step(
     Args:
       tokens: int32 `[1, 1]`.
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
-      frequencies: of the rotation, `layers.rope.rope_frequencies`, float32 `[1, H/2]`.
+      frequencies: of the rotation of each kind of layer, `family.decode_frequencies`.
 
     Returns:
       float32 logits `[1, 1, V]` and the cache with the token's keys and values.
@@ -127,21 +163,18 @@ def _weights(params: Params) -> Iterator[tuple[int, Any]]:
     yield 7, params.embed_tokens
     if params.lm_head is not None:
         yield 10, params.lm_head
+    extras = layer_extras(params.layers[0])
     for i, layer in enumerate(params.layers):
-        a, m = layer.attention, layer.mlp
-        norms = (layer.attn_norm, layer.ffn_norm)
-        weights = (*norms, a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj)
-        for offset, weight in zip((0, 1, 4, 7, 10, 13), weights, strict=True):
-            yield TABLE_LAYER + TABLE_PER_LAYER * i + offset, weight
+        yield from layer_weights(layer, i, extras)
 
 
 def _operands(
     config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
 ) -> tuple[list[Array], list[int]]:
     """The kernel's operands, the caches last, and the slot of each in the kernel's pointer table."""
-    limits = jnp.asarray(np.array([cache.max_len, config.sliding_window or 0], np.int32))
-    limits = jnp.concatenate([limits, cache.layer(0).places])
-    operands: list[Array] = [tokens, cache.length, frequencies, limits]
+    first, windows = limits(config, cache.max_len)
+    told = jnp.concatenate([jnp.asarray(first), cache.layer(0).places, jnp.asarray(windows)])
+    operands: list[Array] = [tokens, cache.length, frequencies, told]
     slots = [0, 1, 2, 4]
 
     def add(slot: int, weight: Array | QTensor) -> None:
@@ -151,7 +184,8 @@ def _operands(
 
     for slot, weight in _weights(params):
         add(slot, weight)
+    per_layer = table_per_layer(layer_extras(params.layers[0]))
     for which, arrays in ((2, cache.keys), (3, cache.values)):
         operands.extend(arrays)
-        slots.extend(TABLE_LAYER + TABLE_PER_LAYER * i + which for i in range(len(arrays)))
+        slots.extend(TABLE_LAYER + per_layer * i + which for i in range(len(arrays)))
     return operands, slots

@@ -130,7 +130,16 @@ def attention_map(H: int, G: int, chunk: int, warps: int) -> tuple[dict[str, int
 
 
 def block_map(
-    slots: int, slot: int, x: int, D: int, H: int, L: int, warps: int
+    slots: int,
+    slot: int,
+    x: int,
+    D: int,
+    H: int,
+    L: int,
+    warps: int,
+    per_layer: int = TABLE_PER_LAYER,
+    kinds: int = 1,
+    post: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Where each part of a block's shared memory begins, and the bytes taken.
 
@@ -142,6 +151,9 @@ def block_map(
       H: the width of a head.
       L: layers.
       warps: that compute.
+      per_layer: pointers of a layer.
+      kinds: of layers.
+      post: norms lie behind attention and feed-forward layer.
     """
     return _places(
         dict(
@@ -149,12 +161,13 @@ def block_map(
             OFF_X=rounded(x, 128),
             OFF_PART=512 * warps,
             OFF_RES=rounded(D * 2, 16),
-            OFF_ROPE=H * 4,
+            OFF_ROPE=kinds * H * 4,
             OFF_RED=warps * 4,
             OFF_MAX=warps * 4 + 16,  # the whole vector's scale lies behind the warps'
             OFF_BAR=2 * slots * 8,
-            OFF_TABLE=(TABLE_LAYER + L * TABLE_PER_LAYER) * 8,
-            OFF_PAST=64,
+            OFF_TABLE=(TABLE_LAYER + L * per_layer) * 8,
+            OFF_PAST=kinds * 64,
+            OFF_POST=warps * 4 if post else 0,
         )
     )
 

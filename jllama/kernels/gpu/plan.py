@@ -7,9 +7,9 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.family import distinct_kinds, family_defines, layer_extras, table_per_layer
 from jllama.kernels.gpu.layout import ROW_BYTES, Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.layers.qtensor import QTensor
-from jllama.layers.rope import attention_factor
 from jllama.model import Block, Params
 
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
@@ -38,6 +38,8 @@ class Plan:
     blocks: int
     shared_bytes: int  # what a block may use
     formats: tuple[Format, ...]  # embed, qkv, o, gate_up, down, head
+    extras: tuple[str, ...]  # the layers' weights beyond a Llama's
+    normed: bool  # there are norms before attention and feed-forward layer
     tied: bool
     row_bytes: int  # of each weight row per ring slot
     warps: int
@@ -70,8 +72,9 @@ class Plan:
 
     @property
     def slot(self) -> int:
-        """Bytes of a ring slot: a tile, or at least 32 cached tokens."""
-        return rounded(max(*(tile.size for tile in self.tiles), 32 * self.config.head_dim * 2), 128)
+        """Bytes of a ring slot: a tile, or at least 32 cached tokens, 16 where heads are wide."""
+        tokens = 32 if self.config.head_dim <= 128 else 16
+        return rounded(max(*(tile.size for tile in self.tiles), tokens * self.config.head_dim * 2), 128)
 
     @property
     def slots(self) -> int:
@@ -87,7 +90,9 @@ class Plan:
         inner, attention = attention_map(H, G, self.chunk, self.warps)
         activations = [Activations(tile.format, tile.columns).size for tile in self.tiles]
         x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)  # the last: the splits joined
-        places, total = block_map(slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
+        family = (table_per_layer(self.extras), len(distinct_kinds(c)), "attn_post_norm" in self.extras)
+        sizes = (slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
+        places, total = block_map(*sizes, *family)
         return inner | places, total
 
     @property
@@ -112,7 +117,6 @@ def source(plan: Plan, pointers: list[int]) -> str:
         H=c.head_dim,
         V=c.vocab_size,
         L=c.num_hidden_layers,
-        ROPE_SCALE=f"{attention_factor(c.rope):.9e}f",
         EPS=f"{c.rms_norm_eps!r}f" if "." in repr(c.rms_norm_eps) else f"{c.rms_norm_eps:.9e}f",
         NCTA=plan.blocks,
         NSLOT=plan.slots,
@@ -126,6 +130,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         SHARED=plan.shared,
         SPIN_LIMIT=SPIN_LIMIT,
     )
+    sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
     sizes["FMT_EMBED"] = _stored(plan.formats[0])
     for name, tile in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
         lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
@@ -164,6 +169,8 @@ def make_plan(c: ModelConfig, params: Params) -> Plan:
         blocks=blocks(c),
         shared_bytes=launch.shared_memory(),
         formats=(weight_format(params.embed_tokens), *layer_formats(params.layers[0]), weight_format(head)),
+        extras=layer_extras(params.layers[0]),
+        normed=params.layers[0].attn_norm is not None,
         tied=params.lm_head is None,
         row_bytes=ROW_BYTES,
         warps=WARPS,

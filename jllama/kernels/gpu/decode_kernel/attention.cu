@@ -1,38 +1,85 @@
 // ---- attention: one kv head, one stretch of the cache --------------------------------------------------
 
-__device__ __forceinline__ void rotate(u32& first, u32& second, int j) {  // elements 2j, 2j+1 and their partners
-  const float* c = (const float*)(smem + OFF_ROPE);
-  const float* s = c + H / 2;
+__device__ __forceinline__ void rotate(u32& first, u32& second, int j, int kind) {  // elements 2j, 2j+1 and their partners
+  const float* c = (const float*)(smem + OFF_ROPE) + kind * H;
+  const float* s = c + ROTARY / 2;
   const float a0 = to_float(first), a1 = high(first), b0 = to_float(second), b1 = high(second);
   first = pack(a0 * c[2 * j] - b0 * s[2 * j], a1 * c[2 * j + 1] - b1 * s[2 * j + 1]);
   second = pack(b0 * c[2 * j] + a0 * s[2 * j], b1 * c[2 * j + 1] + a1 * s[2 * j + 1]);
 }
 
-__device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 tag) {
+// Pairs of words of a head: j-th ones of the two halves of what turns, then of the rest, which does not turn.
+__device__ __forceinline__ bool turns(int j) { return ROTARY == H || j < ROTARY / 4; }
+__device__ __forceinline__ int first_word(int j) { return turns(j) ? j : j + ROTARY / 4; }
+__device__ __forceinline__ int apart(int j) { return turns(j) ? ROTARY / 4 : (H - ROTARY) / 4; }
+
+__device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* keys, char* values, u32 tag) {
   char* A = smem + OFF_X;
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
   const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token
   constexpr int R4 = H / 4;
+  auto take_pair = [&](int r, int j, u32& lo, u32& hi) {
+    const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
+    const int first = first_word(j);
+    u64 wl = peek(from + first), wh = peek(from + first + apart(j));
+    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins))
+      wl = peek(from + first), wh = peek(from + first + apart(j));
+    lo = (u32)wl, hi = (u32)wh;
+  };
+  auto keep_pair = [&](int r, int j, u32 lo, u32 hi) {
+    if (r <= G && turns(j)) rotate(lo, hi, j, kind);
+    const int first = first_word(j) * 4, second = first + apart(j) * 4;
+    char* to = r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2;
+    *(u32*)(to + first) = lo;
+    *(u32*)(to + second) = hi;
+    if (r >= G) {
+      char* row = (r == G ? keys : values) + ((size_t)p.cached * p.capacity + p.length) * H * 2;
+      *(u32*)(row + first) = lo;
+      *(u32*)(row + second) = hi;
+    }
+  };
+#if QK_NORM  // a head is a warp's
+  constexpr int EACH = (R4 + 31) / 32;
+  for (int r = warp; r < G + 2 && (r < G || fresh); r += NW) {
+    u32 lo[EACH], hi[EACH], weight_lo[EACH], weight_hi[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+      const int j = lane + e * 32;
+      if (j >= R4 || r > G) break;
+      const u32* weights = ptr<const u32>(layer + (r < G ? Y_Q_NORM : Y_K_NORM));
+      weight_lo[e] = __ldg(weights + first_word(j)), weight_hi[e] = __ldg(weights + first_word(j) + apart(j));
+    }
+    float squares = 0;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+      if (lane + e * 32 >= R4) break;
+      take_pair(r, lane + e * 32, lo[e], hi[e]);
+      squares += to_float(lo[e]) * to_float(lo[e]) + high(lo[e]) * high(lo[e]) + to_float(hi[e]) * to_float(hi[e]) + high(hi[e]) * high(hi[e]);
+    }
+    const float by = rsqrtf(warp_sum(squares) * (1.0f / H) + EPS);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+      if (lane + e * 32 >= R4) break;
+      if (r <= G) {
+        lo[e] = pack(to_float(lo[e]) * by * gain(to_float(weight_lo[e])), high(lo[e]) * by * gain(high(weight_lo[e])));
+        hi[e] = pack(to_float(hi[e]) * by * gain(to_float(weight_hi[e])), high(hi[e]) * by * gain(high(weight_hi[e])));
+      }
+      keep_pair(r, lane + e * 32, lo[e], hi[e]);
+    }
+  }
+#else
   for (int i = tid; i < (G + 2) * R4; i += NT) {
     const int r = i / R4, j = i % R4;
     if (r >= G && !fresh) break;
-    const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
-    u64 wl = peek(from + j), wh = peek(from + j + R4);
-    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins))
-      wl = peek(from + j), wh = peek(from + j + R4);
-    u32 lo = (u32)wl, hi = (u32)wh;
-    if (r <= G) rotate(lo, hi, j);
-    char* to = r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2;
-    *(u32*)(to + j * 4) = lo;
-    *(u32*)(to + (j + R4) * 4) = hi;
-    if (r >= G) {
-      char* row = (r == G ? keys : values) + ((size_t)p.cached * p.capacity + p.length) * H * 2;
-      *(u32*)(row + j * 4) = lo;
-      *(u32*)(row + (j + R4) * 4) = hi;
-    }
+    u32 lo, hi;
+    take_pair(r, j, lo, hi);
+    keep_pair(r, j, lo, hi);
   }
+#endif
   float *M = (float*)(A + A_M), *LS = (float*)(A + A_L), *fresh_score = (float*)(A + A_NEW);
-  const float log2e_scale = 1.4426950408889634f * rsqrtf((float)H);
+  constexpr float LOG2_E = 1.4426950408889634f;
+  const float log2e_scale = LOG2_E * SCALE;
+  auto scored = [&](float v) { return CAP > 0 ? LOG2_E * soft_capped(v * SCALE, CAP) : v * log2e_scale; };
   consumers_sync();
 
   for (int h = NW - 1 - warp; fresh && h < G; h += NW) {
@@ -42,7 +89,7 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
       s += to_float(q) * to_float(k) + high(q) * high(k);
     }
     s = warp_sum(s);
-    if (lane == 0) fresh_score[h] = s * log2e_scale;
+    if (lane == 0) fresh_score[h] = scored(s);
   }
   // Each warp keeps its own running softmax; lane (g, t) that of heads g and g + 8.
   float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0;
@@ -73,10 +120,10 @@ __device__ void attend(Ring& ring, const Past& p, char* keys, char* values, u32 
         }
         in0[n] = n0 + n * 8 + 2 * t < tokens;
         in1[n] = n0 + n * 8 + 2 * t + 1 < tokens;
-        s[n][0] = in0[n] ? s[n][0] * log2e_scale : MINUS_INF;
-        s[n][1] = in1[n] ? s[n][1] * log2e_scale : MINUS_INF;
-        s[n][2] = in0[n] ? s[n][2] * log2e_scale : MINUS_INF;
-        s[n][3] = in1[n] ? s[n][3] * log2e_scale : MINUS_INF;
+        s[n][0] = in0[n] ? scored(s[n][0]) : MINUS_INF;
+        s[n][1] = in1[n] ? scored(s[n][1]) : MINUS_INF;
+        s[n][2] = in0[n] ? scored(s[n][2]) : MINUS_INF;
+        s[n][3] = in1[n] ? scored(s[n][3]) : MINUS_INF;
         top0 = fmaxf(top0, fmaxf(s[n][0], s[n][1]));
         top1 = fmaxf(top1, fmaxf(s[n][2], s[n][3]));
       }

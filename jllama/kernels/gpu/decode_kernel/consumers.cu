@@ -136,15 +136,68 @@ template <class FM, int K> struct Store<FM, K, WHOLE> : Kept<K> {
   }
 };
 
+__device__ __forceinline__ float block_sum(int at) {  // of what each warp left there
+  const float4* red = (const float4*)(smem + at);
+  float s = 0;
+#pragma unroll
+  for (int w = 0; w < NW / 4; w++) s += (red[w].x + red[w].y) + (red[w].z + red[w].w);
+  return s;
+}
+__device__ __forceinline__ float gain(float weight) { return NORM_OFFSET == 0 ? weight : weight + NORM_OFFSET; }
+__device__ __forceinline__ float lessened(float v) { return RESIDUAL_SCALE == 1 ? v : rounded(v * RESIDUAL_SCALE); }
+__device__ __forceinline__ float residual(int row) { return to_float(*(const u16*)(smem + OFF_RES + row * 2)); }
+
+// The residual stream behind what half a layer added; where a norm lies between them, every block applies it: each
+// has the whole of both. `gain` is read before the wait for the data.
+template <class Sink> __device__ __forceinline__ void arriving(const u64* from, int post_norm, u32 tag, Sink sink) {
+#if POST
+  constexpr int IT = (D / 4 + NT - 1) / NT;
+  uint2 v[IT], g[IT];
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int k = (threadIdx.x + i * NT) * 4;
+    g[i] = k < D ? __ldg((const uint2*)(ptr<const u16>(post_norm) + k)) : make_uint2(0, 0);
+  }
+  float squares = 0;
+  int n = 0;
+  gather<D>(from, tag, [&](int k, u32 lo, u32 hi) {
+    const float e0 = to_float(lo), e1 = high(lo), e2 = to_float(hi), e3 = high(hi);
+    if (k < D) squares += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3);
+    v[n++] = make_uint2(lo, hi);
+  });
+  squares = warp_sum(squares);
+  if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_POST))[threadIdx.x >> 5] = squares;
+  consumers_sync();
+  const float by = rsqrtf(block_sum(OFF_POST) * (1.0f / D) + EPS);
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int k = (threadIdx.x + i * NT) * 4;
+    if (k < D) {
+      const auto normed = [&](float e, float weight, int at) { return residual(at) + lessened(rounded(e * by * gain(weight))); };
+      v[i].x = pack(normed(to_float(v[i].x), to_float(g[i].x), k), normed(high(v[i].x), high(g[i].x), k + 1));
+      v[i].y = pack(normed(to_float(v[i].y), to_float(g[i].y), k + 2), normed(high(v[i].y), high(g[i].y), k + 3));
+    }
+    sink(k, v[i].x, v[i].y);
+  }
+#else
+  gather<D>(from, tag, sink);
+#endif
+}
+// What half a layer hands over for `arriving`: its own part, or the residual stream behind it.
+__device__ __forceinline__ float handed_over(int row, bool valid, float v) {
+  if (POST) return v;
+  return valid ? residual(row) + lessened(rounded(v)) : 0.0f;
+}
+
 // The residual stream: kept as it is, stored times the norm's weight; its mean square is applied after the
-// product. `gain` is read before the wait for the data.
-template <class FM, class Load> __device__ __forceinline__ void load_normed(const u16* gain, Load load) {
+// product. The weight is read before the wait for the data. NORM false: it goes on as it is.
+template <class FM, bool NORM, class Load> __device__ __forceinline__ void load_normed(const u16* weight, Load load) {
   constexpr int IT = (D / 4 + NT - 1) / NT;
   uint2 g[IT];
 #pragma unroll
   for (int i = 0; i < IT; i++) {
     const int k = (threadIdx.x + i * NT) * 4;
-    g[i] = k < D ? __ldg((const uint2*)(gain + k)) : make_uint2(0, 0);
+    g[i] = NORM && k < D ? __ldg((const uint2*)(weight + k)) : make_uint2(0, 0);
   }
   Store<FM, D> store;
   float squares = 0;
@@ -156,7 +209,8 @@ template <class FM, class Load> __device__ __forceinline__ void load_normed(cons
       *(uint2*)(smem + OFF_RES + k * 2) = make_uint2(lo, hi);
     }
     const uint2 w = g[i];
-    store.four(i++, k, e0 * to_float(w.x), e1 * high(w.x), e2 * to_float(w.y), e3 * high(w.y));
+    if (NORM) store.four(i++, k, e0 * gain(to_float(w.x)), e1 * gain(high(w.x)), e2 * gain(to_float(w.y)), e3 * gain(high(w.y)));
+    else store.four(i++, k, e0, e1, e2, e3);
   });
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_RED))[threadIdx.x >> 5] = squares;
@@ -171,13 +225,7 @@ template <class FM, int K> __device__ __forceinline__ void load_plain(const u64*
   });
   store.finish();
 }
-__device__ __forceinline__ float inverse_rms() {
-  const float4* red = (const float4*)(smem + OFF_RED);
-  float s = 0;
-#pragma unroll
-  for (int w = 0; w < NW / 4; w++) s += (red[w].x + red[w].y) + (red[w].z + red[w].w);
-  return rsqrtf(s * (1.0f / D) + EPS);
-}
+__device__ __forceinline__ float inverse_rms() { return rsqrtf(block_sum(OFF_RED) * (1.0f / D) + EPS); }
 
 // The sum over COLUMNS * 4 partial sums of a row; TPO neighbouring threads share one row.
 template <int COLUMNS> __device__ __forceinline__ float across_warps(int row) {
@@ -194,9 +242,9 @@ template <int COLUMNS> __device__ __forceinline__ float across_warps(int row) {
 
 // All rows of a stage that belong to this block. Slot i of the ring always goes to group i % NG, so that the
 // same warps wait for each turn of its barrier; within a group, warp m takes unit m, m + WPG, ... of a row.
-// done(row, valid, gate or plain value, up value): called by all threads of an output alike.
-template <class FM, int K, bool PAIRS, class Done>
-__device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, Done done) {
+// done(row, valid, gate or plain value, up value, their biases): called by all threads of an output alike.
+template <class FM, int K, bool PAIRS, bool BIAS, class Done>
+__device__ __forceinline__ void products(Ring& ring, Share rows, const float* row_scales, const u16* biases, Done done) {
   using R = Rows<FM, K>;
   constexpr int TP = PAIRS ? R::TR / 2 : R::TR, SEG = PART_ROWS / R::TR * TP;
   constexpr int COLUMNS = (R::S < NG ? R::S : NG) * WPG / 4;
@@ -212,6 +260,11 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
     if (FM::KIND == WHOLE && mine < end) {
       s0 = __ldg(row_scales + mine);
       if (PAIRS) s1 = __ldg(row_scales + F + mine);
+    }
+    float b0 = 0.0f, b1 = 0.0f;
+    if (BIAS && mine < end) {
+      b0 = to_float(__ldg(biases + mine));
+      if (PAIRS) b1 = to_float(__ldg(biases + F + mine));
     }
     const int chunks = (end - seg + TP - 1) / TP * R::S;
     Sums<FM, K> sums;
@@ -256,10 +309,10 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
       const int row = e / TP * R::TR + e % TP;
       if (e < SEG) {  // whole warps
         const float gate = across_warps<COLUMNS>(row) * s0, up = across_warps<COLUMNS>(row + TP) * s1;
-        done(mine, mine < end, gate, up);
+        done(mine, mine < end, gate, up, b0, b1);
       }
     } else {
-      done(mine, mine < end, across_warps<COLUMNS>(e) * s0, 0.0f);
+      done(mine, mine < end, across_warps<COLUMNS>(e) * s0, 0.0f, b0, b1);
     }
     if (end < last) consumers_sync();
   }
@@ -270,6 +323,4 @@ __device__ __forceinline__ void put_pair(u64* to, int row, bool valid, float v, 
   const float next = __shfl_down_sync(~0u, v, TPO);
   if (valid && threadIdx.x % (2 * TPO) == 0) put(to + row / 2, pack(v, next), tag);
 }
-
-__device__ __forceinline__ float residual(int row) { return to_float(*(const u16*)(smem + OFF_RES + row * 2)); }
 

@@ -1,4 +1,4 @@
-// One decoding step of a Llama model for one sequence, as one persistent kernel: token in, logits out.
+// One decoding step of a model for one sequence, as one persistent kernel: token in, logits out.
 //
 // One block per multiprocessor. In each block NW consumer warps compute and PW producer warps stream
 // this block's share of every weight, stage after stage, into a ring in shared memory. What to stream does
@@ -16,7 +16,7 @@
 // measured by the largest of all (the 16-bit floats that they were had 8 or 11 bits), whose bytes ("limbs") lie in columns of their own, and so do those of four groups of weights: one product
 // keeps apart what is scaled apart. Weights then need no conversion at all, or one `and` a byte.
 //
-// The host puts before this text: the sizes D F N K_ G H V L, EPS, ROPE_SCALE, NCTA,
+// The host puts before this text: the sizes D F N K_ G H V L, EPS, what makes a family (`family.py`), NCTA,
 // NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
 // warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
 // SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
@@ -34,7 +34,8 @@ static_assert(4 % PW == 0, "producers share the rows of a tile evenly");
 // Slots of the pointer table in shared memory.
 // A weight has three: values, scales, offsets.
 enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
-enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = 16 };
+enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = LAYER_SLOTS };
+enum { Y_POST1 = 16, Y_POST2, Y_Q_NORM, Y_K_NORM, Y_QKV_BIAS, Y_O_BIAS, Y_GU_BIAS, Y_DOWN_BIAS };  // where there are any
 
 constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
 

@@ -80,7 +80,7 @@ __device__ void produce_all(int p) {
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
     produce<FQ, D, false>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once);
-    produce_past(ring, p, past(), ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
+    produce_past(ring, p, past(kind_of(l)), ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
     produce<FO, N_H, false>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once);
     produce<FG, D, true>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once);
     produce<FD, F, false>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once);

@@ -15,13 +15,20 @@ struct Past {
   int length, capacity;
   int cached;                        // where the head lies in the cache: the rows before it have K_ each
 };
-__device__ __forceinline__ const Past& past() { return *(const Past*)(smem + OFF_PAST); }
-__device__ __forceinline__ void find_past() {
-  Past& p = *(Past*)(smem + OFF_PAST);
+static_assert(sizeof(Past) <= 64, "as layout.py has it");
+#if KINDS > 1  // of layers: each has a window and a rotation
+__constant__ unsigned char g_kinds[L] = KINDS_OF_LAYERS;
+__device__ __forceinline__ int kind_of(int l) { return g_kinds[l]; }
+#else
+__device__ __forceinline__ int kind_of(int) { return 0; }
+#endif
+__device__ __forceinline__ const Past& past(int kind) { return *(const Past*)(smem + OFF_PAST + kind * 64); }
+__device__ __forceinline__ void find_past(int kind) {
+  Past& p = *(Past*)(smem + OFF_PAST + kind * 64);
   const int* limits = ptr<const int>(T_LIMITS);
   p.length = *ptr<const int>(T_LENGTH);
   p.capacity = limits[0];
-  const int window = limits[1];
+  const int window = limits[kind ? 2 + kind : 1];
   p.append = p.length < p.capacity;
   p.first = window > 0 ? max(0, p.length + 1 - window) : 0;
   p.count = max(0, min(p.length, p.capacity) - p.first);

@@ -1,5 +1,13 @@
 // ---- the step ------------------------------------------------------------------------------------------
 
+enum { SILU, GELU_TANH, GELU, RELU };
+__device__ __forceinline__ float activated(float v) {
+  if constexpr (ACTIVATION == SILU) return __fdividef(v, 1.0f + exp2_fast(-1.4426950408889634f * v));
+  if constexpr (ACTIVATION == GELU_TANH) return __fdividef(v, 1.0f + exp2_fast(-2.3022081981f * (v + 0.044715f * v * v * v)));
+  if constexpr (ACTIVATION == GELU) return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+  return v < 0 ? 0.0f : v;
+}
+
 // Four elements of the token's embedding; not a number for a token outside the vocabulary.
 __device__ __forceinline__ uint2 embedding(int token, int k) {
   using FM = Format<FMT_EMBED>;
@@ -28,68 +36,87 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
   }
 }
 
+__device__ __forceinline__ float input_scale() { return PRE ? inverse_rms() : 1.0f; }  // of a layer's half
+template <bool BIAS> __device__ __forceinline__ float biased(float v, float bias) { return BIAS ? v + bias : v; }
+
 __device__ void consumer() {
   const u32 epoch = *(volatile u32*)&g_epoch;
-  const Past& p = past();
-  const int token = p.append ? *ptr<const int>(T_TOKEN) : -1;  // in a full cache: not a number
-  for (int i = threadIdx.x; i < H; i += NT) {  // cosines, then sines; attention waits behind a barrier
-    const float angle = (float)p.length * ptr<const float>(T_FREQUENCIES)[i % (H / 2)];
-    ((float*)(smem + OFF_ROPE))[i] = (i < H / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE;
+  const int token = past(0).append ? *ptr<const int>(T_TOKEN) : -1;  // in a full cache: not a number
+  for (int i = threadIdx.x; i < KINDS * ROTARY; i += NT) {  // cosines, then sines; attention waits behind a barrier
+    const int kind = KINDS > 1 ? i / ROTARY : 0, e = KINDS > 1 ? i % ROTARY : i;
+    const float angle = (float)past(0).length * ptr<const float>(T_FREQUENCIES)[kind * (ROTARY / 2) + e % (ROTARY / 2)];
+    ((float*)(smem + OFF_ROPE))[kind * H + e] = (e < ROTARY / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE(kind);
   }
 #ifdef PROFILE
   const long long start = clock64();
 #endif
   Ring ring;
   for (int l = 0; l < L; l++) {
-    const int y = T_LAYERS + l * Y_COUNT;
+    const int y = T_LAYERS + l * Y_COUNT, kind = kind_of(l);
+    const Past& p = past(kind);
     const u32 tag = epoch + l + 1;
     const Share qkv = share(QKV_ROWS / 2, 4 * l), o = share(D / 2, 4 * l + 1);
     const Share gate_up = share(F / 2, 4 * l + 2), down = share(D / 2, 4 * l + 3);
-    load_normed<FQ>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
-      if (l) return gather<D>(ll_x2, tag - 1, sink);
+    load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
+      if (l) return arriving(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
       constexpr int IT = (D / 4 + NT - 1) / NT;
 #pragma unroll
       for (int i = 0; i < IT; i++) {
         const int k = (threadIdx.x + i * NT) * 4;
-        const uint2 e = embedding(token, k);
+        uint2 e = embedding(token, k);
+        if (EMBED_SCALE != 1) {
+          e.x = pack(to_float(e.x) * EMBED_SCALE, high(e.x) * EMBED_SCALE);
+          e.y = pack(to_float(e.y) * EMBED_SCALE, high(e.y) * EMBED_SCALE);
+        }
         sink(k, e.x, e.y);
       }
     });
     STAMP(0)
-    products<FQ, D, false>(ring, qkv, ptr<const float>(y + Y_QKV + 1),
-                           [&](int row, bool valid, float v, float) { put_pair(ll_qkv, row, valid, v * inverse_rms(), tag); });
+    products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
+                                     [&](int row, bool valid, float v, float, float bias, float) {
+      put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * input_scale(), bias), tag);
+    });
     STAMP(1)
-    if (p.head >= 0) attend(ring, p, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
+    if (p.head >= 0) attend(ring, p, y, kind, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
     if (p.splits > 1)
       for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
     STAMP(2)
     load_plain<FO, N_H>(ll_mix, tag);
     STAMP(3)
-    products<FO, N_H, false>(ring, o, ptr<const float>(y + Y_O + 1), [&](int row, bool valid, float v, float) {
-      put_pair(ll_x1, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
+    products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
+                                     [&](int row, bool valid, float v, float, float bias, float) {
+      put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(v, bias)), tag);
     });
     STAMP(4)
-    load_normed<FG>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { gather<D>(ll_x1, tag, sink); });
+    load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
     STAMP(5)
-    products<FG, D, true>(ring, gate_up, ptr<const float>(y + Y_GU + 1), [&](int row, bool valid, float gate, float up) {
-      const float inv = inverse_rms();
-      const float gr = rounded(gate * inv), ur = rounded(up * inv);
-      put_pair(ll_h, row, valid, __fdividef(gr, 1.0f + exp2_fast(-1.4426950408889634f * gr)) * ur, tag);
+    products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
+                                   [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
+      const float inv = input_scale();
+      const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
+      put_pair(ll_h, row, valid, activated(gr) * ur, tag);
     });
     STAMP(6)
     load_plain<FD, F>(ll_h, tag);
     STAMP(7)
-    products<FD, F, false>(ring, down, ptr<const float>(y + Y_DOWN + 1), [&](int row, bool valid, float v, float) {
-      put_pair(ll_x2, row, valid, valid ? residual(row) + rounded(v) : 0.0f, tag);
+    products<FD, F, false, DOWN_BIAS>(ring, down, ptr<const float>(y + Y_DOWN + 1), ptr<const u16>(y + Y_DOWN_BIAS),
+                                      [&](int row, bool valid, float v, float, float bias, float) {
+      put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(v, bias)), tag);
     });
     STAMP(8)
   }
-  load_normed<FH>(ptr<const u16>(T_NORM), [&](auto sink) { gather<D>(ll_x2, epoch + L, sink); });
+  load_normed<FH, true>(ptr<const u16>(T_NORM), [&](auto sink) {
+    arriving(ll_x2, T_LAYERS + (L - 1) * Y_COUNT + Y_POST2, epoch + L, sink);
+  });
   const float inv = inverse_rms();
   float* logits = ptr<float>(T_LOGITS);
-  products<FH, D, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), [&](int row, bool valid, float v, float) {
+  products<FH, D, false, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), nullptr,
+                                [&](int row, bool valid, float v, float, float, float) {
+    float logit = v * inv;
+    if (LOGIT_SCALE != 1) logit *= LOGIT_SCALE;
+    if (FINAL_CAP > 0) logit = soft_capped(logit, FINAL_CAP);
 #ifndef PROFILE
-    if (valid && threadIdx.x % TPO == 0) logits[row] = v * inv;
+    if (valid && threadIdx.x % TPO == 0) logits[row] = logit;
 #endif
   });
   // Every block has read the epoch: this block has seen words of all of them.
@@ -111,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(NT + 32 * PW, 1) jllama_decode(KERN
     show_barriers();
   }
   __syncthreads();
-  if (threadIdx.x == NT) find_past();
+  if (KINDS == 1 ? threadIdx.x == NT : threadIdx.x >= NT && threadIdx.x < NT + KINDS) find_past(KINDS == 1 ? 0 : threadIdx.x - NT);
   __syncthreads();
   if (warp >= NW) produce_all(warp - NW);
   else consumer();

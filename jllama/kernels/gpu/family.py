@@ -1,0 +1,131 @@
+"""What makes a model's family, in the source of the decode kernel: constants, and where a layer's weights stand."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jllama.config import LayerKind, ModelConfig
+from jllama.kernels.gpu.constants import literal, rotary_dims
+from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER
+from jllama.layers.rope import attention_factor, rope_frequencies
+from jllama.model import Block
+
+MAX_KINDS = 8
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as step.cu counts them
+# A layer's weights that not all families have, from slot 16 of its part of the pointer table on, as in layout.cu.
+EXTRAS = (
+    "attn_post_norm",
+    "ffn_post_norm",
+    "attention.q_norm",
+    "attention.k_norm",
+    "attention.qkv_bias",
+    "attention.o_bias",
+    "mlp.gate_up_bias",
+    "mlp.down_bias",
+)
+_BIASES = dict(QKV_BIAS=4, O_BIAS=5, GU_BIAS=6, DOWN_BIAS=7)  # name in the source: place among EXTRAS
+
+
+def layer_leaf(layer: Block, path: str) -> Array | None:
+    """The weight of a name of `EXTRAS`, or another dotted one."""
+    found: Any = layer
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def layer_extras(layer: Block) -> tuple[str, ...]:
+    """Those of `EXTRAS` that a layer has."""
+    return tuple(path for path in EXTRAS if layer_leaf(layer, path) is not None)
+
+
+def table_per_layer(extras: tuple[str, ...]) -> int:
+    """Slots of the pointer table for each layer."""
+    return TABLE_PER_LAYER + (len(EXTRAS) if extras else 0)
+
+
+def layer_weights(layer: Block, number: int, extras: tuple[str, ...]) -> list[tuple[int, Any]]:
+    """The parameters of layer `number` that the kernel reads, each with its slot in the pointer table."""
+    a, m = layer.attention, layer.mlp
+    weights = {0: layer.attn_norm, 1: layer.ffn_norm, 4: a.qkv_proj, 7: a.o_proj}
+    weights |= {10: m.gate_up_proj, 13: m.down_proj}
+    weights |= {TABLE_PER_LAYER + i: layer_leaf(layer, path) for i, path in enumerate(EXTRAS)}
+    first = TABLE_LAYER + table_per_layer(extras) * number
+    return [(first + slot, weight) for slot, weight in weights.items() if weight is not None]
+
+
+def distinct_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
+    """The kinds of the layers, each once, in the order in which they first come."""
+    return tuple(dict.fromkeys(config.kind_of(layer) for layer in range(config.num_hidden_layers)))
+
+
+def rotary_dim(config: ModelConfig) -> int:
+    """R, how many elements of a head turn in the layers where any do."""
+    return next(iter(rotary_dims(config)), config.head_dim)
+
+
+def decode_frequencies(config: ModelConfig, context: Array) -> Array:
+    """The rotation of each kind of layer, float32 `[kinds, R/2]`: zeros where nothing turns.
+
+    Args:
+      context: int32 `[1]`, the length of the whole text.
+    """
+    still = jnp.zeros((1, rotary_dim(config) // 2), jnp.float32)
+    ropes = [kind.rope for kind in distinct_kinds(config)]
+    tables = [still if rope is None else rope_frequencies(rope, config.head_dim, context) for rope in ropes]
+    return tables[0] if len(tables) == 1 else jnp.concatenate(tables)
+
+
+def limits(config: ModelConfig, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel is told of the cache, int32: its length and the first kind's window; the other windows."""
+    windows = [kind.window or 0 for kind in distinct_kinds(config)]
+    return np.array([max_len, windows[0]], np.int32), np.array(windows[1:], np.int32)
+
+
+def family_defines(c: ModelConfig, dtype: str, extras: tuple[str, ...], normed: bool) -> dict[str, Any]:
+    """The constants of `step.cu` and its neighbours; those of a Llama leave nothing behind.
+
+    Args:
+      dtype: of the activations.
+      extras: the layers' weights beyond a Llama's.
+      normed: there are norms before attention and feed-forward layer.
+    """
+    kinds = distinct_kinds(c)
+    factors = [1.0 if kind.rope is None else attention_factor(kind.rope) for kind in kinds]
+    scale, caps = c.attention_multiplier, (c.attn_logit_softcapping, c.final_logit_softcapping)
+    embed = float(np.asarray(c.embedding_multiplier).astype(jnp.dtype(dtype)))  # as `embed` rounds it
+    return dict(
+        KINDS=len(kinds),
+        KINDS_OF_LAYERS=_braces(kinds.index(c.kind_of(layer)) for layer in range(c.num_hidden_layers)),
+        ROTARY=rotary_dim(c),
+        **{"ROPE_SCALE(kind)": _choice(factors)},
+        LAYER_SLOTS=table_per_layer(extras),
+        PRE=int(normed),
+        POST=int(EXTRAS[0] in extras),
+        QK_NORM=int(EXTRAS[2] in extras),
+        **{name: str(EXTRAS[at] in extras).lower() for name, at in _BIASES.items()},
+        NORM_OFFSET=_unless(c.norm_offset, 0),
+        SCALE="rsqrtf((float)H)" if scale is None else literal(scale),
+        CAP="0" if caps[0] is None else literal(caps[0]),
+        FINAL_CAP="0" if caps[1] is None else literal(caps[1]),
+        EMBED_SCALE=_unless(embed, 1),
+        RESIDUAL_SCALE=_unless(c.residual_multiplier, 1),
+        LOGIT_SCALE=_unless(1 / c.logits_scaling, 1),
+        ACTIVATION=ACTIVATIONS.index(c.hidden_act),
+    )
+
+
+def _unless(value: float, neutral: int) -> str:
+    return str(neutral) if value == neutral else literal(value)
+
+
+def _braces(numbers: Any) -> str:
+    return "{" + ", ".join(map(str, numbers)) + "}"
+
+
+def _choice(values: list[float]) -> str:
+    """An expression in `kind`."""
+    first = " ".join(f"kind == {i} ? {literal(value)} :" for i, value in enumerate(values[:-1]))
+    return f"({first} {literal(values[-1])})" if first else literal(values[-1])

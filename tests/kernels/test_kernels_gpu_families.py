@@ -1,0 +1,89 @@
+"""The persistent CUDA kernel with what makes a family, one after another, against the plain model: emulated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jllama.config import LayerKind
+from jllama.kernels.gpu import decode
+from jllama.layers.cache import KVCache
+from jllama.layers.rope import Rope
+from tests.kernels.test_kernels_gpu import emulate, shape, weights
+from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
+
+TOKEN = jnp.zeros((1, 1), jnp.int32)
+LOCAL = Rope(rope_theta=10000.0)
+FAR = Rope(rope_type="linear", factor=8.0, rope_theta=1000000.0)
+PARTLY = Rope(partial_rotary_factor=0.75, rope_type="longrope", short_factor=(1.5,) * 24, long_factor=(2.5,) * 24,
+              original_max_position_embeddings=32, factor=4.0)  # fmt: skip
+GEMMA = dict(
+    tie_word_embeddings=True,
+    norm_placement="both",
+    norm_offset=1.0,
+    qk_norm="head",
+    hidden_act="gelu_pytorch_tanh",
+    embedding_multiplier=15.1,
+    attention_multiplier=0.05,
+)
+FAMILIES = {
+    "qwen2": (shape(128, 192, 1, 6, 2, 32, attention_bias=True, attention_out_bias=False), "bf16"),
+    "qwen3": (shape(128, 192, 2, 4, 2, 128, qk_norm="head", tie_word_embeddings=True), "bf16"),
+    "gemma3": (
+        shape(160, 192, 3, 2, 1, 256, layer_kinds=(LayerKind(20, LOCAL), LayerKind(None, FAR)), **GEMMA),
+        "bf16",
+    ),
+    "gemma2": (
+        shape(
+            160,
+            192,
+            1,
+            2,
+            2,
+            64,
+            **GEMMA | dict(qk_norm=None),
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=2.0,
+        ),
+        "int8",
+    ),
+    "smollm3": (shape(128, 192, 2, 4, 1, 64, layer_kinds=(LayerKind(None, LOCAL), LayerKind(None, None))), "bf16"),
+    "phi3": (shape(128, 192, 1, 2, 1, 64, rope=PARTLY), "bf16"),
+    "exaone4": (shape(128, 192, 1, 4, 2, 96, norm_placement="post", qk_norm="head", hidden_act="gelu"), "q4"),
+    "granite": (
+        shape(
+            128,
+            192,
+            1,
+            4,
+            2,
+            32,
+            attention_bias=True,
+            mlp_bias=True,
+            hidden_act="relu",
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.3,
+            logits_scaling=8.0,
+        ),
+        "int4",
+    ),
+}
+
+
+def family_weights(config, stored):
+    """With biases that are no smaller than what they are added to."""
+
+    def larger(path, leaf):
+        return leaf * 25 if str(path[-1]).endswith("bias") else leaf
+
+    return jax.tree_util.tree_map_with_path(larger, weights(config, stored))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_emulated(four_blocks, tmp_path, name):
+    config, stored = FAMILIES[name]
+    params = family_weights(config, stored)
+    assert decode.decode_refusal(config, params, KVCache.empty(config, batch=1, max_len=80), TOKEN) is None
+    emulate(tmp_path, config, params, 80, (61,))
