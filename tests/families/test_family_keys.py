@@ -318,3 +318,12 @@ def test_knobs_of_gguf_that_are_not_supported_are_refused_unless_neutral(key):
     assert ModelConfig.from_gguf(GGUF | {f"llama.{key}": neutral}, ()).rope == Rope()
     with pytest.raises(JllamaError, match=key.rpartition(".")[2]):
         ModelConfig.from_gguf(GGUF | {f"llama.{key}": 0.5}, ())
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "smollm3"])
+def test_a_window_that_is_stated_but_not_used_is_none(model_type):
+    """As every Qwen 2.5 states it."""
+    keys = LLAMA | dict(model_type=model_type, num_key_value_heads=2)
+    keys |= dict(sliding_window=32768, use_sliding_window=False)
+    config = ModelConfig.from_hf(keys)
+    assert {config.kind_of(layer).window for layer in range(2)} == {None}

@@ -1,23 +1,33 @@
-"""The persistent CUDA kernel with what makes a family, one after another, against the plain model: emulated."""
+"""The persistent CUDA kernel with what makes a family against the plain model, emulated or with `-m gpu`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jllama.config import LayerKind
-from jllama.kernels.gpu import decode
+from jllama.checkpoint.random_params import random_params
+from jllama.cli import ready_made
+from jllama.config import LayerKind, ModelConfig
+from jllama.kernels.gpu import decode, launch
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import Rope
-from tests.kernels.test_kernels_gpu import emulate, shape, weights
+from tests.kernels.test_kernels_gpu import agree, emulate, filled, rope_of, shape, weights
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 
 TOKEN = jnp.zeros((1, 1), jnp.int32)
 LOCAL = Rope(rope_theta=10000.0)
 FAR = Rope(rope_type="linear", factor=8.0, rope_theta=1000000.0)
-PARTLY = Rope(partial_rotary_factor=0.75, rope_type="longrope", short_factor=(1.5,) * 24, long_factor=(2.5,) * 24,
-              original_max_position_embeddings=32, factor=4.0)  # fmt: skip
+PARTLY = Rope(
+    partial_rotary_factor=0.75,
+    rope_type="longrope",
+    short_factor=(1.5,) * 24,
+    long_factor=(2.5,) * 24,
+    original_max_position_embeddings=32,
+    factor=4.0,
+)
 GEMMA = dict(
     tie_word_embeddings=True,
     norm_placement="both",
@@ -48,7 +58,10 @@ FAMILIES = {
         ),
         "int8",
     ),
-    "smollm3": (shape(128, 192, 2, 4, 1, 64, layer_kinds=(LayerKind(None, LOCAL), LayerKind(None, None))), "bf16"),
+    "smollm3": (
+        shape(128, 192, 2, 4, 1, 64, layer_kinds=(LayerKind(None, LOCAL), LayerKind(None, None))),
+        "bf16",
+    ),
     "phi3": (shape(128, 192, 1, 2, 1, 64, rope=PARTLY), "bf16"),
     "exaone4": (shape(128, 192, 1, 4, 2, 96, norm_placement="post", qk_norm="head", hidden_act="gelu"), "q4"),
     "granite": (
@@ -87,3 +100,48 @@ def test_a_family_emulated(four_blocks, tmp_path, name):
     params = family_weights(config, stored)
     assert decode.decode_refusal(config, params, KVCache.empty(config, batch=1, max_len=80), TOKEN) is None
     emulate(tmp_path, config, params, 80, (61,))
+
+
+SHIPPED = ("qwen3-0.6b", "qwen2.5-0.5b", "gemma-3-1b", "gemma-3-270m", "smollm3-3b")
+
+
+def shipped(name, layers):
+    """A shape that comes with jllama, of fewer layers and words."""
+    config = ModelConfig.from_hf(ready_made.shape(name))
+    return dataclasses.replace(config, num_hidden_layers=layers, vocab_size=4096)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shapes_of_known_models_are_taken(four_blocks, monkeypatch, name):
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 132)
+    config = shipped(name, 8)
+    params = jax.eval_shape(functools.partial(random_params, config))
+    cache = jax.eval_shape(lambda: KVCache.empty(config, batch=1, max_len=64, dtype="bfloat16"))
+    assert decode.decode_refusal(config, params, cache, TOKEN) is None
+
+
+ON_GPU = [(FAMILIES[name], (0, 19, 20, 61, 80), 80) for name in FAMILIES] + [
+    ((shipped(name, 8), stored), (0, 100, 1000, 1500), 1500)
+    for name in SHIPPED
+    for stored in ("bf16", "int8", "int4")
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("family", "lengths", "max_len"), ON_GPU)
+def test_a_family(family, lengths, max_len):
+    config, stored = family
+    params, token = family_weights(config, stored), jnp.array([[7]], jnp.int32)
+    cache = KVCache.empty(config, batch=1, max_len=max_len, dtype="bfloat16")
+    reason = decode.decode_refusal(config, params, cache, token)
+    if reason is not None and stored != "bf16":
+        pytest.skip(reason)  # rows that are no multiple of a group
+    assert reason is None
+    step = jax.jit(functools.partial(decode.decode_step, config))
+    for length in lengths:
+        cache = filled(config, max_len, length)
+        logits, new = step(params, token, cache, rope_of(config, cache))
+        for _ in range(3):
+            again, _ = step(params, token, cache, rope_of(config, cache))
+            np.testing.assert_array_equal(again, logits)
+        agree(config, params, 7, cache, logits, new)

@@ -30,7 +30,10 @@ SHAPES = [
     (dict(head_dim=288), "head_dim 288"),
     (dict(rope=Rope(llama_4_scaling_beta=0.1, original_max_position_embeddings=64)), "llama_4_scaling_beta"),
     (dict(layer_kinds=(LayerKind(rope=SCALED), LayerKind())), "llama_4_scaling_beta"),
-    (dict(num_hidden_layers=2, layer_kinds=(LayerKind(), LayerKind(rope=HALF))), "now [16], now [32] elements turn"),
+    (
+        dict(num_hidden_layers=2, layer_kinds=(LayerKind(), LayerKind(rope=HALF))),
+        "now [16], now [32] elements turn",
+    ),
     (dict(rope=dataclasses.replace(HALF, partial_rotary_factor=0.32)), "[10] rotated elements"),
     (dict(num_hidden_layers=9, layer_kinds=tuple(map(LayerKind, range(1, 10)))), "9 kinds of layers"),
     (dict(num_attention_heads=34, num_key_value_heads=2), "16 query heads"),

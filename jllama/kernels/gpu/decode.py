@@ -77,7 +77,7 @@ def _kinds_refusal(c: ModelConfig) -> str | None:
 
 
 def _layer_refusal(params: Params) -> str | None:
-    """Every layer has the weights of the first, norms before both of its halves or before neither, and so behind."""
+    """Every layer has the weights of the first, and norms before both of its halves or neither; so behind."""
     first = params.layers[0]
     extras = layer_extras(first)
     for layer in params.layers:

@@ -1,4 +1,4 @@
-"""What makes a model's family, in the source of the decode kernel: constants, and where a layer's weights stand."""
+"""What makes a family, in the decode kernel's source: constants, and where a layer's weights stand."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from jllama.model import Block
 
 MAX_KINDS = 8
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as step.cu counts them
-# A layer's weights that not all families have, from slot 16 of its part of the pointer table on, as in layout.cu.
+# A layer's weights that not all families have, from slot 16 of its part of the pointer table on (layout.cu).
 EXTRAS = (
     "attn_post_norm",
     "ffn_post_norm",
@@ -79,7 +79,7 @@ def decode_frequencies(config: ModelConfig, context: Array) -> Array:
 
 
 def limits(config: ModelConfig, max_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the kernel is told of the cache, int32: its length and the first kind's window; the other windows."""
+    """What the kernel is told, int32: the cache's length and the first kind's window; the other windows."""
     windows = [kind.window or 0 for kind in distinct_kinds(config)]
     return np.array([max_len, windows[0]], np.int32), np.array(windows[1:], np.int32)
 
