@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jllama.errors import JllamaError
 from jllama.families.family import POST_NORMS, Family
 from jllama.families.keys import GgufKeys, HfKeys
 from jllama.families.kinds import alternating, every, gguf_slides, layer_types
@@ -15,6 +16,10 @@ def _slides(keys: HfKeys) -> list[bool]:
     pattern, layers = keys.get("sliding_window_pattern", _PATTERN), keys.layers()
     if not isinstance(pattern, str):
         return every(pattern, layers)
+    if not pattern or set(pattern) - {"L", "G"}:
+        raise JllamaError(
+            f"config.json: sliding_window_pattern={pattern!r} must be a number, or letters L and G"
+        )
     return [pattern[layer % len(pattern)] == "L" and layer < layers - 1 for layer in range(layers)]
 
 

@@ -1,4 +1,4 @@
-"""Remakes `families.json` and `families.npz`: small checkpoints of every family, and their logits.
+"""Remakes `families.json`, `families.npz`, `family_defaults.json`: small models of all families, logits.
 
     pip install torch transformers safetensors
     python tests/goldens/make_families.py [--check]
@@ -107,6 +107,11 @@ def main() -> None:
         print(f"{name}: {len(shapes)} tensors, logits from {made['logits'].min():.2f}")
     (HERE / "families.json").write_text(json.dumps(models or known, sort_keys=True) + "\n")
     if not check:
+        kinds = sorted({kind for kind, _ in FAMILY_MODELS.values()})
+        defaults = [
+            json.loads(getattr(transformers, kind + "Config")().to_json_string(False)) for kind in kinds
+        ]
+        (HERE / "family_defaults.json").write_text(json.dumps(defaults, sort_keys=True) + "\n")
         np.savez_compressed(HERE / "families.npz", **arrays)
 
 

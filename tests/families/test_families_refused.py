@@ -1,0 +1,166 @@
+"""What the families' files must not say: each refused at load, by name; and what they need not say."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.families.known import FAMILIES
+from tests.support.checkpoint_generator import named_tensors
+from tests.support.family_files import CONVERTED, GOLDENS, MODELS
+from tests.test_families import load
+
+DEFAULTS = json.loads((GOLDENS / "family_defaults.json").read_text())
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def keys(name: str, **changes) -> dict:
+    return MODELS[name]["config"] | changes
+
+
+def test_every_type_has_its_defaults():
+    assert {given["model_type"] for given in DEFAULTS} == {name for f in FAMILIES for name in f.model_types}
+
+
+@pytest.mark.parametrize("given", DEFAULTS, ids=lambda given: given["model_type"])
+def test_a_key_left_out_means_what_the_familys_own_class_says(given):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ModelConfig.from_hf({"model_type": given["model_type"]}) == ModelConfig.from_hf(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        # Fields of another family.
+        ("qwen2", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0 is not supported"),
+        ("qwen3", dict(embedding_multiplier=12.0), "embedding_multiplier=12.0"),
+        ("llama_biases", dict(no_rope_layers=[1, 0, 1, 1]), "no_rope_layers"),
+        ("llama_biases", dict(sliding_window=7), "no sliding_window; use model_type mistral"),
+        ("granite", dict(sliding_window=7), "sliding_window=7"),
+        ("olmo2", dict(sliding_window=7), "sliding_window=7"),
+        ("gemma", dict(query_pre_attn_scalar=16), "query_pre_attn_scalar=16"),
+        ("qwen3", dict(num_local_experts=8), "num_local_experts=8"),
+        ("qwen3", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
+        ("gemma3", dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
+        ("mistral", dict(rope_parameters={FULL: {"rope_type": "default"}}), "each layer type"),
+        # Patterns that do not fit the layers.
+        ("qwen2_window", dict(layer_types=[FULL] * 3), "3 layer_types for num_hidden_layers=4"),
+        ("gemma2", dict(layer_types=[FULL, "chunked_attention"] * 2), "chunked_attention"),
+        ("gemma2", dict(layer_types="full_attention"), "layer_types"),
+        ("gemma3", dict(layer_types=None, sliding_window_pattern=0), "pattern of 0 layers"),
+        ("smollm3_list", dict(no_rope_layers=[1, 0]), r"no_rope_layers=\[1, 0\] must be a list of 4 numbers"),
+        ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=-1), "pattern of -1 layers"),
+        ("exaone4", dict(layer_types=None, sliding_window_pattern="XYZ"), "sliding_window_pattern='XYZ'"),
+        ("gemma3", dict(sliding_window=0), "sliding_window=0"),
+        ("gemma3", dict(sliding_window="512"), "sliding_window='512'"),
+        # Rotations.
+        (
+            "phi3_longrope",
+            dict(rope_parameters=dict(rope_type="longrope")),
+            "lacks short_factor, long_factor",
+        ),
+        (
+            "phi3_longrope",
+            dict(rope_parameters=dict(rope_type="longrope", short_factor=[1.0] * 6, long_factor=[1.0] * 5)),
+            r"5 factors \(long_factor, .*need 6",
+        ),
+        (
+            "phi3_longrope",
+            dict(rope_parameters=dict(rope_type="longrope", short_factor=[1.0] * 6, long_factor="x")),
+            "long_factor='x' must be a list",
+        ),
+        (
+            "phi3_longrope",
+            dict(rope_parameters=dict(rope_type="longrope", short_factor=[1.0] * 6, long_factor=[0.0] * 6)),
+            "long_factor .*=0.0 must be a positive number",
+        ),
+        ("phi3", dict(partial_rotary_factor=0.6, rope_parameters=None), "rotates 7 of 12 elements"),
+        ("phi3", dict(partial_rotary_factor=1.5, rope_parameters=None), "rotates 18 of 12 elements"),
+        # Numbers.
+        ("granite", dict(logits_scaling=0.0), "logits_scaling=0.0 must be a positive number"),
+        ("granite", dict(residual_multiplier="x"), "wrong type"),
+        ("gemma2", dict(final_logit_softcapping=-1.0), "final_logit_softcapping=-1.0"),
+        ("gemma2", dict(query_pre_attn_scalar=0), "wrong type or size"),
+        ("gemma2", dict(hidden_activation="swiglu"), "hidden_act='swiglu'"),
+        ("qwen2_window", dict(layer_types=None, max_window_layers="a"), "wrong type"),
+    ],
+    ids=str,
+)
+def test_configurations_are_refused_by_name(name, changes, words):
+    with pytest.raises(JllamaError, match=words):
+        ModelConfig.from_hf(keys(name, **changes))
+
+
+@pytest.mark.parametrize("outer", ["gemma3", "mistral3"])
+def test_a_model_that_sees_needs_a_text_config(outer):
+    with pytest.raises(JllamaError, match=f"model_type {outer} without a text_config"):
+        ModelConfig.from_hf(dict(model_type=outer, hidden_size=48))
+
+
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_moe", "mixtral", "llava", "qwen2_vl", "mamba", "hunyuan_v1_dense", None, 3]
+)
+def test_what_does_not_run_is_named_beside_what_does(model_type):
+    with pytest.raises(
+        JllamaError, match=rf"{model_type!r} is not supported; jllama runs .*gemma3_text.*qwen3"
+    ):
+        ModelConfig.from_hf(dict(model_type=model_type))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "gemma2",
+            "drop layers.1.post_feedforward_layernorm",
+            "missing: model.layers.1.post_feedforward_layernorm",
+        ),
+        ("qwen3", "drop layers.2.self_attn.k_norm", "missing: model.layers.2.self_attn.k_norm.weight"),
+        ("olmo2", "add layers.0.input_layernorm", "extra: model.layers.0.input_layernorm.weight"),
+        ("llama_longrope", "add layers.0.self_attn.q_norm", "extra: model.layers.0.self_attn.q_norm.weight"),
+        ("qwen2", "drop layers.0.self_attn.q_proj.bias", "missing: model.layers.0.self_attn.q_proj.bias"),
+        ("phi3", "short layers.0.self_attn.qkv_proj", "missing: .*q_proj.*extra: .*qkv_proj"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_family(name, change, words, tmp_path):
+    verb, part = change.split()
+    tensors = named_tensors(MODELS[name]["shapes"])
+    full = f"model.{part}" + ".weight" * (not part.endswith("bias"))
+    if verb == "drop":
+        del tensors[full]
+    elif verb == "short":
+        tensors[full] = np.ascontiguousarray(tensors[full][:-1])
+    else:
+        tensors[full] = np.ones(48, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[name]["config"]))
+    with pytest.raises(JllamaError, match=words):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("gemma3", {"attention.sliding_window_pattern": [True, False]}, "has 2 values for 7 layers"),
+        ("gemma3", {"attention.sliding_window_pattern": 0}, "pattern of 0 layers"),
+        ("granite", {"logit_scale": None}, "lacks granite.logit_scale"),
+        ("gemma2", {"attention.value_length": 8}, "attention.value_length=8 is not supported"),
+        ("ministral3", {"rope.dimension_count": 8}, "rope.dimension_count=8 is not supported"),
+        ("phi3", {"rope.dimension_count": 7}, "rotates 7 of 12"),
+        ("qwen3", {"rope.scaling.type": "longrope"}, "longrope without the tensors"),
+    ],
+    ids=str,
+)
+def test_metadata_are_refused_by_name(name, changes, words):
+    fields = dict(CONVERTED[name]["fields"])
+    architecture = fields["general.architecture"]
+    fields["tokenizer.ggml.tokens"] = ["w"] * 97
+    for key, value in changes.items():
+        fields[f"{architecture}.{key}"] = value
+    with pytest.raises(JllamaError, match=words):
+        ModelConfig.from_gguf({k: v for k, v in fields.items() if v is not None}, CONVERTED[name]["tensors"])
