@@ -1,7 +1,9 @@
 """Shows what a model, or a config.json alone, is made of, and the memory that it takes."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -98,6 +100,7 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     """The report for a person."""
     lines = [f"{report['model']}", "", "configuration"]
     rope = report["config"].pop("rope")
+    report["config"]["layer_kinds"] = kinds_text(report["config"]["layer_kinds"])
     settings = report["config"] | {name: rope[name] for name in rope if rope[name] is not None}
     lines += [f"  {name:<32} {shortened(value)}" for name, value in settings.items()]
     if with_tensors:
@@ -109,6 +112,20 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     lines += ["", f"KV cache     batch {plan['batch']} × {plan['max_seq_len']:,} positions"]
     lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in plan["bytes"].items()]
     return "\n".join(lines)
+
+
+def kinds_text(kinds: Sequence[dict[str, Any]]) -> str:
+    """Kinds of layers in order, runs of equal ones together; what differs between their rotations."""
+    groups = [(len(list(run)), kind) for kind, run in itertools.groupby(kinds)]
+    return "; ".join(f"{count} × {kind_text(kind)}" for count, kind in groups) or "all alike"
+
+
+def kind_text(kind: dict[str, Any]) -> str:
+    """What a layer sees and how it rotates."""
+    rope, window = kind["rope"], kind["window"]
+    sees = "sees everything" if window is None else f"sees {window} positions"
+    turns = f"{rope['rope_type']} rotation of base {rope['rope_theta']:g}" if rope else "without positions"
+    return f"{sees}, {turns}"
 
 
 def tensor_line(entry: dict[str, Any]) -> str:

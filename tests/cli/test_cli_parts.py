@@ -1566,3 +1566,18 @@ def test_keys_of_flags_and_a_file(serving, tmp_path, typed, text, keys):
             serve._keys()
     else:
         assert serve._keys() == keys
+
+
+def test_kinds_of_layers_are_told_in_words():
+    def printed(name: str) -> str:
+        shape = ready_made.shape(name)
+        report = inspect.describe(ModelConfig.from_hf(shape), [], 16, 1)
+        lines = inspect.as_text(report | {"model": name}, with_tensors=False).splitlines()
+        return next(line.split(maxsplit=1)[1] for line in lines if line.startswith("  layer_kinds"))
+
+    assert printed("tinyllama-1.1b") == "all alike"
+    assert printed("gemma-3-1b").startswith(
+        "5 × sees 512 positions, default rotation of base 10000; "
+        "1 × sees everything, default rotation of base 1e+06"
+    )
+    assert printed("smollm3-3b").endswith("1 × sees everything, without positions")
