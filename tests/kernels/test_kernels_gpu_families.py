@@ -120,6 +120,37 @@ def test_the_shapes_of_known_models_are_taken(four_blocks, monkeypatch, name):
     assert decode.decode_refusal(config, params, cache, TOKEN) is None
 
 
+FILLED = {
+    "tinyllama-1.1b": 1024,
+    "llama-3.2-1b": 1024,
+    "qwen3-0.6b": 1024,
+    "qwen2.5-0.5b": 896,
+    "gemma-3-1b": 1152,
+    "gemma-3-270m": 1280,
+}
+
+
+@pytest.mark.parametrize(("name", "size"), FILLED.items())
+def test_slots_of_the_ring_are_filled(four_blocks, name, size):
+    config = ModelConfig.from_hf(ready_made.shape(name))
+    plan = decode.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
+    assert plan.row_bytes == size
+    assert 0.9 < plan.filled < 1
+    # Counted by hand: tiles of eight rows, each row in pieces.
+    c, pieces = config, [-(-tile.row // min(tile.row, tile.units * 64)) for tile in plan.tiles]
+    counts = [rows // 8 * n for rows, n in zip(plan.rows, pieces, strict=True)]
+    read = 2 * sum(leaf.size for leaf in _matrices(config))
+    slots = c.num_hidden_layers * sum(counts[:4]) + counts[4]
+    assert plan.filled == pytest.approx(read / (slots * plan.slot))
+
+
+def _matrices(config):
+    params = jax.eval_shape(functools.partial(random_params, config))
+    head = params.embed_tokens if params.lm_head is None else params.lm_head
+    layers = [leaf for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1 and leaf.size > 1e5]
+    return [*layers, head]
+
+
 ON_GPU = [(FAMILIES[name], (0, 19, 20, 61, 80), 80) for name in FAMILIES] + [
     ((shipped(name, 8), stored), (0, 100, 1000, 1500), 1500)
     for name in SHIPPED

@@ -97,6 +97,10 @@ class Tile:
         scales = self.format.row_scales(self.columns)
         return (self.rows // 2 * scales + 47) // 16 * 16 if scales % 16 else 0
 
+    def slots(self, rows: int) -> int:
+        """How many slots of the ring a weight of so many rows takes."""
+        return -(-rows // self.rows) * -(-self.row // self._slice)
+
     @property
     def size(self) -> int:
         """Bytes of a slot that it takes."""

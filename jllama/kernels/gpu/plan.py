@@ -15,6 +15,8 @@ from jllama.model import Block, Params
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
+ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
+WORTH = 1.05  # so much better filled
 LOGITS_SLOT = 6  # of the pointer table
 SPIN_LIMIT = 1 << 27
 # The kernel's text, in this order.
@@ -69,6 +71,20 @@ class Plan:
         """Of q·k·v, o, gate·up, down and head."""
         pairs = zip(self.formats[1:], self.columns, strict=True)
         return tuple(Tile(f, columns, self.row_bytes, self.groups) for f, columns in pairs)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """How many rows q·k·v, o, gate·up, down and head have."""
+        c = self.config
+        qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+        return qkv, c.hidden_size, 2 * c.intermediate_size, c.hidden_size, c.vocab_size
+
+    @property
+    def filled(self) -> float:
+        """The part of the ring's slots that weights fill, on average over a token."""
+        each = list(zip(self.tiles, self.rows, (self.config.num_hidden_layers,) * 4 + (1,), strict=True))
+        data = sum(times * rows * tile.row for tile, rows, times in each)
+        return data / (self.slot * sum(times * tile.slots(rows) for tile, rows, times in each))
 
     @property
     def slot(self) -> int:
@@ -162,6 +178,16 @@ def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
 
 
 def make_plan(c: ModelConfig, params: Params) -> Plan:
+    """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better."""
+    plan = _plan(c, params)
+    if any(f.bits != 16 for f in plan.formats):
+        return plan
+    others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
+    best = max(others, key=lambda other: other.filled)
+    return best if best.filled > WORTH * plan.filled else plan
+
+
+def _plan(c: ModelConfig, params: Params) -> Plan:
     head = params.embed_tokens if params.lm_head is None else params.lm_head
     return Plan(
         config=c,
