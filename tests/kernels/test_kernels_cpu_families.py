@@ -1,15 +1,12 @@
 """The C++ step and every field that tells families apart, against `forward` in float32 and transformers."""
 
 import dataclasses
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from jllama import kernels
 from jllama.checkpoint import load_params, read_config
@@ -19,8 +16,9 @@ from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
 from jllama.model import forward, places
-from tests.support.checkpoint_generator import named_tensors, random_tokens
+from tests.support.checkpoint_generator import random_tokens
 from tests.support.decoding import CPU
+from tests.support.family_files import GOLDENS, write_hf
 from tests.support.family_models import BASE as FAMILY_BASE
 from tests.support.family_models import FAMILY_MODELS, LENGTH
 from tests.support.kernels_cpu import (
@@ -38,7 +36,6 @@ from tests.support.kernels_cpu import (
 )
 from tests.support.placed import gathered, scattered
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 plain_step = jax.jit(forward, static_argnums=0)
 chosen_step = jax.jit(partial(kernels.forward, target=CPU), static_argnums=0, static_argnames="last_only")
 PARTIAL = Rope(partial_rotary_factor=0.8)
@@ -75,7 +72,7 @@ FIELDS = {
     **{name: {name: value} for name, value in (CAPS | FACTORS).items()},
     "residual_behind_norms": dict(residual_multiplier=0.22, norm_placement="both"),
     "cap_of_scaled_scores": dict(attn_logit_softcapping=2.0, attention_multiplier=0.1),
-    "cap_of_scaled_logits": dict(final_logit_softcapping=3.0, logits_scaling=0.25),
+    "cap_of_scaled_logits": dict(final_logit_softcapping=3.0, logits_scaling=0.25, vocab_size=211),
     "kinds": dict(layer_kinds=KINDS, num_hidden_layers=5),
     "no_rope": dict(layer_kinds=(LayerKind(rope=None),)),
     "partial_rotary": dict(rope=PARTIAL),
@@ -223,10 +220,7 @@ def test_every_family_writes_the_tokens_of_transformers(name, goldens, tmp_path)
 
 def family(name, path):
     """The family's small checkpoint, read."""
-    model = json.loads((GOLDENS / "families.json").read_text())[name]
-    save_file(named_tensors(model["shapes"]), path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(model["config"]))
-    files = resolve(str(path))
+    files = resolve(str(write_hf(name, path)))
     config = read_config(files)
     return config, load_params(files, config, "float32", progress=False)
 
