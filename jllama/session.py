@@ -12,9 +12,10 @@ import numpy as np
 
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
+from jllama.engine.beginnings import common_prefix
 from jllama.engine.decoder import Progress, bursts, read_prompt
 from jllama.engine.rows import Row
-from jllama.engine.scheduler import check_fits, common_prefix
+from jllama.engine.scheduler import check_fits
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState
 from jllama.errors import JllamaError

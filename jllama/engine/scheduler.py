@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jllama.engine.beginnings import Beginnings
 from jllama.errors import JllamaError, PromptTooLongError, QueueFullError
 
 WORTH_COPYING = 32  # tokens: a shorter prefix is read anew as quickly
@@ -66,7 +67,8 @@ class Scheduler:
         self.max_len, self._max_queue, self._share = max_len, max_queue, share
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
-        self._held: list[np.ndarray] = [np.zeros((0,), np.int32)] * slots  # the tokens that a slot holds
+        self._held = Beginnings(slots)  # the tokens that a slot holds
+        self._prompts = Beginnings(slots)  # and those that it was given to read last
         self._used = [0] * slots  # how many jobs had got a slot when it was last given to one
         self._placed = 0  # jobs that got a slot
         self._reads = 0  # chunks of prompts so far
@@ -75,7 +77,7 @@ class Scheduler:
     @property
     def stats(self) -> Stats:
         """Numbers of this moment; another thread may ask for them."""
-        held = [len(held) for held, job in zip(self._held, self.jobs, strict=True) if job is not None]
+        held = [len(self._held[slot]) for slot, job in enumerate(self.jobs) if job is not None]
         return Stats(
             running=len(held),
             waiting=len(self.waiting),
@@ -165,34 +167,35 @@ class Scheduler:
         return [job for job in self.jobs if job is not None]
 
     def _admissions(self) -> Iterable[Admission]:
-        while self.waiting and self.free:
+        while self.waiting and (free := self.free):
             job = self.waiting[0]
             source, count = (-1, 0) if job.whole else self._best_source(job.prompt)
             if not job.whole and self._soon(job.prompt) > max(count, WORTH_COPYING - 1):
                 return  # it costs nothing to wait: prompts are read one after the other
             self.waiting.popleft()
-            held_here = source in self.free and count > 0
-            job.slot = source if held_here else self.free[0]
+            held_here = source in free and count > 0
+            job.slot = source if held_here else free[0]
             job.done = count if held_here or count >= WORTH_COPYING else 0
             self._placed += 1
             self.jobs[job.slot], self._used[job.slot] = job, self._placed
-            self._held[job.slot] = job.prompt[: job.done]
+            self._held[job.slot], self._prompts[job.slot] = job.prompt[: job.done], job.prompt
             self._asked, self._reused = self._asked + len(job.prompt), self._reused + job.done
             yield Admission(job, source if job.done else job.slot, job.done)
 
     def _soon(self, prompt: np.ndarray) -> int:
         """The longest beginning of a prompt that some slot will hold once it has read its own."""
-        reading = (job.prompt for job in self._live() if job.reads and self._share)
-        return max((common_prefix(other, prompt[:-1]) for other in reading), default=0)
+        reading = [job.slot for job in self._live() if job.reads and self._share]
+        return max(self._prompts.shared(prompt[:-1], reading), default=0)
 
     def _best_source(self, prompt: np.ndarray) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length; one token is always left."""
         if not self._share:
             return -1, 0
-        shared = [common_prefix(held, prompt[:-1]) for held in self._held]
+        shared = self._held.shared(prompt[:-1], range(len(self.jobs)))
+        longest = max(shared)
+        equal = [slot for slot, count in enumerate(shared) if count == longest]
         # Of equal ones a free slot, which needs no copy.
-        best = max(range(len(shared)), key=lambda s: (shared[s], self.jobs[s] is None))
-        return best, shared[best]
+        return next((slot for slot in equal if self.jobs[slot] is None), equal[0]), longest
 
 
 def check_fits(prompt_tokens: int, max_len: int, remedy: str) -> None:
@@ -201,10 +204,3 @@ def check_fits(prompt_tokens: int, max_len: int, remedy: str) -> None:
         raise JllamaError("the prompt is empty: give at least one token")
     if prompt_tokens + 1 > max_len:
         raise PromptTooLongError(prompt_tokens, max_len, remedy)
-
-
-def common_prefix(held: np.ndarray, wanted: np.ndarray) -> int:
-    """How many first tokens are the same."""
-    count = min(len(held), len(wanted))
-    differs = held[:count] != wanted[:count]
-    return int(differs.argmax()) if differs.any() else count

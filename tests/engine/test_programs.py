@@ -9,9 +9,10 @@ import pytest
 
 from jllama import kernels
 from jllama.engine import slot_programs
+from jllama.engine.beginnings import HEAD, Beginnings, common_prefix
 from jllama.engine.decoder import read_prompt
 from jllama.engine.rows import Piece, chunk_size
-from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, check_fits, common_prefix
+from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler, check_fits
 from jllama.engine.slots import Slots
 from jllama.engine.state import NO_TOKEN
 from jllama.errors import JllamaError
@@ -250,6 +251,27 @@ def job(*prompt):
 def test_how_many_first_tokens_are_the_same(held, wanted, count):
     made = common_prefix(np.array(held, np.int32), np.array(wanted, np.int32))
     assert (made, type(made)) == (count, int)
+
+
+def test_what_texts_in_slots_have_in_common():
+    """Texts that differ early, late, behind the tokens that are compared at once, and not at all."""
+    lengths = (0, 1, HEAD - 1, HEAD, HEAD + 1, 2 * HEAD)
+    texts = [np.arange(count, dtype=np.int32) for count in lengths]
+    for place in (0, 1, HEAD - 1, HEAD, 2 * HEAD - 1):
+        texts.append(np.where(np.arange(2 * HEAD) == place, 500, np.arange(2 * HEAD)).astype(np.int32))
+    held = Beginnings(len(texts))
+    assert held.shared(texts[-1], range(len(texts))) == [0] * len(texts)
+    for slot in range(len(texts)):
+        held[slot] = texts[-1]  # what lay there before is forgotten
+    for slot, text in enumerate(texts):
+        held[slot] = text
+    some = [3, 0, len(texts) - 1]
+    for wanted in texts:
+        counts = [common_prefix(text, wanted) for text in texts]
+        assert held.shared(wanted, range(len(texts))) == counts
+        assert held.shared(wanted, some) == [counts[slot] for slot in some]
+        assert held.shared(wanted, []) == []
+        assert held[0] is texts[0]
 
 
 def test_a_slot_has_room_for_a_prompt_and_a_token():
