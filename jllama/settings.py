@@ -132,7 +132,9 @@ def build_settings(settings: GenerationSettings | None = None, /, **changes: Any
     for name in changes.keys() - known.keys():
         shown = name[:80]
         raise JllamaError(f"unknown setting {shown}{nearest(shown, known)}; there are {', '.join(known)}")
-    return dataclasses.replace(settings or GenerationSettings(), **changes)
+    if settings is None:
+        return GenerationSettings(**changes)
+    return dataclasses.replace(settings, **changes) if changes else settings
 
 
 # name, smallest, largest, kind

@@ -1,6 +1,7 @@
 """From logits to the next token. Settings are data, not code: a new temperature never recompiles."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -56,9 +57,10 @@ class Sampling:
         logit_bias: dict[int, float] | None = None,
     ) -> "Sampling":
         """The same settings for every row, as host arrays: building them compiles nothing."""
-        bias = np.zeros((batch, vocab_size), np.float32)
-        for token, value in (logit_bias or {}).items():
-            bias[:, token] = value
+        bias = _no_bias(batch, vocab_size)
+        if logit_bias:
+            bias = bias.copy()
+            bias[:, list(logit_bias)] = list(logit_bias.values())
         numbers = {
             "temperature": temperature,
             "top_p": top_p,
@@ -77,6 +79,14 @@ class Sampling:
         """Whether every row takes the largest logit, with nothing added or taken away. Asks host arrays."""
         penalties = (self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
         return not any(np.any(np.asarray(leaf)) for leaf in (self.temperature, *penalties, self.biased))
+
+
+@functools.lru_cache(maxsize=8)
+def _no_bias(batch: int, vocab_size: int) -> np.ndarray:
+    """Zeros for all who ask for no bias: half a megabyte of them each time costs more than all else here."""
+    zeros = np.zeros((batch, vocab_size), np.float32)
+    zeros.setflags(write=False)
+    return zeros
 
 
 @jax.tree_util.register_dataclass

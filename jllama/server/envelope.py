@@ -1,12 +1,12 @@
 """What stands around the choices: ids, names, and how many tokens a request took."""
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from jllama.server.choice import Choice
+from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.sampling import StreamOptions
 from jllama.server.service import Service
 from jllama.server.sse import frame
@@ -29,7 +29,7 @@ class Envelope:
           prompts: how many there are; the choices of one stand side by side.
         """
         self._head = {
-            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "id": f"{prefix}-{drawn_id()}",
             "object": kind,
             "created": int(time.time()),
             "model": service.options.names[0],
@@ -77,6 +77,8 @@ def usage(choices: Sequence[Choice], prompts: int = 1) -> dict[str, Any]:
 
 
 def seeded(settings: GenerationSettings, n: int) -> list[GenerationSettings]:
-    """Of each of `n` choices: the seed plus its place, and all else alike."""
-    first = settings.seed or 0
-    return [dataclasses.replace(settings, seed=(first + place) % 2**63) for place in range(n)]
+    """Of each of `n` choices: the seed plus its place, and all else alike; they have one."""
+    first = settings.seed
+    assert first is not None
+    others = (dataclasses.replace(settings, seed=(first + place) % 2**63) for place in range(1, n))
+    return [settings, *others]

@@ -1,10 +1,10 @@
 """The items of a response as they grow: thoughts, then the message; each change is an event."""
 
-import secrets
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from jllama.server.choice import Delta
+from jllama.server.protocol.drawing import drawn_id
 
 Event = tuple[str, dict[str, Any]]
 
@@ -56,7 +56,7 @@ class Item:
     fields: ClassVar[dict[str, Any]]
 
     def __init__(self, place: int) -> None:
-        self._id, self._place, self._text = f"{self.prefix}_{secrets.token_hex(12)}", place, ""
+        self._id, self._place, self._text = f"{self.prefix}_{drawn_id()}", place, ""
 
     def whole(self, status: str) -> dict[str, Any]:
         """All of it."""

@@ -1,6 +1,5 @@
 """`POST /v1/responses`: OpenAI's newer API, of which nothing is stored."""
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from starlette.responses import Response
 from jllama.batching.stream import Stream
 from jllama.server.choice import Choice, Delta
 from jllama.server.conversation import split_for
+from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.errors import translated
 from jllama.server.protocol.messages import encode_messages, is_begun
 from jllama.server.protocol.parsing import parse
@@ -54,7 +54,7 @@ class ResponseTask(Task):
         self.requests = [dict(prompt=prompt, settings=settings)]
         self._items, self._number = Items(), 0
         self._head = {
-            "id": f"resp_{secrets.token_hex(12)}",
+            "id": f"resp_{drawn_id()}",
             "object": "response",
             "created_at": int(time.time()),
             "model": service.options.names[0],

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from jllama.errors import JllamaError
+from jllama.server.protocol.drawing import drawn_seed
 from jllama.server.protocol.errors import ApiError, translated
 from jllama.settings import CHOICES, GenerationSettings, build_settings
 
@@ -66,7 +67,7 @@ class Sampled(msgspec.Struct, kw_only=True):
             words = f"min_tokens={self.min_tokens} is more than the limit of {self.limit}"
             raise ApiError(400, words, param="min_tokens")
         try:
-            return build_settings(**{**defaults, **self._given()}).seeded()
+            return build_settings(**{**defaults, **self._given()})
         except JllamaError as error:
             raise translated(error) from None
 
@@ -78,7 +79,7 @@ class Sampled(msgspec.Struct, kw_only=True):
             choices["top_p"] = max(choices["top_p"], 1e-9)  # 0 leaves the likeliest token
         return choices | dict(
             max_new_tokens=max(UNLIMITED if self.limit is None else self.limit, 1),
-            seed=self.seed,
+            seed=drawn_seed() if self.seed is None else self.seed,
             min_new_tokens=self.min_tokens,
             stop=self.stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),
