@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jllama.batching.engine import Engine
@@ -43,7 +43,7 @@ class Mailbox:
         self._woken = False
         while self._items:
             answers, stream, event = self._items.popleft()
-            answers.inbox.put_nowait((stream, event))
+            answers.take(stream, event)
 
 
 class Answers:
@@ -58,15 +58,20 @@ class Answers:
         """
         self._mailbox, self._told = mailbox, told
         self._untold: set[Stream] = set()
-        self.inbox: asyncio.Queue[tuple[Stream | None, Event]] = asyncio.Queue()
+        self._items: collections.deque[tuple[Stream | None, Event]] = collections.deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0.0  # when something was taken last, by the loop's clock
         self.streams: list[Stream] = []
+        self._places: dict[Stream, int] = {}
         self._cancelled = False
-        self._left = 1  # until `events` knows better
+        self.is_quiet = False  # the last moment had nothing
+        self.left = 1  # that have not ended; until `start` knows better
 
     @property
     def at_hand(self) -> bool:
         """Whether there is more to say at once: other events, or that nothing more comes."""
-        return not self.inbox.empty() or not self._left
+        return bool(self._items) or not self.left
 
     def start(self, engine: Engine, requests: Sequence[Mapping[str, Any]]) -> None:
         """Submits the requests, all or none; blocks for as long as the engine's lock is held.
@@ -75,7 +80,8 @@ class Answers:
           JllamaError: the engine does not take them.
         """
         self.streams = engine.submit_all(requests, self._hear)
-        self._untold = set(self.streams)
+        self._untold, self.left = set(self.streams), len(self.streams)
+        self._places = {stream: place for place, stream in enumerate(self.streams)}
         if self._cancelled:  # while they were submitted
             self.cancel()
 
@@ -87,30 +93,56 @@ class Answers:
 
     def fail(self, error: BaseException) -> None:
         """The reader gets an error; what runs ends. On the event loop."""
-        self.inbox.put_nowait((None, error))
+        self.take(None, error)
         self.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, Piece | None]]:
-        """Which choice, and what came of it, until all have ended. Who leaves the loop must `cancel`.
+    def take(self, stream: Stream | None, event: Event) -> None:
+        """What the engine handed out, for the reader. On the event loop."""
+        self._items.append((stream, event))
+        self._wake()
+
+    def be_patient(self, seconds: float) -> None:
+        """From now on `moment` gives nothing when nothing has come for so long, until `settle`."""
+        loop = self._mailbox.loop
+        quiet = loop.time() - self._heard
+        if quiet >= seconds:
+            self._heard, quiet = loop.time(), 0.0
+            self._wake()
+        self._timer = loop.call_later(seconds - quiet, self.be_patient, seconds)
+
+    async def moment(self) -> Iterator[tuple[int, Piece | None]]:
+        """Waits; then of all that is there which choice it is of, and what came: None is its end.
 
         Raises:
-          ApiError: what went wrong, in one of them.
+          ApiError: while the events are taken: what went wrong, in one of them.
         """
-        places = {stream: place for place, stream in enumerate(self.streams)}
-        self._left = len(places)
-        while self._left:
-            stream, event = await self.inbox.get()
+        if not self._items:
+            self._waiting = self._mailbox.loop.create_future()
+            await self._waiting
+        self.is_quiet = not self._items
+        self._heard = self._mailbox.loop.time()
+        return self._events()
+
+    def _events(self) -> Iterator[tuple[int, Piece | None]]:
+        while self._items:
+            stream, event = self._items.popleft()
             if isinstance(event, BaseException):
                 self._tell([stream] if stream else [], "error")
                 raise failed(event)
             assert stream is not None
             if event is None:
-                self._left -= 1
+                self.left -= 1
                 self._tell([stream], stream.answer.result.finish_reason)
-            yield places[stream], event
+            yield self._places[stream], event
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def settle(self) -> None:
         """Tells of what was not read to its end. On the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._tell(list(self._untold), "abort")
 
     def _tell(self, streams: Sequence[Stream], reason: str) -> None:

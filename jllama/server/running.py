@@ -2,9 +2,8 @@
 
 import abc
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,7 +17,7 @@ from jllama.server.json_response import json_response
 from jllama.server.protocol.errors import ApiError, too_long, translated
 from jllama.server.reading import Answers
 from jllama.server.service import Service
-from jllama.server.sse import DONE, Events, frame
+from jllama.server.sse import COMMENT, DONE, Events, frame
 
 LOG = logging.getLogger("jllama.server")
 T = TypeVar("T")
@@ -71,25 +70,34 @@ async def respond(request: Request, prepare: Callable[[Service, bytes], Task]) -
     service: Service = request.app.state.service
     body = await body_of(request, service.options.largest_body)
     answers = service.answers()
-    try:
-        task = await while_there(request, _begin(service, answers, prepare, body))
-        if task.streamed:
-            frames = _frames(service, task, answers)
-            return Events(frames, service.options.heartbeat, lambda: service.forget(answers))
-        whole = await while_there(request, _whole(task, answers))
+    leaving = asyncio.ensure_future(_left(request, answers))
+
+    def finish() -> None:
+        leaving.cancel()
         service.forget(answers)
+
+    try:
+        task = await _begin(service, answers, leaving, prepare, body)
+        if task.streamed:
+            return Events(_frames(service, task, answers), finish)
+        whole = await _whole(task, answers)
+        finish()
         return json_response(whole)
     except GoneError:
-        service.forget(answers)
+        finish()
         return Response(status_code=499)  # nobody reads it
     except BaseException as error:
         service.report(error)
-        service.forget(answers)
+        finish()
         raise
 
 
 async def _begin(
-    service: Service, answers: Answers, prepare: Callable[[Service, bytes], Task], body: bytes
+    service: Service,
+    answers: Answers,
+    leaving: asyncio.Future[None],
+    prepare: Callable[[Service, bytes], Task],
+    body: bytes,
 ) -> Task:
     def begin() -> Task:
         task = prepare(service, body)
@@ -99,22 +107,26 @@ async def _begin(
             raise too_long(error, task.prompt_name) from None
         return task
 
-    task = await service.in_thread(begin)
+    task = await while_there(leaving, service.in_thread(begin))
     task.choices = [task.choose(place, stream) for place, stream in enumerate(answers.streams)]
     return task
 
 
-async def _deltas(task: Task, answers: Answers) -> AsyncIterator[tuple[Choice, Delta, bool]]:
-    """What comes, of which choice, and whether that has ended."""
-    async for place, piece in answers.events():
-        choice = task.choices[place]
-        yield choice, choice.end() if piece is None else choice.push(piece), piece is None
+async def _deltas(task: Task, answers: Answers) -> Iterator[tuple[Choice, Delta, bool]]:
+    """What has come, of which choice, and whether that has ended."""
+    events = await answers.moment()
+    each = ((task.choices[place], piece) for place, piece in events)
+    return (
+        (choice, choice.end() if piece is None else choice.push(piece), piece is None)
+        for choice, piece in each
+    )
 
 
 async def _whole(task: Task, answers: Answers) -> dict[str, Any]:
     said: list[list[Delta]] = [[] for _ in task.choices]
-    async for choice, delta, _ in _deltas(task, answers):
-        said[choice.index].append(delta)
+    while answers.left:
+        for choice, delta, _ in await _deltas(task, answers):
+            said[choice.index].append(delta)
     return task.whole([joined(deltas) for deltas in said])
 
 
@@ -127,50 +139,60 @@ def joined(deltas: Sequence[Delta]) -> Delta:
     )
 
 
-async def _frames(service: Service, task: Task, answers: Answers) -> AsyncIterator[bytes]:
-    """A stream in as few pieces as there are moments; an error in it as an object; its end is always said."""
+async def _frames(service: Service, task: Task, answers: Answers) -> AsyncGenerator[tuple[bytes, bool]]:
+    """A stream in as few writes as there are moments; an error in it as an object; its end is always said."""
     waiting = b"".join(task.opening())
+    answers.be_patient(service.options.heartbeat)
     try:
-        if waiting and not answers.at_hand:
-            yield waiting
-            waiting = b""
-        async for choice, delta, ended in _deltas(task, answers):
-            waiting += b"".join(task.frames(choice, delta, ended))
+        while answers.left:
             if waiting and not answers.at_hand:
-                yield waiting
+                yield waiting, True
                 waiting = b""
+            for choice, delta, ended in await _deltas(task, answers):
+                waiting += b"".join(task.frames(choice, delta, ended))
+            waiting += COMMENT if answers.is_quiet else b""
         waiting += b"".join(task.closing())
+    except GoneError:
+        return
     except Exception as error:
         if not isinstance(error, ApiError | JllamaError):
             LOG.exception("a stream failed")
         service.report(error)
         waiting += b"".join(task.failing(error))
-    yield waiting + task.done
+    yield waiting + task.done, False
 
 
 class GoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def while_there(request: Request, work: Awaitable[T]) -> T:
+async def while_there(leaving: asyncio.Future[None], work: asyncio.Future[T]) -> T:
     """What `work` gives, which is cancelled when the client goes away.
+
+    Args:
+      leaving: is done then.
+      work: in another thread, or waiting for one.
 
     Raises:
       GoneError: it has.
     """
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+
+    def stop(_: Any) -> None:
+        work.cancel()
+
+    leaving.add_done_callback(stop)
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise GoneError
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done():
+            raise GoneError from None
+        raise
     finally:
-        for one in (task, leaving):
-            one.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await one
+        leaving.remove_done_callback(stop)
 
 
-async def _left(request: Request) -> None:
+async def _left(request: Request, answers: Answers) -> None:
+    """Ends with the client's visit; whoever reads the answers hears of that."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    answers.fail(GoneError())

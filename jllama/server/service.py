@@ -53,9 +53,9 @@ class Service:
         self._mailbox: Mailbox | None = None
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="jllama reader")
 
-    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+    def in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """What may take its time, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def answers(self) -> Answers:
         """A new request's; `forget` it at its end. On the event loop."""

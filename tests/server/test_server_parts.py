@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from jllama.server.protocol.chat import ChatRequest
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.parsing import parse
-from jllama.server.reading import Answers, Mailbox
+from jllama.server.reading import Answers, Mailbox, Piece
 from jllama.server.running import GoneError, while_there
 from jllama.server.security import HostCheck, KeyCheck, _key_of
 
@@ -103,37 +103,67 @@ def test_keys_that_open_it(headers, known):
     assert KeyCheck(None, ["one", "two"])._knows(_key_of(Headers(headers))) == known
 
 
-class Request:
-    """Of a client that leaves when it is told to."""
-
-    def __init__(self):
-        self.leaves = asyncio.Event()
-
-    async def receive(self):
-        await self.leaves.wait()
-        return {"type": "http.disconnect"}
-
-
 def test_work_for_a_client_that_leaves_is_cancelled():
-    ended = []
-
-    async def work():
-        try:
-            await asyncio.sleep(1000)
-        finally:
-            ended.append(True)
-
     async def leave():
-        request = Request()
-        asyncio.get_running_loop().call_later(0.01, request.leaves.set)
+        leaving, work = (asyncio.get_running_loop().create_future() for _ in range(2))
+        waiting = asyncio.ensure_future(while_there(leaving, work))
+        await asyncio.sleep(0)
+        leaving.set_result(None)
         with pytest.raises(GoneError):
-            await while_there(request, work())
-        assert ended == [True]
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert await while_there(Request(), asyncio.sleep(0, "made")) == "made"
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+            await waiting
+        assert work.cancelled()
 
     asyncio.run(leave())
+
+
+def test_work_for_a_client_that_stays_is_done():
+    async def stay():
+        leaving, made, unmade = (asyncio.get_running_loop().create_future() for _ in range(3))
+        made.set_result("made")
+        assert await while_there(leaving, made) == "made"
+        waiting = asyncio.ensure_future(while_there(leaving, unmade))
+        await asyncio.sleep(0)
+        waiting.cancel()  # the server's own will: nobody has left
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert unmade.cancelled()
+        assert not leaving.done()
+
+    asyncio.run(stay())
+
+
+@pytest.mark.parametrize("quiet", [9.0, 10.0, 11.0])
+def test_patience_ends_so_long_after_what_was_heard_last(quiet):
+    """Time passes as the loop's clock says."""
+
+    async def run():
+        loop, now = asyncio.get_running_loop(), 1000.0
+        answers = Answers(Mailbox(loop), lambda *told: None)
+        loop.time = lambda: now  # type: ignore[method-assign]
+        answers.be_patient(10.0)
+        assert answers._timer.when() == 1010.0
+        answers.take(SimpleNamespace(), Piece("x", 1, 0))
+        now = 1003.0
+        await answers.moment()
+        assert not answers.is_quiet
+        answers._items.clear()
+        waiting = asyncio.ensure_future(answers.moment())
+        await asyncio.sleep(0)
+        answers._timer.cancel()
+        now = 1003.0 + quiet
+        answers.be_patient(10.0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert waiting.done() == (quiet >= 10)
+        assert answers._timer.when() == (1013.0 if quiet < 10 else now + 10)
+        if waiting.done():
+            assert list(await waiting) == []
+            assert answers.is_quiet
+        waiting.cancel()
+        answers.settle()
+        assert answers._timer.cancelled()
+
+    asyncio.run(run())
 
 
 def test_what_was_cancelled_while_it_was_submitted_is_cancelled_then():
