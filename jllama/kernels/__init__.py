@@ -61,9 +61,7 @@ def forward(
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     places = model.places(config, positions, context)
     if target.on_gpu:
-        rope = places[config.rope][0]
-        assert rope is not None  # `refused_field` knows no layers without positions
-        logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, rope)
+        logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, places)
     else:
         logits, cache = cpu.forward(config, params, tokens, cache, places, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)

@@ -9,7 +9,7 @@ import pytest
 
 from jllama import kernels, model
 from jllama.config import ModelConfig
-from jllama.kernels.gpu import launch
+from jllama.kernels.gpu import batch, decode, launch
 from jllama.kernels.refusals import LLAMA_FIELDS
 from jllama.layers.attention import Attention, append_and_attend
 from jllama.layers.cache import KVCache
@@ -93,9 +93,18 @@ def test_a_batch_is_refused_what_its_kernels_do_not_know(both):
     assert "final_logit_cap=30.0" in batch_refusal(capped(30.0), params)
     assert "layers[1].attention.sinks" in batch_refusal(CONFIG, with_sinks(params))
     assert "16 bits in both" in batch_refusal(CONFIG, params, dtype="float16")
-    assert "relu" in batch_refusal(dataclasses.replace(CONFIG, hidden_act="relu"), params)
+    assert batch_refusal(dataclasses.replace(CONFIG, hidden_act="relu"), params) is None
     narrow = dataclasses.replace(CONFIG, intermediate_size=80)
     assert "rows of 80" in batch_refusal(narrow, random_params(narrow, dtype="bfloat16"))
+
+
+def test_an_activation_that_is_new_is_refused(both, monkeypatch):
+    params, config = random_params(CONFIG, dtype="bfloat16"), dataclasses.replace(CONFIG, hidden_act="relu")
+    assert refusal(config, params, GPU) is None
+    for kernel in (batch, decode):
+        monkeypatch.setattr(kernel, "ACTIVATIONS", ("silu",))
+    assert "hidden_act relu" in refusal(config, params, GPU)
+    assert "hidden_act relu" in batch_refusal(config, params)
 
 
 def test_the_plain_model_is_called_then(both, monkeypatch):

@@ -11,6 +11,7 @@ from jllama.kernels.gpu import launch
 from jllama.kernels.gpu import product as products
 from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.linear import linear
+from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor, dequantize
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
@@ -39,15 +40,33 @@ def product_case(tokens, rows, columns, stored, dtype, seed=0):
     return weight, x, norm, jax.random.normal(keys[3], (tokens, rows)).astype(dtype)
 
 
-def exact(weight, x, norm, residual, after):
+def bias_of(weight):
+    """No smaller than what it is added to."""
+    return jax.random.normal(jax.random.key(9), (weight.shape[0],)).astype(jnp.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class More:
+    """What not every family has; as `product` takes it."""
+
+    bias: bool = False
+    offset: float = 0.0
+    by: float = 1.0
+    gated: str = "silu"
+
+
+LLAMA = More()
+
+
+def exact(weight, x, norm, residual, after, more=LLAMA):
     """What float32 makes of it, the activations rounded as the kernel rounds them."""
     full = dequantize(weight) if isinstance(weight, QTensor) else weight.astype(jnp.float32)
-    x = x if norm is None else rms_norm(norm, x, EPS)
-    y = linear(full, x.astype(jnp.float32))
+    x = x if norm is None else rms_norm(norm, x, EPS, more.offset)
+    y = linear(full, x.astype(jnp.float32), bias_of(weight).astype(x.dtype) if more.bias else None)
     if after == products.GATED:
         gate, up = jnp.split(y, 2, axis=-1)
-        return jax.nn.silu(gate) * up
-    return y if after == products.NOTHING else y + residual.astype(jnp.float32)
+        return ACTIVATIONS[more.gated](gate) * up
+    return y if after == products.NOTHING else y * more.by + residual.astype(jnp.float32)
 
 
 def check(ours, wanted, dtype, stored, after):
@@ -58,22 +77,30 @@ def check(ours, wanted, dtype, stored, after):
     assert np.linalg.norm(ours - wanted) < bound * np.linalg.norm(wanted)
 
 
-# tokens, rows, columns, stored, dtype, with a norm, what follows, multiprocessors
+# tokens, rows, columns, stored, dtype, with a norm, what follows, multiprocessors, what not every family has
 CASES = [
-    (3, 71, 256, "plain", "bfloat16", True, products.NOTHING, 4),
-    (8, 96, 512, "plain", "float16", False, products.RESIDUAL, 4),
-    (11, 72, 320, "plain", "bfloat16", True, products.GATED, 2),
-    (2, 130, 512, "int8", "bfloat16", False, products.RESIDUAL, 4),
-    (17, 64, 1088, "int8", "float16", True, products.NOTHING, 4),
-    (5, 96, 768, "int4", "bfloat16", True, products.GATED, 6),
-    (16, 48, 1280, "int4", "float16", False, products.RESIDUAL, 2),
-    (4, 64, 640, "int8 groups", "bfloat16", False, products.NOTHING, 4),
-    (9, 34, 512, "int4 groups of 128", "bfloat16", True, products.NOTHING, 2),
+    (3, 71, 256, "plain", "bfloat16", True, products.NOTHING, 4, LLAMA),
+    (8, 96, 512, "plain", "float16", False, products.RESIDUAL, 4, LLAMA),
+    (11, 72, 320, "plain", "bfloat16", True, products.GATED, 2, LLAMA),
+    (2, 130, 512, "int8", "bfloat16", False, products.RESIDUAL, 4, LLAMA),
+    (17, 64, 1088, "int8", "float16", True, products.NOTHING, 4, LLAMA),
+    (5, 96, 768, "int4", "bfloat16", True, products.GATED, 6, LLAMA),
+    (16, 48, 1280, "int4", "float16", False, products.RESIDUAL, 2, LLAMA),
+    (4, 64, 640, "int8 groups", "bfloat16", False, products.NOTHING, 4, LLAMA),
+    (9, 34, 512, "int4 groups of 128", "bfloat16", True, products.NOTHING, 2, LLAMA),
+    (3, 71, 256, "plain", "bfloat16", True, products.NOTHING, 4, More(bias=True, offset=1.0)),
+    (5, 50, 512, "int8", "bfloat16", False, products.RESIDUAL, 2, More(bias=True, by=0.22)),
+    (9, 96, 256, "int4", "float16", True, products.GATED, 4, More(bias=True, gated="gelu_pytorch_tanh")),
+    (2, 64, 128, "plain", "float16", True, products.GATED, 2, More(offset=-0.5, gated="gelu")),
+    (2, 64, 128, "plain", "bfloat16", False, products.GATED, 2, More(gated="relu")),
 ]
+CASE = ("tokens", "rows", "columns", "stored", "dtype", "normed", "after")
 
 
-@pytest.mark.parametrize(("tokens", "rows", "columns", "stored", "dtype", "normed", "after", "count"), CASES)
-def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, dtype, normed, after, count):
+@pytest.mark.parametrize((*CASE, "count", "more"), CASES)
+def test_product_emulated(
+    monkeypatch, tmp_path, tokens, rows, columns, stored, dtype, normed, after, count, more
+):
     if emulation.COMPILER is None:
         pytest.skip("no g++")
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
@@ -82,12 +109,13 @@ def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, 
     f = weight_format(weight)
     assert products.product_refusal(f, rows, columns) is None
     eps, fp16 = EPS if normed else None, dtype == "float16"
-    shape = products.make_shape(tokens, rows, columns, f, after, eps=eps, fp16=fp16)
+    family = products.family(more.bias, more.offset, more.by, more.gated)
+    shape = products.make_shape(tokens, rows, columns, f, after, eps=eps, fp16=fp16, **family)
     kernel = emulation.Emulated(
         tmp_path,
         products.product_source(shape),
         "jllama_product",
-        7,
+        8,
         grid=shape.CL * shape.CLUSTERS,
         threads=32 * shape.WARPS,
         shared=shape.shared,
@@ -96,10 +124,12 @@ def test_product_emulated(monkeypatch, tmp_path, tokens, rows, columns, stored, 
     results = []
     for _ in range(2):
         out = np.full(products.result_shape(shape), np.nan, x.dtype)
-        kernel([np.array(x), np.array(norm), np.array(residual), values, scales, offsets, out])
+        bias = np.array(bias_of(weight).astype(x.dtype))
+        kernel([np.array(x), np.array(norm), np.array(residual), bias, values, scales, offsets, out])
         results.append(np.asarray(out, np.float32))
     np.testing.assert_array_equal(*results)
-    check(results[0], exact(weight, x, norm if normed else None, residual, after), dtype, stored, after)
+    wanted = exact(weight, x, norm if normed else None, residual, after, more)
+    check(results[0], wanted, dtype, stored, after)
 
 
 def test_wide_and_deep_products_fit(monkeypatch):
@@ -117,11 +147,11 @@ def test_wide_and_deep_products_fit(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("tokens", "rows", "columns", "stored", "dtype", "normed", "after"),
+    (*CASE, "more"),
     [
-        *(case[:-1] for case in CASES),
+        *((*case[:-2], case[-1]) for case in CASES),
         *(
-            (tokens, rows, columns, stored, "bfloat16", after != products.RESIDUAL, after)
+            (tokens, rows, columns, stored, "bfloat16", after != products.RESIDUAL, after, LLAMA)
             for stored in ("plain", "int8", "int4")
             for tokens, rows, columns, after in (
                 (2, 2560, 2048, products.NOTHING),
@@ -132,15 +162,18 @@ def test_wide_and_deep_products_fit(monkeypatch):
         ),
     ],
 )
-def test_product(tokens, rows, columns, stored, dtype, normed, after):
+def test_product(tokens, rows, columns, stored, dtype, normed, after, more):
     weight, x, norm, residual = product_case(tokens, rows, columns, stored, dtype)
-    gated = after == products.GATED
+    gated = more.gated if after == products.GATED else None
     run = jax.jit(
         lambda weight, x, norm, residual: products.product(
             weight,
             x,
             norm=norm if normed else None,
             eps=EPS,
+            offset=more.offset,
+            bias=bias_of(weight).astype(x.dtype) if more.bias else None,
+            by=more.by,
             residual=residual if after == products.RESIDUAL else None,
             gated=gated,
         )
@@ -148,4 +181,5 @@ def test_product(tokens, rows, columns, stored, dtype, normed, after):
     first = np.asarray(run(weight, x, norm, residual), np.float32)
     for _ in range(3):
         np.testing.assert_array_equal(np.asarray(run(weight, x, norm, residual), np.float32), first)
-    check(first, exact(weight, x, norm if normed else None, residual, after), dtype, stored, after)
+    wanted = exact(weight, x, norm if normed else None, residual, after, more)
+    check(first, wanted, dtype, stored, after)

@@ -1,18 +1,29 @@
-"""One decoding step of a few sequences: four products a layer (`product.cu`) and the attention of a batch."""
+"""One decoding step of a few sequences: four products a layer (`product.cu`) and the attention of a batch.
+
+What a family has beyond that, norms of heads and behind the halves of a layer, is XLA's, between them.
+"""
+
+from functools import partial
+from typing import Any
 
 import jax
 from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
+from jllama.kernels.gpu.family import layer_extras, layer_leaf
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
-from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
-from jllama.layers.cache import KVCache
-from jllama.layers.kind import Scores
+from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
+from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
+from jllama.layers.cache import KVCache, LayerCache
+from jllama.layers.kind import LayerKind, Scores
+from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
-from jllama.model import Params, embed, readable
+from jllama.layers.rope import Rope
+from jllama.model import Block, Params, Places, embed, readable, scaled
 
 
 def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
@@ -21,11 +32,11 @@ def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: A
     most = MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
     if T != 1 or not 1 < B <= most:
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
-    norms = [(p.attn_norm, p.ffn_norm) for p in params.layers]
+    others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
     return (
         launch.refusal()
-        or refused_field(config, LLAMA_FIELDS)
-        or refused_leaf(params, [params.embed_tokens, params.norm, *norms, *_weights(params)])
+        or refused_field(config, FAMILY_FIELDS)
+        or refused_leaf(params, [params.embed_tokens, params.norm, *others, *_weights(params)])
         or _config_refusal(config, params, cache)
         or next(filter(None, map(_weight_refusal, _weights(params))), None)
     )
@@ -35,9 +46,14 @@ def _config_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | Non
     dtype = params.norm.dtype
     if cache.keys[0].dtype != dtype:
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernels want 16 bits in both"
-    if c.attention_bias or c.mlp_bias or c.hidden_act != "silu":
-        return f"the kernels know neither biases nor hidden_act {c.hidden_act}"
-    return attention_refusal(c.num_attention_heads // c.num_key_value_heads, c.head_dim, dtype)
+    if c.hidden_act not in ACTIVATIONS:
+        return f"the kernels do not know hidden_act {c.hidden_act}"
+    heads_per_key = c.num_attention_heads // c.num_key_value_heads
+    return attention_refusal(heads_per_key, c.head_dim, dtype, rotary_dims(c))
+
+
+def _extras(layer: Block) -> list[Array | None]:
+    return [layer_leaf(layer, path) for path in layer_extras(layer)]
 
 
 def _weights(params: Params) -> list[Array | QTensor]:
@@ -62,7 +78,7 @@ def batch_step(
     tokens: Array,
     cache: KVCache,
     n_valid: Array,
-    rope: tuple[Array, Array],
+    places: dict[Rope | None, Places],
 ) -> tuple[Array, KVCache]:
     """`model.forward` of one token of each sequence; asks `batch_refusal` first.
 
@@ -70,25 +86,45 @@ def batch_step(
       tokens: int32 `[B, 1]`.
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
       n_valid: int32 `[B]`, 0 for rows that are done.
-      rope: cosines and sines of the new positions, float32 `[B, 1, H/2]`.
+      places: of the new positions, `model.places`.
 
     Returns:
       float32 logits `[B, 1, V]` and the cache with the tokens' keys and values.
     """
     with jax.named_scope("batch_step"):
-        c, B, eps = config, tokens.shape[0], config.rms_norm_eps
         x = embed(config, params, readable(tokens, n_valid, cache.length[:, None], cache.max_len))[:, 0]
-        weights = _weights(params)
-        heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
         for i, p in enumerate(params.layers):
-            qkv, o, gate_up, down = weights[4 * i : 4 * i + 4]
-            y = product(qkv, x, norm=p.attn_norm, eps=eps)
-            mixed, own = decode_attend(
-                y.reshape(B, 1, *heads), cache.layer(i), rope, Scores(c.sliding_window)
-            )
+            kind = config.kind_of(i)
+            x, own = _layer(config, p, x, cache.layer(i), places[kind.rope], kind)
             cache = cache.replace(i, own)
-            x = product(o, mixed.reshape(B, -1), residual=x)
-            h = product(gate_up, x, norm=p.ffn_norm, eps=eps, gated=True)
-            x = product(down, h, residual=x)
-        logits = product(weights[-1], x, norm=params.norm, eps=eps, wide=True)
-        return logits[:, None], cache
+        head = params.embed_tokens if params.lm_head is None else params.lm_head
+        eps: Any = dict(eps=config.rms_norm_eps, offset=config.norm_offset)
+        logits = product(head, x, norm=params.norm, wide=True, **eps)
+        logits = scaled(logits, 1 / config.logits_scaling)
+        return soft_capped(logits, config.final_logit_softcapping)[:, None], cache
+
+
+def _layer(
+    c: ModelConfig, p: Block, x: Array, cache: LayerCache, places: Places, kind: LayerKind
+) -> tuple[Array, LayerCache]:
+    """`model.block` on `x` `[B, D]`."""
+    a, m, B = p.attention, p.mlp, len(x)
+    eps: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset)
+    heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
+    y = product(a.qkv_proj, x, norm=p.attn_norm, bias=a.qkv_bias, **eps).reshape(B, 1, *heads)
+    y = scaled_queries(normed_heads(a, y, partial(rms_norm, **eps)), places[1])
+    scores = Scores(kind.window, c.attention_multiplier, c.attn_logit_softcapping)
+    mixed, cache = decode_attend(y, cache, places[0], scores)
+    x = _added(c, x, a.o_proj, mixed.reshape(B, -1), a.o_bias, p.attn_post_norm)
+    h = product(m.gate_up_proj, x, norm=p.ffn_norm, bias=m.gate_up_bias, gated=c.hidden_act, **eps)
+    return _added(c, x, m.down_proj, h, m.down_bias, p.ffn_post_norm), cache
+
+
+def _added(
+    c: ModelConfig, x: Array, weight: Array | QTensor, y: Array, bias: Array | None, post: Array | None
+) -> Array:
+    """The residual stream `x` with a product of `y`, which a norm may lie behind."""
+    if post is None:
+        return product(weight, y, bias=bias, residual=x, by=c.residual_multiplier)
+    normed = rms_norm(post, product(weight, y, bias=bias), c.rms_norm_eps, c.norm_offset)
+    return x + scaled(normed, c.residual_multiplier)

@@ -8,6 +8,8 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.layers.kind import Scores
 
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as primitives.cu counts them
+
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
@@ -28,6 +30,11 @@ def constants(scores: Scores, rope: tuple[Array, Array] | None) -> Constants:
 def literal(value: float) -> str:
     """A float32 as C++ writes it."""
     return f"{value:.9e}f"
+
+
+def unless(value: float, neutral: int) -> str:
+    """A float32 as C++ writes it; the neutral one as a whole number, which leaves nothing behind."""
+    return str(neutral) if value == neutral else literal(value)
 
 
 def rotary_dims(config: ModelConfig) -> list[int]:

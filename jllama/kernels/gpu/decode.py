@@ -11,9 +11,8 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.constants import rotary_dims
+from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
 from jllama.kernels.gpu.family import (
-    ACTIVATIONS,
     MAX_KINDS,
     distinct_kinds,
     layer_extras,

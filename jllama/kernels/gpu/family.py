@@ -7,13 +7,12 @@ import numpy as np
 from jax import Array
 
 from jllama.config import LayerKind, ModelConfig
-from jllama.kernels.gpu.constants import literal, rotary_dims
+from jllama.kernels.gpu.constants import ACTIVATIONS, literal, rotary_dims, unless
 from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER
 from jllama.layers.rope import attention_factor, rope_frequencies
 from jllama.model import Block
 
 MAX_KINDS = 8
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as step.cu counts them
 # A layer's weights that not all families have, from slot 16 of its part of the pointer table on (layout.cu).
 EXTRAS = (
     "attn_post_norm",
@@ -106,19 +105,15 @@ def family_defines(c: ModelConfig, dtype: str, extras: tuple[str, ...], normed: 
         POST=int(EXTRAS[0] in extras),
         QK_NORM=int(EXTRAS[2] in extras),
         **{name: str(EXTRAS[at] in extras).lower() for name, at in _BIASES.items()},
-        NORM_OFFSET=_unless(c.norm_offset, 0),
+        NORM_OFFSET=unless(c.norm_offset, 0),
         SCALE="rsqrtf((float)H)" if scale is None else literal(scale),
         CAP="0" if caps[0] is None else literal(caps[0]),
         FINAL_CAP="0" if caps[1] is None else literal(caps[1]),
-        EMBED_SCALE=_unless(embed, 1),
-        RESIDUAL_SCALE=_unless(c.residual_multiplier, 1),
-        LOGIT_SCALE=_unless(1 / c.logits_scaling, 1),
+        EMBED_SCALE=unless(embed, 1),
+        RESIDUAL_SCALE=unless(c.residual_multiplier, 1),
+        LOGIT_SCALE=unless(1 / c.logits_scaling, 1),
         ACTIVATION=ACTIVATIONS.index(c.hidden_act),
     )
-
-
-def _unless(value: float, neutral: int) -> str:
-    return str(neutral) if value == neutral else literal(value)
 
 
 def _braces(numbers: Any) -> str:

@@ -230,6 +230,14 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+enum { SILU, GELU_TANH, GELU, RELU };
+template <int KIND> __device__ __forceinline__ float activated(float v) {
+  if constexpr (KIND == SILU) return __fdividef(v, 1.0f + exp2_fast(-1.4426950408889634f * v));
+  if constexpr (KIND == GELU_TANH) return __fdividef(v, 1.0f + exp2_fast(-2.3022081981f * (v + 0.044715f * v * v * v)));
+  if constexpr (KIND == GELU) return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+  return v < 0 ? 0.0f : v;
+}
+
 // How a head's 16-byte pieces go in pairs: piece i of the first half of the RO elements that turn with its
 // partner in their second half, then those of the rest, which does not turn.
 template <int WIDTH, int RO> struct Pairs {

@@ -2,7 +2,7 @@
 //
 // y[token][row] = sum over columns of w[row][column] * x[token][column], on the tensor cores: 16 rows of weights
 // times 8 tokens. Weights of 8 and 4 bits become 16-bit floats in registers. The norm in front of the product
-// and what follows it (the residual, the gated activation) are done here too.
+// and what follows it (a bias, the residual, the gated activation) are done here too.
 //
 // A block takes MT tiles of 16 rows at a time; its WARPS share the columns, in units of 64 bytes a row. Where the
 // activations are too many for one block's shared memory, the CL blocks of a cluster share the columns too. A lane
@@ -12,8 +12,9 @@
 //
 // The host puts before this text: TOKENS, PADDED (a multiple of 8), ROWS, COLUMNS, MT, CL, CLUSTERS, WARPS, STAGES, BITS,
 // GROUP (0: none, or one scale a row), SCALE_BYTES (0: no scales), OFFSETS, NORM, EPS, AFTER (0: nothing,
-// 1: the residual is added, 2: silu(first half of the rows) * second half), WIDE (1: float32 results), FP16,
-// CLUSTER (= CL), primitives.cu.
+// 1: the residual is added, 2: activation(first half of the rows) * second half), WIDE (1: float32 results), FP16,
+// BIAS (1: there is one), NORM_OFFSET (added to the norm's weight), RESIDUAL_SCALE (of what meets the residual),
+// ACTIVATION, CLUSTER (= CL), primitives.cu.
 
 constexpr int ROW_BYTES = COLUMNS * BITS / 8, UNITS = ROW_BYTES / 64, PER_UNIT = 512 / BITS;  // columns
 constexpr int NB = PADDED / 8, THREADS = 32 * WARPS;
@@ -55,11 +56,17 @@ __device__ __forceinline__ uint4 in_order(uint4 x) {
 constexpr int X_EACH = 8, X_STEP = 32 * PARTS, PIECES = COLUMNS / 8;  // 16 bytes that a lane loads at once
 constexpr bool AT_ONCE = PIECES <= X_EACH * X_STEP;                   // a whole token
 
+__device__ __forceinline__ float gain(float weight) { return NORM_OFFSET == 0 ? weight : weight + NORM_OFFSET; }
 __device__ __forceinline__ void multiply_pairs(uint4& v, float by, const uint4& n) {
-  v.x = pack(to_float(v.x) * by * to_float(n.x), high(v.x) * by * high(n.x));
-  v.y = pack(to_float(v.y) * by * to_float(n.y), high(v.y) * by * high(n.y));
-  v.z = pack(to_float(v.z) * by * to_float(n.z), high(v.z) * by * high(n.z));
-  v.w = pack(to_float(v.w) * by * to_float(n.w), high(v.w) * by * high(n.w));
+  v.x = pack(to_float(v.x) * by * gain(to_float(n.x)), high(v.x) * by * gain(high(n.x)));
+  v.y = pack(to_float(v.y) * by * gain(to_float(n.y)), high(v.y) * by * gain(high(n.y)));
+  v.z = pack(to_float(v.z) * by * gain(to_float(n.z)), high(v.z) * by * gain(high(n.z)));
+  v.w = pack(to_float(v.w) * by * gain(to_float(n.w)), high(v.w) * by * gain(high(n.w)));
+}
+// A row's result with its bias, as the residual meets it.
+__device__ __forceinline__ float biased(float v, float bias) {
+  if (BIAS) v += bias;
+  return RESIDUAL_SCALE == 1 ? v : v * RESIDUAL_SCALE;
 }
 __device__ __forceinline__ float squares_of(const uint4 (&v)[X_EACH]) {
   float sum = 0;
@@ -172,8 +179,8 @@ __device__ __forceinline__ u32 signed_pair(u32 w) {
 }
 
 extern "C" __global__ void MAYBE_IN_CLUSTERS __launch_bounds__(THREADS, 1)
-jllama_product(const u16* x, const u16* norm, const u16* residual, const char* weights, const char* scales, const char* offsets,
-               void* out) {
+jllama_product(const u16* x, const u16* norm, const u16* residual, const u16* bias, const char* weights, const char* scales,
+               const char* offsets, void* out) {
   const int rank = blockIdx.x % CL, cluster = blockIdx.x / CL;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int u0 = UNITS * rank / CL, u1 = UNITS * (rank + 1) / CL;
@@ -296,7 +303,7 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const char* w
 
     // This block's share of the sums: pairs of rows g and g + 8 for one token. What they meet comes meanwhile.
     int token[ITEMS], row0[ITEMS], row1[ITEMS];
-    float s0[ITEMS], s1[ITEMS], before0[ITEMS], before1[ITEMS];
+    float s0[ITEMS], s1[ITEMS], before0[ITEMS], before1[ITEMS], bias0[ITEMS], bias1[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
       const int item = rank * SHARE + i * THREADS + threadIdx.x, lane_of = item / 2 % 32, n = item / 64 % NB, m = item / 64 / NB;
@@ -307,6 +314,8 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const char* w
       s1[i] = !GROUP && SCALE_BYTES && both ? ((const float*)scales)[row1[i]] : 1.0f;
       before0[i] = AFTER == 1 && here ? to_float(residual[(size_t)token[i] * OUT + row0[i]]) : 0.0f;
       before1[i] = AFTER == 1 && both ? to_float(residual[(size_t)token[i] * OUT + row1[i]]) : 0.0f;
+      bias0[i] = BIAS && here ? to_float(bias[row0[i]]) : 0.0f;
+      bias1[i] = BIAS && both ? to_float(bias[row1[i]]) : 0.0f;
     }
     wait_for_all();
 #pragma unroll
@@ -321,9 +330,10 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const char* w
 #pragma unroll
         for (int k = 0; k < WARPS; k++) a += from[k * (SUMS / 4)], b += from[k * (SUMS / 4) + 2];
       }
-      a = a * s0[i] + before0[i], b = b * s1[i] + before1[i];
+      a = biased(a * s0[i], bias0[i]) + before0[i], b = biased(b * s1[i], bias1[i]) + before1[i];
       const size_t to = (size_t)token[i] * OUT + row0[i];
-      if (GATED) a = a / (1.0f + exp2_fast(-1.44269504f * a)) * b;
+      if (GATED && ACTIVATION == SILU) a = a / (1.0f + exp2_fast(-1.44269504f * a)) * b;
+      else if (GATED) a = activated<ACTIVATION>(a) * b;
       if (WIDE) ((float*)out)[to] = a;
       else ((u16*)out)[to] = (u16)pack(a, 0.0f);
       if (GATED || row1[i] >= OUT) continue;

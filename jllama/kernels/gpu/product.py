@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.constants import ACTIVATIONS, unless
 from jllama.kernels.gpu.layout import Format
 from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.qtensor import QTensor
@@ -44,6 +46,10 @@ class Shape:
     AFTER: int
     WIDE: int
     FP16: int
+    BIAS: int = 0
+    NORM_OFFSET: str = "0"
+    RESIDUAL_SCALE: str = "1"
+    ACTIVATION: int = 0
 
     @property
     def padded(self) -> int:
@@ -83,8 +89,11 @@ def product(
     *,
     norm: Array | None = None,
     eps: float = 0.0,
+    offset: float = 0.0,
+    bias: Array | None = None,
     residual: Array | None = None,
-    gated: bool = False,
+    by: float = 1.0,
+    gated: str | None = None,
     wide: bool = False,
 ) -> Array:
     """`linear` of few rows of activations, and what surrounds it; asks `product_refusal` first.
@@ -92,9 +101,10 @@ def product(
     Args:
       weight: `[*out, C]`; with `gated` `[2, F, C]`.
       x: `[B, C]` in the run dtype, B at most `MAX_TOKENS`.
-      norm: `[C]`: `rms_norm(norm, x, eps)` takes the place of x.
-      residual: `[B, R]`, added to the result.
-      gated: the result is `silu(gate) * up`, `[B, F]`.
+      norm: `[C]`: `rms_norm(norm, x, eps, offset)` takes the place of x.
+      bias: `[*out]`.
+      residual: `[B, R]`, added to the result, which is multiplied with `by` before.
+      gated: a name of `ACTIVATIONS`: the result is `activation(gate) * up`, `[B, F]`.
       wide: the result is float32.
 
     Returns:
@@ -102,7 +112,7 @@ def product(
     """
     with jax.named_scope("product"):
         values, scales, offsets = _parts(weight)
-        after = GATED if gated else NOTHING if residual is None else RESIDUAL
+        after = GATED if gated is not None else NOTHING if residual is None else RESIDUAL
         shape = make_shape(
             len(x),
             values.size // x.shape[-1] if values is weight else values.shape[0],
@@ -112,8 +122,10 @@ def product(
             eps=None if norm is None else eps,
             wide=wide,
             fp16=x.dtype == jnp.float16,
+            **family(bias is not None, offset, by, gated),
         )
-        operands = [x, *(values if a is None else a for a in (norm, residual)), values, scales, offsets]
+        optional = (values if a is None else a for a in (norm, residual, bias))
+        operands = [x, *optional, values, scales, offsets]
         (y,) = launch.call(
             product_source(shape),
             "jllama_product",
@@ -124,6 +136,16 @@ def product(
             shared=shape.shared,
         )
         return y
+
+
+def family(bias: bool, offset: float, by: float, activation: str | None) -> dict[str, Any]:
+    """The fields of `Shape` that not every family sets."""
+    return dict(
+        BIAS=int(bias),
+        NORM_OFFSET=unless(offset, 0),
+        RESIDUAL_SCALE=unless(by, 1),
+        ACTIVATION=ACTIVATIONS.index(activation or ACTIVATIONS[0]),
+    )
 
 
 def result_shape(shape: Shape) -> tuple[int, int]:
@@ -147,6 +169,7 @@ def make_shape(
     eps: float | None = None,
     wide: bool = False,
     fp16: bool = False,
+    **more: Any,
 ) -> Shape:
     """As few blocks share the columns as have room for the activations; as much in flight as then fits."""
     plain = Shape(
@@ -167,15 +190,16 @@ def make_shape(
         AFTER=after,
         WIDE=int(wide),
         FP16=int(fp16),
+        **more,
     )
     room = launch.shared_memory()
     cuts = [_cut(plain, warps, share) for share in (1, 2, 4, 8) for warps in (16, 8)[B > 16 :]]
     shape = next((cut for cut in cuts if cut.x_bytes <= X_BYTES and cut.shared <= room), cuts[-1])
     while shape.STAGES < MAX_STAGES:
-        more = dataclasses.replace(shape, STAGES=shape.STAGES + 1)
-        if more.shared > room:
+        deeper = dataclasses.replace(shape, STAGES=shape.STAGES + 1)
+        if deeper.shared > room:
             break
-        shape = more
+        shape = deeper
     return shape
 
 

@@ -1,13 +1,5 @@
 // ---- the step ------------------------------------------------------------------------------------------
 
-enum { SILU, GELU_TANH, GELU, RELU };
-__device__ __forceinline__ float activated(float v) {
-  if constexpr (ACTIVATION == SILU) return __fdividef(v, 1.0f + exp2_fast(-1.4426950408889634f * v));
-  if constexpr (ACTIVATION == GELU_TANH) return __fdividef(v, 1.0f + exp2_fast(-2.3022081981f * (v + 0.044715f * v * v * v)));
-  if constexpr (ACTIVATION == GELU) return 0.5f * v * (1.0f + erff(v * 0.70710678f));
-  return v < 0 ? 0.0f : v;
-}
-
 // Four elements of the token's embedding; not a number for a token outside the vocabulary.
 __device__ __forceinline__ uint2 embedding(int token, int k) {
   using FM = Format<FMT_EMBED>;
@@ -94,7 +86,7 @@ __device__ void consumer() {
                                    [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
       const float inv = input_scale();
       const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
-      put_pair(ll_h, row, valid, activated(gr) * ur, tag);
+      put_pair(ll_h, row, valid, activated<ACTIVATION>(gr) * ur, tag);
     });
     STAMP(6)
     load_plain<FD, F>(ll_h, tag);
