@@ -113,17 +113,10 @@ def product(
     with jax.named_scope("product"):
         values, scales, offsets = _parts(weight)
         after = GATED if gated is not None else NOTHING if residual is None else RESIDUAL
-        shape = make_shape(
-            len(x),
-            values.size // x.shape[-1] if values is weight else values.shape[0],
-            x.shape[-1],
-            weight_format(weight),
-            after,
-            eps=None if norm is None else eps,
-            wide=wide,
-            fp16=x.dtype == jnp.float16,
-            **family(bias is not None, offset, by, gated),
-        )
+        rows = values.size // x.shape[-1] if values is weight else values.shape[0]
+        how = family(bias is not None, offset, by, gated) | dict(wide=wide, fp16=x.dtype == jnp.float16)
+        sizes = (len(x), rows, x.shape[-1], weight_format(weight))
+        shape = make_shape(*sizes, after, eps=None if norm is None else eps, **how)
         optional = (values if a is None else a for a in (norm, residual, bias))
         operands = [x, *optional, values, scales, offsets]
         (y,) = launch.call(
