@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama.checkpoint.formats.gguf import open_gguf, read_gguf_header
-from jllama.checkpoint.formats.safetensors import open_safetensors
+from jllama.checkpoint.formats.safetensors import open_safetensors, tensor_files
 from jllama.checkpoint.formats.saved import is_saved, load_saved, saved_config
 from jllama.checkpoint.formats.stored import Checkpoint, Reader, Stored
 from jllama.checkpoint.layout import layout
@@ -62,6 +62,7 @@ def open_checkpoint(files: ModelFiles) -> Checkpoint:
     if files.gguf is not None:
         return open_gguf(files.gguf)
     assert files.directory is not None
+    tensor_files(files.directory)  # what holds no model is named, whatever its config.json says
     return open_safetensors(files.directory, family_of(files.config_path))
 
 

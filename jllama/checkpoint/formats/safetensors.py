@@ -40,7 +40,7 @@ def open_safetensors(directory: Path, family: Family = LLAMA) -> Checkpoint:
     Raises:
       JllamaError: no safetensors there, a missing shard, a file whose header is not to be trusted.
     """
-    listed = [stored for path in _files(directory) for stored in read_header(path)]
+    listed = [stored for path in tensor_files(directory) for stored in read_header(path)]
     tensors: dict[str, Stored] = {}
     for stored in listed:
         name = from_hf(stored.name, family)
@@ -59,8 +59,12 @@ def open_safetensors(directory: Path, family: Family = LLAMA) -> Checkpoint:
     return Checkpoint(description=str(directory), tensors=tensors, spell=spell)
 
 
-def _files(directory: Path) -> list[Path]:
-    """The single file where there is one, as in Hugging Face's own code: an index beside it is a relic."""
+def tensor_files(directory: Path) -> list[Path]:
+    """A model's files: the single one where there is one, as in Hugging Face's own code, else an index's shards.
+
+    Raises:
+      JllamaError: there are none, or not all; says what lies there instead.
+    """
     if (directory / SINGLE).is_file():
         return [directory / SINGLE]
     if (directory / INDEX).exists():
