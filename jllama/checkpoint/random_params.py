@@ -15,16 +15,18 @@ from jllama.model import Params
 def random_params(config: ModelConfig, dtype="bfloat16", *, seed: int = 0) -> Params:
     """Weights that keep the activations in range: normal, with a variance of one over the row's length.
 
-    Norm weights are near one and biases small.
+    Norm weights are near what changes nothing, and biases small.
     """
     leaves, tree = jax.tree.flatten(layout(config))
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
-    return jax.tree.unflatten(tree, [_leaf(leaf, key, dtype) for leaf, key in zip(leaves, keys, strict=True)])
+    centre = 1.0 - config.norm_offset
+    made = [_leaf(leaf, key, dtype, centre) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, made)
 
 
-def _leaf(leaf: Leaf, key: Array, dtype) -> Array:
+def _leaf(leaf: Leaf, key: Array, dtype, norm_centre: float) -> Array:
     if "norm" in leaf.parts[0].name:
-        return _normal(key, leaf.shape, jnp.dtype(dtype), 0.1, 1.0)
+        return _normal(key, leaf.shape, jnp.dtype(dtype), 0.1, norm_centre)
     is_bias = leaf.parts[0].name.endswith("bias")
     scale = 0.02 if is_bias else 1 / math.sqrt(leaf.shape[-1])
     return _normal(key, leaf.shape, jnp.dtype(dtype), scale, 0.0)

@@ -36,8 +36,8 @@ def write_random_checkpoint(
 ) -> None:
     """Writes weights, `config.json` and tokenizer files, in a directory that appears when it is complete.
 
-    Matrices and biases are normal with deviation `scale`, norms normal around 1. A tensor's numbers depend on
-    the seed, its name's place and the scale alone: not on sharding.
+    Matrices and biases are normal with deviation `scale`, norms normal around what changes nothing. The
+    numbers of a tensor depend on the seed, its name's place and the scale alone: not on sharding.
 
     Raises:
       JllamaError: a bad configuration, an output that exists, a full disk.
@@ -49,7 +49,8 @@ def write_random_checkpoint(
         if tokenizer is not None and not copy_tokenizer(tokenizer, directory):
             raise JllamaError(f"{tokenizer} holds no tokenizer files")
         shutil.copyfile(config_path, directory / "config.json")
-        _write_shards(shards, directory, partial(to_hf, family=family), dtype, seed, scale)
+        centre = 1.0 - config.norm_offset  # where a norm changes nothing
+        _write_shards(shards, directory, partial(to_hf, family=family), dtype, seed, scale, centre)
 
 
 def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part]]:
@@ -67,7 +68,13 @@ def _shards(tensors: list[Part], size: int, limit: int | None) -> list[list[Part
 
 
 def _write_shards(
-    shards: list[list[Part]], directory: Path, spell: Spell, dtype: str, seed: int, scale: float
+    shards: list[list[Part]],
+    directory: Path,
+    spell: Spell,
+    dtype: str,
+    seed: int,
+    scale: float,
+    norm_centre: float,
 ) -> None:
     names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
     if len(shards) == 1:
@@ -77,7 +84,7 @@ def _write_shards(
         with (directory / name).open("wb") as file:
             total += _write_header(file, shard, spell, encoding.name, encoding.size)
             for part in shard:
-                for numbers in _random(part, np.random.SFC64([seed, number]), scale):
+                for numbers in _random(part, np.random.SFC64([seed, number]), scale, norm_centre):
                     file.write(numbers.astype(encoding.plain).view(np.uint8).data)
                 number += 1
     if len(shards) > 1:
@@ -99,9 +106,11 @@ def _write_header(file: BinaryIO, shard: list[Part], spell: Spell, dtype: str, s
     return end
 
 
-def _random(part: Part, bits: np.random.BitGenerator, scale: float) -> Iterator[np.ndarray]:
+def _random(
+    part: Part, bits: np.random.BitGenerator, scale: float, norm_centre: float
+) -> Iterator[np.ndarray]:
     generator, left = np.random.Generator(bits), math.prod(part.shape)
-    centre = 1.0 if part.name.endswith("norm.weight") else 0.0
+    centre = norm_centre if part.name.endswith("norm.weight") else 0.0
     while left:
         numbers = generator.standard_normal(min(left, CHUNK), np.float32)
         numbers *= np.float32(scale)

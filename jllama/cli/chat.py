@@ -126,7 +126,7 @@ def _banner(model: Any) -> str:
     from jllama.machine.devices import describe_device
 
     has_template = model.need_tokenizer().chat_template is not None
-    kind = "" if has_template else " · a base model: it continues a transcript"
+    kind = "" if has_template else " · a base model: it continues a transcript (--system, --transcript)"
     return (
         f"{model.name} · {model.dtype} · {describe_device()}{kind}\n/help lists the commands, Ctrl-D leaves"
     )

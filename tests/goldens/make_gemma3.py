@@ -3,8 +3,8 @@
     pip install torch transformers gguf accelerate
     python tests/goldens/make_gemma3.py FILE.gguf
 
-The file is `gemma-3-270m-q4_k_m.gguf` (docs/models.md says where it is to be had). Of each text: the ids of the
-prompt, as transformers' tokenizer has them, and 200 tokens more.
+The file is `gemma-3-270m-q4_k_m.gguf` (docs/models.md says where it is to be had). Of each text: the ids
+of the prompt, as transformers' tokenizer has them, and 200 tokens more.
 Made with transformers 5.24.0 and torch 2.13.0; no choice was closer than 0.0026 in the logits.
 """
 

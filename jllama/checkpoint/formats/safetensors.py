@@ -60,7 +60,7 @@ def open_safetensors(directory: Path, family: Family = LLAMA) -> Checkpoint:
 
 
 def tensor_files(directory: Path) -> list[Path]:
-    """A model's files: the single one where there is one, as in Hugging Face's own code, else an index's shards.
+    """A model's files: the single one where there is one, as in Hugging Face's code, else an index's shards.
 
     Raises:
       JllamaError: there are none, or not all; says what lies there instead.

@@ -16,13 +16,14 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from jllama.checkpoint.formats.gguf import copy_gguf_fields
+from jllama.checkpoint.formats.gguf import copy_gguf_fields, read_gguf_header
 from jllama.checkpoint.formats.saved_check import check_saved, leaf_name
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.dense import all_finite
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.known import of_architecture, text_keys
 from jllama.files.errors import file_errors
 from jllama.files.json_files import read_object
 from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
@@ -52,15 +53,21 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
     check_free(output)
     with appearing(output) as directory:
         _copy_tokenizer(files, directory)
-        keys = _config_keys(config, mode) | _tokenizer_keys(files)
+        keys = _config_keys(config, _model_type(files), mode) | _tokenizer_keys(files)
         (directory / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
         save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
         # safetensors lets its owner alone read the file.
         shutil.copymode(directory / "config.json", directory / WEIGHTS)
 
 
-def _config_keys(config: ModelConfig, mode: str) -> dict[str, Any]:
-    model_type = "mistral" if config.sliding_window else "llama"
+def _model_type(files: ModelFiles) -> str:
+    """The model's own; of a model that also sees, that of its text part."""
+    if files.gguf is not None:
+        return of_architecture(read_gguf_header(files.gguf).fields["general.architecture"]).model_types[0]
+    return str(text_keys(read_object(files.config_path))["model_type"])
+
+
+def _config_keys(config: ModelConfig, model_type: str, mode: str) -> dict[str, Any]:
     quantization = {"quant_method": METHOD, "mode": mode, "version": 1}
     return {
         "model_type": model_type,
