@@ -101,8 +101,8 @@ def load(
       dtype: the run dtype; the weights are converted to it once. `float32`, `bfloat16` or `float16`, as a
         name or as NumPy and JAX have them (`jnp.bfloat16`).
       device: `auto`, `cpu` or `gpu`; takes effect only before JAX's first use in the process.
-      quantize: `auto` keeps a GGUF file's 8- and 4-bit weights as they are stored where a kernel runs this
-        model with them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
+      quantize: `auto` keeps a GGUF file's weights of 4 to 8 bits as they are stored where a kernel runs
+        this model with them; `none` expands them; `int8` (a scale for each output channel) and `int4` (groups
         of 32 with zero points; embedding and unembedding 8 bit) quantise any model while it is loaded.
       sha256: of the file that is fetched, checked when given.
       tokenizer: False loads the weights alone (`model.tokenizer` is None), for `forward`.

@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jllama.checkpoint.formats.saved import is_saved
+from jllama.checkpoint.leaves.automatic import kept_bytes
+from jllama.checkpoint.leaves.choose import reads_tiles
 from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.files.gguf_files import part_paths
 from jllama.files.model_files import ModelFiles
 
 GIB = 2**30
-# Weights of each mode as a part of bfloat16's, scales included; `auto` keeps whatever the file holds.
+# Weights of each mode as a part of bfloat16's, scales included.
 _SHARE = {"int8": 0.51, "int4": 0.33}
 
 
@@ -44,7 +45,7 @@ def check_weights(files: ModelFiles, config: ModelConfig, dtype: str, quantize: 
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        needed = min(needed, _size(part_paths(files.gguf)))
+        needed = kept_bytes(files, config, dtype, all_types=reads_tiles(None))
     _check(needed, f"the weights need {{}} in {dtype}", "use --dtype=bfloat16, --quantize=int8 or int4")
 
 

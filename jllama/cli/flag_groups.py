@@ -38,7 +38,7 @@ def define_quantize_flag() -> None:
         "quantize",
         "auto",
         ["auto", "none", "int8", "int4"],
-        "auto: a GGUF's own 4 and 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
+        "auto: a GGUF's own 4 to 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
     )
 
 

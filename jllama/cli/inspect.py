@@ -1,5 +1,6 @@
 """Shows what a model, or a config.json alone, is made of, and the memory that it takes."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -35,14 +36,16 @@ def main() -> None:
         raise JllamaError("no model: give --model=REFERENCE, --model=config.json or smollm2 as a word")
     if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
         raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
-    config, tensors, source = read_model(FLAGS.model, FLAGS.model_sha256)
+    config, tensors, source, kept = read_model(FLAGS.model, FLAGS.model_sha256)
     report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
+    report["parameter_bytes"] |= {} if kept is None else {"auto": kept}
     report = {"model": FLAGS.model, "tensors_from": source, **report}
     print(json.dumps(report, indent=2) if FLAGS.json else as_text(report, FLAGS.tensors))
 
 
-def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, Any]], str]:
-    """Configuration, tensors, and whether these come from the files or follow from the configuration.
+def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, Any]], str, int | None]:
+    """Configuration, tensors, whether these come from the files or follow from the configuration, and the
+    bytes of a GGUF file's weights as a CPU's kernels keep them.
 
     Raises:
       JllamaError: the reference, the configuration or a header is not sound.
@@ -53,7 +56,7 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
 
         shape = ready_made.shape(reference)
         config = ModelConfig.from_hf(shape)
-        return config, planned_tensors(config, family_of(shape)), "config.json"
+        return config, planned_tensors(config, family_of(shape)), "config.json", None
     ready_made.check(reference)
     from jllama.hub.references import resolve
 
@@ -64,9 +67,19 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
 
     config = read_config(files)
     if files.directory is not None and not any(files.directory.glob("*.safetensors*")):
-        return config, planned_tensors(config, family_of(files.config_path)), "config.json"
+        return config, planned_tensors(config, family_of(files.config_path)), "config.json", None
     stored = open_checkpoint(files).tensors.values()
-    return config, [tensor(s.name, s.shape, s.encoding.name, s.nbytes) for s in stored], "files"
+    tensors = [tensor(s.name, s.shape, s.encoding.name, s.nbytes) for s in stored]
+    return config, tensors, "files", kept_size(files, config)
+
+
+def kept_size(files: Any, config: Any) -> int | None:
+    """Bytes of the weights under `--quantize=auto` on a CPU, the rest in bfloat16; None: nothing is kept."""
+    from jllama.checkpoint.leaves.automatic import kept_bytes
+
+    with contextlib.suppress(JllamaError):  # a file that doesn't fit its configuration is shown all the same
+        return None if files.gguf is None else kept_bytes(files, config, "bfloat16", all_types=True)
+    return None
 
 
 def planned_tensors(config: Any, family: Any) -> list[dict[str, Any]]:

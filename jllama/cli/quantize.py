@@ -40,6 +40,8 @@ def main() -> None:
     config = read_config(files)
     params = load_params(files, config, FLAGS.dtype, quantize=FLAGS.quantize, pack=False)
     if not weight_bits(params):
-        raise JllamaError(f"{FLAGS.model} holds no 8- or 4-bit blocks to keep: give --quantize=int8 or int4")
+        raise JllamaError(
+            f"{FLAGS.model} holds no blocks of 4 to 8 bits to keep: give --quantize=int8 or int4"
+        )
     save(files, config, params, output, FLAGS.quantize)
     say(f"wrote {output}")

@@ -1,6 +1,7 @@
 """Quantised weight leaves: they stand where an array would, and only `linear` looks inside."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax import Array
 EXACT = jax.lax.Precision.HIGHEST
 TILE = 16  # rows that lie interleaved in the layout "tiles"
 SPAN = 32  # elements whose 4-bit halves share bytes in that layout
+UNIT = 256  # weights that share the unit of their 8-bit scales
 
 
 @jax.tree_util.register_dataclass
@@ -22,14 +24,19 @@ class QTensor:
     A group of the whole row is int8 per output channel. R = the product of the output axes, C = the
     contracted axis, g = the group size, which divides C.
 
+    Scales may have two levels, as in GGUF's K types: int8, times a float16 unit for each 256 weights of a
+    row; then so have the offsets.
+
     The layout "tiles" is what the CPU kernels read (`kernels.cpu.prepare` makes it): rows padded to a
     multiple of 16, four bytes of each of 16 rows beside one another, 4-bit halves paired within 32 elements
     whatever the group is.
     """
 
     values: Array  # int8 [R, C] or uint8 [R, C / 2]; tiles: [R / 16, C / 4 or C / 8, 16, 4]
-    scales: Array  # float16 or float32 [R, C / g]; tiles: [R / 16, C / g, 16]
+    scales: Array  # float16, float32 or (two levels) int8 [R, C / g]; tiles: [R / 16, C / g, 16]
     offsets: Array | None  # like scales; None: 0 for 8 bit, -8 * scale for 4 bit
+    scale_units: Array | None = None  # float16 [R, C / 256]; tiles: [R / 16, C / 256, 16]; None: one level
+    offset_units: Array | None = None  # likewise, of offsets
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # (*out, C)
     bits: int = dataclasses.field(metadata=dict(static=True))  # 8 or 4
     layout: str = dataclasses.field(default="rows", metadata=dict(static=True))  # rows or tiles
@@ -46,16 +53,8 @@ class QTensor:
 
 def dequantize(w: QTensor, dtype=jnp.float32) -> Array:
     """The weight as an array `[*out, C]` of `dtype`."""
-    values, scales, offsets = w.values, w.scales, w.offsets
-    if w.layout == "tiles":
-        values, scales = _untile(values), _untile(scales)
-        offsets = None if offsets is None else _untile(offsets)
-    return (
-        _expand(w, values, scales, offsets)
-        .reshape(-1, w.shape[-1])[: _rows(w)]
-        .reshape(w.shape)
-        .astype(dtype)
-    )
+    leaves = w if w.layout == "rows" else jax.tree.map(_untile, w)
+    return _expand(w, leaves).reshape(-1, w.shape[-1])[: _rows(w)].reshape(w.shape).astype(dtype)
 
 
 def quantized_linear(w: QTensor, x: Array) -> Array:
@@ -73,8 +72,7 @@ def embed_rows(w: Array | QTensor, tokens: Array, dtype) -> Array:
     known = (tokens >= 0) & (tokens < w.shape[0])
     if isinstance(w, QTensor):
         wanted = jnp.where(known, tokens, 0).reshape(-1)
-        offsets = None if w.offsets is None else _pick(w, w.offsets, wanted)
-        rows = _expand(w, _pick(w, w.values, wanted), _pick(w, w.scales, wanted), offsets)
+        rows = _expand(w, jax.tree.map(partial(_pick, w, wanted), w))
         rows = rows.reshape(*tokens.shape, w.shape[-1]).astype(dtype)
     else:
         rows = jnp.take(w, tokens, axis=0, mode="clip").astype(dtype)
@@ -93,21 +91,30 @@ def _untile(leaf: Array) -> Array:
     return jnp.moveaxis(leaf, 2, 1).reshape(leaf.shape[0] * TILE, -1)
 
 
-def _pick(w: QTensor, leaf: Array, rows: Array) -> Array:
+def _pick(w: QTensor, rows: Array, leaf: Array) -> Array:
     """Some rows of a leaf, as the layout "rows" has them."""
     picked = leaf[rows] if w.layout == "rows" else leaf[rows // TILE, :, rows % TILE]
     return picked.reshape(rows.shape[0], -1)
 
 
-def _expand(w: QTensor, values: Array, scales: Array, offsets: Array | None) -> Array:
-    """Weights `[rows, groups, g]` in float32 from rows of leaves."""
-    rows, groups = scales.shape
+def _expand(w: QTensor, leaves: QTensor) -> Array:
+    """Weights `[rows, groups, g]` in float32 from rows of the leaves of `w`."""
+    values, (rows, groups) = leaves.values, leaves.scales.shape
     if w.bits == 4:
         pairs = SPAN if w.layout == "tiles" else w.group
         packed = values.reshape(rows, -1, pairs // 2)
         values = jnp.concatenate([packed & 15, packed >> 4], axis=-1)
     wide = values.reshape(rows, groups, -1).astype(jnp.float32)
-    scale = scales.astype(jnp.float32)[:, :, None]
-    if offsets is not None:
-        return wide * scale + offsets.astype(jnp.float32)[:, :, None]
+    scale = _whole(leaves.scales, leaves.scale_units)
+    if leaves.offsets is not None:
+        return wide * scale + _whole(leaves.offsets, leaves.offset_units)
     return (wide - (8.0 if w.bits == 4 else 0.0)) * scale
+
+
+def _whole(numbers: Array, units: Array | None) -> Array:
+    """Scales or offsets of one or two levels in float32: `[rows, groups, 1]`."""
+    wide = numbers.astype(jnp.float32)[:, :, None]
+    if units is None:
+        return wide
+    per_unit = numbers.shape[1] // units.shape[1]
+    return wide * jnp.repeat(units.astype(jnp.float32), per_unit, axis=1)[:, :, None]

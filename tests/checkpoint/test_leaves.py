@@ -19,15 +19,17 @@ from jllama.checkpoint.formats.saved import WEIGHTS, is_saved, saved_config
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
 from jllama.checkpoint.layout import Leaf, Part, layout
 from jllama.checkpoint.leaves import dense
+from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
 from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
-from jllama.checkpoint.leaves.gguf_blocks import from_blocks, kind_of, outline
+from jllama.checkpoint.leaves.gguf_blocks import form_of
 from jllama.checkpoint.random_weights import _shards, write_random_checkpoint
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
-from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
+from tests.support.block_files import random_blocks, weight_of
 
 FLOATS = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 
@@ -146,48 +148,33 @@ def test_a_number_that_does_not_fit_is_told(value, dtype, words):
 # GGUF's blocks.
 
 
-def blocks(kind, rows, groups, seed=0):
-    rng = np.random.default_rng(seed)
-    size, numbers = {"Q8_0": (34, 1), "Q4_0": (18, 1), "Q4_1": (20, 2)}[kind]
-    raw = rng.integers(0, 256, (rows, groups, size)).astype(np.uint8)
-    raw[:, :, : 2 * numbers] = rng.random((rows, groups, numbers)).astype(np.float16).view(np.uint8)
-    return raw
-
-
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
-def test_blocks_hold_what_the_gguf_package_reads(kind):
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize as by_package
-
-    raw = blocks(kind, 3, 2)
-    made = from_blocks(raw, kind, (3, 64))
-    wanted = by_package(raw.reshape(3, -1), GGMLQuantizationType[kind])
-    np.testing.assert_allclose(dequantize(made), wanted, rtol=1e-6)
-    shape = outline(Leaf(shape=(3, 64), parts=()), kind, "rows")
-    for name in ("values", "scales", "offsets"):
-        ours, drawn = getattr(made, name), getattr(shape, name)
-        assert (ours is None) == (drawn is None)
-        assert ours is None or (ours.shape, ours.dtype) == (drawn.shape, drawn.dtype)
-    assert (made.bits, made.shape, shape.bits, shape.layout) == (shape.bits, (3, 64), made.bits, "rows")
-
-
-def test_a_leaf_keeps_blocks_of_one_kind_alone():
+def test_a_leaf_keeps_what_is_stored_in_blocks_alone():
     def stored(kind):
         return SimpleNamespace(encoding=Encoding(name=kind))
 
-    held = SimpleNamespace(
-        tensors={"a": stored("Q8_0"), "b": stored("Q8_0"), "c": stored("Q4_0"), "d": stored("Q6_K")}
-    )
-    for names, kind in (
-        ("a", "Q8_0"),
-        ("ab", "Q8_0"),
-        ("ac", None),
-        ("c", "Q4_0"),
-        ("d", None),
-        ("da", None),
+    types = {"a": "Q8_0", "b": "Q5_0", "c": "Q4_0", "d": "Q6_K", "e": "F16", "f": "Q2_K", "g": "Q4_K"}
+    held = SimpleNamespace(tensors={name: stored(kind) for name, kind in types.items()})
+    eight, four = TYPES["Q8_0"].form, TYPES["Q4_0"].form
+    for names, here, elsewhere in (
+        ("a", eight, eight),
+        ("aa", eight, eight),
+        ("c", four, four),
+        ("ab", eight, None),
+        ("b", eight, None),
+        ("ac", Form(8, 32, offsets=False, scales="float16"), None),
+        ("d", TYPES["Q6_K"].form, None),
+        ("dg", Form(8, 16, offsets=True, scales="int8"), None),
+        ("ga", Form(8, 32, offsets=True, scales="float32"), None),
+        ("e", None, None),
+        ("ce", None, None),
+        ("f", None, None),
+        ("df", None, None),
     ):
         leaf = Leaf(shape=(2, 2), parts=tuple(Part(name=name, shape=(1,)) for name in names))
-        assert kind_of(leaf, held) == kind
+        assert form_of(leaf, held, all_types=True) == here
+        assert form_of(leaf, held, all_types=False) == elsewhere
+    vector = Leaf(shape=(2,), parts=(Part(name="a", shape=(2,)),))
+    assert form_of(vector, held, all_types=True) is None
 
 
 SMALL = ModelConfig(
@@ -242,7 +229,7 @@ def test_a_mode_s_converter(mode, kinds):
 
 
 def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
-    leaf = from_blocks(blocks("Q8_0", 4, 2), "Q8_0", (4, 64))
+    leaf = weight_of(random_blocks(np.random.default_rng(0), "Q8_0", 4, 64), "Q8_0")
     monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
     monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
     assert placed(leaf).layout == "tiles"

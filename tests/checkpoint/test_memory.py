@@ -2,13 +2,19 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
+from gguf import GGMLQuantizationType as GgmlType
 
-from jllama.checkpoint import memory
+from jllama.checkpoint import memory, read_config
 from jllama.checkpoint.formats.saved import _config_keys
+from jllama.checkpoint.layout import parts
+from jllama.checkpoint.sizes import parameter_count
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
+from tests.support.checkpoint_files import KEYS, write_gguf
+from tests.support.checkpoint_generator import random_tensors
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path):
@@ -22,14 +28,21 @@ def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path)
     memory.check_weights(files, huge, "float32", "none")
 
 
-def test_a_gguf_file_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
-    path = tmp_path / "small.gguf"
-    path.write_bytes(bytes(1000))
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2000)
+def test_a_gguf_file_needs_what_it_weighs(monkeypatch, tmp_path):
+    """Blocks as they are stored, everything else in the run dtype."""
+    path = write_gguf(tmp_path / "small.gguf", KEYS, random_tensors(KEYS), GgmlType.Q8_0)
     files = ModelFiles(description="small", gguf=path)
-    memory.check_weights(files, tiny_config, "float32", "auto")
+    config = read_config(files)
+    numbers = [math.prod(part.shape) for part in parts(config).values() if len(part.shape) > 1]
+    vectors = parameter_count(config) - sum(numbers)
+    needed = sum(numbers) * 34 // 32 + vectors * 4
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    memory.check_weights(files, config, "float32", "auto")
     with pytest.raises(JllamaError, match="weights need"):
-        memory.check_weights(files, tiny_config, "float32", "none")
+        memory.check_weights(files, config, "float32", "none")
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    with pytest.raises(JllamaError, match="weights need"):
+        memory.check_weights(files, config, "float32", "auto")
 
 
 def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
@@ -55,17 +68,6 @@ def test_what_a_device_has_left(monkeypatch):
     assert left({"bytes_limit": 1000}) == 1000
     monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "MemFree: 1 kB\nMemAvailable:   3 kB\n")
     assert left(None) == left({}) == 3 * 1024
-
-
-def test_all_parts_of_a_split_gguf_count(tiny_config, monkeypatch, tmp_path):
-    for number in (1, 2):
-        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(bytes(600))
-    files = ModelFiles(description="m", gguf=tmp_path / "m-00001-of-00002.gguf")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1200)
-    memory.check_weights(files, tiny_config, "float32", "auto")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1199)
-    with pytest.raises(JllamaError, match="weights need"):
-        memory.check_weights(files, tiny_config, "float32", "auto")
 
 
 def test_caches_that_do_not_fit_are_refused(tiny_config):

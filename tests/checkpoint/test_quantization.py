@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,6 @@ from gguf import GGMLQuantizationType as GgmlType
 import jllama
 from jllama.checkpoint import automatic_mode, load_params, read_config
 from jllama.checkpoint.formats.saved import save
-from jllama.checkpoint.layout import layout
-from jllama.checkpoint.leaves.gguf_blocks import kind_of
-from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
 from jllama.kernels.target import of_platform
@@ -163,17 +159,6 @@ def test_gguf_blocks_stay_as_they_are(smollm2_gguf):
         np.testing.assert_allclose(dequantize(theirs), ours, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("kinds", "kept"),
-    [(["Q8_0"] * 3, "Q8_0"), (["Q8_0", "Q4_0", "Q4_0"], None), (["Q4_1", "Q4_1", "F16"], None)],
-)
-def test_blocks_stay_where_all_parts_of_a_leaf_are_alike(kinds, kept):
-    leaf = layout(ModelConfig.from_hf(KEYS)).layers[0].attention.qkv_proj
-    encodings = (SimpleNamespace(encoding=SimpleNamespace(name=kind)) for kind in kinds)
-    tensors = {part.name: stored for part, stored in zip(leaf.parts, encodings, strict=True)}
-    assert kind_of(leaf, SimpleNamespace(tensors=tensors)) == kept
-
-
 def kept_on(platform: str, path, dtype: str = "bfloat16") -> str:
     files = resolve(str(path))
     return automatic_mode(files, read_config(files), dtype, of_platform(platform))
@@ -195,14 +180,14 @@ def test_blocks_stay_where_the_cpu_has_kernels_for_them(blocks, checkpoint, monk
 
 
 def test_blocks_stay_where_the_gpu_kernel_takes_them(blocks, tmp_path, monkeypatch):
-    """The kernel's own refusals decide: here its 16-bit activations, and biases, which it does not know."""
+    """The kernel's own refusals decide: here its 16-bit activations, and an odd vocabulary."""
     launch = "jllama.kernels.gpu.launch"
     monkeypatch.setattr(f"{launch}.refusal", lambda: None)
     monkeypatch.setattr(f"{launch}.blocks_at_once", lambda: 132)
     assert kept_on("gpu", blocks) == "auto"
     assert kept_on("gpu", blocks, "float32") == "none"
-    biased = KEYS | {"attention_bias": True}
-    path = write_gguf(tmp_path / "biased.gguf", biased, random_tensors(biased), GgmlType.Q4_0)
+    odd = KEYS | {"vocab_size": 63}
+    path = write_gguf(tmp_path / "odd.gguf", odd, random_tensors(odd), GgmlType.Q4_0)
     assert kept_on("gpu", path) == "none"
     monkeypatch.setattr(f"{launch}.refusal", lambda: "there is no NVIDIA GPU")
     assert kept_on("gpu", blocks) == "none"

@@ -58,7 +58,7 @@ def test_what_is_quantised_stays_so(server, small, tmp_path):
 
 def test_what_quantises_nothing_is_refused(server, model, small, tmp_path):
     output = f"--output={tmp_path / 'new'}"
-    words = f"{model} holds no 8- or 4-bit blocks to keep: give --quantize=int8 or int4"
+    words = f"{model} holds no blocks of 4 to 8 bits to keep: give --quantize=int8 or int4"
     assert_explained(server.run(QUANTIZE, f"--model={model}", output), words)
     none = server.run(QUANTIZE, f"--model={model}", "--quantize=none", output)
     assert_explained(none, "quantises nothing")

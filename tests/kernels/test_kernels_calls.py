@@ -178,7 +178,10 @@ def quantised(bits=8, group=32, layout="tiles", scales="float16", offsets=None):
         (dict(scales="float16", offsets="float16"), None),
         (dict(layout="rows"), "quantised weights in the layout 'rows'; kernels.cpu.prepare makes tiles"),
         (dict(bits=2), "2-bit weights in groups of 32"),
-        (dict(group=16), "8-bit weights in groups of 16"),
+        (dict(group=16), None),
+        (dict(group=8), "8-bit weights in groups of 8"),
+        (dict(bits=4, group=16), "4-bit weights in groups of 16"),
+        (dict(scales="int8"), "scales of int8"),
         (dict(scales="float32", offsets="float16"), "scales of float16, float32"),
         (dict(scales="bfloat16"), "scales of bfloat16"),
     ],
@@ -194,15 +197,19 @@ def test_what_a_kernel_is_told_of_its_operands():
         quantised(8, 64, offsets="float32"),
     )
     offset = dataclasses.replace(offset, scales=offset.scales.astype("float32"))
+    units = jnp.zeros((1, 1, 16), "float16")
+    two = dataclasses.replace(quantised(8, 16, scales="int8", offsets="int8"), scale_units=units)
+    two = dataclasses.replace(two, offset_units=units)
     operands = step.Operands(jnp.zeros(1))
-    for weight in (plain, packed, offset):
+    for weight in (plain, packed, offset, two):
         operands.weight(weight)
     assert operands.spec == [
-        *(1, 6, 4, 0, 0, 1, -1, -1),
-        *(4, 16, 64, 32, 1, 2, 3, -1),
-        *(3, 16, 64, 64, 0, 4, 5, 6),
+        *(1, 6, 4, 0, 0, 1, -1, -1, -1, -1),
+        *(4, 16, 64, 32, 1, 2, 3, -1, -1, -1),
+        *(3, 16, 64, 64, 0, 4, 5, 6, -1, -1),
+        *(3, 16, 64, 16, 2, 7, 8, 9, 10, 11),
     ]
-    assert len(operands.arrays) == 7
+    assert len(operands.arrays) == 12
     assert operands.add(None) == -1
 
 
@@ -218,7 +225,7 @@ def test_the_numbers_of_a_call(params, last_only):
     factors = np.array(rest[:8]).view(np.float64).tolist()
     assert factors == [config.rms_norm_eps, 0.0, 1.0, 1.0, 8**-0.5, 0.0, 1.0, 0.0]
     assert made.arrays[3].tolist() == [0, 1, 2]  # without rows of its own each text has the cache's
-    kinds = rest[8 + 8 * 10 : -1]  # of two layers
+    kinds = rest[8 + 10 * 10 : -1]  # of two layers
     assert [kinds[0], kinds[len(kinds) // 2]] == [5, 5]
     assert rest[-1] == len(made.arrays) - 1  # the last norm
 

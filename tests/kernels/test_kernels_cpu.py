@@ -173,7 +173,7 @@ def test_refusals():
     assert "2 tokens" in str(cpu.decode_refusal(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
     foreign = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
     assert "float8" in str(cpu.forward_refusal(BASE, foreign, cache))
-    narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 16, False)
+    narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 8, False)
     assert "layout" in str(cpu.weight_refusal(narrow))
     assert cpu.prepare(narrow) is narrow
     last = dataclasses.replace(cache, values=(*cache.values[:-1], cache.values[-1].astype(jnp.float16)))

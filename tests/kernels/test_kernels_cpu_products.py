@@ -65,7 +65,7 @@ def test_tiles_hold_the_same_numbers(bits, group, offset):
         )
 
 
-@pytest.mark.parametrize(("group", "layout"), [(16, "rows"), (48, "rows"), (96, "tiles")])
+@pytest.mark.parametrize(("group", "layout"), [(8, "rows"), (48, "rows"), (16, "tiles"), (96, "tiles")])
 def test_groups_that_the_kernels_do_not_read_stay_in_rows(group, layout):
     w = random_weight(np.random.default_rng(0), (16, 192), 8, group, False)
     assert cpu.prepare(w).layout == layout

@@ -1,7 +1,7 @@
 """jllama's own quantised checkpoints: a directory with `config.json`, one safetensors file and the tokenizer.
 
-An array of `Params` is stored under its path (`layers.0.mlp.down_proj`), a quantised leaf as up to three
-(`….values`, `….scales`, `….offsets`) in the layout "rows" of `QTensor`.
+An array of `Params` is stored under its path (`layers.0.mlp.down_proj`), a quantised leaf as up to five
+(`….values`, `….scales`, `….offsets`, `….scale_units`, `….offset_units`) in the layout "rows" of `QTensor`.
 """
 
 import dataclasses
@@ -167,10 +167,9 @@ def _dense(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
 
 
 def _quantized(read: Callable[[str], np.ndarray], name: str, wanted: Leaf, kinds: tuple[str, ...]) -> QTensor:
-    values, scales, *offsets = (read(f"{name}.{kind}") for kind in kinds)
-    for part in (scales, *offsets):
-        if not np.isfinite(part).all():
+    parts: Any = {"offsets": None} | {kind: read(f"{name}.{kind}") for kind in kinds}
+    for kind, part in parts.items():
+        if kind != "values" and part is not None and not np.isfinite(part).all():
             raise JllamaError(f"{name}: a scale or offset is NaN or infinite: {_ADVICE}")
-    bits = 8 if values.dtype == np.int8 else 4
-    parts: Any = dict(values=values, scales=scales, offsets=offsets[0] if offsets else None)
+    bits = 8 if parts["values"].dtype == np.int8 else 4
     return QTensor(**parts, shape=wanted.shape, bits=bits)

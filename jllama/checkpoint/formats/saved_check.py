@@ -10,11 +10,12 @@ from jllama.checkpoint.formats.safetensors import read_header
 from jllama.checkpoint.formats.stored import Stored
 from jllama.checkpoint.layout import Leaf
 from jllama.errors import JllamaError
+from jllama.layers.qtensor import UNIT
 
 _FIRST_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _DENSE = ("F64", "F32", "F16", "BF16")
 _SCALES = ("F32", "F16")
-_PARTS = ("values", "scales", "offsets")
+_PARTS = ("values", "scales", "offsets", "scale_units", "offset_units")
 _BITS = {"I8": 8, "U8": 4}
 
 
@@ -65,7 +66,7 @@ def _dense_fits(stored: dict[str, Stored], name: str, leaf: Leaf) -> bool:
 
 def _quantized_fits(stored: dict[str, Stored], name: str, leaf: Leaf) -> bool:
     """As `QTensor` says: values, scales and perhaps offsets, in groups along the last axis."""
-    values, scales, offsets = (stored.get(f"{name}.{part}") for part in _PARTS)
+    values, scales, offsets = (stored.get(f"{name}.{part}") for part in _PARTS[:3])
     if not leaf.is_matrix or values is None or scales is None or values.encoding.name not in _BITS:
         return False
     rows, columns, bits = math.prod(leaf.shape[:-1]), leaf.shape[-1], _BITS[values.encoding.name]
@@ -76,4 +77,17 @@ def _quantized_fits(stored: dict[str, Stored], name: str, leaf: Leaf) -> bool:
         return False
     types = {tensor.encoding.name for tensor in (scales, offsets) if tensor is not None}
     shapes = {tensor.shape for tensor in (scales, offsets) if tensor is not None}
-    return shapes == {(rows, groups)} and len(types) == 1 and types <= set(_SCALES)
+    return shapes == {(rows, groups)} and len(types) == 1 and _levels_fit(stored, name, rows, columns)
+
+
+def _levels_fit(stored: dict[str, Stored], name: str, rows: int, columns: int) -> bool:
+    """8-bit scales have a unit for each `UNIT` weights, and so have offsets beside them; others have none."""
+    scales, offsets, *units = (stored.get(f"{name}.{part}") for part in _PARTS[1:])
+    if scales is None or scales.encoding.name != "I8":
+        return scales is not None and scales.encoding.name in _SCALES and units == [None, None]
+    if columns % UNIT or scales.shape[1] % (columns // UNIT) or (offsets is None) != (units[1] is None):
+        return False
+    wanted = ("F16", (rows, columns // UNIT))
+    return units[0] is not None and all(
+        (unit.encoding.name, unit.shape) == wanted for unit in units if unit is not None
+    )

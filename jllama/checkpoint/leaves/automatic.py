@@ -1,5 +1,6 @@
-"""What `--quantize=auto` means for a file on this machine."""
+"""What `--quantize=auto` means for a file on this machine, and what it takes."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,16 +8,17 @@ import jax.numpy as jnp
 
 from jllama import kernels
 from jllama.checkpoint.layout import Leaf, layout
-from jllama.checkpoint.leaves.gguf_blocks import kind_of, outline
+from jllama.checkpoint.leaves.gguf_blocks import form_of, outline
 from jllama.checkpoint.reading import open_checkpoint
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.files.model_files import ModelFiles
 from jllama.kernels.target import Target
+from jllama.model import Params
 
 
 def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: Target) -> str:
-    """`auto` if a kernel decodes with a GGUF file's 8- and 4-bit blocks as they are stored, else `none`.
+    """`auto` if a kernel decodes with a GGUF file's blocks as they are stored, else `none`.
 
     XLA expands blocks anew for each token, which is far slower than to expand them once.
 
@@ -31,13 +33,35 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
+    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu")
+    return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
+
+
+def kept_outline(files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool) -> Params:
+    """The parameters of a GGUF file as `auto` loads them, without their numbers.
+
+    Args:
+      all_types: see `form_of`; the layout is then "tiles".
+
+    Raises:
+      JllamaError: the file is not sound.
+    """
     checkpoint = verified(open_checkpoint(files), config)
 
     def shapes(leaf: Leaf) -> Any:
-        kind = kind_of(leaf, checkpoint)
-        if kind is None:
+        form = form_of(leaf, checkpoint, all_types=all_types)
+        if form is None:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-        return outline(leaf, kind, layout="tiles" if target.platform == "cpu" else "rows")
+        return outline(leaf, form, layout="tiles" if all_types else "rows")
 
-    params = jax.tree.map(shapes, layout(config))
-    return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
+    return jax.tree.map(shapes, layout(config))
+
+
+def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool) -> int:
+    """Memory of the weights of a GGUF file as `auto` loads them; see `kept_outline`.
+
+    Raises:
+      JllamaError: the file is not sound.
+    """
+    arrays = jax.tree.leaves(kept_outline(files, config, dtype, all_types=all_types))
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)

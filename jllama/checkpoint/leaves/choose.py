@@ -10,7 +10,7 @@ from jllama import kernels
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.leaves.dense import DenseConverter
-from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter
+from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter, form_of
 from jllama.families.tensor_names import EMBED, HEAD
 from jllama.kernels.target import of_platform
 from jllama.layers.qtensor import QTensor
@@ -31,8 +31,8 @@ def converter_for(
     """A function from a leaf to what stands for it where it is to lie, and what to close at the end.
 
     Args:
-      mode: `none` expands everything, `auto` keeps GGUF's Q8_0, Q4_0 and Q4_1 (whether to ask for that is
-        for `automatic_mode` to say), a key of `SCHEMES` quantises every matrix.
+      mode: `none` expands everything, `auto` keeps GGUF's blocks as `form_of` says (whether to ask for that
+        is for `automatic_mode` to say), a key of `SCHEMES` quantises every matrix.
       place: brings a quantised leaf there.
     """
     dense = DenseConverter(checkpoint, reader, dtype, bar)
@@ -42,7 +42,8 @@ def converter_for(
         stored = QuantizedConverter(checkpoint, reader)
 
         def keep(leaf: Leaf, where: Any) -> Any:
-            return place(stored(leaf), where) if leaf.is_matrix and stored.keeps(leaf) else dense(leaf, where)
+            form = form_of(leaf, checkpoint, all_types=reads_tiles(where))
+            return dense(leaf, where) if form is None else place(stored(leaf, form), where)
 
         return keep, [dense]
     wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), bar)
@@ -68,12 +69,13 @@ def placed(leaf: Any, where: Any = None, *, pack: bool = True) -> Any:
     Bound to a device only if one is named: a program compiled for arrays that are not is compiled anew for
     those that are, and what it returned with the weights' help would be.
     """
-    if isinstance(leaf, QTensor) and pack and _reads_tiles(where or jax.devices()[0]):
+    if isinstance(leaf, QTensor) and pack and reads_tiles(where):
         leaf = kernels.cpu.tiles(leaf)
         return leaf if where is None else jax.device_put(leaf, where)
     return jax.device_put(leaf, where)
 
 
-def _reads_tiles(place: Any) -> bool:
-    target = of_platform(getattr(place, "platform", "cpu"))
+def reads_tiles(where: Any) -> bool:
+    """Whether the kernels of a place, None for JAX's default device, read the layout "tiles"."""
+    target = of_platform(getattr(where or jax.devices()[0], "platform", "cpu"))
     return target.platform == "cpu" and target.kernels and kernels.cpu.refusal() is None

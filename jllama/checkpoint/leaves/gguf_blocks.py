@@ -1,4 +1,4 @@
-"""Keeps GGUF's 8- and 4-bit blocks as they are stored: a leaf becomes a `QTensor` of the same numbers."""
+"""Keeps GGUF's blocks: a leaf becomes a `QTensor` of the same numbers, of 8 or 4 bits each."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf, Part
-from jllama.checkpoint.leaves.dense import _deinterleave, aligned_empty
+from jllama.checkpoint.leaves.block_types import TYPES, BlockType, Form, common_form, widened
+from jllama.checkpoint.leaves.dense import CHUNK, _deinterleave, _runs, aligned_empty
 from jllama.layers.qtensor import QTensor
 
-BLOCK = 32
-# Bits, and how many float16 numbers (scale, then offset) stand before a block's values.
-KEPT = {"Q8_0": (8, 1), "Q4_0": (4, 1), "Q4_1": (4, 2)}
+# What kernels for other devices than a CPU know. A leaf of any other type is expanded there.
+KNOWN_EVERYWHERE = ("Q8_0", "Q4_0", "Q4_1")
 
 
 class QuantizedConverter:
@@ -22,72 +22,70 @@ class QuantizedConverter:
     def __init__(self, checkpoint: Checkpoint, reader: Reader) -> None:
         self._checkpoint, self._reader = checkpoint, reader
 
-    def keeps(self, leaf: Leaf) -> bool:
-        """Whether all tensors of the leaf are stored in the same quantised type."""
-        return kind_of(leaf, self._checkpoint) is not None
-
-    def __call__(self, leaf: Leaf) -> QTensor:
-        """The leaf on the CPU, in the layout "rows".
+    def __call__(self, leaf: Leaf, form: Form) -> QTensor:
+        """The leaf on the CPU, in the layout "rows", in what `form_of` says.
 
         Raises:
           JllamaError: a file that can't be read.
         """
-        encoding = self._checkpoint.tensors[leaf.parts[0].name].encoding
-        row_bytes = leaf.shape[-1] // BLOCK * encoding.size
-        raw = np.empty((*leaf.shape[:-1], row_bytes), np.uint8)
+        arrays = {
+            name: aligned_empty((*leaf.shape[:-1], length), dtype)
+            for name, (length, dtype) in form.outline(leaf.shape[-1]).items()
+        }
         for part in leaf.parts:
-            self._fill(raw[part.place], part, leaf.shape, row_bytes)
-        return from_blocks(raw.reshape(-1, leaf.shape[-1] // BLOCK, encoding.size), encoding.name, leaf.shape)
+            targets = {name: array[part.place] for name, array in arrays.items()}
+            self._fill(targets, part, leaf.shape, form)
+        rows = math.prod(leaf.shape[:-1])
+        return _qtensor({name: jax.device_put(a.reshape(rows, -1)) for name, a in arrays.items()}, leaf, form)
 
-    def _fill(self, target: np.ndarray, part: Part, leaf_shape: tuple[int, ...], row_bytes: int) -> None:
+    def _fill(self, targets: dict[str, np.ndarray], part: Part, shape: tuple[int, ...], form: Form) -> None:
         stored = self._checkpoint.tensors[part.name]
-        if target.flags.c_contiguous:
-            self._reader.read(stored, 0, target)
-        else:
-            rows = np.empty((part.shape[0], row_bytes), np.uint8)
-            self._reader.read(stored, 0, rows)
-            target[...] = rows.reshape(target.shape)
+        raw = np.empty((part.shape[0], stored.nbytes // part.shape[0]), np.uint8)
+        self._reader.read(stored, 0, raw)
         if part.rotary and self._checkpoint.rotary_interleaved:
-            _deinterleave(target, leaf_shape[2], row_bytes)
+            _deinterleave(raw, shape[2], raw.shape[1])
+        blocks = raw.reshape(len(raw), -1, stored.encoding.size)
+        at = 0
+        for runs in zip(*map(_runs, targets.values()), strict=True):
+            rows = [run.reshape(-1, run.shape[-1]) for run in runs]
+            fill(dict(zip(targets, rows, strict=True)), blocks[at:], TYPES[stored.encoding.name], form)
+            at += len(rows[0])
 
 
-def kind_of(leaf: Leaf, checkpoint: Checkpoint) -> str | None:
-    """The key of `KEPT` in which all tensors of the leaf are stored, or None."""
+def fill(targets: dict[str, np.ndarray], blocks: np.ndarray, kind: BlockType, form: Form) -> None:
+    """Blocks, uint8 `[>= R, n, bytes]`, into arrays of R rows each, a few rows at a time."""
+    rows = len(targets["values"])
+    step = max(1, CHUNK // (blocks.shape[1] * blocks.shape[2]))
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        pieces = widened(kind.take_apart(blocks[start:end]), kind.form, form)
+        for name, target in targets.items():
+            target[start:end] = getattr(pieces, name)
+
+
+def form_of(leaf: Leaf, checkpoint: Checkpoint, *, all_types: bool) -> Form | None:
+    """How the leaf is kept quantised: in what all of its tensors fit in exactly; None: it can't be.
+
+    Args:
+      all_types: the kernels there know every type, and mixtures of them, not `KNOWN_EVERYWHERE` alone.
+    """
     kinds = {checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
-    return kinds.pop() if len(kinds) == 1 and kinds <= set(KEPT) else None
+    if not leaf.is_matrix or not kinds <= set(TYPES):
+        return None
+    if not all_types and (len(kinds) > 1 or not kinds <= set(KNOWN_EVERYWHERE)):
+        return None
+    return common_form({TYPES[kind].form for kind in kinds})
 
 
-def outline(leaf: Leaf, kind: str, layout: str) -> QTensor:
+def outline(leaf: Leaf, form: Form, layout: str) -> QTensor:
     """The quantised leaf without its numbers: format and groups; the shapes are those of "rows"."""
-    bits, numbers = KEPT[kind]
-    rows, columns = math.prod(leaf.shape[:-1]), leaf.shape[-1]
-    values: Any = jax.ShapeDtypeStruct((rows, columns * bits // 8), np.int8 if bits == 8 else np.uint8)
-    scales: Any = jax.ShapeDtypeStruct((rows, columns // BLOCK), np.float16)
-    return QTensor(
-        values=values,
-        scales=scales,
-        offsets=scales if numbers == 2 else None,
-        shape=leaf.shape,
-        bits=bits,
-        layout=layout,
-    )
+    rows = math.prod(leaf.shape[:-1])
+    arrays: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct((rows, length), dtype)
+        for name, (length, dtype) in form.outline(leaf.shape[-1]).items()
+    }
+    return _qtensor(arrays, leaf, form, layout)
 
 
-def from_blocks(blocks: np.ndarray, kind: str, shape: tuple[int, ...]) -> QTensor:
-    """GGUF blocks, uint8 `[R, C / 32, bytes]`, as a weight of `shape`."""
-    bits, numbers = KEPT[kind]
-    rows, groups, size = blocks.shape
-    values = aligned_empty((rows, groups, size - 2 * numbers), np.dtype(np.int8 if bits == 8 else np.uint8))
-    values[...] = blocks[:, :, 2 * numbers :].view(values.dtype)
-    head = np.ascontiguousarray(blocks[:, :, : 2 * numbers]).view(np.float16)
-    parts = [aligned_empty((rows, groups), np.dtype(np.float16)) for _ in range(numbers)]
-    for index, part in enumerate(parts):
-        part[...] = head[:, :, index]
-    scales, *offsets = (jax.device_put(part) for part in parts)
-    return QTensor(
-        values=jax.device_put(values.reshape(rows, -1)),
-        scales=scales,
-        offsets=offsets[0] if offsets else None,
-        shape=shape,
-        bits=bits,
-    )
+def _qtensor(arrays: dict[str, Any], leaf: Leaf, form: Form, layout: str = "rows") -> QTensor:
+    return QTensor(**{"offsets": None, **arrays}, shape=leaf.shape, bits=form.bits, layout=layout)

@@ -49,10 +49,8 @@ class Reader {  // walks the spec and the operands
     w.rows = next();
     w.cols = next();
     w.group = next();
-    w.half_scales = next();
-    w.values = arg(next());
-    w.scales = arg(next());
-    w.offsets = arg(next());
+    w.scale_kind = next();
+    for (auto* p : {&w.values, &w.scales, &w.offsets, &w.scale_units, &w.offset_units}) *p = arg(next());
     return w;
   }
   const float* table(int64_t* columns) {  // [..., columns]

@@ -1,11 +1,15 @@
 """Quantised weights from the layout that files have to the one that the kernels read."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from jllama.layers.qtensor import SPAN, TILE, QTensor
+
+HALF = SPAN // 2  # the smallest group
+SCALES = ("scales", "offsets", "scale_units", "offset_units")
 
 
 def prepare(params):
@@ -21,20 +25,25 @@ def prepare(params):
 
 
 def tiles(w: QTensor) -> QTensor:
-    """`w` in the layout "tiles"; as it is where its groups are no multiple of 32."""
-    if w.layout == "tiles" or w.group % SPAN:
+    """`w` in the layout "tiles"; as it is where the kernels don't know its groups."""
+    if w.layout == "tiles" or not known_group(w):
         return w
     values = np.asarray(w.values)
     if w.bits == 4 and w.group != SPAN:
         values = _pair_within_blocks(values, w.group)
     words = _interleave(values.view(np.uint32))
-    return dataclasses.replace(
-        w,
-        values=jax.device_put(words.view(values.dtype).reshape(*words.shape, 4)),
-        scales=jax.device_put(_interleave(np.asarray(w.scales))),
-        offsets=None if w.offsets is None else jax.device_put(_interleave(np.asarray(w.offsets))),
-        layout="tiles",
-    )
+    leaves: Any = {name: _interleaved(getattr(w, name)) for name in SCALES}
+    leaves["values"] = jax.device_put(words.view(values.dtype).reshape(*words.shape, 4))
+    return dataclasses.replace(w, **leaves, layout="tiles")
+
+
+def known_group(w: QTensor) -> bool:
+    """Whether the kernels know its groups: multiples of 32, and 16 for 8 bit."""
+    return w.group % SPAN == 0 or (w.bits == 8 and w.group == HALF)
+
+
+def _interleaved(leaf: jax.Array | None) -> jax.Array | None:
+    return None if leaf is None else jax.device_put(_interleave(np.asarray(leaf)))
 
 
 def _interleave(rows: np.ndarray) -> np.ndarray:

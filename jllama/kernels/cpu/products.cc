@@ -1,17 +1,52 @@
 // Products and embeddings: a file of their own, so that two compilers work at the same time.
 #include "products.h"
 
+// Which weights `tile` is compiled for.
+enum Form { EIGHT_BITS, FOUR_BITS, HALVES };  // the last: 8 bits, groups of half a block
+
+// Adds up the products of block b for LANES rows from v on: M rows of x times words k.
+template <Form FORM, int M>
+INLINE void block(const Weight& w, const I (&k)[8], int64_t g, int64_t u, const Block* x, int64_t blocks,
+                  F (*acc)[PARTS], int v) {
+  const auto at = [&](const void* p, const void* units, int64_t group) {
+    return w.scale(p, units, group * TILE + v * LANES, u * TILE + v * LANES);
+  };
+  const F s = at(w.scales, w.scale_units, g), o = w.offsets ? at(w.offsets, w.offset_units, g) : F{};
+  if (FORM != HALVES) {
+    UNROLL for (int i = 0; i < M; i++) {
+      const Block& xb = x[i * blocks];
+      I d = I{} + xb.start;
+      UNROLL for (int j = 0; j < 8; j++) d = dot4(d, k[j], xb.q[j]);
+      acc[i][v] += __builtin_convertvector(d, F) * (s * xb.scale);
+      if (w.offsets) acc[i][v] += o * xb.scaled_sum;
+    }
+    return;
+  }
+  const F s2 = at(w.scales, w.scale_units, g + 1),
+          o2 = w.offsets ? at(w.offsets, w.offset_units, g + 1) : F{};
+  UNROLL for (int i = 0; i < M; i++) {
+    const Block& xb = x[i * blocks];
+    const int32_t start = -FLIP * xb.first_sum;
+    I d = I{} + start, d2 = I{} + (xb.start - start);
+    UNROLL for (int j = 0; j < 4; j++) d = dot4(d, k[j], xb.q[j]), d2 = dot4(d2, k[j + 4], xb.q[j + 4]);
+    acc[i][v] += (__builtin_convertvector(d, F) * s + __builtin_convertvector(d2, F) * s2) * xb.scale;
+    const float first = xb.scale * xb.first_sum;
+    if (w.offsets) acc[i][v] += o * first + o2 * (xb.scaled_sum - first);
+  }
+}
+
 // M rows of x times the 16 rows of one tile.
-template <bool EIGHT, int M>
+template <Form FORM, int M>
 static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Out& out) {
+  constexpr int words = FORM == FOUR_BITS ? 4 : 8, per_block = FORM == HALVES ? 2 : 1;
   const int64_t blocks = w.cols / BLOCK, groups = w.cols / w.group, per = w.group / BLOCK,
-                words = EIGHT ? 8 : 4;
+                units = w.cols / UNIT;
   const char* p = (const char*)w.values + t * blocks * words * TILE * 4;
   F acc[M][PARTS] = {};
   for (int64_t b = 0, g = t * groups, left = per; b < blocks; b++, p += words * TILE * 4) {
     UNROLL for (int v = 0; v < PARTS; v++) {
       I k[8];
-      if (EIGHT) {
+      if (FORM != FOUR_BITS) {
         UNROLL for (int j = 0; j < 8; j++) k[j] =
             loadi(p + (j * TILE + v * LANES) * 4) ^ int32_t(FLIP * 0x01010101u);
       } else {
@@ -23,19 +58,11 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
       }
       UNROLL for (int j = 0; j < words; j++)
           __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4, 0, M == 1 ? 0 : 3);
-      const F s = w.scale(w.scales, g * TILE + v * LANES),
-              o = w.offsets ? w.scale(w.offsets, g * TILE + v * LANES) : F{};
-      UNROLL for (int i = 0; i < M; i++) {
-        const Block& xb = x[(m + i) * blocks + b];
-        I d = I{} + xb.start;
-        UNROLL for (int j = 0; j < 8; j++) d = dot4(d, k[j], xb.q[j]);
-        acc[i][v] += __builtin_convertvector(d, F) * (s * xb.scale);
-        if (w.offsets) acc[i][v] += o * xb.scaled_sum;
-      }
+      block<FORM, M>(w, k, g, t * units + b / (UNIT / BLOCK), x + m * blocks + b, blocks, acc, v);
     }
-    if (--left == 0) {
+    if (FORM == HALVES || --left == 0) {
       left = per;
-      g++;
+      g += per_block;
     }
   }
   for (int i = 0; i < M; i++)
@@ -137,7 +164,9 @@ void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Ou
     if (!w.quantised()) return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols); });
     for (int64_t t = t0; t < t1; t++)
       by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
-        w.kind == Q8 ? tile<true, M()>(w, t, in.blocks, m, out) : tile<false, M()>(w, t, in.blocks, m, out);
+        (w.halves()      ? tile<HALVES, M()>
+         : w.kind == Q8 ? tile<EIGHT_BITS, M()>
+                        : tile<FOUR_BITS, M()>)(w, t, in.blocks, m, out);
       });
   });
 }
@@ -153,9 +182,12 @@ void embed(const Weight& w, int32_t token, float* x) {
     });
   const int64_t t = token / TILE, lane = token % TILE, groups = w.cols / w.group,
                 words = w.kind == Q8 ? 8 : 4;
-  auto at = [&](const void* p, int64_t c) {
-    int64_t i = (t * groups + c / w.group) * TILE + lane;
-    return w.half_scales ? one(((const half*)p)[i]) : ((const float*)p)[i];
+  auto at = [&](const void* p, const void* units, int64_t c) {
+    const int64_t i = (t * groups + c / w.group) * TILE + lane;
+    const int64_t u = (t * (w.cols / UNIT) + c / UNIT) * TILE + lane;
+    return w.scale_kind == UNITS  ? ((const int8_t*)p)[i] * one(((const half*)units)[u])
+           : w.scale_kind == HALF ? one(((const half*)p)[i])
+                                  : ((const float*)p)[i];
   };
   for (int64_t c = 0; c < w.cols; c++) {
     const int64_t in = c % BLOCK, byte = w.kind == Q8 ? in : in % (BLOCK / 2);
@@ -163,6 +195,6 @@ void embed(const Weight& w, int32_t token, float* x) {
         ((const int8_t*)w.values)[((t * (w.cols / BLOCK) + c / BLOCK) * words + byte / 4) * TILE * 4 +
                                   lane * 4 + byte % 4];
     const float value = w.kind == Q8 ? v : (in < BLOCK / 2 ? v & 15 : (v >> 4) & 15) - (w.offsets ? 0 : 8);
-    x[c] = value * at(w.scales, c) + (w.offsets ? at(w.offsets, c) : 0.f);
+    x[c] = value * at(w.scales, w.scale_units, c) + (w.offsets ? at(w.offsets, w.offset_units, c) : 0.f);
   }
 }

@@ -8,14 +8,20 @@
 
 constexpr int64_t FEW_ROWS = 16;  // up to which activations meet weights as dot products
 enum Kind : int64_t { F32, BF16, F16, Q8, Q4 };
-struct Weight {  // [rows, cols]; quantised ones interleaved by TILE rows, scales [rows / TILE, groups, TILE]
-  int64_t kind, rows, cols, group, half_scales;
-  const void *values, *scales, *offsets;
+enum Scales : int64_t { WIDE, HALF, UNITS };  // float32, float16, int8 times a float16 for UNIT weights
+// [rows, cols]; quantised ones interleaved by TILE rows, scales [rows / TILE, groups, TILE]
+struct Weight {
+  int64_t kind, rows, cols, group, scale_kind;
+  const void *values, *scales, *offsets, *scale_units, *offset_units;
   bool exact = false;  // activations are never rounded to bfloat16
   bool quantised() const { return kind >= Q8; }
-  F scale(const void* p, int64_t i) const {
-    return half_scales ? load((const half*)p + i) : load((const float*)p + i);
+  // Scales or offsets of LANES rows: place i among them, u among their units.
+  F scale(const void* p, const void* units, int64_t i, int64_t u) const {
+    return scale_kind == UNITS  ? load((const int8_t*)p + i) * load((const half*)units + u)
+           : scale_kind == HALF ? load((const half*)p + i)
+                                : load((const float*)p + i);
   }
+  bool halves() const { return group == BLOCK / 2; }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
   // Many rows of activations are rounded to bfloat16 too where an instruction multiplies pairs of them.
   bool paired(int64_t m) const { return PAIRS && !exact && kind == BF16 && m > FEW_ROWS && cols % 2 == 0; }
@@ -31,9 +37,10 @@ static auto typed(int64_t kind, const void* p, const Work& work) {
 struct Block {
   int32_t q[BLOCK / 4];
   float scale, scaled_sum;
-  int32_t start;
+  int32_t start, first_sum;  // the latter of the first half alone
 };  // 32 activations in 8 bits
 
+constexpr auto add = [](I a, I b) { return a + b; };
 static void quantise(const float* x, int64_t n, int bias, Block* out) {
   for (int64_t c = 0; c < n; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
@@ -46,12 +53,13 @@ static void quantise(const float* x, int64_t n, int bias, Block* out) {
     float inverse = zero ? 0 : 127.f / largest;
     I total = {};
     UNROLL for (int i = 0; i < BLOCK; i += LANES) {
+      if (i == BLOCK / 2) out->first_sum = fold(total, add);
       I q = (I)(load(x + c + i) * inverse + 12582912.f);  // rounds; the low byte is the result
       Vec<int8_t>::type bytes = __builtin_convertvector(q, typename Vec<int8_t>::type);
       memcpy((char*)out->q + i, &bytes, LANES);
       total += (q << 24) >> 24;
     }
-    const int32_t s = fold(total, [](I a, I b) { return a + b; });
+    const int32_t s = fold(total, add);
     out->scaled_sum = out->scale * s;
     out->start = -bias * s;
   }

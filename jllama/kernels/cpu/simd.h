@@ -29,6 +29,7 @@ constexpr int LANES = 4;
 #endif
 constexpr int TILE = 16, PARTS = TILE / LANES;  // rows of a quantised weight that lie interleaved
 constexpr int BLOCK = 32;                       // activations that share a scale
+constexpr int UNIT = 256;                       // weights that share the unit of their scales
 
 template <class T>
 struct Vec {
@@ -71,17 +72,18 @@ INLINE float one(bf16 x) {
   memcpy(&f, &u, 4);
   return f;
 }
-static float one(half x) {  // plain: an exponent shift, then the scale 2^112 mends subnormals too
-  uint32_t u = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+static float one(half x) {  // no subnormal float32 on the way: XLA's threads take those for 0
+  uint32_t u = x.bits & 0x7fffu;
   float f;
-  memcpy(&f, &u, 4);
-  f *= 0x1p112f;
-  if ((x.bits & 0x7c00) == 0x7c00) {
-    u |= 0x7f800000;
+  if (u < 0x400u) {  // 0.5f has the same last place as subnormals
+    u |= 0x3f000000u;
     memcpy(&f, &u, 4);
+    f -= 0.5f;
+    memcpy(&u, &f, 4);
+  } else {
+    u = u >= 0x7c00u ? u << 13 | 0x7f800000u : (u << 13) + 0x38000000u;
   }
-  memcpy(&u, &f, 4);
-  u |= sign;
+  u |= (x.bits & 0x8000u) << 16;
   memcpy(&f, &u, 4);
   return f;
 }
@@ -94,6 +96,15 @@ INLINE F load(const half* p) {
   return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
 #else
   return F{one(p[0]), one(p[1]), one(p[2]), one(p[3])};
+#endif
+}
+INLINE F load(const int8_t* p) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(JLLAMA_AVX2)
+  return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  return __builtin_convertvector(*(const Vec<int8_t>::type*)p, F);
 #endif
 }
 INLINE void put(float* p, float x) { *p = x; }

@@ -11,15 +11,17 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
+from jllama.kernels.cpu.pack import SCALES, known_group
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
-from jllama.layers.qtensor import SPAN, QTensor
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Block, Params, Places
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 QUANTISED = {8: 3, 4: 4}
+SCALE_KINDS = {"float32": 0, "float16": 1, "int8": 2}  # `enum Scales` in products.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
 
 
@@ -37,14 +39,14 @@ class Operands:
         return len(self.arrays) - 1
 
     def weight(self, w: Array | QTensor) -> None:
-        """kind, rows, cols, group, whether scales are float16, where values, scales and offsets are."""
+        """kind, rows, cols, group, the kind of scales, where values, scales, offsets and their units are."""
         cols = w.shape[-1]
         rows = int(np.prod(w.shape[:-1]))
         if isinstance(w, QTensor):
-            leaves = [self.add(w.values), self.add(w.scales), self.add(w.offsets)]
-            self.spec += [QUANTISED[w.bits], rows, cols, w.group, int(w.scales.dtype == jnp.float16), *leaves]
+            leaves = [self.add(getattr(w, name)) for name in ("values", *SCALES)]
+            self.spec += [QUANTISED[w.bits], rows, cols, w.group, SCALE_KINDS[str(w.scales.dtype)], *leaves]
         else:
-            self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1]
+            self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1, -1, -1]
 
 
 def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
@@ -74,10 +76,13 @@ def weight_refusal(w: Array | QTensor) -> str | None:
         return None if str(w.dtype) in KINDS else f"weights of {w.dtype}"
     if w.layout != "tiles":
         return f"quantised weights in the layout {w.layout!r}; kernels.cpu.prepare makes tiles"
-    if w.bits not in QUANTISED or w.group % SPAN:
+    if w.bits not in QUANTISED or not known_group(w):
         return f"{w.bits}-bit weights in groups of {w.group}"
-    scales = {str(leaf.dtype) for leaf in (w.scales, w.offsets) if leaf is not None}
-    return None if scales in ({"float16"}, {"float32"}) else f"scales of {', '.join(sorted(scales))}"
+    levels = [(w.scales, w.scale_units), (w.offsets, w.offset_units)]
+    kinds = {tuple(str(leaf.dtype) for leaf in pair if leaf is not None) for pair in levels}
+    known = ({("float16",)}, {("float32",)}, {("int8", "float16")})
+    names = sorted({name for kind in kinds for name in kind})
+    return None if kinds - {()} in known else f"scales of {', '.join(names)}"
 
 
 def forward(

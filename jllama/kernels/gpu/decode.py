@@ -108,6 +108,8 @@ def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
     known = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
     if (f.bits, f.group) not in known:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
+    if f.scale_bytes == 1:
+        return "the kernel does not know scales of two levels"
     if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
         return "8-bit weights with offsets, or with float16 scales of whole rows"
     if width % max(32, f.group) or width * f.bits // 8 % 16:

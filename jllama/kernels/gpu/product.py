@@ -75,6 +75,8 @@ def product_refusal(f: Format, rows: int, columns: int) -> str | None:
     """Why the kernel can't multiply with such a weight; None if it can."""
     if (f.bits, f.group) not in KNOWN:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
+    if f.scale_bytes == 1:
+        return "the kernel does not know scales of two levels"
     if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
         return "8-bit weights with offsets, or with float16 scales of whole rows"
     if columns * f.bits % 512 or (f.group and columns // f.group * f.scale_bytes % 4):
