@@ -1,10 +1,14 @@
-"""What the pieces of a model are called, whichever way it was cut."""
+"""What the pieces of a model are called, whichever way it was cut, and whether they are all there."""
 
+import contextlib
+import mmap
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from jllama.errors import JllamaError
+from jllama.files.errors import file_errors
+from jllama.files.gguf_header import parse_header
 
 # model.gguf.part00, part01.bin, model.gguf.001, model-part-1of4.gguf
 _PIECE = re.compile(r"(.*?)(part[._-]?|\.gguf\.)(\d{1,6})((?:[_-]?of[_-]?\d+)?(?:\.\w+)?)")
@@ -58,3 +62,16 @@ def whole_name(piece: str) -> str:
     match = _PIECE.fullmatch(piece)
     stem = match[1].rstrip("._-").removesuffix(".gguf") if match else ""
     return f"{stem or 'model'}.gguf"
+
+
+def ends_early(path: Path) -> bool:
+    """Whether a GGUF ends before a tensor begins; False of what can't be read, which its reader explains."""
+    with (
+        contextlib.suppress(JllamaError),
+        file_errors(path),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        header = parse_header(path, content)
+        return len(content) <= header.end + max((info.offset for info in header.tensors), default=-1)
+    return False

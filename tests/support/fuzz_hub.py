@@ -13,6 +13,7 @@ from unittest import mock
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
 from jllama.hub import pypi, wheels
+from jllama.hub.pypi_pieces import resolve_pieces
 
 REFERENCE, FILE = "pypi:tiny-gguf==1.5", "tiny_gguf-1.5-py3-none-any.whl"
 NASTY = (
@@ -161,6 +162,29 @@ def cache(rng: random.Random, directory: Path) -> JllamaError | None:
     return error
 
 
+def pieces(rng: random.Random, directory: Path) -> JllamaError | None:
+    """Wheels whose pieces may be damaged, in a cache in which anything may lie where the file grows."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for _ in range(rng.choice((1, 1, 1, 0, 2))):
+            name = rng.choice(
+                ("m.gguf.part1", "part01.bin", "../part1", "part1.gguf", "a\nb.gguf.part1", "part9")
+            )
+            archive.writestr(name, rng.choice((b"GGUF", b"")) + rng.randbytes(rng.randint(0, 3000)))
+    last, packages = rng.choice((1, 1, 2)), f"tiny-gguf{rng.choice(('', '0'))}1"
+    with _place(directory, wheel=_damaged(rng, buffer.getvalue())):
+        growing = cache_dir("pypi", f"{packages}..-1.5")
+        for name in ("joined.part", "record.part", "unpack-x"):
+            if rng.random() < 0.3:
+                _put_something(rng, growing / name)
+        error = _refused(lambda: resolve_pieces(f"pypi:{packages}..{last}==1.5", None, False))
+        if error is None:
+            with mock.patch.object(wheels, "fetch", None):
+                assert resolve_pieces(f"pypi:{packages}..{last}==1.5", None, False).is_file()
+            assert not growing.exists()
+    return error
+
+
 def _put_something(rng: random.Random, path: Path) -> None:
     how = rng.randrange(5)
     if how == 0:
@@ -193,5 +217,6 @@ KINDS: dict[str, Callable[[random.Random, Path], JllamaError | None]] = {
     "wheel": wheel,
     "index_page": index_page,
     "cache": cache,
+    "pieces": pieces,
     "reference": reference,
 }

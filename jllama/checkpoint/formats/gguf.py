@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jllama.checkpoint.formats.gguf_header import RawHeader, TensorInfo, parse_header
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Stored
 from jllama.errors import JllamaError
 from jllama.families.known import of_architecture
 from jllama.families.tensor_names import from_gguf, to_gguf
 from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.gguf_files import part_names, parts
+from jllama.files.gguf_header import RawHeader, TensorInfo, parse_header
 from jllama.files.paths import check_file
 
 
