@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama import model
+from jllama import kernels, model
 from jllama.kernels.gpu import batch, launch
+from jllama.kernels.target import of_platform
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.norm import rms_norm
 from jllama.layers.rope import Rope
-from tests.kernels.test_kernels_gpu import shape
-from tests.kernels.test_kernels_gpu_families import FAMILIES, family_weights
+from tests.kernels.test_kernels_gpu import distance, shape, wide
+from tests.kernels.test_kernels_gpu_families import FAMILIES, SHIPPED, family_weights, shipped
 
 YARN = Rope(rope_type="yarn", factor=8.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.1)
 CONFIGS = {name: config for name, (config, _) in FAMILIES.items()} | {
@@ -61,3 +62,28 @@ def test_a_familys_step_is_the_plain_models(monkeypatch, name):
     np.testing.assert_allclose(logits, wanted, rtol=2e-4, atol=2e-4)
     for ours, theirs in zip(new.keys + new.values, twin.keys + twin.values, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+SHAPES = CONFIGS | {name: shipped(name, 7) for name in SHIPPED}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [3, 20])  # products by our kernel, by cuBLAS
+@pytest.mark.parametrize("name", SHAPES)
+def test_prompts_and_steps_of_a_family(name, rows):
+    """A prompt, a second chunk of it and a token of each row, as near to float32 as the plain model is."""
+    config, target = SHAPES[name], of_platform("gpu")
+    params = family_weights(config, "bf16")
+    ours = twin = KVCache.empty(config, batch=rows, max_len=160, dtype="bfloat16")
+    run = jax.jit(kernels.forward, static_argnums=0, static_argnames=("target", "fresh"))
+    plain = jax.jit(model.forward, static_argnums=0, static_argnames="last_only")
+    exact = wide(twin)
+    for number, count in enumerate((70, 64, 1)):
+        key = jax.random.fold_in(jax.random.key(4), number)
+        tokens = jax.random.randint(key, (rows, count), 0, config.vocab_size, jnp.int32)
+        valid = jnp.full((rows,), count, jnp.int32)
+        logits, ours = run(config, params, tokens, ours, n_valid=valid, target=target, fresh=not number)
+        near, twin = plain(config, params, tokens, twin, last_only=True)
+        with jax.default_matmul_precision("highest"):
+            wanted, exact = plain(config, wide(params), tokens, exact, last_only=True)
+        assert distance(logits, wanted) < 1.5 * distance(near, wanted) + 1e-3
