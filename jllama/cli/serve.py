@@ -6,6 +6,7 @@ whatever a request says wins.
 
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from absl import flags
 from jllama.cli import command_line, flag_groups, ready_made, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
+from jllama.machine.open_files import raise_limit
 from jllama.settings import CHOICES
 
 flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0: all of this machine's.")
@@ -62,13 +64,13 @@ def main() -> int:
         from jllama.server import run
     except ModuleNotFoundError as error:
         raise JllamaError(f"{error}: {MISSING}") from None
-    keys = _keys()
+    keys, connections = _keys(), raise_limit()
     with run.bind(FLAGS.host, FLAGS.port) as bound:  # before the model is loaded, which takes longer
-        ended_by = _serve(bound, command_line.load_model(), keys)
+        ended_by = _serve(bound, command_line.load_model(), keys, connections)
     return command_line.INTERRUPTED if ended_by == signal.SIGINT else 0
 
 
-def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...]) -> int | None:
+def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...], connections: float) -> int | None:
     """Returns the signal that ended it."""
     from jllama.batching.engine import Engine
     from jllama.server import run
@@ -79,7 +81,7 @@ def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...]) -> int | Non
             say("preparing the model's programs, which takes longest at its first start")
             engine.warm_up()
         server = run.Server(create_app(engine, _options(model, keys)), FLAGS.grace_seconds)
-        say(*_banner(engine, run.listen(bound), open_to_all=not keys))
+        say(*_banner(engine, run.listen(bound)), *_warnings(connections, open_to_all=not keys))
         server.serve_on(bound)
     return server.signal
 
@@ -128,7 +130,7 @@ def _sampling(model: Any) -> dict[str, Any]:
     return {**own, **given}
 
 
-def _banner(engine: Any, url: str, open_to_all: bool) -> list[str]:
+def _banner(engine: Any, url: str) -> list[str]:
     import jax
 
     from jllama.checkpoint.sizes import cache_bytes
@@ -137,12 +139,20 @@ def _banner(engine: Any, url: str, open_to_all: bool) -> list[str]:
     model, slots = engine.model, FLAGS.slots
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     cache = cache_bytes(model.config, batch=slots, max_len=engine.max_seq_len, dtype=model.dtype)
-    lines = [
+    return [
         f"{model.name} · {model.dtype} · {describe_device()}",
         f"weights {weights / 2**30:.2f} GiB, cache {cache / 2**30:.2f} GiB: {slots} slots of "
         f"{engine.max_seq_len} tokens",
         f"{url} is the chat page, {url}/v1 the API; Ctrl-C ends it",
     ]
+
+
+def _warnings(connections: float, open_to_all: bool) -> Iterator[str]:
+    """What may surprise later; `connections`: how many the system allows."""
     if open_to_all and FLAGS.host not in ("127.0.0.1", "::1", "localhost"):
-        lines.append("warning: whoever reaches this machine can use it: --api_key=KEY closes it")
-    return lines
+        yield "warning: whoever reaches this machine can use it: --api_key=KEY closes it"
+    if connections < FLAGS.slots + FLAGS.max_queue:
+        yield (
+            f"warning: the system's limit of open files leaves {connections:.0f} connections, fewer than "
+            "slots and queue hold: raise `ulimit -Hn`"
+        )

@@ -1,17 +1,21 @@
-"""A client's connection: uvicorn's, which does not wait for ever for a request."""
+"""A client's connection: uvicorn's, which does not wait for ever for a request.
+
+h11 reads it even where httptools is installed, which uvicorn would prefer: that takes 0.1 ms less a request
+and bounds no headers.
+"""
 
 import asyncio
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jllama.server.protocol.errors import ApiError
 
 SECONDS = 20.0  # for the first line and the headers
 
 
-class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class Connection(H11Protocol):
     """Ends if a request does not arrive in time; tells in JSON what is no HTTP."""
 
     _timer: asyncio.TimerHandle | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -39,8 +40,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(tmp_path, model, *flags: str) -> Iterator[Process]:
+def serving(tmp_path, model, *flags: str, limits: tuple[int, int] | None = None) -> Iterator[Process]:
+    """`limits`: soft and hard, of open files."""
     arguments = command("serve.py", str(model), "--port=0", "--slots=2", "--nowarm_up", *flags)
+    if limits is not None:
+        arguments = ["sh", "-c", f'ulimit -Sn {limits[0]}; ulimit -Hn {limits[1]}; exec "$@"', "", *arguments]
     process = subprocess.Popen(
         arguments, env=environment(tmp_path / "cache"), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -74,6 +78,19 @@ def test_ctrl_c_ends_it_too(tmp_path, tiny_dir):
         assert [one["id"] for one in listed] == ["a", "b"]
         assert server.end(signal.SIGINT) == 130
         assert "Traceback" not in server.said
+
+
+@pytest.mark.parametrize(
+    ("flags", "hard", "few"),
+    [((), 1024 + 64 + 2, False), ((), 1024 + 64 + 1, True), (("--max_queue=8",), 128, False)],
+)
+def test_it_takes_as_many_connections_as_the_system_allows(tmp_path, tiny_dir, flags, hard, few):
+    with serving(tmp_path, tiny_dir, *flags, limits=(100, hard)) as server:
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+        assert server.end(signal.SIGTERM) == 0
+        told = f"the system's limit of open files leaves {hard - 64} connections"
+        assert (told in server.said, "open files" in server.said) == (few, few)
 
 
 def test_what_it_cannot_do_is_said_in_a_line(server, tmp_path, tiny_dir):

@@ -1,5 +1,6 @@
 """Behaviours 51 to 57 of the protocol: errors, limits and ends."""
 
+import contextlib
 import json
 import signal
 
@@ -130,6 +131,16 @@ def test_54_a_connection_without_a_request_ends(engine, monkeypatch):
             with connected(client) as connection:
                 connection.sendall(begun)
                 assert connection.recv(100) == b"", "the server closes it"
+
+
+def test_54_headers_without_an_end_are_not_kept(live):
+    """Whichever parser is installed."""
+    with connected(live) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"a" * 10_000)
+            pytest.fail("ten megabytes were read")
 
 
 def test_54_a_body_that_does_not_come_is_not_waited_for(engine, monkeypatch):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import resource
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ import msgspec
 from jllama.cli.load.connection import Connection
 from jllama.cli.load.reply import DroppedError, Reply, RequestError, UnreachableError
 from jllama.errors import JllamaError
+from jllama.machine.open_files import raise_limit
 
 
 class Target:
@@ -120,13 +120,12 @@ def allow_files(count: int) -> None:
     Raises:
       JllamaError: the system does not.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 64  # and the files of Python
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard not in (resource.RLIM_INFINITY,) and hard < wanted:
-            words = f"{count} connections are more than this system's {hard} open files: raise `ulimit -Hn`"
-            raise JllamaError(words)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    most = raise_limit()
+    if count > most:
+        words = (
+            f"{count} connections are more than the {most:.0f} that this system's limit of open files leaves"
+        )
+        raise JllamaError(f"{words}: raise `ulimit -Hn`")
 
 
 def _reason(error: OSError) -> str:
