@@ -35,8 +35,8 @@ class Process:
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        self.said += self.process.communicate(timeout=WAIT)[1]
-        return self.process.returncode
+        self.said += self.process.stderr.read()  # `communicate` forgets what was read ahead
+        return self.process.wait(WAIT)
 
 
 @contextlib.contextmanager
