@@ -7,6 +7,7 @@ Needs the extra: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,9 @@ flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2, u
 flags.DEFINE_integer("threads", 0, "Of both sides; 0: the cores that this process may use.", lower_bound=0)
 flags.DEFINE_string("peer_python", sys.executable, "The Python that has llama_cpp installed.")
 flags.DEFINE_string(
+    "llama_bench", None, "llama.cpp's program llama-bench, instead of llama_cpp; it decodes one row."
+)
+flags.DEFINE_string(
     "transformers_python",
     None,
     "A Python that has torch, transformers and gguf: adds their side, for F32 and BF16.",
@@ -47,16 +51,17 @@ PLACES = ()
 HELP = {
     "What is compared": ("model", "formats", "tests", "repeats", "threads", "transformers_python", "json")
 }
-FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_M")
 LIMITS = {"decode": 256, "prefill": 512}  # llama.cpp's: sequences of a context, tokens of a batch
 
 
 class Side:
     """One of the programs in a process of its own, asked for one timing at a time."""
 
-    def __init__(self, python: str, worker: str, path: Path, threads: int) -> None:
+    def __init__(self, python: str, worker: str, path: Path, threads: int, *more: str) -> None:
         self.name = worker
-        command = [command_of(python), "-m", f"cpu_comparison.{worker}_side", str(path), str(threads)]
+        module = f"cpu_comparison.{worker}_side"
+        command = [command_of(python), "-m", module, str(path), str(threads), *more]
         found = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "JLLAMA_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(found)}
         self.process = subprocess.Popen(
@@ -116,7 +121,10 @@ def check_request() -> None:
         count_of(test)
     if not FLAGS.formats or not FLAGS.tests:
         raise JllamaError("nothing to compare: give --formats=F32 and --tests=decode1, for instance")
-    check_python("peer_python", FLAGS.peer_python, "llama_cpp, numpy")
+    if FLAGS.llama_bench:
+        check_llama_bench(FLAGS.llama_bench)
+    else:
+        check_python("peer_python", FLAGS.peer_python, "llama_cpp, numpy")
     if FLAGS.transformers_python:
         check_python("transformers_python", FLAGS.transformers_python, "torch, transformers, gguf")
 
@@ -132,6 +140,19 @@ def count_of(test: str) -> int:
         most = " or ".join(f"{name}1 to {name}{limit}" for name, limit in LIMITS.items())
         raise JllamaError(f"--tests: {test[:40]!r} is no test; write {most}")
     return int(match[2])
+
+
+def check_llama_bench(program: str) -> None:
+    """Refuses what can't be run, and tests that it has not.
+
+    Raises:
+      JllamaError: there is no such program, or it would have to decode several rows.
+    """
+    if not shutil.which(command_of(program)):
+        raise JllamaError(f"--llama_bench={program} is no program")
+    several = [test for test in FLAGS.tests if test.startswith("decode") and count_of(test) > 1]
+    if several:
+        raise JllamaError(f"--llama_bench decodes one row: leave out {', '.join(several)} of --tests")
 
 
 def command_of(python: str) -> str:
@@ -158,10 +179,12 @@ def check_python(flag: str, python: str, modules: str) -> None:
 
 def start(kind: str, path: Path, threads: int) -> dict[str, Side]:
     """Ours comes first. transformers has no kernels for quantised GGUF weights: it would expand them."""
-    sides = {
-        "jllama": Side(sys.executable, "jllama", path, threads),
-        "llama.cpp": Side(FLAGS.peer_python, "llama", path, threads),
-    }
+    sides = {"jllama": Side(sys.executable, "jllama", path, threads)}
+    if FLAGS.llama_bench:
+        program = command_of(FLAGS.llama_bench)
+        sides["llama.cpp"] = Side(sys.executable, "llama_bench", path, threads, program)
+    else:
+        sides["llama.cpp"] = Side(FLAGS.peer_python, "llama", path, threads)
     if FLAGS.transformers_python and kind in ("F32", "BF16"):
         sides["transformers"] = Side(FLAGS.transformers_python, "transformers", path, threads)
     return sides

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cpu_comparison import k_types
 from jllama.checkpoint.formats.gguf import read_gguf_fields, read_gguf_header
 from jllama.checkpoint.formats.stored import Reader, Stored
 from jllama.checkpoint.layout import parts
@@ -42,7 +43,7 @@ def _write(path: Path, model: str, kind: str, sha256: str | None) -> None:
     writer = GGUFWriter(path, family.architectures[0], use_temp_file=True)
     _keys(writer, config)
     for name, shape, numbers in tensors:
-        data, dtype = _encoded(numbers, kind, name)
+        data, dtype = _encoded(numbers, _type_of(kind, name, shape, config.num_hidden_layers))
         if shape[0] != data.shape[0]:
             data = np.resize(data, (shape[0], *data.shape[1:]))
         writer.add_tensor(name, data, raw_dtype=dtype)
@@ -114,14 +115,19 @@ def _rows(stored: Stored) -> int:
     return stored.shape[0] if len(stored.shape) > 1 else 1
 
 
-def _encoded(numbers: np.ndarray, kind: str, name: str):
+def _type_of(kind: str, name: str, shape: tuple[int, ...], layers: int) -> str:
     """Norms stay float32, and a 4-bit model keeps its unembedding at 8 bits, as llama.cpp's own tool does."""
+    if len(shape) == 1:
+        return "F32"
+    if kind == "Q4_K_M":
+        return k_types.type_of(name, shape, layers)
+    return "Q8_0" if kind.startswith("Q4") and name in ("output.weight", "token_embd.weight") else kind
+
+
+def _encoded(numbers: np.ndarray, kind: str):
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    if numbers.ndim == 1:
-        kind = "F32"
-    elif kind.startswith("Q4") and name in ("output.weight", "token_embd.weight"):
-        kind = "Q8_0"
     dtype = GGMLQuantizationType[kind]
-    return quantize(numbers, dtype), dtype
+    own = {"Q4_K": k_types.q4_k, "Q6_K": k_types.q6_k}.get(kind)
+    return (quantize(numbers, dtype) if own is None else own(numbers)), dtype

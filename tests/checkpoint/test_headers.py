@@ -534,6 +534,8 @@ def test_the_parts_of_a_quantised_leaf(tmp_path, changes, kinds):
         {"w.offsets": ("F32", (4, 2))},
         {"w.offsets": ("F16", (4, 4))},
         {"w.scales": ("I32", (4, 2)), "w.offsets": None},
+        {"w.scales": ("I8", (4, 2)), "w.offsets": None},
+        {"w.scales": ("I8", (4, 2)), "w.offsets": None, "w.scale_units": ("F16", (4, 0))},
         {"n": None},
         {"n": ("F32", (4,))},
         {"n": ("I32", (8,))},
@@ -545,6 +547,44 @@ def test_the_parts_of_a_quantised_leaf(tmp_path, changes, kinds):
 def test_a_quantised_leaf_that_does_not_fit(tmp_path, changes):
     with pytest.raises(JllamaError, match=r"does not fit its config.json .*: quantise the model again"):
         check_saved(saved(tmp_path, **changes), TREE)
+
+
+TWO_LEVELS = {
+    "w.values": ("I8", (4, 512)),
+    "w.scales": ("I8", (4, 32)),
+    "w.offsets": ("I8", (4, 32)),
+    "w.scale_units": ("F16", (4, 2)),
+    "w.offset_units": ("F16", (4, 2)),
+}
+LONG = (Leaf(shape=(4, 512), parts=(Part(name="w.weight", shape=(4, 512)),)), TREE[1])
+
+
+def test_scales_of_two_levels(tmp_path):
+    kinds = ("values", "scales", "offsets", "scale_units", "offset_units")
+    assert check_saved(saved(tmp_path, **TWO_LEVELS), LONG) == {"0": kinds}
+    bare = TWO_LEVELS | {"w.offsets": None, "w.offset_units": None}
+    assert check_saved(saved(tmp_path, **bare), LONG) == {"0": ("values", "scales", "scale_units")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"w.scale_units": None},
+        {"w.offset_units": None},
+        {"w.scale_units": None, "w.offset_units": None},
+        {"w.offsets": None},
+        {"w.offsets": ("F16", (4, 32))},
+        {"w.scales": ("F16", (4, 32)), "w.offsets": ("F16", (4, 32))},
+        {"w.scale_units": ("F32", (4, 2))},
+        {"w.scale_units": ("F16", (4, 4))},
+        {"w.offset_units": ("F16", (4, 1))},
+        {"w.scales": ("I8", (4, 1)), "w.offsets": ("I8", (4, 1))},
+        {"w.values": ("I8", (4, 8)), "w.scales": ("I8", (4, 2)), "w.offsets": ("I8", (4, 2))},
+    ],
+)
+def test_scales_of_two_levels_that_do_not_fit(tmp_path, changes):
+    with pytest.raises(JllamaError, match=r"does not fit its config.json .*: quantise the model again"):
+        check_saved(saved(tmp_path, **TWO_LEVELS | changes), LONG)
 
 
 def test_a_vector_is_never_quantised(tmp_path):

@@ -6,6 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as GgmlType
 
 from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.formats.safetensors import read_header
@@ -84,6 +85,20 @@ def test_inspect_a_checkpoint_as_json(server, tmp_path):
             held[entry["dtype"]] += 1
             assert entry["bytes"] == width[entry["dtype"]] * np.prod(entry["shape"])
         assert held == ({"F16": len(tensors)} if path.is_dir() else {"F32": len(tensors)})
+        kept = (
+            {} if path.is_dir() else {"auto": report["parameter_bytes"]["bfloat16"]}
+        )  # nothing is in blocks
+        assert kept.items() <= report["parameter_bytes"].items()
+        assert len(report["parameter_bytes"]) == 3 + len(kept)
+
+
+def test_inspect_tells_what_a_gguf_takes_as_it_is_stored(server, tmp_path):
+    tensors = random_tensors(KEYS)
+    path = write_gguf(tmp_path / "m.gguf", KEYS, tensors, GgmlType.Q5_0)
+    report = server.run(INSPECT, f"--model={path}", "--json").report
+    matrices = sum(tensor.size for tensor in tensors.values() if tensor.ndim == 2)
+    vectors = report["parameters"] - matrices
+    assert report["parameter_bytes"]["auto"] == matrices * 34 // 32 + vectors * 2
 
 
 def test_inspect_shows_a_ready_made_shape(server):

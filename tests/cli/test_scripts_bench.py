@@ -62,6 +62,8 @@ COMPARISONS = {
     "--peer_python=/no/such": "--peer_python=/no/such: No such file",
     "--peer_python=~nobody-here/python": "~nobody-here/python: there is no such home directory",
     "--directory=~nobody-here/x": "~nobody-here/x: there is no such home directory",
+    "--llama_bench=/no/such": "--llama_bench=/no/such is no program",
+    "--llama_bench=/bin/true": "--llama_bench decodes one row: leave out decode8 of --tests",
     "--peer_python=/bin/false": "--peer_python=/bin/false can't import llama_cpp, numpy",
 }
 

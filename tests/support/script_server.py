@@ -47,4 +47,6 @@ def preload(modules: list[str]) -> None:
 
 preload(sys.argv[1:])
 sys.argv = serve()
+if os.path.dirname(sys.argv[0]).endswith("scripts"):  # as Python does for a script
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

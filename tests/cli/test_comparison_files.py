@@ -1,0 +1,50 @@
+"""The weights in Q4_K and Q6_K that `compare_cpu.py` writes: near the numbers, in blocks as llama.cpp's."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as GgmlType
+from gguf.quants import dequantize
+
+SOURCE = Path(__file__).resolve().parents[2] / "scripts/cpu_comparison/k_types.py"
+k_types = SimpleNamespace(**runpy.run_path(str(SOURCE)))
+
+
+@pytest.mark.parametrize(("kind", "make", "steps"), [("Q4_K", k_types.q4_k, 15), ("Q6_K", k_types.q6_k, 62)])
+def test_numbers_are_rounded_to_a_step_of_their_group(kind, make, steps):
+    rng = np.random.default_rng(0)
+    group = 32 if kind == "Q4_K" else 16
+    numbers = rng.standard_normal((20, 1024)).astype(np.float32) * 0.02
+    numbers[3] = np.abs(numbers[3])
+    numbers[4] = 0
+    error = np.abs(dequantize(make(numbers), GgmlType[kind]) - numbers).reshape(20, -1, group).max(-1)
+    groups = numbers.reshape(20, -1, group)
+    width = (groups.max(-1) - np.minimum(groups.min(-1), 0)) if kind == "Q4_K" else 2 * np.abs(groups).max(-1)
+    # Half a step, and what scales of 6 or 8 bits are too wide and offsets off: some 63rd of the block's most.
+    largest = np.abs(numbers).reshape(20, -1, 256).max(-1).repeat(256 // group, axis=-1)
+    assert (error <= 0.5 * width / steps + largest / 60).all()
+    assert not error[4].any()
+
+
+def test_which_matrices_get_more_bits():
+    kinds = [k_types.type_of(f"blk.{layer}.ffn_down.weight", (256, 512), 22) for layer in range(22)]
+    assert [layer for layer, kind in enumerate(kinds) if kind == "Q6_K"] == [
+        0,
+        1,
+        4,
+        7,
+        10,
+        13,
+        16,
+        19,
+        20,
+        21,
+    ]
+    assert set(kinds) == {"Q4_K", "Q6_K"}
+    assert k_types.type_of("blk.0.ffn_up.weight", (256, 512), 22) == "Q4_K"
+    assert k_types.type_of("token_embd.weight", (256, 512), 22) == "Q6_K"
+    assert k_types.type_of("blk.0.attn_q.weight", (256, 576), 22) == "Q5_0"
+    assert k_types.type_of("blk.0.attn_v.weight", (256, 576), 22) == "Q8_0"
