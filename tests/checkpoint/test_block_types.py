@@ -14,6 +14,7 @@ from jllama.checkpoint.formats.saved import save
 from jllama.checkpoint.leaves.automatic import kept_bytes, kept_outline
 from jllama.checkpoint.leaves.block_types import TYPES, common_form
 from jllama.checkpoint.leaves.gguf_blocks import fill
+from jllama.checkpoint.reading import open_checkpoint
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
 from jllama.kernels.target import of_platform
@@ -155,6 +156,24 @@ def test_rows_whose_pairs_lie_beside_one_another_are_put_apart(tmp_path):
     full, kept = loaded(path), loaded(path, quantize="auto")
     for ours, theirs in zip(kept.layers, full.layers, strict=True):
         np.testing.assert_array_equal(dequantize(ours.attention.qkv_proj), theirs.attention.qkv_proj)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "at"), [("down", "Q4_K", 2), ("v_proj", "Q6_K", 208), ("up", "Q8_0", 0)]
+)
+def test_a_scale_that_is_no_number_is_refused(tmp_path, name, kind, at):
+    skip_without_kernels()
+    path = tmp_path / "x.gguf"
+    write_mixed_gguf(path, WIDE, random_tensors(WIDE), {name: kind, "": "Q4_0"}, seed=1)
+    files = resolve(str(path))
+    ours = next(stored for stored in open_checkpoint(files).tensors.values() if stored.encoding.name == kind)
+    raw = bytearray(path.read_bytes())
+    for last in (b"\x00\x7e", b"\x00\xfc"):  # NaN, minus infinity
+        start = ours.offset + ours.nbytes - ours.encoding.size + at
+        raw[start : start + 2] = last
+        path.write_bytes(raw)
+        with pytest.raises(JllamaError, match=r"holds numbers that are NaN or infinite; download it again"):
+            loaded(path, quantize="auto")
 
 
 def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf, Part
 from jllama.checkpoint.leaves.block_types import TYPES, BlockType, Form, common_form, widened
-from jllama.checkpoint.leaves.dense import CHUNK, _deinterleave, _runs, aligned_empty
+from jllama.checkpoint.leaves.dense import CHUNK, _deinterleave, _not_finite, _runs, aligned_empty, all_finite
+from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 
 # What kernels for other devices than a CPU know. A leaf of any other type is expanded there.
@@ -26,7 +27,7 @@ class QuantizedConverter:
         """The leaf on the CPU, in the layout "rows", in what `form_of` says.
 
         Raises:
-          JllamaError: a file that can't be read.
+          JllamaError: a scale or offset that is not finite, or a file that can't be read.
         """
         arrays = {
             name: aligned_empty((*leaf.shape[:-1], length), dtype)
@@ -50,6 +51,9 @@ class QuantizedConverter:
             rows = [run.reshape(-1, run.shape[-1]) for run in runs]
             fill(dict(zip(targets, rows, strict=True)), blocks[at:], TYPES[stored.encoding.name], form)
             at += len(rows[0])
+        for numbers in targets.values():
+            if numbers.dtype.kind == "f" and not all_finite(numbers):
+                raise JllamaError(_not_finite(stored, numbers, numbers.dtype))
 
 
 def fill(targets: dict[str, np.ndarray], blocks: np.ndarray, kind: BlockType, form: Form) -> None:
