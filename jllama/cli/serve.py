@@ -4,6 +4,7 @@ Answers are drawn as the flags say, else as the model's generation_config.json d
 whatever a request says wins.
 """
 
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from jllama.cli import command_line, flag_groups, ready_made, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.machine.open_files import raise_limit
-from jllama.settings import CHOICES
+from jllama.settings import CHOICES, build_settings
 
 flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; 0.0.0.0: all of this machine's.")
 flags.DEFINE_integer("port", 8000, "The port; 0: any free one.", lower_bound=0, upper_bound=65535)
@@ -55,6 +56,11 @@ HELP = {
     "Where": ("host", "port", "alias", "api_key", "api_key_file"),
     "How many": ("slots", "max_seq_len", "max_queue"),
 }
+NAMES = (  # what each flag holds, and how to say that
+    ("alias", r"\S(.*\S)?", "a name"),
+    ("allowed_host", r"[^\s:/]+|\*", "a name alone, such as llm.example.org, or *"),
+    ("cors_origin", r"[a-z][a-z0-9+.-]*://[^\s/]+|null|\*", "an origin such as https://page.example, or *"),
+)
 MISSING = "jllama serve needs more packages: pip install 'jllama[server]'"
 
 
@@ -65,9 +71,24 @@ def main() -> int:
     except ModuleNotFoundError as error:
         raise JllamaError(f"{error}: {MISSING}") from None
     keys, connections = _keys(), raise_limit()
+    _check_flags()
     with run.bind(FLAGS.host, FLAGS.port) as bound:  # before the model is loaded, which takes longer
         ended_by = _serve(bound, command_line.load_model(), keys, connections)
     return command_line.INTERRUPTED if ended_by == signal.SIGINT else 0
+
+
+def _check_flags() -> None:
+    """What would only show when a request came."""
+    build_settings(**_choices())
+    for flag, pattern, wanted in NAMES:
+        for value in FLAGS[flag].value or ():
+            if not re.fullmatch(pattern, value):
+                raise JllamaError(f"--{flag}={value}: give {wanted}")
+
+
+def _choices() -> dict[str, Any]:
+    """How answers are drawn, as far as flags say it."""
+    return {name: FLAGS[name].value for name in CHOICES if FLAGS[name].value is not None}
 
 
 def _serve(bound: socket.socket, model: Any, keys: tuple[str, ...], connections: float) -> int | None:
@@ -111,7 +132,8 @@ def _names() -> tuple[str, ...]:
 def _keys() -> tuple[str, ...]:
     found = list(FLAGS.api_key)
     if FLAGS.api_key_file is not None:
-        found += streams.read_text(FLAGS.api_key_file).split()
+        lines = streams.read_text(FLAGS.api_key_file).splitlines()
+        found += [line.strip() for line in lines if line.strip()]
         if not found:
             raise JllamaError(f"{FLAGS.api_key_file} holds no key: write one a line")
     if any(not key.strip() for key in found):
@@ -123,11 +145,10 @@ def _sampling(model: Any) -> dict[str, Any]:
     """What a request leaves open: the flags, else what the model's makers say, else OpenAI's defaults."""
     from jllama.chat.generation_config import conversation_sampling
 
-    given = {name: FLAGS[name].value for name in CHOICES if FLAGS[name].value is not None}
     own, remarks = conversation_sampling(model.generation_config, {"temperature": 1.0})
     for remark in remarks:
         say(f"warning: {remark}")
-    return {**own, **given}
+    return {**own, **_choices()}
 
 
 def _banner(engine: Any, url: str) -> list[str]:

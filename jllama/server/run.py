@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from jllama.errors import JllamaError
 from jllama.server.connection import Connection
 from jllama.server.service import Service
 
+LOG = logging.getLogger("jllama.server")
 FLUSHING = 5.0  # seconds to send what is left, once all answers have ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -112,6 +114,11 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Nothing new is taken; what runs has its time, then an error."""
         self._service.stopping = True
+        if running := self._service.running:
+            words = (
+                "running requests: %d; they have %g seconds, and a second signal or Ctrl-C ends them at once"
+            )
+            LOG.warning(words, running, self._grace)
         self.config.timeout_graceful_shutdown = self._grace + FLUSHING  # type: ignore[assignment]
         timer = asyncio.get_running_loop().call_later(self._grace, self._service.end_all)
         await super().shutdown(sockets)

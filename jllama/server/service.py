@@ -74,6 +74,11 @@ class Service:
         answers.settle()
         self._live.discard(answers)
 
+    @property
+    def running(self) -> int:
+        """Requests that are not forgotten."""
+        return len(self._live)
+
     def end_all(self) -> None:
         """All readers get an error. On the event loop."""
         self.stopping = True

@@ -93,6 +93,36 @@ def test_it_takes_as_many_connections_as_the_system_allows(tmp_path, tiny_dir, f
         assert (told in server.said, "open files" in server.said) == (few, few)
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--temperature=-1", "temperature=-1.0 must be a number from 0"),
+        ("--top_p=7", "top_p=7.0 must be a number"),
+        ("--alias=", "--alias=: give a name"),
+        ("--alias= ", "--alias= : give a name"),
+        ("--allowed_host=http://llm.example.org/", "give a name alone, such as llm.example.org"),
+        ("--allowed_host=llm.example.org:8443", "give a name alone"),
+        ("--allowed_host=", "give a name alone"),
+        ("--cors_origin=page.example", "give an origin such as https://page.example"),
+        ("--cors_origin=https://page.example/", "give an origin such as"),
+    ],
+)
+def test_what_would_fail_later_is_said_before_the_model_is_loaded(server, tmp_path, flag, words):
+    assert_explained(server.run("serve.py", str(tmp_path / "nowhere"), "--port=0", flag), words)
+
+
+def test_names_origins_and_keys_as_they_are_written(tmp_path, tiny_dir):
+    keys = tmp_path / "keys"
+    keys.write_text("\n  one key \r\nanother\n\n")
+    flags = ["--cors_origin=https://page.example:8443", "--cors_origin=tauri://localhost", "--allowed_host=*"]
+    flags += [f"--api_key_file={keys}", "--alias=my model", "--cors_origin=*", "--cors_origin=null"]
+    with serving(tmp_path, tiny_dir, *flags) as server:
+        for key, status in (("one key", 200), ("another", 200), ("one", 401), ("key", 401)):
+            assert httpx2.get(f"{server.url}/v1/models", headers={"X-Api-Key": key}).status_code == status
+        assert server.end(signal.SIGTERM) == 0
+        assert "running requests" not in server.said
+
+
 def test_what_it_cannot_do_is_said_in_a_line(server, tmp_path, tiny_dir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -160,7 +160,7 @@ def test_54_what_is_no_http_is_told_so(live):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_56_running_answers_end_before_the_server_does(served_model, streamed):
+def test_56_running_answers_end_before_the_server_does(served_model, streamed, caplog):
     with start_engine(served_model) as engine, on_a_port(engine, grace=WAIT) as client:
         with held(engine, "run") as go, connected(client) as connection:
             ask_and_stay(client, connection, {"prompt": "x", "stream": streamed, "ignore_eos": True})
@@ -170,6 +170,7 @@ def test_56_running_answers_end_before_the_server_does(served_model, streamed):
             answer = read_all(connection)
         assert b'"finish_reason":"length"' in answer
         assert client.server.signal == signal.SIGTERM
+    assert f"running requests: 1; they have {WAIT} seconds, and a second signal" in caplog.text
 
 
 @pytest.mark.parametrize("streamed", [True, False])
