@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # warnings are about what strangers send, and one may send a lot
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -150,13 +150,16 @@ def test_54_a_body_that_does_not_come_is_not_waited_for(engine, monkeypatch):
         assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_54_what_is_no_http_is_told_so(live):
+def test_54_what_is_no_http_is_told_so(live, caplog):
     for given in (b"\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"BREW\r\n\r\n"):
         with connected(live) as connection:
             connection.sendall(given)
             head, _, body = connection.recv(10_000).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 ")
             assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert live.http.get("/health", headers=upgrade).status_code == 200
+    assert not caplog.records, "whoever sends that fills no log"
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--burst_ms", type=float, default=25.0)
     given = parser.parse_args()
+    if given.tokens <= BURST + 1:
+        parser.error(f"--tokens: long answers have more than {BURST + 1}")
     IdleSlots.burst_seconds = given.burst_ms / 1000
     with tempfile.TemporaryDirectory() as scratch, mock.patch.object(batching, "Slots", IdleSlots):
         source = given.model or write_tiny_model(
