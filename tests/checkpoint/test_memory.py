@@ -47,7 +47,7 @@ def test_a_gguf_file_needs_what_it_weighs(monkeypatch, tmp_path):
 
 def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    (tmp_path / "config.json").write_text(json.dumps(_config_keys(tiny_config, "int8")))
+    (tmp_path / "config.json").write_text(json.dumps(_config_keys(tiny_config, "llama", "int8")))
     monkeypatch.setattr(memory, "available_bytes", lambda: 2000)
     memory.check_weights(ModelFiles(description="small", directory=tmp_path), tiny_config, "float32", "auto")
     monkeypatch.setattr(memory, "available_bytes", lambda: 999)

@@ -1441,7 +1441,7 @@ class Flags(dict):
 @pytest.fixture
 def serving(monkeypatch):
     given = dict.fromkeys(CHOICES) | dict(alias=[], model="a/b", host="h", allowed_host=["x"])
-    given |= dict(cors_origin=["o"], api_key=[], api_key_file=None)
+    given |= dict(cors_origin=["http://o"], api_key=[], api_key_file=None)
     made = Flags({name: SimpleNamespace(value=value) for name, value in given.items()})
     monkeypatch.setattr(serve, "FLAGS", made)
     return made
@@ -1450,7 +1450,7 @@ def serving(monkeypatch):
 def test_the_names_and_hosts_of_a_server(serving, tmp_path):
     model = SimpleNamespace(generation_config={})
     options = serve._options(model, ("k",))
-    assert (options.names, options.hosts, options.origins) == (("a/b",), ("h", "x"), ("o",))
+    assert (options.names, options.hosts, options.origins) == (("a/b",), ("h", "x"), ("http://o",))
     assert (options.keys, options.sampling["temperature"]) == (("k",), 1.0)
     serving["model"].value = str(tmp_path / ".." / tmp_path.name)
     assert serve._names() == (tmp_path.name,)
@@ -1478,12 +1478,18 @@ def test_what_a_server_says_first(serving, host, keyless, warned):
     config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
     weights = SimpleNamespace(nbytes=3 << 29)
     model = SimpleNamespace(name="m", dtype="float32", params={"w": weights}, config=config)
-    lines = serve._banner(SimpleNamespace(model=model, max_seq_len=2**15), "http://x", keyless)
+    serving["max_queue"] = SimpleNamespace(value=5)
+    lines = serve._banner(SimpleNamespace(model=model, max_seq_len=2**15), "http://x")
     cache = 2 * 3 * 2**15 * 32 * 128 * 4 / 2**30  # keys and values of three slots, 32 heads of 128
     assert lines[0] == "m · float32 · cpu"
     assert lines[1] == f"weights 1.50 GiB, cache {cache:.2f} GiB: 3 slots of 32768 tokens"
     assert lines[2] == "http://x is the chat page, http://x/v1 the API; Ctrl-C ends it"
-    assert [line[:8] for line in lines[3:]] == ["warning:"] * warned
+    assert len(lines) == 3
+    said = list(serve._warnings(8, open_to_all=keyless))
+    assert [line.split(":")[1] for line in said] == [" whoever reaches this machine can use it"] * warned
+    few = list(serve._warnings(7, open_to_all=keyless))[warned:]
+    assert len(few) == 1
+    assert few[0].startswith("warning: the system's limit of open files leaves 7 connections")
 
 
 @pytest.mark.parametrize(("ended_by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (None, 0)])
@@ -1493,9 +1499,10 @@ def test_how_a_server_ends(serving, monkeypatch, ended_by, code):
     serving["port"] = SimpleNamespace(value=7)
     monkeypatch.setattr("jllama.server.run.bind", lambda *where: order.append(where) or bound)
     monkeypatch.setattr(command_line, "load_model", lambda: order.append("loaded") or "model")
+    monkeypatch.setattr(serve, "raise_limit", lambda: 99.0)
     monkeypatch.setattr(serve, "_serve", lambda *given: order.append(given) or ended_by)
     assert serve.main() == code
-    assert order == [("h", 7), "loaded", (bound, "model", ())]
+    assert order == [("h", 7), "loaded", (bound, "model", (), 99.0)]
     assert bound.closed
 
 
@@ -1532,8 +1539,9 @@ def test_a_server_prepares_its_programs_unless_told_not_to(serving, monkeypatch,
     monkeypatch.setattr("jllama.server.run.listen", lambda bound: order.append("listens") or "url")
     monkeypatch.setattr("jllama.server.app.create_app", lambda engine, options: options)
     monkeypatch.setattr(serve, "_options", lambda model, keys: ("options", model, keys))
-    monkeypatch.setattr(serve, "_banner", lambda engine, url, open_to_all: [f"{url} {open_to_all}"])
-    assert serve._serve("bound", "model", ("k",)) == 15
+    monkeypatch.setattr(serve, "_banner", lambda engine, url: [url])
+    monkeypatch.setattr(serve, "_warnings", lambda connections, open_to_all: [f"{connections} {open_to_all}"])
+    assert serve._serve("bound", "model", ("k",), 9.0) == 15
     assert order == [
         ("model", dict(slots=3, max_seq_len=64, max_queue=5)),
         *(["warm"] if warm_up else []),
@@ -1542,7 +1550,7 @@ def test_a_server_prepares_its_programs_unless_told_not_to(serving, monkeypatch,
         ("serves", "bound"),
         "closed",
     ]
-    assert capsys.readouterr().err.splitlines()[-1] == "url False"
+    assert capsys.readouterr().err.splitlines()[-2:] == ["url", "9.0 False"]
 
 
 def test_flags_stand_before_what_a_model_s_makers_say(serving):

@@ -103,10 +103,12 @@ def test_tiles_hold_the_same_numbers(rows, bits, group, offsets):
     assert (np.asarray(tiled.scales)[-1, :, rows - 16 * (full - 1) :] == 0).all()
 
 
-def test_groups_that_are_no_multiple_of_32_stay_as_they_are():
-    plain = quantised(4, 48, 16, 8)
-    assert pack.tiles(plain) is plain
-    tree = pack.prepare({"a": quantised(4, 64, 32, 8), "b": np.zeros(3)})
+def test_groups_that_the_kernels_do_not_know_stay_as_they_are():
+    """Multiples of 32, and 16 for 8 bits alone."""
+    for plain in (quantised(4, 48, 24, 8), quantised(4, 48, 16, 4)):
+        assert pack.tiles(plain) is plain
+    tree = pack.prepare({"a": quantised(4, 64, 32, 8), "b": np.zeros(3), "c": quantised(4, 48, 16, 8)})
+    assert tree["c"].layout == "tiles"
     assert (tree["a"].layout, tree["b"].shape) == ("tiles", (3,))
 
 
