@@ -6,6 +6,8 @@ from typing import Any
 
 from jllama.errors import JllamaError
 
+MAX_LAYERS = 10_000  # ten times the deepest that anyone trained: a damaged header must not exhaust memory
+
 
 @contextlib.contextmanager
 def types_checked(source: str) -> Iterator[None]:
@@ -20,3 +22,10 @@ def check_size(name: str, value: Any, otherwise: str = "below 2^31") -> None:
     """Sizes are int32 on the device."""
     if type(value) is not int or not 0 < value < 2**31:
         raise JllamaError(f"config: {name}={value!r} must be a positive whole number {otherwise}")
+
+
+def check_layers(count: Any) -> None:
+    """Refuses a number of layers before there is a list of so many."""
+    check_size("num_hidden_layers", count)
+    if count > MAX_LAYERS:
+        raise JllamaError(f"config: num_hidden_layers={count} is absurd (over {MAX_LAYERS})")

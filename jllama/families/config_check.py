@@ -4,13 +4,12 @@ import dataclasses
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.families.checks import check_size
+from jllama.families.checks import check_layers, check_size
 from jllama.families.rope_check import check_rope
 from jllama.layers.mlp import ACTIVATIONS
 
 _OPTIONAL_FACTORS = ("attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping")
 _FACTORS = ("embedding_multiplier", "residual_multiplier", "logits_scaling", *_OPTIONAL_FACTORS)
-MAX_LAYERS = 10_000  # ten times the deepest that anyone trained: a damaged header must not exhaust memory
 
 
 def check_config(c: Any) -> None:
@@ -28,8 +27,7 @@ def check_config(c: Any) -> None:
             check_size(field.name, value)
         if field.type is bool and type(value) is not bool:
             raise JllamaError(f"config: {field.name}={value!r} must be true or false")
-    if c.num_hidden_layers > MAX_LAYERS:
-        raise JllamaError(f"config: num_hidden_layers={c.num_hidden_layers} is absurd (over {MAX_LAYERS})")
+    check_layers(c.num_hidden_layers)
     if c.num_attention_heads % c.num_key_value_heads:
         raise JllamaError(
             f"config: num_attention_heads={c.num_attention_heads} is no multiple of "

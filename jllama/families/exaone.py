@@ -33,7 +33,7 @@ def _exaone4(keys: HfKeys) -> dict[str, Any]:
 
 def _exaone4_gguf(keys: GgufKeys) -> dict[str, Any]:
     """Only the large model slides, and its file may not say how far."""
-    rope, layers = rope_from_gguf(keys), keys.need("block_count")
+    rope, layers = rope_from_gguf(keys), keys.layers()
     window = keys.get("attention.sliding_window", 4096 if layers == 64 else None) or None
     if window is None:
         return dict(rope=rope)

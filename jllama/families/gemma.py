@@ -72,7 +72,7 @@ def _common_gguf(keys: GgufKeys) -> dict[str, Any]:
 def _scale_gguf(keys: GgufKeys, large: int) -> float:
     """Queries are scaled by the width of a head; in the largest model, of `large` layers, by D / N."""
     heads, hidden = keys.need("attention.head_count"), keys.need("embedding_length")
-    width = hidden // heads if keys.need("block_count") == large else keys.need("attention.key_length")
+    width = hidden // heads if keys.layers() == large else keys.need("attention.key_length")
     return width**-0.5
 
 
@@ -91,7 +91,7 @@ def _gemma2_gguf(keys: GgufKeys) -> dict[str, Any]:
 
 def _gemma3_gguf(keys: GgufKeys) -> dict[str, Any]:
     full, window = rope_from_gguf(keys), keys.get("attention.sliding_window") or None
-    slides = gguf_slides(keys, _PATTERN) if window else [False] * keys.need("block_count")
+    slides = gguf_slides(keys, _PATTERN) if window else [False] * keys.layers()
     local = Rope(rope_theta=float(keys.get("rope.freq_base_swa", _LOCAL_THETA)))
     return (
         _common_gguf(keys)

@@ -42,7 +42,7 @@ def _common(keys: GgufKeys) -> dict[str, Any]:
         vocab_size=len(words) if words and isinstance(words, list) else keys.need("vocab_size"),
         hidden_size=keys.need("embedding_length"),
         intermediate_size=keys.need("feed_forward_length"),
-        num_hidden_layers=keys.need("block_count"),
+        num_hidden_layers=keys.layers(),
         num_attention_heads=keys.need("attention.head_count"),
         head_dim=keys.head_dim(),
         max_position_embeddings=keys.need("context_length"),

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.families.checks import check_layers
 
 
 class HfKeys:
@@ -23,8 +24,14 @@ class HfKeys:
         return self.all.get(key, default)
 
     def layers(self) -> int:
-        """The number of layers."""
-        return self.get("num_hidden_layers", 32)
+        """The number of layers.
+
+        Raises:
+          JllamaError: it is none that a model has.
+        """
+        count = self.get("num_hidden_layers", 32)
+        check_layers(count)
+        return count
 
 
 class GgufKeys:
@@ -38,6 +45,16 @@ class GgufKeys:
         factors: Mapping[str, tuple[float, ...]],
     ) -> None:
         self.metadata, self.prefix, self.tensors, self.factors = metadata, architecture, tensors, factors
+
+    def layers(self) -> int:
+        """The number of layers.
+
+        Raises:
+          JllamaError: it is missing, or none that a model has.
+        """
+        count = self.need("block_count")
+        check_layers(count)
+        return count
 
     def head_dim(self) -> int:
         """H; what an absurd file makes of it is refused with the configuration."""

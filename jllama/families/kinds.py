@@ -23,10 +23,11 @@ def kind_fields(kinds: Sequence[LayerKind]) -> dict[str, Any]:
 
 def _period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     """The shortest beginning that repeats to the end."""
-    for size in range(1, len(kinds)):
-        if all(kind == kinds[layer % size] for layer, kind in enumerate(kinds)):
-            return tuple(kinds[:size])
-    return tuple(kinds)
+    numbers: dict[LayerKind, int] = {}
+    word = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
+    # Lists of small numbers compare fast: a file may state ten thousand layers.
+    size = next((n for n in range(1, len(word)) if word[n:] == word[:-n]), len(word))
+    return tuple(kinds[:size])
 
 
 def alternating(
@@ -70,7 +71,7 @@ def gguf_slides(keys: GgufKeys, period: int) -> list[bool]:
     Raises:
       JllamaError: a list that does not fit the layers.
     """
-    pattern, layers = keys.each("attention.sliding_window_pattern"), keys.need("block_count")
+    pattern, layers = keys.each("attention.sliding_window_pattern"), keys.layers()
     if not isinstance(pattern, list):
         return every(period if pattern is None else pattern, layers)
     if len(pattern) != layers:

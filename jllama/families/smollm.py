@@ -34,7 +34,7 @@ def _smollm3(keys: HfKeys) -> dict[str, Any]:
 
 def _smollm3_gguf(keys: GgufKeys) -> dict[str, Any]:
     rope = rope_from_gguf(keys)
-    rotates = every(_INTERVAL, keys.need("block_count"))
+    rotates = every(_INTERVAL, keys.layers())
     return kind_fields([LayerKind(None, rope if turned else None) for turned in rotates])
 
 

@@ -96,6 +96,32 @@ def test_configurations_are_refused_by_name(name, changes, words):
         ModelConfig.from_hf(keys(name, **changes))
 
 
+@pytest.mark.parametrize("given", DEFAULTS, ids=lambda given: given["model_type"])
+@pytest.mark.parametrize("layers", [10_001, 2**31 - 1, 2**60, "26", -1, 0, True])
+def test_layers_are_counted_before_there_is_a_list_of_them(given, layers):
+    with pytest.raises(JllamaError, match=rf"num_hidden_layers={layers!r} (is absurd|must be)"):
+        ModelConfig.from_hf(dict(model_type=given["model_type"], num_hidden_layers=layers))
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_layers_of_a_gguf_are_counted_likewise(name):
+    fields = CONVERTED[name]["fields"] | {"tokenizer.ggml.tokens": ["w"] * 97}
+    fields[f"{fields['general.architecture']}.block_count"] = 2**31 - 1
+    fields = {key: value for key, value in fields.items() if not isinstance(value, list) or "tokens" in key}
+    with pytest.raises(JllamaError, match="num_hidden_layers=2147483647 is absurd"):
+        ModelConfig.from_gguf(fields, CONVERTED[name]["tensors"])
+
+
+def test_a_pattern_of_ten_thousand_layers_is_found_at_once():
+    types = [SLIDING] * 9_999 + [FULL]
+    config = ModelConfig.from_hf(keys("gemma3", num_hidden_layers=10_000, layer_types=types))
+    assert len(config.layer_kinds) == 10_000
+    repeats = ModelConfig.from_hf(
+        keys("gemma3", num_hidden_layers=10_000, layer_types=[FULL, SLIDING] * 5_000)
+    )
+    assert [kind.window for kind in repeats.layer_kinds] == [None, 7]
+
+
 @pytest.mark.parametrize("outer", ["gemma3", "mistral3"])
 def test_a_model_that_sees_needs_a_text_config(outer):
     with pytest.raises(JllamaError, match=f"model_type {outer} without a text_config"):
