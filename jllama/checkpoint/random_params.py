@@ -25,9 +25,9 @@ def random_params(config: ModelConfig, dtype="bfloat16", *, seed: int = 0) -> Pa
 
 
 def _leaf(leaf: Leaf, key: Array, dtype, norm_centre: float) -> Array:
-    if "norm" in leaf.parts[0].name:
+    if leaf.parts[0].is_norm:
         return _normal(key, leaf.shape, jnp.dtype(dtype), 0.1, norm_centre)
-    is_bias = leaf.parts[0].name.endswith("bias")
+    is_bias = leaf.parts[0].is_bias
     scale = 0.02 if is_bias else 1 / math.sqrt(leaf.shape[-1])
     return _normal(key, leaf.shape, jnp.dtype(dtype), scale, 0.0)
 

@@ -110,7 +110,7 @@ def _random(
     part: Part, bits: np.random.BitGenerator, scale: float, norm_centre: float
 ) -> Iterator[np.ndarray]:
     generator, left = np.random.Generator(bits), math.prod(part.shape)
-    centre = norm_centre if part.name.endswith("norm.weight") else 0.0
+    centre = norm_centre if part.is_norm else 0.0
     while left:
         numbers = generator.standard_normal(min(left, CHUNK), np.float32)
         numbers *= np.float32(scale)

@@ -24,9 +24,9 @@ def _slides(keys: HfKeys) -> list[bool]:
 
 
 def _exaone4(keys: HfKeys) -> dict[str, Any]:
-    rope, window = rope_from_hf(keys), keys.stated("sliding_window", 4096)
+    rope, window = rope_from_hf(keys), keys.nullable("sliding_window")
     if window is None:
-        keys.stated("sliding_window_pattern"), keys.stated("layer_types")
+        keys.ignore("sliding_window_pattern", "layer_types")
         return dict(rope=rope)
     return alternating(layer_types(keys, _slides(keys)), window, None, rope)
 
@@ -37,13 +37,19 @@ def _exaone4_gguf(keys: GgufKeys) -> dict[str, Any]:
     window = keys.get("attention.sliding_window", 4096 if layers == 64 else None) or None
     if window is None:
         return dict(rope=rope)
-    return alternating(gguf_slides(keys, _PATTERN), window, None, rope)
+    return alternating(gguf_slides(keys, _PATTERN, window), window, None, rope)
 
 
 EXAONE4 = Family(
     model_types=("exaone4",),
     architectures=("exaone4",),
-    defaults=dict(vocab_size=102400, intermediate_size=16384, num_key_value_heads=32, rms_norm_eps=1e-5),
+    defaults=dict(
+        vocab_size=102400,
+        intermediate_size=16384,
+        num_key_value_heads=32,
+        rms_norm_eps=1e-5,
+        sliding_window=4096,
+    ),
     fields=dict(norm_placement="post", qk_norm="head"),
     hf=_exaone4,
     gguf=_exaone4_gguf,

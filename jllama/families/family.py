@@ -46,9 +46,8 @@ class Family:
     model_types: tuple[str, ...]  # of config.json
     architectures: tuple[str, ...] = ()  # of GGUF files
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of config.json's keys
-    fields: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of `ModelConfig`, that no key states
+    # Of `ModelConfig`, that no key states.
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hf: Callable[[HfKeys], dict[str, Any]] = nothing  # fields of `ModelConfig` from config.json
     gguf: Callable[[GgufKeys], dict[str, Any]] = nothing  # and from GGUF metadata
     hf_layer: Names = dataclasses.field(default_factory=lambda: PRE_NORMS)

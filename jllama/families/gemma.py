@@ -40,12 +40,8 @@ def _common(keys: HfKeys) -> dict[str, Any]:
 def _soft_caps(keys: HfKeys) -> dict[str, Any]:
     return dict(
         attention_multiplier=keys.get("query_pre_attn_scalar", 256) ** -0.5,
-        attn_logit_softcapping=keys.stated(
-            "attn_logit_softcapping", keys.defaults.get("attn_logit_softcapping")
-        ),
-        final_logit_softcapping=keys.stated(
-            "final_logit_softcapping", keys.defaults.get("final_logit_softcapping")
-        ),
+        attn_logit_softcapping=keys.nullable("attn_logit_softcapping"),
+        final_logit_softcapping=keys.nullable("final_logit_softcapping"),
     )
 
 
@@ -77,10 +73,11 @@ def _scale_gguf(keys: GgufKeys, large: int) -> float:
 
 
 def _gemma2_gguf(keys: GgufKeys) -> dict[str, Any]:
-    rope, slides = rope_from_gguf(keys), gguf_slides(keys, 2)
+    rope, window = rope_from_gguf(keys), keys.get("attention.sliding_window", 4096)
+    slides = gguf_slides(keys, 2, window)
     return (
         _common_gguf(keys)
-        | alternating(slides, keys.get("attention.sliding_window", 4096), rope, rope)
+        | alternating(slides, window, rope, rope)
         | dict(
             attention_multiplier=_scale_gguf(keys, 46),
             attn_logit_softcapping=keys.get("attn_logit_softcapping", 50.0),
@@ -91,7 +88,7 @@ def _gemma2_gguf(keys: GgufKeys) -> dict[str, Any]:
 
 def _gemma3_gguf(keys: GgufKeys) -> dict[str, Any]:
     full, window = rope_from_gguf(keys), keys.get("attention.sliding_window") or None
-    slides = gguf_slides(keys, _PATTERN) if window else [False] * keys.layers()
+    slides = gguf_slides(keys, _PATTERN, window)
     local = Rope(rope_theta=float(keys.get("rope.freq_base_swa", _LOCAL_THETA)))
     return (
         _common_gguf(keys)

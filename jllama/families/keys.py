@@ -15,13 +15,18 @@ class HfKeys:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The key's value; where it is missing or null, what the family's own class says, else `default`."""
-        value = self.stated(key)
+        self.read.add(key)
+        value = self.all.get(key)
         return self.defaults.get(key, default) if value is None else value
 
-    def stated(self, key: str, default: Any = None) -> Any:
-        """The key's value as it stands there, null included; where it is missing, `default`."""
+    def nullable(self, key: str) -> Any:
+        """The key's value as it stands there, null included; where it is missing, what the class says."""
         self.read.add(key)
-        return self.all.get(key, default)
+        return self.all.get(key, self.defaults.get(key))
+
+    def ignore(self, *keys: str) -> None:
+        """These change nothing in the family."""
+        self.read.update(keys)
 
     def layers(self) -> int:
         """The number of layers.

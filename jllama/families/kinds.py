@@ -65,13 +65,17 @@ def every(period: int, layers: int) -> list[bool]:
     return [(layer + 1) % period != 0 for layer in range(layers)]
 
 
-def gguf_slides(keys: GgufKeys, period: int) -> list[bool]:
+def gguf_slides(keys: GgufKeys, period: int, window: Any) -> list[bool]:
     """Which layers slide: the key `attention.sliding_window_pattern`, a list or a period, or `period`.
+
+    Without a `window` none does.
 
     Raises:
       JllamaError: a list that does not fit the layers.
     """
     pattern, layers = keys.each("attention.sliding_window_pattern"), keys.layers()
+    if window is None:
+        return [False] * layers
     if not isinstance(pattern, list):
         return every(period if pattern is None else pattern, layers)
     if len(pattern) != layers:

@@ -8,13 +8,13 @@ from jllama.families.keys import HfKeys
 
 
 def _llama(keys: HfKeys) -> dict[str, Any]:
-    if keys.stated("sliding_window") is not None:
+    if keys.nullable("sliding_window") is not None:
         raise JllamaError("config.json: model_type llama has no sliding_window; use model_type mistral")
     return {}
 
 
 def _seed_oss(keys: HfKeys) -> dict[str, Any]:
-    keys.stated("residual_dropout")
+    keys.ignore("residual_dropout")
     return dict(attention_out_bias=keys.get("attention_out_bias", False))
 
 

@@ -13,16 +13,14 @@ _DEFAULTS = dict(
 
 
 def _mistral(keys: HfKeys) -> dict[str, Any]:
-    """Slides, 4096 where the key is missing, unless the key is null. `use_sliding_window` is Qwen's."""
-    keys.stated("use_sliding_window")
-    window = keys.stated("sliding_window", 4096)
-    slides = layer_types(keys, [window is not None] * keys.layers())
-    rope = rope_from_hf(keys)
-    return alternating(slides, window, rope, rope)
+    """`use_sliding_window` is Qwen's, and read by no code of Mistral's."""
+    keys.ignore("use_sliding_window")
+    return _sliding(keys)
 
 
-def _ministral3(keys: HfKeys) -> dict[str, Any]:
-    window = keys.stated("sliding_window")
+def _sliding(keys: HfKeys) -> dict[str, Any]:
+    """All layers slide, or those of `layer_types`, unless there is no window."""
+    window = keys.nullable("sliding_window")
     slides = layer_types(keys, [window is not None] * keys.layers())
     rope = rope_from_hf(keys)
     return alternating(slides, window, rope, rope)
@@ -55,6 +53,6 @@ MINISTRAL3 = Family(
             llama_4_scaling_beta=0.1,
         ),
     ),
-    hf=_ministral3,
+    hf=_sliding,
     rotary_interleaved=True,
 )

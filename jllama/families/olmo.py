@@ -23,7 +23,7 @@ def _olmo3(keys: HfKeys) -> dict[str, Any]:
 def _olmo_gguf(keys: GgufKeys) -> dict[str, Any]:
     """OLMo 3's files have OLMo 2's architecture and a window."""
     full, window = rope_from_gguf(keys), keys.get("attention.sliding_window") or None
-    slides = gguf_slides(keys, _PATTERN) if window else [False] * keys.layers()
+    slides = gguf_slides(keys, _PATTERN, window)
     local = Rope(rope_theta=float(keys.get("rope.freq_base_swa", full.rope_theta)))
     return alternating(slides, window, full, local)
 

@@ -8,8 +8,8 @@ from jllama.families.rope import rope_from_hf
 
 
 def _phi3(keys: HfKeys) -> dict[str, Any]:
-    keys.stated("resid_pdrop"), keys.stated("embd_pdrop")
-    return dict(rope=rope_from_hf(keys, partly=True), sliding_window=keys.stated("sliding_window"))
+    keys.ignore("resid_pdrop", "embd_pdrop")
+    return dict(rope=rope_from_hf(keys, partly=True), sliding_window=keys.nullable("sliding_window"))
 
 
 PHI3 = Family(
