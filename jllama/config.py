@@ -12,6 +12,7 @@ from jllama.families.gguf import gguf_fields
 from jllama.families.hf import hf_fields
 from jllama.files.json_files import read_object
 from jllama.layers.kind import LayerKind as LayerKind
+from jllama.layers.kind import ScoreRule
 from jllama.layers.rope import Rope
 
 
@@ -68,6 +69,10 @@ class ModelConfig:
         if not self.layer_kinds:
             return LayerKind(self.sliding_window, self.rope)
         return self.layer_kinds[layer % len(self.layer_kinds)]
+
+    def score_rule(self, kind: LayerKind) -> ScoreRule:
+        """How a layer's queries and keys become scores."""
+        return ScoreRule(kind.window, self.attention_multiplier, self.attn_logit_softcapping)
 
     @classmethod
     def from_hf(cls, source: str | Path | Mapping[str, Any]) -> "ModelConfig":

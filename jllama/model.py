@@ -14,7 +14,7 @@ from jllama.errors import JllamaError
 from jllama.layers.attention import Attend, Attention, append_and_attend, attention, one_token, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.gradients import register_params
-from jllama.layers.kind import LayerKind, Scores
+from jllama.layers.kind import LayerKind
 from jllama.layers.linear import linear
 from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
@@ -67,8 +67,9 @@ def block(
 ) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
     norm = partial(rms_norm, eps=config.rms_norm_eps, offset=config.norm_offset)
-    scores = Scores(kind.window, config.attention_multiplier, config.attn_logit_softcapping)
-    options: Any = dict(rope=places[0], scores=scores, norm=norm, query_scale=places[1], only=only)
+    options: Any = dict(
+        rope=places[0], scores=config.score_rule(kind), norm=norm, query_scale=places[1], only=only
+    )
     mixed, cache = attention(p.attention, norm(p.attn_norm, x), cache, **options, attend_fn=attend_fn)
     x = x if only is None else one_token(x, only)
     x = x + scaled(norm(p.attn_post_norm, mixed), config.residual_multiplier)
@@ -189,10 +190,13 @@ def embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
         # Without the barrier XLA on a CPU upcasts a tied table once for both of its uses: 100 MB a step.
         table = jax.lax.optimization_barrier(params.embed_tokens)
         x = embed_rows(table, tokens, params.norm.dtype)
-        # The factor is a number of the run dtype, as in Gemma's own code.
-        return (
-            x if config.embedding_multiplier == 1 else x * jnp.asarray(config.embedding_multiplier, x.dtype)
-        )
+        factor = embedding_factor(config, x.dtype)
+        return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+
+def embedding_factor(config: ModelConfig, dtype: Any) -> float:
+    """What embeddings are multiplied by: a number of the run dtype, as in Gemma's own code."""
+    return float(np.asarray(config.embedding_multiplier, jnp.dtype(dtype)))
 
 
 def unembed(config: ModelConfig, params: Params, x: Array) -> Array:

@@ -12,7 +12,7 @@ from jllama import model
 from jllama.config import LayerKind, ModelConfig
 from jllama.layers.attention import attention
 from jllama.layers.cache import KVCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.mlp import mlp
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
@@ -261,7 +261,10 @@ def by_hand(config, params, tokens, kinds):
         kind = kinds[layer % len(kinds)]
         rope = kind.rope and rope_tables(kind.rope, config.head_dim, positions, cache.length)
         normed = rms_norm(p.attn_norm, x, config.rms_norm_eps)
-        x = x + attention(p.attention, normed, cache.layer(layer), rope=rope, scores=Scores(kind.window))[0]
+        x = (
+            x
+            + attention(p.attention, normed, cache.layer(layer), rope=rope, scores=ScoreRule(kind.window))[0]
+        )
         x = x + mlp(p.mlp, rms_norm(p.ffn_norm, x, config.rms_norm_eps), config.hidden_act)
     return model.unembed(config, params, x)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.linear import EXACT, linear
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
@@ -17,13 +17,13 @@ from jllama.layers.rope import apply_rope
 
 # (qkv, cache, rope, scores, only) -> (mixed values, cache): what `append_and_attend` does.
 Attend = Callable[
-    [Array, LayerCache, tuple[Array, Array] | None, Scores, Array | None], tuple[Array, LayerCache]
+    [Array, LayerCache, tuple[Array, Array] | None, ScoreRule, Array | None], tuple[Array, LayerCache]
 ]
 
 
 Norm = Callable[[Array | None, Array], Array]  # of a weight, None where there is none, and what it scales
 PLAIN_NORM: Norm = partial(rms_norm, eps=1e-6)
-PLAIN_SCORES = Scores()
+PLAIN_SCORES = ScoreRule()
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +46,7 @@ def append_and_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    scores: Scores,
+    scores: ScoreRule,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
     """What lies between the projections: rotate, append, attend. A kernel may do all of it at once.
@@ -70,7 +70,7 @@ def attention(
     cache: LayerCache,
     *,
     rope: tuple[Array, Array] | None,
-    scores: Scores = PLAIN_SCORES,
+    scores: ScoreRule = PLAIN_SCORES,
     norm: Norm = PLAIN_NORM,
     query_scale: Array | None = None,
     only: Array | None = None,
@@ -128,7 +128,7 @@ def one_token(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index.reshape((-1,) + (1,) * (x.ndim - 1)), axis=1)
 
 
-def attend(q: Array, k: Array, v: Array, start: Array, rule: Scores) -> Array:
+def attend(q: Array, k: Array, v: Array, start: Array, rule: ScoreRule) -> Array:
     """Softmax attention of new tokens over all filled positions.
 
     Args:

@@ -14,7 +14,7 @@ class LayerKind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class ScoreRule:
     """How queries and keys become scores. Hashable: constants of a kernel."""
 
     window: int | None = None  # positions that a token sees, itself included; None: all

@@ -25,7 +25,7 @@ from jllama.kernels.gpu import (
 )
 from jllama.kernels.gpu.layout import Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.kernels.target import Target
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.qtensor import QTensor
 
 ROOM = 232448
@@ -513,8 +513,8 @@ def test_the_caches_are_written_where_they_lie(gpu, monkeypatch):
     assert seen == [arrays]
     qkv = jnp.zeros((1, 1, 2, 6, CONFIG.head_dim), jnp.bfloat16)
     layer, rope = cache.layer(0), (jnp.zeros((1, 1, half)),) * 2
-    decode_attention.decode_attend(qkv, layer, rope, Scores())
+    decode_attention.decode_attend(qkv, layer, rope, ScoreRule())
     assert seen[1] == {id(layer.keys), id(layer.values)}
     qkv, rope = jnp.zeros((1, 16, 2, 6, CONFIG.head_dim), jnp.bfloat16), (jnp.zeros((1, 16, half)),) * 2
-    chunk_attention.chunk_attend(qkv, layer, rope, Scores())
+    chunk_attention.chunk_attend(qkv, layer, rope, ScoreRule())
     assert seen[2] == {id(layer.keys), id(layer.values)}

@@ -12,7 +12,7 @@ from jllama.kernels.gpu import decode_attention, launch
 from jllama.kernels.gpu.constants import constants
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
@@ -67,14 +67,14 @@ def check(qkv, rope, cache, scores, mixed, new: LayerCache) -> None:
 
 # batch, kv heads, group, head_dim, max_len, dtype, scores, the part of a head that is rotated
 CASES = [
-    (5, 2, 4, 64, 300, "bfloat16", Scores(), 1.0),
-    (3, 1, 16, 32, 520, "float16", Scores(100), 1.0),
-    (3, 2, 3, 128, 70, "bfloat16", Scores(33), 1.0),
-    (4, 1, 8, 96, 40, "bfloat16", Scores(1), 1.0),
-    (3, 1, 4, 256, 300, "bfloat16", Scores(90, 0.1), 1.0),
-    (2, 2, 9, 64, 200, "bfloat16", Scores(None, 0.3, 5.0), 0.0),
-    (2, 1, 2, 128, 150, "float16", Scores(), 0.75),
-    (2, 1, 12, 160, 100, "float16", Scores(None, None, 2.0), 0.2),
+    (5, 2, 4, 64, 300, "bfloat16", ScoreRule(), 1.0),
+    (3, 1, 16, 32, 520, "float16", ScoreRule(100), 1.0),
+    (3, 2, 3, 128, 70, "bfloat16", ScoreRule(33), 1.0),
+    (4, 1, 8, 96, 40, "bfloat16", ScoreRule(1), 1.0),
+    (3, 1, 4, 256, 300, "bfloat16", ScoreRule(90, 0.1), 1.0),
+    (2, 2, 9, 64, 200, "bfloat16", ScoreRule(None, 0.3, 5.0), 0.0),
+    (2, 1, 2, 128, 150, "float16", ScoreRule(), 0.75),
+    (2, 1, 12, 160, 100, "float16", ScoreRule(None, None, 2.0), 0.2),
 ]
 CASE = ("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "scores", "part")
 # Multiprocessors: heads share one; one each; several for each head.
@@ -128,12 +128,12 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
     CASE,
     [
         *CASES,
-        (2, 4, 8, 64, 2048, "bfloat16", Scores(), 1.0),
-        (32, 4, 8, 64, 1024, "bfloat16", Scores(), 1.0),
-        (128, 4, 8, 64, 1000, "bfloat16", Scores(), 1.0),
-        (40, 8, 4, 128, 600, "float16", Scores(300), 1.0),
-        (64, 1, 4, 256, 600, "bfloat16", Scores(512, 0.0625, 50.0), 1.0),
-        (1, 1, 4, 256, 2048, "bfloat16", Scores(), 1.0),
+        (2, 4, 8, 64, 2048, "bfloat16", ScoreRule(), 1.0),
+        (32, 4, 8, 64, 1024, "bfloat16", ScoreRule(), 1.0),
+        (128, 4, 8, 64, 1000, "bfloat16", ScoreRule(), 1.0),
+        (40, 8, 4, 128, 600, "float16", ScoreRule(300), 1.0),
+        (64, 1, 4, 256, 600, "bfloat16", ScoreRule(512, 0.0625, 50.0), 1.0),
+        (1, 1, 4, 256, 2048, "bfloat16", ScoreRule(), 1.0),
     ],
 )
 def test_attention(batch, kv_heads, group, head_dim, max_len, dtype, scores, part):

@@ -12,7 +12,7 @@ from jllama.kernels.gpu import chunk_attention, launch
 from jllama.kernels.gpu.constants import constants
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.rope import Rope, rope_tables
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
@@ -57,16 +57,16 @@ def check(qkv, rope, cache, scores, mixed, new: LayerCache) -> None:
 
 # tokens, lengths, kv heads, group, head_dim, max_len, dtype, scores, the part of a head that is rotated
 CASES = [
-    (37, (0, 500), 1, 4, 64, 700, "bfloat16", Scores(), 1.0),
-    (50, (130,), 2, 3, 128, 170, "float16", Scores(), 1.0),  # passes the end
-    (20, (0, 590), 1, 8, 32, 700, "bfloat16", Scores(500), 1.0),
-    (70, (3,), 1, 1, 96, 300, "float16", Scores(1), 1.0),
-    (9, (600,), 1, 16, 96, 800, "float16", Scores(30), 1.0),
-    (5, (255, 256), 1, 2, 80, 261, "bfloat16", Scores(), 1.0),
-    (20, (0, 150), 1, 4, 256, 300, "bfloat16", Scores(70, 0.1), 1.0),
-    (18, (140,), 2, 3, 64, 200, "float16", Scores(None, 0.3, 5.0), 0.0),
-    (35, (90,), 1, 2, 128, 170, "bfloat16", Scores(), 0.75),
-    (21, (60,), 1, 2, 144, 170, "float16", Scores(None, None, 2.0), 0.34),
+    (37, (0, 500), 1, 4, 64, 700, "bfloat16", ScoreRule(), 1.0),
+    (50, (130,), 2, 3, 128, 170, "float16", ScoreRule(), 1.0),  # passes the end
+    (20, (0, 590), 1, 8, 32, 700, "bfloat16", ScoreRule(500), 1.0),
+    (70, (3,), 1, 1, 96, 300, "float16", ScoreRule(1), 1.0),
+    (9, (600,), 1, 16, 96, 800, "float16", ScoreRule(30), 1.0),
+    (5, (255, 256), 1, 2, 80, 261, "bfloat16", ScoreRule(), 1.0),
+    (20, (0, 150), 1, 4, 256, 300, "bfloat16", ScoreRule(70, 0.1), 1.0),
+    (18, (140,), 2, 3, 64, 200, "float16", ScoreRule(None, 0.3, 5.0), 0.0),
+    (35, (90,), 1, 2, 128, 170, "bfloat16", ScoreRule(), 0.75),
+    (21, (60,), 1, 2, 144, 170, "float16", ScoreRule(None, None, 2.0), 0.34),
 ]
 CASE = ("tokens", "lengths", "kv_heads", "group", "head_dim", "max_len", "dtype", "scores", "part")
 
@@ -119,12 +119,12 @@ def emulated(directory, shape):
     CASE,
     [
         *CASES,
-        (512, (700, 0, 3), 4, 8, 64, 2048, "bfloat16", Scores(), 1.0),
-        (300, (1500,), 8, 4, 128, 2048, "bfloat16", Scores(500), 1.0),
-        (2048, (0,), 8, 4, 128, 2304, "float16", Scores(), 1.0),
-        (1, (900, 5), 2, 4, 128, 1000, "bfloat16", Scores(), 1.0),
-        (600, (700, 0), 1, 4, 256, 2048, "bfloat16", Scores(512, 0.0625, 50.0), 1.0),
-        (2048, (0,), 4, 2, 256, 2304, "float16", Scores(), 1.0),
+        (512, (700, 0, 3), 4, 8, 64, 2048, "bfloat16", ScoreRule(), 1.0),
+        (300, (1500,), 8, 4, 128, 2048, "bfloat16", ScoreRule(500), 1.0),
+        (2048, (0,), 8, 4, 128, 2304, "float16", ScoreRule(), 1.0),
+        (1, (900, 5), 2, 4, 128, 1000, "bfloat16", ScoreRule(), 1.0),
+        (600, (700, 0), 1, 4, 256, 2048, "bfloat16", ScoreRule(512, 0.0625, 50.0), 1.0),
+        (2048, (0,), 4, 2, 256, 2304, "float16", ScoreRule(), 1.0),
     ],
 )
 def test_chunk(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, scores, part):

@@ -9,7 +9,7 @@ import pytest
 
 from jllama.layers.attention import Attention, attend, attention, visible_positions
 from jllama.layers.cache import KVCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS, MLP, mlp
 from jllama.layers.norm import rms_norm
@@ -185,7 +185,7 @@ def test_attend_ragged_rows(window, groups, dtype):
     q, q64 = as_jax(normal(3, T, K, groups, H), dtype)
     k, k64 = as_jax(normal(3, K, S, H, seed=1) * 2, dtype)
     v, v64 = as_jax(normal(3, K, S, H, seed=2), dtype)
-    ours = attend(q, k, v, jnp.asarray(start, jnp.int32), Scores(window))
+    ours = attend(q, k, v, jnp.asarray(start, jnp.int32), ScoreRule(window))
     assert ours.dtype == dtype
     for b in range(3):
         for head in range(K):
@@ -207,7 +207,7 @@ def test_attend_masks_in_float32():
     k = jnp.asarray([[[[200.0] * 4, [-200.0] * 4]]], jnp.float16)
     v = jnp.asarray([[[[1.0] * 4, [2.0] * 4]]], jnp.float16)
     np.testing.assert_array_equal(
-        attend(q, k, v, jnp.asarray([1], jnp.int32), Scores()), np.ones((1, 1, 1, 1, 4))
+        attend(q, k, v, jnp.asarray([1], jnp.int32), ScoreRule()), np.ones((1, 1, 1, 1, 4))
     )
 
 

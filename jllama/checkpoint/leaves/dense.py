@@ -72,7 +72,7 @@ class DenseConverter:
             for _ in self._pool.map(lambda chunk: convert(*chunk), chunks):
                 pass
         if part.rotary and self._checkpoint.rotary_interleaved:
-            _deinterleave(target, leaf_shape[2], columns)
+            deinterleave(target, leaf_shape[2], columns)
 
     def _convert(self, stored: Stored, shift: float, start: int, out: np.ndarray) -> None:
         """Reads and converts `out.size` numbers from the tensor's number `start` on, each less `shift`."""
@@ -89,7 +89,7 @@ class DenseConverter:
                 numbers = numbers.astype(np.float32) - np.float32(shift) if shift else numbers
                 np.copyto(out, numbers, casting="unsafe")
         if not all_finite(out):
-            raise JllamaError(_not_finite(stored, numbers, self._dtype))
+            raise JllamaError(not_finite(stored, numbers, self._dtype))
         self._bar.advance(out.nbytes)
 
 
@@ -112,7 +112,7 @@ def all_finite(numbers: np.ndarray) -> bool:
 def _chunks(target: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]]:
     """Contiguous pieces `[rows, columns]` of `target` of about `CHUNK` numbers; where each starts."""
     start = 0
-    for run in _runs(target):
+    for run in runs_of(target):
         rows = run.reshape(-1, columns)
         step = max(1, CHUNK // columns)
         for row in range(0, len(rows), step):
@@ -121,22 +121,24 @@ def _chunks(target: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]
             start += piece.size
 
 
-def _runs(target: np.ndarray) -> Iterator[np.ndarray]:
+def runs_of(target: np.ndarray) -> Iterator[np.ndarray]:
+    """The contiguous parts of an array, in order."""
     if target.flags.c_contiguous:
         yield target
     else:
         for part in target:
-            yield from _runs(part)
+            yield from runs_of(part)
 
 
-def _deinterleave(target: np.ndarray, head_dim: int, columns: int) -> None:
+def deinterleave(target: np.ndarray, head_dim: int, columns: int) -> None:
     """Row pairs (2i, 2i + 1) of each head become the pairs (i, i + H/2) that `apply_rope` turns."""
-    for run in _runs(target):
+    for run in runs_of(target):
         for head in run.reshape(-1, head_dim, columns):
             head[...] = np.concatenate((head[0::2], head[1::2]))
 
 
-def _not_finite(stored: Stored, numbers: np.ndarray, dtype: np.dtype) -> str:
+def not_finite(stored: Stored, numbers: np.ndarray, dtype: np.dtype) -> str:
+    """What is said of a tensor with such numbers, which were to become `dtype`."""
     at = f"{stored.name} in {stored.path}"
     if np.isfinite(numbers).all():
         wider = "float32" if dtype.name == "bfloat16" else "bfloat16"

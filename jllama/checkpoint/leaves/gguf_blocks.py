@@ -9,7 +9,7 @@ import numpy as np
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf, Part
 from jllama.checkpoint.leaves.block_types import TYPES, BlockType, Form, common_form, widened
-from jllama.checkpoint.leaves.dense import CHUNK, _deinterleave, _not_finite, _runs, aligned_empty, all_finite
+from jllama.checkpoint.leaves.dense import CHUNK, aligned_empty, all_finite, deinterleave, not_finite, runs_of
 from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 
@@ -44,16 +44,16 @@ class QuantizedConverter:
         raw = np.empty((part.shape[0], stored.nbytes // part.shape[0]), np.uint8)
         self._reader.read(stored, 0, raw)
         if part.rotary and self._checkpoint.rotary_interleaved:
-            _deinterleave(raw, shape[2], raw.shape[1])
+            deinterleave(raw, shape[2], raw.shape[1])
         blocks = raw.reshape(len(raw), -1, stored.encoding.size)
         at = 0
-        for runs in zip(*map(_runs, targets.values()), strict=True):
+        for runs in zip(*map(runs_of, targets.values()), strict=True):
             rows = [run.reshape(-1, run.shape[-1]) for run in runs]
             fill(dict(zip(targets, rows, strict=True)), blocks[at:], TYPES[stored.encoding.name], form)
             at += len(rows[0])
         for numbers in targets.values():
             if numbers.dtype.kind == "f" and not all_finite(numbers):
-                raise JllamaError(_not_finite(stored, numbers, numbers.dtype))
+                raise JllamaError(not_finite(stored, numbers, numbers.dtype))
 
 
 def fill(targets: dict[str, np.ndarray], blocks: np.ndarray, kind: BlockType, form: Form) -> None:

@@ -16,7 +16,7 @@ from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
-from jllama.model import Block, Params, Places
+from jllama.model import Block, Params, Places, embedding_factor
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -149,10 +149,14 @@ def _operands(config, params, tokens, cache, places, n_valid, last_only) -> Oper
 
 
 def _factors(config: ModelConfig, dtype) -> list[float]:
-    """Numbers of the configuration; that of embeddings is rounded as in `model.embed`."""
+    """Numbers of the configuration."""
     scale = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
-    embedding = float(np.asarray(config.embedding_multiplier, dtype))
-    factors = [config.rms_norm_eps, config.norm_offset, embedding, config.residual_multiplier]
+    factors = [
+        config.rms_norm_eps,
+        config.norm_offset,
+        embedding_factor(config, dtype),
+        config.residual_multiplier,
+    ]
     factors += [scale, config.attn_logit_softcapping or 0.0]
     return [*factors, 1 / config.logits_scaling, config.final_logit_softcapping or 0.0]
 

@@ -19,7 +19,7 @@ from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_r
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
-from jllama.layers.kind import LayerKind, Scores
+from jllama.layers.kind import LayerKind
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
@@ -113,8 +113,7 @@ def _layer(
     heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
     y = product(a.qkv_proj, x, norm=p.attn_norm, bias=a.qkv_bias, **eps).reshape(B, 1, *heads)
     y = scaled_queries(normed_heads(a, y, partial(rms_norm, **eps)), places[1])
-    scores = Scores(kind.window, c.attention_multiplier, c.attn_logit_softcapping)
-    mixed, cache = decode_attend(y, cache, places[0], scores)
+    mixed, cache = decode_attend(y, cache, places[0], c.score_rule(kind))
     x = _added(c, x, a.o_proj, mixed.reshape(B, -1), a.o_bias, p.attn_post_norm)
     h = product(m.gate_up_proj, x, norm=p.ffn_norm, bias=m.gate_up_bias, gated=c.hidden_act, **eps)
     return _added(c, x, m.down_proj, h, m.down_bias, p.ffn_post_norm), cache

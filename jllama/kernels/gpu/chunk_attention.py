@@ -12,7 +12,7 @@ from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import Constants, constants, rotary_refusal
 from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 
 MAX_STAGES, MAX_SPLITS = 4, 16
 APPEND_THREADS = 256
@@ -84,7 +84,7 @@ def chunk_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    scores: Scores,
+    scores: ScoreRule,
     only: Array | None = None,
     *,
     fresh: bool = False,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from jax import Array
 
 from jllama.config import ModelConfig
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as primitives.cu counts them
 
@@ -20,7 +20,7 @@ class Constants:
     CAP: str = "0"  # no score lies beyond; 0: they may
 
 
-def constants(scores: Scores, rope: tuple[Array, Array] | None) -> Constants:
+def constants(scores: ScoreRule, rope: tuple[Array, Array] | None) -> Constants:
     """Of a call: `rope` is cosines and sines `[B, T, R/2]`, or None where nothing turns."""
     rotary = 0 if rope is None else 2 * rope[0].shape[-1]
     named = dict(SCALE=scores.scale, CAP=scores.softcap)

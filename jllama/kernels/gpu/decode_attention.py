@@ -11,7 +11,7 @@ from jax import Array
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import Constants, constants, rotary_refusal
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
@@ -60,7 +60,7 @@ def decode_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    scores: Scores,
+    scores: ScoreRule,
     only: Array | None = None,
 ) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` for T = 1; asks `attention_refusal` first.

@@ -10,7 +10,7 @@ from jllama.config import LayerKind, ModelConfig
 from jllama.kernels.gpu.constants import ACTIVATIONS, literal, rotary_dims, unless
 from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER
 from jllama.layers.rope import attention_factor, rope_frequencies
-from jllama.model import Block
+from jllama.model import Block, embedding_factor
 
 MAX_KINDS = 8
 # A layer's weights that not all families have, from slot 16 of its part of the pointer table on (layout.cu).
@@ -94,7 +94,7 @@ def family_defines(c: ModelConfig, dtype: str, extras: tuple[str, ...], normed: 
     kinds = distinct_kinds(c)
     factors = [1.0 if kind.rope is None else attention_factor(kind.rope) for kind in kinds]
     scale, caps = c.attention_multiplier, (c.attn_logit_softcapping, c.final_logit_softcapping)
-    embed = float(np.asarray(c.embedding_multiplier).astype(jnp.dtype(dtype)))  # as `embed` rounds it
+    embed = embedding_factor(c, dtype)
     return dict(
         KINDS=len(kinds),
         KINDS_OF_LAYERS=_braces(kinds.index(c.kind_of(layer)) for layer in range(c.num_hidden_layers)),

@@ -6,7 +6,7 @@ from jax import Array
 
 from jllama.layers.attention import attend, one_token, rotated_heads
 from jllama.layers.cache import LayerCache
-from jllama.layers.kind import Scores
+from jllama.layers.kind import ScoreRule
 
 MIN_TOKENS = 64
 
@@ -26,7 +26,7 @@ def prefill_attend(
     qkv: Array,
     cache: LayerCache,
     rope: tuple[Array, Array] | None,
-    scores: Scores,
+    scores: ScoreRule,
     only: Array | None,
 ) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` where every row of the cache is empty and T positions fit."""
