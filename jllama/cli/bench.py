@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, flag_groups, ready_made
+from jllama.cli import command_line, flag_groups, ready_made, sweep, sweep_picture
 from jllama.cli.bench_report import as_table, with_shares
 from jllama.cli.bench_tests import parse_tests
 from jllama.cli.command_line import FLAGS, say
@@ -30,6 +30,12 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
+flags.DEFINE_string(
+    "sweep", None, "Measure a whole grid into this JSON file and draw it beside (.png); goes on with a file."
+)
+flags.DEFINE_list(
+    "storages", None, "Values of --quantize that a sweep measures. Default: that of --quantize."
+)
 flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
@@ -39,12 +45,14 @@ PLACES = ("model",)
 HELP = {
     "What runs": ("model", "random_config", "dtype", "device", "quantize"),
     "What is measured": ("tests", "batch_sizes", "repetitions", "temperature", "top_p"),
-    "What is shown": ("json", "markdown", "profile"),
+    "What is shown": ("json", "markdown", "profile", "sweep", "storages"),
 }
 
 
 def main() -> None:
     """Loads the model, takes the ceilings, runs the tests and prints a table."""
+    if FLAGS.sweep is not None:
+        return sweep_all()
     batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
     if not FLAGS.tests or not batches:
         raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
@@ -81,6 +89,48 @@ def main() -> None:
     print(json.dumps(report, indent=1) if FLAGS.json else as_table(report, FLAGS.markdown))
 
 
+def sweep_all() -> None:
+    """Measures what `--sweep`'s file does not hold yet, point by point, and draws what it holds.
+
+    Raises:
+      JllamaError: a flag means nothing in a sweep, the file holds something else, or matplotlib is missing.
+    """
+    for name in ("json", "markdown", "profile"):
+        if FLAGS[name].value:
+            raise JllamaError(f"--{name} goes with a table, not with --sweep: leave one out")
+    sweep_picture.check()
+    path = expanded(FLAGS.sweep)
+    record, points = sweep.Record(path), sweep_points()
+    for storage, rest in sweep.by_storage(points, record.keys):
+        sweep_storage(record, storage, rest)
+    picture = path.with_suffix(".png")
+    sweep_picture.draw(picture, record.run, record.points)
+    say(f"{len(record.points)} points in {path}, drawn in {picture}")
+
+
+def sweep_points() -> list[sweep.Point]:
+    """The points that the flags ask for, a sweep's own where they say nothing."""
+    tests = FLAGS.tests if FLAGS["tests"].present else sweep.TESTS
+    given = FLAGS.batch_sizes if FLAGS["batch_sizes"].present else [*map(str, sweep.BATCHES)]
+    batches = [command_line.positive(text, "--batch_sizes") for text in given]
+    return sweep.grid(FLAGS.storages or [FLAGS.quantize], tests, batches, sampling() or sweep.SAMPLING)
+
+
+def sweep_storage(record: sweep.Record, storage: str, points: list[sweep.Point]) -> None:
+    """Measures the points of one storage, with ceilings of their own."""
+    name, config, params = load(storage)
+    import jax
+
+    from jllama.cli import measure
+
+    record.begin(environment(name))
+    limits = measure.ceilings(FLAGS.dtype, jax.devices()[0].platform)
+    for number, point in enumerate(points, 1):
+        test = point.test
+        say(f"{storage} {number}/{len(points)}: {test.name}, batch {test.batch} {test.choice}".rstrip())
+        record.add(sweep.measured(point, config, params, limits, FLAGS.repetitions, FLAGS.seed))
+
+
 def run_test(config: Any, params: Any, test: Any, repetitions: int) -> dict[str, Any]:
     """What a test gave."""
     from jllama.cli import measure, measure_engine
@@ -100,12 +150,14 @@ def sampling() -> dict[str, float]:
     return {name: value for name, value in given.items() if value != getattr(neutral, name)}
 
 
-def load() -> tuple[str, Any, Any]:
-    """The model's name, configuration and weights: those of `--model`, or random ones."""
+def load(storage: str | None = None) -> tuple[str, Any, Any]:
+    """The model's name, configuration and weights: those of `--model`, or random ones; `storage` instead of
+    what `--quantize` says.
+    """
     if bool(FLAGS.model) == bool(FLAGS.random_config):
         raise JllamaError("give --model=REFERENCE or --random_config=config.json, one of them")
     if FLAGS.model:
-        model = command_line.load_model()
+        model = command_line.load_model(storage)
         return model.name, model.config, model.params
     from jllama.config import ModelConfig
     from jllama.machine import devices
@@ -113,10 +165,10 @@ def load() -> tuple[str, Any, Any]:
     devices.configure(FLAGS.device)
     path = ready_made.shape(FLAGS.random_config)
     config = ModelConfig.from_hf(path)
-    return f"random {path.stem}", config, random_weights(config)
+    return f"random {path.stem}", config, random_weights(config, storage or FLAGS.quantize)
 
 
-def random_weights(config: Any) -> Any:
+def random_weights(config: Any, storage: str) -> Any:
     """Random weights, quantised as `load` would quantise a checkpoint's."""
     import jax
 
@@ -126,11 +178,11 @@ def random_weights(config: Any) -> Any:
     from jllama.layers.quantization import SCHEMES, quantize
 
     params = random_params(config, FLAGS.dtype, seed=FLAGS.seed)
-    if FLAGS.quantize not in SCHEMES:
+    if storage not in SCHEMES:
         return params
 
     def shrink(leaf: Any, array: Any) -> Any:
-        scheme = scheme_for(leaf, FLAGS.quantize)
+        scheme = scheme_for(leaf, storage)
         return array if scheme is None else placed(quantize(array, scheme))
 
     return jax.tree.map(shrink, layout(config), params)

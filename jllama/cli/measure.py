@@ -193,6 +193,17 @@ def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:
     return int(test.batch * positions * per_position * params.norm.dtype.itemsize)
 
 
+def limit_seconds(config: ModelConfig, params: Params, test: Test, limits: Ceilings) -> float:
+    """What the device's own rates allow at best: what a test must read, or multiply, whichever is longer."""
+    if test.kind == "pp":
+        steps, flops, kv = 1, prompt_flops(config, test), 0
+    else:
+        step = dataclasses.replace(test, count=1, depth=test.depth + test.count // 2)
+        steps, flops, kv = test.count, test.count * prompt_flops(config, step), kv_bytes(config, params, test)
+    reads = steps * (weight_bytes(params) + kv) / limits.read_bytes_per_second
+    return max(reads, flops / limits.matrix_flops_per_second)
+
+
 def prompt_flops(config: ModelConfig, test: Test) -> float:
     """Two per weight and token (one unembedding a row), and causal attention's two products."""
     c, T = config, test.count
