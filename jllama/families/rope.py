@@ -77,7 +77,6 @@ def rope_from_hf(
     settings = {key: value for key, value in settings.items() if value is not None and key not in _IGNORED}
     typed = "rope_type" in settings or "type" in settings
     rope_type = settings.pop("rope_type", settings.pop("type", "default"))
-    settings.pop("type", None)
     base = settings.pop("rope_theta", keys.get(theta_key, theta))
     partial = settings.pop("partial_rotary_factor", keys.get("partial_rotary_factor", 1.0))
     if not partly and partial != 1:

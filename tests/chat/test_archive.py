@@ -273,6 +273,9 @@ DAMAGE = {
     "a long policy": lambda d: d.update(on_overflow=LONG),
     "a fraction as id": lambda d: d["messages"][1].update(token_ids=[1.0]),
     "a failing transcript": lambda d: d.update(transcript="{{ raise_exception('never') }}"),
+    "a transcript that fails on answers": lambda d: d.update(
+        transcript="{% for m in messages %}{{ raise_exception('no') if m.role == 'assistant' }}{% endfor %}"
+    ),
     "a transcript that needs a system message": lambda d: d.update(
         transcript="{{ messages[3].content }}{{ 1 // 0 }}"
     ),

@@ -324,6 +324,8 @@ GREEDY = {"temperature": 0.0}
         ({"temperature": 0.3, "min_p": 0.1}, {"temperature": 0.3, "min_p": 0.1}),
         ({"repetition_penalty": 1.2}, {"temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.2}),
         ({"temperature": None, "do_sample": None}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"temperature": 0}, GREEDY),
+        ({"top_k": 0}, {"temperature": 1.0, "top_k": 0}),
     ],
 )
 def test_the_settings_that_a_checkpoint_asks_for(given, settings):

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gguf
@@ -151,15 +152,16 @@ def test_a_tie_is_compared_to_its_last_number(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts with Linux's /proc")
 @pytest.mark.parametrize("fails", [False, True])
-def test_every_file_is_closed_again(tmp_path, fails):
+def test_every_file_is_closed_again_and_every_thread_ended(tmp_path, fails):
     tensors = random_tensors(KEYS)
     if fails:
         tensors["lm_head.weight"][0, 0] = np.nan
     directory = write_shards(tmp_path / "m", KEYS, tensors)
     load(write_directory(tmp_path / "first", KEYS, random_tensors(KEYS)))  # opens what JAX keeps open
-    before = sorted(Path("/proc/self/fd").iterdir())
+    before, threads = sorted(Path("/proc/self/fd").iterdir()), threading.active_count()
     with pytest.raises(JllamaError) if fails else contextlib.nullcontext():
         load(directory)
+    assert threading.active_count() == threads
     gc.collect()
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 

@@ -1,5 +1,6 @@
 """Headers, sizes and places of a checkpoint, byte by byte and from both sides of each limit."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -230,8 +231,8 @@ def test_what_is_sound_though_odd(tmp_path):
     assert len(one.shape) == 8
     (new,) = read_header(write(tmp_path / "m", {"x": entry(dtype="F6", shape=(5,))}, 8))
     assert (new.encoding.name, new.encoding.readable) == ("F6", False)
-    empty = {"x": entry(shape=(0,), end=0), "y": entry()}
-    assert len(read_header(write(tmp_path / "m", empty, 8))) == 2
+    empty = {"x": entry(shape=(0,), end=0), "y": entry(), "z": entry(shape=(0,), begin=0, end=0)}
+    assert len(read_header(write(tmp_path / "m", empty, 8))) == 3
 
 
 @pytest.mark.parametrize(("length", "fits"), [(None, True), (3, False), (1 << 60, False)])
@@ -286,6 +287,7 @@ def test_which_files_make_a_checkpoint(tmp_path):
         ({"weight_map": 5}, "is no index with a weight_map"),
         ({}, "is no index with a weight_map"),
         ({"weight_map": {"x": 5}}, "is no index with a weight_map"),
+        ({"weight_map": {"x": "a", "y": 5}}, "is no index with a weight_map"),
         ({"weight_map": {"x": "../a.safetensors"}}, "no plain file names: ../a.safetensors"),
         ({"weight_map": {"x": "a", "y": "n" * 5000}}, "lacks the shards a, nnn"),
         ({"weight_map": {"x": "dir"}}, "lacks the shards dir;"),
@@ -373,6 +375,45 @@ def test_long_lists_are_folded(count, folded):
         verified(checkpoint(**extra), SMALL)
     assert ("file.odd.{0,1,2," in str(error.value)) == folded
     assert ("file.odd.0.x, file.odd.1.x" in str(error.value)) != folded
+
+
+def test_of_a_long_list_what_is_no_layer_s_stands_alone():
+    extra = {name: stored(name, (1,)) for name in ("odd", *(f"odd.{n}" for n in range(24)), "odd.3.x")}
+    with pytest.raises(JllamaError, match=r"extra: file.odd, file.odd.\{0,1,.*,23\}, file.odd.3.x$"):
+        verified(checkpoint(**extra), SMALL)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(48, True), (47, False), (49, False), (96, False)])
+def test_a_tensor_that_holds_several_has_the_rows_of_all(rows, fits):
+    names = [f"layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+    fused = stored("layers.0.self_attn.qkv_proj.weight", (rows, 8))
+    fused = dataclasses.replace(fused, offset=100, nbytes=rows * 8 * 4)
+    held = checkpoint(**dict.fromkeys(names), **{"layers.0.self_attn.qkv_proj.weight": fused})
+    if fits:
+        apart = [verified(held, SMALL).tensors[name] for name in names]
+        assert [(s.offset, s.nbytes, s.shape) for s in apart] == [
+            (100, 24 * 32, (24, 8)),
+            (100 + 24 * 32, 12 * 32, (12, 8)),
+            (100 + 36 * 32, 12 * 32, (12, 8)),
+        ]
+    else:
+        with pytest.raises(JllamaError, match=r"missing: .*q_proj.weight.*; extra: .*qkv_proj.weight"):
+            verified(held, SMALL)
+
+
+def test_a_bias_may_be_left_out_where_the_format_says_so():
+    biased = dataclasses.replace(SMALL, attention_bias=True)
+    held = checkpoint(biased, **{"layers.1.self_attn.k_proj.bias": None})
+    with pytest.raises(JllamaError, match=r"missing: file.layers.1.self_attn.k_proj.bias$"):
+        verified(held, biased)
+    zero = verified(dataclasses.replace(held, optional_biases=True), biased).tensors[
+        "layers.1.self_attn.k_proj.bias"
+    ]
+    assert (zero.shape, zero.nbytes, zero.name) == ((12,), 0, "file.layers.1.self_attn.k_proj.bias")
+    np.testing.assert_array_equal(zero.encoding.numbers(np.empty((12, 0), np.uint8)), np.zeros((12, 1)))
+    empty = Checkpoint(description="it", tensors={}, spell=str, optional_biases=True)
+    with pytest.raises(JllamaError, match=r"missing: embed_tokens.weight"):
+        verified(empty, biased)
 
 
 def test_where_rows_lie_in_a_leaf():

@@ -118,6 +118,16 @@ def test_tensors_become_a_leaf_part_by_part(monkeypatch):
         np.testing.assert_array_equal(converted(leaf, np.float16, q=q, k=k, v=v), plain.astype(np.float16))
 
 
+def test_what_the_device_may_use_as_it_is_nobody_changes(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        dense.jax, "device_put", lambda host, _: taken.append(host.flags.writeable) or jax.numpy.array(host)
+    )
+    leaf = Leaf(shape=(2,), parts=(Part(name="t", shape=(2,)),))
+    converted(leaf, t=np.ones(2, np.float32))
+    assert taken == [False]
+
+
 def test_numbers_are_read_as_they_are_where_they_need_no_change(monkeypatch):
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     reader, bar = Numbers(t=table), SimpleNamespace(advance=lambda count: None)
@@ -332,6 +342,7 @@ def test_tensors_lie_behind_the_header_where_it_is_aligned(tmp_path):
         ([(b"t", 9, 0, 0), (b"u", 1, 0, 32)], 64, {}, "u overlaps the tensor before it"),
         ([(b"t", 8, 0, 0), (b"u", 1, 0, 32)], 36, {}, None),
         ([(b"t", 8, 99, 0), (b"u", 1, 0, 320)], 400, {}, None),
+        ([(b"t", 8, 0, 0), (b"u", 0, 0, 0)], 32, {}, None),
         ([], 0, {"general__alignment": 0}, "general.alignment=0 makes no sense"),
         ([], 0, {"general__alignment": 24}, "general.alignment=24 makes no sense"),
         ([], 0, {"general__alignment": 1}, None),
@@ -513,5 +524,7 @@ def test_random_numbers_do_not_depend_on_the_shards(tmp_path):
     for name, table in ours.items():
         np.testing.assert_array_equal(table, theirs[name])
         assert not np.array_equal(table, numbers(other)[name])
+    assert len({table.ravel()[0] for table in ours.values()}) == len(ours)
+    assert all(int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0 for path in cut.glob("*.safetensors"))
     assert abs(np.concatenate([t.ravel() for n, t in ours.items() if "proj" in n]).std() - 0.5) < 0.05
     assert abs(ours["model.norm.weight"].mean() - 1) < 0.6

@@ -22,6 +22,9 @@ def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path)
     files = ModelFiles(description="huge", directory=tmp_path)
     with pytest.raises(JllamaError, match=r"weights need 32768\.\d\d GiB in float32 .*--dtype=bfloat16"):
         memory.check_weights(files, huge, "float32", "none")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 3 * 2**30)
+    with pytest.raises(JllamaError, match=r"in float32 and the device has 3\.00 GiB left: use"):
+        memory.check_weights(files, huge, "float32", "none")
     monkeypatch.setattr(memory, "available_bytes", lambda: 10 * 2**40)
     memory.check_weights(files, huge, "bfloat16", "int4")
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
@@ -48,7 +51,7 @@ def test_a_gguf_file_needs_what_it_weighs(monkeypatch, tmp_path):
 def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "config.json").write_text(json.dumps(_config_keys(tiny_config, "llama", "int8")))
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2000)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     memory.check_weights(ModelFiles(description="small", directory=tmp_path), tiny_config, "float32", "auto")
     monkeypatch.setattr(memory, "available_bytes", lambda: 999)
     with pytest.raises(JllamaError, match="weights need"):

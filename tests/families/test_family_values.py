@@ -1,0 +1,252 @@
+"""What families' keys come to in `ModelConfig`: precedence, defaults, null; which layers slide and rotate."""
+
+import pytest
+
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.families.keys import HfKeys
+from jllama.families.kinds import gguf_slides
+from jllama.layers.kind import LayerKind
+from jllama.layers.rope import Rope
+
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=48,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+)
+TANH = "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "field", "value"),
+    [
+        ("gemma", dict(hidden_act="gelu"), "hidden_act", TANH),
+        ("gemma", dict(hidden_act="silu"), "hidden_act", "silu"),
+        ("gemma", dict(hidden_act="silu", hidden_activation=TANH), "hidden_act", TANH),
+        ("gemma", dict(use_bidirectional_attention=None), "hidden_act", TANH),
+        ("gemma", {}, "embedding_multiplier", 48**0.5),
+        ("gemma2", {}, "attn_logit_softcapping", 50.0),
+        ("gemma2", dict(attn_logit_softcapping=None), "attn_logit_softcapping", None),
+        ("gemma2", {}, "final_logit_softcapping", 30.0),
+        ("gemma2", dict(final_logit_softcapping=None), "final_logit_softcapping", None),
+        ("gemma2", dict(query_pre_attn_scalar=16), "attention_multiplier", 0.25),
+        ("gemma2", dict(query_pre_attn_scalar=None), "attention_multiplier", 1 / 16),
+        ("gemma3_text", {}, "final_logit_softcapping", None),
+        ("gemma3_text", dict(tie_word_embeddings=False), "tie_word_embeddings", False),
+        ("granite", dict(logits_scaling=8), "logits_scaling", 8.0),
+        ("seed_oss", dict(attention_bias=False), "attention_bias", False),
+        ("seed_oss", {}, "has_out_bias", False),
+        ("seed_oss", dict(attention_out_bias=True), "has_out_bias", True),
+        ("qwen2", {}, "has_out_bias", False),
+        ("llama", dict(attention_bias=True), "has_out_bias", True),
+        ("llama", dict(head_dim=None), "head_dim", 12),
+        ("llama", dict(num_key_value_heads=None), "num_key_value_heads", 4),
+        ("phi3", dict(sliding_window=None), "sliding_window", None),
+        ("phi3", dict(sliding_window=5), "sliding_window", 5),
+    ],
+    ids=str,
+)
+def test_a_configuration_comes_to(model_type, changes, field, value):
+    assert getattr(ModelConfig.from_hf(SMALL | dict(model_type=model_type) | changes), field) == value
+
+
+NEAR, FAR = 7, None  # windows
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "windows"),
+    [
+        ("mistral", dict(sliding_window=7), [NEAR] * 4),
+        ("ministral3", {}, [FAR] * 4),
+        ("qwen2", dict(use_sliding_window=True, sliding_window=7, max_window_layers=3), [FAR] * 3 + [NEAR]),
+        ("qwen2", dict(use_sliding_window=True, sliding_window=7, max_window_layers=0), [NEAR] * 4),
+        ("qwen3", dict(use_sliding_window=True, sliding_window=7), [FAR] * 4),
+        ("gemma2", dict(sliding_window=7), [NEAR, FAR] * 2),
+        ("gemma3_text", dict(sliding_window=7, sliding_window_pattern=3), [NEAR, NEAR, FAR, NEAR]),
+        ("gemma3_text", dict(sliding_window=7, _sliding_window_pattern=2), [NEAR, FAR] * 2),
+        ("gemma3_text", dict(sliding_window=7), [NEAR] * 4),
+        ("olmo3", dict(sliding_window=7), [NEAR] * 3 + [FAR]),
+        ("exaone4", dict(sliding_window=7), [NEAR] * 3 + [FAR]),
+        ("exaone4", dict(sliding_window=7, sliding_window_pattern="LLG"), [NEAR, NEAR, FAR, FAR]),
+        ("exaone4", dict(sliding_window=7, sliding_window_pattern="L"), [NEAR] * 3 + [FAR]),
+        ("exaone4", dict(sliding_window=None, sliding_window_pattern="?"), [FAR] * 4),
+        ("smollm3", dict(sliding_window=7, use_sliding_window=True), [FAR] * 3 + [NEAR]),
+        (
+            "smollm3",
+            dict(sliding_window=7, use_sliding_window=True, no_rope_layers=[0, 1, 1, 1]),
+            [NEAR] + [FAR] * 3,
+        ),
+        (
+            "smollm3",
+            dict(
+                sliding_window=7,
+                use_sliding_window=True,
+                layer_types=["full_attention", "sliding_attention"] * 2,
+            ),
+            [FAR, NEAR] * 2,
+        ),
+    ],
+    ids=str,
+)
+def test_which_layers_slide(model_type, changes, windows):
+    config = ModelConfig.from_hf(SMALL | dict(model_type=model_type) | changes)
+    assert [config.kind_of(layer).window for layer in range(4)] == windows
+
+
+@pytest.mark.parametrize("rotates", [[1] * 5, [1] * 3, 1])
+def test_each_layer_is_said_to_rotate_or_not(rotates):
+    with pytest.raises(JllamaError, match="must be a list of 4 numbers"):
+        ModelConfig.from_hf(SMALL | dict(model_type="smollm3", no_rope_layers=rotates))
+
+
+@pytest.mark.parametrize("value", [True, 1, "yes"])
+def test_what_attends_both_ways_is_refused_however_it_says_so(value):
+    with pytest.raises(JllamaError, match="use_bidirectional_attention is not supported"):
+        ModelConfig.from_hf(SMALL | dict(model_type="gemma3_text", use_bidirectional_attention=value))
+
+
+def test_a_key_is_null_or_missing_or_false():
+    keys = HfKeys({"null": None, "no": False, "zero": 0}, {"null": 1, "no": 2, "zero": 3, "missing": 4})
+    assert [keys.get(name, 9) for name in ("null", "no", "zero", "missing", "other")] == [1, False, 0, 4, 9]
+    assert [keys.nullable(name) for name in ("null", "zero", "missing", "other")] == [None, 0, 4, None]
+    keys.ignore("ignored")
+    assert keys.read == {"null", "no", "zero", "missing", "other", "ignored"}
+
+
+# GGUF.
+
+
+def read(architecture, **changes) -> ModelConfig:
+    fields = {
+        "vocab_size": 64,
+        "embedding_length": 48,
+        "feed_forward_length": 48,
+        "block_count": 4,
+        "attention.head_count": 4,
+        "attention.key_length": 8,
+        "attention.value_length": 8,
+        "context_length": 128,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    named = {f"{architecture}.{key}": value for key, value in fields.items() if value is not None}
+    return ModelConfig.from_gguf({"general.architecture": architecture} | named, ())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "field", "value"),
+    [
+        ("gemma", {}, "embedding_multiplier", 48**0.5),
+        ("gemma2", {}, "attention_multiplier", 8**-0.5),
+        ("gemma2", dict(block_count=46), "attention_multiplier", 12**-0.5),
+        ("gemma2", dict(block_count=62), "attention_multiplier", 8**-0.5),
+        ("gemma3", dict(block_count=62), "attention_multiplier", 12**-0.5),
+        ("gemma3", dict(block_count=46), "attention_multiplier", 8**-0.5),
+        ("gemma2", {}, "attn_logit_softcapping", 50.0),
+        ("gemma2", {}, "final_logit_softcapping", 30.0),
+        ("gemma2", dict(attn_logit_softcapping=20.0), "attn_logit_softcapping", 20.0),
+        ("gemma2", dict(final_logit_softcapping=20.0), "final_logit_softcapping", 20.0),
+        ("gemma3", {}, "attn_logit_softcapping", None),
+        ("gemma3", dict(final_logit_softcapping=0.0), "final_logit_softcapping", None),
+        ("gemma3", dict(final_logit_softcapping=20.0), "final_logit_softcapping", 20.0),
+        ("granite", dict(logit_scale=8.0), "attention_multiplier", None),
+        ("granite", dict(logit_scale=8.0, attention__scale=0.0), "attention_multiplier", None),
+        ("granite", dict(logit_scale=8.0, attention__scale=0.5), "attention_multiplier", 0.5),
+        ("granite", dict(logit_scale=8.0, embedding_scale=12.0), "embedding_multiplier", 12.0),
+        ("granite", dict(logit_scale=8.0, residual_scale=0.25), "residual_multiplier", 0.25),
+        ("granite", dict(logit_scale=8.0), "residual_multiplier", 1.0),
+        ("granite", dict(logit_scale=8.0), "logits_scaling", 8.0),
+    ],
+    ids=str,
+)
+def test_metadata_come_to(architecture, changes, field, value):
+    assert getattr(read(architecture, **changes), field) == value
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "kinds"),
+    [
+        ("gemma2", {}, [LayerKind(4096, Rope()), LayerKind(None, Rope())]),
+        (
+            "gemma3",
+            dict(attention__sliding_window=7, attention__sliding_window_pattern=2, rope__freq_base=1e6),
+            [LayerKind(7, Rope(rope_theta=1e4)), LayerKind(None, Rope(rope_theta=1e6))],
+        ),
+        (
+            "gemma3",
+            dict(
+                attention__sliding_window=7,
+                attention__sliding_window_pattern=[False, True] * 2,
+                rope__freq_base_swa=5.0,
+            ),
+            [LayerKind(None, Rope()), LayerKind(7, Rope(rope_theta=5.0))],
+        ),
+        ("gemma3", {}, [LayerKind(None, Rope())]),
+        ("exaone4", {}, [LayerKind(None, Rope())]),
+        ("exaone4", dict(block_count=64), [LayerKind(4096, Rope())] * 3 + [LayerKind(None, None)]),
+        ("exaone4", dict(block_count=64, attention__sliding_window=0), [LayerKind(None, Rope())]),
+        ("olmo2", dict(rope__freq_base=5e5), [LayerKind(None, Rope(rope_theta=5e5))]),
+        (
+            "olmo2",
+            dict(
+                attention__sliding_window=7,
+                rope__freq_base=5e5,
+                rope__scaling__type="linear",
+                rope__scaling__factor=2.0,
+            ),
+            [LayerKind(7, Rope(rope_theta=5e5))] * 3
+            + [LayerKind(None, Rope(rope_type="linear", rope_theta=5e5, factor=2.0))],
+        ),
+        (
+            "olmo2",
+            dict(attention__sliding_window=7, rope__freq_base_swa=9.0),
+            [LayerKind(7, Rope(rope_theta=9.0))] * 3 + [LayerKind(None, Rope())],
+        ),
+        ("smollm3", {}, [LayerKind(None, Rope())] * 3 + [LayerKind(None, None)]),
+    ],
+    ids=str,
+)
+def test_layers_of_metadata(architecture, changes, kinds):
+    config = read(architecture, **changes)
+    assert [config.kind_of(layer) for layer in range(4)] == (kinds * 4)[:4]
+
+
+def test_no_layer_slides_without_a_window():
+    class Keys:
+        def each(self, key):
+            return [True] * 4
+
+        def layers(self):
+            return 4
+
+    assert gguf_slides(Keys(), 2, None) == [False] * 4
+    assert gguf_slides(Keys(), 2, 7) == [True] * 4
+
+
+YARN = dict(rope__scaling__type="yarn", rope__scaling__factor=4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {}),
+        (dict(rope__scaling__yarn_attn_factor=0.5), dict(attention_factor=0.5)),
+        (dict(rope__scaling__yarn_log_multiplier=0.1), dict(mscale=1.0, mscale_all_dim=0.1)),
+        (dict(attention__temperature_scale=0.1), dict(llama_4_scaling_beta=0.1)),
+        (dict(rope__scaling__original_context_length=16), dict(original_max_position_embeddings=16)),
+        (dict(rope__dimension_count=4), dict(partial_rotary_factor=0.5)),
+    ],
+)
+def test_yarn_of_metadata(changes, settings):
+    wanted = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=128) | settings
+    assert read("qwen2", **YARN | changes).rope == Rope(**wanted)
+
+
+@pytest.mark.parametrize("key", ["beta_fast", "beta_slow", "attn_factor"])
+def test_a_knob_of_zero_is_not_one_left_out(key):
+    with pytest.raises(JllamaError, match=r"=0.0 must be a positive number"):
+        read("qwen2", **YARN | {f"rope__scaling__yarn_{key}": 0.0})
