@@ -85,11 +85,11 @@ class CoverageMap:
         else:
             found = self._running(source, text, lines)
         covering = {name: self._split(name, direct) for name, direct in found.items() if direct}
-        for name in self.stale():
-            if name in covering:
-                covering[name][1].append(name)
-            elif name in self._mentioning(source):
-                covering[name] = ([], [name])
+        stale = set(self.stale())
+        for name in stale & covering.keys():
+            covering[name][1].append(name)
+        if unknown := stale - covering.keys():
+            covering |= {name: ([], [name]) for name in self._mentioning(source) if name in unknown}
         return covering
 
     def _running(self, source: str, text: str, lines: range) -> dict[str, set[str]]:
@@ -138,6 +138,8 @@ def _widening(text: str, lines: range) -> list[range]:
 
 def _translated(now: str, then: str, lines: range) -> set[int]:
     """Line numbers of a text as they were in an earlier one."""
+    if now == then:
+        return set(lines)
     matcher = difflib.SequenceMatcher(None, now.splitlines(), then.splitlines(), autojunk=False)
     found: set[int] = set()
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import QUICKLY_COMPILED
+
 from .coverage_map import ROOT
 
 
@@ -88,7 +90,9 @@ class Tree:
         kept = {"JLLAMA_STORY": str(story), "PYTHONPATH": str(self.root)}
         # Most faults leave most programs as they were: their compilation, most of a test's time, is shared.
         kept |= {"JAX_COMPILATION_CACHE_DIR": str(self._cache)}
-        return os.environ | kept | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        # Said here, the test run need not ask XLA in a process of its own whether it knows these.
+        return {"XLA_FLAGS": QUICKLY_COMPILED} | os.environ | kept
 
 
 def _kill_group(process: subprocess.Popen) -> None:
