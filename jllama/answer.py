@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any
 
 from jllama.errors import JllamaError
@@ -103,6 +103,7 @@ class Answer:
         prompt: Sequence[int],
         settings: GenerationSettings,
         begun: Sequence[int] = (),
+        shown: Collection[int] = (),
     ) -> None:
         """The clock of the prefill starts here.
 
@@ -111,10 +112,11 @@ class Answer:
           prompt: what is answered.
           settings: carry their seed.
           begun: ids of the answer that were written and shown before.
+          shown: special tokens that are text here.
         """
         self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt) + len(begun))
         self._ends = ending_ids(tokenizer, settings)
-        self._detokenizer = tokenizer.stream(prompt)
+        self._detokenizer = tokenizer.stream(prompt, shown)
         self._matcher = StopMatcher(settings.stop)
         self._floor = settings.min_new_tokens
         self.result.token_ids, self.result.begun_tokens = list(begun), len(begun)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,7 @@ class Session:
         system: Content | None = None,
         chat_template_kwargs: Variables | None = None,
         begun: Sequence[int] = (),
+        shown: Collection[int] = (),
         progress: Progress | None = None,
         **changes: Any,
     ) -> Generator[str, None, None]:
@@ -85,6 +86,7 @@ class Session:
           chat_template_kwargs: more variables for it.
           begun: token ids of an answer that was cut and goes on: only what is new is yielded, and `result`
             has the whole text and all ids.
+          shown: special tokens that are text in the answer.
           progress: shows how far a long prompt is read, such as `jllama.machine.progress.PromptBar`.
           **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
@@ -95,7 +97,7 @@ class Session:
         chosen = build_settings(settings, **changes).seeded()
         words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
         ids = encode_prompt(self._tokenizer, prompt, **words)
-        answer = partial(Answer, self._tokenizer, ids, chosen, list(begun))
+        answer = partial(Answer, self._tokenizer, ids, chosen, list(begun), shown)
         return self._streams.run(self._answer(answer, self._row([*ids, *begun], chosen), progress))
 
     def _row(self, prompt: Sequence[int], settings: GenerationSettings) -> Row:

@@ -33,7 +33,7 @@ class Bytes:
     def special_id(self, text):
         return EOT if text == "<eot>" else None
 
-    def stream(self, prompt):
+    def stream(self, prompt, shown=()):
         return StreamDecoder(self._detokenizer, prompt)
 
 

@@ -1,7 +1,7 @@
 """Many texts at once: `Engine` decodes together what any threads submit, each by settings of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Self
 
 from jllama.answer import Answer, ending_ids
@@ -79,6 +79,7 @@ class Engine:
               `result().logprobs`; None: of none.
             prompt_logprobs: likewise of the prompt's tokens, in `result().prompt_logprobs`; its beginning is
               computed anew then, whatever a slot holds.
+            shown: special tokens that are text in the answer.
 
         Raises:
           JllamaError: a setting or the prompt can't be used, the queue is full, or the engine is closed.
@@ -175,6 +176,7 @@ class Engine:
         chat_template_kwargs: Variables | None = None,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        shown: Collection[int] = (),
         **changes: Any,
     ) -> Stream:
         """What `submit` asks for, checked before anything is computed."""
@@ -189,4 +191,4 @@ class Engine:
         if len(row.stop_ids) > STOPS:
             raise JllamaError(f"{len(row.stop_ids)} tokens would end the answer; at most {STOPS} may")
         told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-        return Stream(Answer(tokenizer, ids, chosen), row, self._loop.cancel, **told)
+        return Stream(Answer(tokenizer, ids, chosen, shown=shown), row, self._loop.cancel, **told)

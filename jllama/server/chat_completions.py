@@ -7,14 +7,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
-from jllama.server.choice import Choice, Delta
+from jllama.server.calling import Calling
+from jllama.server.choice import CallEvent, Choice, Delta
 from jllama.server.conversation import encoded, split_for
 from jllama.server.envelope import Envelope, seeded
 from jllama.server.protocol.chat import REFUSED, ChatRequest
 from jllama.server.protocol.parsing import parse
+from jllama.server.protocol.tools import tool_use
 from jllama.server.running import Task, respond
 from jllama.server.scores import as_chat
 from jllama.server.service import Service
+from jllama.tools.definitions import Call
+from jllama.tools.events import Arguments, Begin, calls_of
 
 
 async def chat_completions(request: Request) -> Response:
@@ -39,9 +43,13 @@ class ChatTask(Task):
         settings = given.settings(service.options.sampling, service.vocab_size)
         self.streamed, self._given, self._service = given.stream, given, service
         service.check_count(given.n, "n")
-        self._parts = encoded(service, given)
+        use = tool_use(given.tools, given.tool_choice, given.parallel_tool_calls)
+        self._parts = encoded(service, given, use)
         self._prompt = self._parts[0] + self._parts[1]
-        options = dict(prompt=self._prompt, logprobs=given.likeliest)
+        split = split_for(service, *self._parts)
+        self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
+        settings, self.constrained_by = self._calling.settings(settings), self._calling.constrained_by
+        options = dict(prompt=self._prompt, logprobs=given.likeliest, shown=self._calling.shown)
         self.requests = [{**options, "settings": each} for each in seeded(settings, given.n)]
         kind = "chat.completion.chunk" if given.stream else "chat.completion"
         self._envelope = Envelope(service, "chatcmpl", kind, given.stream_options)
@@ -49,7 +57,8 @@ class ChatTask(Task):
     def choose(self, place: int, stream: Stream) -> Choice:
         split = split_for(self._service, *self._parts)
         stops = self._given.stop_token_ids or ()
-        return Choice(place, stream, self._service.tokenizer, self._prompt, split, stops)
+        tokenizer = self._service.tokenizer
+        return Choice(place, stream, tokenizer, self._prompt, split, stops, calling=self._calling)
 
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         each = [self._entry(choice, delta) for choice, delta in zip(self.choices, deltas, strict=True)]
@@ -60,10 +69,13 @@ class ChatTask(Task):
             yield self._chunk(choice, {"role": "assistant", "content": ""})
 
     def frames(self, choice: Choice, delta: Delta, ended: bool) -> Iterator[bytes]:
-        if delta:
-            said = {"reasoning_content": delta.thoughts, "content": delta.text}
-            shown = {name: text for name, text in said.items() if text} or {"content": ""}
-            yield self._chunk(choice, shown, logprobs=self._logprobs(delta))
+        said = {"reasoning_content": delta.thoughts, "content": delta.text}
+        shown = {name: text for name, text in said.items() if text}
+        if shown or delta.scores:
+            yield self._chunk(choice, shown or {"content": ""}, logprobs=self._logprobs(delta))
+        for told in map(_call_delta, delta.calls):
+            if told is not None:
+                yield self._chunk(choice, {"tool_calls": [told]})
         if ended:
             yield self._chunk(choice, {}, **choice.ending)
 
@@ -71,9 +83,12 @@ class ChatTask(Task):
         yield from self._envelope.last(self.choices)
 
     def _entry(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": delta.text}
+        message: dict[str, Any] = {"role": "assistant", "content": delta.text}
         if delta.thoughts:
             message["reasoning_content"] = delta.thoughts
+        if delta.calls:
+            _, calls = calls_of(delta.calls)
+            message |= {"content": delta.text or None, "tool_calls": [_whole_call(call) for call in calls]}
         logprobs = self._logprobs(delta)
         return {"index": choice.index, "message": message, "logprobs": logprobs, **choice.ending}
 
@@ -85,3 +100,16 @@ class ChatTask(Task):
         if not self._given.logprobs:
             return None
         return as_chat(self._service.tokenizer, delta.scores, self._given.return_token_ids)
+
+
+def _whole_call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _call_delta(event: CallEvent) -> dict[str, Any] | None:
+    """A call's name once, and its arguments in pieces."""
+    if isinstance(event, Begin):
+        return {"index": event.index, **_whole_call(Call(event.id, event.name, ""))}
+    if isinstance(event, Arguments):
+        return {"index": event.index, "function": {"arguments": event.piece}}
+    return None

@@ -5,10 +5,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from jllama.batching.stream import Stream
+from jllama.server.calling import Calling
 from jllama.server.reading import Piece
 from jllama.server.reasoning import CLOSE, Split
 from jllama.server.scores import Placed, Placing
 from jllama.text.tokenizer import Tokenizer
+from jllama.tools.events import Arguments, Begin, End
+
+CallEvent = Begin | Arguments | End
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +22,10 @@ class Delta:
     text: str = ""
     thoughts: str = ""
     scores: tuple[Placed, ...] = ()
+    calls: tuple[CallEvent, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.thoughts or self.scores)
+        return bool(self.text or self.thoughts or self.scores or self.calls)
 
 
 class Choice:
@@ -35,6 +40,7 @@ class Choice:
         split: Split | None = None,
         stop_ids: Collection[int] = (),
         silent: bool = False,
+        calling: Calling | None = None,
     ) -> None:
         """Before its first piece.
 
@@ -46,6 +52,7 @@ class Choice:
           split: takes thoughts apart, where the model has them.
           stop_ids: those that the request gave itself.
           silent: it says nothing: the prompt is all that is wanted.
+          calling: takes calls apart.
         """
         self.index, self.stream, self._split = index, stream, split
         self.tokens, self._stop_ids, self._silent = 0, stop_ids, silent
@@ -53,7 +60,9 @@ class Choice:
         self._thinks = split is not None and not split.past
         self._shown = self._scored = 0
         told = stream.answer.result.logprobs is not None
-        self._placing = Placing(tokenizer, prompt, stream.row.stop_ids) if told else None
+        self._calls, self._marks = (calling.parser(), calling.shown) if calling else (None, ())
+        hidden = set(stream.row.stop_ids)
+        self._placing = Placing(tokenizer, prompt, hidden, self._marks) if told else None
 
     def push(self, piece: Piece) -> Delta:
         """The next piece of text."""
@@ -81,7 +90,9 @@ class Choice:
             return {"finish_reason": "length", "stop_reason": None, "seed": result.seed}
         asked = result.stop_token in self._stop_ids  # else it is the model's own end of a text
         reason = result.stop_string or (result.stop_token if asked else None)
-        return {"finish_reason": result.finish_reason, "stop_reason": reason, "seed": result.seed}
+        called = self._calls is not None and self._calls.count > 0 and result.finish_reason == "stop"
+        finish = "tool_calls" if called else result.finish_reason
+        return {"finish_reason": finish, "stop_reason": reason, "seed": result.seed}
 
     @property
     def thought_tokens(self) -> int:
@@ -90,7 +101,7 @@ class Choice:
         if not self._thinks or (CLOSE not in text and self._split is not None and self._split.past):
             return 0
         end = text.find(CLOSE) + len(CLOSE) if CLOSE in text else len(text) + 1
-        decoder, chars = self._tokenizer.stream(self._prompt), 0
+        decoder, chars = self._tokenizer.stream(self._prompt, self._marks), 0
         for count, token in enumerate(self.stream.answer.result.token_ids):
             if chars >= end:
                 return count
@@ -108,4 +119,8 @@ class Choice:
         thoughts = ""
         if self._split is not None:
             thoughts, text = self._split.push(text, final=final)
-        return Delta(text, thoughts, scores)
+        if self._calls is None:
+            return Delta(text, thoughts, scores)
+        events = self._calls.push(text, final=final)
+        said = "".join(event for event in events if isinstance(event, str))
+        return Delta(said, thoughts, scores, tuple(each for each in events if not isinstance(each, str)))

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
+from jllama.server.calling import constrained
 from jllama.server.choice import Choice, Delta
 from jllama.server.envelope import Envelope, seeded
 from jllama.server.protocol.completions import REFUSED, CompletionRequest
@@ -36,6 +37,8 @@ class CompletionTask(Task):
         given.check()
         service.check_model(given.model)
         settings = given.settings(service.options.sampling, service.vocab_size)
+        fields, self.constrained_by = given.constraint()
+        settings = constrained(settings, fields, self.constrained_by)
         self.streamed, self._given, self._service = given.stream, given, service
         self._prompts = given.prompts(service.tokenizer, service.vocab_size)
         service.check_count(len(self._prompts) * given.n, "prompt")

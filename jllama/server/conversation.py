@@ -1,14 +1,24 @@
 """A conversation of a request as the model's prompt."""
 
-from jllama.server.protocol.messages import encode_messages, is_begun, read_messages
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jllama.server.protocol.messages import (
+    Message,
+    encode_messages,
+    holds_calls,
+    is_begun,
+    read_messages,
+)
 from jllama.server.protocol.tokens import Templated
+from jllama.server.protocol.tools import ToolUse
 from jllama.server.reasoning import Split
 from jllama.server.service import Service
 
 TAIL = 16  # tokens: the words that open an answer's thoughts are fewer
 
 
-def encoded(service: Service, given: Templated) -> tuple[list[int], list[int]]:
+def encoded(service: Service, given: Templated, use: ToolUse) -> tuple[list[int], list[int]]:
     """Token ids of what asks for an answer, and of the answer's beginning, if the last message is that.
 
     Raises:
@@ -18,7 +28,28 @@ def encoded(service: Service, given: Templated) -> tuple[list[int], list[int]]:
     begun = is_begun(messages, given.continue_final_message, given.add_generation_prompt)
     asks = given.add_generation_prompt is not False
     variables = given.chat_template_kwargs
-    return encode_messages(service.tokenizer, messages, begun=begun, asks=asks, variables=variables)
+    return encode_all(service, messages, use, begun=begun, asks=asks, variables=variables)
+
+
+def encode_all(
+    service: Service,
+    messages: Sequence[Message],
+    use: ToolUse,
+    *,
+    begun: bool,
+    asks: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    name: str = "messages",
+) -> tuple[list[int], list[int]]:
+    """`encode_messages`, with the model's manner where there are tools, calls or results.
+
+    Raises:
+      ApiError: 400: the messages can't be used.
+    """
+    has_template = service.tokenizer.chat_template is not None
+    manner = service.manner if has_template and (use.offered or holds_calls(messages)) else None
+    options: Any = dict(begun=begun, asks=asks, variables=variables, manner=manner, tools=use.offered)
+    return encode_messages(service.tokenizer, messages, name=name, **options)
 
 
 def split_for(service: Service, asking: list[int], beginning: list[int]) -> Split | None:

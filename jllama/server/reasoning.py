@@ -22,6 +22,11 @@ class Split:
             self._state = "opened"
 
     @property
+    def inside(self) -> bool:
+        """Whether thoughts come for sure."""
+        return self._state in ("opened", "thinking")
+
+    @property
     def past(self) -> bool:
         """Whether no more thoughts can come."""
         return self._state in ("behind", "answer")

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from jllama.server.choice import Delta
+from jllama.server.choice import CallEvent, Delta
 from jllama.server.protocol.drawing import drawn_id
+from jllama.tools.events import Arguments, Begin
 
 Event = tuple[str, dict[str, Any]]
 
@@ -22,22 +23,34 @@ class Items:
             yield from self._grow(Thoughts, delta.thoughts)
         if delta.text:
             yield from self._grow(Message, delta.text)
+        for event in delta.calls:
+            yield from self._call(event)
 
     def end(self, status: str) -> Iterator[Event]:
-        """The answer has ended: there is a message in any case."""
-        if self._open is None or isinstance(self._open, Thoughts):
-            yield from self._begin(Message)
+        """The answer has ended: there is a call, or else a message in any case."""
+        calls = any(item["type"] == "function_call" for item in self.done)
+        if isinstance(self._open, Thoughts) or (self._open is None and not calls):
+            yield from self._begin(Message())
         yield from self._close(status)
+
+    def _call(self, event: CallEvent) -> Iterator[Event]:
+        if isinstance(event, Begin):
+            yield from self._begin(FunctionCall(event))
+        elif isinstance(event, Arguments):
+            assert self._open is not None
+            yield self._open.grow(event.piece)
+        else:
+            yield from self._close("completed")
 
     def _grow(self, kind: "type[Item]", text: str) -> Iterator[Event]:
         if not isinstance(self._open, kind):
-            yield from self._begin(kind)
+            yield from self._begin(kind())
         assert self._open is not None
         yield self._open.grow(text)
 
-    def _begin(self, kind: "type[Item]") -> Iterator[Event]:
+    def _begin(self, item: "Item") -> Iterator[Event]:
         yield from self._close("completed")
-        self._open = kind(len(self.done))
+        self._open, item.place = item, len(self.done)
         yield from self._open.begin()
 
     def _close(self, status: str) -> Iterator[Event]:
@@ -55,8 +68,8 @@ class Item:
     events: str
     fields: ClassVar[dict[str, Any]]
 
-    def __init__(self, place: int) -> None:
-        self._id, self._place, self._text = f"{self.prefix}_{drawn_id()}", place, ""
+    def __init__(self) -> None:
+        self._id, self.place, self._text = f"{self.prefix}_{drawn_id()}", 0, ""
 
     def whole(self, status: str) -> dict[str, Any]:
         """All of it."""
@@ -65,7 +78,7 @@ class Item:
 
     def begin(self) -> Iterator[Event]:
         """It is there, and empty."""
-        yield "response.output_item.added", {"output_index": self._place, "item": self.whole("in_progress")}
+        yield "response.output_item.added", {"output_index": self.place, "item": self.whole("in_progress")}
         yield "response.content_part.added", {**self._where(), "part": self._part()}
 
     def grow(self, text: str) -> Event:
@@ -77,10 +90,10 @@ class Item:
         """It is complete."""
         yield f"response.{self.events}.done", {**self._where(), "text": self._text, **self._logprobs()}
         yield "response.content_part.done", {**self._where(), "part": self._part()}
-        yield "response.output_item.done", {"output_index": self._place, "item": self.whole(status)}
+        yield "response.output_item.done", {"output_index": self.place, "item": self.whole(status)}
 
     def _where(self) -> dict[str, Any]:
-        return {"item_id": self._id, "output_index": self._place, "content_index": 0}
+        return {"item_id": self._id, "output_index": self.place, "content_index": 0}
 
     def _part(self) -> dict[str, Any]:
         return {"type": self.part_kind, "text": self._text}
@@ -107,3 +120,32 @@ class Thoughts(Item):
 
     prefix, part_kind, events = "rs", "reasoning_text", "reasoning_text"
     fields: ClassVar = {"type": "reasoning", "summary": []}
+
+
+class FunctionCall(Item):
+    """A call of one of the tools, whose arguments grow."""
+
+    prefix = "fc"
+
+    def __init__(self, begin: Begin) -> None:
+        super().__init__()
+        self._call_id, self._name = begin.id, begin.name
+
+    def whole(self, status: str) -> dict[str, Any]:
+        told = {"type": "function_call", "call_id": self._call_id, "name": self._name}
+        return {"id": self._id, "status": status, **told, "arguments": self._text}
+
+    def begin(self) -> Iterator[Event]:
+        yield "response.output_item.added", {"output_index": self.place, "item": self.whole("in_progress")}
+
+    def grow(self, text: str) -> Event:
+        self._text += text
+        return "response.function_call_arguments.delta", {**self._where(), "delta": text}
+
+    def end(self, status: str) -> Iterator[Event]:
+        told = {"name": self._name, "arguments": self._text}
+        yield "response.function_call_arguments.done", {**self._where(), **told}
+        yield "response.output_item.done", {"output_index": self.place, "item": self.whole(status)}
+
+    def _where(self) -> dict[str, Any]:
+        return {"item_id": self._id, "output_index": self.place}

@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
+from jllama.server.calling import Calling
 from jllama.server.choice import Choice, Delta
-from jllama.server.conversation import split_for
+from jllama.server.conversation import encode_all, split_for
 from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.errors import translated
-from jllama.server.protocol.messages import encode_messages, is_begun
+from jllama.server.protocol.messages import is_begun
 from jllama.server.protocol.parsing import parse
 from jllama.server.protocol.responses import REFUSED, ResponsesRequest, echoed
 from jllama.server.response_items import Items
@@ -41,17 +42,14 @@ class ResponseTask(Task):
         given = parse(body, ResponsesRequest, REFUSED)
         service.check_model(given.model)
         settings = given.sampled().settings(service.options.sampling, service.vocab_size)
-        messages = given.messages()
-        self._parts = encode_messages(
-            service.tokenizer,
-            messages,
-            begun=is_begun(messages, None, None),
-            variables=given.chat_template_kwargs,
-            name="input",
-        )
-        prompt = self._parts[0] + self._parts[1]
+        messages, use = given.messages(), given.use()
+        options: Any = dict(begun=is_begun(messages, None, None), variables=given.chat_template_kwargs)
+        self._parts = encode_all(service, messages, use, name="input", **options)
+        prompt, split = self._parts[0] + self._parts[1], split_for(service, *self._parts)
+        self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
+        settings, self.constrained_by = self._calling.settings(settings), self._calling.constrained_by
         self.streamed, self._service = given.stream, service
-        self.requests = [dict(prompt=prompt, settings=settings)]
+        self.requests = [dict(prompt=prompt, settings=settings, shown=self._calling.shown)]
         self._items, self._number = Items(), 0
         self._head = {
             "id": f"resp_{drawn_id()}",
@@ -63,7 +61,8 @@ class ResponseTask(Task):
 
     def choose(self, place: int, stream: Stream) -> Choice:
         split = split_for(self._service, *self._parts)
-        return Choice(place, stream, self._service.tokenizer, self.requests[0]["prompt"], split)
+        prompt, tokenizer = self.requests[0]["prompt"], self._service.tokenizer
+        return Choice(place, stream, tokenizer, prompt, split, calling=self._calling)
 
     def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
         list(self._items.take(deltas[0]))

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
-from jllama.errors import JllamaError, PromptTooLongError
+from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
 from jllama.server.bodies import body_of
 from jllama.server.choice import Choice, Delta
 from jllama.server.json_response import json_response
-from jllama.server.protocol.errors import ApiError, too_long, translated
+from jllama.server.protocol.errors import ApiError, too_long, translated, unmatched
 from jllama.server.reading import Answers
 from jllama.server.service import Service
 from jllama.server.sse import COMMENT, DONE, Events, frame
@@ -29,6 +29,7 @@ class Task(abc.ABC):
     streamed: bool
     prompt_name: str  # the parameter that holds the prompt
     requests: Sequence[Mapping[str, Any]]  # arguments of `Engine.submit`, one for each choice
+    constrained_by: str | None = None  # the parameter that says what the answers must match
     done = DONE  # the last frame of a stream, whatever became of it
     choices: list[Choice]  # once the engine has taken the requests, in the same order
 
@@ -105,6 +106,10 @@ async def _begin(
             answers.start(service.engine, task.requests)
         except PromptTooLongError as error:
             raise too_long(error, task.prompt_name) from None
+        except (QueueFullError, EngineFailedError):
+            raise
+        except JllamaError as error:
+            raise unmatched(error, task.constrained_by) from None
         return task
 
     task = await while_there(leaving, service.in_thread(begin))
@@ -136,6 +141,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         "".join(delta.text for delta in deltas),
         "".join(delta.thoughts for delta in deltas),
         tuple(score for delta in deltas for score in delta.scores),
+        tuple(call for delta in deltas for call in delta.calls),
     )
 
 

@@ -22,9 +22,16 @@ class Placed:
 class Placing:
     """Takes the tokens of a text; gives those that begin within what is shown."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], hidden: Collection[int]) -> None:
-        """Args: `hidden`: ids that end the text and are no part of it."""
-        self._decoder, self._bytes, self._hidden = tokenizer.stream(prompt), tokenizer.token_bytes, hidden
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        hidden: Collection[int],
+        shown: Collection[int] = (),
+    ) -> None:
+        """Args: `hidden`: ids that end the text and are no part of it; `shown`: special but text."""
+        self._decoder, self._bytes = tokenizer.stream(prompt, shown), tokenizer.token_bytes
+        self._hidden = hidden
         self._chars = 0
         self._waiting: collections.deque[Placed] = collections.deque()
 

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from jllama import __version__
 from jllama.batching.engine import Engine
-from jllama.errors import EngineFailedError
+from jllama.errors import EngineFailedError, JllamaError
 from jllama.server.metrics import Metrics
 from jllama.server.protocol.errors import ApiError
 from jllama.server.reading import Answers, Mailbox
 from jllama.server.reasoning import marks_thoughts
 from jllama.text.tokenizer import Tokenizer
+from jllama.tools.manner import Manner
 
 LOG = logging.getLogger("jllama.server")
 READERS = 4  # threads that read bodies and encode prompts
@@ -46,12 +47,30 @@ class Service:
         self.vocab_size = engine.model.config.vocab_size
         self.created = int(time.time())
         self.fingerprint = _fingerprint(engine)
+        self._manner: Manner | None = None
         self.has_thoughts = marks_thoughts(self.tokenizer.chat_templates.get("default", ""))
         self.metrics = Metrics(options.names[0], engine)
         self.stopping = self._reported = False
         self._live: set[Answers] = set()
         self._mailbox: Mailbox | None = None
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="jllama reader")
+
+    @property
+    def manner(self) -> Manner:
+        """How the model's template has tools and calls.
+
+        Raises:
+          ApiError: 400: in no way that is known here.
+        """
+        if self._manner is None:
+            template = self.tokenizer.template_for_tools()
+            if template is None:
+                raise ApiError(400, "tools: the model has no chat template", param="tools")
+            try:
+                self._manner = Manner.of(template)
+            except JllamaError as error:
+                raise ApiError(400, f"tools: {error}", param="tools", code="unsupported") from None
+        return self._manner
 
     def in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """What may take its time, off the event loop."""

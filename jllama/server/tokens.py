@@ -10,7 +10,8 @@ from jllama.server.bodies import body_of
 from jllama.server.conversation import encoded
 from jllama.server.json_response import json_response
 from jllama.server.protocol.parsing import parse
-from jllama.server.protocol.tokens import DetokenizeRequest, Templated, TemplateRequest, TokenizeRequest
+from jllama.server.protocol.tokens import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from jllama.server.protocol.tools import tool_use
 from jllama.server.scores import spelled
 from jllama.server.service import Service
 
@@ -68,6 +69,6 @@ def _templated(service: Service, body: bytes) -> dict[str, Any]:
     return {"prompt": service.tokenizer.decode(ids, skip_special=False), "tokens": ids}
 
 
-def _prompt(service: Service, given: Templated) -> list[int]:
-    asking, beginning = encoded(service, given)
+def _prompt(service: Service, given: TemplateRequest) -> list[int]:
+    asking, beginning = encoded(service, given, tool_use(given.tools, given.tool_choice, None))
     return asking + beginning

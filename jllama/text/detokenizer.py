@@ -50,10 +50,17 @@ class StreamDecoder:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, prompt_ids: Iterable[int] = (), *, skip_special: bool = True
+        self,
+        detokenizer: Detokenizer,
+        prompt_ids: Iterable[int] = (),
+        *,
+        skip_special: bool = True,
+        shown: Collection[int] = (),
     ):
+        """Args: `shown`: special tokens that are spelt out all the same."""
         self._detokenizer = detokenizer
         self._skip_special = skip_special
+        self._shown = frozenset(shown)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._blanks = detokenizer.drop_blanks
         if any(detokenizer.bytes_of(token, skip_special) for token in prompt_ids):
@@ -61,15 +68,16 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Take one id and return the text that is now certain."""
-        return self.push_bytes(self._detokenizer.bytes_of(token, self._skip_special))
+        return self.push_bytes(self._bytes_of(token))
+
+    def _bytes_of(self, token: int) -> bytes:
+        return self._detokenizer.bytes_of(token, self._skip_special and token not in self._shown)
 
     def push_unless(self, ids: Iterable[int], refused: Callable[[str], bool]) -> str | None:
         """Takes several ids and returns the text that is now certain; None, and nothing changes, if that is
         refused."""
         state, blanks = self._utf8.getstate(), self._blanks
-        text = self.push_bytes(
-            b"".join([self._detokenizer.bytes_of(token, self._skip_special) for token in ids])
-        )
+        text = self.push_bytes(b"".join(map(self._bytes_of, ids)))
         if not refused(text):
             return text
         self._utf8.setstate(state)

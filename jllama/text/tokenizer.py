@@ -1,7 +1,7 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ class Tokenizer:
         """
         return self._template(None) if self.chat_templates.get("default") else None
 
+    def template_for_tools(self) -> ChatTemplate | None:
+        """The template of conversations with tools: the one named `tool_use`, else the default one."""
+        return self._template(None, tools=True) if self.chat_templates.get("default") else None
+
     def compile_template(self, source: str) -> ChatTemplate:
         """A template of the caller's own, with this model's special tokens as its variables.
 
@@ -165,9 +169,12 @@ class Tokenizer:
         """What one id stands for: maybe a part of a character; nothing for an unknown or a special one."""
         return self._detokenizer.bytes_of(token, skip_special)
 
-    def stream(self, prompt_ids: Iterable[int] = ()) -> StreamDecoder:
-        """A decoder for ids that come one by one, continuing the text of `prompt_ids`."""
-        return StreamDecoder(self._detokenizer, prompt_ids)
+    def stream(self, prompt_ids: Iterable[int] = (), shown: Collection[int] = ()) -> StreamDecoder:
+        """A decoder for ids that come one by one, continuing the text of `prompt_ids`.
+
+        Special tokens are no text, but for those in `shown`.
+        """
+        return StreamDecoder(self._detokenizer, prompt_ids, shown=shown)
 
     def _reader(self, template: ChatTemplate) -> "Tokenizer":
         """This tokenizer, or one for which the turn tokens that the template writes are special, too."""

@@ -179,7 +179,7 @@ class Letters:
     def special_id(self, text):
         return {"<end>": 3}.get(text)
 
-    def stream(self, prompt):
+    def stream(self, prompt, shown=()):
         """Two ids of 200 are one character."""
         held = []
 

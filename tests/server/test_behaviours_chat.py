@@ -162,16 +162,6 @@ def test_46_a_template_gets_its_own_variables(strict, client):
         assert error["param"] == "chat_template_kwargs"
 
 
-@pytest.mark.parametrize("given", [{"tools": []}, {"tool_choice": "auto"}, {"functions": []}])
-def test_47_tools_are_refused_by_name(client, given):
-    assert client.error(CHAT, messages=HELLO, **given)["param"] in given
-
-
-def test_48_parallel_tool_calls_are_refused_by_name(client):
-    error = client.error(CHAT, messages=HELLO, parallel_tool_calls=False)
-    assert error["param"] == "parallel_tool_calls"
-
-
 def test_49_the_results_of_tools_are_part_of_a_conversation(strict, client):
     call = {"id": "call_1", "type": "function", "function": {"name": "sun", "arguments": '{"city": "Oslo"}'}}
     talk = [

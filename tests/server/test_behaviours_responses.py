@@ -140,7 +140,12 @@ def test_62_an_error_inside_a_stream_is_an_event(served_model):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("previous_response_id", "resp_1"), ("tools", []), ("tool_choice", "auto"), ("include", [])),
+        *(
+            ("previous_response_id", "resp_1"),
+            ("tools", [{"type": "web_search"}]),
+            ("tool_choice", "x"),
+            ("include", []),
+        ),
         *(("text", {"format": {"type": "json_schema"}}), ("background", True), ("truncation", "auto")),
         *(
             ("max_output_tokens", 0),

@@ -102,8 +102,8 @@ def test_errors_are_the_clients_own(client, keyed):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(messages=HELLO, model="gpt-9")
     assert caught.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="tools is not supported"):
-        client.chat.completions.create(messages=HELLO, model=NAME, tools=[])
+    with pytest.raises(openai.BadRequestError, match="functions is not supported"):
+        client.chat.completions.create(messages=HELLO, model=NAME, functions=[])
     stranger = openai.OpenAI(base_url=f"{keyed.http.base_url}/v1", api_key="guess", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()

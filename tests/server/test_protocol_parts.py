@@ -306,7 +306,7 @@ def test_what_a_conversation_is_refused_for():
 
 BYTES = SimpleNamespace(
     token_bytes=lambda token, skip_special=True: b"" if skip_special and token == 0 else bytes([token]),
-    stream=lambda prompt: SimpleNamespace(push=lambda token: chr(token), pending=lambda: ""),
+    stream=lambda prompt, shown: SimpleNamespace(push=lambda token: chr(token), pending=lambda: ""),
 )
 
 

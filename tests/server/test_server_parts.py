@@ -60,7 +60,6 @@ def test_what_a_request_s_parameters_mean(given, meant):
         (dict(logit_bias={"10": 1}), "logit_bias"),
         (dict(stream_options={}), "stream_options"),
         (dict(top_logprobs=1), "top_logprobs"),
-        (dict(response_format={"type": "json_object"}), "response_format"),
         (dict(n=129), "n"),
     ],
 )

@@ -4,16 +4,13 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from jllama.server.protocol import constraints
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.sampling import Sampled
 
-FOR_TOOLS = "this server has no tools yet; leave it out"
-REFUSED = {
-    "tools": FOR_TOOLS,
-    "tool_choice": FOR_TOOLS,
-    "parallel_tool_calls": FOR_TOOLS,
-    "functions": FOR_TOOLS,
-    "function_call": FOR_TOOLS,
+REFUSED = constraints.REFUSED | {
+    "functions": "it is called tools now",
+    "function_call": "it is called tool_choice now",
     "modalities": "the model reads and writes text alone",
     "audio": "the model reads and writes text alone",
     "prediction": "leave it out; answers do not get faster by it",
@@ -22,7 +19,6 @@ REFUSED = {
     "verbosity": "ask for it in a message",
     "echo": "an answer never repeats its prompt here; /v1/completions can",
     "best_of": "ask for n answers and choose one",
-    "grammar": "leave it out",
 }
 
 
@@ -34,7 +30,9 @@ class ChatRequest(Sampled, kw_only=True):
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_token_ids: bool = False
-    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -60,9 +58,6 @@ class ChatRequest(Sampled, kw_only=True):
             raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
         if self.return_token_ids and not self.logprobs:
             raise ApiError(400, "return_token_ids needs logprobs=true", param="return_token_ids")
-        if self.response_format not in (None, {"type": "text"}):
-            words = 'response_format is not supported: only {"type": "text"} is; ask for JSON in a message'
-            raise ApiError(400, words, param="response_format", code="unsupported")
 
     @property
     def likeliest(self) -> int | None:

@@ -4,16 +4,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from jllama.server.protocol import constraints
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.sampling import Sampled, check_tokens
 from jllama.text.tokenizer import Tokenizer
 
 MOST_PROMPTS = 1024
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
-REFUSED = {
+REFUSED = constraints.REFUSED | {
     "suffix": "a text is continued at its end alone",
     "best_of": "ask for n answers and choose one",
-    "response_format": "ask for the format in the prompt",
+    "tools": "use /v1/chat/completions",
     "prompt_logprobs": "echo=true with logprobs tells them",
     "max_completion_tokens": "it is called max_tokens here",
     "messages": "use /v1/chat/completions, or give a prompt",

@@ -75,6 +75,15 @@ def too_long(error: PromptTooLongError, param: str | None) -> ApiError:
     return ApiError(400, words, param=param, code="context_length_exceeded")
 
 
+def unmatched(error: JllamaError, param: str | None) -> ApiError:
+    """A request that the engine does not take; `param` says what its answer must match, if anything does.
+
+    What can't be matched is told in the words of who would match it.
+    """
+    told = translated(error)
+    return ApiError(told.status, told.message, param=told.param or param, code=told.code)
+
+
 def failed(error: BaseException) -> BaseException:
     """An error of the engine, where its request was good: it is not the client's mistake."""
     if isinstance(error, JllamaError) and not isinstance(error, EngineFailedError):

@@ -11,6 +11,8 @@ from jllama.server.protocol.parsing import convert
 from jllama.text.content_parts import as_text
 from jllama.text.prompt import OWN_VARIABLES
 from jllama.text.tokenizer import Tokenizer
+from jllama.tools.definitions import Tool
+from jllama.tools.manner import Manner
 
 
 class Function(msgspec.Struct):
@@ -68,6 +70,11 @@ def _message(given: Mapping[str, Any], where: str) -> Message:
     return message
 
 
+def holds_calls(messages: Sequence[Message]) -> bool:
+    """Whether there are calls or results among them."""
+    return any(message.tool_calls or message.role == "tool" for message in messages)
+
+
 def is_begun(messages: Sequence[Message], continue_final: bool | None, asks: bool | None) -> bool:
     """Whether the last message is the beginning of the answer.
 
@@ -89,6 +96,8 @@ def encode_messages(
     begun: bool,
     asks: bool = True,
     variables: Mapping[str, Any] | None = None,
+    manner: Manner | None = None,
+    tools: Sequence[Tool] = (),
     name: str = "messages",
 ) -> tuple[list[int], list[int]]:
     """The prompt of a conversation as token ids: what asks for an answer, and the beginning of that.
@@ -99,6 +108,8 @@ def encode_messages(
       begun: the last message is the beginning of the answer, which goes on behind it.
       asks: the template writes what asks for an answer.
       variables: more of them for the template.
+      manner: how the template has tools and calls, where there are any.
+      tools: the model is told of them.
       name: the parameter that holds the messages.
 
     Raises:
@@ -110,7 +121,11 @@ def encode_messages(
         raise ApiError(400, f"chat_template_kwargs: {own} is not yours to set", param="chat_template_kwargs")
     plain = [_for_template(message) for message in (messages[:-1] if begun else messages)]
     try:
-        ids = tokenizer.encode_chat(plain, add_generation_prompt=asks or begun, **(variables or {}))
+        told: dict[str, Any] = {}
+        if manner is not None:
+            plain, told = manner.prepared(plain, tools)
+            told["template"] = tokenizer.template_for_tools()
+        ids = tokenizer.encode_chat(plain, add_generation_prompt=asks or begun, **told, **(variables or {}))
         return ids, _beginning(tokenizer, messages[-1]) if begun else []
     except JllamaError as error:
         raise ApiError(400, str(error), param=name) from None

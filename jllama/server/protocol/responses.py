@@ -6,20 +6,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from jllama.server.protocol.chat import FOR_TOOLS
+from jllama.server.protocol.constraints import TextFormat, format_of
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.messages import Message, read_messages
 from jllama.server.protocol.sampling import Chance, Sampled
+from jllama.server.protocol.tools import FlatChoice, FlatTool, ToolUse, tool_use
 
 NOT_STORED = "the server stores nothing: send the whole conversation as input"
 REFUSED = {
     "previous_response_id": NOT_STORED,
     "conversation": NOT_STORED,
     "prompt": NOT_STORED,
-    "tools": FOR_TOOLS,
-    "tool_choice": FOR_TOOLS,
-    "parallel_tool_calls": FOR_TOOLS,
-    "max_tool_calls": FOR_TOOLS,
+    "max_tool_calls": "calls are made by you",
+    "response_format": "it is called text.format here",
     "reasoning": 'give what the model\'s template knows, as {"chat_template_kwargs": …}',
     "include": "leave it out",
     "top_logprobs": "/v1/chat/completions tells them",
@@ -28,16 +27,10 @@ REFUSED = {
 }
 
 
-class Format(msgspec.Struct, forbid_unknown_fields=True):
-    """Of the answer."""
-
-    type: Literal["text"] = "text"
-
-
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What the answer is like."""
 
-    format: Format = msgspec.field(default_factory=Format)
+    format: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "text"})
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,6 +57,26 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     background: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def constraint(self) -> tuple[dict[str, Any], str | None]:
+        """What the answer must match, as fields of `GenerationSettings`, and the parameter that says so.
+
+        Raises:
+          ApiError: 400.
+        """
+        fields = format_of(self.text.format, TextFormat, "text.format")
+        return fields, "text.format" if fields else None
+
+    def use(self) -> ToolUse:
+        """What it says of its tools.
+
+        Raises:
+          ApiError: 400.
+        """
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls, (FlatTool, FlatChoice))
 
     def sampled(self) -> Sampled:
         """How to answer."""
@@ -77,7 +90,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
           ApiError: 400, with the place of what is wrong.
         """
         items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
-        given = [_message(item, f"input[{at}]") for at, item in enumerate(items) if not _is_thought(item)]
+        each = [_message(item, f"input[{at}]") for at, item in enumerate(items) if not _is_thought(item)]
+        given = _with_calls_together(each)
         if self.instructions is not None:
             given.insert(0, {"role": "system", "content": self.instructions})
         return read_messages(given, "input")
@@ -88,8 +102,34 @@ def _is_thought(item: Mapping[str, Any]) -> bool:
     return item.get("type") == "reasoning"
 
 
+def _with_calls_together(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls side by side are one message of the assistant, with the text before them."""
+    together: list[dict[str, Any]] = []
+    for message in messages:
+        last = together[-1] if together else {}
+        if "tool_calls" in message and last.get("role") == "assistant":
+            calls = [*last.get("tool_calls", ()), *message["tool_calls"]]
+            together[-1] = {**last, "tool_calls": calls}
+        else:
+            together.append(message)
+    return together
+
+
+def _call(item: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
+    return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
+
+
+def _result(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
+
+
 def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = item.get("type", "message")
+    if kind == "function_call":
+        return _call(item)
+    if kind == "function_call_output":
+        return _result(item)
     if kind != "message":
         raise ApiError(400, f"{where}: items of type {str(kind)[:80]!r} are not supported", param=where)
     return {name: value for name, value in item.items() if name not in ("type", "id", "status")}
@@ -101,12 +141,12 @@ def echoed(given: ResponsesRequest, **settings: Any) -> dict[str, Any]:
         "instructions": given.instructions,
         "max_output_tokens": given.max_output_tokens,
         "metadata": {},
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": given.parallel_tool_calls is not False,
         "previous_response_id": None,
         "store": False,
         "text": msgspec.to_builtins(given.text),
-        "tool_choice": "none",
-        "tools": [],
+        "tool_choice": given.tool_choice or "auto",
+        "tools": given.tools or [],
         "truncation": "disabled",
         **settings,
     }

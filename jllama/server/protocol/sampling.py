@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from jllama.errors import JllamaError
+from jllama.server.protocol.constraints import constraint_of
 from jllama.server.protocol.drawing import drawn_seed
 from jllama.server.protocol.errors import ApiError, translated
 from jllama.settings import CHOICES, GenerationSettings, build_settings
@@ -47,6 +48,18 @@ class Sampled(msgspec.Struct, kw_only=True):
     ignore_eos: bool = False
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     logit_bias: dict[int, Bias] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    grammar: Annotated[str, Meta(min_length=1)] | None = None
+    json_schema: dict[str, Any] | bool | None = None
+
+    def constraint(self) -> tuple[dict[str, Any], str | None]:
+        """What the answer must match, as fields of `GenerationSettings`, and the parameter that says so.
+
+        Raises:
+          ApiError: 400.
+        """
+        return constraint_of(self.response_format, self.structured_outputs, self.grammar, self.json_schema)
 
     @property
     def limit(self) -> int | None:

@@ -28,6 +28,8 @@ class TemplateRequest(msgspec.Struct, kw_only=True):
 
     messages: list[dict[str, Any]]
     model: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

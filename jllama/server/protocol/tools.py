@@ -1,0 +1,163 @@
+"""Tools of a request: which functions the model may call in its answer, and whether it must."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from jllama.errors import JllamaError
+from jllama.server.protocol.errors import ApiError
+from jllama.server.protocol.parsing import convert
+from jllama.tools.definitions import Tool, check_tools
+
+WORDS = ("none", "auto", "required")
+
+
+class Function(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One function, as its maker describes it."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def tool(self) -> Tool:
+        """The same; without parameters it takes none."""
+        given = {} if self.parameters is None else {"parameters": self.parameters}
+        return Tool(name=self.name, description=self.description or "", strict=bool(self.strict), **given)
+
+
+class Chosen(msgspec.Struct, forbid_unknown_fields=True):
+    """The name of a function."""
+
+    name: str
+
+
+class ChatTool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """As `/v1/chat/completions` writes it."""
+
+    function: Function
+    type: Literal["function"] = "function"
+
+    def tool(self) -> Tool:
+        """What it describes."""
+        return self.function.tool()
+
+
+class ChatChoice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The function that must be called, as `/v1/chat/completions` names it."""
+
+    function: Chosen
+    type: Literal["function"] = "function"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.function.name
+
+
+class FlatTool(Function, kw_only=True):
+    """As `/v1/responses` writes it."""
+
+    type: Literal["function"] = "function"
+
+
+class FlatChoice(Chosen, kw_only=True):
+    """The function that must be called, as `/v1/responses` names it."""
+
+    type: Literal["function"] = "function"
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolUse:
+    """What of its tools an answer may or must use.
+
+    Attributes:
+      tools: those of the request.
+      choice: `none`, `auto`, `required`, or the name of the one that must be called.
+      parallel: an answer may hold several calls.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    choice: str = "none"
+    parallel: bool = True
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """Those that the model is told of."""
+        return () if self.choice == "none" else self.tools
+
+    @property
+    def callable(self) -> tuple[Tool, ...]:
+        """Those that it may call."""
+        named = tuple(tool for tool in self.tools if tool.name == self.choice)
+        return named or self.offered
+
+    @property
+    def required(self) -> bool:
+        """It must."""
+        return self.choice not in ("none", "auto")
+
+    @property
+    def enforced(self) -> bool:
+        """What it calls fits the schemas for sure."""
+        return self.required or any(tool.strict for tool in self.offered)
+
+
+def tool_use(
+    tools: Sequence[Any] | None,
+    choice: str | dict[str, Any] | None,
+    parallel: bool | None,
+    kinds: tuple[type, type] = (ChatTool, ChatChoice),
+) -> ToolUse:
+    """What a request says of its tools.
+
+    Args:
+      tools: its own, or nothing.
+      choice: a word or a function's name in its own way; `auto` where nothing is said.
+      parallel: whether there may be several calls; nothing is yes.
+      kinds: how this route writes a tool and a choice.
+
+    Raises:
+      ApiError: 400, with the place of what is wrong.
+    """
+    given = [_tool(one, kinds[0], f"tools[{at}]") for at, one in enumerate(tools or ())]
+    try:
+        known = check_tools(given)
+    except JllamaError as error:
+        raise ApiError(400, str(error), param="tools") from None
+    chosen = _choice("auto" if choice is None else choice, kinds[1])
+    names = [tool.name for tool in known]
+    if chosen not in (*WORDS, *names) or (chosen == "required" and not names):
+        have = f"there are {', '.join(names)}" if names else "there are no tools"
+        raise ApiError(400, f"tool_choice: {chosen[:80]!r} can't be called: {have}", param="tool_choice")
+    return ToolUse(known, chosen if known else "none", parallel is not False)
+
+
+def _tool(given: Any, kind: type, where: str) -> Tool:
+    if isinstance(given, dict) and given.get("type", "function") != "function":
+        words = f"{where}: tools of type {str(given['type'])[:80]!r} are not supported: give functions"
+        raise ApiError(400, words, param=where)
+    try:
+        return convert(_present(given), kind, where).tool()
+    except JllamaError as error:
+        raise ApiError(400, f"{where}: {error}", param=where) from None
+
+
+def _present(given: Any) -> Any:
+    """Without nulls, which are as good as absent."""
+    return (
+        {key: value for key, value in given.items() if value is not None}
+        if isinstance(given, dict)
+        else given
+    )
+
+
+def _choice(given: str | dict[str, Any], kind: type) -> str:
+    if isinstance(given, dict):
+        return convert(given, kind, "tool_choice").name
+    if given not in WORDS:
+        words = f"tool_choice: {given[:80]!r} is none of {', '.join(WORDS)}, nor a function"
+        raise ApiError(400, words, param="tool_choice")
+    return given

@@ -1,0 +1,128 @@
+"""Python functions as tools: told to a model by their type hints, called with what fits these."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.tools.arguments import ArgumentsError, converted
+from jllama.tools.definitions import Call, Tool, check_tools
+from jllama.tools.schemas import hints_of, schema_of
+
+
+class Toolbox:
+    """Functions that a model may call, by name.
+
+    Example:
+      >>> box = Toolbox([get_weather])
+      >>> box.run(Call("call_1", "get_weather", '{"city": "Oslo"}'))
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
+        """Reads names, docstrings and type hints.
+
+        Raises:
+          JllamaError: a hint is missing or of a kind that can't be told to a model; two names are the same.
+        """
+        self.tools = check_tools([tool_of(function) for function in functions])
+        self._functions = dict(zip((tool.name for tool in self.tools), functions, strict=True))
+
+    def run(self, call: Call) -> tuple[str, bool]:
+        """Calls the function.
+
+        Returns:
+          What it gave, a text as it is and all else as JSON, and True; or what went wrong, as JSON with the
+          key `error`, and False: no such function, arguments that do not fit, an exception of its own.
+        """
+        function = self._functions.get(call.name)
+        if function is None:
+            return failed(f"there is no tool {call.name!r}; there are {', '.join(self._functions)}"), False
+        try:
+            arguments = bound(function, call.arguments)
+        except ArgumentsError as error:
+            return failed(str(error)), False
+        try:
+            return as_text(function(**arguments)), True
+        except Exception as error:
+            return failed(f"{type(error).__name__}: {error}"), False
+
+
+def failed(words: str) -> str:
+    """A result that tells a model what went wrong."""
+    return json.dumps({"error": words}, ensure_ascii=False)
+
+
+def as_text(value: Any) -> str:
+    """What a function returned, for a model."""
+    if isinstance(value, str):
+        return value
+    plain = (
+        dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else value
+    )
+    return json.dumps(plain, ensure_ascii=False, default=str)
+
+
+def tool_of(function: Callable[..., Any]) -> Tool:
+    """A function as a model is told of it: the first paragraph of its docstring, and its parameters.
+
+    Raises:
+      JllamaError: a hint is missing or of a kind that can't be told to a model.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    properties, required = {}, []
+    for parameter in _parameters(function, name):
+        schema = schema_of(_hint(function, parameter.name, name), f"{name}({parameter.name})")
+        properties[parameter.name] = schema
+        if parameter.default is inspect.Parameter.empty:
+            required.append(parameter.name)
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+    return Tool(name=name, description=inspect.cleandoc(function.__doc__ or ""), parameters=parameters)
+
+
+def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = list(inspect.signature(function).parameters.values())
+    for parameter in found:
+        if parameter.kind not in named:
+            raise JllamaError(f"tool {name}: parameter {parameter} has no name that a model could give it by")
+    return found
+
+
+def _hint(function: Callable[..., Any], parameter: str, name: str) -> Any:
+    hints = hints_of(function, f"tool {name}")
+    if parameter not in hints:
+        raise JllamaError(
+            f"tool {name}: parameter {parameter} has no type hint: write {parameter}: str, or what it is"
+        )
+    return hints[parameter]
+
+
+def bound(function: Callable[..., Any], arguments: str) -> dict[str, Any]:
+    """A call's arguments by name, as the function takes them.
+
+    Raises:
+      ArgumentsError: they are no JSON, one is missing or unknown, or does not fit its type hint.
+    """
+    try:
+        given = json.loads(arguments)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise ArgumentsError("the arguments are no JSON object")
+    known = {one.name: one for one in _parameters(function, "")}
+    for name in given.keys() - known.keys():
+        raise ArgumentsError(f"there is no parameter {name!r}; there are {', '.join(known) or 'none'}")
+    for name, one in known.items():
+        if name not in given and one.default is inspect.Parameter.empty:
+            raise ArgumentsError(f"parameter {name!r} is missing")
+    hints = hints_of(function, "")
+    return {name: converted(value, hints[name], name) for name, value in given.items()}

@@ -1,0 +1,261 @@
+"""Python functions as tools: what a model is told, which arguments fit, what comes back."""
+
+import dataclasses
+import enum
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
+
+import pytest
+
+from jllama.errors import JllamaError
+from jllama.tools.definitions import Call
+from jllama.tools.functions import Toolbox, tool_of
+from jllama.tools.python_file import load_functions
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+class Trip(TypedDict):
+    to: Point
+    by: NotRequired[str]
+
+
+def everything(
+    text: Annotated[str, "some text"],
+    whole: int,
+    number: float,
+    flag: bool,
+    words: list[str],
+    table: dict[str, int],
+    unit: Literal["C", "F"],
+    maybe: Optional[int],  # noqa: UP045
+    colour: Colour,
+    trip: Trip,
+    anything: Any = None,
+    either: int | str = 1,
+    *,
+    points: Sequence[Point] = (),
+):
+    """Takes all.
+
+    Of them.
+    """
+    return [type(value).__name__ for value in locals().values()]
+
+
+ARGUMENTS = dict(
+    text="t",
+    whole=1,
+    number=2,
+    flag=True,
+    words=["a"],
+    table={"a": 1},
+    unit="C",
+    maybe=None,
+    colour="red",
+    trip={"to": {"x": 1}},
+    points=[{"x": 1, "y": 2.5}],
+)
+
+
+def run(function, **arguments):
+    return Toolbox([function]).run(Call("id", function.__name__, json.dumps(arguments)))
+
+
+def test_what_a_model_is_told():
+    tool = tool_of(everything)
+    assert tool.description == "Takes all.\n\nOf them."
+    assert tool.parameters["required"] == [*ARGUMENTS][:-1]
+    point = {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type": "number"}}}
+    point |= {"required": ["x"], "additionalProperties": False}
+    trip = {"type": "object", "properties": {"to": point, "by": {"type": "string"}}, "required": ["to"]}
+    assert tool.parameters["properties"] == {
+        "text": {"type": "string", "description": "some text"},
+        "whole": {"type": "integer"},
+        "number": {"type": "number"},
+        "flag": {"type": "boolean"},
+        "words": {"type": "array", "items": {"type": "string"}},
+        "table": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "unit": {"enum": ["C", "F"]},
+        "maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "colour": {"enum": ["red", "blue"]},
+        "trip": trip | {"additionalProperties": False},
+        "anything": {},
+        "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+        "points": {"type": "array", "items": point},
+    }
+
+
+def test_arguments_become_what_the_hints_say():
+    text, ran = run(everything, **ARGUMENTS)
+    kinds = [
+        "str",
+        "int",
+        "float",
+        "bool",
+        "list",
+        "dict",
+        "str",
+        "NoneType",
+        "Colour",
+        "dict",
+        "NoneType",
+        "int",
+    ]
+    assert (json.loads(text), ran) == ([*kinds, "list"], True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"whole": 1.5}, "whole is 1.5, but must be int"),
+        ({"whole": True}, "whole is True"),
+        ({"text": None}, "text is None, but must be str"),
+        ({"words": ["a", 3]}, "words[1] is 3"),
+        ({"unit": "K"}, "unit is 'K', but must be typing.Literal['C', 'F']"),
+        ({"colour": "green"}, "must be ['red', 'blue']"),
+        ({"trip": {"to": {"y": 1}}}, "trip.to lacks the field 'x'"),
+        ({"trip": {"to": {"x": 1}, "at": 3}}, "trip has no field 'at'"),
+        ({"either": []}, "either is [], but must be int or str"),
+        ({"other": 3}, "there is no parameter 'other'"),
+    ],
+)
+def test_arguments_that_do_not_fit_go_back_to_the_model(changes, words):
+    text, ran = run(everything, **(ARGUMENTS | changes))
+    assert not ran
+    assert words in json.loads(text)["error"]
+
+
+def greet(name: str, times: int = 1) -> str:
+    """Says hello."""
+    return f"Hello {name}! " * times
+
+
+def test_results_and_mistakes():
+    box = Toolbox([greet, broken, made])
+    assert box.run(Call("", "greet", '{"name": "é"}')) == ("Hello é! ", True)
+    assert box.run(Call("", "made", "{}")) == ('{"x": 1, "y": 0.0}', True)
+    for name, arguments, words in (
+        ("broken", "{}", "ZeroDivisionError: division by zero"),
+        ("greet", "{}", "parameter 'name' is missing"),
+        ("greet", "{", "no JSON object"),
+        ("greet", "[]", "no JSON object"),
+        ("gret", "{}", "there is no tool 'gret'; there are greet, broken, made"),
+    ):
+        text, ran = box.run(Call("", name, arguments))
+        assert not ran
+        assert words in json.loads(text)["error"], text
+
+
+def broken():
+    return 1 / 0
+
+
+def made():
+    return Point(1)
+
+
+def bare(x):
+    pass
+
+
+def odd(x: bytes):
+    pass
+
+
+def keyed(x: dict[int, str]):
+    pass
+
+
+def many(*x: int):
+    pass
+
+
+def nowhere(x: "Nowhere"):  # noqa: F821
+    pass
+
+
+@dataclasses.dataclass
+class Endless:
+    next: "Endless | None"
+
+
+def endless(x: Endless):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (bare, "tool bare: parameter x has no type hint"),
+        (odd, "tool odd(x): the type hint bytes can't be told"),
+        (keyed, "keys of a dict must be str"),
+        (many, "has no name"),
+        (nowhere, "type hint can't be read: name 'Nowhere'"),
+        (endless, "nest without end"),
+    ],
+)
+def test_a_hint_that_can_not_be_told_is_refused_with_its_name(function, words):
+    with pytest.raises(JllamaError) as error:
+        Toolbox([function])
+    assert words in str(error.value)
+
+
+def test_names_are_their_own():
+    with pytest.raises(JllamaError, match="two tools are called 'greet'"):
+        Toolbox([greet, greet])
+
+
+FILE = """
+from dataclasses import dataclass
+from math import sqrt
+
+@dataclass
+class Pair:
+    a: int
+
+def first(pair: Pair) -> int:
+    return pair.a
+
+def _helper(): ...
+
+def second() -> str:
+    return "2"
+"""
+
+
+def test_a_file_gives_its_own_functions(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    functions = load_functions(tmp_path / "mine.py")
+    assert [function.__name__ for function in functions] == ["first", "second"]
+    assert Toolbox(functions).run(Call("", "first", '{"pair": {"a": 3}}')) == ("3", True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\ny = 1 / 0\n", "fails in line 2: ZeroDivisionError"),
+        ("def f(:\n", "fails in line 1: SyntaxError"),
+        ("raise SystemExit(3)", "fails in line 1: SystemExit"),
+        ("from math import sqrt", "defines no function"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_file_that_can_not_be_used(tmp_path, source, words):
+    path = tmp_path / "tools.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(JllamaError) as error:
+        load_functions(path)
+    assert words in str(error.value)
