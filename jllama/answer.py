@@ -188,7 +188,7 @@ class Answer:
             yield new
 
 
-def from_first_word(pieces: Generator[str, None, None], begun: str = "") -> Iterator[str]:
+def from_first_word(pieces: Generator[str, None, None], begun: str = "") -> Generator[str, None, None]:
     """The pieces without the blanks that some models put before an answer; `begun`: what it has already."""
     started = bool(begun)
     # Closed now, and not when the collector comes: the session must take its cache back.

@@ -7,8 +7,24 @@ from typing import Any
 from jllama.answer import OneAtATime
 from jllama.errors import JllamaError, nearest
 from jllama.session import Session
+from jllama.tools.definitions import Call
 
 MAX_BRANCHES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Calls that an answer made, with the text before them, and what they gave."""
+
+    content: str
+    calls: tuple[Call, ...]
+    results: tuple[str, ...]  # one for each call
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """For chat templates."""
+        pairs = zip(self.calls, self.results, strict=True)
+        told = [{"role": "tool", "name": c.name, "content": r, "tool_call_id": c.id} for c, r in pairs]
+        return [_with_calls(self.content, self.calls), *told]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +35,28 @@ class Message:
     content: str
     token_ids: tuple[int, ...] | None = None
     cut: bool = False  # an answer that did not end by itself: it can go on
+    rounds: tuple[Round, ...] = ()  # of calls, before this text
+    calls: tuple[Call, ...] = ()  # behind it, which wait for what they give
 
     def as_dict(self) -> dict[str, Any]:
         """For chat templates."""
         ids = {} if self.token_ids is None else {"token_ids": list(self.token_ids)}
         return {"role": self.role, "content": self.content, **ids}
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """For chat templates, calls and their results as messages of their own."""
+        before = [each for one in self.rounds for each in one.as_dicts()]
+        if self.calls:
+            return [*before, _with_calls(self.content, self.calls)]
+        return before if before and not self.content else [*before, self.as_dict()]
+
+
+def _with_calls(content: str, calls: tuple[Call, ...]) -> dict[str, Any]:
+    made = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": made}
 
 
 Turn = tuple[Message, Message]

@@ -1,7 +1,9 @@
 """A conversation as the model reads it: by its chat template, or as a plain transcript of ours."""
 
+import functools
 import itertools
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,9 @@ from jllama.errors import JllamaError
 from jllama.text.prompt import Variables, checked_variables
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.text.tokenizer import Tokenizer
+from jllama.tools.definitions import Tool
+from jllama.tools.manner import Manner
+from jllama.tools.parser import CallParser
 
 PLAIN = "User: {user}\nAI: {ai}\n"
 
@@ -48,13 +53,46 @@ class Transcript:
             self.turn_ends = tokenizer.turn_ends(self._template)
             self.stops += self.turn_ends
 
-    def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> list[int]:
         """The prompt that asks for the next answer; `token_ids` of a message are used as they are.
+
+        Args:
+          messages: may hold calls and results.
+          tools: the model is told of them.
 
         Raises:
           JllamaError: the template does not take these messages.
         """
-        return self._prefix + self._tokenizer.encode_chat(messages, template=self._template, **self.variables)
+        template, told = self._template, self.variables
+        if tools or any("tool_calls" in message for message in messages):
+            messages, more = self.manner.prepared(messages, tools)
+            template, told = self._template_for_tools, told | more
+        return self._prefix + self._tokenizer.encode_chat(messages, template=template, **told)
+
+    @functools.cached_property
+    def manner(self) -> Manner:
+        """How the template has tools and calls.
+
+        Raises:
+          JllamaError: in no way that is known here.
+        """
+        return Manner.of(self._template_for_tools)
+
+    @property
+    def _template_for_tools(self) -> ChatTemplate:
+        template = self._template or self._tokenizer.template_for_tools()
+        assert template is not None  # without one it is a plain transcript, which is a template of ours
+        return template
+
+    def reader(self, tools: Sequence[Tool]) -> CallParser | None:
+        """Takes calls out of an answer; None without tools."""
+        names = [tool.name for tool in tools]
+        return CallParser(self.manner.format, names, _drawn_id) if tools else None
+
+    def shown(self, tools: Sequence[Tool]) -> tuple[int, ...]:
+        """The special tokens that a reader of calls has to see."""
+        found = (self._tokenizer.special_id(text) for text in self.manner.format.specials) if tools else ()
+        return tuple(token for token in found if token is not None)
 
     def _use_format(self, text: str) -> None:
         if self.variables:
@@ -64,6 +102,11 @@ class Transcript:
         self._prefix = self._tokenizer.encode("")[:1] if self._tokenizer.bos_id is not None else []
         stop = (after + before).rstrip(" ")
         self.stops = (stop,) if stop else ()
+
+
+def _drawn_id() -> str:
+    """Nine letters: Mistral's templates take no other ids."""
+    return secrets.token_hex(5)[:9]
 
 
 def _parse(text: str) -> tuple[str, str, str]:

@@ -234,23 +234,23 @@ def test_36_bookkeeping_is_passed_over_and_the_unknown_is_refused(client):
     blamed(client, "stream_options", stream=True, stream_options={"foo": True})
 
 
-def test_37_formats_are_refused_by_name_but_for_plain_text(client):
+def test_37_formats_that_can_not_be_are_refused(client):
     assert client.chat(response_format={"type": "text"})["choices"]
-    for kind in (
-        {"type": "json_object"},
-        {"type": "json_schema", "json_schema": {"name": "x"}},
-        {"type": "x"},
-        {},
+    for kind, param in (
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {"schema": 3}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema"}, "response_format"),
+        ({"type": "json_object", "strict": True}, "response_format"),
+        ({"type": "x"}, "response_format.type"),
+        ({}, "response_format"),
     ):
-        assert blamed(client, "response_format", response_format=kind)["code"]
-    blamed(client, "response_format", path=TEXT, response_format={"type": "json_object"})
+        for path in (CHAT, TEXT):
+            blamed(client, param, path=path, response_format=kind)
 
 
-@pytest.mark.parametrize(
-    "name", ["grammar", "guided_json", "guided_regex", "structured_outputs", "json_schema"]
-)
-def test_38_grammars_are_refused_by_name(client, name):
-    blamed(client, name, **{name: "x"})
+@pytest.mark.parametrize("name", ["grammar", "guided_json", "structured_outputs", "json_schema"])
+def test_38_what_is_no_grammar_is_refused_by_name(client, name):
+    blamed(client, name, **{name: 3})
 
 
 def test_39_the_prompt_is_echoed_where_that_is_asked_for(client):

@@ -9,19 +9,22 @@ from jllama.chat.archive import cache as archive_cache
 from jllama.chat.archive.document import (
     Document,
     SavedBranch,
+    SavedCall,
     SavedMessage,
+    SavedRound,
     check_overwrite,
     read_document,
     write_document,
 )
 from jllama.chat.archive.files import replacing, resolved
-from jllama.chat.branches import Branch, Message
+from jllama.chat.branches import Branch, Message, Round
 from jllama.chat.conversation import Conversation
 from jllama.chat.transcript import Transcript
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.text.tokenizer import Tokenizer
+from jllama.tools.definitions import Call
 
 
 def save(
@@ -119,7 +122,7 @@ def _document(conversation: Conversation, settings: GenerationSettings) -> Docum
         for message in branch.messages:
             if id(message) not in numbers:
                 numbers[id(message)] = len(messages)
-                messages.append(SavedMessage(**message.as_dict(), cut=message.cut))
+                messages.append(_saved(message))
     return Document(
         model=conversation.model.name,
         settings=dataclasses.asdict(settings),
@@ -167,10 +170,33 @@ def _check_template(transcript: Transcript, document: Document) -> list[str]:
 
 def _own_messages(saved: list[SavedMessage], tokenizer: Tokenizer) -> tuple[list[Message], int]:
     """The messages, without token ids that do not spell their text, and of how many answers that is so."""
-    messages = [Message(message.role, message.content, message.token_ids, message.cut) for message in saved]
+    messages = [_message(one) for one in saved]
     checked = [_without_foreign_ids(message, tokenizer) for message in messages]
     answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
     return checked, sum(checked[at] is not messages[at] for at in answers)
+
+
+def _saved(message: Message) -> SavedMessage:
+    calls = tuple(map(_saved_call, message.calls))
+    rounds = tuple(
+        SavedRound(content=one.content, calls=tuple(map(_saved_call, one.calls)), results=one.results)
+        for one in message.rounds
+    )
+    return SavedMessage(**message.as_dict(), cut=message.cut, rounds=rounds, calls=calls)
+
+
+def _saved_call(call: Call) -> SavedCall:
+    return SavedCall(call.id, call.name, call.arguments)
+
+
+def _message(saved: SavedMessage) -> Message:
+    rounds = tuple(Round(one.content, tuple(map(_call, one.calls)), one.results) for one in saved.rounds)
+    calls = tuple(map(_call, saved.calls))
+    return Message(saved.role, saved.content, saved.token_ids, saved.cut, rounds, calls)
+
+
+def _call(saved: SavedCall) -> Call:
+    return Call(saved.id, saved.name, saved.arguments)
 
 
 def _without_foreign_ids(message: Message, tokenizer: Tokenizer) -> Message:

@@ -19,6 +19,22 @@ ROLES = ("user", "assistant")
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
+class SavedCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class SavedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls with what they gave."""
+
+    content: str
+    calls: tuple[SavedCall, ...]
+    results: tuple[str, ...]
+
+
 class SavedMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A question or an answer, this with its token ids."""
 
@@ -26,6 +42,8 @@ class SavedMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     content: str
     token_ids: tuple[int, ...] | None = None
     cut: bool = False
+    rounds: tuple[SavedRound, ...] = ()
+    calls: tuple[SavedCall, ...] = ()
 
 
 class SavedBranch(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +162,8 @@ def _check(document: Document) -> None:
     """What the types don't say: names, and numbers that refer to something else."""
     _need(document.on_overflow in POLICIES, f"on_overflow is {document.on_overflow!r}")
     _need(document.current in document.branches, f"there is no branch {document.current!r}")
+    for one in (one for message in document.messages for one in message.rounds):
+        _need(len(one.calls) == len(one.results) > 0, "calls and their results are not as many")
     for name, branch in document.branches.items():
         try:
             check_name(name)
