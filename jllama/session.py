@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.beginnings import common_prefix
-from jllama.engine.decoder import Progress, bursts, read_prompt
+from jllama.engine.decoder import Progress, bursts, masked_bursts, raise_first, read_prompt
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import check_fits
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState
 from jllama.errors import JllamaError
+from jllama.grammar.constraint import constraint_for, masks_for
 from jllama.layers.cache import KVCache
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
@@ -98,14 +99,20 @@ class Session:
         words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
         ids = encode_prompt(self._tokenizer, prompt, **words)
         answer = partial(Answer, self._tokenizer, ids, chosen, list(begun), shown)
-        return self._streams.run(self._answer(answer, self._row([*ids, *begun], chosen), progress))
+        row = self._row([*ids, *begun], chosen)
+        if row.constraint is not None:
+            row.constraint.follow(begun)
+            raise_first([row.constraint])
+        return self._streams.run(self._answer(answer, row, progress))
 
     def _row(self, prompt: Sequence[int], settings: GenerationSettings) -> Row:
         config = self.model.config
         remedy = f"shorten it or raise max_seq_len (the model's context: {config.context_length})"
         check_fits(len(prompt), self.max_seq_len, remedy)
         ends = ending_ids(self._tokenizer, settings)
-        return Row.of(prompt, settings, ends=ends, vocab_size=config.vocab_size, max_len=self.max_seq_len)
+        given: Any = dict(ends=ends, vocab_size=config.vocab_size, max_len=self.max_seq_len)
+        must_match = constraint_for(self._tokenizer, config.vocab_size, settings, ends)
+        return Row.of(prompt, settings, constraint=must_match, **given)
 
     def _answer(
         self, begin: Callable[[], Answer], row: Row, progress: Progress | None
@@ -114,7 +121,7 @@ class Session:
         self.result = answer.result
         sound, (slots, first) = True, self._start(row, progress)
         try:
-            for burst in bursts(slots, first):
+            for burst in self._bursts(slots, first, row):
                 yield from answer.push(burst[0].tolist())
                 if answer.finished:
                     return
@@ -126,6 +133,11 @@ class Session:
             if sound:
                 new = answer.result.token_ids[answer.result.begun_tokens : -1]
                 self._keep(slots, [*row.prompt.tolist(), *new])
+
+    def _bursts(self, slots: Slots, first: Burst, row: Row) -> Iterator[np.ndarray]:
+        if row.constraint is None:
+            return bursts(slots, first)
+        return masked_bursts(slots, first, [row.constraint])
 
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
@@ -161,7 +173,11 @@ class Session:
         slots = Slots(self.model.config, self.model.params, state)
         logits = read_prompt(slots, row.prompt, reused, progress=progress)
         self.result.reused_tokens = reused
-        return slots, slots.begin_together([(0, row, 0)], logits)
+        if row.constraint is None:
+            return slots, slots.begin_together([(0, row, 0)], logits)
+        masks = masks_for([row.constraint])
+        raise_first([row.constraint])
+        return slots, slots.begin_together([(0, row, 0)], logits, masks)
 
     def _take_cache(self, count: int) -> KVCache:
         """The cache, for its first `count` positions. It is the engine's now: until `_keep` we have none."""

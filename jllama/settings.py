@@ -1,6 +1,7 @@
 """How a text is generated: every setting that a user may turn, checked in one place."""
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +14,17 @@ CHOICES = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 LARGEST_BIAS = 1e9  # far beyond any logit, and float32 has it
+BAN = -1000.0  # a logit with such a bias never wins; where an answer must match, such tokens are not allowed
+# What an answer must match: at most one of these.
+CONSTRAINTS = ("json_schema", "json_object", "regex", "grammar", "choice")
+LONGEST_CONSTRAINT = 1 << 18  # characters
+DEEPEST_SCHEMA = 64  # brackets within brackets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """The names, meanings and neutral values of `jllama.layers.sampling.Sampling`, and when to stop.
+    """The names, meanings and neutral values of `jllama.layers.sampling.Sampling`, when to stop, and what the
+    answer must match (`jllama.grammar`), whose fields exclude each other.
 
     Raises:
       JllamaError: a value is out of its range.
@@ -37,12 +44,18 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()  # end the answer as the model's own ends do, even with `ignore_eos`
     ignore_eos: bool = False
+    json_schema: Any = None  # a schema as a mapping, True, False or JSON text; kept as text
+    json_object: bool = False  # any JSON object
+    regex: str | None = None  # the whole answer, in the syntax of Rust's `regex`
+    grammar: str | None = None  # Lark as llguidance has it, or llama.cpp's GBNF
+    choice: tuple[str, ...] = ()  # one of these texts
 
     def __post_init__(self) -> None:
         """None is none; one stop string is not a sequence of letters; NumPy's numbers become Python's."""
         for name in self.__dataclass_fields__:
             object.__setattr__(self, name, _plain(getattr(self, name)))
-        object.__setattr__(self, "stop", _texts(self.stop))
+        object.__setattr__(self, "stop", _texts("stop", self.stop))
+        object.__setattr__(self, "choice", _texts("choice", self.choice))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name, low, high, wanted in _RANGES:
@@ -57,6 +70,33 @@ class GenerationSettings:
             )
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
             raise JllamaError(f"seed={_shown(self.seed)} must be a whole number from 0 to 2^63 - 1")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
+        if type(self.json_object) is not bool:
+            raise JllamaError(f"json_object={_shown(self.json_object)} must be True or False")
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _schema(self.json_schema))
+        for name in ("regex", "grammar"):
+            _check_source(name, getattr(self, name))
+        _check_source("choice", "".join(self.choice) or None)
+        given = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False, ())]
+        if len(given) > 1:
+            raise JllamaError(f"{' and '.join(given)} can't hold at once: give one of them")
+        if given and self.ignore_eos:
+            raise JllamaError(
+                f"ignore_eos goes on behind an answer's end, where {given[0]} allows nothing: drop one"
+            )
+
+    @property
+    def constraint(self) -> tuple[str, str] | None:
+        """What the answer must match: the name of its field, and its text (of choices a JSON list)."""
+        if self.choice:
+            return "choice", json.dumps(self.choice, ensure_ascii=False)
+        if self.json_object:
+            return "json_object", '{"type": "object"}'
+        given = ((name, getattr(self, name)) for name in ("json_schema", "regex", "grammar"))
+        return next(((name, text) for name, text in given if text is not None), None)
 
     def seeded(self) -> "GenerationSettings":
         """These settings with a seed: their own, or one drawn now."""
@@ -84,13 +124,65 @@ def _within(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _texts(given: Any) -> tuple[str, ...]:
+def _schema(given: Any) -> str:
+    """A schema as JSON text, in the order of its own keys."""
+    remedy = "give a JSON Schema: an object, true or false"
+    try:
+        if isinstance(given, str):
+            if len(given) > LONGEST_CONSTRAINT:
+                raise JllamaError(f"json_schema has more than {LONGEST_CONSTRAINT:,} characters")
+            given = json.loads(given, parse_constant=_no_number)
+        text = json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise JllamaError(f"json_schema nests deeper than {DEEPEST_SCHEMA} levels") from None
+    except (ValueError, TypeError) as error:
+        raise JllamaError(f"json_schema is no JSON ({error}): {remedy}") from None
+    if not isinstance(given, Mapping | bool):
+        raise JllamaError(f"json_schema={_shown(given)} is no schema: {remedy}")
+    if _depth(given) > DEEPEST_SCHEMA:
+        raise JllamaError(f"json_schema nests deeper than {DEEPEST_SCHEMA} levels")
+    _check_source("json_schema", text)
+    return text
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and mappings, as far as `DEEPEST_SCHEMA` and one more."""
+    level, depth = [value], 0
+    while level and depth <= DEEPEST_SCHEMA:
+        inner = [
+            v.values() if isinstance(v, Mapping) else v
+            for v in level
+            if isinstance(v, Mapping | list | tuple)
+        ]
+        level, depth = [item for items in inner for item in items], depth + bool(inner)
+    return depth
+
+
+def _check_source(name: str, text: Any) -> None:
+    """Refuses what can't be the text of a constraint."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise JllamaError(f"{name}={_shown(text)} must be a text")
+    if not text.strip():
+        raise JllamaError(f"{name} is empty: leave it out, or say what the answer must match")
+    if len(text) > LONGEST_CONSTRAINT:
+        raise JllamaError(f"{name} has {len(text):,} characters; at most {LONGEST_CONSTRAINT:,} may be")
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise JllamaError(f"{name} holds a character that is no text (NUL, or half of a surrogate pair)")
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
     several = isinstance(given, Iterable) and not isinstance(given, str)
     texts = tuple(given) if several else () if given is None else (given,)
     if not all(isinstance(text, str) for text in texts):
-        raise JllamaError(f"stop={_shown(given)} must be a text or a list of texts")
+        raise JllamaError(f"{name}={_shown(given)} must be a text or a list of texts")
     if "" in texts:
-        raise JllamaError("a stop string is empty; leave it out")
+        raise JllamaError(f"a {'stop string' if name == 'stop' else name} is empty; leave it out")
     return texts
 
 

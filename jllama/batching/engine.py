@@ -14,6 +14,7 @@ from jllama.engine.slot_warm_up import compile_all
 from jllama.engine.slots import STOPS, Slots
 from jllama.engine.step import BURST
 from jllama.errors import JllamaError
+from jllama.grammar.constraint import constraint_for
 from jllama.layers.sampling import LIKELIEST
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
@@ -187,7 +188,9 @@ class Engine:
         words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
         ids = encode_prompt(tokenizer, prompt, **words)
         given: Any = dict(ends=ending_ids(tokenizer, chosen), vocab_size=self.model.config.vocab_size)
-        row = Row.of(ids, chosen, max_len=self.max_seq_len, scores=logprobs is not None, **given)
+        must_match = constraint_for(tokenizer, given["vocab_size"], chosen, given["ends"])
+        given |= dict(max_len=self.max_seq_len, scores=logprobs is not None, constraint=must_match)
+        row = Row.of(ids, chosen, **given)
         if len(row.stop_ids) > STOPS:
             raise JllamaError(f"{len(row.stop_ids)} tokens would end the answer; at most {STOPS} may")
         told: Any = dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs)

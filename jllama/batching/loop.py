@@ -1,6 +1,5 @@
 """What an engine's thread does: turns of the scheduler on the slots, one burst ahead of the readers."""
 
-import dataclasses
 import itertools
 import threading
 from collections.abc import Sequence
@@ -8,21 +7,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from jllama.batching.running import Running, masks_of
 from jllama.batching.stream import Stream
 from jllama.engine.rows import Piece
 from jllama.engine.scheduler import Job, Scheduler, Stats
 from jllama.engine.slots import Slots
-from jllama.engine.state import Burst
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import EngineFailedError, JllamaError
-
-
-@dataclasses.dataclass(frozen=True)
-class Running:
-    """A burst that the device computes, and whose tokens its rows are."""
-
-    burst: Burst
-    streams: tuple[Stream, ...]
 
 
 class Loop:
@@ -85,10 +76,11 @@ class Loop:
             running: Running | None = None
             while self._open(may_wait=running is None):
                 firsts = self._read_prompts()
+                come = [ready for ready in (running, *firsts) if ready is not None]
+                come = [ready.followed() for ready in come]
                 ahead = self._run_rows()
-                for ready in (running, *firsts):
-                    if ready is not None:
-                        self._deliver(ready)
+                for ready in come:
+                    self._deliver(ready)
                 if ahead is None:
                     self._slots.settle()  # else chunks pile up before whoever comes next
                 running = ahead
@@ -159,8 +151,9 @@ class Loop:
         ended = [(at, job, self._streams[job]) for at, job in enumerate(jobs) if not job.reads]
         if ended:
             beginnings = [(job.slot, stream.row, at) for at, job, stream in ended]
-            first = self._slots.begin_together(beginnings, logits)
-            firsts.append(Running(first, tuple(stream for _, _, stream in ended)))
+            streams = tuple(stream for _, _, stream in ended)
+            first = self._slots.begin_together(beginnings, logits, masks_of(streams))
+            firsts.append(Running.of(first, streams))
         return size * len(jobs)
 
     def _read_scored(self, job: Job, size: int) -> jax.Array:
@@ -175,7 +168,8 @@ class Loop:
         if not running:
             return None
         streams = tuple(self._streams[self._job_in(slot)] for slot in running)
-        return Running(self._slots.run(running, HURRIED if self._scheduler.hurried else BURST), streams)
+        steps = HURRIED if self._scheduler.hurried else BURST
+        return Running.of(self._slots.run(running, steps, masks_of(streams)), streams)
 
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""
@@ -187,6 +181,10 @@ class Loop:
                 slot = stream.job.slot
                 self._finish(stream, self._slots.not_finite())
                 self._slots.clear(slot)
+                continue
+            if row in running.failed:
+                assert stream.row.constraint is not None
+                self._finish(stream, stream.row.constraint.error)
                 continue
             tokens = burst.tokens[row]
             pieces = list(stream.answer.push(tokens[tokens >= 0].tolist()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import flagfiles, help, interrupts, ready_made, streams
+from jllama.cli import constraints, flagfiles, help, interrupts, ready_made, streams
 from jllama.cli.streams import say
 from jllama.errors import JllamaError, escaped
 
@@ -30,6 +30,7 @@ def sampling_settings(defaults: Mapping[str, Any] | None = None) -> Any:
     names = GenerationSettings.__dataclass_fields__
     given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     given |= {"stop": tuple(FLAGS.stop), "logit_bias": _logit_bias(FLAGS.logit_bias)}
+    given |= constraints.read(given)
     return build_settings(**{**(defaults or {}), **given})
 
 

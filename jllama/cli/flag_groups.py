@@ -75,6 +75,16 @@ def define_sampling_flags() -> None:
     flags.DEFINE_multi_string("stop", [], "End the answer before this text. Repeatable.")
     flags.DEFINE_multi_integer("stop_token_ids", [], "End the answer with this token. Repeatable.")
     flags.DEFINE_bool("ignore_eos", False, "Go on past the end-of-text token, up to max_new_tokens.")
+    define_constraint_flags()
+
+
+def define_constraint_flags() -> None:
+    """What the answer must match; at most one of them."""
+    flags.DEFINE_string("json_schema", None, "The answer is JSON of this schema: a file's name, or its text.")
+    flags.DEFINE_bool("json_object", False, "The answer is a JSON object.")
+    flags.DEFINE_string("regex", None, "The whole answer matches this regular expression (Rust's syntax).")
+    flags.DEFINE_string("grammar", None, "The answer is of this grammar: a .lark or .gbnf file.")
+    flags.DEFINE_multi_string("choice", [], "The answer is this text, or another one given so. Repeatable.")
 
 
 def define_choice_flags() -> None:

@@ -12,6 +12,7 @@ from jllama.engine.rows import Piece
 from jllama.engine.slots import Slots
 from jllama.engine.state import NO_TOKEN, Burst
 from jllama.engine.step import BURST
+from jllama.grammar.constraint import Constraint, masks_for
 from jllama.machine.progress import Bar
 
 BURST_SECONDS = 0.05
@@ -73,6 +74,45 @@ def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[n
         now = time.perf_counter()
         steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
         ready, before = ahead, now
+
+
+def masked_bursts(
+    slots: Slots, first: Burst, constraints: Sequence[Constraint | None], rows: Sequence[int] = (0,)
+) -> Iterator[np.ndarray]:
+    """`bursts` of one token each, of rows of which some must match; the next logits are under way meanwhile.
+
+    Args:
+      slots: with the rows' prompts.
+      first: what `begin_together` gave, with masks.
+      constraints: of each row; they follow the tokens.
+      rows: whose.
+
+    Raises:
+      JllamaError: the logits of a row are not finite, or it can't go on as it must.
+    """
+    ready = first
+    while True:
+        tokens, done = np.asarray(ready.tokens), np.asarray(ready.done)
+        if not np.asarray(ready.healthy).all():
+            raise slots.not_finite()
+        for constraint, row in zip(constraints, tokens, strict=True):
+            if constraint is not None:
+                constraint.follow(row[row != NO_TOKEN].tolist())
+        raise_first(constraints)
+        if done.all():
+            yield tokens
+            return
+        masks = masks_for(constraints)
+        ready = slots.run(rows, 1, masks)
+        yield tokens
+        raise_first([each for each, over in zip(constraints, done, strict=True) if not over])
+
+
+def raise_first(constraints: Sequence[Constraint | None]) -> None:
+    """Raises why one of them can't go on, if one can't."""
+    for constraint in constraints:
+        if constraint is not None and constraint.error is not None:
+            raise constraint.error
 
 
 def _next_steps(steps: int, seconds: float, target: float) -> int:

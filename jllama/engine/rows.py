@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jllama.errors import JllamaError
+from jllama.grammar.constraint import Constraint
 from jllama.layers.sampling import Sampling
 from jllama.settings import CHOICES, GenerationSettings
 
@@ -22,6 +23,7 @@ class Row:
     stop_ids: Sequence[int]
     floor: int = 0  # tokens before one of them may come
     scores: bool = False  # log-probabilities are told
+    constraint: Constraint | None = None  # what the answer must match
 
     @classmethod
     def of(
@@ -33,6 +35,7 @@ class Row:
         vocab_size: int,
         max_len: int,
         scores: bool = False,
+        constraint: Constraint | None = None,
     ) -> "Row":
         """Of a prompt's ids and the settings for its answer.
 
@@ -43,6 +46,7 @@ class Row:
           vocab_size: how many ids there are.
           max_len: positions that prompt and answer may fill.
           scores: tell the log-probabilities.
+          constraint: what the answer must match.
 
         Raises:
           JllamaError: prompt or settings hold an id that is not in the vocabulary.
@@ -57,6 +61,7 @@ class Row:
             stop_ids=[token for token in sorted(ends) if token in range(vocab_size)],
             floor=settings.min_new_tokens,
             scores=scores,
+            constraint=constraint,
         )
 
 
@@ -103,6 +108,13 @@ def stacked(rows: Sequence[Sampling], size: int) -> Sampling:
     """The rows' settings as one of `size` rows; the last ones repeat the first."""
     filled = [*rows, *[rows[0]] * (size - len(rows))]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if size > 1 else rows[0]
+
+
+def filled(masks: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Masks, int32 `[n, W]`, and for rows up to `size` some that allow all."""
+    if masks is None:
+        return None
+    return np.concatenate([masks, np.full((size - len(masks), masks.shape[1]), -1, np.int32)])
 
 
 def packed(pieces: Sequence[Piece], size: int, width: int) -> np.ndarray:

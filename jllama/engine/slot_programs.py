@@ -54,7 +54,7 @@ def _whole(cache: KVCache, view: KVCache) -> KVCache:
     return view if cache.batch == 1 else cache.with_rows_of(view)
 
 
-def _some(state: DecodeState, rows: Array) -> DecodeState:
+def some_rows(state: DecodeState, rows: Array) -> DecodeState:
     """The state of some rows: the cache seen through them, everything else gathered."""
     if state.cache.batch == 1:
         return state
@@ -75,7 +75,7 @@ def _with(state: DecodeState, rows: Array, new: DecodeState) -> DecodeState:
     return dataclasses.replace(merged, cache=state.cache.with_rows_of(new.cache))
 
 
-def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
+def with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
     """`_with` after steps: what they do not change is not written either."""
     if state.cache.batch == 1:
         return new
@@ -141,11 +141,13 @@ def begin(
     stop_ids: Array,
     prompt: Array,
     sampling: Sampling,
+    mask: Array | None = None,
     *,
     how: Way,
 ) -> tuple[DecodeState, Burst]:
     """Samples the first tokens of b slots; `numbers`: int32 `[b, 5]`, of each the slot (a number that is
-    none: nothing is kept), which of the logits are its, the length of its prompt, limit, floor.
+    none: nothing is kept), which of the logits are its, the length of its prompt, limit, floor; `mask` as in
+    `take_token`, in the order of the slots.
     """
     rows, which, n_prompt, limit, floor = (numbers[:, i] for i in range(5))
     zeros, logits = jnp.zeros_like(rows), logits[which]
@@ -162,7 +164,7 @@ def begin(
         sampling=sampling,
         counts=TokenCounts.of_prompt(prompt, n_prompt, logits.shape[-1]),
     )
-    new = take_token(new, logits, how)
+    new = take_token(new, logits, how, mask)
     scores = jax.tree.map(lambda leaf: leaf[:, None], new.scores)
     first = Burst(tokens=new.token[:, None], done=new.done, healthy=new.healthy, scores=scores)
     return _with(state, rows, dataclasses.replace(new, scores=None)), first
@@ -176,19 +178,19 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         config: ModelConfig, params: Params, state: DecodeState, numbers: Array
     ) -> tuple[DecodeState, Burst]:
         rows, live, steps = numbers[:-2], numbers[-2], numbers[-1]
-        some = _some(state, rows)
+        some = some_rows(state, rows)
         fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
-        scores = _no_scores(rows.shape[0], config.vocab_size) if how.scores else None
+        scores = no_scores(rows.shape[0], config.vocab_size) if how.scores else None
         paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
         new, burst = decode_steps(config, params, paused, steps, how=how)
         new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
-        return _with_steps(state, rows, new, how.greedy), burst
+        return with_steps(state, rows, new, how.greedy), burst
 
     options = how.target.step_options(1 + batched)
     return jax.jit(run, static_argnums=0, donate_argnames="state", compiler_options=options)
 
 
-def _no_scores(rows: int, vocab_size: int) -> Scores:
+def no_scores(rows: int, vocab_size: int) -> Scores:
     k = min(LIKELIEST, vocab_size)
     return Scores(chosen=jnp.zeros((rows,)), ids=jnp.zeros((rows, k), jnp.int32), values=jnp.zeros((rows, k)))
 

@@ -14,7 +14,8 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
-from jllama.engine.rows import Piece, Row, chunk_size, packed, stacked
+from jllama.engine.masked_steps import MaskedSteps
+from jllama.engine.rows import Piece, Row, chunk_size, filled, packed, stacked
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
 from jllama.engine.step import HURRIED
 from jllama.errors import JllamaError
@@ -47,6 +48,7 @@ class Slots:
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self.alone = slots == 1
         self._needs = np.zeros((3, slots), bool)  # of each row: a draw, scores, a floor
+        self._masked = MaskedSteps(config, params, slots)
 
     @classmethod
     def empty(
@@ -166,12 +168,18 @@ class Slots:
         """What a beginning takes: of a single row the cache alone, since it brings all else."""
         return DecodeState.of_one(self.state.cache) if self.alone else self.state
 
-    def begin_together(self, beginnings: Sequence[tuple[int, Row, int]], logits: Array | np.ndarray) -> Burst:
+    def begin_together(
+        self,
+        beginnings: Sequence[tuple[int, Row, int]],
+        logits: Array | np.ndarray,
+        masks: np.ndarray | None = None,
+    ) -> Burst:
         """Samples the first tokens of slots whose prompts were read.
 
         Args:
           beginnings: of each its slot, its row, and which of the logits are its.
           logits: what `read_together` gave last, or any others, float32 `[b, V]`.
+          masks: int32 `[n, ceil(V/32)]`, of each beginning the tokens that may come; None: any.
 
         Returns:
           A burst whose rows are in that order; there may be more, which are nobody's.
@@ -187,30 +195,43 @@ class Slots:
             numbers[at] = slot, which, len(row.prompt), row.limit, row.floor
             keys[at], stops[at, : len(row.stop_ids)] = row.key, row.stop_ids
             prompts[at, : len(row.prompt)] = row.prompt
+            self._masked.forget(slot)
             self._needs[:, slot] = not row.sampling.is_greedy(), row.scores, row.floor > 0
         sampling = stacked([row.sampling for _, row, _ in beginnings], size)
         _, scores, floors = self._any([slot for slot, _, _ in beginnings])
         how = self.way(scores=scores, floors=floors)
-        arrays = (numbers, keys, stops, prompts, sampling)
+        arrays = (numbers, keys, stops, prompts, sampling, filled(masks, size))
         self.state, first = slot_programs.begin(self.before, logits, *arrays, how=how)
         return _underway(first)
 
-    def run(self, slots: Sequence[int], steps: int) -> Burst:
-        """Up to `steps` more tokens of each row in `slots`, in that order.
+    def run(self, slots: Sequence[int], steps: int, masks: np.ndarray | None = None) -> Burst:
+        """Up to `steps` more tokens of each row in `slots`, in that order; one where there are masks.
+
+        The logits behind that one are under way then: to the next call the masks for these are given.
 
         Args:
           slots: rows that run. Others fill the program of the next size: what they hold stays as it is.
           steps: at most `BURST`.
+          masks: int32 `[n, ceil(V/32)]`, of each row the tokens that may come; None: any, of all rows.
         """
         bucket = next(b for b in self.buckets if b >= len(slots))
         others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
         rows = np.array([*slots, *others][:bucket], np.int32)
         drawn, scores, floors = self._any(slots)
+        if masks is not None or self._masked.pending(slots):
+            return self._step(rows, len(slots), masks, self.way(scores=scores, floors=floors))
         how = self.way(greedy=not drawn, scores=scores, floors=floors, short=steps <= HURRIED)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
         return _underway(burst)
+
+    def _step(self, rows: np.ndarray, live: int, masks: np.ndarray | None, how: Way) -> Burst:
+        self.state, burst = self._masked.choose(self.state, rows, live, masks, how)
+        burst = _underway(burst)
+        if masks is not None:  # else a burst follows, which feeds the tokens itself
+            self.state = self._masked.feed(self.state, rows, live, how)
+        return burst
 
     def _any(self, slots: Sequence[int]) -> Iterator[bool]:
         """Whether any of them needs a draw, scores, a floor."""

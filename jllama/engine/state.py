@@ -15,6 +15,8 @@ from jllama.layers.sampling import Sampling, Scores, TokenCounts, largest_and_su
 
 NO_TOKEN = -1
 NEVER = -1e30  # a logit that nothing makes likely; finite, as a healthy row's are
+# Minus infinity in effect: no bias or penalty brings it near `NEVER`, so an end that must come does.
+BARRED = -3e38
 
 
 @jax.tree_util.register_dataclass
@@ -70,9 +72,18 @@ def not_finite(dtype: jnp.dtype) -> JllamaError:
     return JllamaError(f"the model's logits are not finite in {dtype}: {advice}")
 
 
-def take_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
-    """Samples the next token of each row that is not done, by the target's kernel where there is one."""
-    state = _with_token(state, _without_ends(state, logits) if how.floors else logits, how)
+def take_token(state: DecodeState, logits: Array, how: Way, mask: Array | None = None) -> DecodeState:
+    """Samples the next token of each row that is not done, by the target's kernel where there is one.
+
+    Args:
+      state: before it.
+      logits: float32 `[B, V]`; whether a row is healthy and its scores are of these.
+      how: not `greedy` with a mask.
+      mask: int32 `[B, ceil(V/32)]`, a bit for each token that may come, the lowest first; None: any may.
+    """
+    open_logits = _without_ends(state, logits) if how.floors else logits
+    shaped = open_logits if mask is None else _barred(open_logits, mask)
+    state = _with_token(state, shaped, logits, how)
     return dataclasses.replace(state, scores=Scores.of(logits, state.token)) if how.scores else state
 
 
@@ -84,7 +95,16 @@ def _without_ends(state: DecodeState, logits: Array) -> Array:
     return logits.at[rows, places].set(NEVER, mode="drop")
 
 
-def _with_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
+def _barred(logits: Array, mask: Array) -> Array:
+    """Logits `[B, V]` in which only tokens with a bit can be chosen. What is no number stays, to be seen."""
+    V = logits.shape[1]
+    bits = (mask[:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]) & 1
+    allowed = bits.reshape(mask.shape[0], -1)[:, :V] > 0
+    return jnp.where(allowed | ~jnp.isfinite(logits), logits, BARRED)
+
+
+def _with_token(state: DecodeState, logits: Array, raw: Array, how: Way) -> DecodeState:
+    """`take_token` from logits that were changed; `raw` are the model's own."""
     if not how.greedy and kernels.chooses_tokens(logits.shape[-1], how.target):
         return _take_by_kernel(state, logits)
     active = ~state.done
@@ -92,7 +112,7 @@ def _with_token(state: DecodeState, logits: Array, how: Way) -> DecodeState:
         token, total = largest_and_sum(logits)
     else:
         token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
-        total = jnp.sum(logits, axis=-1)
+        total = jnp.sum(raw, axis=-1)
     token = jnp.where(active, token, state.token)
     generated = state.generated + active.astype(jnp.int32)
     ended = jnp.any(token[:, None] == state.stop_ids, axis=-1) | (generated >= state.limit)

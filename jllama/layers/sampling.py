@@ -233,7 +233,8 @@ def _pick_among(
     # The last candidate is out, so every later one is: the kept set lies inside the window.
     complete = k_inside | ~kept[:, -1] | (width == scaled.shape[-1])
     target = uniform * jnp.where(complete, cumulative[:, -1], 1.0)
-    last_kept = jnp.sum(kept, axis=-1) - 1
+    # Sums that round differently never choose what has no share.
+    last_kept = jnp.maximum(jnp.sum(kept & (shares > 0.0), axis=-1) - 1, 0)
     choice = jnp.minimum(jnp.sum(cumulative <= target[:, None], axis=-1), last_kept)
     # Nothing cut anywhere: a draw that falls inside the window needs no more than the window.
     uncut = (sampling.top_p >= 1.0) & (sampling.min_p <= 0.0) & (sampling.top_k == 0)

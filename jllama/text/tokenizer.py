@@ -100,6 +100,11 @@ class Tokenizer:
         """The texts of the special tokens that end a turn in this template."""
         return turn_ends(template, self._reader(template)._specials)
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens: `decode` leaves them out."""
+        return frozenset(special.id for special in self._specials.by_text.values())
+
     def special_id(self, text: str | None) -> int | None:
         """The id of the special token that is spelt so, if there is one."""
         special = self._specials.by_text.get(text or "")

@@ -232,13 +232,13 @@ def test_a_text_that_is_not_finite_fails_alone(model):
         slots, bursts = engine._loop._slots, []
         run = slots.run
 
-        def poisoned(rows, steps):
+        def poisoned(rows, steps, masks=None):
             bursts.extend([steps] * (len(rows) == 2))
             if len(bursts) == 2:  # the second one of both
                 cache = slots.state.cache
                 keys = (cache.keys[0].at[1].set(jnp.nan), *cache.keys[1:])
                 slots.state = dataclasses.replace(slots.state, cache=dataclasses.replace(cache, keys=keys))
-            return run(rows, steps)
+            return run(rows, steps, masks)
 
         slots.run = poisoned
         long = dict(max_new_tokens=60, ignore_eos=True)

@@ -68,7 +68,7 @@ class Notes:
         scores = Scores(chosen=-places / 8, ids=places[:, None], values=np.zeros((size, 1)))
         return [slot], scores
 
-    def begin_together(self, beginnings, logits):
+    def begin_together(self, beginnings, logits, masks=None):
         for slot, row, which in beginnings:
             assert logits[which] == slot
             self.asked.append(("begin", slot))
@@ -80,7 +80,7 @@ class Notes:
     def not_finite(self):
         return self.error
 
-    def run(self, slots, steps):
+    def run(self, slots, steps, masks=None):
         if self.gate:
             assert self.gate.get(timeout=WAIT)
         self.asked.append(("run", tuple(slots), steps))

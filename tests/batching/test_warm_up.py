@@ -79,7 +79,7 @@ def test_a_gpu_also_runs_what_it_compiled(warm, compiled, monkeypatch):
         return call
 
     engine, slots = warm.engine, warm.engine._slots
-    monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, steps: len(rows)))
+    monkeypatch.setattr(slots, "run", noted(slots.run, lambda rows, *_: len(rows)))
     monkeypatch.setattr(slots, "read_together", noted(slots.read_together, lambda _, size: f"chunk {size}"))
     engine._run_once()
     assert ran >= {*slots.buckets, "chunk 32", "chunk 128"}

@@ -29,7 +29,7 @@ def value(chat: Chat, name: str) -> str:
     held = getattr(chat.settings, name)
     if name == "logit_bias":
         return ",".join(f"{token}={bias}" for token, bias in held.items())
-    if name == "stop":
+    if name in ("stop", "choice"):
         return json.dumps(list(held), ensure_ascii=False) if held else ""
     if isinstance(held, bool):
         return "on" if held else "off"
@@ -68,7 +68,12 @@ def _split(argument: str) -> tuple[str, str]:
 def _parsed(name: str, text: str) -> Any:
     parsers: dict[str, Callable[[str, str], Any]] = {
         "logit_bias": _logit_bias,
-        "stop": _stop,
+        "stop": _texts,
+        "choice": _texts,
+        "json_object": _switch,
+        "json_schema": _text,
+        "regex": _text,
+        "grammar": _text,
         "stop_token_ids": _token_ids,
         "ignore_eos": _switch,
         "seed": _seed,
@@ -103,13 +108,17 @@ def _switch(name: str, text: str) -> bool:
     return words[text.lower()]
 
 
-def _stop(name: str, text: str) -> tuple[str, ...]:
-    r"""One stop string in which `\n` is a line's end, or a JSON list of several."""
+def _text(name: str, text: str) -> str | None:
+    return None if text in ("none", "") else text
+
+
+def _texts(name: str, text: str) -> tuple[str, ...]:
+    r"""One text in which `\n` is a line's end, or a JSON list of several."""
     if text.startswith("["):
         try:
             return tuple(json.loads(text))
         except (ValueError, TypeError, RecursionError):
-            raise JllamaError('stop must be one text or a JSON list such as ["\\n\\n", "User:"]') from None
+            raise JllamaError(f'{name} must be one text or a JSON list such as ["\\n\\n", "User:"]') from None
     return (text.replace("\\n", "\n"),) if text else ()
 
 

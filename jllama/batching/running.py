@@ -1,0 +1,43 @@
+"""A burst under way, whose rows are which texts, and what they must match."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jllama.batching.stream import Stream
+from jllama.engine.state import Burst
+from jllama.grammar.constraint import masks_for
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A burst that the device computes, and whose tokens its rows are."""
+
+    burst: Burst
+    streams: tuple[Stream, ...]
+    failed: frozenset[int] = frozenset()  # rows that nothing may come of: their tokens mean nothing
+
+    @classmethod
+    def of(cls, burst: Burst, streams: tuple[Stream, ...]) -> "Running":
+        """With the rows whose constraints allowed nothing when their masks were filled."""
+        constraints = (stream.row.constraint for stream in streams)
+        failed = (at for at, each in enumerate(constraints) if each is not None and each.error is not None)
+        return cls(burst, streams, frozenset(failed))
+
+    def followed(self) -> "Running":
+        """Tells rows that must match which tokens came. Waits for these, while the device goes on."""
+        failed = set(self.failed)
+        for row, stream in enumerate(self.streams):
+            constraint = stream.row.constraint
+            if constraint is not None and not stream.ended and row not in failed:
+                tokens = np.asarray(self.burst.tokens)[row]
+                constraint.follow(tokens[tokens >= 0].tolist())
+                failed |= {row} if constraint.error else set()
+        return dataclasses.replace(self, failed=frozenset(failed))
+
+
+def masks_of(streams: Sequence[Stream]) -> np.ndarray | None:
+    """What may come next in each row, int32 `[b, ceil(V/32)]`; None where all may be anything."""
+    constraints = [stream.row.constraint for stream in streams]
+    return masks_for(constraints) if any(constraints) else None

@@ -1,0 +1,65 @@
+"""The programs of a step in two halves: the model's logits, and the choice among those that a mask leaves.
+
+Between them the host learns which token came and fills the masks, while the device computes what follows it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama import kernels
+from jllama.config import ModelConfig
+from jllama.engine.slot_programs import no_scores, some_rows, with_steps
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
+from jllama.kernels.target import Target
+from jllama.model import Params
+
+
+@functools.cache
+def feeder(target: Target, batched: bool) -> Callable[..., tuple[DecodeState, Array]]:
+    """Feeds the last tokens of some rows: `numbers` is int32 `[b + 1]`, slots and how many of them run.
+    Their logits are put into float32 `[slots, V]`.
+    """
+
+    def feed(
+        config: ModelConfig, params: Params, state: DecodeState, logits: Array, numbers: Array
+    ) -> tuple[DecodeState, Array]:
+        rows, live = numbers[:-1], numbers[-1]
+        some = some_rows(state, rows)
+        active = ~some.done & (jnp.arange(rows.shape[0], dtype=jnp.int32) < live)
+        n_valid, tokens = active.astype(jnp.int32), some.token[:, None]
+        new, cache = kernels.forward(config, params, tokens, some.cache, n_valid=n_valid, target=target)
+        if state.cache.batch == 1:
+            return dataclasses.replace(state, cache=cache), new[:, 0]
+        kept = jnp.where(active[:, None], new[:, 0], logits[rows])
+        whole = dataclasses.replace(state, cache=state.cache.with_rows_of(cache))
+        return whole, logits.at[rows].set(kept, unique_indices=True)
+
+    options = target.step_options(1 + batched)
+    return jax.jit(feed, static_argnums=0, donate_argnames=("state", "logits"), compiler_options=options)
+
+
+@functools.partial(jax.jit, donate_argnames="state", static_argnames="how")
+def choose(
+    state: DecodeState, logits: Array, mask: Array, numbers: Array, *, how: Way
+) -> tuple[DecodeState, Burst]:
+    """One more token of each row that runs, from `feeder`'s logits; `numbers` as there, `mask` int32
+    `[b, ceil(V/32)]` as in `take_token`.
+    """
+    rows, live = numbers[:-1], numbers[-1]
+    some = some_rows(state, rows)
+    fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
+    V = logits.shape[1]
+    scores = no_scores(rows.shape[0], V) if how.scores else None
+    paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
+    own = logits if state.cache.batch == 1 else logits[rows]
+    new = take_token(paused, own, how, mask)
+    tokens = jnp.where(paused.done, NO_TOKEN, new.token)[:, None]
+    told = jax.tree.map(lambda leaf: leaf[:, None], new.scores)
+    burst = Burst(tokens=tokens, done=new.done, healthy=new.healthy, scores=told)
+    new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
+    return with_steps(state, rows, new, greedy=False), burst

@@ -1,0 +1,101 @@
+"""A model's vocabulary as `llguidance` wants it: the bytes of every id."""
+
+import collections
+import threading
+import weakref
+from collections.abc import Collection
+from typing import Any
+
+from jllama.errors import JllamaError
+from jllama.grammar.library import library
+from jllama.text.tokenizer import Tokenizer
+
+MARK = 0xFF  # the library's own mark of a special token; no UTF-8 text has this byte
+JSON_BYTES = b'{}[]":,0123456789'
+
+
+class Words:
+    """The vocabulary, and what was compiled for it.
+
+    Attributes:
+      trie: the library's `LLTokenizer` of V ids.
+      ends: ids that end an answer; they may come where what it must match is complete.
+      compiled: matchers by what they match, the one used last at the end; under `lock`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Reads all tokens: 1.4 s for 262,144.
+
+        Raises:
+          JllamaError: no token ends an answer.
+        """
+        self.size = vocab_size
+        self.ends = tuple(sorted(id_ for id_ in tokenizer.eos_ids if id_ < vocab_size))
+        if not self.ends:
+            raise JllamaError(
+                "the model's tokenizer names no token that ends an answer, and one that must match could not "
+                "end: leave out what it must match"
+            )
+        special = {*self.ends, *(id_ for id_ in tokenizer.special_ids if id_ < vocab_size)}
+        tokens = [_bytes(tokenizer, id_, id_ in special) for id_ in range(vocab_size)]
+        self._single = {
+            token[0] for id_, token in enumerate(tokens) if len(token) == 1 and id_ not in special
+        }
+        source = _Source(tokenizer, tokens, sorted(special), self.ends[0])
+        llguidance = library()
+        wrapped = llguidance.TokenizerWrapper(source)
+        self.trie: Any = llguidance.LLTokenizer(wrapped, n_vocab=vocab_size, eos_token=list(self.ends))
+        self.compiled: collections.OrderedDict[tuple[str, str], Any] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def check_json(self) -> None:
+        """Refuses a vocabulary that can't write JSON.
+
+        Raises:
+          JllamaError: names what it lacks.
+        """
+        lacking = [chr(byte) for byte in JSON_BYTES if byte not in self._single]
+        if lacking:
+            shown = " ".join(lacking)
+            raise JllamaError(f"the model's vocabulary has no tokens for {shown}: it can't write JSON")
+
+
+def _bytes(tokenizer: Tokenizer, token: int, special: bool) -> bytes:
+    """What an id stands for; nothing for one that is none, or no part of a text."""
+    found = tokenizer.token_bytes(token, skip_special=False)
+    return b"" if not special and MARK in found else found
+
+
+class _Source:
+    """What the library's `TokenizerWrapper` asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: Collection[int], end: int) -> None:
+        self.tokens, self.special_token_ids, self.eos_token_id = tokens, list(special), end
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(plain, add_special=False, begins=False)
+
+
+_known: weakref.WeakKeyDictionary[Tokenizer, dict[int, Words]] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def words_of(tokenizer: Tokenizer, vocab_size: int) -> Words:
+    """The vocabulary of a model with V ids, made once.
+
+    Args:
+      tokenizer: the model's.
+      vocab_size: V; ids that the tokenizer does not know never may come.
+
+    Raises:
+      JllamaError: see `Words`; or the library is not installed.
+    """
+    with _making:
+        made = _known.setdefault(tokenizer, {})
+        if vocab_size not in made:
+            made[vocab_size] = Words(tokenizer, vocab_size)
+        return made[vocab_size]
