@@ -1,6 +1,7 @@
 """Many texts at once: `Engine` decodes together what any threads submit, each by settings of its own."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Self
 
@@ -65,6 +66,7 @@ class Engine:
         room = dict(slots=slots, max_len=self.max_seq_len)
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
         self._loop = Loop(self._slots, scheduler)
+        self._masked, self._compiles_masked = threading.Lock(), False
 
     def submit(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:
         """Asks for an answer; returns at once, from any thread.
@@ -140,12 +142,21 @@ class Engine:
         """Compiles every program that a request may need, before the first one asks; returns how many.
 
         Without it a program is compiled when it is first needed, and whoever runs waits for that. A GPU also
-        runs them once: it loads a program and its graph when they first run.
+        runs them once: it loads a program and its graph when they first run. Programs for answers that must
+        match are compiled when the first one is asked for, in the thread that asks.
         """
         count = compile_all(self._slots)
         if self._slots.target.on_gpu:
             self._run_once()
+        self._compiles_masked = True
         return count
+
+    def _warm_up_masked(self) -> None:
+        """Of an engine that has warmed up: for the first answer that must match, which waits for it."""
+        with self._masked:
+            if self._compiles_masked:
+                compile_all(self._slots, masked=True)
+                self._compiles_masked = False
 
     def _run_once(self) -> None:
         """A prompt of each chunk's size, and a burst of 1, 2, 4, … texts; no two begin alike."""
@@ -189,6 +200,8 @@ class Engine:
         ids = encode_prompt(tokenizer, prompt, **words)
         given: Any = dict(ends=ending_ids(tokenizer, chosen), vocab_size=self.model.config.vocab_size)
         must_match = constraint_for(tokenizer, given["vocab_size"], chosen, given["ends"])
+        if must_match is not None:
+            self._warm_up_masked()
         given |= dict(max_len=self.max_seq_len, scores=logprobs is not None, constraint=must_match)
         row = Row.of(ids, chosen, **given)
         if len(row.stop_ids) > STOPS:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -65,7 +64,7 @@ class MaskedSteps:
 
     def _room(self, state: DecodeState) -> Array:
         if self._logits is None:
-            zeros = jnp.zeros((len(self._fed), self._config.vocab_size), jnp.float32)
+            zeros = np.zeros((len(self._fed), self._config.vocab_size), np.float32)
             self._logits = jax.device_put(zeros, state.cache.length.sharding)
         return self._logits
 

@@ -1,4 +1,7 @@
-"""Compiles all programs of slots before the first request, from shapes alone: nothing is allocated."""
+"""Compiles all programs of slots before the first request, from shapes alone: nothing is allocated.
+
+Those for answers that must match are apart: most engines are never asked for one.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.engine import slot_programs
+from jllama.engine import masked_programs, slot_programs
 from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way
 from jllama.layers.sampling import Sampling
@@ -16,9 +19,14 @@ from jllama.layers.sampling import Sampling
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
 
 
-def compile_all(slots: Slots) -> int:
-    """Compiles what requests of any kind may need; JAX keeps it. Returns how many programs there are."""
-    programs = list(_programs(slots))
+def compile_all(slots: Slots, *, masked: bool = False) -> int:
+    """Compiles what requests of any kind may need; JAX keeps it. Returns how many programs there are.
+
+    Args:
+      slots: which.
+      masked: what answers that must match need beside it, instead.
+    """
+    programs = list(_masked_programs(slots) if masked else _programs(slots))
     for program, arguments, options in programs:
         program.lower(*arguments, **options).compile()  # type: ignore[attr-defined]
     return len(programs)
@@ -43,7 +51,24 @@ def _programs(slots: Slots) -> Iterator[Program]:
         yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size)
 
 
-def _beginnings(slots: Slots) -> Iterator[Program]:
+def _masked_programs(slots: Slots) -> Iterator[Program]:
+    params, state = jax.tree.map(_shape, (slots.params, slots.state))
+    V, sharding = slots.config.vocab_size, state.cache.length.sharding
+    logits = jax.ShapeDtypeStruct((slots.buckets[-1], V), jnp.float32, sharding=sharding)
+    yield from _beginnings(slots, masked=True)
+    for bucket in slots.buckets:
+        numbers, mask = np.zeros((bucket + 1,), np.int32), _mask(bucket, V)
+        feed = masked_programs.feeder(slots.target, bucket > 1)
+        yield feed, (slots.config, params, state, logits, numbers), {}
+        for how in _ways(slots, "scores", "floors"):
+            yield masked_programs.choose, (state, logits, mask, numbers), dict(how=how)
+
+
+def _mask(rows: int, vocab_size: int) -> np.ndarray:
+    return np.zeros((rows, -(-vocab_size // 32)), np.int32)
+
+
+def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:
     state = jax.tree.map(_shape, slots.before)
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     sizes = {slots.prompt_size(count) for count in _powers(slots.max_len)}
@@ -52,7 +77,8 @@ def _beginnings(slots: Slots) -> Iterator[Program]:
         logits = jax.ShapeDtypeStruct((b, V), jnp.float32, sharding=sharding)
         sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
         numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
-        arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling)
+        mask = _mask(b, V) if masked else None
+        arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling, mask)
         yield slot_programs.begin, arguments, dict(how=how)
 
 

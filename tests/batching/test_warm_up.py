@@ -46,6 +46,32 @@ def test_a_warm_up_counts_its_programs_and_allocates_nothing(warm):
     assert warm.left == []
 
 
+MATCHING = [
+    dict(regex="[a-f]{3,30}"),
+    dict(json_object=True, temperature=1.0, seed=2, logprobs=3),
+    dict(),
+    dict(choice=["one", "two"], min_new_tokens=2, logit_bias={7: 2.0}),
+]
+
+
+def test_nothing_compiles_behind_the_first_answer_that_must_match(warm, compiled):
+    """Whoever asks first compiles for all that follow; not for who asks for none."""
+    pytest.importorskip("llguidance")
+    warm.engine.submit([7, 8], max_new_tokens=2, regex="[ab]+").result(WAIT)
+    assert not warm.engine._compiles_masked
+    assert compiled
+    compiled.clear()
+    for length in (1, 40, 65, 98):
+        requests = [
+            dict(prompt=[9] * length, max_new_tokens=1 + 5 * at, **MATCHING[at % len(MATCHING)])
+            for at in range(6)
+        ]
+        for count in (6, 4, 1):
+            for stream in warm.engine.submit_all(requests[:count]):
+                stream.result(WAIT)
+    assert compiled == []
+
+
 def test_nothing_compiles_behind_a_warm_up(warm, compiled):
     most = warm.engine.max_seq_len
     lengths = [n for n in (1, 2, 16, 17, 31, 33, 65, 99, 129, 255, 257, 511, 599) if n < most]
