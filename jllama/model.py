@@ -20,6 +20,7 @@ from jllama.layers.mlp import MLP, mlp
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor, embed_rows
 from jllama.layers.rope import Rope, query_scale, rope_tables
+from jllama.layers.shards import Shards
 
 
 @jax.tree_util.register_dataclass
@@ -64,16 +65,22 @@ def block(
     kind: LayerKind,
     only: Array | None = None,
     attend_fn: Attend = append_and_attend,
+    shards: Shards | None = None,
 ) -> tuple[Array, LayerCache]:
     """One layer on the residual stream `x` `[B, T, D]`; with `only` (int32 `[B]`) one token of each row."""
     norm = partial(rms_norm, eps=config.rms_norm_eps, offset=config.norm_offset)
     options: Any = dict(
-        rope=places[0], scores=config.score_rule(kind), norm=norm, query_scale=places[1], only=only
+        rope=places[0],
+        scores=config.score_rule(kind),
+        norm=norm,
+        query_scale=places[1],
+        only=only,
+        shards=shards,
     )
     mixed, cache = attention(p.attention, norm(p.attn_norm, x), cache, **options, attend_fn=attend_fn)
     x = x if only is None else one_token(x, only)
     x = x + scaled(norm(p.attn_post_norm, mixed), config.residual_multiplier)
-    fed = mlp(p.mlp, norm(p.ffn_norm, x), config.hidden_act)
+    fed = mlp(p.mlp, norm(p.ffn_norm, x), config.hidden_act, shards)
     return x + scaled(norm(p.ffn_post_norm, fed), config.residual_multiplier), cache
 
 
@@ -92,6 +99,7 @@ def forward(
     context: Array | None = None,
     last_only: bool = False,
     attend_fn: Attend = append_and_attend,
+    shards: Shards | None = None,
 ) -> tuple[Array, KVCache]:
     """Logits of T new tokens behind whatever the cache holds: prefill and decode alike.
 
@@ -107,10 +115,11 @@ def forward(
         token when None. The RoPE types `dynamic` and `longrope` read it.
       last_only: only the logits of each row's last valid token.
       attend_fn: what each layer does between its projections; a kernel may take its place.
+      shards: under `jax.shard_map`, the devices that hold the model; all arguments are this one's part.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens. A token
-      that finds the cache full is not kept, and its logits are NaN.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`), as many of them as the head has rows, and
+      the cache with the new tokens. A token that finds the cache full is not kept, and its logits are NaN.
 
     Raises:
       JllamaError: tokens are no such array; or they do not fit in the cache, but only where lengths are
@@ -125,11 +134,12 @@ def forward(
     x = embed(config, params, readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
+    given: Any = dict(attend_fn=attend_fn, shards=shards)
     for layer, p in enumerate(params.layers):
         only = last if layer == len(params.layers) - 1 else None
         with jax.named_scope(f"layer_{layer}"):
             kind, own = config.kind_of(layer), cache.layer(layer)
-            x, own = block(config, p, x, own, table[kind.rope], kind=kind, only=only, attend_fn=attend_fn)
+            x, own = block(config, p, x, own, table[kind.rope], kind=kind, only=only, **given)
         cache = cache.replace(layer, own)
     return unembed(config, params, x), cache.advance(n_valid)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jllama import sharding
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
 from jllama.engine.beginnings import common_prefix
@@ -188,7 +189,8 @@ class Session:
         if cache is None:
             config, dtype = self.model.config, self.model.dtype
             check_cache(config, dtype, batch=1, max_len=self.max_seq_len)
-            return KVCache.empty(config, batch=1, max_len=self.max_seq_len, dtype=dtype)
+            room: Any = dict(batch=1, max_len=self.max_seq_len, dtype=dtype)
+            return sharding.empty_cache(config, self.model.params, **room)
         return cache
 
     def _keep(self, slots: Slots, ids: list[int]) -> None:

@@ -20,6 +20,7 @@ RANKS = (
     ("jllama.families", "jllama.hub", "jllama.grammar"),
     ("jllama.config", "jllama.tools"),
     ("jllama.model",),
+    ("jllama.sharding",),
     ("jllama.kernels",),
     ("jllama.checkpoint", "jllama.engine"),
     ("jllama.loading", "jllama.answer"),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama import kernels
+from jllama import kernels, sharding
 from jllama.config import ModelConfig
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
 from jllama.engine.step import decode_steps
@@ -22,8 +22,14 @@ from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts
 from jllama.model import Params
+from jllama.sharding import CACHE, WHOLE
 
 GROUP = 8  # prompts that are read together, at most
+_ONE_ROW: Any = DecodeState.of_one(CACHE)
+_SPECS: Any = {field.name: WHOLE for field in dataclasses.fields(DecodeState)}
+STATE = DecodeState(
+    **_SPECS | {"cache": CACHE, "scores": None}
+)  # on a mesh: all of it everywhere, but the cache
 
 
 def empty(cache: KVCache, vocab_size: int, stops: int) -> DecodeState:
@@ -42,6 +48,20 @@ def empty(cache: KVCache, vocab_size: int, stops: int) -> DecodeState:
         sampling=jax.tree.map(jnp.asarray, Sampling.build(batch=slots, vocab_size=V)),
         counts=TokenCounts(prompt=jnp.zeros((slots, V), bool), answer=jnp.zeros((slots, V), jnp.int32)),
     )
+
+
+def _program(
+    run: Callable[..., Any], target: Target, out: Any, *, options: dict[str, Any] | None
+) -> Callable[..., Any]:
+    """`run(config, params, state or cache, *arrays)` compiled, on each of the target's devices; what it works
+    on is donated. `out`: how its results lie on them (`STATE`, `CACHE`, or `WHOLE`: the same everywhere).
+    """
+
+    def program(config: ModelConfig, params: Params, state: Any, *arrays: Array) -> Any:
+        return sharding.everywhere(partial(run, config), target.mesh, out)(params, state, *arrays)
+
+    program.__name__ = run.__name__
+    return jax.jit(program, static_argnums=0, donate_argnums=2, compiler_options=options)
 
 
 def _seen(cache: KVCache, rows: Array) -> KVCache:
@@ -95,7 +115,7 @@ def _forward(
     view = dataclasses.replace(_seen(cache, rows), length=start)
     options |= dict(n_valid=n_valid, context=context)
     logits, view = kernels.forward(config, params, tokens, view, **options)
-    return logits, _whole(cache, view)
+    return options["target"].whole(logits, config.vocab_size), _whole(cache, view)
 
 
 @functools.cache
@@ -110,9 +130,7 @@ def reader(target: Target, size: int, fresh: bool = False) -> Callable[..., tupl
         b = chunk.shape[0]
         return jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0))), cache
 
-    return jax.jit(
-        read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
-    )
+    return _program(read, target, (WHOLE, CACHE), options=target.chunk_options(size))
 
 
 @functools.cache
@@ -127,13 +145,17 @@ def scorer(target: Target, size: int) -> Callable[..., tuple[Array, Scores, KVCa
         last = jax.lax.dynamic_slice_in_dim(logits[0], chunk[0, 2] - 1, 1)
         return last, Scores.of(logits[0], chunk[0, 5:]), cache
 
-    return jax.jit(
-        read, static_argnums=0, donate_argnames="cache", compiler_options=target.chunk_options(size)
-    )
+    return _program(read, target, (WHOLE, WHOLE, CACHE), options=target.chunk_options(size))
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="how")
-def begin(
+def begin(state: DecodeState, *arrays: Any, how: Way) -> tuple[DecodeState, Burst]:
+    """Samples the first tokens of b slots, from the arrays that `_begin` takes."""
+    return sharding.everywhere(partial(_begin, how), how.target.mesh, (STATE, WHOLE))(state, *arrays)
+
+
+def _begin(
+    how: Way,
     state: DecodeState,
     logits: Array,
     numbers: Array,
@@ -142,12 +164,10 @@ def begin(
     prompt: Array,
     sampling: Sampling,
     mask: Array | None = None,
-    *,
-    how: Way,
 ) -> tuple[DecodeState, Burst]:
-    """Samples the first tokens of b slots; `numbers`: int32 `[b, 5]`, of each the slot (a number that is
-    none: nothing is kept), which of the logits are its, the length of its prompt, limit, floor; `mask` as in
-    `take_token`, in the order of the slots.
+    """`numbers`: int32 `[b, 5]`, of each the slot (a number that is none: nothing is kept), which of the
+    logits (all V of each) are its, the length of its prompt, limit, floor; `mask` as in `take_token`, in the
+    order of the slots.
     """
     rows, which, n_prompt, limit, floor = (numbers[:, i] for i in range(5))
     zeros, logits = jnp.zeros_like(rows), logits[which]
@@ -186,8 +206,7 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
         return with_steps(state, rows, new, how.greedy), burst
 
-    options = how.target.step_options(1 + batched)
-    return jax.jit(run, static_argnums=0, donate_argnames="state", compiler_options=options)
+    return _program(run, how.target, (STATE, WHOLE), options=how.target.step_options(1 + batched))
 
 
 def no_scores(rows: int, vocab_size: int) -> Scores:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama import sharding
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
 from jllama.engine.masked_steps import MaskedSteps
@@ -20,7 +21,6 @@ from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
 from jllama.engine.step import HURRIED
 from jllama.errors import JllamaError
 from jllama.kernels.target import target_of
-from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Scores
 from jllama.model import Params
 
@@ -55,10 +55,10 @@ class Slots:
         cls, config: ModelConfig, params: Params, *, slots: int, max_len: int, dtype: str, stops: int = STOPS
     ) -> "Slots":
         """Slots that hold nothing, each of `max_len` positions, in a cache of `dtype`."""
-        cache = KVCache.empty(config, batch=slots, max_len=max_len, dtype=dtype)
+        cache = sharding.empty_cache(config, params, batch=slots, max_len=max_len, dtype=dtype)
         state = slot_programs.empty(cache, config.vocab_size, stops)
         # Bound to the device from the beginning, as what programs return is: else each is compiled twice.
-        state = jax.device_put(state, next(iter(jax.tree.leaves(params)[0].devices())))
+        state = sharding.beside(params, state)
         return cls(config, params, state, stops)
 
     @property
@@ -161,7 +161,8 @@ class Slots:
         if not self.alone:
             scores = floors = scores or floors
             greedy = greedy and not scores
-        return Way(self.target, on_gpu and greedy, scores, floors, on_gpu and short)
+        own_greedy = on_gpu or self.target.mesh is not None  # which need not gather the logits of all devices
+        return Way(self.target, own_greedy and greedy, scores, floors, on_gpu and short)
 
     @property
     def before(self) -> DecodeState:

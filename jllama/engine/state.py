@@ -77,10 +77,13 @@ def take_token(state: DecodeState, logits: Array, how: Way, mask: Array | None =
 
     Args:
       state: before it.
-      logits: float32 `[B, V]`; whether a row is healthy and its scores are of these.
+      logits: float32 `[B, V]`, or on several devices each one's own; whether a row is healthy and its scores
+        are of these.
       how: not `greedy` with a mask.
       mask: int32 `[B, ceil(V/32)]`, a bit for each token that may come, the lowest first; None: any may.
     """
+    only_largest = how.greedy and not how.scores and not how.floors
+    logits = logits if only_largest else how.target.whole(logits, state.counts.answer.shape[1])
     open_logits = _without_ends(state, logits) if how.floors else logits
     shaped = open_logits if mask is None else _barred(open_logits, mask)
     state = _with_token(state, shaped, logits, how)
@@ -109,7 +112,7 @@ def _with_token(state: DecodeState, logits: Array, raw: Array, how: Way) -> Deco
         return _take_by_kernel(state, logits)
     active = ~state.done
     if how.greedy:
-        token, total = largest_and_sum(logits)
+        token, total = largest_of_all(logits, state.counts.answer.shape[1], how)
     else:
         token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
         total = jnp.sum(raw, axis=-1)
@@ -126,6 +129,17 @@ def _with_token(state: DecodeState, logits: Array, raw: Array, how: Way) -> Deco
         healthy=state.healthy & finite,
         counts=state.counts if how.greedy else state.counts.add(token, active),
     )
+
+
+def largest_of_all(logits: Array, vocab_size: int, how: Way) -> tuple[Array, Array]:
+    """Of all logits, whether they are here or on several devices."""
+    token, total = largest_and_sum(logits)
+    shards, each = how.target.shards, logits.shape[-1]
+    if shards is None or each == vocab_size:
+        return token, total
+    values = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    device, token, total = shards.largest_and_sum(values, token, total)
+    return device * each + token, total
 
 
 def _take_by_kernel(state: DecodeState, logits: Array) -> DecodeState:

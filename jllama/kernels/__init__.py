@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama import model
+from jllama import model, sharding
 from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
 from jllama.kernels.gpu.constants import rotary_dims
@@ -36,20 +36,22 @@ def forward(
     """`model.forward`, by the target's fused kernel where there is one for it.
 
     Args:
-      target: where the parameters lie.
+      target: where the parameters lie. On a mesh this is called under `jax.shard_map`: parameters and cache
+        are one device's.
       fresh: nothing precedes the tokens: the cache is empty.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens; as in
-      `model.forward` where they do not fit.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`), on a mesh this device's own (`Target.whole`
+      gathers them), and the cache with the new tokens; as in `model.forward` where they do not fit.
 
     Raises:
       JllamaError: see `model.forward`.
     """
     model.check_room(cache, n_valid)
+    config = config if target.mesh is None else sharding.local(config, target.mesh.size)
     if refusal(config, params, tokens, cache, target) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
-        options: Any = dict(n_valid=n_valid, context=context, last_only=last_only)
+        options: Any = dict(n_valid=n_valid, context=context, last_only=last_only, shards=target.shards)
         return model.forward(
             config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
         )
@@ -71,6 +73,8 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     """In one line why no kernel runs this whole call, or None if one does."""
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
+    if target.mesh is not None:
+        return "the model lies on several devices"
     if target.on_gpu:
         reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
         return reason(config, params, cache, tokens)

@@ -5,6 +5,11 @@ import os
 from typing import Any
 
 import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from jllama import sharding
+from jllama.layers.shards import Shards
 
 CHUNK_SIZES = {"gpu": (64, 128, 256, 512, 1024, 2048)}  # a GPU reads all weights for any chunk, however short
 OTHER_CHUNK_SIZES = (32, 128, 512)
@@ -21,11 +26,23 @@ class Target:
 
     platform: str  # `cpu`, `gpu`, or another of XLA's
     kernels: bool = True  # hand-written kernels may run: `JLLAMA_KERNELS=0` leaves everything to XLA
+    mesh: Mesh | None = None  # the devices that hold the model together, under `jax.shard_map`; None: one
 
     @property
     def on_gpu(self) -> bool:
         """The loop has a fixed length, plain settings a program of their own, an empty cache a faster way."""
         return self.platform == "gpu"
+
+    @property
+    def shards(self) -> Shards | None:
+        """What a device knows of the others; None: it is alone."""
+        return None if self.mesh is None else Shards(count=self.mesh.size)
+
+    def whole(self, logits: Array, vocab_size: int) -> Array:
+        """All logits `[..., V]` of those that a call gave: each device's own, or all where it is alone."""
+        if self.shards is None or logits.shape[-1] == vocab_size:
+            return logits
+        return self.shards.gathered(logits)
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:
@@ -43,11 +60,12 @@ class Target:
         return CUBLAS if self.on_gpu and batch > 1 else None
 
 
-def of_platform(platform: str) -> Target:
+def of_platform(platform: str, mesh: Mesh | None = None) -> Target:
     """The target of a platform as the environment wants it."""
-    return Target(platform.replace("cuda", "gpu"), os.environ.get("JLLAMA_KERNELS", "1") != "0")
+    return Target(platform.replace("cuda", "gpu"), os.environ.get("JLLAMA_KERNELS", "1") != "0", mesh)
 
 
 def target_of(tree: Any) -> Target:
     """The target of a program that works on a tree of arrays: where they lie."""
-    return of_platform(next(iter(jax.tree.leaves(tree)[0].devices())).platform)
+    platform = next(iter(jax.tree.leaves(tree)[0].devices())).platform
+    return of_platform(platform, sharding.mesh_under(tree))

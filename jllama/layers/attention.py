@@ -14,6 +14,7 @@ from jllama.layers.linear import EXACT, linear
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import apply_rope
+from jllama.layers.shards import Shards
 
 # (qkv, cache, rope, scores, only) -> (mixed values, cache): what `append_and_attend` does.
 Attend = Callable[
@@ -21,7 +22,7 @@ Attend = Callable[
 ]
 
 
-Norm = Callable[[Array | None, Array], Array]  # of a weight, None where there is none, and what it scales
+Norm = Callable[..., Array]  # of a weight, None where there is none, and what it scales; see `rms_norm`
 PLAIN_NORM: Norm = partial(rms_norm, eps=1e-6)
 PLAIN_SCORES = ScoreRule()
 
@@ -75,6 +76,7 @@ def attention(
     query_scale: Array | None = None,
     only: Array | None = None,
     attend_fn: Attend = append_and_attend,
+    shards: Shards | None = None,
 ) -> tuple[Array, LayerCache]:
     """Causal self-attention of T new tokens over the cache and themselves.
 
@@ -88,6 +90,7 @@ def attention(
       query_scale: what the queries are multiplied by, float32 `[B, T]`; None: 1.
       only: int32 `[B]`, the one token of each row whose result is wanted; all of them when None.
       attend_fn: what lies between the projections; a kernel may take its place.
+      shards: the devices that the heads are spread over.
 
     Returns:
       `[B, T, D]` (`[B, 1, D]` with `only`) in the dtype of `x`, and the cache with the new tokens' keys and
@@ -95,16 +98,19 @@ def attention(
     """
     with jax.named_scope("attention"):
         qkv = linear(p.qkv_proj, x, p.qkv_bias)  # [B, T, K, G + 2, H]
-        qkv = scaled_queries(normed_heads(p, qkv, norm), query_scale)
+        qkv = scaled_queries(normed_heads(p, qkv, norm, shards), query_scale)
         mixed, cache = attend_fn(qkv, cache, rope, scores, only)
-        return linear(p.o_proj, mixed.reshape(*mixed.shape[:2], -1), p.o_bias), cache
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        return linear(p.o_proj, mixed, p.o_bias, shards=shards), cache
 
 
-def normed_heads(p: Attention, qkv: Array, norm: Norm) -> Array:
+def normed_heads(p: Attention, qkv: Array, norm: Norm, shards: Shards | None = None) -> Array:
     """`[B, T, K, G + 2, H]` with queries and keys normalised, each head alone or all heads together."""
     if p.q_norm is None:
         return qkv
-    queries, keys = norm(p.q_norm, qkv[:, :, :, :-2]), norm(p.k_norm, qkv[:, :, :, -2])
+    whole = shards if p.q_norm.ndim > 1 else None  # a head of its own lies on one device
+    queries = norm(p.q_norm, qkv[:, :, :, :-2], shards=whole)
+    keys = norm(p.k_norm, qkv[:, :, :, -2], shards=whole)
     return jnp.concatenate((queries, keys[:, :, :, None], qkv[:, :, :, -1:]), axis=3)
 
 

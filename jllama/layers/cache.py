@@ -1,7 +1,8 @@
 """The key-value cache: an immutable pytree. Every operation returns a new cache; the old one stays valid."""
 
 import dataclasses
-from functools import partial
+import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -93,17 +94,20 @@ class KVCache:
         return f"KVCache({len(self.keys)} layers, [B, K, S, H] = {list(keys.shape)}, {keys.dtype})"
 
     @classmethod
-    def empty(cls, config: CacheShape, *, batch: int, max_len: int, dtype="bfloat16") -> "KVCache":
+    def empty(
+        cls, config: CacheShape, *, batch: int, max_len: int, dtype="bfloat16", placement=None
+    ) -> "KVCache":
         """A cache of `max_len` positions for `batch` rows, filled with nothing.
 
-        Its `length` lies on the host: who asks whether it is empty need not wait for the device.
+        Its `length` lies on the host: who asks whether it is empty need not wait for the device. Keys and
+        values lie where `placement`, a `jax.sharding.Sharding`, says.
 
         Raises:
           JllamaError: `batch` or `max_len` is no whole number from 1, or `dtype` is none of floats.
         """
         _check_size(batch, max_len, dtype)
         shape = (batch, config.num_key_value_heads, max_len, config.head_dim)
-        keys, values = _zeros(shape, jnp.dtype(dtype), config.num_hidden_layers)
+        keys, values = _zeros(placement)(shape, jnp.dtype(dtype), config.num_hidden_layers)
         return cls(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
 
     @property
@@ -214,8 +218,12 @@ def _write_block(old: Array, new: Array, start: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(old, block, first, axis=2)
 
 
-@partial(jax.jit, static_argnames=("shape", "dtype", "layers"))
-def _zeros(shape: tuple[int, ...], dtype, layers: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+@functools.cache
+def _zeros(placement) -> Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]:
     """In one call: one for each layer would cost a small model's start a tenth of a second."""
-    keys, values = ([jnp.zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
-    return tuple(keys), tuple(values)
+
+    def zeros(shape: tuple[int, ...], dtype, layers: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        keys, values = ([jnp.zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
+        return tuple(keys), tuple(values)
+
+    return jax.jit(zeros, static_argnums=(0, 1, 2), out_shardings=placement)

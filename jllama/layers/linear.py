@@ -8,9 +8,17 @@ from jax import Array
 
 from jllama.layers.qtensor import EXACT as EXACT
 from jllama.layers.qtensor import QTensor, dequantize, quantized_linear
+from jllama.layers.shards import Shards
 
 
-def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtype=None) -> Array:
+def linear(
+    weight: Array | QTensor,
+    x: Array,
+    bias: Array | None = None,
+    *,
+    dtype=None,
+    shards: Shards | None = None,
+) -> Array:
     """Contracts the last axis of `x` with the last axis of `weight`: products in float32, rounded once.
 
     Args:
@@ -18,12 +26,13 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
       x: `[..., in]`.
       bias: `[*out]`, added before the rounding.
       dtype: of the result; that of `x` when None (the unembedding asks for float32).
+      shards: the devices that `in` is spread over: their float32 sums are added up before the bias.
 
     Returns:
       `[..., *out]`.
     """
     with jax.named_scope("linear"):
-        narrow = x.dtype if bias is None and dtype is None else jnp.float32
+        narrow = x.dtype if bias is None and dtype is None and shards is None else jnp.float32
         one_row = x.size == x.shape[-1]
         if isinstance(weight, QTensor):
             if one_row or weight.layout == "tiles":
@@ -32,6 +41,8 @@ def linear(weight: Array | QTensor, x: Array, bias: Array | None = None, *, dtyp
                 y = _product(dequantize(weight, x.dtype), x, narrow)
         else:
             y = _matvec(weight, x) if one_row else _product(weight, x, narrow)
+        if shards is not None:
+            y = shards.total(y)
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)

@@ -8,6 +8,7 @@ from jax import Array
 
 from jllama.layers.linear import linear
 from jllama.layers.qtensor import QTensor
+from jllama.layers.shards import Shards
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -28,13 +29,14 @@ class MLP:
     down_bias: Array | None = None  # [D]
 
 
-def mlp(p: MLP, x: Array, activation: str) -> Array:
+def mlp(p: MLP, x: Array, activation: str, shards: Shards | None = None) -> Array:
     """`down(activation(gate(x)) * up(x))`.
 
     Args:
       p: the layer's parameters.
       x: `[B, T, D]`.
       activation: a key of `ACTIVATIONS` (config key `hidden_act`); computed in float32.
+      shards: the devices that F is spread over.
 
     Returns:
       `[B, T, D]` in the dtype of `x`.
@@ -42,4 +44,4 @@ def mlp(p: MLP, x: Array, activation: str) -> Array:
     with jax.named_scope("mlp"):
         gate_up = linear(p.gate_up_proj, x, p.gate_up_bias).astype(jnp.float32)
         gated = ACTIVATIONS[activation](gate_up[:, :, 0]) * gate_up[:, :, 1]
-        return linear(p.down_proj, gated.astype(x.dtype), p.down_bias)
+        return linear(p.down_proj, gated.astype(x.dtype), p.down_bias, shards=shards)

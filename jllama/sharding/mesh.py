@@ -1,0 +1,128 @@
+"""The devices, and programs on all of them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jllama.config import ModelConfig
+from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
+from jllama.layers.qtensor import QTensor
+from jllama.layers.shards import AXIS
+from jllama.model import Params
+from jllama.sharding.cuts import WHOLE, cut_axis, map_leaves, specs
+
+_HEADS: Any = PartitionSpec(None, AXIS)
+CACHE = KVCache(keys=_HEADS, values=_HEADS, length=WHOLE)  # type: ignore[arg-type]
+
+
+def mesh_of(devices: int) -> Mesh:
+    """That many of all processes' devices, the same number of each.
+
+    Raises:
+      JllamaError: there are fewer.
+    """
+    there = jax.devices()
+    if devices > len(there):
+        kind = there[0].platform.replace("gpu", "GPU").replace("cpu", "CPU")
+        raise JllamaError(
+            f"tensor_parallel={devices} needs {devices} devices and JAX sees {len(there)} ({kind}): "
+            f"use --tensor_parallel={len(there)} or fewer"
+        )
+    return Mesh(np.asarray(there[:devices]), (AXIS,))
+
+
+def mesh_under(tree: Any) -> Mesh | None:
+    """The mesh that a tree's arrays lie on; None: on one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names:
+        return sharding.mesh  # type: ignore[return-value]
+    return None
+
+
+def on_mesh(mesh: Mesh, tree: Any) -> Any:
+    """Placements of a tree of specs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), tree, is_leaf=lambda node: isinstance(node, PartitionSpec)
+    )
+
+
+def everywhere(run: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
+    """`run(*trees)` as each device of a mesh runs it, on its part of parameters and caches.
+
+    All other arguments, and what `out` (specs) does not say otherwise, are the same on all of them.
+    """
+    if mesh is None:
+        return run
+
+    def part(*trees: Any) -> Any:
+        return run(*jax.tree.map(_localised(mesh.size), trees, is_leaf=_is_params))
+
+    def whole(*trees: Any) -> Any:
+        given = jax.tree.map(partial(_argument_spec, devices=mesh.size), trees, is_leaf=_is_special)
+        # Replication is ours to keep: custom kernels could not say it.
+        return jax.shard_map(part, mesh=mesh, in_specs=given, out_specs=out, check_vma=False)(*trees)
+
+    return whole
+
+
+def _is_params(node: Any) -> bool:
+    return isinstance(node, Params)
+
+
+def _is_special(node: Any) -> bool:
+    return isinstance(node, Params | KVCache)
+
+
+def _argument_spec(node: Any, devices: int) -> Any:
+    if isinstance(node, Params):
+        return specs(node, devices)
+    if not isinstance(node, KVCache):
+        return WHOLE
+    rows: Any = None if node.rows is None else WHOLE
+    return dataclasses.replace(CACHE, rows=rows)
+
+
+def _localised(devices: int) -> Callable[[Any], Any]:
+    """Of parameters whose arrays are a device's own: with shapes of quantised leaves that say so."""
+
+    def shape(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, QTensor):
+            return leaf
+        axis = cut_axis(path, leaf, devices)
+        sizes = [n // devices if i == axis else n for i, n in enumerate(leaf.shape)]
+        return dataclasses.replace(leaf, shape=tuple(sizes))
+
+    return lambda node: map_leaves(shape, node) if _is_params(node) else node
+
+
+def empty_cache(config: ModelConfig, params: Params, **room: Any) -> KVCache:
+    """`KVCache.empty(config, **room)` on the devices that parameters lie on."""
+    mesh = mesh_under(params)
+    return KVCache.empty(config, **room, placement=mesh and NamedSharding(mesh, _HEADS))
+
+
+def beside(params: Params, state: Any) -> Any:
+    """A tree of small arrays and a cache, bound to where parameters lie."""
+    mesh = mesh_under(params)
+    if mesh is None:
+        return jax.device_put(state, next(iter(jax.tree.leaves(params)[0].devices())))
+    spread = jax.tree.map(partial(_argument_spec, devices=mesh.size), state, is_leaf=_is_special)
+    return jax.tree.map(
+        lambda where, part: jax.tree.map(partial(put, where), part), on_mesh(mesh, spread), state
+    )
+
+
+def put(sharding: NamedSharding, array: Array) -> Array:
+    if getattr(array, "sharding", None) == sharding:
+        return array
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
