@@ -115,15 +115,14 @@ def forward(
         token when None. The RoPE types `dynamic` and `longrope` read it.
       last_only: only the logits of each row's last valid token.
       attend_fn: what each layer does between its projections; a kernel may take its place.
-      shards: under `jax.shard_map`, the devices that hold the model; all arguments are this one's part.
+      shards: under `jax.shard_map`, the devices that hold the model; all else is this one's, logits too.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`), as many of them as the head has rows, and
-      the cache with the new tokens. A token that finds the cache full is not kept, and its logits are NaN.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens. A token
+      that finds the cache full is not kept, and its logits are NaN.
 
     Raises:
-      JllamaError: tokens are no such array; or they do not fit in the cache, but only where lengths are
-        known: under `jit` or `vmap` the NaN must do.
+      JllamaError: tokens are no such array; or, where lengths are known, do not fit in the cache (else NaN).
     """
     B, T = checked_shape(tokens, rows=cache.batch)
     n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
@@ -134,14 +133,27 @@ def forward(
     x = embed(config, params, readable(tokens, n_valid, positions, cache.max_len))
     # Of the last layer, other tokens than the last one are needed as keys and values alone.
     last = jnp.maximum(n_valid - 1, 0) if last_only and T > 1 else None
-    given: Any = dict(attend_fn=attend_fn, shards=shards)
+    x, cache = _through(config, params, x, cache, table, last, dict(attend_fn=attend_fn, shards=shards))
+    return unembed(config, params, x), cache.advance(n_valid)
+
+
+def _through(
+    config: ModelConfig,
+    params: Params,
+    x: Array,
+    cache: KVCache,
+    table: dict[Rope | None, Places],
+    last: Array | None,
+    options: dict[str, Any],
+) -> tuple[Array, KVCache]:
+    """`x` `[B, T, D]` behind all layers; of the last one only the tokens `last`, int32 `[B]`, if any."""
     for layer, p in enumerate(params.layers):
+        kind, own = config.kind_of(layer), cache.layer(layer)
         only = last if layer == len(params.layers) - 1 else None
         with jax.named_scope(f"layer_{layer}"):
-            kind, own = config.kind_of(layer), cache.layer(layer)
-            x, own = block(config, p, x, own, table[kind.rope], kind=kind, only=only, **given)
+            x, own = block(config, p, x, own, table[kind.rope], kind=kind, only=only, **options)
         cache = cache.replace(layer, own)
-    return unembed(config, params, x), cache.advance(n_valid)
+    return x, cache
 
 
 def places(config: ModelConfig, positions: Array, context: Array) -> dict[Rope | None, Places]:
