@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jllama import kernels
+from jllama import kernels, sharding
 from jllama.config import ModelConfig
-from jllama.engine.slot_programs import no_scores, some_rows, with_steps
+from jllama.engine.slot_programs import STATE, compiled, no_scores, some_rows, with_steps
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
 from jllama.kernels.target import Target
 from jllama.model import Params
+from jllama.sharding import WHOLE
 
 
 @functools.cache
@@ -33,6 +34,7 @@ def feeder(target: Target, batched: bool) -> Callable[..., tuple[DecodeState, Ar
         active = ~some.done & (jnp.arange(rows.shape[0], dtype=jnp.int32) < live)
         n_valid, tokens = active.astype(jnp.int32), some.token[:, None]
         new, cache = kernels.forward(config, params, tokens, some.cache, n_valid=n_valid, target=target)
+        new = target.whole(new, config.vocab_size)
         if state.cache.batch == 1:
             return dataclasses.replace(state, cache=cache), new[:, 0]
         kept = jnp.where(active[:, None], new[:, 0], logits[rows])
@@ -40,7 +42,7 @@ def feeder(target: Target, batched: bool) -> Callable[..., tuple[DecodeState, Ar
         return whole, logits.at[rows].set(kept, unique_indices=True)
 
     options = target.step_options(1 + batched)
-    return jax.jit(feed, static_argnums=0, donate_argnames=("state", "logits"), compiler_options=options)
+    return compiled(feed, target, (STATE, WHOLE), options=options, donated=(2, 3))
 
 
 @functools.partial(jax.jit, donate_argnames="state", static_argnames="how")
@@ -50,6 +52,13 @@ def choose(
     """One more token of each row that runs, from `feeder`'s logits; `numbers` as there, `mask` int32
     `[b, ceil(V/32)]` as in `take_token`.
     """
+    run = sharding.everywhere(functools.partial(_choose, how), how.target.mesh, (STATE, WHOLE))
+    return run(state, logits, mask, numbers)
+
+
+def _choose(
+    how: Way, state: DecodeState, logits: Array, mask: Array, numbers: Array
+) -> tuple[DecodeState, Burst]:
     rows, live = numbers[:-1], numbers[-1]
     some = some_rows(state, rows)
     fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jax import Array
 
+from jllama import sharding
 from jllama.config import ModelConfig
 from jllama.engine.masked_programs import choose, feeder
 from jllama.engine.rows import filled
@@ -57,15 +57,15 @@ class MaskedSteps:
     def feed(self, state: DecodeState, rows: np.ndarray, live: int, how: Way) -> DecodeState:
         """Computes the logits behind the rows' last tokens."""
         program = feeder(how.target, len(rows) > 1)
-        arguments = (self._config, self._params, state, self._room(state), _numbers(rows, live))
+        arguments = (self._config, self._params, state, self._room(), _numbers(rows, live))
         state, self._logits = program(*arguments)
         self._fed[rows[:live]] = True
         return state
 
-    def _room(self, state: DecodeState) -> Array:
+    def _room(self) -> Array:
         if self._logits is None:
             zeros = np.zeros((len(self._fed), self._config.vocab_size), np.float32)
-            self._logits = jax.device_put(zeros, state.cache.length.sharding)
+            self._logits = sharding.beside(self._params, zeros)
         return self._logits
 
 

@@ -50,18 +50,23 @@ def empty(cache: KVCache, vocab_size: int, stops: int) -> DecodeState:
     )
 
 
-def _program(
-    run: Callable[..., Any], target: Target, out: Any, *, options: dict[str, Any] | None
+def compiled(
+    run: Callable[..., Any],
+    target: Target,
+    out: Any,
+    *,
+    options: dict[str, Any] | None,
+    donated: tuple[int, ...] = (2,),
 ) -> Callable[..., Any]:
     """`run(config, params, state or cache, *arrays)` compiled, on each of the target's devices; what it works
-    on is donated. `out`: how its results lie on them (`STATE`, `CACHE`, or `WHOLE`: the same everywhere).
+    on is `donated`. `out`: how its results lie on them (`STATE`, `CACHE`, or `WHOLE`: the same everywhere).
     """
 
     def program(config: ModelConfig, params: Params, state: Any, *arrays: Array) -> Any:
         return sharding.everywhere(partial(run, config), target.mesh, out)(params, state, *arrays)
 
     program.__name__ = run.__name__
-    return jax.jit(program, static_argnums=0, donate_argnums=2, compiler_options=options)
+    return jax.jit(program, static_argnums=0, donate_argnums=donated, compiler_options=options)
 
 
 def _seen(cache: KVCache, rows: Array) -> KVCache:
@@ -130,7 +135,7 @@ def reader(target: Target, size: int, fresh: bool = False) -> Callable[..., tupl
         b = chunk.shape[0]
         return jnp.pad(logits[:, 0], ((0, 0 if b == 1 else GROUP - b), (0, 0))), cache
 
-    return _program(read, target, (WHOLE, CACHE), options=target.chunk_options(size))
+    return compiled(read, target, (WHOLE, CACHE), options=target.chunk_options(size))
 
 
 @functools.cache
@@ -145,7 +150,7 @@ def scorer(target: Target, size: int) -> Callable[..., tuple[Array, Scores, KVCa
         last = jax.lax.dynamic_slice_in_dim(logits[0], chunk[0, 2] - 1, 1)
         return last, Scores.of(logits[0], chunk[0, 5:]), cache
 
-    return _program(read, target, (WHOLE, WHOLE, CACHE), options=target.chunk_options(size))
+    return compiled(read, target, (WHOLE, WHOLE, CACHE), options=target.chunk_options(size))
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="how")
@@ -206,7 +211,7 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
         return with_steps(state, rows, new, how.greedy), burst
 
-    return _program(run, how.target, (STATE, WHOLE), options=how.target.step_options(1 + batched))
+    return compiled(run, how.target, (STATE, WHOLE), options=how.target.step_options(1 + batched))
 
 
 def no_scores(rows: int, vocab_size: int) -> Scores:

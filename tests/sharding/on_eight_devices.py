@@ -185,6 +185,17 @@ def test_every_setting_gives_what_it_gives_on_one_device(options):
     assert texts(slots(*split(SMALL, params, 4)), PROMPTS, keys=keys, limit=9, **options) == one
 
 
+def test_masked_steps_choose_as_on_one_device():
+    params = random_params(SMALL, "float32")
+
+    def chosen(both):
+        first = started(both, PROMPTS, limit=9)
+        mask = np.full((2, 2), 0x0F0F0F0F, np.int32)
+        return [np.asarray(b.tokens).tolist() for b in (first, *(both.choose([0, 1], mask) for _ in range(3)))]
+
+    assert chosen(slots(*split(SMALL, params, 4))) == chosen(slots(SMALL, params))
+
+
 def test_a_copied_prefix_is_as_good_as_a_read_one():
     both = slots(*split(SMALL, random_params(SMALL, "float32"), 4))
     prompt = np.array(PROMPTS[0], np.int32)
