@@ -21,7 +21,7 @@ from jllama.kernels.target import target_of
 from jllama.layers.quantization import SCHEMES, quantize
 from jllama.layers.shards import AXIS, Shards
 from jllama.model import forward
-from tests.support.decoding import texts
+from tests.support.decoding import started, texts
 from tests.support.family_models import BASE, FAMILY_MODELS
 
 SMALL = ModelConfig(
@@ -189,9 +189,9 @@ def test_masked_steps_choose_as_on_one_device():
     params = random_params(SMALL, "float32")
 
     def chosen(both):
-        first = started(both, PROMPTS, limit=9)
         mask = np.full((2, 2), 0x0F0F0F0F, np.int32)
-        return [np.asarray(b.tokens).tolist() for b in (first, *(both.choose([0, 1], mask) for _ in range(3)))]
+        came = [started(both, PROMPTS, limit=9), *(both.run([0, 1], 1, mask) for _ in range(3))]
+        return [np.asarray(burst.tokens).tolist() for burst in came]
 
     assert chosen(slots(*split(SMALL, params, 4))) == chosen(slots(SMALL, params))
 
