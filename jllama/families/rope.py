@@ -191,9 +191,9 @@ def rope_from_gguf(keys: GgufKeys) -> Rope:
 
 
 def _partial(keys: GgufKeys) -> float:
-    """The rotated part of a head."""
+    """The rotated part of a head; of no heads, which are refused with the configuration, all."""
     width = keys.head_dim()
-    return keys.get("rope.dimension_count", width) / width
+    return keys.get("rope.dimension_count", width) / width if width else 1.0
 
 
 def _longrope(keys: GgufKeys, trained: Any) -> dict[str, Any]:

@@ -105,8 +105,8 @@ def test_rows_are_taken_apart_a_few_at_a_time(monkeypatch, rows):
 
 # Files.
 
-WIDE = KEYS | dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2)
-WIDE |= dict(head_dim=64, num_hidden_layers=2)
+WIDE = KEYS | dict(hidden_size=256, intermediate_size=512, num_attention_heads=8, num_key_value_heads=4)
+WIDE |= dict(head_dim=32, num_hidden_layers=2)
 # As llama.cpp makes Q4_K_M: v and down of some layers, and the tables, in more bits.
 MEDIUM = {"layers.0.self_attn.v_proj": "Q6_K", "layers.0.mlp.down": "Q6_K", "proj": "Q4_K", "": "Q6_K"}
 

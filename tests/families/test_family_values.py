@@ -250,3 +250,9 @@ def test_yarn_of_metadata(changes, settings):
 def test_a_knob_of_zero_is_not_one_left_out(key):
     with pytest.raises(JllamaError, match=r"=0.0 must be a positive number"):
         read("qwen2", **YARN | {f"rope__scaling__yarn_{key}": 0.0})
+
+
+def test_no_heads_are_refused_by_name():
+    widths = dict(attention__key_length=None, attention__value_length=None)
+    with pytest.raises(JllamaError, match="num_attention_heads=0 must be"):
+        read("qwen2", attention__head_count=0, **widths)

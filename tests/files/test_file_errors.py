@@ -67,3 +67,8 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(tmp_path, monkey
     path.write_text(json.dumps({"a": "x" * 100}))
     with pytest.raises(JllamaError, match="larger than any such file"):
         json_files.read_object(path)
+
+
+def test_json_that_nests_too_deeply_is_told_whoever_reads_it():
+    with pytest.raises(JllamaError, match=r"^x.json is not JSON of a model \(it nests too deeply\)"):
+        json_files.parse_object("x.json", b'{"a": ' + b"[" * 100_000)

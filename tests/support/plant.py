@@ -24,6 +24,7 @@ import queue
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from .planted_tree import Tree
 FAILED = {"failed": "noticed", "crashed": "noticed", "timed out": "timed out"}
 STATUS = FAILED | {"passed": "unnoticed"}
 UNKNOWN = 20.0  # seconds for a test, or a whole file, that the map does not know
+GRACE, SLOWER = 30, 5  # the limit of a test: so many seconds, and so many times what it took
+FIRST_FILES, FIRST_SECONDS = 4, 15.0  # what is tried before everything is collected
 NOTICED = set(FAILED.values())
 
 
@@ -56,11 +59,11 @@ class Planter:
         try:
             text = (tree.root / fault.file).read_text("utf-8")
             planted, lines = fault.planted(text)
-            files, limits = self._tests(fault.file, text, lines)
+            limits = self._tests(fault.file, text, lines)
             how, test, count = "uncovered", "", 0
             while any(limits.values()):
                 with tree.planted(fault.file, planted):
-                    how, test, count = tree.run(files, limits, self._budget)
+                    how, test, count = self._run(tree, limits)
                 if how not in FAILED or self._passes(tree, test, limits):
                     break
                 limits[test] = 0  # it fails without the fault too
@@ -71,8 +74,19 @@ class Planter:
             test=test, tests=count, of=len(limits), seconds=round(time.monotonic() - begin, 1),
         )  # fmt: skip
 
-    def _tests(self, file: str, text: str, lines: range) -> tuple[list[str], dict[str, float]]:
-        """Test files, and tests with their limits: those that run the lines first, cheap files first."""
+    def _run(self, tree: Tree, limits: dict[str, float]) -> tuple[str, str, int]:
+        """As `Tree.run`, the first tests by themselves: to collect all takes longer than most faults live."""
+        how, test, ran = "uncovered", "", 0
+        for stage in stages(limits):
+            files = sorted({test.partition("::")[0] for test in stage})
+            how, test, count = tree.run(files, stage, self._budget)
+            ran += count
+            if how != "passed":
+                break
+        return how, test, ran
+
+    def _tests(self, file: str, text: str, lines: range) -> dict[str, float]:
+        """Tests with their limits: those that run the lines first, cheap files first."""
         covering = self._table.covering(file, text, lines)
         took = {test: seconds for name in covering for test, seconds in self._table.seconds(name).items()}
         order: list[str] = []
@@ -81,7 +95,7 @@ class Planter:
             costs = {name: sum(took.get(test, UNKNOWN) for test in tests[name]) for name in tests}
             order += [test for name in sorted(costs, key=costs.__getitem__) for test in tests[name]]
         # Generous: a busy machine must not look like a hang.
-        return sorted(covering), {test: round(30 + 5 * took.get(test, UNKNOWN)) for test in order}
+        return {test: round(GRACE + SLOWER * took.get(test, UNKNOWN)) for test in order}
 
     def _passes(self, tree: Tree, test: str, limits: dict[str, float]) -> bool:
         """Whether a test that failed passes without a fault. A file that cannot be imported is no test."""
@@ -89,6 +103,22 @@ class Planter:
             how, _, _ = tree.run([test.partition("::")[0]], {test: limits.get(test, 600)}, 600)
             self._clean[test] = how == "passed"
         return self._clean.get(test, True)
+
+
+def stages(limits: dict[str, float]) -> Iterator[dict[str, float]]:
+    """The tests of the first few files that are quickly done, then the others; without those of no time."""
+    first: dict[str, float] = {}
+    seconds, files = 0.0, set[str]()
+    for test, limit in limits.items():
+        files.add(test.partition("::")[0])
+        seconds += (limit - GRACE) / SLOWER
+        if first and (len(files) > FIRST_FILES or seconds > FIRST_SECONDS):
+            break
+        first[test] = limit
+    rest = {test: limit for test, limit in limits.items() if test not in first}
+    for stage in (first, rest):
+        if wanted := {test: limit for test, limit in stage.items() if limit}:
+            yield wanted
 
 
 def report(faults: list[Fault], results: dict[str, dict[str, Any]]) -> str:

@@ -25,6 +25,8 @@ LIMITS = [
     ("[{}] | unique(false, 'a.' * 32 ~ 'b')", "[{}] | unique(false, 'a.' * 33 ~ 'b')", "without end"),
     ("'a' | replace('.' * 40, 'b')", "[{}] | selectattr('.' * 33 ~ 'b') | list", "without end"),
     ("'%99d' % 1", "'%100d' % 1", "huge or a computed width"),
+    ("'%5d' % 1", "'%*d' % (5, 1)", "huge or a computed width"),
+    ("'%.5f' % 1.5", "'%.*f' % (5, 1.5)", "huge or a computed width"),
     ("'%.99f' % 1.5", "'%.100f' % 1.5", "huge or a computed width"),
     ("'%5d%%%5d' % (1, 2)", "'%5d%%%500d' % (1, 2)", "huge or a computed width"),
     ("'%(a)5s' | format(a=1)", "'%(a)500s' | format(a=1)", "huge or a computed width"),

@@ -73,7 +73,7 @@ MADE = [
     ("[x, x] | tojson", 2000),
     ("[x, x] | tojson(indent=1)", 2000),
     ("2 ** 1000", 250),
-    ("strftime_now('%Y' * 10)", 40),
+    ("strftime_now('%Y' * 10)", 20 * prices.UNITS_PER_FIELD),
 ]
 
 
@@ -261,6 +261,9 @@ PRICES = [
     (lambda: prices.pay_for_method("a\u3000b\u2005c", "split", (None,), {}), 2 * NODE),
     (lambda: prices.pay_for_method("a\nb\u2028c\r", "splitlines", (True,), {}), 3 * NODE),
     (lambda: prices.pay_for_method("ab", "upper", (), {}), 0),
+    (lambda: prices.pay_for_method("xyx", "replace", ("x", "abc"), {}), 3 + 2 * (3 + NODE)),
+    (lambda: prices.pay_for_method("xyx", "replace", ("x", "abc", 1), {}), 3 + 3 + NODE),
+    (lambda: prices.pay_for_method(", ", "join", (["a", "bc"],), {}), 3 + 2 * 2 + 2 * NODE),
 ]  # fmt: skip
 
 

@@ -203,6 +203,31 @@ def test_a_mark_that_stands_in_the_messages_is_another():
     assert settle_parts(messages, goes_through())[0]["content"] == "\ue0000\ue000" + "\ue000" * 5
 
 
+def test_a_mark_that_another_message_quotes_is_another():
+    quoted = '"\ue0000\ue000"'
+    messages = [{"role": "user", "content": ["a"]}, {"role": "user", "content": quoted}]
+
+    def render(messages):
+        return "".join(c if isinstance(c := m["content"], str) else c[0]["text"] for m in messages)
+
+    assert settle_parts(messages, render)[0]["content"] == parts("a")
+
+
+def test_an_answer_with_its_ids_is_a_text_where_not_all_lists_are_taken():
+    def render(messages):
+        user, answer = messages
+        if not isinstance(user["content"], str):
+            raise JllamaError("no list")
+        assert "token_ids" not in answer
+        return str(answer["content"]) if isinstance(answer["content"], str) else answer["content"][0]["text"]
+
+    messages = [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": ["b"], "token_ids": [1]}]
+    user, answer = settle_parts(messages, render)
+    assert (user["content"], answer) == ("a", {"role": "assistant", "content": "b", "token_ids": [1]})
+    del messages[1]["token_ids"]
+    assert settle_parts(messages, render)[1]["content"] == parts("b")
+
+
 # Special tokens.
 
 
@@ -340,6 +365,7 @@ def test_answers_without_ids_are_text_and_an_empty_one_has_a_place():
     twice = [TALK[1], TALK[1] | {"token_ids": [9]}]
     assert spliced(twice, chatml(), False) == ["<a>", [7, 8], "<e><a>", [9], "<e>"]
     assert "token_ids" in TALK[1]
+    assert spliced([TALK[1]], chatml(before="", ask="")) == [[7, 8], "<e>"]
 
 
 @pytest.mark.parametrize("ids", ["ab", (1,), [1.0], [-1], [1 << 31], [True], [None]])

@@ -33,6 +33,10 @@ def unigram(piece):
     return {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [piece, -1.0]], "byte_fallback": False}
 
 
+def tokens_of(text):
+    return json.loads(text)
+
+
 def added(content):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
     return {"id": 256, "content": content, "normalized": True, **flags}
@@ -194,3 +198,24 @@ def test_a_named_token_is_a_text(tmp_path, name, token):
     tokenizer = {"tokenizer__json": byte_level_json(), "tokenizer_config__json": json.dumps({name: token})}
     with pytest.raises(JllamaError, match=rf"tokenizer_config.json: {name}=.* must be a text"):
         Tokenizer.from_dir(write_directory(tmp_path, **tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos"), [(True, True), (True, False), (False, True), (False, False), (None, None)]
+)
+def test_what_is_put_around_a_text_is_said_beside_the_tokenizer(tmp_path, bos, eos):
+    config = {"bos_token": "<b>", "eos_token": "<e>", "add_bos_token": bos, "add_eos_token": eos}
+    tokens = byte_level_json(added=[("<b>", True), ("<e>", True)], bos="<b>")
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=tokens_of(tokens), tokenizer_config=config))
+    plain = made.encode("a", add_special=False)
+    begins, ends = bos in (True, None), eos is True
+    assert made.encode("a") == [256] * begins + plain + [257] * ends
+
+
+@pytest.mark.parametrize(
+    ("given", "bos"), [(256, 256), (True, None), ([256], None), ("256", None), (None, None)]
+)
+def test_a_first_token_that_config_json_alone_names_is_special(tmp_path, given, bos):
+    tokens = tokens_of(byte_level_json(added=[("<b>", False)]))
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=tokens, config={"bos_token_id": given}))
+    assert (made.bos_id, made.special_id("<b>")) == (bos, bos)
