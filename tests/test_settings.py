@@ -11,6 +11,7 @@ from jllama.settings import CHOICES, GenerationSettings, build_settings
 
 RANGES = [
     ("max_new_tokens", 1, 10_000_000, 0, 10_000_001),
+    ("min_new_tokens", 0, 256, -1, 257),  # as many as there may be
     ("temperature", 0, 100.0, -0.001, 100.001),
     ("top_k", 0, 10_000_000, -1, 10_000_001),
     ("top_p", 1e-9, 1.0, 0.0, 1.001),
@@ -29,7 +30,7 @@ def test_each_range_from_both_sides(name, low, high, below, above):
     for value in (below, above, math.nan, math.inf, "1", [1], True):
         with pytest.raises(JllamaError, match=f"^{name}="):
             GenerationSettings(**{name: value})
-    wants_whole = name in ("max_new_tokens", "top_k", "seed")
+    wants_whole = name in ("max_new_tokens", "min_new_tokens", "top_k", "seed")
     if wants_whole:
         with pytest.raises(JllamaError, match=f"^{name}=1.0 must be a whole number from"):
             GenerationSettings(**{name: 1.0})
@@ -65,6 +66,10 @@ def test_the_neutral_values_change_nothing():
         (dict(stop=5), "stop=5 must be a text or a list of texts"),
         (dict(stop=["a", ""]), "a stop string is empty; leave it out"),
         (dict(stop=""), "a stop string is empty; leave it out"),
+        (dict(min_new_tokens=3, max_new_tokens=2), "min_new_tokens=3 is more than max_new_tokens=2"),
+        (dict(stop_token_ids="5"), "stop_token_ids='5' must be token ids (whole numbers)"),
+        (dict(stop_token_ids=[1.0]), "stop_token_ids=[1.0] must be token ids"),
+        (dict(stop_token_ids=[5, True]), "stop_token_ids=[5, True] must be token ids"),
         (dict(logit_bias=[1]), "logit_bias must hold token ids (whole numbers)"),
         (dict(logit_bias={"1": 1.0}), "logit_bias must hold token ids"),
         (dict(logit_bias={True: 1.0}), "logit_bias must hold token ids"),
@@ -94,6 +99,10 @@ def test_what_programs_have_at_hand_is_taken():
     assert (made.stop, made.logit_bias) == ((), {4: 1e9, 5: -1e9})
     assert all(type(token) is int and type(bias) is float for token, bias in made.logit_bias.items())
     assert GenerationSettings(stop="ab").stop == ("ab",)
+    for given in (5, [5], iter([np.int32(5)]), np.array([5])):
+        (token,) = GenerationSettings(stop_token_ids=given).stop_token_ids
+        assert (token, type(token)) == (5, int)
+    assert GenerationSettings(stop_token_ids=None).stop_token_ids == ()
     assert GenerationSettings(stop=iter(["a", "b"])).stop == ("a", "b")
     assert GenerationSettings(logit_bias=None).logit_bias == {}
 

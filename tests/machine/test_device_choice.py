@@ -1,6 +1,7 @@
 """What is asked of JAX, and what is made of its answers: in this process, with JAX's settings replaced."""
 
 import math
+import os
 from types import SimpleNamespace
 
 import jax
@@ -68,7 +69,7 @@ def test_programs_are_kept_whatever_their_size(asked, tmp_path):
 
 def test_a_cache_that_can_not_be_written_is_read_alone(asked, monkeypatch, tmp_path):
     devices.cache_dir("xla")
-    monkeypatch.setattr("os.access", lambda path, how: False)
+    monkeypatch.setattr("os.access", lambda path, how: not how & os.W_OK)
     devices.configure()
     assert asked.set["jax_persistent_cache_min_compile_time_secs"] == math.inf
     assert asked.set["jax_persistent_cache_enable_xla_caches"] == "none"

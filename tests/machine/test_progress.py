@@ -57,6 +57,21 @@ def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
     assert out.getvalue() == "answer\n"
 
 
+def test_what_was_done_before_the_bar_appears_counts(screen, monkeypatch):
+    terminal = screen()
+    monkeypatch.setattr(progress, "PATIENCE", 1e9)
+    with ByteBar("loading", 4000) as bar:
+        bar.advance(1000)
+        bar.advance(1000)
+        monkeypatch.setattr(progress, "PATIENCE", -1.0)
+        bar.advance(1000)
+    assert "3.00k/4.00kB" in terminal.getvalue()
+
+
+def test_a_bar_shares_no_lock_with_other_processes():
+    assert isinstance(progress._drawing().get_lock(), type(threading.RLock()))
+
+
 def test_the_bar_leaves_nothing_behind_and_no_thread(screen, monkeypatch):
     terminal, threads = screen(), threading.active_count()
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
@@ -116,9 +131,12 @@ def test_a_log_file_gets_nothing_not_even_an_empty_line(monkeypatch, variables):
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)
-    with ByteBar("loading", 10) as bar:
-        bar.advance(10)
+    for bar in (ByteBar("loading", 10), PromptBar(4000)):
+        with bar:
+            bar.advance(10)
     assert log.getvalue() == ""
+    monkeypatch.setattr("sys.stderr", None)  # as `pythonw` has it
+    assert not progress.shown()
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_nothing(screen, monkeypatch):

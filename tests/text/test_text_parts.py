@@ -857,6 +857,16 @@ def test_a_token_of_a_gguf_that_is_no_text_is_special(kind):
     vocabulary, _ = gguf.read_vocabulary(fields)
     assert vocabulary.specials["<odd>"].id == len(fields["tokenizer.ggml.tokens"]) - 1
     assert vocabulary.encode("<odd>", True) != [vocabulary.specials["<odd>"].id]
+    last = vocabulary.specials["<odd>"].id
+    assert [vocabulary.token_bytes(token) for token in (last, last + 1, 1 << 31)] == [b"<odd>", b"", b""]
+
+
+def test_special_tokens_of_phi_swallow_the_blanks_behind_them():
+    tokens = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|end|>", "a"]
+    types = [UNKNOWN, CONTROL, USER_DEFINED, CONTROL, CONTROL, NORMAL]
+    fields = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    assert gguf._swallowing(fields | {"general.architecture": "phi3"}, tokens) == {"</s>", "<|end|>"}
+    assert gguf._swallowing(fields | {"general.architecture": "llama"}, tokens) == set()
 
 
 # Charsmaps.
