@@ -46,8 +46,9 @@ def test_a_gpu_that_is_not_there_is_told(asked, error):
         devices.configure("gpu")
 
 
-def test_a_cpu_asked_for_too_late_is_told(asked):
-    asked.platform = "gpu"
+@pytest.mark.parametrize(("platform", "error"), [("gpu", None), ("cpu", RuntimeError("none"))])
+def test_a_cpu_asked_for_too_late_is_told(asked, platform, error):
+    asked.platform, asked.error = platform, error
     with pytest.raises(JllamaError, match="--device=cpu came too late"):
         devices.configure("cpu")
 

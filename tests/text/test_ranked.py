@@ -220,3 +220,8 @@ def test_a_directorys_tokenizer_json_and_model_come_first(tmp_path):
     (tmp_path / "tekken.json").write_text("no JSON")
     with pytest.raises(JllamaError, match=r"tokenizer\.model"):
         Tokenizer.from_dir(write_directory(tmp_path, tokenizer__model="no model"))
+
+
+def test_merges_are_in_the_order_of_what_they_make_then_of_what_they_join():
+    ranks = {piece: rank for rank, piece in enumerate([b"a", b"b", b"c", b"ab", b"abc", b"bc"])}
+    assert list(ranked._merges(ranks)) == [(b"a", b"b"), (b"a", b"bc"), (b"ab", b"c"), (b"b", b"c")]

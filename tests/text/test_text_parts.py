@@ -1,5 +1,6 @@
 """The parts of a tokenizer, each alone: prompts, contents, special tokens, splices, decoders, rules."""
 
+import dataclasses
 import json
 import struct
 
@@ -16,6 +17,7 @@ from jllama.text.surrogates import has_utf8_form, without_surrogates
 from jllama.text.template.traced_text import OWN, Traced
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies import gguf, tokenizer_checks
+from jllama.text.vocabularies import spm_file as spm_file_module
 from jllama.text.vocabularies.spm import (
     BYTE,
     CONTROL,
@@ -599,6 +601,14 @@ def test_a_text_before_it_is_cut(changes, text, first, rest):
     assert (encoder.normalise(text, True), encoder.normalise(text, False)) == (first, rest)
 
 
+def test_a_blank_stands_before_what_follows_a_symbol_and_not_before_the_rest_of_a_text():
+    types = [UNKNOWN, NORMAL, USER_DEFINED, NORMAL, NORMAL]
+    made = model(["<unk>", "a", "<x>", "▁a", "▁"], types, add_prefix=True, symbols_first=True)
+    assert [SpmEncoder(made)("a<x>a", first) for first in (True, False)] == [[3, 2, 3], [3, 2, 3]]
+    later = dataclasses.replace(made, every_stretch=False)
+    assert [SpmEncoder(later)("a<x>a", first) for first in (True, False)] == [[3, 2, 3], [1, 2, 3]]
+
+
 def test_a_vocabulary_of_pieces():
     types = [UNKNOWN, CONTROL, BYTE, USER_DEFINED, UNUSED, NORMAL]
     made = model(["<unk>", "<s>", "<0x41>", "▁x", "y", "▁"], types, add_prefix=True).vocabulary(
@@ -715,13 +725,23 @@ def test_each_field_of_a_sentencepiece_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x0a", b"\x0a\x05a", b"\x08" + b"\xff" * 10 + b"\x01", b"\x0b\x00", b"\x08\x80"]
+    "data",
+    [b"\x0a", b"\x0a\x05a", b"\x08" + b"\xff" * 10 + b"\x01", b"\x0b\x00", b"\x08\x80", b"\x0a\x05abcd"],
 )
 def test_fields_that_do_not_end(tmp_path, data):
     sound = piece("a") + field(2, b"") + field(3, b"")
     with pytest.raises(JllamaError, match="is not a SentencePiece model"):
         spm_file(tmp_path, sound, data)
     spm_file(tmp_path, sound)
+
+
+def test_how_large_a_sentencepiece_file_may_be(tmp_path, monkeypatch):
+    sound = piece("a") + field(2, b"") + field(3, b"")
+    monkeypatch.setattr(spm_file_module, "MAX_BYTES", len(sound))
+    spm_file(tmp_path, sound)
+    monkeypatch.setattr(spm_file_module, "MAX_BYTES", len(sound) - 1)
+    with pytest.raises(JllamaError, match="larger than any SentencePiece model"):
+        spm_file(tmp_path, sound)
 
 
 # Rules of a tokenizer.json.
@@ -761,6 +781,18 @@ def test_how_much_longer_a_normalizer_may_make_a_text(tmp_path, steps, refused):
         assert (
             tokenizer_checks.check_tokenizer_json(tmp_path / "t.json") == (tmp_path / "t.json").read_bytes()
         )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("place", ["decoder", "model", "pre_tokenizer"])
+def test_a_decoy_before_a_normalizer_hides_nothing(tmp_path, place, count):
+    """The library passes over keys that it does not know, and finds the one that counts behind them."""
+    state = json.loads(byte_level_json())
+    decoys = {f"x{at}": {"normalizer": {"type": "NFC"}} for at in range(count)}
+    hostile = {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "bb")] * 30}}
+    (tmp_path / "t.json").write_text(json.dumps({place: state.pop(place) | decoys} | state | hostile))
+    with pytest.raises(JllamaError, match="makes texts longer without bounds"):
+        tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
 
 
 @pytest.mark.parametrize(("length", "refused"), [(4096, False), (4097, True)])

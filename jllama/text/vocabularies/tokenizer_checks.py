@@ -22,6 +22,7 @@ MAX_PIECE = 4096  # bytes of a token; the longest known has some hundred
 MAX_GROWTH = 256  # times that rewriting may lengthen a text
 MAX_STEPS = 1000
 UNICODE_GROWTH = 18  # characters that one becomes in a compatibility form
+_OBJECT = rb"\s*:\s*(?=\{)"  # behind a key
 
 
 def check_tokenizer_json(file: Path) -> bytes:
@@ -46,18 +47,22 @@ def check_tokenizer_json(file: Path) -> bytes:
 
 
 def _is_unusual(data: bytes) -> bool:
-    """Whether it must be parsed: long strings, letters as escapes (in keys, too), a prefix of subwords."""
+    """Whether it must be parsed: long strings, letters as escapes (in keys, too), a prefix of subwords, or a
+    second object under the key that `_section` looks for: the library passes over those that stand elsewhere.
+    """
     borders = data.replace(b'\\"', b"\\_")
     steps = range(0, len(data) - MAX_PIECE // 2, MAX_PIECE // 2)
     is_long = any(borders.find(b'"', at, at + MAX_PIECE // 2) < 0 for at in steps)
     is_escaped = _find(data, b"\\u00", rb"[2-7]")
     has_prefix = _find(data, b'"continuing_subword_prefix"', rb'\s*:\s*"[^"]')
-    return bool(is_long or is_escaped or has_prefix or data.count(b'"normalizer"') > 2)
+    first = _find(data, b'"normalizer"', _OBJECT)
+    has_decoy = first and _find(data, b'"normalizer"', _OBJECT, first.end())
+    return bool(is_long or is_escaped or has_prefix or has_decoy)
 
 
-def _find(data: bytes, text: bytes, pattern: bytes) -> re.Match[bytes] | None:
+def _find(data: bytes, text: bytes, pattern: bytes, start: int = 0) -> re.Match[bytes] | None:
     """What stands behind a text, first found; far faster than to search for one pattern."""
-    behind, at = re.compile(pattern), data.find(text)
+    behind, at = re.compile(pattern), data.find(text, start)
     while at >= 0:
         if found := behind.match(data, at + len(text)):
             return found
@@ -67,7 +72,7 @@ def _find(data: bytes, text: bytes, pattern: bytes) -> re.Match[bytes] | None:
 
 def _section(data: bytes, key: bytes) -> Any:
     """The object under a key of the outermost one, which no token's number can be."""
-    found = _find(data, b'"' + key + b'"', rb"\s*:\s*(?=\{)")
+    found = _find(data, b'"' + key + b'"', _OBJECT)
     if not found:
         return None
     text = data[found.end() :].decode("utf-8", "replace")
