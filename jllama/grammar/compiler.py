@@ -105,8 +105,12 @@ def is_stuck(matcher: Any) -> bool:
     return stuck and (not matcher.is_error() or matcher.get_error().startswith("NoExtension"))
 
 
+_LOOSE = ". Enable 'coerce_one_of' option to approximate oneOf with anyOf"  # what we never do
+
+
 def refused(kind: str, words: str) -> JllamaError:
     """Why something can't be matched, in one line with the place, and what to do."""
     line = re.sub(r"\s*\n\s*", " · ", re.split("<state>|<non-verbose", words)[0].strip())
+    line = line.replace(_LOOSE, " by this one; anyOf is, where no two can hold at once")
     remedy = REMEDIES.get(kind)
     return JllamaError(f"{kind} can't be used: {line[:600]}" + (f" ({remedy})" if remedy else ""))

@@ -5,13 +5,11 @@ import re
 
 from jllama.grammar.gbnf import gbnf_to_lark
 from jllama.grammar.library import library
-from jllama.grammar.refusals import check_schema
+from jllama.grammar.schemas import prepared, refusal
 from jllama.text.tokenizer import Tokenizer
 
 JSON_KINDS = ("json_schema", "json_object")
-# One way to write a value: free blanks would let a small model write nothing else until its limit.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-STRICT = {"lenient": False, "coerce_one_of": False}
+_JSON_RULE = re.compile(r"%json\s*(?=[{])")
 _GBNF_RULE = re.compile(r"^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", re.MULTILINE)
 
 
@@ -28,15 +26,31 @@ def library_grammar(kind: str, text: str) -> str:
     """
     matcher = library().LLMatcher
     if kind in JSON_KINDS:
-        check_schema(json.loads(text))
-        return matcher.grammar_from_json_schema(text, defaults=JSON_STYLE, overrides=STRICT)
+        return matcher.grammar_from_json_schema(json.dumps(prepared(json.loads(text))))
     if kind == "regex":
         return matcher.grammar_from_regex(text)
     if kind == "choice":
         text = "start: " + " | ".join(map(lark_text, json.loads(text)))
     elif is_gbnf(text):
         text = gbnf_to_lark(text)
+    else:
+        text = _with_prepared(text)
     return matcher.grammar_from_lark(text)
+
+
+def _with_prepared(lark: str) -> str:
+    """A Lark grammar whose schemas (`%json {…}`) are prepared as others are."""
+    parts, at = [], 0
+    for found in _JSON_RULE.finditer(lark):
+        if found.start() < at:
+            continue  # inside a schema
+        try:
+            schema, end = json.JSONDecoder().raw_decode(lark, found.end())
+        except (ValueError, RecursionError) as error:
+            raise refusal("%json", f"it is no JSON ({error})", "write a schema behind %json") from None
+        parts += [lark[at : found.end()], json.dumps(prepared(schema))]
+        at = end
+    return "".join([*parts, lark[at:]])
 
 
 def lark_text(text: str) -> str:
