@@ -11,6 +11,8 @@ def with_shares(row: dict[str, Any], limits: Any, rows: list[dict[str, Any]]) ->
     if "flops_per_second" in row:
         return row | {"matrix_share": row["flops_per_second"] / limits.matrix_flops_per_second}
     row = row | {"read_share": row["bytes_per_second"] / limits.read_bytes_per_second}
+    if row["test"].startswith("js"):
+        row = row | of_parts(row, rows)
     if not row["sampling"]:
         return row
     same = (other for other in rows if (other["test"], other["batch"]) == (row["test"], row["batch"]))
@@ -18,16 +20,16 @@ def with_shares(row: dict[str, Any], limits: Any, rows: list[dict[str, Any]]) ->
 
 
 def of_parts(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """An engine's rate of that of `tg` at the same depth, and its time of that of all prompts by `pp` and all
-    tokens by `tg`; nothing where those were not measured.
+    """A rate of an engine, or of rows that must match, of that of `tg` at the same depth; an engine's time of
+    that of all prompts by `pp` and all tokens by `tg`. Nothing where those were not measured.
     """
-    asked = f"tg{row['test'].removeprefix('en')}", row["batch"], row["sampling"]
+    asked = f"tg{row['test'][2:]}", row["batch"], row["sampling"]
     steps = next((r for r in rows if (r["test"], r["batch"], r["sampling"]) == asked), None)
     if steps is None:
         return {}
     shares = {"of_steps": row["tokens_per_second"] / steps["tokens_per_second"]}
     prompt = next((r for r in rows if r["test"] == f"pp{row['test'].rpartition('d')[2]}"), None)
-    if prompt is not None:
+    if prompt is not None and row["test"].startswith("en"):
         parts = row["batch"] * statistics.median(prompt["seconds"]) + statistics.median(steps["seconds"])
         shares["of_parts"] = statistics.median(row["seconds"]) / parts
     return shares
@@ -37,7 +39,7 @@ def as_table(report: dict[str, Any], markdown: bool) -> str:
     """A line about the run, a row a test."""
     head = ["test", "batch", "tok/s", "±", "GB/s", "of read", "TFLOP/s", "of matrix", "ms"]
     tests = report["tests"]
-    head += ["first ms", "of tg", "of parts"] if any("first_token_seconds" in row for row in tests) else []
+    head += ["first ms", "of tg", "of parts"] if any(row["test"][:2] in ("en", "js") for row in tests) else []
     head += ["tokens", "of greedy"] if any(row["sampling"] for row in tests) else []
     rows = [head, *([cells(row)[name] for name in head] for row in tests)]
     if markdown:

@@ -9,10 +9,11 @@ from jllama.errors import JllamaError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
     """`pp512`: a prompt of 512 tokens. `tg128@d1024`: 128 tokens generated behind 1024 others. `en128@d512`:
-    an engine answers `batch` prompts of 512 tokens, 128 tokens each, that come at once.
+    an engine answers `batch` prompts of 512 tokens, 128 tokens each, that come at once. `js128`: `tg128` of
+    rows that must match a JSON schema.
     """
 
-    kind: str  # "pp", "tg" or "en"
+    kind: str  # "pp", "tg", "en" or "js"
     count: int
     depth: int
     batch: int
@@ -41,9 +42,9 @@ def parse_tests(names: list[str], batches: list[int], sampling: dict[str, float]
     """
     tests = []
     for name in names:
-        match = re.fullmatch(r"(pp|tg|en)(\d{1,7})(?:@d(\d{1,7}))?", name)
+        match = re.fullmatch(r"(pp|tg|en|js)(\d{1,7})(?:@d(\d{1,7}))?", name)
         if not match or int(match[2]) < 2:
-            known = "pp512, tg128, tg128@d1024 or en128@d512"
+            known = "pp512, tg128, tg128@d1024, en128@d512 or js128"
             raise JllamaError(f"--tests: {name[:40]!r} is no test; write {known}")
         generates = match[1] != "pp"
         for batch in batches if generates else [1]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jllama.checkpoint import memory
+from jllama.cli import measure_matching
 from jllama.cli.bench_tests import Test
 from jllama.config import ModelConfig
 from jllama.engine.decoder import bursts, read_prompt
@@ -128,7 +129,7 @@ def generation_seconds(slots: Slots, test: Test, rng: np.random.Generator) -> fl
     The clock starts with the arrival of the first block, not of the first token: by then a GPU is at work on
     that block, for as long as it took to launch it.
     """
-    V, rows = slots.config.vocab_size, range(test.batch)
+    V = slots.config.vocab_size
     row = Row(
         prompt=np.zeros((0,), np.int32),
         sampling=Sampling.build(batch=1, vocab_size=V, **test.sampling),  # type: ignore[arg-type]
@@ -140,12 +141,19 @@ def generation_seconds(slots: Slots, test: Test, rng: np.random.Generator) -> fl
     held = slots.state.cache.holding(np.full((test.batch,), test.depth, np.int32))
     slots.state = dataclasses.replace(slots.state, cache=held)
     logits = rng.standard_normal((test.batch, V), np.float32)
-    first = slots.begin_together([(at, row, at) for at in rows], logits)
-    arrivals = [(time.perf_counter(), block.shape[1]) for block in bursts(slots, first, rows)][1:]
+    read = measure_matching.arrivals if test.kind == "js" else _arrivals
+    arrivals = read(slots, test, row, logits)[1:]
     timed = sum(tokens for _, tokens in arrivals[1:])
     if not timed:
         raise JllamaError(f"{test.name}: too few tokens to time; ask for at least {2 * BURST}")
     return (arrivals[-1][0] - arrivals[0][0]) * test.count / timed
+
+
+def _arrivals(slots: Slots, test: Test, row: Row, logits: np.ndarray) -> list[tuple[float, int]]:
+    """When blocks of tokens came, and how many a row."""
+    rows = range(test.batch)
+    first = slots.begin_together([(at, row, at) for at in rows], logits)
+    return [(time.perf_counter(), block.shape[1]) for block in bursts(slots, first, rows)]
 
 
 def summarize(config: ModelConfig, params: Params, test: Test, times: list[float]) -> dict[str, Any]:

@@ -10,15 +10,14 @@ import numpy as np
 from jllama.batching.engine import Engine
 from jllama.batching.stream import Item, Stream
 from jllama.cli.bench_tests import Test
+from jllama.cli.plain_tokenizer import BYTES, plain_tokenizer
 from jllama.config import ModelConfig
 from jllama.engine.step import BURST
 from jllama.loading import Model
 from jllama.model import Params
-from jllama.text.tokenizer import Tokenizer
 
 LEAST_PROMPT = 8  # tokens, where the test says none
 ROUND = 256  # a slot's positions are a multiple of it
-BYTES = 256
 
 
 def run_engine_test(
@@ -95,17 +94,3 @@ def decode_rate(told: Sequence[Sequence[tuple[float, int]]]) -> float:
 def _rate(samples: Sequence[tuple[float, int]]) -> float:
     (begin, first), (end, last) = samples[0], samples[-1]
     return (last - first) / (end - begin) if end > begin else 0.0
-
-
-def plain_tokenizer(vocab_size: int) -> Tokenizer:
-    """For random weights: tokens are words of some letters, as a trained vocabulary's are."""
-    size = vocab_size - BYTES
-    words = [f"<0x{byte:02X}>" for byte in range(BYTES)] + [f"\u2581w{number:x}" for number in range(size)]
-    return Tokenizer.from_gguf(
-        {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": words,
-            "tokenizer.ggml.scores": [0.0] * vocab_size,
-            "tokenizer.ggml.token_type": [6] * BYTES + [1] * size,
-        }
-    )

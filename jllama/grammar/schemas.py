@@ -1,7 +1,7 @@
-"""JSON Schemas as the library is given them: what it would enforce loosely is refused or said more strictly.
+"""JSON Schemas as the library is given them: what it would enforce loosely is refused, or said strictly.
 
-Found by JSON-Schema-Test-Suite and by hand (`tests/grammar/test_schemas.py`). The rest is the library's own: it
-refuses keywords that it does not know to enforce.
+Found by JSON-Schema-Test-Suite and by hand (`tests/grammar/test_schemas.py`). The rest is the library's own
+affair: it refuses keywords that it does not know to enforce.
 """
 
 import json
@@ -24,6 +24,7 @@ STYLE = {
     "json_allowed_escapes": '"\\bfnrt',
     "json_allow_general_unicode_escapes": False,
 }
+_FREE = {"item_separator": ",", "key_separator": ":"}  # where blanks may stand anywhere
 # What a user may change of it.
 _SPACING = {
     "whitespace_flexible": re.compile("True|False"),
@@ -72,7 +73,7 @@ def prepared(schema: Any) -> dict[str, Any]:
     for each in found.values():
         if (pattern := _FORMATS.get(str(each.get("format")))) is not None:
             each["allOf"] = [*each.get("allOf", []), {"pattern": pattern}]
-    return {**copy, OPTIONS: STYLE | spacing}
+    return {**copy, OPTIONS: STYLE | (_FREE if spacing.get("whitespace_flexible") else {}) | spacing}
 
 
 def refusal(path: str, words: str, remedy: str) -> JllamaError:
@@ -102,9 +103,10 @@ def _check(path: str, schema: Mapping[str, Any], found: Mapping[str, Any]) -> No
         )
     _check_characters(path, schema)
     reference = schema.get("$ref")
-    inside = isinstance(reference, str) and reference.startswith("#/")  # of the whole, or of what has an $id
-    if inside and not any(place.endswith(_plain(reference)[1:]) for place in found):
-        raise refusal(path, f"$ref names {reference[:80]!r}, where no schema stands", "put it into $defs")
+    named = reference if isinstance(reference, str) and reference.startswith("#/") else "#"
+    inside = _plain(named)[1:]
+    if not any(place.endswith(inside) for place in found):  # of the whole, or of what has an $id
+        raise refusal(path, f"$ref names {named[:80]!r}, where no schema stands", "put it into $defs")
 
 
 def _check_characters(path: str, schema: Mapping[str, Any]) -> None:

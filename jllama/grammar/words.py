@@ -1,6 +1,7 @@
 """A model's vocabulary as `llguidance` wants it: the bytes of every id."""
 
 import collections
+import functools
 import threading
 import weakref
 from collections.abc import Collection
@@ -76,8 +77,35 @@ class _Source:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str | bytes) -> list[int]:
-        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(plain, add_special=False, begins=False)
+        """Tokens of a text that must come: the library believes them, so they are its bytes to the letter.
+
+        Some tokenizers put a blank before a text; others know no token for a character.
+        """
+        data = text.encode() if isinstance(text, str) else text
+        ids = self._tokenizer.encode(data.decode("utf-8", "replace"), add_special=False, begins=False)
+        known = all(token < len(self.tokens) for token in ids)
+        return ids if known and b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token each time, up to a byte that none begins with."""
+        ids, at = [], 0
+        while at < len(data):
+            ends = range(min(at + self._longest, len(data)), at, -1)
+            end = next((end for end in ends if data[at:end] in self._ids), None)
+            if end is None:
+                break
+            ids.append(self._ids[data[at:end]])
+            at = end
+        return ids
+
+    @functools.cached_property
+    def _ids(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {token: id_ for id_, token in enumerate(self.tokens) if token and id_ not in special}
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=0)
 
 
 _known: weakref.WeakKeyDictionary[Tokenizer, dict[int, Words]] = weakref.WeakKeyDictionary()

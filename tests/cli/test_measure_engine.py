@@ -3,9 +3,10 @@
 import pytest
 
 import jllama
-from jllama.cli import bench_report
+from jllama.cli import bench_report, measure
 from jllama.cli.bench_tests import parse_tests
-from jllama.cli.measure_engine import decode_rate, plain_tokenizer, run_engine_test
+from jllama.cli.measure_engine import decode_rate, run_engine_test
+from jllama.cli.plain_tokenizer import plain_tokenizer
 from jllama.errors import JllamaError
 from tests.support.tiny_checkpoint import write_tiny_model
 
@@ -31,7 +32,18 @@ def test_rows_that_never_ran_together():
 def test_a_tokenizer_for_random_weights_writes_words():
     tokenizer = plain_tokenizer(1000)
     assert tokenizer.vocab_size == 1000
-    assert tokenizer.decode([300, 0x41, 999]) == "w2cA w2e7"
+    assert tokenizer.decode([300, 0x41, 998, 999]) == "w2cA w2e6"
+
+
+def test_rows_that_must_match_are_timed_beside_those_that_may_not(tmp_path):
+    pytest.importorskip("llguidance")
+    model = jllama.load(str(write_tiny_model(tmp_path / "model")), dtype="float32")
+    free, held = parse_tests(["tg48", "js48"], [2], {})
+    rows = [measure.run_test(model.config, model.params, test, 2, 0) for test in (free, held)]
+    limits = measure.Ceilings(read_bytes_per_second=1e9, matrix_flops_per_second=1e9)
+    shown = bench_report.with_shares(rows[1], limits, rows)
+    assert shown["of_steps"] == rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
+    assert shown["of_steps"] > 0
 
 
 def test_an_engine_answers_what_the_test_says(tmp_path):
@@ -60,5 +72,5 @@ def test_shares_of_the_parts():
 
 
 def test_a_name_that_is_no_test():
-    with pytest.raises(JllamaError, match=r"'ex128' is no test; write pp512, .* or en128@d512"):
+    with pytest.raises(JllamaError, match=r"'ex128' is no test; write pp512, .* or js128"):
         parse_tests(["ex128"], [1], {})
