@@ -29,7 +29,7 @@ class Bytes:
     def special_id(self, text):
         return None
 
-    def stream(self, prompt):
+    def stream(self, prompt, shown=()):
         return StreamDecoder(Detokenizer(lambda token: bytes([token]), skipped=[0]))
 
 
