@@ -162,11 +162,23 @@ def test_blanks_before_an_answer_go(pieces, begun, shown):
 
 
 def test_leaving_early_closes_what_is_below():
+    """Though somebody else holds it, too."""
     log = []
-    words = from_first_word(stream("abc", log))
+    below = stream("abc", log)
+    words = from_first_word(below)
     next(words)
     words.close()
-    assert log == ["closed"]
+    assert (log, list(below)) == (["closed"], [])
+
+
+@pytest.mark.parametrize(
+    ("floor", "text", "reason"),
+    [(0, "b", "stop"), (2, "b", "stop"), (3, "bab", "stop"), (4, "bab", "stop"), (5, "babab", "length")],
+)
+def test_a_stop_string_may_stand_in_what_must_come_and_no_further(floor, text, reason):
+    for bursts in ((b"babab",), (b"ba", b"b", b"ab"), tuple(bytes([b]) for b in b"babab")):
+        _, result = run(*bursts, stop=["ab"], min_new_tokens=floor)
+        assert (result.text, result.finish_reason) == (text, reason)
 
 
 def test_of_streams_the_next_ends_the_last():

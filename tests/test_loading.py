@@ -80,8 +80,9 @@ def jllama_count(model):
 
 
 def test_what_is_no_model_is_told():
-    with pytest.raises(JllamaError, match=r"model is of type str: give what jllama.load"):
-        loading.tokenizer_of("a/b")
+    for model, kind in (("a/b", "str"), (None, "NoneType"), (Path("a"), "PosixPath")):
+        with pytest.raises(JllamaError, match=rf"model is of type {kind}: give what jllama.load"):
+            loading.tokenizer_of(model)
     for reference in (5, None, b"a/b"):
         with pytest.raises(
             JllamaError, match=r"the model's reference is of type .*: give a path or a name as text"
@@ -131,8 +132,30 @@ def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
 
 def test_what_is_quantised_already_stays_so(monkeypatch, directory):
     monkeypatch.setattr("jllama.checkpoint.formats.saved.is_saved", lambda files: True)
-    with pytest.raises(JllamaError, match="is quantised already: 'int8' can't change that"):
-        loading.load(str(directory), quantize="int8")
+    for mode in ("int8", "int4", "none"):
+        with pytest.raises(JllamaError, match=f"is quantised already: '{mode}' can't change that"):
+            loading.load(str(directory), quantize=mode)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "known"), ("mine", "mine")])
+def test_a_ready_made_model_s_hash_is_used_unless_another_is_given(monkeypatch, given, used):
+    asked = []
+    monkeypatch.setattr(loading.ready_made, "reference", lambda name: ("pypi:x==1", "known"))
+    monkeypatch.setattr(loading, "resolve", lambda name, **how: asked.append((name, how)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loading.load("ready", sha256=given)
+    assert asked == [("pypi:x==1", {"sha256": used, "progress": False})]
+
+
+@pytest.mark.parametrize(("given", "positions"), [(None, 2048), (2, 2), (np.int32(9), 9), (3000, 3000)])
+def test_how_many_positions_a_text_has(given, positions):
+    model = SimpleNamespace(config=SimpleNamespace(context_length=3000))
+    assert loading.checked_max_seq_len(model, given) == positions
+    small = SimpleNamespace(config=SimpleNamespace(context_length=100))
+    assert loading.checked_max_seq_len(small, None) == 100
+    for wrong in (1, 0, 101, 3001, 2.0, "3"):
+        with pytest.raises(JllamaError, match=r"must be from 2 to the model's context of 100"):
+            loading.checked_max_seq_len(small, wrong)
 
 
 def test_a_tokenizer_of_another_model_is_told_before_the_weights_are_read(monkeypatch, directory):

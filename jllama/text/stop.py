@@ -45,7 +45,8 @@ class StopMatcher:
         return bool(self._stops) and self._first_match(self._held + text) is not None
 
     def follow(self, text: str) -> str:
-        """Take what was shown before: only a stop that ends beyond it counts. Returns what precedes any."""
+        """Take a piece in which no stop counts but one that ends beyond it; returns what precedes any."""
+        text, self._held = self._held + text, ""
         passed = 0
         while True:
             passed += len(self.push(text[passed:]))

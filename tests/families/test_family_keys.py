@@ -205,6 +205,8 @@ def test_kinds_of_layers_repeat():
     near, far = LayerKind(window=4), LayerKind(rope=None)
     mixed = ModelConfig(**SIZES | dict(num_hidden_layers=5, layer_kinds=(near, far)))
     assert [mixed.kind_of(layer) for layer in range(5)] == [near, far, near, far, near]
+    alike = ModelConfig(**SIZES | dict(num_hidden_layers=2, layer_kinds=(far,)))
+    assert [alike.kind_of(layer) for layer in range(2)] == [far, far]
     plain = ModelConfig(**SIZES | dict(sliding_window=3, rope=Rope(rope_theta=5.0)))
     assert plain.kind_of(3) == LayerKind(3, Rope(rope_theta=5.0))
 
@@ -262,9 +264,10 @@ def test_a_rotary_embedding_from_both_sides_of_each_limit(rope, words):
 def test_only_dynamic_stretching_lengthens_the_context():
     made = {
         kind: ModelConfig(**SIZES, rope=Rope(rope_type=kind, factor=2.5, **STRETCHED))
-        for kind in ("dynamic", "linear")
+        for kind in ("dynamic", "linear", "yarn", "llama3")
     }
-    assert (made["dynamic"].context_length, made["linear"].context_length) == (5120, 2048)
+    assert made.pop("dynamic").context_length == 5120
+    assert {config.context_length for config in made.values()} == {2048}
     with pytest.raises(JllamaError, match="needs a head_dim of 4 at least"):
         ModelConfig(**SIZES | dict(head_dim=2), rope=Rope(rope_type="dynamic", factor=2.0, **STRETCHED))
 

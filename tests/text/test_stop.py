@@ -85,10 +85,10 @@ def test_empty_and_foreign_stops_are_refused(stops):
 
 
 @settings(max_examples=1000, deadline=None)
-@given(STOPS, st.text("abc", max_size=8), PIECES)
-def test_what_was_shown_before_can_begin_a_stop_and_hold_none(stops, before, pieces):
-    matcher, rest = StopMatcher(stops), "".join(pieces)
-    shown = matcher.follow(before)
+@given(STOPS, PIECES, PIECES)
+def test_what_was_shown_before_can_begin_a_stop_and_hold_none(stops, earlier, pieces):
+    matcher, before, rest = StopMatcher(stops), "".join(earlier), "".join(pieces)
+    shown = "".join(map(matcher.follow, earlier))
     assert before.startswith(shown)
     whole = shown + "".join(map(matcher.push, pieces)) + matcher.flush()
     if not any(stop in before for stop in stops):
@@ -98,3 +98,16 @@ def test_what_was_shown_before_can_begin_a_stop_and_hold_none(stops, before, pie
         assert (before + rest).startswith(whole + matcher.matched)
     else:
         assert whole == before + rest
+
+
+def test_what_must_not_stop_loses_nothing_that_a_stop_held_back():
+    matcher = StopMatcher(["ab", "cd"])
+    assert [matcher.follow(piece) for piece in ("xa", "b", "a", "bc", "d", "a")] == [
+        "x",
+        "ab",
+        "",
+        "ab",
+        "cd",
+        "",
+    ]
+    assert (matcher.push("b"), matcher.matched) == ("", "ab")
