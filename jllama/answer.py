@@ -15,7 +15,7 @@ from jllama.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TokenScore:
-    """How likely the model found a token: natural logarithms, before bias, penalties and temperature."""
+    """How likely the model found a token: natural logarithms, before bias, penalties, mask and temperature."""
 
     token: int
     logprob: float
@@ -117,6 +117,8 @@ class Answer:
         self.result = Result(seed=settings.seed or 0, prompt_tokens=len(prompt) + len(begun))
         self._ends = ending_ids(tokenizer, settings)
         self._detokenizer = tokenizer.stream(prompt, shown)
+        if settings.constraint is not None:
+            self._detokenizer.keep_blanks()  # what must match is each byte
         self._matcher = StopMatcher(settings.stop)
         self._floor = settings.min_new_tokens
         self.result.token_ids, self.result.begun_tokens = list(begun), len(begun)

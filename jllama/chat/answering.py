@@ -79,12 +79,15 @@ class Answering(Branches):
             what="the message and its answer are" if ids else "the message is",
         )
         prompt = prompt[: len(prompt) - len(ids)]
-        settings = dataclasses.replace(settings, stop=(*settings.stop, *self.transcript.stops))
+        free = settings.constraint is None  # else its end is the text's, and each blank counts
+        ends = self.transcript.stops if free else ()
+        settings = dataclasses.replace(settings, stop=(*settings.stop, *ends))
         before, result = branch.session.result, None
         try:
             shown, reader = self.transcript.shown(tools), self.transcript.reader(tools)
             pieces = branch.session.stream(prompt, settings, begun=ids, shown=shown, progress=self.progress)
-            yield from without_calls(from_first_word(pieces, begun.content), reader, begun.content)
+            words = from_first_word(pieces, begun.content) if free else pieces
+            yield from without_calls(words, reader, begun.content)
             result = branch.session.result
         except (GeneratorExit, KeyboardInterrupt):
             result = branch.session.result

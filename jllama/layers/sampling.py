@@ -92,7 +92,7 @@ def _no_bias(batch: int, vocab_size: int) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Log-probabilities of the model's own distribution: no bias, penalty or temperature in it."""
+    """Log-probabilities of the model's own distribution: no bias, penalty, temperature or mask in it."""
 
     chosen: Array  # float32 [B]: of the token that was taken
     ids: Array  # int32 [B, k]: the likeliest tokens, falling

@@ -66,6 +66,10 @@ class StreamDecoder:
         if any(detokenizer.bytes_of(token, skip_special) for token in prompt_ids):
             self._blanks = 0
 
+    def keep_blanks(self) -> None:
+        """Shows a blank at the start of the text too, whatever the tokenizer drops."""
+        self._blanks = 0
+
     def push(self, token: int) -> str:
         """Take one id and return the text that is now certain."""
         return self.push_bytes(self._bytes_of(token))

@@ -129,3 +129,33 @@ def test_a_row_that_is_done_stays_healthy_whatever_its_logits(tiny_config):
     state = dataclasses.replace(state, done=jnp.array([True, False]))
     state = take_token(state, jnp.full((2, V), jnp.nan), HOW)
     np.testing.assert_array_equal(state.healthy, [True, False])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_leaves_what_it_names(tiny_config, temperature):
+    """Whatever the logits; a row's own mask; a floor bars the ends, but not where they alone are left."""
+    options = dict(batch=2, temperature=temperature, stop_ids=[5, 7], floor=4)
+    state, how = begin(tiny_config, **options)[0].state, Way(CPU, floors=True)
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, V)) * 30, jnp.float32)
+    for wanted in ((60, 2), (5, 31), (32, 7)):
+        new = take_token(state, logits, how, masks(*([token] for token in wanted)))
+        assert new.token.tolist() == [*wanted]
+    new = take_token(state, logits, how, masks([5, 9], [7, 5]))
+    assert int(new.token[0]) == 9
+    assert int(new.token[1]) in (5, 7)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_mask_hides_no_sick_logits(tiny_config, bad):
+    state = begin(tiny_config, batch=2)[0].state
+    logits = jnp.zeros((2, V), jnp.float32).at[1, 3].set(bad)
+    new = take_token(state, logits, HOW, masks([4], [4]))
+    assert new.healthy.tolist() == [True, False]
+    assert int(new.token[0]) == 4
+
+
+def masks(*allowed):
+    flags = np.zeros((len(allowed), 64), np.uint8)
+    for row, tokens in zip(flags, allowed, strict=True):
+        row[list(tokens)] = 1
+    return jnp.asarray(np.packbits(flags, axis=1, bitorder="little").view(np.int32))

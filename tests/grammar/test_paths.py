@@ -134,6 +134,12 @@ def test_a_conversation_keeps_to_it_and_goes_on_with_a_cut_answer(model):
     assert is_person("".join(conversation.retry(seed=4, **JSON)))
 
 
+def test_a_blank_at_the_beginning_is_part_of_it(model):
+    pattern = dict(regex="  a", max_new_tokens=9)
+    assert with_session(model, **pattern)[0] == "  a"
+    assert "".join(jllama.Conversation(model).ask("Who?", **pattern)) == "  a"
+
+
 def test_an_answer_that_begins_otherwise_does_not_go_on(model):
     session = jllama.Session(model, max_seq_len=64)
     with pytest.raises(JllamaError, match="does not fit"):

@@ -243,6 +243,37 @@ def test_sample(vocab, times):
             jax.tree.map(np.testing.assert_array_equal, alone, row_of(new, row))
 
 
+def masked(vocab: int, seed: int):
+    """Logits in which a mask leaves every 37th token, and which these are, bool `[B, V]`."""
+    rng, rows = np.random.default_rng(seed), len(ALL)
+    allowed = np.zeros((rows, vocab), bool)
+    allowed[:, seed % 5 :: 37] = True
+    bits = np.packbits(np.pad(allowed, ((0, 0), (0, -vocab % 32))), axis=1, bitorder="little")
+    logits = rng.standard_normal((rows, vocab)).astype(np.float32) * 9
+    return np.asarray(decode_state._barred(jnp.asarray(logits), jnp.asarray(bits.view(np.int32)))), allowed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_that_a_mask_bars_is_chosen(no_gpu, monkeypatch, tmp_path, seed):
+    """Emulated, whatever the settings; and the plain code takes the same token."""
+    take = Emulated(monkeypatch, tmp_path, 2)
+    state = state_of(ALL, 499, seed)
+    logits, allowed = masked(499, seed)
+    new, rows = take(state, logits), np.arange(len(ALL))
+    chosen = allowed[rows, np.asarray(new.token)] | np.asarray(state.done)
+    assert chosen.all()
+    assert np.asarray(new.healthy).all()
+
+
+@pytest.mark.gpu
+def test_nothing_that_a_mask_bars_is_chosen_on_a_gpu():
+    for seed in range(3):
+        state = state_of(ALL, 32000, seed)
+        logits, allowed = masked(32000, seed)
+        new, rows = take_on_gpu(state, logits), np.arange(len(ALL))
+        assert (allowed[rows, np.asarray(new.token)] | np.asarray(state.done)).all()
+
+
 @pytest.mark.gpu
 def test_logits_that_are_not_finite():
     state = strange_state(32000)
