@@ -15,7 +15,7 @@ from jllama.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TokenScore:
-    """How likely the model found a token: natural logarithms, before bias, penalties, mask and temperature."""
+    """How likely a token was to the model: natural logarithms, before bias, mask, penalties, temperature."""
 
     token: int
     logprob: float
