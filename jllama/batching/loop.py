@@ -26,6 +26,7 @@ class Loop:
         self._cancelled: list[Stream] = []
         self._wake = threading.Condition()
         self._closed = False
+        self._singles = 0  # turns of one token, one after the other
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="jllama engine", daemon=True)
         self._thread.start()
@@ -75,7 +76,7 @@ class Loop:
         try:
             running: Running | None = None
             while self._open(may_wait=running is None):
-                firsts = self._read_prompts()
+                firsts = self._read_prompts() if self._may_read(running) else []
                 come = [ready for ready in (running, *firsts) if ready is not None]
                 come = [ready.followed() for ready in come]
                 ahead = self._run_rows()
@@ -99,6 +100,11 @@ class Loop:
                 if self._closed or self._scheduler.busy or not may_wait:
                     return not self._closed
                 self._wake.wait()
+
+    def _may_read(self, running: Running | None) -> bool:
+        """Rows that take one token a turn take as many between two chunks as a burst would."""
+        self._singles = self._singles + 1 if running is not None and running.single else 0
+        return self._singles % HURRIED == 0
 
     def _read_prompts(self) -> list[Running]:
         """Chunks of prompts, as many as rows that run may wait for; the first tokens behind those read."""

@@ -18,6 +18,11 @@ class Running:
     streams: tuple[Stream, ...]
     failed: frozenset[int] = frozenset()  # rows that nothing may come of: their tokens mean nothing
 
+    @property
+    def single(self) -> bool:
+        """Whether some row must match: of all rows it is one token."""
+        return any(stream.row.constraint is not None for stream in self.streams)
+
     @classmethod
     def of(cls, burst: Burst, streams: tuple[Stream, ...]) -> "Running":
         """With the rows whose constraints allowed nothing when their masks were filled."""

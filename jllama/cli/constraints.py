@@ -5,6 +5,9 @@ from typing import Any
 
 from jllama.cli import streams
 from jllama.errors import JllamaError
+from jllama.grammar.library import library
+from jllama.grammar.source import is_gbnf
+from jllama.settings import CONSTRAINTS
 
 GRAMMARS = (".lark", ".gbnf")
 
@@ -16,9 +19,11 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
       given: values of flags, by name.
 
     Raises:
-      JllamaError: a file can't be read, or is of another kind than its name says.
+      JllamaError: a file can't be read, or is of another kind than its name says; the library is not there.
     """
     read: dict[str, Any] = {}
+    if any(given.get(name) for name in CONSTRAINTS):
+        library()  # said before a model is loaded
     if given.get("choice"):
         read["choice"] = tuple(given["choice"])
     if (schema := given.get("json_schema")) is not None:
@@ -34,7 +39,7 @@ def _grammar(name: str) -> str:
     if suffix not in GRAMMARS:
         raise JllamaError(f"--grammar={name[:80]}: give the name of a .lark or a .gbnf file")
     text = streams.read_text(name)
-    if (suffix == ".gbnf") != ("::=" in text):
+    if (suffix == ".gbnf") != is_gbnf(text):
         raise JllamaError(
             f"{name}: rules of a .gbnf file are written `name ::= …`, those of a .lark file `name: …`"
         )

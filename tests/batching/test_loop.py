@@ -1,5 +1,6 @@
 """What the engine's thread does in which order, on slots that only take notes: no model."""
 
+import dataclasses
 import queue
 import threading
 from types import SimpleNamespace
@@ -455,3 +456,55 @@ def test_slots_have_room_for_the_longest_request(requests, room):
     model = SimpleNamespace(config=SimpleNamespace(context_length=1000))
     given = [([0] * count, GenerationSettings(max_new_tokens=wanted)) for count, wanted in requests]
     assert room_for_all(model, given) == room
+
+
+class Held:
+    """A constraint that notes what it is told; all may come."""
+
+    live, error, width = True, None, 1
+
+    def __init__(self, notes):
+        self.notes, self.matcher = notes, self
+
+    def follow(self, tokens):
+        self.notes.asked.append(("follow", *map(chr, tokens)))
+
+    def unsafe_compute_mask_ptr(self, pointer, size):
+        self.notes.asked.append(("mask", size))
+
+    def settle(self, mask):
+        assert mask.tolist() == [-1]
+
+
+def test_a_row_that_must_match_is_told_its_token_before_the_next_step(make):
+    """A mask before each choice, and behind it the tokens that came, one turn after the other."""
+    loop, notes = make(slots=1)
+    notes._burst = lambda slots, steps, one=notes._burst: one(slots, 1)
+    held = stream(loop, [1] * 4, limit=3)
+    held.row = dataclasses.replace(held.row, constraint=Held(notes))
+    loop.submit([held])
+    assert held.result(WAIT).text == "abc"
+    order = [asked[0] if asked[0] != "follow" else asked for asked in notes.asked]
+    begun = order.index("mask")
+    assert order[begun : begun + 8] == [
+        *("mask", "begin", ("follow", "a"), "mask", "run", ("follow", "b"), "mask", "run")
+    ]
+
+
+def test_prompts_wait_for_a_few_tokens_of_rows_that_take_one_a_turn(make):
+    gate = queue.SimpleQueue()
+    loop, notes = make(slots=2, gate=gate)
+    notes._burst = lambda slots, steps, one=notes._burst: one(slots, 1)
+    held = stream(loop, [1] * 4, limit=14)
+    held.row = dataclasses.replace(held.row, constraint=Held(notes))
+    loop.submit([held])
+    gate.put(True)
+    loop.submit([other := stream(loop, [2] * 30, limit=2)])
+    for _ in range(40):
+        gate.put(True)
+    assert other.result(WAIT).text == "ab"
+    assert held.result(WAIT).text == "abcdefghijklmn"
+    kinds = [asked[0] for asked in notes.asked if asked[0] in ("read", "run")]
+    reads = [at for at, kind in enumerate(kinds) if kind == "read"][2:]
+    assert len(reads) >= 2
+    assert all(kinds[at - HURRIED : at] == ["run"] * HURRIED for at in reads)
