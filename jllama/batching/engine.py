@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Self
 
+from jllama import sharding
 from jllama.answer import Answer, ending_ids
 from jllama.batching.loop import Loop
 from jllama.batching.stream import Item, Listener, Stream
@@ -61,7 +62,8 @@ class Engine:
                 raise JllamaError(f"{name}={value!r} must be a whole number from 1 to 100000")
         config = model.config
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
-        check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, advice=advice)
+        whole: Any = dict(advice=advice, devices=sharding.devices_under(model.params))
+        check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, **whole)
         scheduler = Scheduler(slots, self.max_seq_len, max_queue=max_queue, share=share_prefixes)
         room = dict(slots=slots, max_len=self.max_seq_len)
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)

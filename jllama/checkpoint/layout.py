@@ -21,6 +21,20 @@ class Part:
     shape: tuple[int, ...]
     place: tuple[Any, ...] = ()  # an index of the leaf's array
     rotary: bool = False  # RoPE turns its rows
+    rows: tuple[int, int] | None = None  # those that are taken, from and up to; None: all
+    columns: tuple[int, int] | None = None  # likewise
+
+    @property
+    def width(self) -> int:
+        """How many numbers are taken of each row."""
+        first, last = self.columns or (0, math.prod(self.shape[1:]))
+        return last - first
+
+    @property
+    def height(self) -> int:
+        """How many rows are taken."""
+        first, last = self.rows or (0, self.shape[0])
+        return last - first
 
     @property
     def is_norm(self) -> bool:

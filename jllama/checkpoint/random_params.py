@@ -1,7 +1,9 @@
 """Random weights of a configuration, made on the device: for benchmarks without a checkpoint."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,24 @@ from jllama.checkpoint.layout import Leaf, layout
 from jllama.config import ModelConfig
 from jllama.model import Params
 
+Finish = Callable[[tuple[Any, ...], Leaf, Array], Any]
 
-def random_params(config: ModelConfig, dtype="bfloat16", *, seed: int = 0) -> Params:
+
+def random_params(
+    config: ModelConfig, dtype="bfloat16", *, seed: int = 0, finish: Finish | None = None
+) -> Params:
     """Weights that keep the activations in range: normal, with a variance of one over the row's length.
 
-    Norm weights are near what changes nothing, and biases small.
+    Norm weights are near what changes nothing, and biases small. What `finish(path, leaf, array)` makes of an
+    array takes its place before the next one is made.
     """
-    leaves, tree = jax.tree.flatten(layout(config))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(layout(config))
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
     centre = 1.0 - config.norm_offset
-    made = [_leaf(leaf, key, dtype, centre) for leaf, key in zip(leaves, keys, strict=True)]
+    made = []
+    for (path, leaf), key in zip(leaves, keys, strict=True):
+        array = _leaf(leaf, key, dtype, centre)
+        made.append(array if finish is None else finish(path, leaf, array))
     return jax.tree.unflatten(tree, made)
 
 

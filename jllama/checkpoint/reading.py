@@ -1,21 +1,21 @@
 """Model files -> `ModelConfig`, and -> `Params` on a device."""
 
 import contextlib
-import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jllama.checkpoint.formats.gguf import open_gguf, read_gguf_header
 from jllama.checkpoint.formats.safetensors import open_safetensors, tensor_files
 from jllama.checkpoint.formats.saved import is_saved, load_saved, saved_config
 from jllama.checkpoint.formats.stored import Checkpoint, Reader, Stored
-from jllama.checkpoint.layout import layout
-from jllama.checkpoint.leaves.choose import converter_for, placed
+from jllama.checkpoint.leaves.choose import check_cuts, converter_for, placed
 from jllama.checkpoint.leaves.dense import CHUNK
+from jllama.checkpoint.shards import each_leaf, numbers
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
@@ -75,6 +75,7 @@ def load_params(
     progress: bool = True,
     quantize: str = "none",
     pack: bool = True,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Streams the weights to where they are to lie, converted once to the run dtype.
 
@@ -90,20 +91,23 @@ def load_params(
       progress: show a bar on stderr when it takes over a second.
       quantize: which weights stay or become `QTensor`s; see `leaves.choose.converter_for`.
       pack: bring quantised weights into the layout that the platform's kernels read.
+      mesh: devices that hold the model together (`jllama.sharding`): this process reads what its own of them
+        take, and `placement` and `pack` say nothing.
 
     Raises:
       JllamaError: tensors missing, extra, misshapen, of an unknown type or not finite; a file that can't be
         read; no memory for the weights.
     """
-    run_dtype = _run_dtype(dtype)
-    place, tree = partial(placed, pack=pack), layout(config)
-    places = _for_each_leaf(placement, tree)
+    run_dtype, place = _run_dtype(dtype), partial(placed, pack=pack and mesh is None)
+    each = partial(each_leaf, config, placement, mesh)
     if is_saved(files):
         assert files.directory is not None
-        return load_saved(files.directory, config, run_dtype, place, places)
+        return load_saved(files.directory, config, run_dtype, place, each)
     headers = open_checkpoint(files)
     checkpoint = verified(headers, config)
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) * run_dtype.itemsize
+    if mesh is not None:
+        check_cuts(quantize, config, checkpoint, mesh)
+    total = numbers(config, mesh) * run_dtype.itemsize
     with contextlib.closing(Reader()) as reader, ByteBar("loading weights", total, enabled=progress) as bar:
         for stored in headers.tensors.values():
             reader.open(stored.path)
@@ -112,20 +116,7 @@ def load_params(
         with contextlib.ExitStack() as stack, _memory_errors(total, run_dtype):
             for end in open_ends:
                 stack.callback(end.close)
-            return jax.tree.map(converter, tree, places)
-
-
-def _for_each_leaf(placement: Any, tree: Any) -> Any:
-    """The placement of each leaf.
-
-    Raises:
-      JllamaError: it has branches that the parameters lack.
-    """
-    try:
-        return jax.tree.broadcast(placement, tree, is_leaf=lambda node: node is None)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise JllamaError(f"placement: neither one place nor Params of places ({reason})") from None
+            return each(lambda path, leaf, where: converter(leaf, where))
 
 
 def _run_dtype(dtype: Any) -> np.dtype:

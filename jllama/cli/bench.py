@@ -39,11 +39,12 @@ flags.DEFINE_list(
 flags.DEFINE_string("profile", None, "Write a profiler trace of one more repetition of each test here.")
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
+flag_groups.define_parallel_flags()
 flag_groups.define_choice_flags()
 
 PLACES = ("model",)
 HELP = {
-    "What runs": ("model", "random_config", "dtype", "device", "quantize"),
+    "What runs": ("model", "random_config", "dtype", "device", "quantize", "tensor_parallel"),
     "What is measured": ("tests", "batch_sizes", "repetitions", "temperature", "top_p"),
     "What is shown": ("json", "markdown", "profile", "sweep", "storages"),
 }
@@ -165,27 +166,35 @@ def load(storage: str | None = None) -> tuple[str, Any, Any]:
     devices.configure(FLAGS.device)
     path = ready_made.shape(FLAGS.random_config)
     config = ModelConfig.from_hf(path)
-    return f"random {path.stem}", config, random_weights(config, storage or FLAGS.quantize)
+    return f"random {path.stem}", *random_weights(config, storage or FLAGS.quantize)
 
 
-def random_weights(config: Any, storage: str) -> Any:
-    """Random weights, quantised as `load` would quantise a checkpoint's."""
-    import jax
-
-    from jllama.checkpoint.layout import layout
+def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
+    """Random weights, quantised as `load` would quantise a checkpoint's, on as many devices as are asked for;
+    and the configuration that they have there.
+    """
+    from jllama import kernels, sharding
     from jllama.checkpoint.leaves.choose import placed, scheme_for
     from jllama.checkpoint.random_params import random_params
     from jllama.layers.quantization import SCHEMES, quantize
 
-    params = random_params(config, FLAGS.dtype, seed=FLAGS.seed)
-    if storage not in SCHEMES:
-        return params
+    devices = command_line.tensor_parallel()
+    if isinstance(devices, str):
+        raise JllamaError("--tensor_parallel=auto needs --model: give the number of devices")
+    sharding.check(config, devices)
+    mesh = sharding.mesh_of(devices) if devices > 1 else None
 
-    def shrink(leaf: Any, array: Any) -> Any:
-        scheme = scheme_for(leaf, storage)
-        return array if scheme is None else placed(quantize(array, scheme))
+    def finish(path: Any, leaf: Any, array: Any) -> Any:
+        scheme = scheme_for(leaf, storage) if storage in SCHEMES else None
+        made = array if scheme is None else quantize(array, scheme)
+        if mesh is not None:
+            return sharding.split_leaf(path, made, config, mesh)
+        return array if scheme is None else placed(made)
 
-    return jax.tree.map(shrink, layout(config), params)
+    params = random_params(config, FLAGS.dtype, seed=FLAGS.seed, finish=finish)
+    if mesh is None:
+        return config, params
+    return sharding.widened(config, devices), kernels.joined(sharding.with_head(config, params, mesh))
 
 
 def profile(config: Any, params: Any, tests: list[Any]) -> None:
@@ -208,6 +217,7 @@ def environment(name: str) -> dict[str, Any]:
         "model": name,
         "dtype": FLAGS.dtype,
         "quantize": FLAGS.quantize,
+        "tensor_parallel": FLAGS.tensor_parallel,
         "device": describe_device(),
         "jllama": __version__,
         "jax": jax.__version__,

@@ -31,6 +31,7 @@ flags.DEFINE_bool("markdown", True, "Show Markdown as styles, where the terminal
 flag_groups.define_answer_flags()
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
+flag_groups.define_parallel_flags()
 flag_groups.define_sampling_flags()
 for name in SAMPLING:
     FLAGS.set_default(name, None)  # the model's own
@@ -38,7 +39,7 @@ for name in SAMPLING:
 PLACES = ("model", "message")
 DEFAULT_MODEL = "smollm2"
 HELP = {
-    "What runs": ("model", "dtype", "device", "quantize"),
+    "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
     "The conversation": ("system", "message", "load", "max_seq_len", "transcript"),
     "The answers": ("max_new_tokens", "temperature", "top_p", "seed", "stats"),
 }

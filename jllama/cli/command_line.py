@@ -79,6 +79,7 @@ def load_model(quantize: str | None = None) -> Any:
         quantize=quantize or FLAGS.quantize,
         sha256=FLAGS.model_sha256,
         progress=True,
+        tensor_parallel=tensor_parallel(),
     )
     from jllama import kernels
     from jllama.kernels.target import target_of
@@ -89,6 +90,16 @@ def load_model(quantize: str | None = None) -> Any:
     if FLAGS.verbose:
         say(banner(model))
     return model
+
+
+def tensor_parallel() -> int | str:
+    """What `--tensor_parallel` says; 1 in programs that lack it.
+
+    Raises:
+      JllamaError: it is neither a number from 1 nor `auto`.
+    """
+    given = str(FLAGS["tensor_parallel"].value) if "tensor_parallel" in FLAGS else "1"
+    return given if given == "auto" else positive(given, "tensor_parallel")
 
 
 def banner(model: Any) -> str:

@@ -42,6 +42,15 @@ def define_quantize_flag() -> None:
     )
 
 
+def define_parallel_flags() -> None:
+    """On how many devices."""
+    flags.DEFINE_string(
+        "tensor_parallel",
+        "1",
+        "Devices that hold the model together; auto: all GPUs if it does not fit in one. docs/scale.md.",
+    )
+
+
 def define_answer_flags() -> None:
     """What an answer is preceded by, and how it is shown."""
     flags.DEFINE_string("system", None, "The system message, for a chat template.")

@@ -40,11 +40,12 @@ flags.DEFINE_bool(
 flag_groups.define_answer_flags()
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
+flag_groups.define_parallel_flags()
 flag_groups.define_sampling_flags()
 
 PLACES = ("model", "prompt")
 HELP = {
-    "What runs": ("model", "dtype", "device", "quantize"),
+    "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
     "The prompt": ("prompt", "prompt_file", "prompts_file", "system", "chat_template"),
     "The answer": ("max_new_tokens", "temperature", "top_p", "seed", "stop", "stats", "json"),
 }

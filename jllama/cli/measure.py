@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jllama import sharding
 from jllama.checkpoint import memory
 from jllama.cli import measure_matching
 from jllama.cli.bench_tests import Test
@@ -202,14 +203,14 @@ def kv_bytes(config: ModelConfig, params: Params, test: Test) -> int:
 
 
 def limit_seconds(config: ModelConfig, params: Params, test: Test, limits: Ceilings) -> float:
-    """What the device's own rates allow at best: what a test must read, or multiply, whichever is longer."""
+    """What the devices' own rates allow at best: what a test must read, or multiply, whichever is longer."""
     if test.kind == "pp":
         steps, flops, kv = 1, prompt_flops(config, test), 0
     else:
         step = dataclasses.replace(test, count=1, depth=test.depth + test.count // 2)
         steps, flops, kv = test.count, test.count * prompt_flops(config, step), kv_bytes(config, params, test)
     reads = steps * (weight_bytes(params) + kv) / limits.read_bytes_per_second
-    return max(reads, flops / limits.matrix_flops_per_second)
+    return max(reads, flops / limits.matrix_flops_per_second) / sharding.devices_under(params)
 
 
 def prompt_flops(config: ModelConfig, test: Test) -> float:

@@ -46,13 +46,14 @@ flags.DEFINE_float(
 flags.DEFINE_bool("warm_up", True, "Compile all programs before the first request.")
 flag_groups.define_model_flags()
 flag_groups.define_quantize_flag()
+flag_groups.define_parallel_flags()
 flag_groups.define_choice_flags()
 for name in CHOICES:
     FLAGS.set_default(name, None)  # the model's own
 
 PLACES = ("model",)
 HELP = {
-    "What runs": ("model", "dtype", "device", "quantize"),
+    "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
     "Where": ("host", "port", "alias", "api_key", "api_key_file"),
     "How many": ("slots", "max_seq_len", "max_queue"),
 }

@@ -74,7 +74,7 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
     if target.mesh is not None:
-        return "the model lies on several devices"
+        return "no kernel here runs a model that lies on several devices"
     if target.on_gpu:
         reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
         return reason(config, params, cache, tokens)
@@ -83,13 +83,24 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     return cpu.forward_refusal(config, params, cache)
 
 
+def joined(params: Params) -> Params:
+    """Parameters on several devices with what kernels there need to reach one another: today nothing."""
+    return params
+
+
 def notice(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
     """Why a model's decode steps will run without a kernel; None if they won't, or if that was asked for."""
     return decode_refusal(config, params, dtype, target) if target.kernels else None
 
 
 def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
-    """Why no kernel decodes a single text, or None if one does; `params` may be shapes without numbers."""
+    """Why no kernel decodes a single text, or None if one does; `params` may be shapes without numbers.
+
+    On a mesh `config` and `params` are the whole model's, as a widened configuration has them.
+    """
+    if target.mesh is not None:
+        params = sharding.local_shapes(params, target.mesh.size)
+        config = sharding.local(config, target.mesh.size)
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return refusal(config, params, token, cache, target)

@@ -7,15 +7,22 @@ results are sums over the devices. Norms, biases of such sums and the embedding 
 
 from jllama.sharding.cuts import WHOLE as WHOLE
 from jllama.sharding.cuts import check as check
+from jllama.sharding.cuts import check_groups as check_groups
+from jllama.sharding.cuts import cut_axis as cut_axis
 from jllama.sharding.cuts import local as local
 from jllama.sharding.cuts import refusal as refusal
 from jllama.sharding.cuts import specs as specs
 from jllama.sharding.cuts import widened as widened
 from jllama.sharding.mesh import CACHE as CACHE
 from jllama.sharding.mesh import beside as beside
+from jllama.sharding.mesh import devices_under as devices_under
 from jllama.sharding.mesh import empty_cache as empty_cache
 from jllama.sharding.mesh import everywhere as everywhere
+from jllama.sharding.mesh import joined as joined
+from jllama.sharding.mesh import local_shapes as local_shapes
 from jllama.sharding.mesh import mesh_of as mesh_of
 from jllama.sharding.mesh import mesh_under as mesh_under
+from jllama.sharding.mesh import own_devices as own_devices
 from jllama.sharding.split import split_leaf as split_leaf
 from jllama.sharding.split import split_params as split_params
+from jllama.sharding.split import with_head as with_head

@@ -1,11 +1,12 @@
 """What is cut along which axis, into how many parts it can be, and what a device sees of a configuration."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jllama.config import ModelConfig
@@ -21,7 +22,7 @@ MOST = 64  # devices that a refusal suggests
 _AXES = dict(qkv_proj=0, o_proj=1, qkv_bias=0, gate_up_proj=1, gate_up_bias=1, down_proj=1, lm_head=0)
 _WIDE_NORMS = ("q_norm", "k_norm")  # cut by key head where they go over all heads
 _NORMS = ("norm", "attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm")
-_WHOLE = ("embed_tokens", *_NORMS, "o_bias", "down_bias")
+_WHOLE = ("embed_tokens", *_NORMS, "o_bias", "down_bias", "peers")
 
 
 def refusal(config: ModelConfig, devices: int) -> str | None:
@@ -113,36 +114,45 @@ def spec_of(path: tuple[Any, ...], leaf: Any, devices: int) -> Any:
 
 
 def _quantized_spec(path: tuple[Any, ...], leaf: QTensor, axis: int | None, devices: int) -> Any:
-    """By rows, or by columns with the scales of each part's groups; a scale of whole rows goes everywhere.
+    """By rows, or by columns with the scales of each part's groups.
 
     The rows of one device follow one another: where the cut axis is not the first, they are no longer in
-    the order of the leaf's shape.
+    the order of the leaf's shape. A scale of whole rows is there once for each device (`with_own_scales`).
     """
+    if axis == leaf.ndim - 1:
+        check_groups(path[-1].name, leaf.shape[-1], [a.shape[1] for a in jax.tree.leaves(leaf)], devices)
+    return jax.tree.map(lambda _: array_spec(axis, leaf.ndim), leaf)
+
+
+def array_spec(axis: int | None, ndim: int) -> PartitionSpec:
+    """Of the arrays of a quantised leaf with so many axes, of which one is cut."""
     if axis is None:
-        return jax.tree.map(lambda array: WHOLE, leaf)
-    if axis < leaf.ndim - 1:
-        return jax.tree.map(lambda array: PartitionSpec(AXIS), leaf)
-    if not whole_rows(leaf):
-        _check_groups(path, leaf, devices)
-    return jax.tree.map(lambda a: WHOLE if a.shape[1] == 1 else PartitionSpec(None, AXIS), leaf)
+        return WHOLE
+    return PartitionSpec(AXIS) if axis < ndim - 1 else PartitionSpec(None, AXIS)
 
 
-def whole_rows(leaf: QTensor) -> bool:
-    """Whether all weights of a row share a scale, which then serves any part of it."""
-    return leaf.bits == 8 and leaf.scale_units is None and leaf.scales.shape[1] == 1
+def with_own_scales(leaf: QTensor, devices: int) -> QTensor:
+    """8-bit rows that have a single scale with that scale for each device's part of them."""
+    if leaf.bits != 8 or leaf.scale_units is not None or leaf.scales.shape[1] > 1:
+        return leaf
+    return dataclasses.replace(leaf, scales=jnp.repeat(leaf.scales, devices, axis=1))
 
 
-def _check_groups(path: tuple[Any, ...], leaf: QTensor, devices: int) -> None:
+def check_groups(name: str, C: int, counts: Sequence[int], devices: int) -> None:
     """Refuses to cut groups of weights that share a scale.
 
+    Args:
+      name: of the leaf.
+      C: weights in a row.
+      counts: how many there are of everything that a row consists of.
+      devices: parts that it is to be cut into.
+
     Raises:
-      JllamaError: says which, and into how many parts they could be cut.
+      JllamaError: says into how many it could be.
     """
-    counts = [a.shape[1] for a in jax.tree.leaves(leaf)]
     if any(count % devices for count in counts):
         fit = ", ".join(str(n) for n in range(1, MOST + 1) if not any(count % n for count in counts))
-        C = leaf.shape[-1]
         raise JllamaError(
-            f"{path[-1].name}: rows of {C} weights in blocks of {C // min(counts)} can't be cut into "
+            f"{name}: rows of {C} weights in blocks of {C // min(counts)} can't be cut into "
             f"{devices} equal parts: use --tensor_parallel with one of {fit}, or --quantize=none"
         )

@@ -1,6 +1,7 @@
 """The devices, and programs on all of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,26 +17,31 @@ from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.shards import AXIS
 from jllama.model import Params
-from jllama.sharding.cuts import WHOLE, cut_axis, map_leaves, specs
+from jllama.sharding.cuts import WHOLE, array_spec, cut_axis, map_leaves, specs
 
 _HEADS: Any = PartitionSpec(None, AXIS)
 CACHE = KVCache(keys=_HEADS, values=_HEADS, length=WHOLE)  # type: ignore[arg-type]
 
 
 def mesh_of(devices: int) -> Mesh:
-    """That many of all processes' devices, the same number of each.
+    """That many of all processes' devices, the same number of each process.
 
     Raises:
-      JllamaError: there are fewer.
+      JllamaError: there are fewer, or they can't be shared out like this.
     """
-    there = jax.devices()
+    there, processes = jax.devices(), jax.process_count()
     if devices > len(there):
-        kind = there[0].platform.replace("gpu", "GPU").replace("cpu", "CPU")
+        hint = f"use --tensor_parallel={len(there)}"
+        if there[0].platform == "cpu":
+            hint += f", or set JAX_NUM_CPU_DEVICES={devices} to try it on a CPU"
+        wanted = f"tensor_parallel={devices} needs so many devices"
+        raise JllamaError(f"{wanted} and JAX sees {len(there)}: {hint}")
+    if devices % processes:
         raise JllamaError(
-            f"tensor_parallel={devices} needs {devices} devices and JAX sees {len(there)} ({kind}): "
-            f"use --tensor_parallel={len(there)} or fewer"
+            f"tensor_parallel={devices} can't be shared out to {processes} processes: use a multiple of that"
         )
-    return Mesh(np.asarray(there[:devices]), (AXIS,))
+    each, own = devices // processes, itertools.groupby(there, lambda device: device.process_index)
+    return Mesh(np.asarray([device for _, group in own for device in list(group)[:each]]), (AXIS,))
 
 
 def mesh_under(tree: Any) -> Mesh | None:
@@ -44,6 +50,12 @@ def mesh_under(tree: Any) -> Mesh | None:
     if isinstance(sharding, NamedSharding) and AXIS in sharding.mesh.axis_names:
         return sharding.mesh  # type: ignore[return-value]
     return None
+
+
+def devices_under(tree: Any) -> int:
+    """How many devices hold a tree's arrays together."""
+    mesh = mesh_under(tree)
+    return 1 if mesh is None else mesh.size
 
 
 def on_mesh(mesh: Mesh, tree: Any) -> Any:
@@ -126,3 +138,47 @@ def put(sharding: NamedSharding, array: Array) -> Array:
         return jax.device_put(array, sharding)
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def local_shapes(params: Params, devices: int) -> Params:
+    """Shapes and dtypes of what one device has of parameters, which may be shapes themselves."""
+
+    def shape(array: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        names = (*spec, *[None] * len(array.shape))
+        sizes = (n // devices if name == AXIS else n for n, name in zip(array.shape, names, strict=False))
+        return jax.ShapeDtypeStruct(tuple(sizes), array.dtype)
+
+    own = jax.tree.map(shape, params, specs(params, devices))
+    return _localised(devices)(own)
+
+
+def own_devices(mesh: Mesh) -> dict[int, jax.Device]:
+    """This process's devices, by their places in the mesh."""
+    here = jax.process_index()
+    return {i: device for i, device in enumerate(mesh.devices.flat) if device.process_index == here}
+
+
+def joined(path: tuple[Any, ...], whole: Any, parts: list[Any], mesh: Mesh) -> Any:
+    """One leaf of `Params` on a mesh.
+
+    Args:
+      path: its path.
+      whole: has its `shape`, as a widened configuration has it.
+      parts: this process's devices' own, where they lie.
+      mesh: all devices.
+    """
+    axis = cut_axis(path, whole, mesh.size)
+    if not isinstance(parts[0], QTensor):
+        return _join(WHOLE if axis is None else PartitionSpec(*[None] * axis, AXIS), mesh, *parts)
+
+    def join(*arrays: Array) -> Array:
+        return _join(array_spec(axis, len(whole.shape)), mesh, *arrays)
+
+    return dataclasses.replace(jax.tree.map(join, *parts), shape=whole.shape)
+
+
+def _join(spec: PartitionSpec, mesh: Mesh, *arrays: Array) -> Array:
+    shape = list(arrays[0].shape)
+    for axis, name in enumerate(spec):
+        shape[axis] *= mesh.size if name == AXIS else 1
+    return jax.make_array_from_single_device_arrays(tuple(shape), NamedSharding(mesh, spec), list(arrays))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jllama.config import ModelConfig
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params
-from jllama.sharding.cuts import map_leaves, spec_of, widened
+from jllama.sharding.cuts import map_leaves, spec_of, widened, with_own_scales
 from jllama.sharding.mesh import on_mesh, put
 
 
@@ -28,9 +28,15 @@ def split_params(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
     Returns:
       The parameters of `widened(config, mesh.size)`.
     """
-    if widened(config, mesh.size).tie_word_embeddings != config.tie_word_embeddings:
-        params = dataclasses.replace(params, lm_head=params.embed_tokens)
-    return map_leaves(partial(split_leaf, config=config, mesh=mesh), params)
+    return with_head(config, map_leaves(partial(split_leaf, config=config, mesh=mesh), params), mesh)
+
+
+def with_head(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
+    """Parameters on a mesh with a head of their own, if they had none and theirs can be cut."""
+    if widened(config, mesh.size).tie_word_embeddings == config.tie_word_embeddings:
+        return params
+    head = split_leaf((jax.tree_util.GetAttrKey("lm_head"),), params.embed_tokens, config, mesh)
+    return dataclasses.replace(params, lm_head=head)
 
 
 def split_leaf(path: tuple[Any, ...], leaf: Any, config: ModelConfig, mesh: Mesh) -> Any:
@@ -43,6 +49,8 @@ def split_leaf(path: tuple[Any, ...], leaf: Any, config: ModelConfig, mesh: Mesh
         leaf = leaf.reshape(leaf.shape[0] * repeats, -1, leaf.shape[-1])
     if name == "k_norm" and leaf.ndim > 1:
         leaf = jnp.repeat(leaf, repeats, axis=0)
+    if isinstance(leaf, QTensor) and name in ("o_proj", "down_proj"):
+        leaf = with_own_scales(leaf, t)
     spec = spec_of(path, leaf, t)
     if isinstance(leaf, QTensor) and name == "gate_up_proj":
         leaf = _by_rows(partial(_device_by_device, devices=t), leaf, None)

@@ -52,7 +52,7 @@ def test_an_array_begins_where_a_device_takes_it(dtype):
     assert aligned_empty((), dtype).shape == ()
 
 
-class Numbers:
+class Numbers(Reader):
     """A reader of one tensor per name, kept in memory; notes what it is asked for."""
 
     def __init__(self, **tensors):

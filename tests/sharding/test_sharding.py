@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 
 
 def test_on_eight_devices():
-    file = HERE / "on_eight_devices.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", str(file)]
+    files = sorted(map(str, HERE.glob("on_eight_devices*.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         command, env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"}, capture_output=True, text=True
     )

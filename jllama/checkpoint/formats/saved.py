@@ -4,20 +4,24 @@ An array of `Params` is stored under its path (`layers.0.mlp.down_proj`), a quan
 (`….values`, `….scales`, `….offsets`, `….scale_units`, `….offset_units`) in the layout "rows" of `QTensor`.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from jllama.checkpoint.formats.gguf import copy_gguf_fields, read_gguf_header
+from jllama.checkpoint.formats.safetensors import read_header
 from jllama.checkpoint.formats.saved_check import check_saved, leaf_name
+from jllama.checkpoint.formats.saved_parts import read_part, stored_name
+from jllama.checkpoint.formats.stored import Reader
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.dense import all_finite
 from jllama.checkpoint.output import appearing, check_free, copy_tokenizer
@@ -130,7 +134,11 @@ def _rope(**fields: Any) -> Rope:
 
 
 def load_saved(
-    directory: Path, config: ModelConfig, dtype: np.dtype, place: Callable[[Any, Any], Any], placement: Params
+    directory: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    place: Callable[[Any, Any], Any],
+    each: Callable[[Callable[..., Any]], Params],
 ) -> Params:
     """The parameters of such a directory.
 
@@ -139,23 +147,27 @@ def load_saved(
       config: its configuration.
       dtype: the run dtype of everything that is not quantised.
       place: brings an array or a `QTensor` where it is to lie.
-      placement: where that is, for each leaf.
+      each: `shards.each_leaf` of where that is.
 
     Raises:
       JllamaError: a file or tensor is missing, extra, misshapen or not sound.
     """
-    path = directory / WEIGHTS
-    tree = layout(config)
+    path, tree = directory / WEIGHTS, layout(config)
     quantized = check_saved(path, tree)
-    with file_errors(path, _ADVICE), safetensors.safe_open(path, framework="numpy") as file:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {leaf_name(at): leaf for at, leaf in flat}
+    stored = {tensor.name: tensor for tensor in read_header(path)}
+    with file_errors(path, _ADVICE), contextlib.closing(Reader()) as reader:
+        reader.open(path)
 
         def leaf(at: tuple[Any, ...], wanted: Leaf, where: Any) -> Any:
-            name = leaf_name(at)
+            name = stored_name(at, leaves)
+            read = partial(read_part, reader, stored, leaves[name], wanted)
             if name in quantized:
-                return place(_quantized(file.get_tensor, name, wanted, quantized[name]), where)
-            return place(_dense(file.get_tensor(name), name, dtype), where)
+                return place(_quantized(read, name, wanted, quantized[name]), where)
+            return place(_dense(read(name), name, dtype), where)
 
-        return jax.tree_util.tree_map_with_path(leaf, tree, placement)
+        return each(leaf)
 
 
 def _dense(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:

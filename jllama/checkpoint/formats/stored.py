@@ -110,6 +110,19 @@ class Reader:
                 raise JllamaError(f"{stored.path} ends inside {stored.name}; download it again")
             view, offset = view[count:], offset + count
 
+    def read_rows(self, stored: Stored, row: int, column: int, out: np.ndarray) -> None:
+        """Fills `out`, uint8 `[rows, bytes]`, from a row and a column (a block's first) on.
+
+        Raises:
+          JllamaError: see `read`.
+        """
+        each, first = stored.nbytes // stored.shape[0], column // stored.encoding.block * stored.encoding.size
+        if out.shape[1] == each:
+            return self.read(stored, row * each, out)
+        for number, part in enumerate(out):
+            self.read(stored, (row + number) * each + first, part)
+        return None
+
     def close(self) -> None:
         """Closes all files."""
         while self._files:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jllama import kernels
+from jllama import kernels, sharding
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.gguf_blocks import form_of, outline
 from jllama.checkpoint.reading import open_checkpoint
+from jllama.checkpoint.shards import split_layout
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.files.model_files import ModelFiles
@@ -33,15 +34,21 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
-    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu")
+    devices = target.mesh.size if target.mesh is not None else 1
+    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu", devices=devices)
+    if target.mesh is not None:
+        config = sharding.widened(config, target.mesh.size)
     return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
 
 
-def kept_outline(files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool) -> Params:
+def kept_outline(
+    files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool, devices: int = 1
+) -> Params:
     """The parameters of a GGUF file as `auto` loads them, without their numbers.
 
     Args:
-      all_types: see `form_of`; the layout is then "tiles".
+      all_types: see `form_of`; the layout is then "tiles", on one device.
+      devices: that hold the model together.
 
     Raises:
       JllamaError: the file is not sound.
@@ -52,9 +59,9 @@ def kept_outline(files: ModelFiles, config: ModelConfig, dtype: str, *, all_type
         form = form_of(leaf, checkpoint, all_types=all_types)
         if form is None:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-        return outline(leaf, form, layout="tiles" if all_types else "rows")
+        return outline(leaf, form, layout="tiles" if all_types and devices == 1 else "rows")
 
-    return jax.tree.map(shapes, layout(config))
+    return jax.tree.map(shapes, layout(config) if devices == 1 else split_layout(config, devices))
 
 
 def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool) -> int:

@@ -1,16 +1,20 @@
 """Which converter makes a leaf: dense, kept in GGUF's blocks, or quantised while it is loaded."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jllama import kernels
+from jllama import kernels, sharding
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.leaves.dense import DenseConverter
 from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter, form_of
+from jllama.checkpoint.shards import split_layout
+from jllama.config import ModelConfig
 from jllama.families.tensor_names import EMBED, HEAD
 from jllama.kernels.target import of_platform
 from jllama.layers.qtensor import QTensor
@@ -50,9 +54,45 @@ def converter_for(
 
     def shrink(leaf: Leaf, where: Any) -> Any:
         scheme = scheme_for(leaf, mode)
-        return dense(leaf, where) if scheme is None else place(quantize(wide(leaf), scheme), where)
+        if scheme is None:
+            return dense(leaf, where)
+        if scheme.group is None and leaf.parts[0].columns:
+            return place(_columns(quantize(wide(_uncut(leaf)), scheme), leaf), where)
+        return place(quantize(wide(leaf), scheme), where)
 
     return shrink, [dense, wide]
+
+
+def _uncut(leaf: Leaf) -> Leaf:
+    """A leaf with whole rows, which share a scale."""
+    (part,) = leaf.parts
+    return Leaf(shape=part.shape, parts=(dataclasses.replace(part, columns=None),))
+
+
+def _columns(whole: QTensor, leaf: Leaf) -> QTensor:
+    """Of 8-bit rows the columns that a device's leaf has, with the scales of the whole rows."""
+    first, last = leaf.parts[0].columns or (0, whole.shape[-1])
+    return dataclasses.replace(whole, values=whole.values[:, first:last], shape=leaf.shape)
+
+
+def check_cuts(mode: str, config: ModelConfig, checkpoint: Checkpoint, mesh: Mesh) -> None:
+    """Refuses groups that share a scale where several devices would each get a part of them.
+
+    Raises:
+      JllamaError: names the leaf, and the numbers of devices that would do.
+    """
+    all_types = reads_tiles(mesh.devices.flat[0])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split_layout(config, mesh.size)):
+        C, axis = leaf.shape[-1], sharding.cut_axis(path, leaf, mesh.size)
+        if axis != len(leaf.shape) - 1 or not leaf.is_matrix or mode == "none":
+            continue
+        if mode == "auto":
+            form = form_of(leaf, checkpoint, all_types=all_types)
+            counts = [length for length, _ in form.outline(C).values()] if form else []
+        else:
+            scheme = scheme_for(leaf, mode)
+            counts = [C // scheme.group] if scheme and scheme.group else []
+        sharding.check_groups(path[-1].name, C, counts, mesh.size)
 
 
 def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:

@@ -62,28 +62,27 @@ class DenseConverter:
 
     def _fill(self, target: np.ndarray, part: Part, leaf_shape: tuple[int, ...]) -> None:
         stored = self._checkpoint.tensors[part.name]
-        columns = math.prod(part.shape[1:])
-        chunks = list(_chunks(target, columns))
+        chunks = list(_chunks(target, part.width))
         shift = self._checkpoint.norm_shift if part.is_norm else 0.0
-        convert = partial(self._convert, stored, shift)
+        convert = partial(self._convert, stored, part, shift)
         if len(chunks) == 1:
             convert(*chunks[0])
         else:
             for _ in self._pool.map(lambda chunk: convert(*chunk), chunks):
                 pass
         if part.rotary and self._checkpoint.rotary_interleaved:
-            deinterleave(target, leaf_shape[2], columns)
+            deinterleave(target, leaf_shape[2], part.width)
 
-    def _convert(self, stored: Stored, shift: float, start: int, out: np.ndarray) -> None:
-        """Reads and converts `out.size` numbers from the tensor's number `start` on, each less `shift`."""
+    def _convert(self, stored: Stored, part: Part, shift: float, row: int, out: np.ndarray) -> None:
+        """Reads and converts rows `out` from one of those that are taken on, each number less `shift`."""
         encoding = stored.encoding
-        first_byte = start // encoding.block * encoding.size
+        first = (part.rows[0] if part.rows else 0) + row, part.columns[0] if part.columns else 0
         if encoding.plain == out.dtype and not shift:
-            self._reader.read(stored, first_byte, out.view(np.uint8))
+            self._reader.read_rows(stored, *first, out.view(np.uint8))
             numbers = out
         else:
             raw = np.empty((len(out), out.shape[1] // encoding.block * encoding.size), np.uint8)
-            self._reader.read(stored, first_byte, raw)
+            self._reader.read_rows(stored, *first, raw)
             with np.errstate(all="ignore"):
                 numbers = encoding.numbers(raw)
                 numbers = numbers.astype(np.float32) - np.float32(shift) if shift else numbers
@@ -110,7 +109,7 @@ def all_finite(numbers: np.ndarray) -> bool:
 
 
 def _chunks(target: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Contiguous pieces `[rows, columns]` of `target` of about `CHUNK` numbers; where each starts."""
+    """Contiguous pieces `[rows, columns]` of `target` of about `CHUNK` numbers; the first row of each."""
     start = 0
     for run in runs_of(target):
         rows = run.reshape(-1, columns)
@@ -118,7 +117,7 @@ def _chunks(target: np.ndarray, columns: int) -> Iterator[tuple[int, np.ndarray]
         for row in range(0, len(rows), step):
             piece = rows[row : row + step]
             yield start, piece
-            start += piece.size
+            start += len(piece)
 
 
 def runs_of(target: np.ndarray) -> Iterator[np.ndarray]:

@@ -41,8 +41,9 @@ class QuantizedConverter:
 
     def _fill(self, targets: dict[str, np.ndarray], part: Part, shape: tuple[int, ...], form: Form) -> None:
         stored = self._checkpoint.tensors[part.name]
-        raw = np.empty((part.shape[0], stored.nbytes // part.shape[0]), np.uint8)
-        self._reader.read(stored, 0, raw)
+        raw = np.empty((part.height, part.width // stored.encoding.block * stored.encoding.size), np.uint8)
+        row, column = (part.rows or (0,))[0], (part.columns or (0,))[0]
+        self._reader.read_rows(stored, row, column, raw)
         if part.rotary and self._checkpoint.rotary_interleaved:
             deinterleave(raw, shape[2], raw.shape[1])
         blocks = raw.reshape(len(raw), -1, stored.encoding.size)
