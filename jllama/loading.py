@@ -113,8 +113,8 @@ def load(
       sha256: of the file that is fetched, checked when given.
       tokenizer: False loads the weights alone (`model.tokenizer` is None), for `forward`.
       progress: show progress bars on stderr.
-      tensor_parallel: how many devices hold the model together, each a part of every layer; `auto`: all
-        GPUs that its sizes allow if it does not fit in one. See docs/scale.md.
+      tensor_parallel: how many devices hold the model together (docs/scale.md); `auto`: all GPUs that its
+        sizes allow if it does not fit in one.
 
     Raises:
       JllamaError: anything wrong with the reference, the files or the settings.
@@ -133,15 +133,10 @@ def load(
     devices.configure(device)
     config = read_config(files)
     words = _matching_tokenizer(files, config) if tokenizer else None
-    mesh = _mesh(files, config, dtype, quantize, tensor_parallel)
-    params = _load_weights(files, config, dtype, quantize, progress, mesh)
+    config, params = _on_devices(files, config, dtype, quantize, progress, tensor_parallel)
+    told = _generation_config(files)
     return Model(
-        config=config if mesh is None else _widened(config, mesh),
-        params=params,
-        tokenizer=words,
-        name=name,
-        dtype=dtype,
-        generation_config=_generation_config(files),
+        config=config, params=params, tokenizer=words, name=name, dtype=dtype, generation_config=told
     )
 
 
@@ -193,10 +188,15 @@ def _dtype_name(dtype: Any) -> str:
     return name
 
 
-def _mesh(
-    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, tensor_parallel: int | str
-) -> "Mesh | None":
-    """The devices that are to hold the model together; None: one does."""
+def _on_devices(
+    files: ModelFiles,
+    config: "ModelConfig",
+    dtype: str,
+    quantize: str,
+    progress: bool,
+    tensor_parallel: int | str,
+) -> "tuple[ModelConfig, Params]":
+    """The weights on as many devices as are asked for, and the configuration that they have there."""
     from jllama import sharding
     from jllama.checkpoint import memory
 
@@ -204,15 +204,11 @@ def _mesh(
     if isinstance(count, str):
         count = memory.devices_for(files, config, dtype, quantize)
     if count == 1:
-        return None
+        return config, _load_weights(files, config, dtype, quantize, progress, None)
     sharding.check(config, count)
-    return sharding.mesh_of(count)
-
-
-def _widened(config: "ModelConfig", mesh: "Mesh") -> "ModelConfig":
-    from jllama import sharding
-
-    return sharding.widened(config, mesh.size)
+    mesh = sharding.mesh_of(count)
+    params = _load_weights(files, config, dtype, quantize, progress, mesh)
+    return sharding.widened(config, count), params
 
 
 def _load_weights(

@@ -124,8 +124,10 @@ def test_where_the_tokenizer_and_the_sampling_come_from(monkeypatch, tmp_path):
 def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
     seen = []
     monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_: "int8")
-    monkeypatch.setattr("jllama.checkpoint.memory.check_weights", lambda *given: seen.append(given[3]))
-    monkeypatch.setattr("jllama.checkpoint.load_params", lambda *_, quantize, progress: seen.append(quantize))
+    monkeypatch.setattr(
+        "jllama.checkpoint.memory.check_weights", lambda *given, devices: seen.append(given[3])
+    )
+    monkeypatch.setattr("jllama.checkpoint.load_params", lambda *_, quantize, **rest: seen.append(quantize))
     loading.load(str(directory), quantize=quantize)
     assert seen == [used, used]
 

@@ -105,8 +105,7 @@ def load_params(
         return load_saved(files.directory, config, run_dtype, place, each)
     headers = open_checkpoint(files)
     checkpoint = verified(headers, config)
-    if mesh is not None:
-        check_cuts(quantize, config, checkpoint, mesh)
+    check_cuts(quantize, config, checkpoint, mesh)
     total = numbers(config, mesh) * run_dtype.itemsize
     with contextlib.closing(Reader()) as reader, ByteBar("loading weights", total, enabled=progress) as bar:
         for stored in headers.tensors.values():

@@ -64,7 +64,7 @@ def test_what_a_device_has_left(monkeypatch):
             self.memory_stats = lambda: stats
 
     def left(stats):
-        monkeypatch.setattr("jax.devices", lambda: [Device(stats)])
+        monkeypatch.setattr("jax.local_devices", lambda: [Device(stats)])
         return memory.available_bytes()
 
     assert left({"bytes_limit": 1000, "bytes_in_use": 400}) == 600

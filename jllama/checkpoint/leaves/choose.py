@@ -75,16 +75,18 @@ def _columns(whole: QTensor, leaf: Leaf) -> QTensor:
     return dataclasses.replace(whole, values=whole.values[:, first:last], shape=leaf.shape)
 
 
-def check_cuts(mode: str, config: ModelConfig, checkpoint: Checkpoint, mesh: Mesh) -> None:
+def check_cuts(mode: str, config: ModelConfig, checkpoint: Checkpoint, mesh: Mesh | None) -> None:
     """Refuses groups that share a scale where several devices would each get a part of them.
 
     Raises:
       JllamaError: names the leaf, and the numbers of devices that would do.
     """
+    if mesh is None or mode == "none":
+        return
     all_types = reads_tiles(mesh.devices.flat[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(split_layout(config, mesh.size)):
         C, axis = leaf.shape[-1], sharding.cut_axis(path, leaf, mesh.size)
-        if axis != len(leaf.shape) - 1 or not leaf.is_matrix or mode == "none":
+        if axis != len(leaf.shape) - 1 or not leaf.is_matrix:
             continue
         if mode == "auto":
             form = form_of(leaf, checkpoint, all_types=all_types)
