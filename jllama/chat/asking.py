@@ -17,6 +17,7 @@ from jllama.tools.functions import failed
 from jllama.tools.parser import CallParser
 
 NOT_RUN = failed("it was not run")
+MOST_ROUNDS = 10  # of calls, before a person is asked to say something again
 
 
 def has_more(result: Result, begun: str) -> bool:

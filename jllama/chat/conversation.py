@@ -71,6 +71,7 @@ class Conversation(Answering):
         self.on_overflow = check_policy(on_overflow)
         self.progress: Progress | None = None
         self.toolbox = Toolbox(tools)
+        self.transcript.reader(self.toolbox.tools)  # refuses a model whose calls are not known here
         if system:
             self.set_system(system)
 

@@ -7,6 +7,7 @@ and ends. Sampling flags that are not given follow the model's generation_config
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -15,6 +16,7 @@ from jllama.chat.generation_config import SAMPLING, conversation_sampling
 from jllama.cli import command_line, flag_groups, flagfiles, streams
 from jllama.cli.command_line import FLAGS
 from jllama.errors import JllamaError
+from jllama.files.paths import expanded
 
 flags.DEFINE_string(
     "transcript",
@@ -27,6 +29,10 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_multi_string("message", [], "Answer this message and end. Repeatable: one conversation.")
 flags.DEFINE_string("load", None, "Go on with a conversation that /save wrote.")
+flags.DEFINE_string(
+    "tools", None, "A Python file: the model may call its functions, and you are asked before one runs."
+)
+flags.DEFINE_bool("allow_tools", False, "Run what the model calls without asking.")
 flags.DEFINE_bool("markdown", True, "Show Markdown as styles, where the terminal can.")
 flag_groups.define_answer_flags()
 flag_groups.define_model_flags()
@@ -40,7 +46,7 @@ PLACES = ("model", "message")
 DEFAULT_MODEL = "smollm2"
 HELP = {
     "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
-    "The conversation": ("system", "message", "load", "max_seq_len", "transcript"),
+    "The conversation": ("system", "message", "load", "max_seq_len", "transcript", "tools"),
     "The answers": ("max_new_tokens", "temperature", "top_p", "seed", "stats"),
 }
 
@@ -54,8 +60,9 @@ def main() -> int:
     interactive = (
         not FLAGS.message and not FLAGS.json and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
     )
+    functions = _functions(interactive)
     model = command_line.load_model()
-    conversation, settings = _conversation(model), _settings(model)
+    conversation, settings = _conversation(model, functions), _settings(model)
     conversation.progress = streams.prompt_bar()
     if FLAGS.load:
         settings = _load(conversation, settings)
@@ -66,13 +73,34 @@ def main() -> int:
     from jllama.cli.terminal import loop
     from jllama.cli.terminal.screen import Screen
     from jllama.cli.terminal.state import Chat
+    from jllama.cli.terminal.tool_calls import ToolRunner
 
-    chat = Chat(conversation, settings, Screen(markdown=FLAGS.markdown), file=FLAGS.load or "")
+    screen = Screen(markdown=FLAGS.markdown)
+    runner = ToolRunner(conversation.toolbox, screen, unasked=FLAGS.allow_tools) if functions else None
+    chat = Chat(conversation, settings, screen, file=FLAGS.load or "", tools=runner)
     chat.show_stats = FLAGS.stats
     return loop.run(chat, _banner(model))
 
 
-def _conversation(model: Any) -> Any:
+def _functions(interactive: bool) -> list[Callable[..., Any]]:
+    """Those of the file that --tools names; it is run, and its type hints are read, before the model is."""
+    if FLAGS.tools is None:
+        if FLAGS.allow_tools:
+            raise JllamaError("--allow_tools: there are none; --tools=FILE.py gives some")
+        return []
+    if not (interactive or FLAGS.allow_tools):
+        raise JllamaError(
+            "--tools: without a terminal nobody can be asked before one runs; --allow_tools runs them unasked"
+        )
+    from jllama.tools.functions import Toolbox
+    from jllama.tools.python_file import load_functions
+
+    functions = load_functions(expanded(FLAGS.tools))
+    Toolbox(functions)  # refuses hints that can't be told
+    return functions
+
+
+def _conversation(model: Any, functions: list[Callable[..., Any]]) -> Any:
     from jllama.chat.conversation import Conversation
 
     return Conversation(
@@ -82,6 +110,7 @@ def _conversation(model: Any) -> Any:
         max_seq_len=FLAGS.max_seq_len,
         on_overflow=FLAGS.on_overflow,
         chat_template_kwargs=command_line.template_variables(),
+        tools=functions,
     )
 
 

@@ -36,17 +36,29 @@ class Toolbox:
           What it gave, a text as it is and all else as JSON, and True; or what went wrong, as JSON with the
           key `error`, and False: no such function, arguments that do not fit, an exception of its own.
         """
-        function = self._functions.get(call.name)
-        if function is None:
-            return failed(f"there is no tool {call.name!r}; there are {', '.join(self._functions)}"), False
         try:
-            arguments = bound(function, call.arguments)
+            function, arguments = self._bound(call)
         except ArgumentsError as error:
             return failed(str(error)), False
         try:
             return as_text(function(**arguments)), True
         except Exception as error:
             return failed(f"{type(error).__name__}: {error}"), False
+
+    def problem(self, call: Call) -> str | None:
+        """What is wrong with a call before anything runs, as `run` gives it; None: nothing."""
+        try:
+            self._bound(call)
+        except ArgumentsError as error:
+            return failed(str(error))
+        return None
+
+    def _bound(self, call: Call) -> tuple[Callable[..., Any], dict[str, Any]]:
+        function = self._functions.get(call.name)
+        if function is None:
+            have = ", ".join(self._functions) or "none"
+            raise ArgumentsError(f"there is no tool {call.name!r}; there are {have}")
+        return function, bound(function, call.arguments)
 
 
 def failed(words: str) -> str:

@@ -13,6 +13,7 @@ from jllama.cli.terminal.attachments import Attachment
 from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.functions import Toolbox
 
 
 class Screen:
@@ -41,6 +42,8 @@ class NoSession:
 
 class Talk(Branches):
     """A conversation that answers `fine` and notes what it was asked."""
+
+    calls, toolbox = (), Toolbox([])
 
     def __init__(self, *turns):
         super().__init__(NoSession())

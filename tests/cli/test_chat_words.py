@@ -18,6 +18,7 @@ from jllama.cli.terminal.screen import Screen
 from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.functions import Toolbox
 
 
 def turn(question, answer, ids=None):
@@ -32,6 +33,8 @@ def result(**fields):
 
 class Talk:
     """A conversation that answers from a list."""
+
+    calls, toolbox = (), Toolbox([])
 
     def __init__(self, *turns, system=None, dropped=0, **fields):
         messages = tuple(message for pair in turns for message in pair)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from jllama.chat.asking import MOST_ROUNDS
 from jllama.chat.conversation import Conversation
 from jllama.cli import streams
 from jllama.cli.command_line import INTERRUPTED, USER_ERROR, say
@@ -12,6 +13,7 @@ from jllama.cli.terminal import wording
 from jllama.errors import JllamaError
 from jllama.machine.devices import describe_device
 from jllama.settings import GenerationSettings
+from jllama.tools.definitions import Call
 
 
 def run(
@@ -55,7 +57,7 @@ def stdin_lines() -> Iterator[str]:
 def _answer(conversation: Conversation, message: str, settings: GenerationSettings, as_json: bool) -> None:
     dropped, shown = conversation.branch.dropped, False
     try:
-        for piece in conversation.ask(message, settings):
+        for piece in _pieces(conversation, message, settings):
             if not as_json:
                 print(piece, end="", flush=True)
                 shown = True
@@ -68,10 +70,28 @@ def _answer(conversation: Conversation, message: str, settings: GenerationSettin
         print(json.dumps(_report(conversation), ensure_ascii=False), flush=True)
 
 
+def _pieces(conversation: Conversation, message: str, settings: GenerationSettings) -> Iterator[str]:
+    """The answer, behind the calls that it makes, which are run."""
+    yield from conversation.ask(message, settings)
+    for _ in range(MOST_ROUNDS):
+        if not conversation.calls:
+            return
+        yield from conversation.reply([_ran(conversation, call) for call in conversation.calls], settings)
+
+
+def _ran(conversation: Conversation, call: Call) -> str:
+    result = conversation.run(call)
+    say(f"call: {wording.call(call)}", f"gave: {wording.shortened(result)}")
+    return result
+
+
 def _report(conversation: Conversation) -> dict[str, Any]:
-    model = conversation.model
+    model, answer = conversation.model, conversation.messages[-1]
     names = {"device": describe_device(), "dtype": model.dtype, "model": model.name}
-    return {**conversation.result.summary(), "text": conversation.messages[-1].content, **names}
+    pairs = [pair for one in answer.rounds for pair in zip(one.calls, one.results, strict=True)]
+    calls = [{"name": call.name, "arguments": call.arguments, "result": result} for call, result in pairs]
+    told = {"calls": calls} if conversation.toolbox.tools else {}
+    return {**conversation.result.summary(), "text": answer.content, **told, **names}
 
 
 def _report_error(message: str, as_json: bool) -> None:

@@ -88,6 +88,9 @@ def show(chat: Chat, argument: str) -> None:
         raise JllamaError(f"turn {number} does not exist: there are {len(turns)}")
     question, answer = turns[number - 1]
     chat.screen.say(f"> {question.content}")
+    for one in answer.rounds:
+        for call, result in zip(one.calls, one.results, strict=True):
+            chat.screen.say(f"call: {wording.call(call)}\ngave: {wording.shortened(result)}")
     chat.screen.say(answer.content, "")
 
 
@@ -169,6 +172,15 @@ def read(chat: Chat, argument: str) -> None:
     chat.screen.say(f"before the next message: {names or '(no file)'}")
 
 
+def tools(chat: Chat, argument: str) -> None:
+    """/tools: the functions that the model may call"""
+    known = chat.conversation.toolbox.tools
+    lines = [
+        f"  {tool.name}({', '.join(tool.parameters['properties'])})  {tool.description}" for tool in known
+    ]
+    chat.screen.say("\n".join(map(wording.one_line, lines)) or "none: start the chat with --tools=FILE.py")
+
+
 def model(chat: Chat, argument: str) -> None:
     """/model: what is loaded, and the memory that it takes"""
     chat.screen.say(loaded(chat.conversation))
@@ -210,7 +222,7 @@ _KEYS = (
     "Ctrl-C stops an answer and keeps what came. Ctrl-Z suspends the chat, fg goes on.",
 )
 _TALK = (system, read, continue_, redo, undo, edit, show, copy, clear)
-_ABOUT = (set_, tokens, stats, model, help_, exit_)
+_ABOUT = (set_, tokens, stats, tools, model, help_, exit_)
 COMMANDS: dict[str, Command] = {
     _usage(command).split()[0]: command for command in (*_TALK, *keeping.ALL, *_ABOUT)
 }

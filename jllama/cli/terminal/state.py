@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+from jllama.chat.asking import MOST_ROUNDS
 from jllama.chat.branches import Message
 from jllama.chat.conversation import Conversation
 from jllama.cli.terminal import wording
 from jllama.cli.terminal.attachments import Attachment, with_files
 from jllama.cli.terminal.screen import Screen
+from jllama.cli.terminal.tool_calls import ToolRunner
 from jllama.settings import GenerationSettings
 
 
@@ -18,9 +20,16 @@ class Chat:
     """The conversation, how it is answered, where it shows and where it was saved."""
 
     def __init__(
-        self, conversation: Conversation, settings: GenerationSettings, screen: Screen, *, file: str = ""
+        self,
+        conversation: Conversation,
+        settings: GenerationSettings,
+        screen: Screen,
+        *,
+        file: str = "",
+        tools: ToolRunner | None = None,
     ) -> None:
-        """`file`: where the conversation came from."""
+        """`file`: where the conversation came from; `tools`: runs what the model calls."""
+        self.tools = tools
         self.conversation, self.settings, self.screen = conversation, settings, screen
         self.show_stats = False
         self.prefill = ""  # stands at the next prompt, to be edited
@@ -54,7 +63,26 @@ class Chat:
             self.attached.clear()
 
     def answer(self, pieces: Iterator[str], begun: str = "") -> None:
-        """Shows an answer, and what is worth saying about it.
+        """Shows an answer, and runs what it calls, until it calls nothing more.
+
+        Args:
+          pieces: of the answer.
+          begun: what stood there before, if it goes on.
+
+        Raises:
+          JllamaError: the model could not answer; the conversation is as it was.
+        """
+        came, rounds = self._show(pieces, begun), 0
+        while came and self.tools is not None and self.conversation.calls:
+            rounds += 1
+            if rounds > MOST_ROUNDS:
+                self.screen.say(f"[{MOST_ROUNDS} rounds of calls: no more are run before your next message]")
+                return
+            results = self.tools.results(self.conversation.calls)
+            came = self._show(self.conversation.reply(results, self.settings))
+
+    def _show(self, pieces: Iterator[str], begun: str = "") -> bool:
+        """Shows an answer, and what is worth saying about it; False if nothing came.
 
         Args:
           pieces: of the answer.
@@ -67,7 +95,7 @@ class Chat:
         self.screen.stream(pieces, begun)
         if self.conversation.messages is before:
             self.screen.say("stopped before the first word: the conversation is as it was")
-            return
+            return False
         if begun and self.conversation.messages[-1].content == begun:
             self.screen.say(f"[nothing more: {wording.reason(self.conversation)}]")
         if self.conversation.branch.dropped > dropped:
@@ -75,6 +103,7 @@ class Chat:
         self._explain_end()
         if self.show_stats:
             self.screen.say(wording.statistics(self.conversation))
+        return True
 
     def _explain_end(self) -> None:
         result = self.conversation.result

@@ -2,6 +2,7 @@
 
 from jllama.chat.branches import TreeNode, Turn
 from jllama.chat.conversation import Conversation
+from jllama.tools.definitions import Call
 
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
 _CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}")
@@ -16,6 +17,16 @@ def one_line(text: str, width: int = 72) -> str:
     """The beginning of a text, in one line."""
     line = " ".join(text[: 4 * width].split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def shortened(text: str, most: int = 1000) -> str:
+    """The beginning of a text, its lines as they are."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def call(made: Call) -> str:
+    """A call of a tool, as it would be written."""
+    return f"{made.name}({shortened(made.arguments)})"
 
 
 def statistics(conversation: Conversation) -> str:
