@@ -1,17 +1,17 @@
 """What the answer to a request must be like: calls of its tools, JSON, a text that matches."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.grammar.source import lark_text
 from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.tools import ToolUse
 from jllama.server.reasoning import CLOSE
 from jllama.server.service import Service
 from jllama.settings import GenerationSettings, build_settings
-from jllama.tools.grammar import SPACING, behind_thoughts, calls_grammar
+from jllama.tools.grammar import behind_thoughts, calls_grammar, json_rule
 from jllama.tools.parser import CallParser
 
 Asked = tuple[Mapping[str, Any], str | None]  # fields of `GenerationSettings`, and the parameter that asks
@@ -37,7 +37,10 @@ class Calling:
         self._format = service.manner.format if use.offered else None
         # A grammar holds the calls to their schemas; then they may be told as they come.
         self._sure = bool(use.offered) and (use.enforced or bool(self._fields))
-        self._grammar = self._lark(opened) if self._sure or (opened and self._fields) else None
+        try:
+            self._grammar = self._lark(opened) if self._sure or (opened and self._fields) else None
+        except JllamaError as error:
+            raise ApiError(400, f"{self.constrained_by}: {error}", param=self.constrained_by) from None
 
     @property
     def constrained_by(self) -> str | None:
@@ -85,9 +88,9 @@ class Calling:
         if name in ("json_schema", "json_object"):
             schema = {"type": "object"} if name == "json_object" else value
             if isinstance(schema, dict):
-                return f"%json {json.dumps({**schema, 'x-guidance': SPACING})}"
+                return json_rule(schema)
         if name == "choice":
-            return " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+            return " | ".join(map(lark_text, value))
         if name == "regex":
             return "/" + value.replace("\\/", "/").replace("/", "\\/") + "/"
         words = f"{self._param}: a grammar of your own can't hold beside tools or behind thoughts"

@@ -6,15 +6,17 @@ written.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jllama.grammar.refusals import check_schema
+from jllama.grammar.source import JSON_STYLE, STRICT, lark_text
 from jllama.tools.definitions import Tool
 from jllama.tools.formats import Format
 
 SpecialId = Callable[[str], int | None]
 # As `json.dumps` and with it every template's `tojson` writes it.
-SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+EXACTLY = {"x-guidance": {**JSON_STYLE, **STRICT}}
 TEXT = "TEXT: /(?s:.*)/"
 NO_JSON = r"TEXT: /(\s*[^\[{\s](?s:.*))?/"  # where JSON at the beginning would be a call
 
@@ -40,13 +42,16 @@ def calls_grammar(
 
     Returns:
       Lark, with the rule `start`.
+
+    Raises:
+      JllamaError: the schema of a tool would not be enforced to the letter.
     """
     literal = Literals(special_id)
     rules = ["call: " + " | ".join(f"call_{at}" for at in range(len(tools)))]
     for at, tool in enumerate(tools):
         before = literal(f"{format.head}{tool.name}{format.middle}")
         rules.append(f"call_{at}: {before} arguments_{at} {literal(format.tail)}")
-        rules.append(f"arguments_{at}: %json {json.dumps(arguments_schema(tool))}")
+        rules.append(f"arguments_{at}: {json_rule(arguments_schema(tool))}")
     run = _run(format, literal, several=parallel and format.several)
     if required:
         return "\n".join([f"start: {run[0]} {run[1]}", *rules])
@@ -71,8 +76,18 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
 
     What satisfies it satisfies the tool's own schema; a small model would fill an open one without end.
     """
-    schema = {"type": "object", **tool.parameters, "x-guidance": SPACING}
+    schema = {"type": "object", **tool.parameters}
     return {"additionalProperties": False, **schema} if "properties" in schema else schema
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """JSON of a schema, as the body of a rule.
+
+    Raises:
+      JllamaError: the schema would not be enforced to the letter.
+    """
+    check_schema(schema)
+    return f"%json {json.dumps({**schema, **EXACTLY})}"
 
 
 class Literals:
@@ -88,7 +103,7 @@ class Literals:
 
     def _term(self, part: str) -> str:
         token = self._special_id(part) if _MARKS.fullmatch(part) else None
-        return json.dumps(part, ensure_ascii=False) if token is None else f"<[{token}]>"
+        return lark_text(part) if token is None else f"<[{token}]>"
 
 
 _MARKS = re.compile(r"(</?tool_call>|<\|/?[a-z_]+\|>|\[[A-Z_]+\])")

@@ -19,6 +19,9 @@ from jllama.server.protocol.sampling import StreamOptions
 from jllama.server.protocol.tokens import TokenizeRequest
 from jllama.server.reading import Piece
 from jllama.server.reasoning import Split
+from jllama.tools.events import calls_of
+from jllama.tools.formats import HERMES
+from jllama.tools.parser import CallParser
 
 
 def made(kind, **given):
@@ -340,6 +343,27 @@ def test_why_an_answer_ended(stop_string, stop_token, own, silent, told):
     made, result = choice(stop_ids=own, silent=silent)
     result.stop_string, result.stop_token = stop_string, stop_token
     assert made.ending == {"finish_reason": told[0], "stop_reason": told[1], "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls", "finish"),
+    [
+        ('Wait.\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>', "Wait.", ["f"], "tool_calls"),
+        ('<tool_call>{"name": "f", "arguments": {broken}}</tool_call>', None, [], "stop"),
+        ("no call", None, [], "stop"),
+    ],
+)
+def test_calls_that_no_grammar_enforced(text, said, calls, finish):
+    """Told when they are complete; what is none is the text that it was."""
+    calling = SimpleNamespace(shown=(), parser=lambda: CallParser(HERMES, ["f"], lambda: "call_1"))
+    for size in (1, 7, len(text)):
+        made, _ = choice(text, calling=calling)
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        deltas = [made.push(Piece(piece, 1, 0)) for piece in pieces] + [made.end()]
+        assert "".join(delta.text for delta in deltas) == (text if said is None else said)
+        events = [event for delta in deltas for event in delta.calls]
+        assert [call.name for call in calls_of(events)[1]] == calls
+        assert made.ending["finish_reason"] == finish
 
 
 def test_what_is_silent_says_nothing():
