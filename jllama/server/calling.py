@@ -78,7 +78,7 @@ class Calling:
             if answer is not None and self._format.bare:
                 words = f"{self._param} can't hold beside tools: this model writes calls as plain JSON too"
                 raise ApiError(400, words, param=self._param)
-            rules: Any = dict(required=self._use.required, parallel=self._use.parallel, answer=answer)
+            rules: Any = dict(required=self._use.required, parallel=self._use.several, answer=answer)
             grammar = calls_grammar(self._format, self._use.callable, self._special_id, **rules)
         return behind_thoughts(grammar, CLOSE, self._special_id) if opened else grammar
 

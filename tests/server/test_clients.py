@@ -50,7 +50,7 @@ class Trip(pydantic.BaseModel):
     to: Literal["Oslo", "Rome"]
     days: int = pydantic.Field(ge=1, le=9)
 client = openai.OpenAI(base_url=url, api_key="none")
-asked = dict(model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=200, temperature=1)
+asked = dict(model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=2000, temperature=1)
 """
 PARSE = """
 answer = client.chat.completions.parse(**asked, response_format=Trip)
@@ -81,7 +81,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import UsageLimits
 model = OpenAIChatModel(name, provider=OpenAIProvider(base_url=url, api_key="none"))
-settings = {"temperature": 1, "max_tokens": 200}
+settings = {"temperature": 1, "max_tokens": 2000}
 for kind in (Trip, pydantic_ai.NativeOutput(Trip)):
     agent = pydantic_ai.Agent(model, output_type=kind, model_settings=settings)
     assert isinstance(agent.run_sync("Hello").output, Trip)

@@ -95,6 +95,11 @@ class ToolUse:
         return named or self.offered
 
     @property
+    def several(self) -> bool:
+        """There may be more calls than one: of a tool that is named there is one."""
+        return self.parallel and self.choice in WORDS
+
+    @property
     def required(self) -> bool:
         """It must."""
         return self.choice not in ("none", "auto")
