@@ -37,10 +37,7 @@ class Calling:
         self._format = service.manner.format if use.offered else None
         # A grammar holds the calls to their schemas; then they may be told as they come.
         self._sure = bool(use.offered) and (use.enforced or bool(self._fields))
-        try:
-            self._grammar = self._lark(opened) if self._sure or (opened and self._fields) else None
-        except JllamaError as error:
-            raise ApiError(400, f"{self.constrained_by}: {error}", param=self.constrained_by) from None
+        self._grammar = self._lark(opened) if self._sure or (opened and self._fields) else None
 
     @property
     def constrained_by(self) -> str | None:

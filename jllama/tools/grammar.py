@@ -9,14 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jllama.grammar.refusals import check_schema
-from jllama.grammar.source import JSON_STYLE, STRICT, lark_text
+from jllama.grammar.source import lark_text
 from jllama.tools.definitions import Tool
 from jllama.tools.formats import Format
 
 SpecialId = Callable[[str], int | None]
-# As `json.dumps` and with it every template's `tojson` writes it.
-EXACTLY = {"x-guidance": {**JSON_STYLE, **STRICT}}
 TEXT = "TEXT: /(?s:.*)/"
 NO_JSON = r"TEXT: /(\s*[^\[{\s](?s:.*))?/"  # where JSON at the beginning would be a call
 
@@ -42,9 +39,6 @@ def calls_grammar(
 
     Returns:
       Lark, with the rule `start`.
-
-    Raises:
-      JllamaError: the schema of a tool would not be enforced to the letter.
     """
     literal = Literals(special_id)
     rules = ["call: " + " | ".join(f"call_{at}" for at in range(len(tools)))]
@@ -81,13 +75,8 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """JSON of a schema, as the body of a rule.
-
-    Raises:
-      JllamaError: the schema would not be enforced to the letter.
-    """
-    check_schema(schema)
-    return f"%json {json.dumps({**schema, **EXACTLY})}"
+    """JSON of a schema, as the body of a rule."""
+    return f"%json {json.dumps(schema)}"
 
 
 class Literals:

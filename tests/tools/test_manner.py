@@ -6,6 +6,7 @@ import json
 import pytest
 
 from jllama.errors import JllamaError
+from jllama.grammar.source import library_grammar
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.tools.definitions import Call, Tool
 from jllama.tools.events import calls_of
@@ -127,7 +128,7 @@ TRIE = llguidance.LLTokenizer(llguidance.TokenizerWrapper(BYTES), n_vocab=len(BY
 
 def accepts(grammar, text, special_id):
     """Whether a text is one of a grammar's."""
-    matcher = llguidance.LLMatcher(TRIE, llguidance.LLMatcher.grammar_from_lark(grammar))
+    matcher = llguidance.LLMatcher(TRIE, library_grammar("grammar", grammar))
     assert not matcher.is_error(), matcher.get_error()
     ids = BYTES.encode(text, special_id)
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
