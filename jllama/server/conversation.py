@@ -1,8 +1,10 @@
 """A conversation of a request as the model's prompt."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.messages import (
     Message,
     encode_messages,
@@ -46,8 +48,12 @@ def encode_all(
     Raises:
       ApiError: 400: the messages can't be used.
     """
-    has_template = service.tokenizer.chat_template is not None
-    manner = service.manner if has_template and (use.offered or holds_calls(messages)) else None
+    manner = None
+    if use.offered:
+        manner = service.manner
+    elif holds_calls(messages):
+        with contextlib.suppress(ApiError):  # a template whose calls are not known here writes them itself
+            manner = service.manner
     options: Any = dict(begun=begun, asks=asks, variables=variables, manner=manner, tools=use.offered)
     return encode_messages(service.tokenizer, messages, name=name, **options)
 

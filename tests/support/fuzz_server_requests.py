@@ -21,11 +21,19 @@ SETTINGS = (
     "stream stream_options n max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty "
     "repetition_penalty seed stop stop_token_ids ignore_eos min_tokens logit_bias logprobs model user foo"
 ).split()
+MATCHING = "response_format structured_outputs grammar json_schema".split()
+TOOLS = "tools tool_choice parallel_tool_calls".split()
 TEMPLATED = "messages continue_final_message add_generation_prompt chat_template_kwargs model".split()
 NAMES = {
-    CHAT: [*SETTINGS, *TEMPLATED, "max_completion_tokens", "top_logprobs", "return_token_ids", "tools"],
-    TEXT: [*SETTINGS, "prompt", "echo", "suffix", "best_of"],
-    "/v1/responses": "input instructions max_output_tokens temperature top_p seed text stream foo".split(),
+    CHAT: [
+        *(*SETTINGS, *TEMPLATED, *TOOLS, *MATCHING),
+        *("max_completion_tokens", "top_logprobs", "return_token_ids"),
+    ],
+    TEXT: [*SETTINGS, *MATCHING, "prompt", "echo", "suffix", "best_of"],
+    "/v1/responses": [
+        *"input instructions max_output_tokens temperature top_p seed text stream foo".split(),
+        *TOOLS,
+    ],
     "/tokenize": [*TEMPLATED, "prompt", "add_special_tokens", "parse_special", "return_token_strs", "foo"],
     "/detokenize": ["tokens", "skip_special_tokens", "model", "foo"],
     "/apply-template": TEMPLATED,
@@ -85,8 +93,18 @@ FITTING = {
     "top_logprobs": st.integers(0, 4),
     "model": st.just("tiny"),
     "stream_options": st.just({"include_usage": True}),
-    "response_format": st.just({"type": "text"}),
     "text": st.just({"format": {"type": "text"}}),
+    "tools": st.lists(
+        st.sampled_from([{"type": "function", "function": {"name": name}} for name in ("f", "g")]), max_size=2
+    ),
+    "tool_choice": st.sampled_from(["none", "auto", "required", {"function": {"name": "f"}}]),
+    "parallel_tool_calls": FLAG,
+    "response_format": st.sampled_from(
+        [{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {}}}]
+    ),
+    "structured_outputs": st.sampled_from([{"regex": "a+"}, {"choice": ["a", "b"]}, {"json": {}}]),
+    "grammar": st.just('start: "a" | "b"'),
+    "json_schema": st.sampled_from([{}, True, {"type": "string"}, {"oneOf": [{}, {}]}]),
 }
 
 
