@@ -1,11 +1,24 @@
-"""llama.cpp's grammars as Lark."""
+"""llama.cpp's grammars as Lark by the library's converter; what it stumbles over is first said otherwise."""
+
+import re
+from collections.abc import Callable
 
 from jllama.errors import JllamaError
 from jllama.grammar.library import library
 
+# A comment, a literal, a class of characters, a count, a name, any character.
+_TOKEN = re.compile(
+    r"""(?P<comment>\#[^\n]*)|(?P<literal>"(?:[^"\\]|\\.)*")|(?P<class>\[(?:[^\]\\]|\\.)*\])"""
+    r"""|(?P<count>\{[^}\n]*\})|(?P<name>[A-Za-z0-9_-]+)|(?P<any>\.)""",
+    re.DOTALL,
+)
+_CODE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
+_NUMBERED = re.compile(r"\b[Rr][Uu][Ll][Ee]([0-9]+)\b")
+_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
 
 def gbnf_to_lark(text: str) -> str:
-    """The same grammar in the library's syntax, by its own converter.
+    """The same grammar in the library's syntax.
 
     Raises:
       JllamaError: it is no GBNF; says where.
@@ -13,9 +26,58 @@ def gbnf_to_lark(text: str) -> str:
     library()
     from llguidance.gbnf_to_lark import gbnf_to_lark as converted
 
+    names: dict[str, str] = {"root": "root"}
     try:
-        return converted(text)
+        return converted(_TOKEN.sub(lambda found: _plainer(found, names), text))
+    except JllamaError:
+        raise
     except RecursionError:
         raise JllamaError("grammar can't be used: its brackets nest too deep") from None
     except Exception as error:  # the library raises no class of its own for half of them
-        raise JllamaError(f"grammar can't be used: {error}") from None
+        own = {new: name for name, new in names.items()}
+        words = _NUMBERED.sub(lambda found: own.get(f"rule{found[1]}", found[0]), str(error))
+        raise JllamaError(f"grammar can't be used: {words}") from None
+
+
+def _plainer(found: re.Match[str], names: dict[str, str]) -> str:
+    """A token that means the same: rules by number, since names that differ in case or `-` would collide;
+    codes of characters as characters; `.` with line ends.
+    """
+    kind, token = found.lastgroup, found[0]
+    if kind == "comment":
+        return ""
+    if kind == "name":
+        return names.setdefault(token, f"rule{len(names)}")
+    if kind == "any":
+        return '(. | "\\n")'
+    if kind == "literal":
+        return _CODE.sub(lambda code: _decoded(code, _in_literal), token)
+    if kind == "class":
+        if "--" in token:
+            raise JllamaError(
+                f"grammar can't be used: {token[:40]} has - twice in a class: write it once, last"
+            )
+        # Two of these have a meaning for the library.
+        return (
+            _CODE.sub(lambda code: _decoded(code, _in_class), token)
+            .replace("&", "\\x26")
+            .replace("~", "\\x7e")
+        )
+    return token
+
+
+def _decoded(code: re.Match[str], write: Callable[[str], str]) -> str:
+    if len(code[1]) == 1:
+        return code[0]
+    number = int(code[1][1:], 16)
+    if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
+        raise JllamaError(f"grammar can't be used: {code[0]} is no character")
+    return write(chr(number))
+
+
+def _in_literal(letter: str) -> str:
+    return _SHORT.get(letter, letter)
+
+
+def _in_class(letter: str) -> str:
+    return f"\\x{ord(letter):02x}" if ord(letter) < 0x100 else letter

@@ -1,0 +1,54 @@
+"""llama.cpp's grammars, byte by byte."""
+
+import pytest
+
+from jllama.errors import JllamaError
+
+pytest.importorskip("llguidance")
+from jllama.grammar.compiler import compiled
+from tests.support.schema_matching import byte_words, takes
+
+ESCAPES = r'root ::= "\n" "\t" "\"" "\\" "\x41" "\u00e9" "\U0001F600"'
+SUM = 'root ::= expr\nexpr ::= term ("+" term)*\nterm ::= "(" expr ")" | [0-9]+'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('root ::= "a" | "b"\n', ["a", "b"], ["ab", ""]),
+        ("root ::= [a-c]+ # one ::= two\n", ["abc"], ["d", ""]),
+        ("root ::= [^a-c]{2,3}", ["xy", "x\n"], ["xa", "wxyz"]),
+        ("root ::= .{2}", ["x\n", "é."], ["x", "xyz"]),
+        (ESCAPES, ['\n\t"\\Aé😀'], ["\n\t"]),
+        (r"root ::= [\]\x41-\x43\u005E&~-]", ["]", "B", "^", "&", "~", "-"], ["D", "\\"]),
+        ('root ::= a-b a_b\na-b ::= "1"\na_b ::= "2"', ["12"], ["1"]),
+        ('root ::= start 1st if\nstart ::= "x"\n1st ::= "y"\nif ::= "z"', ["xyz"], ["xz"]),
+        ('root ::= A a\nA ::= "1" a\na ::= "2"', ["122"], ["12"]),
+        ('root ::= ("a" |\n "b")* "c"?', ["abab", "c", ""], ["cc"]),
+        ('root ::= root "a" | "b"', ["baa"], ["ab"]),
+        (SUM, ["1+(2+3)"], ["1+", "(1"]),
+    ],
+)
+def test_they_let_come_what_they_say(grammar, good, bad):
+    matcher = compiled(byte_words()[1], "grammar", grammar)
+    assert [text for text in good if not takes(matcher, text)] == []
+    assert [text for text in bad if takes(matcher, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("grammar", "words"),
+    [
+        ('x ::= "a"', "No 'root' rule"),
+        ("root ::= my-rule", "Rule 'my-rule' not found"),
+        ('root ::= "a', "Unexpected end of input"),
+        (r'root ::= "\q"', "Invalid escape sequence"),
+        (r'root ::= "\ud800"', r"^grammar can't be used: .*is no character"),
+        ("root ::= [a--b]", "twice in a class"),
+        ("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "nest too deep"),
+        ("root ::= root", "nothing matches it"),
+    ],
+    ids=range(8),
+)
+def test_what_is_none_is_refused_with_the_place(grammar, words):
+    with pytest.raises(JllamaError, match=words):
+        compiled(byte_words()[1], "grammar", grammar)
