@@ -3,6 +3,7 @@
 A twin lists what it knows. For a call with anything else it says so (`refusal`), and plain XLA runs.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,10 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
 from jllama.kernels.gpu.constants import rotary_dims
 from jllama.kernels.refusals import ATTENTION_FIELDS, refused_field
-from jllama.kernels.target import Target
+from jllama.kernels.target import Target, target_of
 from jllama.layers.attention import Attend, append_and_attend
 from jllama.layers.cache import KVCache
+from jllama.layers.shards import Shards
 from jllama.model import Params
 
 
@@ -49,21 +51,23 @@ def forward(
     """
     model.check_room(cache, n_valid)
     config = config if target.mesh is None else sharding.local(config, target.mesh.size)
+    shards = shards_of(params, target)
+    peers = shards if isinstance(shards, gpu.Peers) else None
     if refusal(config, params, tokens, cache, target) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
-        options: Any = dict(n_valid=n_valid, context=context, last_only=last_only, shards=target.shards)
+        options: Any = dict(n_valid=n_valid, context=context, last_only=last_only, shards=shards)
         return model.forward(
             config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
         )
     context = cache.length + n_valid if context is None else context
     if target.on_gpu and tokens.size == 1:
         frequencies = gpu.decode_frequencies(config, context)
-        logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies)
+        logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies, peers)
         return logits, cache.advance(n_valid)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     places = model.places(config, positions, context)
     if target.on_gpu:
-        logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, places)
+        logits, cache = gpu.batch_step(config, params, tokens, cache, n_valid, places, peers)
     else:
         logits, cache = cpu.forward(config, params, tokens, cache, places, n_valid, last_only=last_only)
     return logits, cache.advance(n_valid)
@@ -73,19 +77,14 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     """In one line why no kernel runs this whole call, or None if one does."""
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
-    if target.mesh is not None:
-        return "no kernel here runs a model that lies on several devices"
     if target.on_gpu:
         reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
-        return reason(config, params, cache, tokens)
+        return reason(config, params, cache, tokens, shards_of(params, target))
+    if target.mesh is not None:
+        return "no kernel here runs a model that lies on several devices"
     if target.platform != "cpu":
         return f"no kernels for {target.platform}"
     return cpu.forward_refusal(config, params, cache)
-
-
-def joined(params: Params) -> Params:
-    """Parameters on several devices with what kernels there need to reach one another: today nothing."""
-    return params
 
 
 def notice(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
@@ -99,11 +98,34 @@ def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Targ
     On a mesh `config` and `params` are the whole model's, as a widened configuration has them.
     """
     if target.mesh is not None:
-        params = sharding.local_shapes(params, target.mesh.size)
+        if target.on_gpu and (reason := peers_refusal(target)):
+            return reason
+        peers = jax.ShapeDtypeStruct((target.mesh.size, 2), jnp.int32) if target.on_gpu else None
+        params = dataclasses.replace(sharding.local_shapes(params, target.mesh.size), peers=peers)
         config = sharding.local(config, target.mesh.size)
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return refusal(config, params, token, cache, target)
+
+
+def shards_of(params: Params, target: Target) -> Shards | None:
+    """What a device knows of the others that hold the model with it; None: it is alone."""
+    if target.mesh is None or params.peers is None:
+        return target.shards
+    return gpu.Peers(count=target.mesh.size, addresses=params.peers)
+
+
+def joined(params: Params) -> Params:
+    """Parameters on several devices, with mailboxes where these are GPUs that reach each other's memory."""
+    target = target_of(params)
+    if target.mesh is None or not (target.on_gpu and target.kernels) or peers_refusal(target) is not None:
+        return params
+    return dataclasses.replace(params, peers=gpu.mailboxes(target.mesh))
+
+
+def peers_refusal(target: Target) -> str | None:
+    """Why the target's GPUs add up their sums by XLA's collectives; None if by words, or if there is one."""
+    return None if target.mesh is None else gpu.peers_refusal(list(target.mesh.devices.flat))
 
 
 def gpu_attention(

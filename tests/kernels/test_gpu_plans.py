@@ -222,7 +222,7 @@ def test_how_many_texts_a_step_takes(gpu, monkeypatch, tokens, quantised, fits):
     monkeypatch.setattr(batch, "refused_leaf", lambda *_: None)
     monkeypatch.setattr(batch, "_config_refusal", lambda *_: None)
     monkeypatch.setattr(batch, "_weight_refusal", lambda w: None)
-    params = SimpleNamespace(layers=[], embed_tokens=leaf, norm=leaf)
+    params = SimpleNamespace(layers=[], embed_tokens=leaf, norm=leaf, peers=None)
     reason = batch.batch_refusal(CONFIG, params, None, np.zeros(tokens, np.int32))
     assert reason is None if fits else f"tokens have shape {tokens}" in reason
     if fits:

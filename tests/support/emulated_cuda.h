@@ -3,14 +3,19 @@
 // Copies of the copy engine land late and out of order. Nothing is said of the memory model or of speed.
 #include <fcntl.h>
 #include <math.h>
+#include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
@@ -211,6 +216,26 @@ static void patience(unsigned& spins) {
   pause_fiber();
   if (++spins > 200000) { fprintf(stderr, "block %d thread %d waits for ever\n", me->block, me->thread); abort(); }
 }
+// Words between GPUs, which are processes: the other one may be slow, or gone.
+static void put_far(unsigned long long* p, unsigned data, unsigned tag) {
+  *(volatile unsigned long long*)p = (unsigned long long)tag << 32 | data;
+}
+static void put2_far(unsigned long long* p, float a, float b, unsigned tag) {
+  put_far(p, __float_as_uint(a), tag);
+  put_far(p + 1, __float_as_uint(b), tag);
+}
+static unsigned long long peek_far(const unsigned long long* p) { return *(volatile const unsigned long long*)p; }
+static void peek2_far(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = peek_far(p), b = peek_far(p + 1); }
+static void patience_far(unsigned& spins) {
+  static const double most = getenv("FAR_SECONDS") ? atof(getenv("FAR_SECONDS")) : 40;
+  static const time_t begun = time(nullptr);
+  pause_fiber();
+  if (++spins % 16 == 0) sched_yield();
+  if (difftime(time(nullptr), begun) > most) {
+    fprintf(stderr, "block %d thread %d waits for another GPU for ever\n", me->block, me->thread);
+    abort();
+  }
+}
 static unsigned long long read_once_policy() { return 0; }
 static void show_barriers() {}
 
@@ -329,16 +354,37 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
   }
 }
 
-// The arguments: a file with the kernel's memory, a seed, and where in the file each array begins (-1: nowhere).
-template <class Run> static int run_on_file(int count, char** arguments, Run run) {
+// Each GPU is a process of its own: it shares nothing with the others but the file. One that fails ends them all.
+template <class Run> static int run_on_gpus(int gpus, int each, void** arrays, Run run) {
+  std::vector<pid_t> running(gpus);
+  for (int gpu = 0; gpu < gpus; gpu++)
+    if (!(running[gpu] = fork())) {
+      run(arrays + gpu * each);
+      _exit(0);
+    }
+  int failed = 0, status;
+  for (int ended = 0; ended < gpus; ended++) {
+    waitpid(-1, &status, 0);
+    if (!status || failed) continue;
+    failed = status;
+    for (pid_t other : running) kill(other, SIGKILL);
+  }
+  if (failed && WIFSIGNALED(failed)) raise(WTERMSIG(failed));
+  return failed != 0;
+}
+
+// The arguments: a file with the kernel's memory, a seed, and where in the file each array begins (-1: nowhere), those of
+// one GPU behind those of another. The file lies at an address that is known beforehand.
+template <class Run> static int run_on_file(int gpus, int count, char** arguments, Run run) {
   const int file = open(arguments[1], O_RDWR);
   struct stat status;
   fstat(file, &status);
-  char* memory = (char*)mmap(nullptr, status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (memory == MAP_FAILED) { perror(arguments[1]); return 1; }
+  char* memory = (char*)mmap((void*)MEMORY, status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
+  if (memory != (char*)MEMORY) { perror(arguments[1]); return 1; }
   srand(atoi(arguments[2]));
   std::vector<void*> arrays;
   for (int i = 3; i < count; i++) arrays.push_back(atol(arguments[i]) < 0 ? nullptr : memory + atol(arguments[i]));
+  if (gpus > 1) return run_on_gpus(gpus, (int)arrays.size() / gpus, arrays.data(), run);
   run(arrays.data());
   return 0;
 }

@@ -18,6 +18,7 @@ COMPILER = shutil.which("g++")
 SECONDS = 500  # no kernel here takes a tenth of that
 _SHARED_BEGINS = "// What the kernels share"  # the first line of primitives.cu, behind the sizes
 _FLAGS = ["-O1", "-std=c++20", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]  # jumps between stacks
+_MEMORY = 0x600000000000  # the address of a kernel's arrays, all behind one another
 _PAGE = 4096  # arrays begin where a device allocation would: at a multiple of 256 bytes
 
 
@@ -31,12 +32,16 @@ class Kernel:
     grid: int
     threads: int
     shared: int
+    gpus: int = 1  # on each of which it is launched, all at once
 
     @property
     def launch(self) -> str:
         """In C++, on the pointers `a`."""
         arguments = ", ".join(f"Any{{a[{i}]}}" for i in range(self.count))
         return f"run_kernel({self.grid}, {self.threads}, {self.shared}, [=] {{ {self.name}({arguments}); }});"
+
+
+Pointers = Sequence[tuple[np.ndarray, Sequence[np.ndarray]]]  # an array, whose addresses it holds
 
 
 class Emulated:
@@ -59,17 +64,26 @@ class Emulated:
     def _begin(self, program: Path, name: str, which: int) -> None:
         self._program, self._name, self._which, self._calls = program, name, which, 0
 
-    def __call__(self, arrays: Sequence[np.ndarray | None]) -> None:
+    def __call__(self, arrays: Sequence[np.ndarray | None], pointers: Pointers = ()) -> None:
         """Runs the kernel on arrays, which it changes in place; one that is there twice is one to it too.
+
+        Args:
+          arrays: the kernel's arguments; of several GPUs, each one's behind those of the one before.
+          pointers: arrays among them that are filled with the addresses of others, whether those are
+            arguments themselves or not.
 
         Raises:
           AssertionError: the kernel crashed, or does not end.
         """
-        different = {id(array): array for array in arrays if array is not None}
+        targets = [target for _, these in pointers for target in these]
+        different = {id(array): array for array in (*arrays, *targets) if array is not None}
         offsets, end = {}, 0
         for key, array in different.items():
             offsets[key] = end
             end += -(-array.nbytes // _PAGE) * _PAGE
+        for array, these in pointers:
+            addresses = [_MEMORY + offsets[id(target)] for target in these]
+            _bytes(array)[...] = np.array(addresses, np.int64).view(np.uint8)
         file = self._program.with_suffix(f".memory{self._which}")
         memory = np.memmap(file, np.uint8, "w+", shape=(end,))
         parts = {key: memory[offsets[key] :][: array.nbytes] for key, array in different.items()}
@@ -96,8 +110,9 @@ def _compiled(directory: Path, source: str, kernels: Sequence[Kernel]) -> Path:
     sizes, rest = source.split(_SHARED_BEGINS, 1)
     cases = " ".join(f"case {at}: {kernel.launch} break;" for at, kernel in enumerate(kernels))
     text = (
-        f'{sizes}\n#include "{HEADER}"\n//{rest}\n'
-        "int main(int count, char** arguments) { return run_on_file(count - 1, arguments + 1, [=](void** a) "
+        f'{sizes}\n#define MEMORY {_MEMORY}ull\n#include "{HEADER}"\n//{rest}\n'
+        "int main(int count, char** arguments) "
+        f"{{ return run_on_file({kernels[0].gpus}, count - 1, arguments + 1, [=](void** a) "
         f"{{ switch (atoi(arguments[1])) {{ {cases} }} }}); }}\n"
     )
     program = directory / hashlib.sha256(text.encode()).hexdigest()[:16]

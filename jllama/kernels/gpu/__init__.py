@@ -9,7 +9,10 @@ from jllama.kernels.gpu.decode import decode_refusal as decode_refusal
 from jllama.kernels.gpu.decode import decode_step as decode_step
 from jllama.kernels.gpu.decode_attention import attention_refusal as attention_refusal
 from jllama.kernels.gpu.decode_attention import decode_attend as decode_attend
+from jllama.kernels.gpu.exchange import Peers as Peers
 from jllama.kernels.gpu.family import decode_frequencies as decode_frequencies
+from jllama.kernels.gpu.peers import mailboxes as mailboxes
+from jllama.kernels.gpu.peers import peers_refusal as peers_refusal
 from jllama.kernels.gpu.prefill import prefill_attend as prefill_attend
 from jllama.kernels.gpu.prefill import prefill_refusal as prefill_refusal
 from jllama.kernels.gpu.sample import Rows as Rows

@@ -13,6 +13,7 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
+from jllama.kernels.gpu.exchange import Peers, exchanged, refused_shards
 from jllama.kernels.gpu.family import layer_extras, layer_leaf
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
@@ -23,11 +24,14 @@ from jllama.layers.kind import LayerKind
 from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
+from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
 
-def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
-    """Why the kernels can't run this step; None if they can."""
+def batch_refusal(
+    config: ModelConfig, params: Params, cache: KVCache, tokens: Array, shards: Shards | None = None
+) -> str | None:
+    """Why the kernels can't run this step; None if they can. With `shards` all sizes are one device's own."""
     B, T = tokens.shape
     most = MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
     if T != 1 or not 1 < B <= most:
@@ -35,8 +39,9 @@ def batch_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: A
     others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
     return (
         launch.refusal()
+        or refused_shards(config, shards)
         or refused_field(config, FAMILY_FIELDS)
-        or refused_leaf(params, [params.embed_tokens, params.norm, *others, *_weights(params)])
+        or refused_leaf(params, [params.embed_tokens, params.norm, params.peers, *others, *_weights(params)])
         or _config_refusal(config, params, cache)
         or next(filter(None, map(_weight_refusal, _weights(params))), None)
     )
@@ -79,6 +84,7 @@ def batch_step(
     cache: KVCache,
     n_valid: Array,
     places: dict[Rope | None, Places],
+    peers: Peers | None = None,
 ) -> tuple[Array, KVCache]:
     """`model.forward` of one token of each sequence; asks `batch_refusal` first.
 
@@ -87,15 +93,17 @@ def batch_step(
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
       n_valid: int32 `[B]`, 0 for rows that are done.
       places: of the new positions, `model.places`.
+      peers: the GPUs that take this step together, each called with its own part of everything.
 
     Returns:
-      float32 logits `[B, 1, V]` and the cache with the tokens' keys and values.
+      float32 logits `[B, 1, V]`, as many of them as the head has rows here, and the cache with the tokens'
+      keys and values.
     """
     with jax.named_scope("batch_step"):
         x = embed(config, params, readable(tokens, n_valid, cache.length[:, None], cache.max_len))[:, 0]
         for i, p in enumerate(params.layers):
             kind = config.kind_of(i)
-            x, own = _layer(config, p, x, cache.layer(i), places[kind.rope], kind)
+            x, own = _layer(config, p, x, cache.layer(i), places[kind.rope], kind, peers)
             cache = cache.replace(i, own)
         head = params.embed_tokens if params.lm_head is None else params.lm_head
         eps: Any = dict(eps=config.rms_norm_eps, offset=config.norm_offset)
@@ -105,7 +113,13 @@ def batch_step(
 
 
 def _layer(
-    c: ModelConfig, p: Block, x: Array, cache: LayerCache, places: Places, kind: LayerKind
+    c: ModelConfig,
+    p: Block,
+    x: Array,
+    cache: LayerCache,
+    places: Places,
+    kind: LayerKind,
+    peers: Peers | None,
 ) -> tuple[Array, LayerCache]:
     """`model.block` on `x` `[B, D]`."""
     a, m, B = p.attention, p.mlp, len(x)
@@ -114,16 +128,29 @@ def _layer(
     y = product(a.qkv_proj, x, norm=p.attn_norm, bias=a.qkv_bias, **eps).reshape(B, 1, *heads)
     y = scaled_queries(normed_heads(a, y, partial(rms_norm, **eps)), places[1])
     mixed, cache = decode_attend(y, cache, places[0], c.score_rule(kind))
-    x = _added(c, x, a.o_proj, mixed.reshape(B, -1), a.o_bias, p.attn_post_norm)
+    x = _added(c, x, a.o_proj, mixed.reshape(B, -1), a.o_bias, p.attn_post_norm, peers)
     h = product(m.gate_up_proj, x, norm=p.ffn_norm, bias=m.gate_up_bias, gated=c.hidden_act, **eps)
-    return _added(c, x, m.down_proj, h, m.down_bias, p.ffn_post_norm), cache
+    return _added(c, x, m.down_proj, h, m.down_bias, p.ffn_post_norm, peers), cache
 
 
 def _added(
-    c: ModelConfig, x: Array, weight: Array | QTensor, y: Array, bias: Array | None, post: Array | None
+    c: ModelConfig,
+    x: Array,
+    weight: Array | QTensor,
+    y: Array,
+    bias: Array | None,
+    post: Array | None,
+    peers: Peers | None,
 ) -> Array:
-    """The residual stream `x` with a product of `y`, which a norm may lie behind."""
+    """The residual stream `x` with a product of `y`, which a norm may lie behind.
+
+    On several GPUs each has the sums over its own columns of the weight.
+    """
+    ends: Any = dict(bias=bias) if post is not None else dict(bias=bias, residual=x, by=c.residual_multiplier)
+    if peers is None:
+        added = product(weight, y, **ends)
+    else:
+        added = exchanged(peers, product(weight, y, wide=True), **ends).astype(x.dtype)
     if post is None:
-        return product(weight, y, bias=bias, residual=x, by=c.residual_multiplier)
-    normed = rms_norm(post, product(weight, y, bias=bias), c.rms_norm_eps, c.norm_offset)
-    return x + scaled(normed, c.residual_multiplier)
+        return added
+    return x + scaled(rms_norm(post, added, c.rms_norm_eps, c.norm_offset), c.residual_multiplier)

@@ -12,6 +12,7 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
+from jllama.kernels.gpu.exchange import Peers, gpus_of, refused_shards
 from jllama.kernels.gpu.family import (
     MAX_KINDS,
     distinct_kinds,
@@ -23,6 +24,7 @@ from jllama.kernels.gpu.family import (
 from jllama.kernels.gpu.layout import TABLE_LAYER, Format
 from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
+    PEERS_SLOT,
     Plan,
     blocks,
     layer_formats,
@@ -32,20 +34,24 @@ from jllama.kernels.gpu.plan import (
 from jllama.kernels.refusals import DECODE_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
+from jllama.layers.shards import Shards
 from jllama.model import Params
 
 
-def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
-    """Why the kernel can't run this step; None if it can."""
+def decode_refusal(
+    config: ModelConfig, params: Params, cache: KVCache, tokens: Array, shards: Shards | None = None
+) -> str | None:
+    """Why the kernel can't run this step; None if it can. With `shards` all sizes are one device's own."""
     if tokens.shape != (1, 1):
         return f"tokens have shape {tokens.shape}; the kernel decodes one token of one sequence"
     return (
         launch.refusal()
+        or refused_shards(config, shards)
         or refused_field(config, DECODE_FIELDS)
         or _config_refusal(config)
         or _layer_refusal(params)
-        or refused_leaf(params, [weight for _, weight in _weights(params)])
-        or _array_refusal(config, params, cache)
+        or refused_leaf(params, [params.peers, *(weight for _, weight in _weights(params))])
+        or _array_refusal(config, params, cache, gpus_of(shards))
     )
 
 
@@ -56,7 +62,6 @@ def _config_refusal(c: ModelConfig) -> str | None:
         (c.head_dim % 32 or c.head_dim > 256, f"head_dim {c.head_dim} (multiples of 32 up to 256)"),
         (c.num_attention_heads > 16 * c.num_key_value_heads, "more than 16 query heads per key head"),
         (c.hidden_size % 32 or c.intermediate_size % 32, "sizes that are no multiple of 32"),
-        (c.vocab_size % 2, "an odd vocabulary"),
         (blocks(c) < c.num_key_value_heads, "more key heads than blocks"),
         (max(c.hidden_size, c.intermediate_size) > 32768, "rows longer than 32768"),
     )
@@ -89,11 +94,13 @@ def _layer_refusal(params: Params) -> str | None:
     return None
 
 
-def _array_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
+def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) -> str | None:
     dtype = params.norm.dtype
     if dtype not in (jnp.bfloat16, jnp.float16) or cache.keys[0].dtype != dtype:
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernel wants 16 bits in both"
-    plan = make_plan(c, params)
+    plan = make_plan(c, params, gpus)
+    if plan.head_rows % 2:
+        return "the kernel does not know an odd vocabulary"
     for layer in params.layers:
         if layer_formats(layer) != plan.formats[1:5]:
             return "layers whose weights are stored in different ways"
@@ -120,7 +127,12 @@ def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
 
 
 def decode_step(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    frequencies: Array,
+    peers: Peers | None = None,
 ) -> tuple[Array, KVCache]:
     """`forward` of one token of one sequence; asks `decode_refusal` first.
 
@@ -128,17 +140,18 @@ def decode_step(
       tokens: int32 `[1, 1]`.
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
       frequencies: of the rotation of each kind of layer, `family.decode_frequencies`.
+      peers: the GPUs that take this step together, each called with its own part of everything.
 
     Returns:
-      float32 logits `[1, 1, V]` and the cache with the token's keys and values.
+      float32 logits `[1, 1, V]`, all of them on every GPU, and the cache with the token's keys and values.
     """
     with jax.named_scope("decode_step"):
-        operands, slots = _operands(config, params, tokens, cache, frequencies)
+        operands, slots = _operands(config, params, tokens, cache, frequencies, peers)
         first_cache = len(operands) - 2 * len(cache.keys)
         results = [jax.ShapeDtypeStruct((1, 1, config.vocab_size), jnp.float32)]
         results += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*cache.keys, *cache.values)]
         slots += [LOGITS_SLOT] + [-1] * (len(results) - 1)
-        plan = make_plan(config, params)
+        plan = make_plan(config, params, gpus_of(peers))
         logits, *caches = launch.call(
             _source(plan, tuple(slots)),
             "jllama_decode",
@@ -170,13 +183,22 @@ def _weights(params: Params) -> Iterator[tuple[int, Any]]:
 
 
 def _operands(
-    config: ModelConfig, params: Params, tokens: Array, cache: KVCache, frequencies: Array
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    frequencies: Array,
+    peers: Peers | None = None,
 ) -> tuple[list[Array], list[int]]:
     """The kernel's operands, the caches last, and the slot of each in the kernel's pointer table."""
     first, windows = limits(config, cache.max_len)
-    told = jnp.concatenate([jnp.asarray(first), cache.layer(0).places, jnp.asarray(windows)])
+    # Nothing empty: the partitioner of jax 0.11.2 crashes on it.
+    told = jnp.concatenate([jnp.asarray(a) for a in (first, cache.layer(0).places, windows) if a.size])
     operands: list[Array] = [tokens, cache.length, frequencies, told]
     slots = [0, 1, 2, 4]
+    if peers is not None:
+        operands += [peers.addresses, peers.rank()]
+        slots += [PEERS_SLOT, PEERS_SLOT + 1]
 
     def add(slot: int, weight: Array | QTensor) -> None:
         parts = jax.tree.leaves(weight)  # of a QTensor: values, scales, offsets if it has them

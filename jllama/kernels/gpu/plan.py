@@ -9,6 +9,7 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.family import distinct_kinds, family_defines, layer_extras, table_per_layer
 from jllama.kernels.gpu.layout import ROW_BYTES, Activations, Format, Tile, attention_map, block_map, rounded
+from jllama.kernels.gpu.peers import places
 from jllama.layers.qtensor import QTensor
 from jllama.model import Block, Params
 
@@ -17,10 +18,10 @@ PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
 ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
 WORTH = 1.05  # so much better filled
-LOGITS_SLOT = 6  # of the pointer table
+LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
 # The kernel's text, in this order.
-PARTS = ("layout", "products", "shares", "producer", "consumers", "attention", "step")
+PARTS = ("layout", "products", "shares", "peers", "producer", "consumers", "attention", "step")
 
 
 def weight_format(w: Array | QTensor) -> Format:
@@ -48,6 +49,8 @@ class Plan:
     groups: int
     producers: int
     in_flight: int
+    head_rows: int  # on this GPU
+    gpus: int  # that share a step; the sizes of `config` are one's own
 
     @property
     def chunk(self) -> int:
@@ -77,7 +80,7 @@ class Plan:
         """How many rows q·k·v, o, gate·up, down and head have."""
         c = self.config
         qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
-        return qkv, c.hidden_size, 2 * c.intermediate_size, c.hidden_size, c.vocab_size
+        return qkv, c.hidden_size, 2 * c.intermediate_size, c.hidden_size, self.head_rows
 
     @property
     def filled(self) -> float:
@@ -131,7 +134,8 @@ def source(plan: Plan, pointers: list[int]) -> str:
         K_=c.num_key_value_heads,
         G=c.num_attention_heads // c.num_key_value_heads,
         H=c.head_dim,
-        V=c.vocab_size,
+        V=plan.head_rows,
+        VOCABULARY=c.vocab_size,
         L=c.num_hidden_layers,
         EPS=f"{c.rms_norm_eps!r}f" if "." in repr(c.rms_norm_eps) else f"{c.rms_norm_eps:.9e}f",
         NCTA=plan.blocks,
@@ -147,6 +151,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         SPIN_LIMIT=SPIN_LIMIT,
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
+    sizes |= places(plan.gpus)
     sizes["FMT_EMBED"] = _stored(plan.formats[0])
     for name, tile in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
         lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
@@ -177,9 +182,9 @@ def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
     return "switch (warp) { " + " ".join(cases) + " }"
 
 
-def make_plan(c: ModelConfig, params: Params) -> Plan:
+def make_plan(c: ModelConfig, params: Params, gpus: int = 1) -> Plan:
     """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better."""
-    plan = _plan(c, params)
+    plan = _plan(c, params, gpus)
     if any(f.bits != 16 for f in plan.formats):
         return plan
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
@@ -187,7 +192,7 @@ def make_plan(c: ModelConfig, params: Params) -> Plan:
     return best if best.filled > WORTH * plan.filled else plan
 
 
-def _plan(c: ModelConfig, params: Params) -> Plan:
+def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:
     head = params.embed_tokens if params.lm_head is None else params.lm_head
     return Plan(
         config=c,
@@ -203,6 +208,8 @@ def _plan(c: ModelConfig, params: Params) -> Plan:
         groups=GROUPS,
         producers=PRODUCERS,
         in_flight=IN_FLIGHT,
+        head_rows=head.shape[0],
+        gpus=gpus,
     )
 
 

@@ -109,6 +109,23 @@ __device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
 __device__ __forceinline__ void patience(u32& spins) {
   if (++spins > SPIN_LIMIT) asm volatile("trap;");
 }
+__device__ __forceinline__ void patience_far(u32& spins) { patience(spins); }
+// Words in the memory of any GPU: of this one, or of another that it can reach.
+__device__ __forceinline__ void put_far(u64* p, u32 data, u32 tag) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(((u64)tag << 32) | data) : "memory");
+}
+__device__ __forceinline__ u64 peek_far(const u64* p) {
+  u64 w;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(w) : "l"(p) : "memory");
+  return w;
+}
+__device__ __forceinline__ void put2_far(u64* p, float a, float b, u32 tag) {
+  asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(p), "l"(((u64)tag << 32) | __float_as_uint(a)),
+               "l"(((u64)tag << 32) | __float_as_uint(b)) : "memory");
+}
+__device__ __forceinline__ void peek2_far(const u64* p, u64& a, u64& b) {
+  asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
+}
 // Counts a block in; true for the last of `blocks`, which sees what the others wrote and resets the count.
 __device__ __forceinline__ bool last_of(u32* counter, u32 blocks) {
   __threadfence();
@@ -222,6 +239,19 @@ __device__ __forceinline__ u32 take(const u64* p, u32 tag) {
   u64 w = peek(p);
   for (u32 spins = 0; (u32)(w >> 32) != tag; w = peek(p)) patience(spins);
   return (u32)w;
+}
+
+// What another GPU puts here.
+__device__ __forceinline__ float take_far(const u64* p, u32 tag) {
+  u64 w = peek_far(p);
+  for (u32 spins = 0; (u32)(w >> 32) != tag; w = peek_far(p)) patience_far(spins);
+  return __uint_as_float((u32)w);
+}
+__device__ __forceinline__ float2 take2_far(const u64* p, u32 tag) {
+  u64 a, b;
+  peek2_far(p, a, b);
+  for (u32 spins = 0; (u32)(a >> 32) != tag || (u32)(b >> 32) != tag; peek2_far(p, a, b)) patience_far(spins);
+  return make_float2(__uint_as_float((u32)a), __uint_as_float((u32)b));
 }
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -10,6 +10,12 @@
 // word is rewritten only after all of its readers have written something that the writer has read.
 // (That needs every block to own work in every stage: the host chooses the number of blocks so.)
 //
+// Several GPUs (GPUS > 1) run the same step, each with its key heads, its part of F and of the head's rows: the sizes
+// N K_ F V are a GPU's own. What a row of o or down makes on each of them is added up in the order of the GPUs, by
+// words in each other's mailboxes (`peers.py`): the block that owns the row sends its sum to all others, takes theirs,
+// and goes on as if alone. The same argument keeps those words safe: a GPU sends its next ones only after it has seen
+// words of every block of the others that these wrote after they had read the last ones. Logits go the same way.
+//
 // The products run on the tensor cores with the weights as the 16-row operand; the 8 columns of the other
 // operand have room for more than one activation vector. For weights of 8 and 4 bits it is the integer cores:
 // the activations become fixed-point numbers of 16 bits, measured by the largest of 128 neighbours, or of 23 bits,
@@ -33,7 +39,7 @@ static_assert(4 % PW == 0, "producers share the rows of a tile evenly");
 
 // Slots of the pointer table in shared memory.
 // A weight has three: values, scales, offsets.
-enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_LAYERS = 16 };
+enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED, T_HEAD = 10, T_PEERS = 13, T_RANK, T_LAYERS = 16 };
 enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = LAYER_SLOTS };
 enum { Y_POST1 = 16, Y_POST2, Y_Q_NORM, Y_K_NORM, Y_QKV_BIAS, Y_O_BIAS, Y_GU_BIAS, Y_DOWN_BIAS };  // where there are any
 

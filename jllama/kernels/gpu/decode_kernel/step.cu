@@ -4,7 +4,7 @@
 __device__ __forceinline__ uint2 embedding(int token, int k) {
   using FM = Format<FMT_EMBED>;
   if (k >= D) return make_uint2(0, 0);
-  if (token < 0 || token >= V) return make_uint2(0x7FFF7FFFu, 0x7FFF7FFFu);
+  if (token < 0 || token >= VOCABULARY) return make_uint2(0x7FFF7FFFu, 0x7FFF7FFFu);
   if constexpr (FM::BITS == 16) {
     return __ldg((const uint2*)(ptr<const u16>(T_EMBED) + (size_t)token * D + k));
   } else {
@@ -32,7 +32,7 @@ __device__ __forceinline__ float input_scale() { return PRE ? inverse_rms() : 1.
 template <bool BIAS> __device__ __forceinline__ float biased(float v, float bias) { return BIAS ? v + bias : v; }
 
 __device__ void consumer() {
-  const u32 epoch = *(volatile u32*)&g_epoch;
+  const u32 epoch = *(volatile u32*)epoch_counter();
   const int token = past(0).append ? *ptr<const int>(T_TOKEN) : -1;  // in a full cache: not a number
   for (int i = threadIdx.x; i < KINDS * ROTARY; i += NT) {  // cosines, then sines; attention waits behind a barrier
     const int kind = KINDS > 1 ? i / ROTARY : 0, e = KINDS > 1 ? i % ROTARY : i;
@@ -77,7 +77,8 @@ __device__ void consumer() {
     STAMP(3)
     products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
                                      [&](int row, bool valid, float v, float, float bias, float) {
-      put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(v, bias)), tag);
+      const float sum = summed(BOX_O, row, valid, v, tag);
+      put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(sum, bias)), tag);
     });
     STAMP(4)
     load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
@@ -93,7 +94,8 @@ __device__ void consumer() {
     STAMP(7)
     products<FD, F, false, DOWN_BIAS>(ring, down, ptr<const float>(y + Y_DOWN + 1), ptr<const u16>(y + Y_DOWN_BIAS),
                                       [&](int row, bool valid, float v, float, float bias, float) {
-      put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(v, bias)), tag);
+      const float sum = summed(BOX_DOWN, row, valid, v, tag);
+      put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(sum, bias)), tag);
     });
     STAMP(8)
   }
@@ -102,17 +104,23 @@ __device__ void consumer() {
   });
   const float inv = inverse_rms();
   float* logits = ptr<float>(T_LOGITS);
+  const u32 last_tag = epoch + L + 1;
+  const int first = first_logit();
   products<FH, D, false, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), nullptr,
                                 [&](int row, bool valid, float v, float, float, float) {
     float logit = v * inv;
     if (LOGIT_SCALE != 1) logit *= LOGIT_SCALE;
     if (FINAL_CAP > 0) logit = soft_capped(logit, FINAL_CAP);
 #ifndef PROFILE
-    if (valid && threadIdx.x % TPO == 0) logits[row] = logit;
+    if (valid && threadIdx.x % TPO == 0) {
+      logits[first + row] = logit;
+      send_logit(first + row, logit, last_tag);
+    }
 #endif
   });
   // Every block has read the epoch: this block has seen words of all of them.
-  if (blockIdx.x == 0 && threadIdx.x == 0) g_epoch = epoch + L + 1;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile u32*)epoch_counter() = last_tag;
+  take_logits(logits, last_tag);
 }
 
 extern "C" __global__ void __launch_bounds__(NT + 32 * PW, 1) jllama_decode(KERNEL_PARAMS) {

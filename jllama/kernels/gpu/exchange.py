@@ -1,0 +1,129 @@
+"""Sums over GPUs by words in each other's memory (`exchange.cu`): of batches, between their products."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.kernels.gpu import launch
+from jllama.kernels.gpu.constants import unless
+from jllama.kernels.gpu.peers import MAX_ROW, MAX_SUMS, MAX_VOCABULARY, places
+from jllama.layers.shards import Shards
+
+BLOCK_SIZE = 256
+MOST_BLOCKS = 128  # no more than there are multiprocessors: all of them run at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peers(Shards):
+    """GPUs that reach each other's memory: sums of few numbers go as words, others as XLA has it."""
+
+    addresses: Array  # int32 [count, 2]: of the mailboxes, as `mailboxes` gives them
+
+    def rank(self) -> Array:
+        """int32 `[1]`: which of them this GPU is."""
+        return jax.lax.axis_index(self.axis).astype(jnp.int32)[None]
+
+    def total(self, part: Array) -> Array:
+        """See `Shards.total`."""
+        return exchanged(self, part) if fits(part.size) else super().total(part)
+
+
+def gpus_of(shards: Shards | None) -> int:
+    """How many GPUs a kernel shares its work with, its own included."""
+    return shards.count if isinstance(shards, Peers) else 1
+
+
+def refused_shards(config: ModelConfig, shards: Shards | None) -> str | None:
+    """Why no kernel works on a part of a model together with others; None if one does, or if it is whole."""
+    if shards is None:
+        return None
+    if not isinstance(shards, Peers):
+        return "the GPUs do not reach each other's memory"
+    if config.hidden_size > MAX_ROW or config.vocab_size > MAX_VOCABULARY:
+        return "rows or a vocabulary too long for the mailboxes"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Everything that the kernel's source depends on: a key of the cache of compiled kernels."""
+
+    gpus: int
+    NUMBERS: int
+    D: int  # of a row of the bias
+    BIAS: int = 0
+    RESIDUAL: int = 0
+    RESIDUAL_SCALE: str = "1"
+    WIDE: int = 1
+    FP16: int = 0
+
+    @property
+    def blocks(self) -> int:
+        return min(MOST_BLOCKS, -(-self.NUMBERS // (2 * BLOCK_SIZE)))
+
+    @property
+    def each(self) -> int:
+        """Pairs of numbers per thread."""
+        return -(-self.NUMBERS // (2 * BLOCK_SIZE * self.blocks))
+
+
+def fits(count: int) -> bool:
+    """Whether so many numbers go as words: an even number that the mailboxes have room for."""
+    return count <= MAX_SUMS and count % 2 == 0
+
+
+def exchanged(
+    peers: Peers,
+    x: Array,
+    *,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    by: float = 1.0,
+) -> Array:
+    """The sum of all GPUs' `x`, in one order and so with the same bits on each of them.
+
+    Args:
+      peers: the GPUs; each calls this, as often as the others and in the same order.
+      x: float32 `[..., D]`, no more numbers than `fits`.
+      bias: `[D]`, in 16 bits, added to the sum.
+      residual: `[..., D]`, in 16 bits, added to the sum, which is multiplied with `by` before.
+
+    Returns:
+      in the dtype of `residual`, rounded once; float32 where there is none.
+    """
+    with jax.named_scope("exchange"):
+        dtype = x.dtype if residual is None else residual.dtype
+        shape = Shape(
+            peers.count,
+            x.size,
+            x.shape[-1],
+            BIAS=int(bias is not None),
+            RESIDUAL=int(residual is not None),
+            RESIDUAL_SCALE=unless(by, 1),
+            WIDE=int(residual is None),
+            FP16=int(jnp.float16 in (dtype, None if bias is None else bias.dtype)),
+        )
+        operands = [peers.addresses, peers.rank(), x, *(x if a is None else a for a in (residual, bias))]
+        (total,) = launch.call(
+            exchange_source(shape),
+            "jllama_exchange",
+            operands,
+            [jax.ShapeDtypeStruct(x.shape, dtype)],
+            grid=shape.blocks,
+            threads=BLOCK_SIZE,
+        )
+        return total
+
+
+@functools.lru_cache(maxsize=64)
+def exchange_source(shape: Shape) -> str:
+    sizes = dataclasses.asdict(shape) | places(shape.gpus)
+    sizes |= dict(BLOCKS=shape.blocks, EACH=shape.each, BLOCK_SIZE=BLOCK_SIZE)
+    del sizes["gpus"]
+    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return launch.assemble(defines, "primitives.cu", "exchange.cu")
