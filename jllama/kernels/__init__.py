@@ -100,7 +100,7 @@ def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Targ
     if target.mesh is not None:
         if target.on_gpu and (reason := peers_refusal(target)):
             return reason
-        peers = jax.ShapeDtypeStruct((target.mesh.size, 2), jnp.int32) if target.on_gpu else None
+        peers: Any = jax.ShapeDtypeStruct((target.mesh.size, 2), jnp.int32) if target.on_gpu else None
         params = dataclasses.replace(sharding.local_shapes(params, target.mesh.size), peers=peers)
         config = sharding.local(config, target.mesh.size)
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))

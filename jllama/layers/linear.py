@@ -1,5 +1,6 @@
 """The one weight contraction of the code base."""
 
+import math
 from functools import partial
 
 import jax
@@ -26,13 +27,16 @@ def linear(
       x: `[..., in]`.
       bias: `[*out]`, added before the rounding.
       dtype: of the result; that of `x` when None (the unembedding asks for float32).
-      shards: the devices that `in` is spread over: their float32 sums are added up before the bias.
+      shards: the devices that `in` is spread over: their sums are added up before the bias.
 
     Returns:
       `[..., *out]`.
     """
     with jax.named_scope("linear"):
-        narrow = x.dtype if bias is None and dtype is None and shards is None else jnp.float32
+        if shards is None:
+            narrow = x.dtype if bias is None and dtype is None else jnp.float32
+        else:
+            narrow = shards.parts_dtype(x.dtype, x.size // x.shape[-1] * math.prod(weight.shape[:-1]))
         one_row = x.size == x.shape[-1]
         if isinstance(weight, QTensor):
             if one_row or weight.layout == "tiles":
@@ -42,7 +46,7 @@ def linear(
         else:
             y = _matvec(weight, x) if one_row else _product(weight, x, narrow)
         if shards is not None:
-            y = shards.total(y)
+            y = shards.total(y.astype(narrow)).astype(jnp.float32)
         if bias is not None:
             y = y + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + bias.shape)
         return y.astype(dtype or x.dtype)

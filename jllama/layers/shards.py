@@ -5,6 +5,7 @@ lies on all of them, `Shards` adds it up.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,12 @@ class Shards:
     count: int = _static()
     axis: str = dataclasses.field(default=AXIS, metadata=dict(static=True))
 
+    def parts_dtype(self, dtype: Any, count: int) -> Any:
+        """In which each device's part of so many sums is best rounded; `dtype` is the run dtype."""
+        return jnp.float32
+
     def total(self, part: Array) -> Array:
-        """The sum of all devices' float32 parts, the same bits on each of them."""
+        """The sum of all devices' parts, the same bits on each of them."""
         with jax.named_scope("all_reduce"):
             return jax.lax.psum(part, self.axis)
 

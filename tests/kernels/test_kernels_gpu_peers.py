@@ -184,6 +184,24 @@ def test_sums_in_one_order_emulated(tmp_path, sizes):
             np.testing.assert_array_equal(result, total)
 
 
+@pytest.mark.usefixtures("small_boxes")
+def test_two_gpus_read_each_other_emulated(tmp_path):
+    count, blocks = 8 * (2 * 512 * 5 + 3), 2
+    kernel = emulation.Emulated(
+        tmp_path, exchange.pull_source(count, blocks, False), "jllama_pull", 4,
+        grid=blocks, threads=exchange.PULL_SIZE, shared=16, gpus=2,
+    )  # fmt: skip
+    boxes = [np.zeros(peers.places(2)["BOX_END"], np.uint64) for _ in range(2)]
+    addresses, random = np.zeros(2, np.int64), np.random.default_rng(5)
+    for _ in range(2):
+        x = random.normal(size=(2, count)).astype(jnp.bfloat16)
+        totals = [np.zeros(count, jnp.bfloat16) for _ in range(2)]
+        given = [[addresses, np.array([rank], np.int32), x[rank], totals[rank]] for rank in range(2)]
+        kernel([a for one in given for a in one], [(addresses, boxes)])
+        for total in totals:
+            np.testing.assert_array_equal(total, (x[0].astype(np.float32) + x[1]).astype(jnp.bfloat16))
+
+
 ON_GPUS = [
     (shape(256, 704, 2, 8, 2, 32, vocab=512), "bf16", 1),
     (shape(2048, 5632, 2, 32, 4, 64, vocab=32000), "int4", 1),

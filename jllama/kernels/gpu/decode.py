@@ -62,6 +62,7 @@ def _config_refusal(c: ModelConfig) -> str | None:
         (c.head_dim % 32 or c.head_dim > 256, f"head_dim {c.head_dim} (multiples of 32 up to 256)"),
         (c.num_attention_heads > 16 * c.num_key_value_heads, "more than 16 query heads per key head"),
         (c.hidden_size % 32 or c.intermediate_size % 32, "sizes that are no multiple of 32"),
+        (c.vocab_size % 2, "an odd vocabulary"),
         (blocks(c) < c.num_key_value_heads, "more key heads than blocks"),
         (max(c.hidden_size, c.intermediate_size) > 32768, "rows longer than 32768"),
     )
@@ -100,7 +101,7 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) ->
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernel wants 16 bits in both"
     plan = make_plan(c, params, gpus)
     if plan.head_rows % 2:
-        return "the kernel does not know an odd vocabulary"
+        return "the kernel does not know a head of an odd number of rows"
     for layer in params.layers:
         if layer_formats(layer) != plan.formats[1:5]:
             return "layers whose weights are stored in different ways"

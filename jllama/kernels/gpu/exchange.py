@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import unless
-from jllama.kernels.gpu.peers import MAX_ROW, MAX_SUMS, MAX_VOCABULARY, places
+from jllama.kernels.gpu.peers import MAX_BLOCKS, MAX_ROW, MAX_SUMS, MAX_VOCABULARY, places
 from jllama.layers.shards import Shards
 
-BLOCK_SIZE = 256
+BLOCK_SIZE, PULL_SIZE = 256, 512  # threads of a block
+PULLS = False  # instead of XLA's all-reduce: emulated, but not measured yet
 MOST_BLOCKS = 128  # no more than there are multiprocessors: all of them run at once
 
 
@@ -28,9 +30,16 @@ class Peers(Shards):
         """int32 `[1]`: which of them this GPU is."""
         return jax.lax.axis_index(self.axis).astype(jnp.int32)[None]
 
+    def parts_dtype(self, dtype: Any, count: int) -> Any:
+        """See `Shards.parts_dtype`: what is too much for words goes in the run dtype, half as many bytes."""
+        return jnp.float32 if fits(count) or jnp.dtype(dtype).itemsize > 2 else dtype
+
     def total(self, part: Array) -> Array:
         """See `Shards.total`."""
-        return exchanged(self, part) if fits(part.size) else super().total(part)
+        if part.dtype == jnp.float32 and fits(part.size):
+            return exchanged(self, part)
+        pulls = PULLS and self.count == 2 and part.dtype.itemsize == 2 and part.size % 8 == 0
+        return pulled(self, part) if pulls else super().total(part)
 
 
 def gpus_of(shards: Shards | None) -> int:
@@ -127,3 +136,26 @@ def exchange_source(shape: Shape) -> str:
     del sizes["gpus"]
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", "exchange.cu")
+
+
+def pulled(peers: Peers, x: Array) -> Array:
+    """The sum of two GPUs' `x`, 16-bit floats, a multiple of 8: each reads the other's (`pull.cu`)."""
+    with jax.named_scope("pull"):
+        blocks = min(launch.blocks_at_once(), MAX_BLOCKS, -(-x.size // (8 * PULL_SIZE)))
+        (total,) = launch.call(
+            pull_source(x.size, blocks, x.dtype == jnp.float16),
+            "jllama_pull",
+            [peers.addresses, peers.rank(), x],
+            [jax.ShapeDtypeStruct(x.shape, x.dtype)],
+            grid=blocks,
+            threads=PULL_SIZE,
+            shared=16,
+        )
+        return total
+
+
+@functools.lru_cache(maxsize=64)
+def pull_source(count: int, blocks: int, fp16: bool) -> str:
+    sizes = dict(NUMBERS=count, BLOCKS=blocks, BLOCK_SIZE=PULL_SIZE, FP16=int(fp16)) | places(2)
+    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return launch.assemble(defines, "primitives.cu", "pull.cu")

@@ -20,6 +20,7 @@ HEAD = 16
 MAX_ROW = 32768  # D, at most
 MAX_VOCABULARY = 1 << 19
 MAX_SUMS = 1 << 18  # numbers that one exchange of a batch adds, at most
+MAX_BLOCKS = 256  # of a launch that reads other GPUs' arrays
 MAX_GPUS = 8
 ALREADY_ENABLED = 704  # CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED
 
@@ -30,9 +31,13 @@ def places(gpus: int) -> dict[str, int]:
         BOX_O=gpus * MAX_ROW,
         BOX_DOWN=gpus * MAX_ROW,
         BOX_LOGITS=MAX_VOCABULARY,
+        BOX_PULL=4 * MAX_BLOCKS,
         BOX_SUMS=2 * gpus * MAX_SUMS,  # used in turn
     )
-    found, at = dict(GPUS=gpus, MAX_ROW=MAX_ROW, MAX_SUMS=MAX_SUMS, BOX_EPOCH=0, BOX_TURNS=1), HEAD
+    found, at = (
+        dict(GPUS=gpus, MAX_ROW=MAX_ROW, MAX_SUMS=MAX_SUMS, BOX_EPOCH=0, BOX_TURNS=1, BOX_PULLS=2),
+        HEAD,
+    )
     for name, size in sizes.items():
         found[name], at = at, at + size
     return found | dict(BOX_END=at)

@@ -109,7 +109,6 @@ __device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
 __device__ __forceinline__ void patience(u32& spins) {
   if (++spins > SPIN_LIMIT) asm volatile("trap;");
 }
-__device__ __forceinline__ void patience_far(u32& spins) { patience(spins); }
 // Words in the memory of any GPU: of this one, or of another that it can reach.
 __device__ __forceinline__ void put_far(u64* p, u32 data, u32 tag) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(((u64)tag << 32) | data) : "memory");
@@ -119,6 +118,13 @@ __device__ __forceinline__ u64 peek_far(const u64* p) {
   asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(w) : "l"(p) : "memory");
   return w;
 }
+__device__ __forceinline__ uint4 load_far(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void show_to_all() { __threadfence_system(); }
+__device__ __forceinline__ void patience_far(u32& spins) { patience(spins); }
 __device__ __forceinline__ void put2_far(u64* p, float a, float b, u32 tag) {
   asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(p), "l"(((u64)tag << 32) | __float_as_uint(a)),
                "l"(((u64)tag << 32) | __float_as_uint(b)) : "memory");
