@@ -926,7 +926,7 @@ def test_the_name_of_a_test(name, kind):
 
 @pytest.mark.parametrize("name", ["pp1", "tg", "xx5", "pp12345678", "tg5@d12345678", "pp5 ", "tg5@5", "pp0"])
 def test_what_is_no_test(name):
-    with pytest.raises(JllamaError, match="is no test; write pp512, tg128, tg128@d1024 or en128@d512"):
+    with pytest.raises(JllamaError, match="is no test; write pp512, tg128, tg128@d1024, en128@d512 or js128"):
         bench_tests.parse_tests([name], [1], {})
 
 
@@ -1244,12 +1244,12 @@ def test_no_size_of_a_shard(text):
 def pieces_of_chat(monkeypatch, **changes):
     """A chat whose parts only note that they were called."""
     held = dict(load=None, message=[], json=False, stats=False, markdown=True, system=None)
-    held |= dict(transcript=None, max_seq_len=None, on_overflow="stop")
+    held |= dict(transcript=None, max_seq_len=None, on_overflow="stop", tools=None, allow_tools=False)
     monkeypatch.setattr(chat, "FLAGS", SimpleNamespace(**held | changes))
     monkeypatch.setattr(command_line, "sampling_settings", lambda given=None: "settings")
     monkeypatch.setattr(command_line, "load_model", lambda: "model")
     monkeypatch.setattr(command_line, "template_variables", lambda: None)
-    monkeypatch.setattr(chat, "_conversation", lambda model: SimpleNamespace(branches={}, progress=None))
+    monkeypatch.setattr(chat, "_conversation", lambda *_: SimpleNamespace(branches={}, progress=None))
     monkeypatch.setattr(chat, "_settings", lambda model: "settings")
     monkeypatch.setattr(chat, "_banner", lambda model: "banner")
     monkeypatch.setattr("jllama.cli.terminal.batch.run", lambda *given, **how: ("batch", given[2], how))
@@ -1285,6 +1285,12 @@ def test_a_chat_needs_a_terminal_on_both_sides(monkeypatch, flags_, stdin, stdou
         assert ran[1:] == (flags_.get("message", []), how)
     else:
         assert ran[1:] == (flags_.get("stats", False), "banner")
+
+
+def test_leave_to_run_tools_needs_tools(monkeypatch):
+    pieces_of_chat(monkeypatch, message=["a"], allow_tools=True)
+    with pytest.raises(JllamaError, match="--allow_tools: there are none"):
+        chat.main()
 
 
 def test_a_chat_without_input_or_file_is_refused(monkeypatch):
