@@ -53,7 +53,7 @@ def grid(
             raise JllamaError(f"--storages: {storage[:40]!r} is none of {', '.join(STORAGES)}")
     wanted = parse_tests([*tests], [*batches], sampling)
     for test in wanted:
-        if test.kind == "en":
+        if test.kind in ("en", "js"):
             raise JllamaError(f"--tests: {test.name} has no limit to compare with: leave it out of a sweep")
     points = [Point(storage, test) for storage in dict.fromkeys(storages) for test in wanted]
     return list({point.key: point for point in points}.values())

@@ -39,6 +39,7 @@ def test_what_is_done_is_not_measured_again():
     [
         ("int3", "tg8", "'int3' is none of auto, none"),
         ("none", "en8", "en8 has no limit"),
+        ("none", "js8", "js8 has no limit"),
         ("none", "x", "no test"),
     ],
 )
