@@ -17,6 +17,7 @@ from jllama.kernels.gpu.exchange import Peers, exchanged, refused_shards
 from jllama.kernels.gpu.family import layer_extras, layer_leaf
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
+from jllama.kernels.gpu.wide_batch import wide_refusal, wide_step
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
@@ -33,18 +34,26 @@ def batch_refusal(
 ) -> str | None:
     """Why the kernels can't run this step; None if they can. With `shards` all sizes are one device's own."""
     B, T = tokens.shape
-    most = MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
-    if T != 1 or not 1 < B <= most:
+    most = _most(params)
+    if T != 1 or not B > 1 or (most < B and not isinstance(shards, Peers)):
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
     others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
-    return (
+    reason = (
         launch.refusal()
         or refused_shards(config, shards)
         or refused_field(config, FAMILY_FIELDS)
         or refused_leaf(params, [params.embed_tokens, params.norm, params.peers, *others, *_weights(params)])
-        or _config_refusal(config, params, cache)
-        or next(filter(None, map(_weight_refusal, _weights(params))), None)
     )
+    if reason is not None or most < B:
+        return reason or wide_refusal(config, params, cache, B)
+    return _config_refusal(config, params, cache) or next(
+        filter(None, map(_weight_refusal, _weights(params))), None
+    )
+
+
+def _most(params: Params) -> int:
+    """Sequences that `product.cu` is the faster way for."""
+    return MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
 
 
 def _config_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
@@ -100,7 +109,10 @@ def batch_step(
       keys and values.
     """
     with jax.named_scope("batch_step"):
-        x = embed(config, params, readable(tokens, n_valid, cache.length[:, None], cache.max_len))[:, 0]
+        tokens = readable(tokens, n_valid, cache.length[:, None], cache.max_len)
+        if peers is not None and len(tokens) > _most(params):
+            return wide_step(config, params, tokens, cache, places, peers)
+        x = embed(config, params, tokens)[:, 0]
         for i, p in enumerate(params.layers):
             kind = config.kind_of(i)
             x, own = _layer(config, p, x, cache.layer(i), places[kind.rope], kind, peers)

@@ -10,11 +10,11 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.constants import unless
+from jllama.kernels.gpu.constants import literal, unless
 from jllama.kernels.gpu.peers import MAX_BLOCKS, MAX_ROW, MAX_SUMS, MAX_VOCABULARY, places
 from jllama.layers.shards import Shards
 
-BLOCK_SIZE, PULL_SIZE = 256, 512  # threads of a block
+BLOCK_SIZE, PULL_SIZE, NORM_SIZE = 256, 512, 512  # threads of a block
 PULLS = False  # instead of XLA's all-reduce: emulated, but not measured yet
 MOST_BLOCKS = 128  # no more than there are multiprocessors: all of them run at once
 
@@ -159,3 +159,69 @@ def pull_source(count: int, blocks: int, fp16: bool) -> str:
     sizes = dict(NUMBERS=count, BLOCKS=blocks, BLOCK_SIZE=PULL_SIZE, FP16=int(fp16)) | places(2)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", "pull.cu")
+
+
+@dataclasses.dataclass(frozen=True)
+class NormShape:
+    """What the source of `exchange_norm.cu` depends on."""
+
+    gpus: int
+    ROWS: int
+    D: int
+    EPS: str
+    NORM_OFFSET: str = "0"
+    BIAS: int = 0
+    RESIDUAL_SCALE: str = "1"
+    FP16: int = 0
+
+
+def exchanged_norm(
+    peers: Peers,
+    x: Array,
+    residual: Array,
+    weight: Array,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    bias: Array | None = None,
+    by: float = 1.0,
+) -> tuple[Array, Array]:
+    """`exchanged` with a residual, and `rms_norm(weight, ..., eps, offset)` of what it gives, `[B, D]` both.
+
+    Args:
+      x: float32 `[B, D]`, no more than `fits`.
+      residual: `[B, D]` in 16 bits.
+      weight: `[D]` in 16 bits.
+      bias: `[D]` in 16 bits, added to the sum before it is multiplied with `by`.
+    """
+    with jax.named_scope("exchange_norm"):
+        shape = NormShape(
+            peers.count,
+            len(x),
+            x.shape[1],
+            literal(eps),
+            NORM_OFFSET=unless(offset, 0),
+            BIAS=int(bias is not None),
+            RESIDUAL_SCALE=unless(by, 1),
+            FP16=int(residual.dtype == jnp.float16),
+        )
+        operands = [peers.addresses, peers.rank(), x, residual, weight, weight if bias is None else bias]
+        out, normed = launch.call(
+            exchange_norm_source(shape),
+            "jllama_exchange_norm",
+            operands,
+            [jax.ShapeDtypeStruct(x.shape, residual.dtype)] * 2,
+            grid=len(x),
+            threads=NORM_SIZE,
+            shared=4 * NORM_SIZE // 32,
+        )
+        return out, normed
+
+
+@functools.lru_cache(maxsize=64)
+def exchange_norm_source(shape: NormShape) -> str:
+    sizes = dataclasses.asdict(shape) | places(shape.gpus)
+    sizes |= dict(EACH=-(-shape.D // (2 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
+    del sizes["gpus"]
+    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return launch.assemble(defines, "primitives.cu", "exchange_norm.cu")

@@ -1,0 +1,89 @@
+"""One decoding step of more sequences than `product.cu` takes, on GPUs that add up their sums by words.
+
+The products are cuBLAS's; between them one kernel adds up, adds the residual stream, and takes the next norm.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jllama.config import ModelConfig
+from jllama.kernels.gpu.constants import rotary_dims
+from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
+from jllama.kernels.gpu.exchange import Peers, exchanged_norm, fits
+from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
+from jllama.layers.cache import KVCache, LayerCache
+from jllama.layers.kind import LayerKind
+from jllama.layers.linear import linear
+from jllama.layers.mlp import ACTIVATIONS
+from jllama.layers.norm import rms_norm
+from jllama.layers.rope import Rope
+from jllama.model import Block, Params, Places, embed, scaled
+
+
+def wide_refusal(config: ModelConfig, params: Params, cache: KVCache, rows: int) -> str | None:
+    """Why this step is left to `model.forward`, whose sums and norms are apart; None if it can be taken."""
+    dtype = params.norm.dtype
+    if cache.keys[0].dtype != dtype or jnp.dtype(dtype).itemsize != 2:
+        return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernels want 16 bits in both"
+    if config.norm_placement != "pre" or config.hidden_size % 2:
+        return f"norms that are placed {config.norm_placement}"
+    if not fits(rows * config.hidden_size):
+        return f"{rows} sequences of {config.hidden_size} numbers are too many for words"
+    heads_per_key = config.num_attention_heads // config.num_key_value_heads
+    return attention_refusal(heads_per_key, config.head_dim, dtype, rotary_dims(config))
+
+
+def wide_step(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    cache: KVCache,
+    places: dict[Rope | None, Places],
+    peers: Peers,
+) -> tuple[Array, KVCache]:
+    """`batch.batch_step`, of `readable` tokens int32 `[B, 1]`; asks `wide_refusal` first."""
+    with jax.named_scope("wide_step"):
+        x = embed(config, params, tokens)[:, 0]
+        normed = _norm(config)(params.layers[0].attn_norm, x)
+        for i, p in enumerate(params.layers):
+            kind, last = config.kind_of(i), i == len(params.layers) - 1
+            after: Any = params.norm if last else params.layers[i + 1].attn_norm
+            call = (cache.layer(i), places[kind.rope], kind, peers, after)
+            x, normed, own = _layer(config, p, x, normed, *call)
+            cache = cache.replace(i, own)
+        head = params.embed_tokens if params.lm_head is None else params.lm_head
+        logits = scaled(linear(head, normed[:, None], dtype=jnp.float32), 1 / config.logits_scaling)
+        return soft_capped(logits, config.final_logit_softcapping), cache
+
+
+def _norm(c: ModelConfig) -> Any:
+    return partial(rms_norm, eps=c.rms_norm_eps, offset=c.norm_offset)
+
+
+def _layer(
+    c: ModelConfig,
+    p: Block,
+    x: Array,
+    normed: Array,
+    cache: LayerCache,
+    places: Places,
+    kind: LayerKind,
+    peers: Peers,
+    after: Array,
+) -> tuple[Array, Array, LayerCache]:
+    """`model.block` on `x` `[B, D]` and its norm; gives both behind the layer, the norm by `after`."""
+    a, m = p.attention, p.mlp
+    sums: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset, by=c.residual_multiplier)
+    y = normed_heads(a, linear(a.qkv_proj, normed[:, None], a.qkv_bias), _norm(c), peers)
+    mixed, cache = decode_attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
+    part = linear(a.o_proj, mixed.reshape(len(x), 1, -1), dtype=jnp.float32)[:, 0]
+    ffn_norm: Any = p.ffn_norm
+    x, normed = exchanged_norm(peers, part, x, ffn_norm, bias=a.o_bias, **sums)
+    gate_up = linear(m.gate_up_proj, normed[:, None], m.gate_up_bias).astype(jnp.float32)
+    h = (ACTIVATIONS[c.hidden_act](gate_up[:, :, 0]) * gate_up[:, :, 1]).astype(x.dtype)
+    part = linear(m.down_proj, h, dtype=jnp.float32)[:, 0]
+    return *exchanged_norm(peers, part, x, after, bias=m.down_bias, **sums), cache
