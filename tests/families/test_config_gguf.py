@@ -78,6 +78,10 @@ def test_head_width_and_window():
             {"rope__scaling__type": "yarn", "rope__scale_linear": 2.0},
             Rope(rope_type="yarn", rope_theta=5e5, factor=2.0, original_max_position_embeddings=128),
         ),
+        (
+            {"rope__scaling__type": "yarn", "rope__scaling__factor": 1.0},
+            Rope(rope_type="yarn", rope_theta=5e5, factor=1.0, original_max_position_embeddings=128),
+        ),
         ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, Rope(rope_theta=5e5)),
         ({"rope__scaling__type": "linear"}, Rope(rope_theta=5e5)),
         ({"rope__scaling__factor": 0.0}, Rope(rope_theta=5e5)),

@@ -81,6 +81,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ),
         ("phi3", dict(partial_rotary_factor=0.6, rope_parameters=None), "rotates 7 of 12 elements"),
         ("phi3", dict(partial_rotary_factor=1.5, rope_parameters=None), "rotates 18 of 12 elements"),
+        ("phi3", dict(partial_rotary_factor=0.05, rope_parameters=None), "rotates 0 of 12 elements"),
         # Numbers.
         ("granite", dict(logits_scaling=0.0), "logits_scaling=0.0 must be a positive number"),
         ("granite", dict(residual_multiplier="x"), "wrong type"),

@@ -16,7 +16,7 @@ from jllama.text.splice import Splices
 from jllama.text.surrogates import has_utf8_form, without_surrogates
 from jllama.text.template.traced_text import OWN, Traced
 from jllama.text.tokenizer import Tokenizer
-from jllama.text.vocabularies import gguf, tokenizer_checks
+from jllama.text.vocabularies import gguf, spm_charsmap, tokenizer_checks
 from jllama.text.vocabularies import spm_file as spm_file_module
 from jllama.text.vocabularies.spm import (
     BYTE,
@@ -663,6 +663,13 @@ def test_a_vocabulary_that_can_not_work(changes, words):
     model(["<unk>", "x" * 1024]).vocabulary()
 
 
+def test_a_symbol_may_be_the_first_piece_of_all():
+    types = [USER_DEFINED, UNKNOWN, NORMAL, NORMAL, NORMAL]
+    for kind in ({}, {"kind": UNIGRAM}):
+        made = model(["<x>", "<unk>", "a", "<", ">"], types, unk_id=1, **kind).vocabulary()
+        assert made.encode("a<x>a", True) == [2, 0, 2]
+
+
 def test_types_are_settled():
     pieces = ["<unk>", "<s>", "<|im_end|>", "x", "<|t|>"]
     types = (UNKNOWN, NORMAL, NORMAL, NORMAL, USER_DEFINED)
@@ -791,6 +798,15 @@ def test_a_decoy_before_a_normalizer_hides_nothing(tmp_path, place, count):
     decoys = {f"x{at}": {"normalizer": {"type": "NFC"}} for at in range(count)}
     hostile = {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "bb")] * 30}}
     (tmp_path / "t.json").write_text(json.dumps({place: state.pop(place) | decoys} | state | hostile))
+    with pytest.raises(JllamaError, match="makes texts longer without bounds"):
+        tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
+
+
+def test_a_token_of_the_same_name_hides_no_normalizer(tmp_path):
+    state = json.loads(byte_level_json())
+    state["model"]["vocab"] |= {"normalizer": 256}
+    hostile = {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "bb")] * 30}}
+    (tmp_path / "t.json").write_text(json.dumps({"model": state.pop("model")} | state | hostile))
     with pytest.raises(JllamaError, match="makes texts longer without bounds"):
         tokenizer_checks.check_tokenizer_json(tmp_path / "t.json")
 
@@ -929,6 +945,23 @@ def test_a_rule_s_end_lies_in_its_trie(offset, fits):
     else:
         with pytest.raises(JllamaError, match="its trie points outside of itself"):
             CharsMap(blob)
+
+
+@pytest.mark.parametrize("long", [0, 1, 2])
+def test_no_rule_replaces_a_character_by_a_whole_text(monkeypatch, long):
+    """Of several rules one is enough. Those of `a` and `b` end at the units 200 and 201."""
+    monkeypatch.setattr(spm_charsmap, "MAX_REPLACEMENT", 4)
+    texts = [b"x" * (5 if long == at else 4) + b"\0" for at in range(2)]
+    units = [0] * 256
+    for at, letter in enumerate(b"ab"):
+        units[letter] = (200 + at ^ letter) << 10 | 1 << 8 | letter
+        units[200 + at] = 1 << 31 | sum(map(len, texts[:at]))
+    blob = struct.pack("<I256I", 1024, *units) + b"".join(texts)
+    if long < 2:
+        with pytest.raises(JllamaError, match="it replaces a character by a whole text"):
+            CharsMap(blob)
+    else:
+        assert CharsMap(blob)("cab") == "cxxxxxxxx"
 
 
 def test_rules_that_change_nothing():
