@@ -260,8 +260,9 @@ def test_each_leaf_may_have_a_place_of_its_own(tmp_path, quantize):
 def test_a_placement_of_another_shape_is_refused(tmp_path):
     files = resolve(str(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS))))
     placement = Params(embed_tokens=None, layers=(None,) * 77, norm=None)
-    with pytest.raises(JllamaError, match="placement: neither one place nor Params"):
+    with pytest.raises(JllamaError, match="placement: neither one place nor Params") as caught:
         load_params(files, read_config(files), "float32", placement=placement)
+    assert "\\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "float8_e4m3fn", "nonsense"])

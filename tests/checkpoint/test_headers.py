@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from jllama.checkpoint import memory
 from jllama.checkpoint.formats import safetensors
@@ -657,6 +658,11 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
         appearing(tmp_path / "b"),
     ):
         raise OSError(errno.ENOSPC, "full")
+    with (
+        pytest.raises(JllamaError, match=r"cannot write .*/b: no room in this library's words; nothing"),
+        appearing(tmp_path / "b"),
+    ):
+        raise SafetensorError("no room in this library's words")
     with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "b"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["a"]

@@ -527,4 +527,5 @@ def test_random_numbers_do_not_depend_on_the_shards(tmp_path):
     assert len({table.ravel()[0] for table in ours.values()}) == len(ours)
     assert all(int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0 for path in cut.glob("*.safetensors"))
     assert abs(np.concatenate([t.ravel() for n, t in ours.items() if "proj" in n]).std() - 0.5) < 0.05
-    assert abs(ours["model.norm.weight"].mean() - 1) < 0.6
+    norms = np.concatenate([t for n, t in ours.items() if "norm" in n])
+    assert (abs(norms.mean() - 1) < 0.3, abs(norms.std() - 0.5) < 0.2) == (True, True)

@@ -68,8 +68,15 @@ def test_what_was_done_before_the_bar_appears_counts(screen, monkeypatch):
     assert "3.00k/4.00kB" in terminal.getvalue()
 
 
-def test_a_bar_shares_no_lock_with_other_processes():
-    assert isinstance(progress._drawing().get_lock(), type(threading.RLock()))
+def test_a_bar_has_no_thread_that_watches_it_and_no_lock_of_several_processes(screen, monkeypatch):
+    screen()
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    drawing = progress._drawing()
+    monkeypatch.setattr(drawing, "monitor", None)
+    with ByteBar("loading", 4000) as bar:
+        bar.advance(1000)
+        assert drawing.monitor is None
+    assert isinstance(drawing.get_lock(), type(threading.RLock()))
 
 
 def test_the_bar_leaves_nothing_behind_and_no_thread(screen, monkeypatch):
