@@ -12,10 +12,10 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from cpu_comparison import files
+from cpu_comparison.process import Side, command_of
 
 from jllama.cli import command_line, flag_groups
 from jllama.cli.command_line import FLAGS, say
@@ -35,7 +35,15 @@ flags.DEFINE_list(
 flags.DEFINE_string("directory", "/tmp/jllama-compare", "Where the GGUF files are made and kept.")
 flags.DEFINE_integer("repeats", 5, "How many turns each side has; medians are compared.", lower_bound=2)
 flags.DEFINE_integer("tokens", 48, "Tokens decoded in a turn.", lower_bound=2, upper_bound=512)
-flags.DEFINE_integer("threads", 0, "Of both sides; 0: the cores that this process may use.", lower_bound=0)
+flags.DEFINE_list(
+    "threads", [], "Of each side, such as 4,8,16; by default the cores that this process may use."
+)
+flags.DEFINE_string("tree", None, "A checkout of jllama, an older one for instance, in llama.cpp's place.")
+flags.DEFINE_bool(
+    "read",
+    False,
+    "Adds a plain read of the weights' bytes by as many threads, the most that a step can reach.",
+)
 flags.DEFINE_string("peer_python", sys.executable, "The Python that has llama_cpp installed.")
 flags.DEFINE_string(
     "llama_bench", None, "llama.cpp's program llama-bench, instead of llama_cpp; it decodes one row."
@@ -49,49 +57,12 @@ flags.DEFINE_bool("json", False, "Print one JSON object a line.")
 
 PLACES = ()
 HELP = {
-    "What is compared": ("model", "formats", "tests", "repeats", "threads", "transformers_python", "json")
+    "What is compared": (
+        *("model", "formats", "tests", "repeats", "threads", "tree", "read", "transformers_python", "json"),
+    )
 }
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_M")
 LIMITS = {"decode": 256, "prefill": 512}  # llama.cpp's: sequences of a context, tokens of a batch
-
-
-class Side:
-    """One of the programs in a process of its own, asked for one timing at a time."""
-
-    def __init__(self, python: str, worker: str, path: Path, threads: int, *more: str) -> None:
-        self.name = worker
-        module = f"cpu_comparison.{worker}_side"
-        command = [command_of(python), "-m", module, str(path), str(threads), *more]
-        found = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "JLLAMA_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(found)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.ask({"test": "ready"})
-
-    def ask(self, request: dict[str, Any]) -> float:
-        """Seconds that the other side took.
-
-        Raises:
-          JllamaError: it ended.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            for line in self.process.stdout:
-                if line.startswith("seconds "):
-                    return float(line.split()[1])
-        except OSError:
-            pass
-        raise JllamaError(f"the side {self.name} ended; its message, if any, stands above")
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(30)
 
 
 def main() -> None:
@@ -101,11 +72,12 @@ def main() -> None:
     say("the sides take turns; quote the ratios, not the rates, of a machine that others use too")
     for kind in FLAGS.formats:
         path = files.gguf_file(FLAGS.model, kind, directory, FLAGS.model_sha256)
-        sides = start(kind, path, FLAGS.threads or len(os.sched_getaffinity(0)))
-        for test in FLAGS.tests:
-            compare(kind, test, sides)
-        for side in sides.values():
-            side.close()
+        for threads in map(int, FLAGS.threads or [len(os.sched_getaffinity(0))]):
+            sides = start(kind, path, threads)
+            for test in FLAGS.tests:
+                compare(kind, test, threads, sides)
+            for side in sides.values():
+                side.close()
 
 
 def check_request() -> None:
@@ -121,9 +93,14 @@ def check_request() -> None:
         count_of(test)
     if not FLAGS.formats or not FLAGS.tests:
         raise JllamaError("nothing to compare: give --formats=F32 and --tests=decode1, for instance")
+    for threads in FLAGS.threads:
+        if not threads.isdecimal() or not 1 <= int(threads) <= 256:
+            raise JllamaError(f"--threads: {threads[:40]!r} is no number from 1 to 256")
+    if FLAGS.tree and not (expanded(FLAGS.tree) / "scripts/cpu_comparison").is_dir():
+        raise JllamaError(f"--tree={FLAGS.tree} is no checkout of jllama: it has no scripts/cpu_comparison")
     if FLAGS.llama_bench:
         check_llama_bench(FLAGS.llama_bench)
-    else:
+    elif not FLAGS.tree:
         check_python("peer_python", FLAGS.peer_python, "llama_cpp, numpy")
     if FLAGS.transformers_python:
         check_python("transformers_python", FLAGS.transformers_python, "torch, transformers, gguf")
@@ -155,11 +132,6 @@ def check_llama_bench(program: str) -> None:
         raise JllamaError(f"--llama_bench decodes one row: leave out {', '.join(several)} of --tests")
 
 
-def command_of(python: str) -> str:
-    """A Python as the shell would take it: a path from `~`, or a name."""
-    return str(expanded(python)) if python.startswith("~") else python
-
-
 def check_python(flag: str, python: str, modules: str) -> None:
     """Tries a side's imports.
 
@@ -179,20 +151,28 @@ def check_python(flag: str, python: str, modules: str) -> None:
 
 def start(kind: str, path: Path, threads: int) -> dict[str, Side]:
     """Ours comes first. transformers has no kernels for quantised GGUF weights: it would expand them."""
-    sides = {"jllama": Side(sys.executable, "jllama", path, threads)}
+    here = (path, threads)
+    sides = {"jllama": Side(sys.executable, "jllama", *here)}
+    if FLAGS.tree:
+        sides["tree"] = Side(sys.executable, "jllama", *here, tree=expanded(FLAGS.tree))
     if FLAGS.llama_bench:
-        program = command_of(FLAGS.llama_bench)
-        sides["llama.cpp"] = Side(sys.executable, "llama_bench", path, threads, program)
-    else:
-        sides["llama.cpp"] = Side(FLAGS.peer_python, "llama", path, threads)
+        sides["llama.cpp"] = Side(sys.executable, "llama_bench", *here, command_of(FLAGS.llama_bench))
+    elif not FLAGS.tree:
+        sides["llama.cpp"] = Side(FLAGS.peer_python, "llama", *here)
     if FLAGS.transformers_python and kind in ("F32", "BF16"):
-        sides["transformers"] = Side(FLAGS.transformers_python, "transformers", path, threads)
+        sides["transformers"] = Side(FLAGS.transformers_python, "transformers", *here)
+    if FLAGS.read:
+        sides["a plain read"] = Side(sys.executable, "read", *here)
+    for side in sides.values():  # they load at the same time
+        side.ask({"test": "ready"})
     return sides
 
 
-def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
+def compare(kind: str, test: str, threads: int, sides: dict[str, Side]) -> None:
     """Turn by turn, so that a slow spell of the machine meets all; one turn each to warm up."""
     request = {"test": test, "tokens": FLAGS.tokens}
+    if test.startswith("prefill"):  # bound by arithmetic
+        sides = {name: side for name, side in sides.items() if name != "a plain read"}
     turns = [[side.ask(request) for side in sides.values()] for _ in range(FLAGS.repeats + 1)][1:]
     count = count_of(test)
     ours, *others = zip(*turns, strict=True)
@@ -200,14 +180,15 @@ def compare(kind: str, test: str, sides: dict[str, Side]) -> None:
         ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
         a, b = statistics.median(ours), statistics.median(theirs)
         row = dict(
-            model=FLAGS.model, format=kind, test=test, peer=peer, jllama=count / a, theirs=count / b,
-            ratio=b / a, lowest=ratios[0], highest=ratios[-1], load=os.getloadavg()[0],
+            model=FLAGS.model, format=kind, test=test, threads=threads, peer=peer, jllama=count / a,
+            theirs=count / b, ratio=b / a, lowest=ratios[0], highest=ratios[-1], load=os.getloadavg()[0],
         )  # fmt: skip
         if FLAGS.json:
             print(json.dumps(row), flush=True)
             continue
-        text = "{format:5} {test:10} jllama {jllama:8.1f} tok/s, {peer} {theirs:8.1f} tok/s: {ratio:.2f} x "
-        print((text + "({lowest:.2f} to {highest:.2f}), load {load:.1f}").format(**row), flush=True)
+        text = "{format:6} {test:10} {threads:3} threads, jllama {jllama:8.1f} tok/s, "
+        text += "{peer} {theirs:8.1f} tok/s: {ratio:.2f} x ({lowest:.2f} to {highest:.2f}), load {load:.1f}"
+        print(text.format(**row), flush=True)
 
 
 if __name__ == "__main__":
