@@ -1,9 +1,9 @@
 """Measures how well a model predicts a text, with weights of each kind."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
@@ -19,11 +19,16 @@ flags.DEFINE_list(
     "Values of --quantize to compare, the first with the rest.",
 )
 flags.DEFINE_integer("window", 512, "Tokens of each independent piece of the text.", lower_bound=8)
+flags.DEFINE_bool(
+    "rounding",
+    False,
+    "Also run each mode's weights expanded to float32: what the kernels and --dtype round.",
+)
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 flag_groups.define_model_flags()
 
 PLACES = ("model", "text")
-HELP = {"What is measured": ("model", "text", "modes", "window", "dtype", "device", "json")}
+HELP = {"What is measured": ("model", "text", "modes", "window", "rounding", "dtype", "device", "json")}
 
 
 def main() -> None:
@@ -38,9 +43,11 @@ def main() -> None:
         if len(ids) < 16:
             name = "standard input" if FLAGS.text == "-" else FLAGS.text
             raise JllamaError(f"{name} has {len(ids)} tokens: too short to measure anything")
-        losses, best = measure(model, ids, min(FLAGS.window, model.config.context_length))
+        window = min(FLAGS.window, model.config.context_length)
+        losses, best = measure(model, ids, window)
         reference = best if reference is None else reference
         rows.append(row(mode, model, losses, agreement(best, reference)))
+        rows[-1] |= rounding(model, ids, window) if FLAGS.rounding else {}
         say(f"{mode}: perplexity {rows[-1]['perplexity']:.3f}")
         del model
     report = {"text": FLAGS.text, "tokens": len(ids), "rows": [finite(r) for r in rows]}
@@ -104,27 +111,54 @@ def pieces(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
             yield piece + [0] * (window - len(piece)), len(piece)
 
 
+def rounding(model: Any, ids: list[int], window: int) -> dict[str, float]:
+    """What the run dtype and the kernels round, beside the same weights and all else in float32: the error of
+    all logits as a part of them (2-norms), and how often the most probable token is the same.
+    """
+    exact = expanded(model)
+    error = size = same = count = 0.0
+    for piece, length in pieces(ids, window):
+        ours, theirs = (_run(of, piece, _logits)[:length] for of in (model, exact))
+        error += float(((ours - theirs) ** 2).sum(dtype="float64"))
+        size += float((theirs**2).sum(dtype="float64"))
+        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        count += length
+    return {"logit_error": math.sqrt(error / size) if size else 0.0, "same_top1": same / count}
+
+
+def expanded(model: Any) -> Any:
+    """The model with its very weights in float32."""
+    import jax
+
+    from jllama.layers.qtensor import QTensor, dequantize
+
+    def widened(leaf: Any) -> Any:
+        return dequantize(leaf) if isinstance(leaf, QTensor) else leaf.astype("float32")
+
+    params = jax.tree.map(widened, model.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return dataclasses.replace(model, params=params, dtype="float32")
+
+
 def _piece(model: Any, piece: list[int]) -> tuple[Any, Any]:
+    return _run(model, piece, _score)
+
+
+def _run(model: Any, piece: list[int], work: Callable[..., Any]) -> Any:
+    """What `work` makes of a piece, as NumPy arrays."""
+    import jax
     import numpy as np
 
     from jllama.kernels.target import target_of
     from jllama.layers.cache import KVCache
 
     cache = KVCache.empty(model.config, batch=1, max_len=len(piece), dtype=model.dtype)
-    run = _scorer(model.config, target_of(model.params))
-    losses, best = run(model.params, np.asarray([piece], np.int32), cache)
-    return np.asarray(losses), np.asarray(best)
+    run = jax.jit(work, static_argnums=(0, 1))
+    made = run(model.config, target_of(model.params), model.params, np.asarray([piece], np.int32), cache)
+    return jax.tree.map(np.asarray, made)
 
 
-def _scorer(config: Any, target: Any) -> Any:
-    import jax
-
-    return jax.jit(partial(_score, config, target))
-
-
-def _score(config: Any, target: Any, params: Any, tokens: Any, cache: Any) -> tuple[Any, Any]:
-    """Losses and most probable tokens, `[T - 1]`, by the kernels that the engine would run."""
-    import jax
+def _logits(config: Any, target: Any, params: Any, tokens: Any, cache: Any) -> Any:
+    """`[T, V]`, by the kernels that the engine would run."""
     import jax.numpy as jnp
 
     from jllama import kernels
@@ -133,7 +167,15 @@ def _score(config: Any, target: Any, params: Any, tokens: Any, cache: Any) -> tu
     logits, _ = kernels.forward(
         config, params, tokens, cache, n_valid=n_valid, last_only=False, target=target
     )
-    logits = logits[0, :-1]
+    return logits[0]
+
+
+def _score(config: Any, target: Any, params: Any, tokens: Any, cache: Any) -> tuple[Any, Any]:
+    """Losses and most probable tokens, `[T - 1]`."""
+    import jax
+    import jax.numpy as jnp
+
+    logits = _logits(config, target, params, tokens, cache)[:-1]
     picked = jnp.take_along_axis(logits, tokens[0, 1:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - picked, jnp.argmax(logits, axis=1)
 
@@ -172,11 +214,18 @@ def finite(r: dict[str, Any]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a person."""
-    lines = ["mode   dtype      perplexity  ± std. error  vs first  same top-1  weights MiB"]
+    heading = "mode   dtype      perplexity  ± std. error  vs first  same top-1  weights MiB"
+    lines = [heading + ("  rounding: logits  same top-1" if "logit_error" in rows[0] else "")]
     first = rows[0]["loss"]
     lines += [
         f"{r['mode']:6} {r['dtype']:9} {r['perplexity']:11.3f}  {r['standard_error']:12.3f}  "
         f"{exponential(r['loss'] - first) - 1:+8.2%}  {r['top1_agreement']:10.1%}  {r['weights_mib']:11.1f}"
+        f"{rounded(r)}"
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def rounded(r: dict[str, Any]) -> str:
+    """The columns of `rounding`, if it was measured."""
+    return f"  {r['logit_error']:16.1e}  {r['same_top1']:10.2%}" if "logit_error" in r else ""

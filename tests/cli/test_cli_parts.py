@@ -1053,7 +1053,7 @@ def test_pieces_of_a_text(ids, window, found):
 
 def test_each_mode_is_compared_with_the_first(monkeypatch, capsys):
     best = {"none": [1, 2, 3, 4], "int8": [1, 0, 3, 4], "int4": [1, 0, 0, 4]}
-    held = SimpleNamespace(modes=[*best], text="x", window=8, json=True, model="")
+    held = SimpleNamespace(modes=[*best], text="x", window=8, json=True, model="", rounding=False)
     monkeypatch.setattr(perplexity, "FLAGS", held)
     monkeypatch.setattr(perplexity, "read_text", lambda: "words")
     tokenizer = SimpleNamespace(encode=lambda text: [0] * 20)
@@ -1078,7 +1078,7 @@ def test_each_mode_is_compared_with_the_first(monkeypatch, capsys):
 @pytest.mark.parametrize(("count", "measured"), [(15, False), (16, True)])
 @pytest.mark.parametrize(("text", "name"), [("a.txt", "a.txt"), ("-", "standard input")])
 def test_a_text_that_is_too_short(monkeypatch, capsys, count, measured, text, name):
-    held = SimpleNamespace(modes=["none"], text=text, window=8, json=False, model="")
+    held = SimpleNamespace(modes=["none"], text=text, window=8, json=False, model="", rounding=False)
     checked = []
     monkeypatch.setattr(perplexity, "FLAGS", held)
     monkeypatch.setattr(perplexity, "read_text", lambda: "words")

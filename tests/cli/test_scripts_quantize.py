@@ -68,11 +68,14 @@ def test_what_quantises_nothing_is_refused(server, model, small, tmp_path):
 
 
 def test_perplexity_of_each_mode(server, model, text):
-    flags = [f"--model={model}", f"--text={text}", "--dtype=float32", "--modes=none,int8", "--json"]
-    none, int8 = server.run(PERPLEXITY, *flags).report["rows"]
+    flags = [f"--model={model}", f"--text={text}", "--dtype=float32", "--modes=none,int8", "--rounding"]
+    none, int8 = server.run(PERPLEXITY, *flags, "--json").report["rows"]
     assert (none["mode"], int8["mode"], none["top1_agreement"]) == ("none", "int8", 1.0)
     assert int8["perplexity"] == pytest.approx(none["perplexity"], rel=0.05)
     assert int8["weights_mib"] < 0.5 * none["weights_mib"]
+    assert (none["logit_error"], none["same_top1"]) == (0.0, 1.0)
+    assert int8["logit_error"] < 1e-3
+    assert "rounding: logits" in server.run(PERPLEXITY, *flags).out
 
 
 def test_perplexity_of_a_quantised_directory(server, small, text):
