@@ -104,8 +104,8 @@ def test_step_with_quantised_weights(bits, group, offset):
     params = weights_like(
         random_params(config), rng, lambda shape: random_weight(rng, shape, bits, group, offset)
     )
-    for lengths, T in (((7, 3), 1), ((2,), 9)):
-        assert_same_step(config, params, lengths, T, 48, "", rtol=0.06)
+    for lengths, T in (((7, 3), 1), ((2,), 9), ((2,), 40)):
+        assert_same_step(config, params, lengths, T, 48, "", rtol=2e-4)
 
 
 @every_machine

@@ -19,6 +19,7 @@ from jllama.layers.qtensor import QTensor, dequantize
 from tests.support.block_files import numbers_of, random_blocks, weight_of, write_mixed_gguf
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.kernels_cpu import (
+    activations,
     every_machine,
     filled_cache,
     kernel_step,
@@ -34,23 +35,16 @@ CASES += [("Q4_K", MIXED), ("Q5_K", MIXED), ("Q6_K", MIXED), ("Q4_1", WIDEST), (
 CASES += [("Q4_K", Form(4, 32, offsets=True, scales="float32"))]
 
 
-def activations(rng: np.random.Generator, *rows: int) -> jax.Array:
-    """That 8 bits hold as they are: nothing but sums is rounded."""
-    steps = rng.integers(-127, 128, (*rows, COLUMNS))
-    steps[..., ::32] = 127
-    return jnp.asarray(steps / 64, jnp.float32)
-
-
 @every_machine
 @pytest.mark.parametrize(("kind", "form"), CASES)
 def test_products(machine, kind, form):
     rng = np.random.default_rng(0)
-    for rows, batches in ((1, [(2,)]), (16, [(1,)]), (50, [(1,), (5,), (3, 4)])):
+    for rows, batches in ((1, [(2,)]), (16, [(1,)]), (50, [(1,), (5,), (3, 4), (17,)])):
         raw = random_blocks(rng, kind, rows, COLUMNS)
         full, packed = numbers_of(raw, kind), cpu.prepare(weight_of(raw, kind, form))
         assert packed.layout == "tiles"
         for batch in batches:
-            x = activations(rng, *batch)
+            x = activations(rng, *batch, COLUMNS)
             y = cpu.quantized_linear(packed, x, target=f"jllama_product{suffix_of(machine)}")
             exact = np.asarray(x, np.float64) @ full.T.astype(np.float64)
             size = np.abs(np.asarray(x, np.float64)) @ np.abs(full.T)
@@ -106,7 +100,7 @@ def test_a_file_of_several_types_runs_as_stored(name, tmp_path):
         n_valid = jnp.full((len(lengths),), T, jnp.int32)
         wanted, _ = model.forward(config, full, tokens, cache, n_valid=n_valid)
         got, _ = kernel_step(config, kept, tokens, cache, "")
-        np.testing.assert_allclose(got, wanted, atol=0.06 * float(jnp.abs(wanted).max()))
+        np.testing.assert_allclose(got, wanted, atol=2e-4 * float(jnp.abs(wanted).max()))
 
 
 def weights(params) -> list:
@@ -121,7 +115,7 @@ def test_rows_behind_the_last_and_memory_behind_the_end_spoil_nothing(machine, k
     w = cpu.prepare(weight_of(random_blocks(np.random.default_rng(4), kind, 5, COLUMNS), kind))
     units = np.array(w.scale_units)
     units[:, :, 5:] = np.nan
-    x = activations(np.random.default_rng(5), 3)
+    x = activations(np.random.default_rng(5), 3, COLUMNS)
     target = f"jllama_product{suffix_of(machine)}"
     poisoned = dataclasses.replace(w, scale_units=jnp.asarray(units))
     np.testing.assert_array_equal(

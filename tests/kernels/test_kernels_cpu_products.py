@@ -7,14 +7,15 @@ import pytest
 
 from jllama.kernels import cpu
 from jllama.layers.qtensor import dequantize, embed_rows
-from tests.support.kernels_cpu import FORMATS, WIDER, every_machine, has_pairs, random_weight, suffix_of
-
-
-def rounded(x: jax.Array) -> jax.Array:
-    """Activations as the kernels see them: 8 bits in blocks of 32."""
-    blocks = x.reshape(*x.shape[:-1], -1, 32)
-    scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True) / 127
-    return (jnp.round(blocks / jnp.maximum(scale, 1e-30)) * scale).reshape(x.shape)
+from tests.support.kernels_cpu import (
+    FORMATS,
+    WIDER,
+    activations,
+    every_machine,
+    has_pairs,
+    random_weight,
+    suffix_of,
+)
 
 
 def product(weight: jax.Array, x: jax.Array) -> np.ndarray:
@@ -25,15 +26,44 @@ def product(weight: jax.Array, x: jax.Array) -> np.ndarray:
 @every_machine
 @pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])
 def test_quantised_products(machine, bits, group, offset):
-    rng = np.random.default_rng([bits, group, offset])  # no activation near the middle of two steps
+    rng = np.random.default_rng([bits, group, offset])
     for rows in ((1,), (16,), (3, 7), (50,)):
         w = random_weight(rng, (*rows, 192), bits, group, offset)
         packed = cpu.prepare(w)
-        for batch in ((1,), (2, 1), (5,), (3, 4)):
-            x = jnp.asarray(rng.normal(size=(*batch, 192)), jnp.float32)
+        for batch in ((1,), (2, 1), (5,), (3, 4), (29,)):
+            x = activations(rng, *batch, 192)
             y = cpu.quantized_linear(packed, x, target=f"jllama_product{suffix_of(machine)}")
-            exact = product(dequantize(w), rounded(x))
+            exact = product(dequantize(w), x)
             np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max() + 1e-6)
+
+
+@every_machine
+def test_activations_are_rounded_to_half_a_step_of_16_bits(machine):
+    rng = np.random.default_rng(0)
+    w = random_weight(rng, (50, 192), 8, 32, True)
+    for batch in (1, 3, 29):
+        x = rng.normal(size=(batch, 192)).astype(np.float32)
+        largest = np.abs(x).reshape(batch, -1, 32).max(-1).repeat(32, -1)
+        bound = product(jnp.abs(dequantize(w)), jnp.asarray(largest / 32639 / 2))
+        target = f"jllama_product{suffix_of(machine)}"
+        y = cpu.quantized_linear(cpu.prepare(w), jnp.asarray(x), target=target)
+        error = np.abs(y - product(dequantize(w), jnp.asarray(x)))
+        assert (error < bound).all()
+        assert error.max() > 0.01 * bound.max()  # so near to it that the bound says something
+
+
+@every_machine
+@pytest.mark.parametrize("kind", [(8, 32, False), (8, 16, True), (4, 32, True), (4, 96, False)])
+def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
+    """One row, few and many meet the weights by different instructions, and threads in any order."""
+    rng = np.random.default_rng(0)
+    w = cpu.prepare(random_weight(rng, (70, 576), *kind))
+    x = jnp.asarray(rng.normal(size=(29, 576)), jnp.float32)
+    target = f"jllama_product{suffix_of(machine)}"
+    many = np.asarray(cpu.quantized_linear(w, x, target=target))
+    for some in (1, 3, 16):
+        few = cpu.quantized_linear(w, x[:some], target=target)
+        np.testing.assert_array_equal(few, many[:some])
 
 
 @every_machine

@@ -97,6 +97,13 @@ def random_weight(rng, shape: tuple[int, ...], bits: int, group: int, offset: bo
     )
 
 
+def activations(rng: np.random.Generator, *shape: int) -> jax.Array:
+    """That the kernels' 16 bits in blocks of 32 hold as they are: nothing but sums is rounded."""
+    steps = rng.integers(-32639, 32640, shape)
+    steps[..., ::32] = 32639
+    return jnp.asarray(steps / 16384, jnp.float32)
+
+
 def weights_like(params, rng, make):
     """The same tree with every matrix made anew by `make(shape)`."""
     return jax.tree.map(

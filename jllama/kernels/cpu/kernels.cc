@@ -134,7 +134,7 @@ struct Step : Spec {
   // Readies row m of `a` for w.
   void ready(const Weight& w, int64_t m, int64_t rows) {
     if (w.paired(rows)) to_pairs(&a[m * padded(w.cols)], w.cols);
-    if (w.quantised()) quantise(&a[m * padded(w.cols)], w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]);
+    if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &blocks[m * (w.cols / BLOCK)]);
   }
   void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add, const Weight& next) {
     pool.expect(next.values, next.tiles(), grain(pool, next, rows), next.tile_bytes());
@@ -329,7 +329,7 @@ extern "C" XLA_FFI_Error* jllama_product(
   std::vector<Block> blocks(w.quantised() ? rows * (w.cols / BLOCK) : 0);
   if (w.quantised())
     pool.run(rows, 1, [&](int64_t m, int64_t end) {
-      for (; m < end; m++) quantise(x + m * w.cols, w.cols, w.bias(), &blocks[m * (w.cols / BLOCK)]);
+      for (; m < end; m++) quantise(w, x + m * w.cols, rows, &blocks[m * (w.cols / BLOCK)]);
     });
   product(pool, w, {x, w.cols, blocks.data()}, rows, {(float*)in.ret(0), w.rows, nullptr, false});
   return nullptr;

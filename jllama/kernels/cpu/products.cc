@@ -1,68 +1,100 @@
 // Products and embeddings: a file of their own, so that two compilers work at the same time.
 #include "products.h"
 
-// Which weights `tile` is compiled for.
+// Which weights a kernel is compiled for.
 enum Form { EIGHT_BITS, FOUR_BITS, HALVES };  // the last: 8 bits, groups of half a block
-
-// Adds up the products of block b for LANES rows from v on: M rows of x times words k.
-template <Form FORM, int M>
-INLINE void block(const Weight& w, const I (&k)[8], int64_t g, int64_t u, const Block* x, int64_t blocks,
-                  F (*acc)[PARTS], int v) {
-  const auto at = [&](const void* p, const void* units, int64_t group) {
-    return w.scale(p, units, group * TILE + v * LANES, u * TILE + v * LANES);
-  };
-  const F s = at(w.scales, w.scale_units, g), o = w.offsets ? at(w.offsets, w.offset_units, g) : F{};
-  if (FORM != HALVES) {
-    UNROLL for (int i = 0; i < M; i++) {
-      const Block& xb = x[i * blocks];
-      I d = I{} + xb.start;
-      UNROLL for (int j = 0; j < 8; j++) d = dot4(d, k[j], xb.q[j]);
-      acc[i][v] += __builtin_convertvector(d, F) * (s * xb.scale);
-      if (w.offsets) acc[i][v] += o * xb.scaled_sum;
-    }
-    return;
-  }
-  const F s2 = at(w.scales, w.scale_units, g + 1),
-          o2 = w.offsets ? at(w.offsets, w.offset_units, g + 1) : F{};
-  UNROLL for (int i = 0; i < M; i++) {
-    const Block& xb = x[i * blocks];
-    const int32_t start = -FLIP * xb.first_sum;
-    I d = I{} + start, d2 = I{} + (xb.start - start);
-    UNROLL for (int j = 0; j < 4; j++) d = dot4(d, k[j], xb.q[j]), d2 = dot4(d2, k[j + 4], xb.q[j + 4]);
-    acc[i][v] += (__builtin_convertvector(d, F) * s + __builtin_convertvector(d2, F) * s2) * xb.scale;
-    const float first = xb.scale * xb.first_sum;
-    if (w.offsets) acc[i][v] += o * first + o2 * (xb.scaled_sum - first);
-  }
+constexpr int spans(Form form) { return form == HALVES ? 2 : 1; }            // scales of a block
+constexpr int words(Form form) { return form == FOUR_BITS ? 4 : BLOCK / 4; }  // of a block in memory
+template <Form FORM>
+INLINE I word(const char* p, int j) {  // word j of a block's eight: four weights of each row, see `dot4`
+  const I raw = loadi(p + j % words(FORM) * TILE * 4);
+  return FORM == FOUR_BITS ? (j < 4 ? raw : raw >> 4) & 0x0f0f0f0f : raw ^ int32_t(FLIP * 0x01010101u);
 }
+template <Form FORM>
+INLINE I wide(const char* p, int j, int odd) {  // its first and third, or second and fourth weight in 16 bits
+  const I raw = loadi(p + j % words(FORM) * TILE * 4);
+  if (FORM == FOUR_BITS) return (raw >> (j < 4 ? 8 * odd : 8 * odd + 4)) & 0x000f000f;
+  return odd ? (I)((I16)raw >> 8) : (I)((I16)raw << 8 >> 8);
+}
+
+// Span h of a block at p: the products of its words with M rows of x, for LANES rows of the weight.
+template <Form FORM, int M>
+INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[M]) {
+  constexpr int WORDS = BLOCK / 4 / spans(FORM);
+  I low[M];
+  UNROLL for (int i = 0; i < M; i++) {
+    const Block& b = x[i * blocks];
+    d[i] = I{};
+    low[i] = I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
+  }
+  UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
+    if (SPLIT) {
+      const I k = word<FORM>(p, j);
+      UNROLL for (int i = 0; i < M; i++) {
+        d[i] = dot4(d[i], k, I{} + x[i * blocks].q[j]);
+        low[i] = dot4(low[i], k, I{} + x[i * blocks].q[BLOCK / 4 + j]);
+      }
+    } else {
+      const I even = wide<FORM>(p, j, 0), odd = wide<FORM>(p, j, 1);
+      UNROLL for (int i = 0; i < M; i++) {
+        low[i] = dot2(low[i], even, I{} + x[i * blocks].q[2 * j]);
+        low[i] = dot2(low[i], odd, I{} + x[i * blocks].q[2 * j + 1]);
+      }
+    }
+  }
+  UNROLL for (int i = 0; i < M; i++) d[i] = SPLIT ? (d[i] << 8) + low[i] : low[i];
+}
+// The sum that belongs to the offset of span h.
+template <Form FORM>
+INLINE float scaled_sum(const Block& b, int h) {
+  return FORM != HALVES ? b.scaled_sum : h ? b.scaled_sum - b.scaled_first : b.scaled_first;
+}
+
+// Scales or offsets of a tile's groups in turn.
+struct Groups {
+  const Weight& w;
+  int64_t per, left, g, units, b = 0;
+  Groups(const Weight& w, int64_t t, int64_t first)
+      : w(w), per(w.group / BLOCK), left(per), g(t * (w.cols / w.group)), units(t * (w.cols / UNIT)) {
+    b = first;
+    if (per) left -= first % per, g += first / per;
+    else g += 2 * first;
+  }
+  F scale(int h, int v) const { return at(w.scales, w.scale_units, h, v); }
+  F offset(int h, int v) const { return w.offsets ? at(w.offsets, w.offset_units, h, v) : F{}; }
+  F at(const void* p, const void* p_units, int h, int v) const {
+    const int64_t lane = v * LANES;
+    return w.scale(p, p_units, (g + h) * TILE + lane, (units + b / (UNIT / BLOCK)) * TILE + lane);
+  }
+  void next() {
+    b++;
+    if (!per) g += 2;
+    else if (--left == 0) left = per, g++;
+  }
+};
 
 // M rows of x times the 16 rows of one tile.
 template <Form FORM, int M>
 static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Out& out) {
-  constexpr int words = FORM == FOUR_BITS ? 4 : 8, per_block = FORM == HALVES ? 2 : 1;
-  const int64_t blocks = w.cols / BLOCK, groups = w.cols / w.group, per = w.group / BLOCK,
-                units = w.cols / UNIT;
-  const char* p = (const char*)w.values + t * blocks * words * TILE * 4;
+  constexpr int64_t BYTES = words(FORM) * TILE * 4;
+  const int64_t blocks = w.cols / BLOCK;
+  const char* p = (const char*)w.values + t * blocks * BYTES;
   F acc[M][PARTS] = {};
-  for (int64_t b = 0, g = t * groups, left = per; b < blocks; b++, p += words * TILE * 4) {
+  Groups groups(w, t, 0);
+  for (int64_t b = 0; b < blocks; b++, p += BYTES, groups.next()) {
     UNROLL for (int v = 0; v < PARTS; v++) {
-      I k[8];
-      if (FORM != FOUR_BITS) {
-        UNROLL for (int j = 0; j < 8; j++) k[j] =
-            loadi(p + (j * TILE + v * LANES) * 4) ^ int32_t(FLIP * 0x01010101u);
-      } else {
-        UNROLL for (int j = 0; j < 4; j++) {
-          I raw = loadi(p + (j * TILE + v * LANES) * 4);
-          k[j] = raw & 0x0f0f0f0f;
-          k[j + 4] = (raw >> 4) & 0x0f0f0f0f;
+      UNROLL for (int j = 0; j < words(FORM); j++)
+          __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4, 0, M == 1 ? ONCE : 3);
+      UNROLL for (int h = 0; h < spans(FORM); h++) {
+        I d[M];
+        span<FORM, M>(p + v * LANES * 4, h, x + m * blocks + b, blocks, d);
+        const F s = groups.scale(h, v), o = groups.offset(h, v);
+        UNROLL for (int i = 0; i < M; i++) {
+          const Block& xb = x[(m + i) * blocks + b];
+          acc[i][v] += __builtin_convertvector(d[i], F) * (s * xb.scale);
+          if (w.offsets) acc[i][v] += o * scaled_sum<FORM>(xb, h);
         }
       }
-      UNROLL for (int j = 0; j < words; j++)
-          __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4, 0, M == 1 ? 0 : 3);
-      block<FORM, M>(w, k, g, t * units + b / (UNIT / BLOCK), x + m * blocks + b, blocks, acc, v);
-    }
-    if (FORM == HALVES || --left == 0) {
-      left = per;
-      g += per_block;
     }
   }
   for (int i = 0; i < M; i++)
@@ -153,6 +185,80 @@ static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, 
   }
 }
 
+// Quantised weights likewise, in 16 bits: k [spans, words, PANEL] with scales and offsets [spans, PANEL].
+struct Wide {
+  static constexpr int BLOCKS = DEPTH / BLOCK;
+  I k[BLOCKS * BLOCK / 2][VECTORS];
+  F scales[2 * BLOCKS][VECTORS], offsets[2 * BLOCKS][VECTORS];
+};
+template <Form FORM, int M>
+static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x, int64_t stride, float* y) {
+  constexpr int WORDS = BLOCK / 2 / spans(FORM);
+  for (int64_t s = 0; s < blocks * spans(FORM); s++) {
+    const int h = s % spans(FORM);
+    const Block* at = x + s / spans(FORM);
+    I d[M][VECTORS] = {};
+    for (int64_t j = 0; j < WORDS; j++) {
+      I k[VECTORS];
+      UNROLL for (int v = 0; v < VECTORS; v++) k[v] = w.k[s * WORDS + j][v];
+      UNROLL for (int i = 0; i < M; i++) {
+        I b = I{} + at[i * stride].q[h * WORDS + j];
+        IN_REGISTER(b);
+        UNROLL for (int v = 0; v < VECTORS; v++) d[i][v] = dot2(d[i][v], k[v], b);
+      }
+    }
+    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < VECTORS; v++) {
+      F* out = (F*)(y + i * PANEL + v * LANES);
+      F sum = *out + __builtin_convertvector(d[i][v], F) * (w.scales[s][v] * at[i * stride].scale);
+      if (offsets) sum += w.offsets[s][v] * scaled_sum<FORM>(at[i * stride], h);
+      *out = sum;
+    }
+  }
+}
+template <Form FORM>
+static void widen(const Weight& w, int64_t t, int64_t first, int64_t blocks, int v0, Wide* out) {
+  const int32_t bias = FORM == FOUR_BITS && !w.offsets ? 0x00080008 : 0;
+  const char* p = (const char*)w.values + (t * (w.cols / BLOCK) + first) * words(FORM) * TILE * 4;
+  Groups groups(w, t, first);
+  for (int64_t b = 0; b < blocks; b++, p += words(FORM) * TILE * 4, groups.next())
+    UNROLL for (int v = 0; v < PARTS; v++) {
+      UNROLL for (int j = 0; j < BLOCK / 4; j++) UNROLL for (int odd = 0; odd < 2; odd++) {
+        const I16 k = (I16)wide<FORM>(p + v * LANES * 4, j, odd) - (I16)(I{} + bias);
+        out->k[b * BLOCK / 2 + 2 * j + odd][v0 + v] = (I)k;
+      }
+      UNROLL for (int h = 0; h < spans(FORM); h++) {
+        out->scales[b * spans(FORM) + h][v0 + v] = groups.scale(h, v);
+        out->offsets[b * spans(FORM) + h][v0 + v] = groups.offset(h, v);
+      }
+    }
+}
+template <Form FORM>
+static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
+  static thread_local std::vector<float> sums;
+  alignas(64) static thread_local Wide panel;
+  const int64_t blocks = w.cols / BLOCK;
+  for (int64_t t = t0; t < t1; t += PANEL / TILE) {
+    sums.assign(rows * PANEL, 0.f);
+    for (int64_t b = 0; b < blocks; b += Wide::BLOCKS) {
+      const int64_t some = std::min<int64_t>(Wide::BLOCKS, blocks - b);
+      for (int64_t k = 0; k < PANEL / TILE; k++)  // a tile behind the last: the last again, for nothing
+        widen<FORM>(w, std::min(t + k, t1 - 1), b, some, k * PARTS, &panel);
+      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
+        wide_panel<FORM, M()>(panel, w.offsets, some, x + m * blocks + b, blocks, &sums[m * PANEL]);
+      });
+    }
+    const int64_t wide = std::min(std::min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t i = 0; i < wide; i++) store(out, m, t * TILE + i, sums[m * PANEL + i]);
+  }
+}
+template <Form FORM>
+static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
+  if (rows > FEW_ROWS) return many_tiles<FORM>(w, t0, t1, x, rows, out);
+  for (int64_t t = t0; t < t1; t++)
+    by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
+}
+
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   pool.run(w.tiles(), grain(pool, w, rows), [&](int64_t t0, int64_t t1) {
     auto dense = [&](auto* p, int64_t cols) {
@@ -162,12 +268,9 @@ void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Ou
     };
     if (w.paired(rows)) return dense((const pair*)w.values, w.cols / 2);
     if (!w.quantised()) return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols); });
-    for (int64_t t = t0; t < t1; t++)
-      by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) {
-        (w.halves()      ? tile<HALVES, M()>
-         : w.kind == Q8 ? tile<EIGHT_BITS, M()>
-                        : tile<FOUR_BITS, M()>)(w, t, in.blocks, m, out);
-      });
+    (w.halves()      ? tiles<HALVES>
+     : w.kind == Q8 ? tiles<EIGHT_BITS>
+                    : tiles<FOUR_BITS>)(w, t0, t1, in.blocks, rows, out);
   });
 }
 

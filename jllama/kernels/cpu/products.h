@@ -34,34 +34,52 @@ template <class Work>
 static auto typed(int64_t kind, const void* p, const Work& work) {
   return kind == F32 ? work((const float*)p) : kind == F16 ? work((const half*)p) : work((const bf16*)p);
 }
+// 32 activations in 16 bits: as words that meet words of four weights. In pairs: word j of the weights meets
+// activations 4j and 4j + 2, then 4j + 1 and 4j + 3. Split (`split`): first the high bytes of all, then the low ones.
 struct Block {
-  int32_t q[BLOCK / 4];
-  float scale, scaled_sum;
-  int32_t start, first_sum;  // the latter of the first half alone
-};  // 32 activations in 8 bits
+  int32_t q[BLOCK / 2];
+  float scale, scaled_sum, scaled_first;  // the sum of all, and of the first half
+  int32_t start, start_first;             // -bias times the sums
+};
+constexpr float TOP = 32639;  // 127 * 256 + 127: both bytes are signed
 
 constexpr auto add = [](I a, I b) { return a + b; };
-static void quantise(const float* x, int64_t n, int bias, Block* out) {
-  for (int64_t c = 0; c < n; c += BLOCK, out++) {
+INLINE void put_split(I q, int at, Block* out) {
+  using Bytes = typename Vec<int8_t>::type;
+  const Bytes high = __builtin_convertvector((q + 128) >> 8, Bytes), low = __builtin_convertvector(q, Bytes);
+  memcpy((char*)out->q + at, &high, LANES);
+  memcpy((char*)out->q + BLOCK + at, &low, LANES);
+}
+INLINE void put_pairs(I q, int at, Block* out) {
+  I ahead;
+  for (int j = 0; j < LANES; j++) ahead[j] = (j + 2) % LANES;
+  q = (q & 0xffff) | shuffled(q, q, ahead) << 16;
+  UNROLL for (int j = 0; j < LANES; j += 4) memcpy(out->q + (at + j) / 2, (char*)&q + 4 * j, 8);
+}
+// One row of x as one of `rows` rows meets w.
+static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) {
+  const bool split = SPLIT && rows <= FEW_ROWS;
+  const int bias = w.bias();
+  for (int64_t c = 0; c < w.cols; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
     UNROLL for (int i = 0; i < BLOCK; i += LANES) { top = imax(top, (I)load(x + c + i) & 0x7fffffff); }
     const int32_t most = fold(top, imax);
     float largest;
     memcpy(&largest, &most, 4);
     bool zero = largest < 1e-30f;
-    out->scale = zero ? 0 : largest / 127.f;
-    float inverse = zero ? 0 : 127.f / largest;
+    out->scale = zero ? 0 : largest / TOP;
+    float inverse = zero ? 0 : TOP / largest;
     I total = {};
+    int32_t first = 0;
     UNROLL for (int i = 0; i < BLOCK; i += LANES) {
-      if (i == BLOCK / 2) out->first_sum = fold(total, add);
-      I q = (I)(load(x + c + i) * inverse + 12582912.f);  // rounds; the low byte is the result
-      Vec<int8_t>::type bytes = __builtin_convertvector(q, typename Vec<int8_t>::type);
-      memcpy((char*)out->q + i, &bytes, LANES);
-      total += (q << 24) >> 24;
+      if (i == BLOCK / 2) first = fold(total, add);
+      const I q = (I)(load(x + c + i) * inverse + 12582912.f) << 16 >> 16;  // rounds; the low half is the result
+      split ? put_split(q, i, out) : put_pairs(q, i, out);
+      total += q;
     }
     const int32_t s = fold(total, add);
-    out->scaled_sum = out->scale * s;
-    out->start = -bias * s;
+    out->scaled_sum = out->scale * s, out->scaled_first = out->scale * first;
+    out->start = -bias * s, out->start_first = -bias * first;
   }
 }
 
@@ -95,7 +113,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
       UNROLL for (int r = 0; r < R; r++) k[r] = load(w + r * n + c + u * LANES);
       UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(
           R == 1 ? (const char*)(w + c + u * LANES) + 4096 : (const char*)(w + (R + r) * n + c), 0,
-          M == 1 ? 0 : 3);
+          M == 1 ? ONCE : 3);
       UNROLL for (int i = 0; i < M; i++) {
         F v = load(x + i * stride + c + u * LANES);
         if (R > 1) IN_REGISTER(v);
@@ -142,7 +160,7 @@ struct Rows {
 // Tiles that a thread takes at a time: long runs read faster, short ones end together; `few` takes three rows
 // at once, `many` a panel.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
-  const int64_t even = w.quantised() || rows <= 2 ? 1 : rows <= FEW_ROWS ? 3 : PANEL / TILE;
+  const int64_t even = rows > FEW_ROWS ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out);
