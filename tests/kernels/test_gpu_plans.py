@@ -1,6 +1,7 @@
 """How the GPU's kernels are cut and which calls they take, from both sides of each border; no GPU."""
 
 import dataclasses
+import functools
 import math
 from types import MappingProxyType, SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 from jllama import kernels
 from jllama.checkpoint.random_params import random_params
+from jllama.cli import ready_made
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import (
     batch,
@@ -392,6 +394,26 @@ def test_how_many_blocks_sample_a_row(gpu, batch_size, vocab, cluster, threads):
     shape = sample.make_shape(batch_size, vocab, 3)
     assert (cluster, threads, 3, vocab) == (shape.CLUSTER, shape.NT, shape.STOPS, shape.V)
     assert shape.shared <= ROOM
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("qwen3-0.6b", dict(chunk=64, joined=3, producers=1, groups=4, row_bytes=1024)),
+        ("gemma-3-1b", dict(chunk=64, joined=4, producers=1, groups=4, row_bytes=1152)),
+        ("gemma-3-270m", dict(chunk=64, joined=4, producers=1, groups=2, row_bytes=1280)),
+        ("qwen2.5-0.5b", dict(chunk=128, joined=2, producers=1, groups=2, row_bytes=2048)),
+        ("smollm3-3b", dict(chunk=64, joined=3, producers=2, groups=2, row_bytes=1024)),
+        ("tinyllama-1.1b", dict(chunk=128, joined=2, producers=2, groups=2, row_bytes=1024)),
+    ],
+)
+def test_small_layers_are_cut_for_their_waits(gpu, name, cut):
+    config = dataclasses.replace(ModelConfig.from_hf(ready_made.shape(name)), num_hidden_layers=2)
+    made = plan.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
+    assert {field: getattr(made, field) for field in cut} == cut
+    assert made.slots % made.groups == 0
+    assert made.slots >= made.turn  # else a block would wait for values that have no slot
+    assert all(min(tile.slices, made.groups) * made.warps // made.groups % 4 == 0 for tile in made.tiles)
 
 
 # Where things lie.

@@ -11,7 +11,7 @@ import pytest
 from jllama import model
 from jllama.checkpoint.random_params import random_params
 from jllama.config import ModelConfig
-from jllama.kernels.gpu import decode, launch
+from jllama.kernels.gpu import decode, launch, plan
 from jllama.kernels.gpu.family import decode_frequencies
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor, dequantize
@@ -40,7 +40,8 @@ NARROW = shape(576, 1536, 1, 9, 3, 64, tie_word_embeddings=True)  # rows of scal
 TINYLLAMA = shape(2048, 5632, 2, 32, 4, 64, vocab=32000)
 LLAMA_8B = shape(4096, 14336, 1, 32, 8, 128, vocab=1026)
 MANY_HEADS = shape(256, 512, 1, 16, 1, 32)
-LONG = shape(256, 320, 1, 4, 1, 128)  # more parts of a context than groups of threads that join them
+LONG = shape(256, 320, 1, 4, 1, 128)  # four parts, which every block joins
+HALVES = shape(1024, 1024, 1, 8, 4, 128)  # rows of two slots: four groups of warps
 ROW8, BLOCKS8, BLOCKS4 = Scheme(bits=8, group=None), Scheme(bits=8, group=32), Scheme(bits=4, group=32)
 STORED = {
     "bf16": None,
@@ -160,13 +161,13 @@ def four_blocks(monkeypatch):
 
 
 CASES = [
-    (SMALL, "bf16", "bfloat16", 300, (0, 299, 300)),
+    (SMALL, "bf16", "bfloat16", 300, (0, 128, 299, 300)),
     (SMALL, "int4", "bfloat16", 40, (37,)),
     (SMALL, "int8", "float16", 40, (37,)),
     (SLIDING, "q4", "bfloat16", 200, (170,)),
-    (MANY_HEADS, "q8", "bfloat16", 200, (180,)),
+    (MANY_HEADS, "q8", "bfloat16", 320, (180, 300)),  # two parts, then more than every block joins
     (NARROW, "q4", "bfloat16", 40, (33,)),
-    (LONG, "bf16", "bfloat16", 300, (250,)),
+    (HALVES, "bf16", "bfloat16", 80, (64,)),
 ]
 
 
@@ -178,20 +179,25 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
     emulate(tmp_path, config, params, max_len, lengths, dtype)
 
 
+def test_decode_of_large_layers_emulated(four_blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SMALL_LAYER", 0)
+    emulate(tmp_path, LONG, weights(LONG, "bf16"), 300, (191, 250))
+
+
 def emulate(tmp_path, config, params, max_len, lengths, dtype="bfloat16") -> None:
     """The kernel for `params` behind texts of these lengths, each twice."""
     tokens, cache = jnp.array([[7]], jnp.int32), filled(config, max_len, 0, dtype)
     _, slots = decode._operands(config, params, tokens, cache, rope_of(config, cache))
     slots += [decode.LOGITS_SLOT] + [-1] * 2 * config.num_hidden_layers
-    plan = decode.make_plan(config, params)
+    cut = decode.make_plan(config, params)
     kernel = emulation.Emulated(
         tmp_path,
-        decode.source(plan, slots),
+        decode.source(cut, slots),
         "jllama_decode",
         len(slots),
-        grid=plan.blocks,
-        threads=plan.threads,
-        shared=plan.shared,
+        grid=cut.blocks,
+        threads=cut.threads,
+        shared=cut.shared,
     )
     for length in lengths:
         cache = filled(config, max_len, length, dtype)
@@ -218,6 +224,8 @@ ON_GPU = [
     (NARROW, "q4", "bfloat16", 40, (33,)),
     (TIED, "bf16", "bfloat16", 140, (133,)),
     (MANY_HEADS, "bf16", "float16", 200, (180,)),
+    (LONG, "bf16", "bfloat16", 600, (64, 191, 600)),
+    (HALVES, "bf16", "bfloat16", 600, (128, 590)),
     *((TINYLLAMA, stored, "bfloat16", 2048, (0, 100, 1900, 2048)) for stored in STORED),
     (LLAMA_8B, "bf16", "bfloat16", 300, (290,)),
     (LLAMA_8B, "int4", "bfloat16", 300, (290,)),

@@ -124,7 +124,7 @@ FILLED = {
     "tinyllama-1.1b": 1024,
     "llama-3.2-1b": 1024,
     "qwen3-0.6b": 1024,
-    "qwen2.5-0.5b": 896,
+    "qwen2.5-0.5b": 2048,  # whole rows, though they leave more empty: 896 bytes are a small copy
     "gemma-3-1b": 1152,
     "gemma-3-270m": 1280,
 }
@@ -135,7 +135,7 @@ def test_slots_of_the_ring_are_filled(four_blocks, name, size):
     config = ModelConfig.from_hf(ready_made.shape(name))
     plan = decode.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
     assert plan.row_bytes == size
-    assert 0.9 < plan.filled < 1
+    assert (0.9 if size < 2048 else 0.86) < plan.filled < 1
     # Counted by hand: tiles of eight rows, each row in pieces.
     c, pieces = config, [-(-tile.row // min(tile.row, tile.units * 64)) for tile in plan.tiles]
     counts = [rows // 8 * n for rows, n in zip(plan.rows, pieces, strict=True)]

@@ -109,7 +109,7 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) ->
         reason = _format_refusal(f, width, plan)
         if reason:
             return reason
-    return None if plan.slots >= 3 else "rows too long for the shared memory"
+    return None if plan.slots >= max(3, plan.turn) else "rows too long for the shared memory"
 
 
 def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:

@@ -97,9 +97,14 @@ class Tile:
         scales = self.format.row_scales(self.columns)
         return (self.rows // 2 * scales + 47) // 16 * 16 if scales % 16 else 0
 
+    @property
+    def slices(self) -> int:
+        """How many slots a row's bytes are spread over."""
+        return -(-self.row // self._slice)
+
     def slots(self, rows: int) -> int:
         """How many slots of the ring a weight of so many rows takes."""
-        return -(-rows // self.rows) * -(-self.row // self._slice)
+        return -(-rows // self.rows) * self.slices
 
     @property
     def size(self) -> int:
@@ -126,9 +131,7 @@ def attention_map(H: int, G: int, chunk: int, warps: int) -> tuple[dict[str, int
     """
     tokens = 16 if chunk > 8 * warps else 8  # that a warp attends to at a time
     readers, row = chunk // tokens, H * 2 + 16
-    sizes = dict(
-        A_Q=16 * row, A_KV=H * 4, A_M=readers * 64, A_L=readers * 64, A_NEW=64, A_O=readers * G * H * 4
-    )
+    sizes = dict(A_Q=16 * row, A_KV=H * 4, A_M=readers * 64, A_L=readers * 64, A_O=readers * G * H * 4)
     places, total = _places(sizes)
     return dict(QS=row, TW=tokens, AW=readers) | places, total
 

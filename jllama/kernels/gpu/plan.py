@@ -18,6 +18,8 @@ PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
 ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
 WORTH = 1.05  # so much better filled
+SMALL_LAYER, WIDE_GROUP = 64 << 20, 1024  # bytes that take less than the waits; query elements of a key head
+JOINED_TOKENS, JOINED_VALUES = 256, 6144  # of a text in parts, of its heads, that every block joins itself
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
 # The kernel's text, in this order.
@@ -54,8 +56,20 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Cached tokens that a block of the kernel attends to at a time: 16 KB of keys."""
-        return min(128, 8192 // self.config.head_dim // 32 * 32)
+        """Tokens that a block attends to at a time: 16 KB of keys, or 64 tokens of few wide heads."""
+        c = self.config
+        few = c.head_dim * c.num_attention_heads // c.num_key_value_heads <= WIDE_GROUP
+        return 64 if c.head_dim > 128 and few else min(128, 8192 // c.head_dim // 32 * 32)
+
+    @property
+    def joined(self) -> int:
+        """Parts of a text whose heads every block joins itself; of more parts, one block a head does."""
+        return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // self.columns[1]))
+
+    @property
+    def turn(self) -> int:
+        """Slots that a turn's keys and values take: all must have landed before the first is free."""
+        return 2 * -(-self.chunk // min(self.chunk, self.slot // (2 * self.config.head_dim) // 16 * 16))
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -149,6 +163,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         FP16=int(plan.dtype == "float16"),
         SHARED=plan.shared,
         SPIN_LIMIT=SPIN_LIMIT,
+        JOINED=plan.joined,
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
     sizes |= places(plan.gpus)
@@ -189,7 +204,18 @@ def make_plan(c: ModelConfig, params: Params, gpus: int = 1) -> Plan:
         return plan
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
     best = max(others, key=lambda other: other.filled)
-    return best if best.filled > WORTH * plan.filled else plan
+    plan = best if best.filled > WORTH * plan.filled else plan
+    layer = sum(rows * tile.row for tile, rows in zip(plan.tiles[:4], plan.rows[:4], strict=True))
+    return _for_small_layers(plan) if layer < SMALL_LAYER else plan
+
+
+def _for_small_layers(plan: Plan) -> Plan:
+    """One warp streams: no bursts that words wait behind. More groups: a warp takes more of a slot."""
+    row, slices = plan.tiles[0].row, plan.tiles[0].slices
+    split = row // slices < ROW_BYTES < row <= 2 * ROW_BYTES
+    plan = dataclasses.replace(plan, producers=1, row_bytes=2 * ROW_BYTES if split else plan.row_bytes)
+    even = all(tile.slices == 2 or tile.slices > 3 for tile in plan.tiles)
+    return dataclasses.replace(plan, groups=2 * GROUPS) if even else plan
 
 
 def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:

@@ -16,7 +16,7 @@ __device__ __forceinline__ int apart(int j) { return turns(j) ? ROTARY / 4 : (H 
 __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* keys, char* values, u32 tag) {
   char* A = smem + OFF_X;
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
-  const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token
+  const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token, the last of its tokens
   constexpr int R4 = H / 4;
   auto take_pair = [&](int r, int j, u32& lo, u32& hi) {
     const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
@@ -76,56 +76,56 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
     keep_pair(r, j, lo, hi);
   }
 #endif
-  float *M = (float*)(A + A_M), *LS = (float*)(A + A_L), *fresh_score = (float*)(A + A_NEW);
+  STAMP(9)
+  float *M = (float*)(A + A_M), *LS = (float*)(A + A_L);
   constexpr float LOG2_E = 1.4426950408889634f;
   const float log2e_scale = LOG2_E * SCALE;
   auto scored = [&](float v) { return CAP > 0 ? LOG2_E * soft_capped(v * SCALE, CAP) : v * log2e_scale; };
   consumers_sync();
+  STAMP(10)
 
-  for (int h = NW - 1 - warp; fresh && h < G; h += NW) {
-    float s = 0;
-    for (int d = lane * 2; d < H; d += 64) {
-      const u32 q = *(const u32*)(A + A_Q + h * QS + d * 2), k = *(const u32*)(A + A_KV + d * 2);
-      s += to_float(q) * to_float(k) + high(q) * high(k);
-    }
-    s = warp_sum(s);
-    if (lane == 0) fresh_score[h] = scored(s);
-  }
   // Each warp keeps its own running softmax; lane (g, t) that of heads g and g + 8.
   float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0;
   char* O = A + A_O + warp * G * H * 4;
-  int used = 0;
+  const int begin = p.begin, end = p.end, count = p.count, append = p.append;
+  const int used = (min(TC, count + append - begin * TC) + TW - 1) / TW;  // warps with something to attend to
 #pragma unroll 1
-  for (int c = p.begin; c < p.end; c++) {
-    const int tokens = min(TC, p.count - c * TC), n0 = warp * TW;
-    const int slots = (tokens + TS - 1) / TS;  // of keys, then as many of values
-    if (c == p.begin) used = (tokens + TW - 1) / TW;
+  for (int c = begin; c < end; c++) {
+    const int cached = min(TC, count - c * TC), tokens = min(TC, count + append - c * TC), n0 = warp * TW;
+    const int slots = (cached + TS - 1) / TS;  // of keys, then as many of values
     if (n0 < tokens) {
       const int ks = n0 / TS, vs = slots + ks, in = n0 % TS;
-      mbar_wait(ring.full(ks), ring.parity(ks));
+      const bool waits = n0 < cached;  // the new token lies apart
+      uint4 qa[H / 32], qb[G > 8 ? H / 32 : 1];  // of heads g and g + 8
+#pragma unroll
+      for (int i = 0; i < H / 32; i++) {
+        qa[i] = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
+        if (G > 8) qb[i] = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
+      }
+      if (waits) mbar_wait(ring.full(ks), ring.parity(ks));
       const char* kt = ring.data(ks) + in * H * 2;
-      float s[TW / 8][4] = {};
+      float s[TW / 8][2][4] = {};  // two chains
       bool in0[TW / 8], in1[TW / 8];
+#pragma unroll
+      for (int n = 0; n < TW / 8; n++) {
+        const char* key = n0 + n * 8 + g == cached ? A + A_KV : kt + (n * 8 + g) * H * 2;
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) {
+          const uint4 kv = *(const uint4*)(key + i * 64 + t * 16);
+          const uint4 q = qa[i], r = G > 8 ? qb[i] : make_uint4(0, 0, 0, 0);
+          mma(s[n][0], q.x, r.x, q.y, r.y, kv.x, kv.y);
+          mma(s[n][1], q.z, r.z, q.w, r.w, kv.z, kv.w);
+        }
+      }
       float top0 = m0, top1 = m1;
 #pragma unroll
       for (int n = 0; n < TW / 8; n++) {
-#pragma unroll
-        for (int i = 0; i < H / 32; i++) {
-          const uint4 kv = *(const uint4*)(kt + (n * 8 + g) * H * 2 + i * 64 + t * 16);
-          const uint4 qa = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
-          uint4 qb = make_uint4(0, 0, 0, 0);
-          if (G > 8) qb = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
-          mma(s[n], qa.x, qb.x, qa.y, qb.y, kv.x, kv.y);
-          mma(s[n], qa.z, qb.z, qa.w, qb.w, kv.z, kv.w);
-        }
         in0[n] = n0 + n * 8 + 2 * t < tokens;
         in1[n] = n0 + n * 8 + 2 * t + 1 < tokens;
-        s[n][0] = in0[n] ? scored(s[n][0]) : MINUS_INF;
-        s[n][1] = in1[n] ? scored(s[n][1]) : MINUS_INF;
-        s[n][2] = in0[n] ? scored(s[n][2]) : MINUS_INF;
-        s[n][3] = in1[n] ? scored(s[n][3]) : MINUS_INF;
-        top0 = fmaxf(top0, fmaxf(s[n][0], s[n][1]));
-        top1 = fmaxf(top1, fmaxf(s[n][2], s[n][3]));
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[n][0][i] = (i & 1 ? in1 : in0)[n] ? scored(s[n][0][i] + s[n][1][i]) : MINUS_INF;
+        top0 = fmaxf(top0, fmaxf(s[n][0][0], s[n][0][1]));
+        top1 = fmaxf(top1, fmaxf(s[n][0][2], s[n][0][3]));
       }
       top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 1));
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 1));
@@ -137,48 +137,64 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
       u32 a[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int n = 0; n < TW / 8; n++) {
+        float* w = s[n][0];
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[n][i] = exp2_fast(s[n][i] - (i < 2 ? m0 : m1));
-        l0 += s[n][0] + s[n][1];
-        l1 += s[n][2] + s[n][3];
-        a[2 * n] = pack(s[n][0], s[n][1]);
-        a[2 * n + 1] = G > 8 ? pack(s[n][2], s[n][3]) : 0u;
+        for (int i = 0; i < 4; i++) w[i] = exp2_fast(w[i] - (i < 2 ? m0 : m1));
+        l0 += w[0] + w[1];
+        l1 += w[2] + w[3];
+        a[2 * n] = pack(w[0], w[1]);
+        a[2 * n + 1] = G > 8 ? pack(w[2], w[3]) : 0u;
       }
-      mbar_wait(ring.full(vs), ring.parity(vs));
-      const char* vt = ring.data(vs) + (in + 2 * t) * H * 2;
+      STAMP(11)
+      if (waits) mbar_wait(ring.full(vs), ring.parity(vs));
+      const char *vt = ring.data(vs) + (in + 2 * t) * H * 2, *row0[TW / 8], *row1[TW / 8];
 #pragma unroll
-      for (int d0 = 0; d0 < H; d0 += 32) {  // column g of product j is dimension d0 + 4 g + j
-        uint2 v0[2] = {}, v1[2] = {};
+      for (int n = 0; n < TW / 8; n++) {
+        const int token = n0 + n * 8 + 2 * t;
+        row0[n] = token == cached ? A + A_KV + H * 2 : vt + n * 16 * H;
+        row1[n] = token + 1 == cached ? A + A_KV + H * 2 : vt + n * 16 * H + H * 2;
+      }
+      constexpr int AT_ONCE = H % 64 ? 1 : 2;  // pieces of 32 dimensions: all are read before the first is stored
 #pragma unroll
-        for (int n = 0; n < TW / 8; n++) {
-          if (in0[n]) v0[n] = *(const uint2*)(vt + n * 16 * H + d0 * 2 + g * 8);
-          if (in1[n]) v1[n] = *(const uint2*)(vt + n * 16 * H + H * 2 + d0 * 2 + g * 8);
-        }
-        float o[4][4] = {};
+      for (int d1 = 0; d1 < H; d1 += 32 * AT_ONCE) {
+        uint2 v0[AT_ONCE][2] = {}, v1[AT_ONCE][2] = {};
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const u32 order = j & 1 ? 0x7632 : 0x5410;
-          const u32 b0 = j < 2 ? __byte_perm(v0[0].x, v1[0].x, order) : __byte_perm(v0[0].y, v1[0].y, order);
-          const u32 b1 = j < 2 ? __byte_perm(v0[1].x, v1[1].x, order) : __byte_perm(v0[1].y, v1[1].y, order);
-          mma(o[j], a[0], a[1], a[2], a[3], b0, b1);
-        }
+        for (int e = 0; e < AT_ONCE; e++)
+#pragma unroll
+          for (int n = 0; n < TW / 8; n++) {
+            if (in0[n]) v0[e][n] = *(const uint2*)(row0[n] + (d1 + e * 32) * 2 + g * 8);
+            if (in1[n]) v1[e][n] = *(const uint2*)(row1[n] + (d1 + e * 32) * 2 + g * 8);
+          }
+        float o[AT_ONCE][4][4] = {};
+#pragma unroll
+        for (int e = 0; e < AT_ONCE; e++)
+#pragma unroll
+          for (int j = 0; j < 4; j++) {  // column g of product j is dimension d1 + 32 e + 4 g + j
+            const u32 order = j & 1 ? 0x7632 : 0x5410;
+            const u32 b0 = j < 2 ? __byte_perm(v0[e][0].x, v1[e][0].x, order) : __byte_perm(v0[e][0].y, v1[e][0].y, order);
+            const u32 b1 = j < 2 ? __byte_perm(v0[e][1].x, v1[e][1].x, order) : __byte_perm(v0[e][1].y, v1[e][1].y, order);
+            mma(o[e][j], a[0], a[1], a[2], a[3], b0, b1);
+          }
 #pragma unroll
         for (int half = 0; half < (G > 8 ? 2 : 1); half++) {
           if (half * 8 + g >= G) break;
-          float4* to = (float4*)(O + ((half * 8 + g) * H + d0 + 8 * t) * 4);
-          float4 x = make_float4(o[0][2 * half], o[1][2 * half], o[2][2 * half], o[3][2 * half]);
-          float4 y = make_float4(o[0][2 * half + 1], o[1][2 * half + 1], o[2][2 * half + 1], o[3][2 * half + 1]);
-          if (c > p.begin) {
-            const float al = half ? alpha1 : alpha0;
-            const float4 a = to[0], b = to[1];
-            x = make_float4(x.x + a.x * al, x.y + a.y * al, x.z + a.z * al, x.w + a.w * al);
-            y = make_float4(y.x + b.x * al, y.y + b.y * al, y.z + b.z * al, y.w + b.w * al);
+          float4* to = (float4*)(O + ((half * 8 + g) * H + d1 + 8 * t) * 4);
+          const float al = half ? alpha1 : alpha0;
+#pragma unroll
+          for (int e = 0; e < AT_ONCE; e++) {
+            float4 x = make_float4(o[e][0][2 * half], o[e][1][2 * half], o[e][2][2 * half], o[e][3][2 * half]);
+            float4 y = make_float4(o[e][0][2 * half + 1], o[e][1][2 * half + 1], o[e][2][2 * half + 1], o[e][3][2 * half + 1]);
+            if (c > begin) {
+              const float4 a = to[e * 8], b = to[e * 8 + 1];
+              x = make_float4(x.x + a.x * al, x.y + a.y * al, x.z + a.z * al, x.w + a.w * al);
+              y = make_float4(y.x + b.x * al, y.y + b.y * al, y.z + b.z * al, y.w + b.w * al);
+            }
+            to[e * 8] = x;
+            to[e * 8 + 1] = y;
           }
-          to[0] = x;
-          to[1] = y;
         }
       }
-      if (c + 1 == p.end || n0 + TC >= p.count - c * TC) {  // this warp's last tokens
+      if (c + 1 == end || n0 + TC >= count + append - c * TC) {  // this warp's last tokens
         l0 += __shfl_xor_sync(~0u, l0, 1);
         l1 += __shfl_xor_sync(~0u, l1, 1);
         l0 += __shfl_xor_sync(~0u, l0, 2);
@@ -189,44 +205,106 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
         }
       }
     }
+    STAMP(12)
     consumers_sync();
     if (warp < WPG && lane < 2 * slots) mbar_arrive(ring.empty(lane));
     ring.pos += 2 * slots;
   }
-  if (p.begin == p.end) consumers_sync();
+  STAMP(13)
   for (int i = tid; i < G * H / 2; i += NT) {
     const int h = i / (H / 2), d = i % (H / 2) * 2;
-    float top = fresh ? fresh_score[h] : MINUS_INF, m[AW];
+    float top = MINUS_INF, m[AW], l[AW];
+    float2 v[AW];
 #pragma unroll
-    for (int w = 0; w < AW; w++) top = fmaxf(top, m[w] = w < used ? M[w * 16 + h] : MINUS_INF);
-    float o0 = 0, o1 = 0, sum = 0;
-    if (fresh) {
-      const u32 v = *(const u32*)(A + A_KV + H * 2 + d * 2);
-      sum = exp2_fast(fresh_score[h] - top);
-      o0 = sum * to_float(v);
-      o1 = sum * high(v);
+    for (int w = 0; w < AW; w++) {  // nothing was written by those that were not used
+      m[w] = w < used ? M[w * 16 + h] : MINUS_INF;
+      l[w] = w < used ? LS[w * 16 + h] : 0.0f;
+      v[w] = w < used ? *(const float2*)(A + A_O + ((w * G + h) * H + d) * 4) : float2{0, 0};
     }
+#pragma unroll
+    for (int w = 0; w < AW; w++) top = fmaxf(top, m[w]);
+    float o0 = 0, o1 = 0, sum = 0;
 #pragma unroll
     for (int w = 0; w < AW; w++) {
-      if (w >= used) continue;  // nothing was written there
-      const float weight = exp2_fast(m[w] - top);
-      const float2 v = *(const float2*)(A + A_O + ((w * G + h) * H + d) * 4);
-      o0 += weight * v.x;
-      o1 += weight * v.y;
-      sum += weight * LS[w * 16 + h];
+      const float weight = w < used ? exp2_fast(m[w] - top) : 0.0f;
+      o0 += weight * v[w].x;
+      o1 += weight * v[w].y;
+      sum += weight * l[w];
     }
     const int q = p.head * G + h;
-    if (p.splits == 1) {
-      const float inv = __fdividef(1.0f, sum);
-      put(ll_mix + (q * H + d) / 2, pack(o0 * inv, o1 * inv), tag);
-    } else {
-      u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
+    u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
+    if (p.splits > JOINED) {
       put(to + d, __float_as_uint(o0), tag);
       put(to + d + 1, __float_as_uint(o1), tag);
       if (d == 0) { put(to + H, __float_as_uint(top), tag); put(to + H + 1, __float_as_uint(sum), tag); }
+    } else {  // a mean, and the logarithm of its weight among those of other blocks
+      const float inv = __fdividef(1.0f, sum);
+      put(p.splits == 1 ? ll_mix + (q * H + d) / 2 : to + d / 2, pack(o0 * inv, o1 * inv), tag);
+      if (p.splits > 1 && d == 0) put(to + H / 2, __float_as_uint(top + log2f(sum)), tag);
     }
   }
+  STAMP(14)
   consumers_sync();
+}
+
+// The mixed heads where up to JOINED blocks have a part of a key head's text each: every block joins their means.
+template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 tag) {
+  constexpr int IT = (N_H / 4 + NT - 1) / NT;
+  const u64* from[IT];  // the words of four dimensions
+  const u64* weight[IT];
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    const int k = min((int)(threadIdx.x + i * NT) * 4, N_H - 4);
+    weight[i] = ll_part + k / H * MAXP * (H + 2) + H / 2;
+    from[i] = weight[i] - H / 2 + k % H / 2;
+  }
+  u64 a[IT][JOINED], b[IT][JOINED], w[IT][JOINED];
+  if ((threadIdx.x & 31) == 31) take(weight[0] + (splits - 1) * (H + 2), tag);  // as `gather`
+  __syncwarp();
+  STAMP(16)
+  for (u32 spins = 0;; patience(spins)) {
+    bool missing = false;
+#pragma unroll
+    for (int s = 0; s < JOINED; s++) {
+      if (s >= splits) break;
+#pragma unroll
+      for (int i = 0; i < IT; i++) {
+        peek2(from[i] + s * (H + 2), a[i][s], b[i][s]);
+        w[i][s] = peek(weight[i] + s * (H + 2));
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < JOINED; s++) {
+      if (s >= splits) break;
+#pragma unroll
+      for (int i = 0; i < IT; i++)
+        missing |= (u32)(a[i][s] >> 32) != tag || (u32)(b[i][s] >> 32) != tag || (u32)(w[i][s] >> 32) != tag;
+    }
+    if (!__any_sync(~0u, missing)) break;
+  }
+  STAMP(17)
+  Store<FM, N_H> store;
+#pragma unroll
+  for (int i = 0; i < IT; i++) {
+    float top = MINUS_INF, sum = 0, e[4] = {};
+#pragma unroll
+    for (int s = 0; s < JOINED; s++)
+      if (s < splits) top = fmaxf(top, __uint_as_float((u32)w[i][s]));
+#pragma unroll
+    for (int s = 0; s < JOINED; s++) {
+      if (s >= splits) break;
+      const float weight = exp2_fast(__uint_as_float((u32)w[i][s]) - top);
+      sum += weight;
+      e[0] += weight * to_float((u32)a[i][s]); e[1] += weight * high((u32)a[i][s]);
+      e[2] += weight * to_float((u32)b[i][s]); e[3] += weight * high((u32)b[i][s]);
+    }
+    const float inv = __fdividef(1.0f, sum);
+    const u32 lo = pack(e[0] * inv, e[1] * inv), hi = pack(e[2] * inv, e[3] * inv);
+    const int k = (int)(threadIdx.x + i * NT) * 4;
+    if constexpr (FM::KIND == PLAIN) store.words(k, lo, hi);
+    else store.four(i, k, to_float(lo), high(lo), to_float(hi), high(hi));
+  }
+  store.finish();
 }
 
 // Joins the splits of one query head.
@@ -264,6 +342,7 @@ __device__ void combine(const Past& p, int q, u32 tag) {
         m = top;
       }
     }
+    STAMP(15)
     C[group * (H + 2) + d] = o;
     if (d == 0) { C[group * (H + 2) + H] = m; C[group * (H + 2) + H + 1] = sum; }
   }

@@ -9,6 +9,7 @@ template <int K, class Sink> __device__ __forceinline__ void gather(const u64* f
   // Until its own first word has come, only one lane of the warp asks, and then only for words that miss: less traffic.
   if ((threadIdx.x & 31) == 31 && threadIdx.x < K / 4) take(from + threadIdx.x * 2 + 1, tag);
   __syncwarp();
+  STAMP(16)
   for (u32 spins = 0;; patience(spins)) {
     bool missing = false;
 #pragma unroll
@@ -21,6 +22,7 @@ template <int K, class Sink> __device__ __forceinline__ void gather(const u64* f
       if ((int)threadIdx.x + i * NT < K / 4) missing |= (u32)(a[i] >> 32) != tag || (u32)(b[i] >> 32) != tag;
     if (!__any_sync(~0u, missing)) break;
   }
+  STAMP(17)
 #pragma unroll
   for (int i = 0; i < IT; i++) sink((int)(threadIdx.x + i * NT) * 4, (u32)a[i], (u32)b[i]);  // beyond K: ignored there
 }
@@ -248,6 +250,7 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
   using R = Rows<FM, K>;
   constexpr int TP = PAIRS ? R::TR / 2 : R::TR, SEG = PART_ROWS / R::TR * TP;
   constexpr int COLUMNS = (R::S < NG ? R::S : NG) * WPG / 4;
+  static_assert((R::S < NG ? R::S : NG) * WPG % 4 == 0, "four partial sums are read at once");
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2;
   const int group = warp / WPG, member = warp % WPG;
   const int last = rows.last * 2;
@@ -267,13 +270,18 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
       if (PAIRS) b1 = to_float(__ldg(biases + F + mine));
     }
     const int chunks = (end - seg + TP - 1) / TP * R::S;
-    Sums<FM, K> sums;
-    const int start = (group - (int)ring.pos) & (NG - 1);  // the group's first chunk
+    // The group's first chunk, then every NG-th: slice s of a tile. A chunk must cost few instructions: two warps share a
+    // scheduler, so that each instruction takes as long as its result.
+    const int start = (group - (int)ring.pos) & (NG - 1);
+    u32 s = start % R::S, tile = start / R::S;
+    Turn turn = ring.turn(start);
+    Sums<FM, K> sums(s * R::SLICE);
 #pragma unroll 1
     for (int chunk = start; chunk < chunks; chunk += NG) {
-      const int tile = chunk / R::S, s = chunk % R::S;
-      mbar_wait(ring.full(chunk), ring.parity(chunk));
-      const char* slot = ring.data(chunk);
+      const int off = (int)s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
+      const auto unit = [&](int j) { return (member + WPG * j) * FM::UNIT; };
+      mbar_wait(turn.full, turn.parity);
+      const char* slot = smem + turn.at;
       const char* scales[2];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -281,25 +289,36 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
         const bool up = PAIRS && r >= TP;
         scales[h] = slot + R::SCALE_AT + (r - (!R::PER_ROW && up ? TP : 0)) * R::SSTRIDE;
         if (!R::PER_ROW)  // the address of the tile's first scale, modulo 16, is where its copy begins
-          scales[h] += (up ? R::SECOND : 0) + (int)((long long)(seg + tile * TP + (up ? F : 0)) * R::SCALES & 15);
+          scales[h] += (up ? R::SECOND : 0) + (int)((long long)(seg + (int)tile * TP + (up ? F : 0)) * R::SCALES & 15);
       }
-      const int off = s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
+      typename Sums<FM, K>::Unit units[R::MOST];
 #pragma unroll
       for (int j = 0; j < R::MOST; j++) {
-        const int u = (member + WPG * j) * FM::UNIT;
-        if (j >= R::SURE && u >= bytes) break;
-        sums.add(slot, off, u, j, scales);
+        if (j >= R::SURE && unit(j) >= bytes) break;
+        units[j] = sums.load(slot, off, unit(j), scales);
+      }
+      const u32 empty = turn.full + NSLOT * 8;
+      turn.next();
+      if (NG % R::S == 0) sums.clear();
+#pragma unroll
+      for (int j = 0; j < R::MOST; j++) {
+        if (j >= R::SURE && unit(j) >= bytes) break;
+        sums.add(units[j], off, unit(j), j);
       }
       __syncwarp();
-      if (lane == 0) mbar_arrive(ring.empty(chunk));
-      if (s + NG >= R::S) {  // the group's last slice of this tile
-        const int column = ((start - tile * R::S) & (NG - 1)) * WPG + member;
+      if (lane == 0) mbar_arrive(empty);
+      s += NG;
+      if (NG % R::S == 0 || s >= R::S) {  // the group's last slice of this tile
+        constexpr bool EVEN = NG % R::S == 0 || R::S % NG == 0;
+        const int column = ((EVEN ? start % R::S : start - (int)tile * R::S) & (NG - 1)) * WPG + member;
 #pragma unroll
         for (int h = 0; h < R::HALVES; h++) {
           const float v = sums.row(h);
           if ((lane & 3) == 0) part[(tile * R::TR + h * 8 + g) * NW + column] = v;
         }
-        sums.clear();
+        if (NG % R::S) sums.clear();
+        if (R::S > NG) tile++, s -= R::S;
+        else tile += s / R::S, s %= R::S;
       }
     }
     ring.pos += chunks;

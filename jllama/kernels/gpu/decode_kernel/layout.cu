@@ -26,7 +26,7 @@
 // NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
 // warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
 // SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
-// see plan.py), the sums of layout.py (QS TW AW, A_* and OFF_*: where things lie in shared memory), then primitives.cu.
+// see plan.py), JOINED, the sums of layout.py (QS TW AW, A_* and OFF_*: where things lie in shared memory), then primitives.cu.
 
 #define NT (NW * 32)          // consumer threads
 #define WPG (NW / NG)         // warps per group: a group takes every NG-th slot of the ring
@@ -53,8 +53,9 @@ __device__ __align__(16) u64 ll_x2[D / 2];
 __device__ __align__(16) u64 ll_h[F / 2];
 __device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
 
-#ifdef PROFILE  // clocks since the start at nine points of a layer, in place of the logits
-#define STAMP(i) if (threadIdx.x == 0) ptr<float>(T_LOGITS)[blockIdx.x * L * 9 + l * 9 + i] = (float)(clock64() - start);
+#ifdef PROFILE  // stamps in place of the logits: the clock's last 18 bits and which it is; a row of blocks for each
+__device__ __forceinline__ void stamp(int which);
+#define STAMP(i) if (threadIdx.x == 0) stamp(i);
 #else
 #define STAMP(i)
 #endif

@@ -4,9 +4,9 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
   return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
 }
 
-// A lane's part of the products of its tile's rows g and g + 8 with the activations. `add` takes one unit of all
-// rows: at byte u of the slice in `slot` that begins at byte `off` of the rows. `row` is the whole sum of row
-// g + 8 * half over the lanes of a row, right in the first of them.
+// A lane's part of the products of its tile's rows g and g + 8 with the activations. `load` takes one unit of all
+// rows, the warp's j-th: at byte u of the slice in `slot` that begins at byte `off` of the rows. `add` multiplies it.
+// `row` is the whole sum of row g + 8 * half over the lanes of a row, right in the first of them.
 template <class FM, int K, int KIND = FM::KIND> struct Sums;
 
 // The 16-row operand takes two halves of 8 rows' weights: registers a0, a2 hold some of a row's weights, a1, a3
@@ -14,19 +14,43 @@ template <class FM, int K, int KIND = FM::KIND> struct Sums;
 // latter. c[0] and c[3] are the two sums.
 template <class FM, int K> struct Sums<FM, K, PLAIN> {
   using R = Rows<FM, K>;
-  float c[R::HALVES][2][4] = {};  // two chains
-  __device__ __forceinline__ void clear() { *this = Sums(); }
-  __device__ __forceinline__ void add(const char* slot, int off, int u, int j, const char* (&)[2]) {
-    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
-    const uint2 x = *(const uint2*)(smem + OFF_X + off + u + t * 16 + (g & 1) * 8);  // `Store` put them in this order
+  static constexpr bool SAME = NG % R::S == 0;  // every slot of a group wants the same activations: they stay in registers
+  static constexpr int CHAINS = R::MOST > 4 ? 4 : 2;  // a product waits for the one before it in its chain
+  float c[R::HALVES][CHAINS][4] = {};
+  uint2 kept[SAME ? R::MOST : 1];
+  __device__ __forceinline__ Sums(int off) {
+    const int member = (threadIdx.x >> 5) % WPG;
 #pragma unroll
-    for (int h = 0; h < R::HALVES; h++) {
-      const uint4 w = *(const uint4*)(slot + (h * 8 + g) * R::STRIDE + u + t * 16);
-      mma(c[h][j & 1], w.x, w.y, w.z, w.w, x.x, x.y);
-    }
+    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations(off, (member + WPG * j) * FM::UNIT);
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < R::HALVES * CHAINS * 4; i++) c[i / 4 / CHAINS][i / 4 % CHAINS][i % 4] = 0;
+  }
+  struct Unit {
+    uint4 w[R::HALVES];
+    uint2 x;
+  };
+  __device__ __forceinline__ static uint2 activations(int off, int u) {  // `Store` put them in this order
+    return *(const uint2*)(smem + OFF_X + off + u + (threadIdx.x & 3) * 16 + (threadIdx.x >> 2 & 1) * 8);
+  }
+  __device__ __forceinline__ static Unit load(const char* slot, int off, int u, const char* (&)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    Unit unit;
+    if (!SAME) unit.x = activations(off, u);
+#pragma unroll
+    for (int h = 0; h < R::HALVES; h++) unit.w[h] = *(const uint4*)(slot + (h * 8 + g) * R::STRIDE + u + t * 16);
+    return unit;
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int, int, int j) {
+    const uint2 x = SAME ? kept[j] : unit.x;
+#pragma unroll
+    for (int h = 0; h < R::HALVES; h++) mma(c[h][j % CHAINS], unit.w[h].x, unit.w[h].y, unit.w[h].z, unit.w[h].w, x.x, x.y);
   }
   __device__ __forceinline__ float row(int half) const {
-    return (c[half][0][0] + c[half][1][0]) + (c[half][0][3] + c[half][1][3]);
+    float even = c[half][0][0] + c[half][1][0], odd = c[half][0][3] + c[half][1][3];
+    if (CHAINS > 2) even += c[half][CHAINS - 2][0] + c[half][CHAINS - 1][0], odd += c[half][CHAINS - 2][3] + c[half][CHAINS - 1][3];
+    return even + odd;
   }
 };
 
@@ -34,12 +58,17 @@ template <class FM, int K> struct Sums<FM, K, PLAIN> {
 template <class FM, int K> struct Sums<FM, K, WHOLE> {
   using R = Rows<FM, K>;
   int c[2][4] = {};
-  __device__ __forceinline__ void clear() { *this = Sums(); }
-  __device__ __forceinline__ void add(const char* slot, int off, int u, int, const char* (&)[2]) {
+  __device__ __forceinline__ Sums(int) {}
+  __device__ __forceinline__ void clear() { *this = Sums(0); }
+  struct Unit { uint4 a, b, x; };
+  __device__ __forceinline__ static Unit load(const char* slot, int off, int u, const char* (&)[2]) {
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
     const char* row = slot + g * R::STRIDE + u + t * 16;
-    const uint4 a = *(const uint4*)row, b = *(const uint4*)(row + 8 * R::STRIDE);
-    const uint4 x = *(const uint4*)(smem + OFF_X + min(g & 3, 2) * X<FM, K>::STRIDE + off + u + t * 16);
+    const char* x = smem + OFF_X + min(g & 3, 2) * X<FM, K>::STRIDE + off + u + t * 16;
+    return {*(const uint4*)row, *(const uint4*)(row + 8 * R::STRIDE), *(const uint4*)x};
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int, int, int) {
+    const uint4 a = unit.a, b = unit.b, x = unit.x;
     mma_bytes<true>(c[0], a.x, b.x, a.y, b.y, x.x, x.y);
     mma_bytes<true>(c[1], a.z, b.z, a.w, b.w, x.z, x.w);
   }
@@ -62,7 +91,7 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
   static constexpr bool SAME = R::S == 1 && R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
   Activations kept[SAME ? R::MOST : 1];
   float sum[2] = {};
-  __device__ __forceinline__ Sums() {
+  __device__ __forceinline__ Sums(int) {
     const int member = (threadIdx.x >> 5) % WPG;
 #pragma unroll
     for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations((member + WPG * j) * FM::UNIT);
@@ -83,15 +112,33 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     a.info = *(const float2*)(smem + OFF_X + X<FM, K>::INFO + group * 8);
     return a;
   }
-  __device__ __forceinline__ void add(const char* slot, int off, int u, int j, const char* (&scales)[2]) {
-    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
-    const int group = (off + u) * 8 / FM::BITS / FM::GROUP + t, in_slice = u * 8 / FM::BITS / FM::GROUP + t;
+  struct Unit {
+    uint4 a[CHUNKS], b[CHUNKS];
+    float scale[2], offset[2];
+  };
+  __device__ __forceinline__ static Unit load(const char* slot, int, int u, const char* (&scales)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, in_slice = u * 8 / FM::BITS / FM::GROUP + t;
     const char* row = slot + g * R::STRIDE + u + t * CHUNKS * 16;
+    Unit unit;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      unit.a[i] = *(const uint4*)(row + i * 16);
+      unit.b[i] = *(const uint4*)(row + 8 * R::STRIDE + i * 16);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      unit.scale[h] = scale_at(scales[h], in_slice, FM::SB);
+      unit.offset[h] = FM::OFFSETS ? scale_at(scales[h] + R::SCALE_BYTES, in_slice, FM::SB) : 0.0f;
+    }
+    return unit;
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int j) {
+    const int t = threadIdx.x & 3, group = (off + u) * 8 / FM::BITS / FM::GROUP + t;
     const Activations& with = SAME ? kept[j] : kept[0] = activations(off + u);
     int c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
-      const uint4 a = *(const uint4*)(row + i * 16), b = *(const uint4*)(row + 8 * R::STRIDE + i * 16);
+      const uint4 a = unit.a[i], b = unit.b[i];
       const uint4 x0 = with.x[i][0], x1 = with.x[i][1];
       if constexpr (FM::BITS == 8) {
         mma_bytes<true>(c, a.x, b.x, a.y, b.y, x0.x, x0.y);
@@ -110,8 +157,8 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     for (int h = 0; h < 2; h++) {
       float v = info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]);
       if (FM::BITS == 4 && !FM::OFFSETS) v -= 8.0f * info.y;
-      sum[h] += scale_at(scales[h], in_slice, FM::SB) * v;
-      if (FM::OFFSETS) sum[h] += scale_at(scales[h] + R::SCALE_BYTES, in_slice, FM::SB) * info.y;
+      sum[h] += unit.scale[h] * v;
+      if (FM::OFFSETS) sum[h] += unit.offset[h] * info.y;
     }
   }
   __device__ __forceinline__ float row(int half) const {

@@ -39,9 +39,6 @@ __device__ void consumer() {
     const float angle = (float)past(0).length * ptr<const float>(T_FREQUENCIES)[kind * (ROTARY / 2) + e % (ROTARY / 2)];
     ((float*)(smem + OFF_ROPE))[kind * H + e] = (e < ROTARY / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE(kind);
   }
-#ifdef PROFILE
-  const long long start = clock64();
-#endif
   Ring ring;
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT, kind = kind_of(l);
@@ -64,16 +61,18 @@ __device__ void consumer() {
       }
     });
     STAMP(0)
+    const float qkv_scale = input_scale();
     products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
                                      [&](int row, bool valid, float v, float, float bias, float) {
-      put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * input_scale(), bias), tag);
+      put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * qkv_scale, bias), tag);
     });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, y, kind, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
-    if (p.splits > 1)
+    if (p.splits > JOINED)
       for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
     STAMP(2)
-    load_plain<FO, N_H>(ll_mix, tag);
+    if (JOINED == 1 || p.splits == 1 || p.splits > JOINED) load_plain<FO, N_H>(ll_mix, tag);
+    else load_joined<FO>(p.splits, tag);
     STAMP(3)
     products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
                                      [&](int row, bool valid, float v, float, float bias, float) {
@@ -83,9 +82,9 @@ __device__ void consumer() {
     STAMP(4)
     load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
     STAMP(5)
+    const float inv = input_scale();
     products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
                                    [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
-      const float inv = input_scale();
       const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
       put_pair(ll_h, row, valid, activated<ACTIVATION>(gr) * ur, tag);
     });
@@ -136,6 +135,9 @@ extern "C" __global__ void __launch_bounds__(NT + 32 * PW, 1) jllama_decode(KERN
       mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, WPG);
     }
     show_barriers();
+#ifdef PROFILE
+    *(u32*)(smem + OFF_PAST + 60) = 0;
+#endif
   }
   __syncthreads();
   if (KINDS == 1 ? threadIdx.x == NT : threadIdx.x >= NT && threadIdx.x < NT + KINDS) find_past(KINDS == 1 ? 0 : threadIdx.x - NT);
