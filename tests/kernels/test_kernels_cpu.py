@@ -1,7 +1,9 @@
 """The step of the C++ kernels against `forward`, on every instruction set that this machine has."""
 
+import ctypes
 import dataclasses
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from jllama.kernels import cpu
+from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
 from jllama.model import forward
 from tests.support.helpers import AS_FOR_USERS, random_params
@@ -142,6 +145,28 @@ def test_last_only_is_the_last_valid_token(machine):
     wanted = every[jnp.arange(3), jnp.asarray([4, 1, 0])]
     # The head multiplies 3 rows instead of 15: on some machines its last columns are summed in another order.
     np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
+
+
+def test_any_number_of_threads_makes_the_same_numbers(tmp_path, monkeypatch):
+    """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows."""
+    skip_without_kernels()
+    for threads in ("1", "2", "3", "5"):
+        copy = shutil.copy(build.compiled(), tmp_path / f"{threads}.so")  # has threads of its own
+        monkeypatch.setenv("JLLAMA_THREADS", threads)
+        build.register(ctypes.CDLL(str(copy)), f"_{threads}_threads")
+    config, rng = dataclasses.replace(BASE, hidden_size=112), np.random.default_rng(0)
+    dense = random_params(config, dtype="bfloat16")
+    kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
+    for shape, params in ((config, dense), (BASE, cpu.prepare(kept))):
+        for T in (1, 40):
+            cache = filled_cache(shape, rng, (4, 9), 64, str(params.norm.dtype))
+            tokens = jnp.asarray(rng.integers(0, 83, (2, T)), jnp.int32)
+            first, *others = (
+                kernel_step(shape, params, tokens, cache, f"_{threads}_threads")[0]
+                for threads in (1, 2, 3, 5, 3, 5)
+            )
+            for other in others:
+                np.testing.assert_array_equal(other, first)
 
 
 def test_a_loop_of_steps_copies_no_cache():

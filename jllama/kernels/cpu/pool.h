@@ -80,12 +80,14 @@ class Pool {
     for (int i = 0; i < threads(); i++) {
       auto& range = shares_[(self + i) % threads()].range;
       for (uint64_t r = range.load();;) {
-        const int64_t begin = r >> 32, end = uint32_t(r), some = std::min(grain_.load(), end - begin);
-        if (some <= 0) break;
-        const int64_t from = i ? end - some : begin;
-        if (!range.compare_exchange_weak(r, i ? packed(begin, from) : packed(from + some, end))) continue;
-        call_(work_, from, from + some);
-        left_.fetch_sub(some);
+        const int64_t begin = r >> 32, end = uint32_t(r), grain = grain_.load();
+        if (begin >= end) break;
+        // Pieces begin at multiples of the grain from either end: who takes them changes no sum's order.
+        const int64_t from = i ? std::max(begin, (end - 1) / grain * grain) : begin,
+                      to = i ? end : std::min(begin + grain, end);
+        if (!range.compare_exchange_weak(r, i ? packed(begin, from) : packed(to, end))) continue;
+        call_(work_, from, to);
+        left_.fetch_sub(to - from);
         r = range.load();
       }
     }
