@@ -13,11 +13,12 @@ import numpy as np
 from jllama import sharding
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
+from jllama.engine import leading
 from jllama.engine.beginnings import common_prefix
 from jllama.engine.decoder import Progress, bursts, masked_bursts, raise_first, read_prompt
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import check_fits
-from jllama.engine.slots import Slots
+from jllama.engine.slots import STOPS, Slots
 from jllama.engine.state import Burst, DecodeState
 from jllama.errors import JllamaError
 from jllama.grammar.constraint import constraint_for, masks_for
@@ -59,6 +60,8 @@ class Session:
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None
+        self._name = leading.number()  # by which other processes know the cache
+        weakref.finalize(self, leading.forget, self._name)
         self._streams = OneAtATime()
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
@@ -150,20 +153,26 @@ class Session:
         twin.ids, twin.result = list(self.ids), dataclasses.replace(self.result)
         twin._cache, twin._sharers = self._cache, self._sharers
         self._sharers.add(twin)
+        if twin._cache is not None:
+            twin._tell(leading.RESUMED, self._name)
         return twin
 
     def snapshot(self) -> KVCache | None:
-        """The cache, with as many valid positions as there are ids; None before the first answer and in one.
+        """The cache, with as many valid positions as there are ids; None before the first answer and in one,
+        and where several processes hold it.
 
         The arrays are the session's own: read them before it generates again.
         """
         cache = self._cache
+        if leading.followed():
+            return None
         return cache and dataclasses.replace(cache, length=jnp.array([len(self.ids)], np.int32))
 
     def adopt(self, ids: Sequence[int], cache: KVCache) -> None:
         """Goes on from a cache that holds `ids`, as `snapshot` gave it. It is the session's from now on."""
         self._streams.end()
-        self._cache, self.ids = cache, list(ids)
+        if not leading.followed():  # the others do not have it: the text is read anew
+            self._cache, self.ids = cache, list(ids)
         self._leave_sharers()
 
     def _start(self, row: Row, progress: Progress | None) -> tuple[Slots, Burst]:
@@ -172,6 +181,7 @@ class Session:
         reused = common_prefix(np.asarray(self.ids, np.int32), row.prompt[:-1])
         state = DecodeState.of_one(self._take_cache(reused))
         slots = Slots(self.model.config, self.model.params, state)
+        slots.name = self._name
         logits = read_prompt(slots, row.prompt, reused, progress=progress)
         self.result.reused_tokens = reused
         if row.constraint is None:
@@ -186,13 +196,19 @@ class Session:
         if len(self._sharers) > 1:
             cache = jax.tree.map(jnp.copy, cache) if count else None
             self._leave_sharers()
+            self._tell(leading.COPIED if count else leading.FORGOTTEN, self._name)
         if cache is None:
+            self._tell(leading.NEW)
             config, dtype = self.model.config, self.model.dtype
             params: Any = self.model.params
             room: Any = dict(batch=1, max_len=self.max_seq_len)
             check_cache(config, dtype, **room, devices=sharding.devices_under(params))
             return sharding.empty_cache(config, params, **room, dtype=dtype)
+        self._tell(leading.RESUMED, self._name)
         return cache
+
+    def _tell(self, operation: int, *source: int) -> None:
+        leading.tell(self._name, operation, *source, 0, self.max_seq_len, STOPS)
 
     def _keep(self, slots: Slots, ids: list[int]) -> None:
         """Takes the cache back; what the device computed beyond the answer is forgotten.

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, flag_groups, ready_made, sweep, sweep_picture
+from jllama.cli import command_line, flag_groups, parallel, ready_made, sweep, sweep_picture
 from jllama.cli.bench_report import as_table, with_shares
 from jllama.cli.bench_tests import parse_tests
 from jllama.cli.command_line import FLAGS, say
@@ -45,6 +45,7 @@ flag_groups.define_choice_flags()
 PLACES = ("model",)
 HELP = {
     "What runs": ("model", "random_config", "dtype", "device", "quantize", "tensor_parallel"),
+    "Several processes": ("coordinator_address", "num_processes", "process_id"),
     "What is measured": ("tests", "batch_sizes", "repetitions", "temperature", "top_p"),
     "What is shown": ("json", "markdown", "profile", "sweep", "storages"),
 }
@@ -163,10 +164,13 @@ def load(storage: str | None = None) -> tuple[str, Any, Any]:
     from jllama.config import ModelConfig
     from jllama.machine import devices
 
+    parallel.join_processes()
     devices.configure(FLAGS.device)
     path = ready_made.shape(FLAGS.random_config)
     config = ModelConfig.from_hf(path)
-    return f"random {path.stem}", *random_weights(config, storage or FLAGS.quantize)
+    config, params = random_weights(config, storage or FLAGS.quantize)
+    parallel.follow(config, params, FLAGS.dtype)
+    return f"random {path.stem}", config, params
 
 
 def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
@@ -178,7 +182,7 @@ def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
     from jllama.checkpoint.random_params import random_params
     from jllama.layers.quantization import SCHEMES, quantize
 
-    devices = command_line.tensor_parallel()
+    devices = parallel.devices()
     if isinstance(devices, str):
         raise JllamaError("--tensor_parallel=auto needs --model: give the number of devices")
     sharding.check(config, devices)

@@ -11,11 +11,13 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import constraints, flagfiles, help, interrupts, ready_made, streams
+from jllama.cli import constraints, flagfiles, help, interrupts, parallel, ready_made, streams
 from jllama.cli.streams import say
 from jllama.errors import JllamaError, escaped
 
 FLAGS = flags.FLAGS
+
+
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
 
 
@@ -70,6 +72,7 @@ def load_model(quantize: str | None = None) -> Any:
     if not FLAGS.model:
         raise JllamaError("no model: give --model=REFERENCE, or smollm2 as a word")
     ready_made.check(FLAGS.model)
+    parallel.join_processes()
     from jllama.loading import load
 
     model = load(
@@ -79,8 +82,9 @@ def load_model(quantize: str | None = None) -> Any:
         quantize=quantize or FLAGS.quantize,
         sha256=FLAGS.model_sha256,
         progress=True,
-        tensor_parallel=tensor_parallel(),
+        tensor_parallel=parallel.devices(),
     )
+    parallel.follow(model.config, model.params, model.dtype)
     from jllama import kernels
     from jllama.kernels.target import target_of
 
@@ -90,16 +94,6 @@ def load_model(quantize: str | None = None) -> Any:
     if FLAGS.verbose:
         say(banner(model))
     return model
-
-
-def tensor_parallel() -> int | str:
-    """What `--tensor_parallel` says; 1 in programs that lack it.
-
-    Raises:
-      JllamaError: it is neither a number from 1 nor `auto`.
-    """
-    given = str(FLAGS["tensor_parallel"].value) if "tensor_parallel" in FLAGS else "1"
-    return given if given == "auto" else positive(given, "tensor_parallel")
 
 
 def banner(model: Any) -> str:
@@ -166,6 +160,8 @@ def _guarded(program: ModuleType) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except parallel.Followed:
+        return 0
     except SystemExit:
         return interrupts.TERMINATED
     except BrokenPipeError:

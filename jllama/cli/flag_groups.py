@@ -49,6 +49,11 @@ def define_parallel_flags() -> None:
         "1",
         "Devices that hold the model together; auto: all GPUs if it does not fit in one. docs/scale.md.",
     )
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, of several that run one model; Slurm says it."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; Slurm says it.", lower_bound=2)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; Slurm says it.", lower_bound=0)
 
 
 def define_answer_flags() -> None:

@@ -14,11 +14,12 @@ from jax import Array
 
 from jllama import sharding
 from jllama.config import ModelConfig
-from jllama.engine import slot_programs
+from jllama.engine import leading, slot_programs
 from jllama.engine.masked_steps import MaskedSteps
 from jllama.engine.rows import Piece, Row, chunk_size, filled, packed, stacked
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
 from jllama.engine.step import HURRIED
+from jllama.engine.turns import turn_tokens
 from jllama.errors import JllamaError
 from jllama.kernels.target import target_of
 from jllama.layers.sampling import Scores
@@ -27,7 +28,6 @@ from jllama.model import Params
 STOPS = 32  # ids that may end a row
 # Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
 PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
-TURN_FLOPS, MOST_CHUNKS = 3 * 10**13, 8
 SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kept: V floats a token
 
 
@@ -43,6 +43,7 @@ class Slots:
           state: a row for each slot; the slots' own from now on.
           stops: ids that may end a row, at most; of a single row as many as it brings.
         """
+        self.name = -1  # by which other processes that run the same model know them
         self.config, self.params, self.stops = config, params, stops
         self.state, self.target, slots = state, target_of(params), state.cache.batch
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
@@ -55,11 +56,15 @@ class Slots:
         cls, config: ModelConfig, params: Params, *, slots: int, max_len: int, dtype: str, stops: int = STOPS
     ) -> "Slots":
         """Slots that hold nothing, each of `max_len` positions, in a cache of `dtype`."""
+        name = leading.number()
+        leading.tell(name, leading.NEW, slots, max_len, stops)
         cache = sharding.empty_cache(config, params, batch=slots, max_len=max_len, dtype=dtype)
         state = slot_programs.empty(cache, config.vocab_size, stops)
         # Bound to the device from the beginning, as what programs return is: else each is compiled twice.
         state = sharding.beside(params, state)
-        return cls(config, params, state, stops)
+        made = cls(config, params, state, stops)
+        made.name = name
+        return made
 
     @property
     def max_len(self) -> int:
@@ -70,6 +75,7 @@ class Slots:
         """Waits until the device has done what it was asked for."""
         jax.block_until_ready(self.state.cache.length)
 
+    @leading.told
     def copy_prefix(self, source: int, to: int, count: int) -> None:
         """The first `count` positions of a slot, and a few more, into another."""
         size = min(self.max_len, 1 << (count - 1).bit_length())
@@ -77,6 +83,7 @@ class Slots:
         cache = slot_programs.copy_prefix(self.state.cache, numbers, size=size)
         self.state = dataclasses.replace(self.state, cache=cache)
 
+    @leading.told
     def clear(self, slot: int) -> None:
         """Forgets what a slot holds. Numbers that are not finite would spoil who comes next."""
         cache = slot_programs.clear(self.state.cache, np.int32(slot))
@@ -84,14 +91,8 @@ class Slots:
 
     @property
     def turn_tokens(self) -> int:
-        """Tokens of prompts that may be read between two bursts: a chunk; on a GPU some 50 ms of work."""
-        chunk = self.target.chunk_sizes[-1]
-        if not self.target.on_gpu:
-            return chunk
-        c = self.config
-        heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
-        weights = c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)
-        return chunk * min(max(TURN_FLOPS // (2 * weights * chunk), 1), MOST_CHUNKS)
+        """Tokens of prompts that may be read between two bursts."""
+        return turn_tokens(self.config, self.target)
 
     def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
@@ -102,6 +103,7 @@ class Slots:
         """How many chunks of that size one call of `read_together` takes."""
         return min(slot_programs.GROUP, self.target.chunk_sizes[-1] // size, self.buckets[-1])
 
+    @leading.told
     def read_together(self, pieces: Sequence[Piece], size: int) -> Array:
         """Puts tokens of prompts into their slots.
 
@@ -117,6 +119,7 @@ class Slots:
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 
+    @leading.told
     def read_scored(self, slot: int, prompt: np.ndarray, start: int, size: int) -> tuple[Array, Scores]:
         """Reads `size` tokens of `prompt`, int32 `[n]`, from `start` on, and scores the tokens behind each.
 
@@ -169,6 +172,7 @@ class Slots:
         """What a beginning takes: of a single row the cache alone, since it brings all else."""
         return DecodeState.of_one(self.state.cache) if self.alone else self.state
 
+    @leading.told
     def begin_together(
         self,
         beginnings: Sequence[tuple[int, Row, int]],
@@ -203,8 +207,9 @@ class Slots:
         how = self.way(scores=scores, floors=floors)
         arrays = (numbers, keys, stops, prompts, sampling, filled(masks, size))
         self.state, first = slot_programs.begin(self.before, logits, *arrays, how=how)
-        return _underway(first)
+        return first.underway()
 
+    @leading.told
     def run(self, slots: Sequence[int], steps: int, masks: np.ndarray | None = None) -> Burst:
         """Up to `steps` more tokens of each row in `slots`, in that order; one where there are masks.
 
@@ -225,11 +230,11 @@ class Slots:
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
-        return _underway(burst)
+        return burst.underway()
 
     def _step(self, rows: np.ndarray, live: int, masks: np.ndarray | None, how: Way) -> Burst:
         self.state, burst = self._masked.choose(self.state, rows, live, masks, how)
-        burst = _underway(burst)
+        burst = burst.underway()
         if masks is not None:  # else a burst follows, which feeds the tokens itself
             self.state = self._masked.feed(self.state, rows, live, how)
         return burst
@@ -241,10 +246,3 @@ class Slots:
     def not_finite(self) -> JllamaError:
         """What the reader of a row that is not healthy is told."""
         return not_finite(self.state.cache.keys[0].dtype)
-
-
-def _underway(burst: Burst) -> Burst:
-    """On its way to the host as soon as the device has it."""
-    for leaf in jax.tree.leaves(burst):
-        leaf.copy_to_host_async()
-    return burst

@@ -65,6 +65,12 @@ class Burst:
     healthy: Array  # bool [B]
     scores: Scores | None = None  # of the tokens: each leaf with an axis for them behind B
 
+    def underway(self) -> "Burst":
+        """Itself, on its way to the host as soon as the device has it."""
+        for leaf in jax.tree.leaves(self):
+            leaf.copy_to_host_async()
+        return self
+
 
 def not_finite(dtype: jnp.dtype) -> JllamaError:
     """What a reader is told of a row that ended because its logits were no numbers, in a cache of `dtype`."""

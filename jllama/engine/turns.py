@@ -1,0 +1,17 @@
+"""How much of prompts is read between two bursts of decode steps."""
+
+from jllama.config import ModelConfig
+from jllama.kernels.target import Target
+
+TURN_FLOPS, MOST_CHUNKS = 3 * 10**13, 8
+
+
+def turn_tokens(config: ModelConfig, target: Target) -> int:
+    """A chunk; on a GPU some 50 ms of work, of several GPUs each."""
+    chunk = target.chunk_sizes[-1]
+    if not target.on_gpu:
+        return chunk
+    c, devices = config, 1 if target.mesh is None else target.mesh.size
+    heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    weights = c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)
+    return chunk * min(max(TURN_FLOPS * devices // (2 * weights * chunk), 1), MOST_CHUNKS)

@@ -1,0 +1,241 @@
+"""Several processes that run one model together: process 0 leads, the others do as it says.
+
+JAX's own runtime (`jax.distributed`) joins their devices. Beside it each process keeps a connection to
+process 0: plans go along it, and its end is how the others learn that a process has died.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import queue
+import secrets
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jllama.errors import JllamaError
+from jllama.machine import devices
+
+SILENCE = 20.0  # seconds after which a process that says nothing is taken for dead
+BEAT = 4.0  # seconds between two signs of life
+START = 120  # seconds for all processes to appear
+END_SECONDS = 15  # for all to end
+END = -1  # a plan: nothing follows
+_HELLO = struct.Struct("<16sI")
+_SIZE = struct.Struct("<I")
+
+
+class Group:
+    """This process's place among the others, and its connections."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        """`rank`: 0 leads; `count`: processes."""
+        self.rank, self.count = rank, count
+        self._links: list[socket.socket] = []
+        self._plans: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def connect(self) -> None:
+        """Joins everyone to process 0. All call it together.
+
+        Raises:
+          JllamaError: process 0 can't be reached.
+        """
+        if self.rank == 0:
+            self._links = self._accepted()
+        else:
+            self._links = [self._connected()]
+        for link in self._links:
+            link.settimeout(SILENCE)
+            threading.Thread(target=self._listen, args=(link,), daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def tell(self, words: np.ndarray) -> None:
+        """Sends a plan, int32 `[n]`, to all others."""
+        data = np.ascontiguousarray(words, np.int32).tobytes()
+        with self._lock:
+            for link in self._links:
+                self._send(link, data)
+
+    def hear(self) -> np.ndarray:
+        """The next plan, int32 `[n]`, of process 0; waits for it."""
+        return np.frombuffer(self._plans.get(), np.int32)
+
+    def end(self) -> None:
+        """Tells the others that nothing follows or, of one that follows and fails, that it is gone."""
+        if not self._ended.is_set():
+            self._ended.set()
+            if self.rank == 0:
+                self.tell(np.array([END], np.int32))
+        for link in self._links:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_WR)
+
+    def _accepted(self) -> list[socket.socket]:
+        with socket.create_server(("", 0), backlog=self.count) as server:
+            server.settimeout(START)
+            token = secrets.token_bytes(16)
+            links: dict[int, socket.socket] = {}
+            _announce(server.getsockname()[1], token)
+            while len(links) < self.count - 1:
+                link, _ = server.accept()
+                link.settimeout(SILENCE)
+                with contextlib.suppress(OSError, struct.error):
+                    said, rank = _HELLO.unpack(_exactly(link, _HELLO.size))
+                    if secrets.compare_digest(said, token):
+                        links[rank] = link
+            return [links[rank] for rank in sorted(links)]
+
+    def _connected(self) -> socket.socket:
+        hosts, port, token = _announced()
+        for host in hosts:
+            with contextlib.suppress(OSError):
+                link = socket.create_connection((host, port), timeout=SILENCE)
+                link.sendall(_HELLO.pack(token, self.rank))
+                return link
+        raise JllamaError(f"process {self.rank} can't reach process 0 at {' or '.join(hosts)}, port {port}")
+
+    def _send(self, link: socket.socket, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # whoever listens to it learns of its end, too
+            link.sendall(_SIZE.pack(len(data)) + data)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with self._lock:
+                for link in self._links:
+                    self._send(link, b"")
+
+    def _listen(self, link: socket.socket) -> None:
+        try:
+            while True:
+                (size,) = _SIZE.unpack(_exactly(link, _SIZE.size))
+                if not size:
+                    continue
+                data = _exactly(link, size)
+                if data == np.array([END], np.int32).tobytes():
+                    self._ended.set()
+                self._plans.put(data)
+        except OSError as error:
+            self._lost(link, error)
+
+    def _lost(self, link: socket.socket, error: OSError) -> None:
+        """Ends this process, wherever its threads are, unless all are done."""
+        if self._ended.is_set():
+            return
+        who = 1 + self._links.index(link) if self.rank == 0 else 0
+        why = "says nothing any more" if isinstance(error, TimeoutError) else "has ended"
+        print(f"error: process {who} of {self.count} {why}: process {self.rank} ends too", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(3)
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    parts = b""
+    while len(parts) < size:
+        part = link.recv(size - len(parts))
+        if not part:
+            raise ConnectionError("closed")
+        parts += part
+    return parts
+
+
+def _announce(port: int, token: bytes) -> None:
+    """Process 0's address for all others, by JAX's devices."""
+    name = socket.gethostname().encode()[:200]
+    _shared(struct.pack("<I16s", port, token) + name)
+
+
+def _announced() -> tuple[list[str], int, bytes]:
+    data = _shared(b"")
+    port, token = struct.unpack("<I16s", data[:20])
+    name = data[20:].rstrip(b"\0").decode()
+    same = [name] if name != socket.gethostname() else ["127.0.0.1", name]
+    return same, port, token
+
+
+def _shared(data: bytes) -> bytes:
+    """What process 0 gave, at all of them."""
+    from jax.experimental import multihost_utils
+
+    words = np.frombuffer(data.ljust(256, b"\0"), np.uint8).astype(np.int32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(words)).astype(np.uint8).tobytes()
+
+
+_group: Group | None = None
+
+
+def group() -> Group | None:
+    """The processes that this one runs a model with; None: it is alone."""
+    return _group
+
+
+def start(coordinator: str | None, count: int | None, rank: int | None, *, device: str = "auto") -> None:
+    """Joins this process to others, before JAX's first use; does nothing where there are none.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0; None: Slurm or Open MPI says it.
+      count: how many processes there are; likewise.
+      rank: which of them this one is, from 0; likewise.
+      device: see `devices.configure`, which this calls between two steps.
+
+    Raises:
+      JllamaError: a number is missing or makes no sense, or the processes don't find each other.
+    """
+    global _group
+    given = [value is not None for value in (coordinator, count, rank)]
+    if not any(given) and not _under_a_launcher():
+        return
+    if any(given) and not all(given):
+        raise JllamaError("give --coordinator_address, --num_processes and --process_id, all or none of them")
+    if rank is not None and count is not None and not 0 <= rank < count:
+        raise JllamaError(
+            f"--process_id={rank} of --num_processes={count}: there must be 2 or more, counted from 0"
+        )
+    import jax
+
+    found: Any = dict(coordinator_address=coordinator, num_processes=count, process_id=rank)
+    # Else JAX ends a process whose neighbour has died before it can say why.
+    jax.config.update("jax_enable_recoverability", True)
+    waits: Any = dict(initialization_timeout=START, shutdown_timeout_seconds=END_SECONDS)
+    try:
+        jax.distributed.initialize(**found, **waits)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise JllamaError(f"the processes did not find each other: {reason}") from None
+    with _quiet():
+        devices.configure(device)
+        if jax.process_count() > 1:
+            _group = Group(jax.process_index(), jax.process_count())
+            _group.connect()
+            atexit.register(_group.end)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What native code writes to stdout (Gloo says whom it knows) goes to stderr: stdout is the answer's."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _under_a_launcher() -> bool:
+    """Whether this is one of several tasks that Slurm or Open MPI has started."""
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        if "SLURM_STEP_ID" in os.environ or name.startswith("OMPI"):
+            with contextlib.suppress(ValueError):
+                if int(os.environ.get(name, "1")) > 1:
+                    return True
+    return False
