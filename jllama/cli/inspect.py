@@ -24,9 +24,10 @@ flags.DEFINE_bool("tensors", True, "List every tensor.")
 flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 flags.DEFINE_integer("max_seq_len", None, "Positions of the planned cache. Default: the model's context.")
 flags.DEFINE_integer("batch", 1, "Rows of the planned cache.", lower_bound=1, upper_bound=2**20)
+flags.DEFINE_integer("tensor_parallel", 1, "Also plans what each of so many GPUs takes.", lower_bound=1)
 
 PLACES = ("model",)
-HELP = {"What is shown": ("model", "tensors", "batch", "max_seq_len", "json")}
+HELP = {"What is shown": ("model", "tensors", "batch", "max_seq_len", "tensor_parallel", "json")}
 MIB = 2**20
 
 
@@ -39,6 +40,8 @@ def main() -> None:
     config, tensors, source, kept = read_model(FLAGS.model, FLAGS.model_sha256)
     report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
     report["parameter_bytes"] |= {} if kept is None else {"auto": kept}
+    if FLAGS.tensor_parallel > 1:
+        report["each_gpu"] = each_gpu(config, report["kv_cache"], FLAGS.tensor_parallel)
     report = {"model": FLAGS.model, "tensors_from": source, **report}
     print(json.dumps(report, indent=2) if FLAGS.json else as_text(report, FLAGS.tensors))
 
@@ -109,6 +112,24 @@ def describe(config: Any, tensors: list[dict[str, Any]], max_seq_len: int, batch
     }
 
 
+def each_gpu(config: Any, cache: dict[str, Any], devices: int) -> dict[str, Any]:
+    """Bytes of weights and cache that each of several GPUs takes, in bfloat16.
+
+    Raises:
+      JllamaError: the model's sizes can't be cut for so many.
+    """
+    from jllama import sharding
+    from jllama.checkpoint.shards import device_share
+    from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
+
+    sharding.check(config, devices)
+    wide = sharding.widened(config, devices)
+    room = dict(batch=cache["batch"], max_len=cache["max_seq_len"], dtype="bfloat16")
+    weights = round(parameter_bytes(config, "bfloat16") * device_share(config, devices))
+    kept = cache_bytes(wide, **room) // devices
+    return dict(gpus=devices, weights=weights, kv_cache=kept, together=weights + kept)
+
+
 def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     """The report for a person."""
     lines = [f"{report['model']}", "", "configuration"]
@@ -124,6 +145,9 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     plan = report["kv_cache"]
     lines += ["", f"KV cache     batch {plan['batch']} × {plan['max_seq_len']:,} positions"]
     lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in plan["bytes"].items()]
+    if each := report.get("each_gpu"):
+        lines += ["", f"each of {each['gpus']} GPUs, in bfloat16"]
+        lines += [f"  {name:<10} {mib(each[name])}" for name in ("weights", "kv_cache", "together")]
     return "\n".join(lines)
 
 

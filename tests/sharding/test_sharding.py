@@ -1,6 +1,7 @@
 """What can be cut and what is refused; and the tests of several devices, in a process that has eight."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 
 from jllama import sharding
 from jllama.checkpoint.random_params import random_params
+from jllama.checkpoint.random_weights import write_random_checkpoint
 from jllama.errors import JllamaError
 from jllama.layers.quantization import SCHEMES, quantize
 from jllama.sharding.cuts import cut_axis
+from tests.support.small_models import BASE
 
 HERE = Path(__file__).parent
 
@@ -26,6 +29,18 @@ def test_on_eight_devices():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_a_part_is_read_in_little_more_memory_than_it_takes(tmp_path):
+    """MiB beside an idle JAX: not those of the whole model, of 240."""
+    sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=7, vocab_size=1024)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(BASE | sizes | dict(num_attention_heads=8, num_key_value_heads=8)))
+    write_random_checkpoint(config, tmp_path / "model")
+    command = [sys.executable, "-m", "tests.support.loading_memory", str(tmp_path / "model"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE.parents[1])
+    found = json.loads(done.stdout)
+    assert found["taken"] < found["shard"] + 2 * found["largest_tensor"] + 40 < 200
 
 
 @pytest.mark.parametrize(
