@@ -45,7 +45,6 @@ flag_groups.define_choice_flags()
 PLACES = ("model",)
 HELP = {
     "What runs": ("model", "random_config", "dtype", "device", "quantize", "tensor_parallel"),
-    "Several processes": ("coordinator_address", "num_processes", "process_id"),
     "What is measured": ("tests", "batch_sizes", "repetitions", "temperature", "top_p"),
     "What is shown": ("json", "markdown", "profile", "sweep", "storages"),
 }

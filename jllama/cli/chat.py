@@ -46,7 +46,6 @@ PLACES = ("model", "message")
 DEFAULT_MODEL = "smollm2"
 HELP = {
     "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
-    "Several processes": ("coordinator_address", "num_processes", "process_id"),
     "The conversation": ("system", "message", "load", "max_seq_len", "transcript", "tools"),
     "The answers": ("max_new_tokens", "temperature", "top_p", "seed", "stats"),
 }

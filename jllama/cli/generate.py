@@ -46,7 +46,6 @@ flag_groups.define_sampling_flags()
 PLACES = ("model", "prompt")
 HELP = {
     "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
-    "Several processes": ("coordinator_address", "num_processes", "process_id"),
     "The prompt": ("prompt", "prompt_file", "prompts_file", "system", "chat_template"),
     "The answer": ("max_new_tokens", "temperature", "top_p", "seed", "stop", "stats", "json"),
 }

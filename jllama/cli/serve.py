@@ -54,7 +54,6 @@ for name in CHOICES:
 PLACES = ("model",)
 HELP = {
     "What runs": ("model", "dtype", "device", "quantize", "tensor_parallel"),
-    "Several processes": ("coordinator_address", "num_processes", "process_id"),
     "Where": ("host", "port", "alias", "api_key", "api_key_file"),
     "How many": ("slots", "max_seq_len", "max_queue"),
 }
