@@ -13,8 +13,11 @@ SECONDS = 10.0  # that a grammar may take; most take a thousandth of one
 AT_ONCE = 2  # grammars that are compiled; more wait
 KEPT = 64  # matchers of a vocabulary
 STACK = 512 << 20  # bytes, of which few are touched: rules that lead to rules recurse in the library
-# About 2 kB a state, so 100 MB; what a mask may cost: some 20 ms.
-LIMITS = dict(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
+# About 2 kB a state, so 100 MB; what a mask may cost: some 20 ms. An item is a way to go on: four for each
+# property that may come next.
+LIMITS = dict(
+    max_lexer_states=50_000, max_grammar_size=200_000, max_items_in_row=20_000, verbose_errors=False
+)
 
 _places = threading.BoundedSemaphore(AT_ONCE)
 _starting = threading.Lock()
@@ -96,7 +99,16 @@ def _make(words: Words, kind: str, text: str) -> Any:
         raise refused(kind, matcher.get_error())
     if not any(allowed):
         raise refused(kind, "no token of the model's vocabulary may begin it")
+    _check_step(matcher.deep_copy(), kind, allowed)
     return matcher
+
+
+def _check_step(matcher: Any, kind: str, allowed: bytes) -> None:
+    """Takes a token that may begin it: what is forced needs no search to be allowed, but does to be read."""
+    at = next(place for place, byte in enumerate(allowed) if byte)
+    matcher.consume_token(8 * at + (allowed[at] & -allowed[at]).bit_length() - 1)
+    if matcher.is_error():
+        raise refused(kind, matcher.get_error())
 
 
 def is_stuck(matcher: Any) -> bool:

@@ -53,20 +53,24 @@ class Constraint:
             if token in self._ends:
                 self.ended = True
             elif not self.matcher.consume_token(token):
-                self.error = JllamaError(f"token {token} does not fit what the answer must match")
+                self.error = self._stopped(f"token {token} does not fit what the answer must match")
 
     def settle(self, mask: np.ndarray) -> None:
         """Takes a mask that the library filled, int32 `[W]`; sets `error` where it allows nothing."""
         if is_stuck(self.matcher):
             self.error = JllamaError("the answer can't go on as it must: nothing that matches begins so")
         elif self.matcher.is_error():
-            why = self.matcher.get_error().split("<")[0].strip()
-            self.error = JllamaError(f"the answer can't go on as it must: {why}")
+            self.error = self._stopped("it is too much for the library")
         elif self._banned is not None:
             mask &= ~self._banned
         if self.error is None and not mask.any():
             what = "that logit_bias does not ban" if self._banned is not None else "of the model's vocabulary"
             self.error = JllamaError(f"the answer can't go on as it must: no token {what} may come next")
+
+    def _stopped(self, otherwise: str) -> JllamaError:
+        """Why the library went no further, in its own words if it has some."""
+        why = self.matcher.get_error().split("<")[0].strip() if self.matcher.is_error() else ""
+        return JllamaError(f"the answer can't go on as it must: {why or otherwise}")
 
 
 def constraint_for(

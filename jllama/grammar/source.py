@@ -30,7 +30,8 @@ def library_grammar(kind: str, text: str) -> str:
     if kind == "regex":
         return matcher.grammar_from_regex(text)
     if kind == "choice":
-        text = "start: " + " | ".join(map(lark_text, json.loads(text)))
+        # Of one terminal: as a rule each text would be a way to go on, and thousands too many.
+        text = "start: CHOICE\nCHOICE: " + " | ".join(map(lark_text, json.loads(text)))
     elif is_gbnf(text):
         text = gbnf_to_lark(text)
     else:

@@ -90,8 +90,9 @@ class Choice:
             return {"finish_reason": "length", "stop_reason": None, "seed": result.seed}
         asked = result.stop_token in self._stop_ids  # else it is the model's own end of a text
         reason = result.stop_string or (result.stop_token if asked else None)
-        called = self._calls is not None and self._calls.count > 0 and result.finish_reason == "stop"
-        finish = "tool_calls" if called else result.finish_reason
+        # A stop string may end a call in the middle; then there is none to answer.
+        called = self._calls is not None and self._calls.count > 0 and not self._calls.is_amid
+        finish = "tool_calls" if called and result.finish_reason == "stop" else result.finish_reason
         return {"finish_reason": finish, "stop_reason": reason, "seed": result.seed}
 
     @property

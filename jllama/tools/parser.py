@@ -49,6 +49,11 @@ class CallParser:
             events += more
         return joined(events)
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether a call that was begun has not ended."""
+        return self._state == self._arguments
+
     def _text(self, final: bool) -> Iterable[Event] | None:
         """Text, until a mark or, at the beginning, JSON opens a call."""
         if self._begins:
@@ -181,7 +186,7 @@ class CallParser:
             self._held, self._in_list = rest[1:], False
         elif self._format.close and rest.startswith(self._format.close):
             self._held, self._state = rest.removeprefix(self._format.close), self._text
-        elif final and not rest:
+        elif final and self._format.close.startswith(rest):  # nothing, or what closes it was cut
             self._held, self._state = "", self._text
         elif final or (rest and not self._format.close.startswith(rest)):
             self._state, self._in_list = self._text, False

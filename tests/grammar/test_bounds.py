@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from jllama.errors import JllamaError
+from jllama.grammar.compiler import compiled
+from jllama.settings import GenerationSettings
+from tests.support.schema_matching import byte_words, takes
+
 pytest.importorskip("llguidance")
 
 PROGRAM = """
@@ -66,3 +71,28 @@ def test_bombs_end_in_bounded_time_and_memory():
     assert ["grammar", "refused: grammar can't be used: nothing matches it"] in [
         [kind, words.split(" (")[0]] for kind, words in refused
     ]
+
+
+MANY = 3000
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (dict(choice=[f"c{at}" for at in range(MANY)]), "c2999"),
+        (dict(grammar="start: " + " | ".join(f'"c{at}"' for at in range(MANY))), "c2999"),
+        (
+            dict(json_schema={"properties": {f"p{at}": {"type": "null"} for at in range(MANY)}}),
+            '{"p2999": null}',
+        ),
+    ],
+)
+def test_thousands_of_ways_to_go_on(given, text):
+    assert takes(compiled(byte_words()[1], *GenerationSettings(**given).constraint), text)
+
+
+def test_what_can_not_even_begin_is_refused_before():
+    settings = GenerationSettings(json_schema=ENDLESS)
+    with pytest.raises(JllamaError, match="can't be used"):
+        compiled(byte_words()[1], *settings.constraint)

@@ -131,6 +131,12 @@ def test_47_a_call_that_was_cut_says_length(client):
     assert cut["message"]["tool_calls"][0]["function"]["name"] == "sun"
 
 
+def test_47_a_call_that_a_stop_string_cut_is_none_to_answer(client):
+    cut = ask(client, tool_choice={"type": "function", "function": {"name": "sun"}}, stop=['city"'])
+    assert cut["finish_reason"] == "stop"
+    assert cut["message"]["tool_calls"][0]["function"]["arguments"] == '{"'
+
+
 def test_48_one_call_where_only_one_may_be(client):
     body = dict(tool_choice="required", parallel_tool_calls=False, temperature=1.0)
     assert [len(calls(ask(client, seed=seed, **body))) for seed in range(4)] == [1] * 4

@@ -36,6 +36,7 @@ CASES = [
     ("hermes", '<tool_call>{"type": "function", "function": {"name": "f"}}', "", [("f", "{}")]),
     ("smollm2", f"<tool_call>[{F}, {F}]</tool_call>", "", [("f", "{}")] * 2),
     ("smollm2", "<tool_call>[]</tool_call>", "", []),
+    ("smollm2", f"<tool_call>[{F}]</tool", "", [("f", "{}")]),
     ("smollm2", f"<tool_call>[\n{F},\n{{broken}}]</tool_call>", "{broken}]</tool_call>", [("f", "{}")]),
     ("llama", f'{{"name": "get_weather", "parameters": {CITY}}}', "", ONE),
     ("llama", f'\n<|python_tag|>{{"name": "get_weather", "parameters": {CITY}}}', "", ONE),
