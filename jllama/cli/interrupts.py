@@ -10,8 +10,12 @@ from typing import Any, NoReturn
 EXIT_CODE, TERMINATED = 130, 143
 
 
+class Terminated(SystemExit):
+    """SIGTERM came: unlike a `sys.exit` in what a user wrote, nobody takes it for a mistake."""
+
+
 def catch() -> None:
-    """From now on Ctrl-C is a KeyboardInterrupt and SIGTERM a SystemExit, wherever that is safe."""
+    """From now on Ctrl-C is a KeyboardInterrupt and SIGTERM a `Terminated`, wherever that is safe."""
     signal.signal(signal.SIGINT, _raise_or_leave)
     signal.signal(signal.SIGALRM, _raise_or_leave)
     signal.signal(signal.SIGTERM, _raise_or_leave)
@@ -34,7 +38,7 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
             os._exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
         frame = frame.f_back
     if number == signal.SIGTERM:
-        raise SystemExit(TERMINATED)
+        raise Terminated(TERMINATED)
     raise KeyboardInterrupt
 
 
@@ -42,7 +46,7 @@ def _again(unraisable: Any) -> None:
     """What a destructor or a callback of the collector raises gets lost there: Ctrl-C comes once more."""
     if unraisable.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
-    elif unraisable.exc_type is SystemExit:
+    elif issubclass(unraisable.exc_type, SystemExit):
         os._exit(TERMINATED)
     else:
         sys.__unraisablehook__(unraisable)

@@ -42,7 +42,9 @@ class Toolbox:
             return failed(str(error)), False
         try:
             return as_text(function(**arguments)), True
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and type(error) is not SystemExit:
+                raise  # SIGTERM; a `sys.exit` of the function's own ends no chat
             return failed(f"{type(error).__name__}: {error}"), False
 
     def problem(self, call: Call) -> str | None:
@@ -63,28 +65,37 @@ class Toolbox:
 
 def failed(words: str) -> str:
     """A result that tells a model what went wrong."""
-    return json.dumps({"error": words}, ensure_ascii=False)
+    return _sound(json.dumps({"error": words}, ensure_ascii=False))
 
 
 def as_text(value: Any) -> str:
     """What a function returned, for a model."""
     if isinstance(value, str):
-        return value
+        return _sound(value)
     plain = (
         dataclasses.asdict(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type)
         else value
     )
-    return json.dumps(plain, ensure_ascii=False, default=str)
+    return _sound(json.dumps(plain, ensure_ascii=False, default=str))
+
+
+def _sound(text: str) -> str:
+    """Halves of surrogate pairs are no text: `?` stands for each."""
+    return text.encode(errors="replace").decode()
 
 
 def tool_of(function: Callable[..., Any]) -> Tool:
     """A function as a model is told of it: the first paragraph of its docstring, and its parameters.
 
     Raises:
-      JllamaError: a hint is missing or of a kind that can't be told to a model.
+      JllamaError: a hint is missing or of a kind that can't be told to a model; it is no plain function.
     """
     name = getattr(function, "__name__", type(function).__name__)
+    if any(kind(function) for kind in _WAITS):
+        raise JllamaError(
+            f"tool {name} is a generator or async, whose call gives nothing yet: write def, return"
+        )
     properties, required = {}, []
     for parameter in _parameters(function, name):
         schema = schema_of(_hint(function, parameter.name, name), f"{name}({parameter.name})")
@@ -100,9 +111,15 @@ def tool_of(function: Callable[..., Any]) -> Tool:
     return Tool(name=name, description=inspect.cleandoc(function.__doc__ or ""), parameters=parameters)
 
 
+_WAITS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+
+
 def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = list(inspect.signature(function).parameters.values())
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise JllamaError(f"tool {name} says no parameters: give a function with type hints") from None
     for parameter in found:
         if parameter.kind not in named:
             raise JllamaError(f"tool {name}: parameter {parameter} has no name that a model could give it by")

@@ -49,6 +49,8 @@ def _run(path: Path) -> ModuleType:
         finally:
             sys.dont_write_bytecode = before
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and type(error) is not SystemExit:
+            raise  # SIGTERM
         raise JllamaError(f"{path} fails{_line(error, path)}: {type(error).__name__}: {error}") from None
     return module
 

@@ -53,19 +53,26 @@ def schema_of(hint: Any, where: str) -> Schema:
     if hint is Any:
         return {}
     if origin is typing.Literal:
-        return {"enum": list(inner)}
+        return _values(list(inner), hint, where)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [schema_of(one, where) for one in inner]}
     if (origin or hint) in (list, Sequence, dict, Mapping):
         return _container((origin or hint) in (list, Sequence), inner, where)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return {"enum": [member.value for member in hint]}
+        return _values([member.value for member in hint], hint, where)
     if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
         return _fields(hint, where)
     raise JllamaError(
         f"tool {where}: the type hint {shown(hint)} can't be told to a model: use str, int, float, bool, "
         "list, dict, Literal, Optional, an Enum, a dataclass or a TypedDict"
     )
+
+
+def _values(values: list[Any], hint: Any, where: str) -> Schema:
+    """Of a Literal or an Enum."""
+    if not values or not all(one is None or isinstance(one, (*PLAIN,)) for one in values):
+        raise JllamaError(f"tool {where}: the values of {shown(hint)} must be texts, numbers, bools or None")
+    return {"enum": values}
 
 
 def _container(is_list: bool, inner: tuple[Any, ...], where: str) -> Schema:

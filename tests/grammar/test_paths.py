@@ -142,7 +142,7 @@ def test_a_blank_at_the_beginning_is_part_of_it(model):
 
 def test_an_answer_that_begins_otherwise_does_not_go_on(model):
     session = jllama.Session(model, max_seq_len=64)
-    with pytest.raises(JllamaError, match="does not fit"):
+    with pytest.raises(JllamaError, match="can't go on as it must"):
         session.stream("Who?", begun=[ord("x")], **JSON)
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import enum
 import json
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
 
 import pytest
 
+from jllama.cli import interrupts
 from jllama.errors import JllamaError
 from jllama.tools.definitions import Call
 from jllama.tools.functions import Toolbox, tool_of
@@ -161,6 +163,29 @@ def broken():
     return 1 / 0
 
 
+def leaving():
+    sys.exit(3)
+
+
+def half():
+    return "a\ud800"
+
+
+def test_a_tool_that_leaves_or_gives_half_a_letter():
+    box = Toolbox([leaving, half])
+    assert box.run(Call("", "leaving", "{}")) == ('{"error": "SystemExit: 3"}', False)
+    assert box.run(Call("", "half", "{}")) == ("a?", True)
+
+
+def terminated():
+    raise interrupts.Terminated(143)
+
+
+def test_sigterm_is_no_tools_mistake():
+    with pytest.raises(SystemExit):
+        Toolbox([terminated]).run(Call("", "terminated", "{}"))
+
+
 def made():
     return Point(1)
 
@@ -194,9 +219,30 @@ def endless(x: Endless):
     pass
 
 
+def in_bytes(x: Literal[b"a"]):
+    pass
+
+
+def of_none(x: enum.Enum("Empty", [])):
+    pass
+
+
+async def later():
+    pass
+
+
+def one_by_one():
+    yield 1
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (in_bytes, "tool in_bytes(x): the values of typing.Literal[b'a'] must be"),
+        (of_none, "the values of Empty must be"),
+        (later, "tool later is a generator or async"),
+        (one_by_one, "tool one_by_one is a generator or async"),
+        (5, "tool int says no parameters"),
         (bare, "tool bare: parameter x has no type hint"),
         (odd, "tool odd(x): the type hint bytes can't be told"),
         (keyed, "keys of a dict must be str"),
