@@ -17,7 +17,11 @@ _START, _STEP = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)  # odd: to multiply
 def fingerprint(model: Model) -> str:
     """A hash of the architecture, the dtype and every weight. It reads the weights once, where they lie."""
     digest = hashlib.sha256(f"{model.config} {model.dtype}".encode())
-    leaves = jax.tree.leaves(model.params)
+    # Of a model that several processes hold, this one's part: a program on all would need them all.
+    leaves = [
+        leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
+        for leaf in jax.tree.leaves(model.params)
+    ]
     sums = [_checksum(_whole_numbers(leaf)) for leaf in leaves]
     for leaf, numbers in zip(leaves, sums, strict=True):
         digest.update(f"{leaf.shape} {leaf.dtype}".encode() + np.asarray(numbers).tobytes())
