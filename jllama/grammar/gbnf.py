@@ -6,10 +6,11 @@ from collections.abc import Callable
 from jllama.errors import JllamaError
 from jllama.grammar.library import library
 
-# A comment, a literal, a class of characters, a count, a name, any character.
+# A comment, a literal, a class of characters, a count, a name, any character; a bracket between two counts.
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)|(?P<literal>"(?:[^"\\]|\\.)*")|(?P<class>\[(?:[^\]\\]|\\.)*\])"""
-    r"""|(?P<count>\{[^}\n]*\})|(?P<name>[A-Za-z0-9_-]+)|(?P<any>\.)""",
+    r"""|(?P<count>\{[^}\n]*\})|(?P<name>[A-Za-z0-9_-]+)|(?P<any>\.)"""
+    r"""|(?P<close>(?<=[*+?}])[ \t]*\)(?=[ \t]*[*+?{]))""",
     re.DOTALL,
 )
 _CODE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
@@ -50,6 +51,10 @@ def _plainer(found: re.Match[str], names: dict[str, str]) -> str:
         return names.setdefault(token, f"rule{len(names)}")
     if kind == "any":
         return '(. | "\\n")'
+    if kind == "count":
+        return token.replace("{,", "{0,")
+    if kind == "close":  # brackets around a single term get lost
+        return ' "")'
     if kind == "literal":
         return _CODE.sub(lambda code: _decoded(code, _in_literal), token)
     if kind == "class":

@@ -33,6 +33,7 @@ def bombs():
     chain = "".join(f"r{i}: r{i + 1} r{i + 1}\\n" for i in range(12_000))
     yield dict(grammar="start: r0\\n" + chain + 'r12000: "a"')
     yield dict(grammar="root ::= " + "(" * 5000 + '"a"' + ")" * 5000)
+    yield dict(grammar="root ::= (((" + '"a"{1,1000}){1,1000}){1,1000})')
     twice = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
     yield dict(json_schema={"$defs": twice | {"d40": {"type": "object"}}, "$ref": "#/$defs/d0"})
     each = [{"anyOf": [{"properties": {f"a{i}{j}": {}}} for j in range(9)]} for i in range(9)]
@@ -65,7 +66,7 @@ def test_bombs_end_in_bounded_time_and_memory():
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert lines.pop()[1] < 1500
     refused = [line for line in lines if line[1].startswith("refused")]
     assert ["grammar", "refused: grammar can't be used: nothing matches it"] in [

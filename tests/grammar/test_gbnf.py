@@ -26,6 +26,8 @@ SUM = 'root ::= expr\nexpr ::= term ("+" term)*\nterm ::= "(" expr ")" | [0-9]+'
         ('root ::= A a\nA ::= "1" a\na ::= "2"', ["122"], ["12"]),
         ('root ::= ("a" |\n "b")* "c"?', ["abab", "c", ""], ["cc"]),
         ('root ::= root "a" | "b"', ["baa"], ["ab"]),
+        ('root ::= ("a"{2}){2} ( "b"+ ) ?', ["aaaa", "aaaabb"], ["aaa", "aaaaaa"]),
+        ('root ::= ("a"?){3} [*] ("b"*)+ "+" ("c"){,2}', ["aa*+", "*b+cc"], ["aaaa*+", "*+ccc"]),
         (SUM, ["1+(2+3)"], ["1+", "(1"]),
     ],
 )
