@@ -15,6 +15,8 @@ _TOKEN = re.compile(
 )
 _CODE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
 _NUMBERED = re.compile(r"\b[Rr][Uu][Ll][Ee]([0-9]+)\b")
+# What the converter takes for a terminal: its longest match would be the only one, where llama.cpp tries all.
+_TERMINAL = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)*/|\bRULE(?P<number>[0-9]+)\b', re.DOTALL)
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -29,7 +31,8 @@ def gbnf_to_lark(text: str) -> str:
 
     names: dict[str, str] = {"root": "root"}
     try:
-        return converted(_TOKEN.sub(lambda found: _plainer(found, names), text))
+        lark = converted(_TOKEN.sub(lambda found: _plainer(found, names), text))
+        return _TERMINAL.sub(lambda found: f"rule{found[1]}" if found[1] else found[0], lark)
     except JllamaError:
         raise
     except RecursionError:

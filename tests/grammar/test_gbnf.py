@@ -28,6 +28,11 @@ SUM = 'root ::= expr\nexpr ::= term ("+" term)*\nterm ::= "(" expr ")" | [0-9]+'
         ('root ::= root "a" | "b"', ["baa"], ["ab"]),
         ('root ::= ("a"{2}){2} ( "b"+ ) ?', ["aaaa", "aaaabb"], ["aaa", "aaaaaa"]),
         ('root ::= ("a"?){3} [*] ("b"*)+ "+" ("c"){,2}', ["aa*+", "*b+cc"], ["aaaa*+", "*+ccc"]),
+        (
+            'root ::= n "\\n" n s "RULE1"\nn ::= [0-9]+ s\ns ::= [ \\n]*',
+            ["3 \n\n4RULE1"],
+            ["3 4RULE1", "3\n4rule1"],
+        ),
         (SUM, ["1+(2+3)"], ["1+", "(1"]),
     ],
 )
