@@ -24,8 +24,8 @@ from jllama.files.paths import expanded
 
 flags.DEFINE_string(
     "model",
-    "tinyllama",
-    "A GGUF reference to convert, or a shape such as qwen3-0.6b (tinyllama: tinyllama-1.1b): random weights.",
+    "tinyllama-1.1b",
+    "A GGUF reference to convert, or a shape such as qwen3-0.6b, with random weights.",
 )
 flag_groups.define_sha256_flag()
 flags.DEFINE_list("formats", ["F32", "BF16", "Q8_0", "Q4_0"], "The types of the weights, one GGUF file each.")

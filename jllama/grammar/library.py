@@ -1,9 +1,13 @@
 """The library that masks are made by; it is an extra."""
 
+import importlib.metadata
 import importlib.util
+import re
 from types import ModuleType
 
 from jllama.errors import JllamaError
+
+OLDEST = (1, 7)  # takes several tokens that end an answer
 
 
 def installed() -> bool:
@@ -15,7 +19,7 @@ def library() -> ModuleType:
     """`llguidance`, imported late: few requests need it.
 
     Raises:
-      JllamaError: it is not installed.
+      JllamaError: it is not installed, or too old.
     """
     try:
         import llguidance
@@ -24,4 +28,7 @@ def library() -> ModuleType:
             f"what an answer must match is enforced by llguidance, which can't be imported ({error}): "
             "pip install jllama[grammar]"
         ) from None
+    found = importlib.metadata.version("llguidance")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
+        raise JllamaError(f"llguidance {found} is too old: pip install --upgrade jllama[grammar]")
     return llguidance

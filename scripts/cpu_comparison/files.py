@@ -17,7 +17,6 @@ from jllama.families.known import family_of, of_architecture
 from jllama.families.tensor_names import to_gguf
 from jllama.hub.references import resolve
 
-TINYLLAMA = "tinyllama-1.1b"
 DISTINCT = 256  # random rows that a random matrix repeats: quantising a billion numbers takes minutes
 
 
@@ -38,7 +37,6 @@ def gguf_file(model: str, kind: str, directory: Path, sha256: str | None) -> Pat
 def _write(path: Path, model: str, kind: str, sha256: str | None) -> None:
     from gguf import GGUFWriter
 
-    model = TINYLLAMA if model == "tinyllama" else model
     family, config, tensors = _random(model) if ready_made.is_shape(model) else _stored(model, sha256)
     writer = GGUFWriter(path, family.architectures[0], use_temp_file=True)
     _keys(writer, config)

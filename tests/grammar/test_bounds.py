@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jllama.errors import JllamaError
+from jllama.grammar import library
 from jllama.grammar.compiler import compiled
 from jllama.settings import GenerationSettings
 from tests.support.schema_matching import byte_words, takes
@@ -97,3 +98,17 @@ def test_what_can_not_even_begin_is_refused_before():
     settings = GenerationSettings(json_schema=ENDLESS)
     with pytest.raises(JllamaError, match="can't be used"):
         compiled(byte_words()[1], *settings.constraint)
+
+
+@pytest.mark.parametrize(
+    ("version", "old"), [("1.6.9", True), ("1.7.0", False), ("1.10.0rc1", False), ("2.0", False)]
+)
+def test_an_older_library_is_refused(monkeypatch, version, old):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    if old:
+        with pytest.raises(
+            JllamaError, match=r"llguidance 1.6.9 is too old: pip install --upgrade jllama\[grammar\]"
+        ):
+            library.library()
+    else:
+        assert library.library() is not None
