@@ -9,10 +9,11 @@ from jllama.grammar.library import library
 # A comment, a literal, a class of characters, a count, a name, any character; a bracket between two counts.
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)|(?P<literal>"(?:[^"\\]|\\.)*")|(?P<class>\[(?:[^\]\\]|\\.)*\])"""
-    r"""|(?P<count>\{[^}\n]*\})|(?P<name>[A-Za-z0-9_-]+)|(?P<any>\.)"""
+    r"""|(?P<token>!?<[^<>"\n]*>|!)|(?P<count>\{[^}\n]*\})|(?P<name>[A-Za-z0-9_-]+)|(?P<any>\.)"""
     r"""|(?P<close>(?<=[*+?}])[ \t]*\)(?=[ \t]*[*+?{]))""",
     re.DOTALL,
 )
+_BOUNDS = re.compile(r"\{(?:\s*(?P<least>\d*)\s*,)?\s*(?P<most>\d+)\s*\}", re.ASCII)
 _CODE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
 _NUMBERED = re.compile(r"\b[Rr][Uu][Ll][Ee]([0-9]+)\b")
 # What the converter takes for a terminal: its longest match would be the only one, where llama.cpp tries all.
@@ -54,7 +55,10 @@ def _plainer(found: re.Match[str], names: dict[str, str]) -> str:
         return names.setdefault(token, f"rule{len(names)}")
     if kind == "any":
         return '(. | "\\n")'
+    if kind == "token":
+        raise _refused(found, "is about a single token, which is not supported: write the text that may come")
     if kind == "count":
+        _check_count(found)
         return token.replace("{,", "{0,")
     if kind == "close":  # brackets around a single term get lost
         return ' "")'
@@ -62,9 +66,7 @@ def _plainer(found: re.Match[str], names: dict[str, str]) -> str:
         return _CODE.sub(lambda code: _decoded(code, _in_literal), token)
     if kind == "class":
         if "--" in token:
-            raise JllamaError(
-                f"grammar can't be used: {token[:40]} has - twice in a class: write it once, last"
-            )
+            raise _refused(found, "has - twice in a class: write it once, last")
         # Two of these have a meaning for the library.
         return (
             _CODE.sub(lambda code: _decoded(code, _in_class), token)
@@ -72,6 +74,20 @@ def _plainer(found: re.Match[str], names: dict[str, str]) -> str:
             .replace("~", "\\x7e")
         )
     return token
+
+
+def _check_count(found: re.Match[str]) -> None:
+    """The library's words about these would be about its own grammar."""
+    bounds = _BOUNDS.fullmatch(found[0])
+    if bounds and int(bounds["most"]) < int(bounds["least"] or 0):
+        raise _refused(found, "ends before it begins: write the smaller number first")
+    if bounds and int(bounds["most"]) == 0:
+        raise _refused(found, "lets nothing come: leave it out, and what it counts")
+
+
+def _refused(found: re.Match[str], words: str) -> JllamaError:
+    line = found.string.count("\n", 0, found.start()) + 1
+    return JllamaError(f"grammar can't be used: {found[0][:40]} in line {line} {words}")
 
 
 def _decoded(code: re.Match[str], write: Callable[[str], str]) -> str:

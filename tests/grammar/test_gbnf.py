@@ -34,6 +34,7 @@ SUM = 'root ::= expr\nexpr ::= term ("+" term)*\nterm ::= "(" expr ")" | [0-9]+'
             ["3 4RULE1", "3\n4rule1"],
         ),
         (SUM, ["1+(2+3)"], ["1+", "(1"]),
+        ('root ::= x ""{2} y "!<z>"{0,}\nx ::= ""\ny ::= | "a"', ["", "a!<z>"], ["aa"]),
     ],
 )
 def test_they_let_come_what_they_say(grammar, good, bad):
@@ -51,10 +52,16 @@ def test_they_let_come_what_they_say(grammar, good, bad):
         (r'root ::= "\q"', "Invalid escape sequence"),
         (r'root ::= "\ud800"', r"^grammar can't be used: .*is no character"),
         ("root ::= [a--b]", "twice in a class"),
+        ('root ::= "a"\n "b"{ 0 }', r"\{ 0 \} in line 2 lets nothing come"),
+        ("root ::= x{,0}", r"\{,0\} in line 1 lets nothing come"),
+        ('root ::= "a"{3,1}', r"\{3,1\} in line 1 ends before it begins"),
+        ('root ::= "a"{}', "Expected integer at line 1"),
+        ('root ::= "<a>" !<think>*', "!<think> in line 1 is about a single token"),
+        ('root ::= [<!>] # <\n <[5]> "b"', r"<\[5]> in line 2 is about a single token"),
         ("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "nest too deep"),
         ("root ::= root", "nothing matches it"),
     ],
-    ids=range(8),
+    ids=range(14),
 )
 def test_what_is_none_is_refused_with_the_place(grammar, words):
     with pytest.raises(JllamaError, match=words):
