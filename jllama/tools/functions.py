@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from jllama.errors import JllamaError
 from jllama.tools.arguments import ArgumentsError, converted
 from jllama.tools.definitions import Call, Tool, check_tools
@@ -69,7 +71,7 @@ def failed(words: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """What a function returned, for a model."""
+    """What a function returned, for a model; what JSON has no number for, NaN say, as a text."""
     if isinstance(value, str):
         return _sound(value)
     plain = (
@@ -77,7 +79,8 @@ def as_text(value: Any) -> str:
         if dataclasses.is_dataclass(value) and not isinstance(value, type)
         else value
     )
-    return _sound(json.dumps(plain, ensure_ascii=False, default=str))
+    told = json.dumps(plain, ensure_ascii=False, default=str)
+    return _sound(json.dumps(json.loads(told, parse_constant=str), ensure_ascii=False))
 
 
 def _sound(text: str) -> str:
@@ -142,9 +145,9 @@ def bound(function: Callable[..., Any], arguments: str) -> dict[str, Any]:
       ArgumentsError: they are no JSON, one is missing or unknown, or does not fit its type hint.
     """
     try:
-        given = json.loads(arguments)
-    except (ValueError, RecursionError):
-        given = None
+        given = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ArgumentsError(f"the arguments are no JSON object: {error}") from None
     if not isinstance(given, dict):
         raise ArgumentsError("the arguments are no JSON object")
     known = {one.name: one for one in _parameters(function, "")}

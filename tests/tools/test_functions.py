@@ -130,6 +130,8 @@ def test_arguments_become_what_the_hints_say():
         ({"trip": {"to": {"x": 1}, "at": 3}}, "trip has no field 'at'"),
         ({"either": []}, "either is [], but must be int or str"),
         ({"other": 3}, "there is no parameter 'other'"),
+        ({"number": float("nan")}, "no JSON object"),
+        ({"number": float("-inf")}, "no JSON object"),
     ],
 )
 def test_arguments_that_do_not_fit_go_back_to_the_model(changes, words):
@@ -152,6 +154,7 @@ def test_results_and_mistakes():
         ("greet", "{}", "parameter 'name' is missing"),
         ("greet", "{", "no JSON object"),
         ("greet", "[]", "no JSON object"),
+        ("greet", '{"times": 1e999}', "out of range"),
         ("gret", "{}", "there is no tool 'gret'; there are greet, broken, made"),
     ):
         text, ran = box.run(Call("", name, arguments))
@@ -167,12 +170,17 @@ def leaving():
     sys.exit(3)
 
 
+def unnumbered():
+    return {"a": [float("nan"), float("-inf"), "é", 1.5]}
+
+
 def half():
     return "a\ud800"
 
 
 def test_a_tool_that_leaves_or_gives_half_a_letter():
-    box = Toolbox([leaving, half])
+    box = Toolbox([leaving, half, unnumbered])
+    assert box.run(Call("", "unnumbered", "{}")) == ('{"a": ["NaN", "-Infinity", "é", 1.5]}', True)
     assert box.run(Call("", "leaving", "{}")) == ('{"error": "SystemExit: 3"}', False)
     assert box.run(Call("", "half", "{}")) == ("a?", True)
 
