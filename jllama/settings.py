@@ -168,7 +168,7 @@ def _check_source(name: str, text: Any) -> None:
         return
     if not isinstance(text, str):
         raise JllamaError(f"{name}={_shown(text)} must be a text")
-    if not text.strip():
+    if name != "choice" and not text.strip():
         raise JllamaError(f"{name} is empty: leave it out, or say what the answer must match")
     if len(text) > LONGEST_CONSTRAINT:
         raise JllamaError(f"{name} has {len(text):,} characters; at most {LONGEST_CONSTRAINT:,} may be")

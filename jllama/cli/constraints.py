@@ -27,6 +27,8 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("choice"):
         read["choice"] = tuple(given["choice"])
     if (schema := given.get("json_schema")) is not None:
+        if not schema.strip():
+            raise JllamaError("--json_schema is empty: give a file's name or a schema, or leave it out")
         is_text = schema.lstrip().startswith("{") or schema.strip() in ("true", "false")
         read["json_schema"] = schema if is_text else streams.read_text(schema)
     if (grammar := given.get("grammar")) is not None:

@@ -45,6 +45,7 @@ def with_session(model, **settings):
     [
         (dict(regex="[0-9]{3}-[a-z]{2}"), "[0-9]{3}-[a-z]{2}"),
         (dict(choice=("red", 'a "q"\n\x7f\\', "grün")), 'red|a "q"\n\x7f\\\\|grün'),
+        (dict(choice=(" ", "\n\t")), " |\n\t"),
         (dict(grammar='start: "a" b\nb: "x" | "y"'), "a[xy]"),
         (dict(grammar='root ::= "a" b\nb ::= "x" | "y"'), "a[xy]"),
         (dict(grammar="start: a\na: a /x/ | /y/", max_new_tokens=9), "yx*"),  # left recursion is no trouble

@@ -58,6 +58,7 @@ DEEP = json.loads('{"items":' * (DEEPEST_SCHEMA + 1) + "1" + "}" * (DEEPEST_SCHE
         (dict(regex="a\ud800"), "no text"),
         (dict(grammar="a\0"), "no text"),
         (dict(choice=["a", ""]), "choice is empty"),
+        (dict(choice=["a\0"]), "no text"),
         (dict(choice=[3]), "must be a text or a list"),
         (dict(choice=["a"], regex="a"), "regex and choice can't hold at once"),
         (dict(json_object=True, json_schema={}), "json_schema and json_object"),
