@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.grammar.compiler import compiled
 from jllama.grammar.source import lark_text
+from jllama.grammar.words import words_of
 from jllama.server.protocol.drawing import drawn_id
-from jllama.server.protocol.errors import ApiError
+from jllama.server.protocol.errors import ApiError, unmatched
 from jllama.server.protocol.tools import ToolUse
 from jllama.server.reasoning import CLOSE
 from jllama.server.service import Service
 from jllama.settings import GenerationSettings, build_settings
-from jllama.tools.grammar import behind_thoughts, calls_grammar, json_rule
+from jllama.tools.grammar import arguments_schema, behind_thoughts, calls_grammar, json_rule
 from jllama.tools.parser import CallParser
 
 Asked = tuple[Mapping[str, Any], str | None]  # fields of `GenerationSettings`, and the parameter that asks
@@ -34,13 +36,37 @@ class Calling:
         """
         self._fields, self._param = asked
         self._use, self._special_id = use, service.tokenizer.special_id
+        self._service = service
         self._format = service.manner.format if use.offered else None
         # A grammar holds the calls to their schemas; then they may be told as they come.
         self._sure = bool(use.offered) and (use.enforced or bool(self._fields))
         self._grammar = self._lark(opened) if self._sure or (opened and self._fields) else None
 
+    def blamed(self, error: JllamaError) -> ApiError:
+        """What a client is told where the engine does not take the request: of which schema."""
+        if not self._grammar:
+            return unmatched(error, self._constrained_by)
+        for at, tool in enumerate(self._use.tools):
+            if self._sure and tool in self._use.callable:
+                why = self._refusal({"json_schema": arguments_schema(tool)})
+                before, is_schema, rest = str(why or "").partition("json_schema")
+                if is_schema and not before:
+                    return ApiError(400, f"tools[{at}]: {tool.name}'s schema{rest}", param=f"tools[{at}]")
+        own = self._refusal(self._fields) if self._fields else None
+        return unmatched(own, self._param) if own else unmatched(error, self._constrained_by)
+
+    def _refusal(self, fields: Mapping[str, Any]) -> JllamaError | None:
+        """Why that can't be matched by itself."""
+        try:
+            must = build_settings(GenerationSettings(), **fields).constraint
+            assert must is not None
+            compiled(words_of(self._service.tokenizer, self._service.vocab_size), *must)
+        except JllamaError as error:
+            return error
+        return None
+
     @property
-    def constrained_by(self) -> str | None:
+    def _constrained_by(self) -> str | None:
         """The parameter that is to blame if a grammar can't be used."""
         return "tools" if self._sure and not (self._fields and not self._use.enforced) else self._param
 
@@ -57,14 +83,16 @@ class Calling:
           ApiError: 400: it can't be matched.
         """
         fields = {"grammar": self._grammar} if self._grammar else self._fields
-        return constrained(settings, fields, self.constrained_by)
+        return constrained(settings, fields, self._constrained_by)
 
     def parser(self) -> CallParser | None:
         """Reads the calls of one choice; None: there are none."""
         if self._format is None:
             return None
         names = [tool.name for tool in self._use.offered]
-        return CallParser(self._format, names, lambda: f"call_{drawn_id()}", sure=self._sure)
+        return CallParser(
+            self._format, names, lambda: f"call_{drawn_id()}", sure=self._sure, must=self._use.required
+        )
 
     def _lark(self, opened: bool) -> str:
         answer = self._body() if self._fields and not self._use.required else None

@@ -7,11 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
+from jllama.errors import JllamaError
 from jllama.server.calling import Calling
 from jllama.server.choice import CallEvent, Choice, Delta
 from jllama.server.conversation import encoded, split_for
 from jllama.server.envelope import Envelope, seeded
 from jllama.server.protocol.chat import REFUSED, ChatRequest
+from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.parsing import parse
 from jllama.server.protocol.tools import tool_use
 from jllama.server.running import Task, respond
@@ -48,11 +50,14 @@ class ChatTask(Task):
         self._prompt = self._parts[0] + self._parts[1]
         split = split_for(service, *self._parts)
         self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
-        settings, self.constrained_by = self._calling.settings(settings), self._calling.constrained_by
+        settings = self._calling.settings(settings)
         options = dict(prompt=self._prompt, logprobs=given.likeliest, shown=self._calling.shown)
         self.requests = [{**options, "settings": each} for each in seeded(settings, given.n)]
         kind = "chat.completion.chunk" if given.stream else "chat.completion"
         self._envelope = Envelope(service, "chatcmpl", kind, given.stream_options)
+
+    def blamed(self, error: JllamaError) -> ApiError:
+        return self._calling.blamed(error)
 
     def choose(self, place: int, stream: Stream) -> Choice:
         split = split_for(self._service, *self._parts)

@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jllama.batching.stream import Stream
+from jllama.errors import JllamaError
 from jllama.server.calling import Calling
 from jllama.server.choice import Choice, Delta
 from jllama.server.conversation import encode_all, split_for
 from jllama.server.protocol.drawing import drawn_id
-from jllama.server.protocol.errors import translated
+from jllama.server.protocol.errors import ApiError, translated
 from jllama.server.protocol.messages import is_begun
 from jllama.server.protocol.parsing import parse
 from jllama.server.protocol.responses import REFUSED, ResponsesRequest, echoed
@@ -47,7 +48,7 @@ class ResponseTask(Task):
         self._parts = encode_all(service, messages, use, name="input", **options)
         prompt, split = self._parts[0] + self._parts[1], split_for(service, *self._parts)
         self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
-        settings, self.constrained_by = self._calling.settings(settings), self._calling.constrained_by
+        settings = self._calling.settings(settings)
         self.streamed, self._service = given.stream, service
         self.requests = [dict(prompt=prompt, settings=settings, shown=self._calling.shown)]
         self._items, self._number = Items(), 0
@@ -58,6 +59,9 @@ class ResponseTask(Task):
             "model": service.options.names[0],
             **echoed(given, temperature=settings.temperature, top_p=settings.top_p),
         }
+
+    def blamed(self, error: JllamaError) -> ApiError:
+        return self._calling.blamed(error)
 
     def choose(self, place: int, stream: Stream) -> Choice:
         split = split_for(self._service, *self._parts)

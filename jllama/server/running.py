@@ -53,6 +53,10 @@ class Task(abc.ABC):
     def closing(self) -> Iterator[bytes]:
         """The last frames of a stream that went well."""
 
+    def blamed(self, error: JllamaError) -> ApiError:
+        """What a client is told where the engine does not take the request."""
+        return unmatched(error, self.constrained_by)
+
     def failing(self, error: Exception) -> Iterator[bytes]:
         """The frames of an error where the status is sent already."""
         yield frame(translated(error).body)
@@ -109,7 +113,7 @@ async def _begin(
         except (QueueFullError, EngineFailedError):
             raise
         except JllamaError as error:
-            raise unmatched(error, task.constrained_by) from None
+            raise task.blamed(error) from None
         return task
 
     task = await while_there(leaving, service.in_thread(begin))

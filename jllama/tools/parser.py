@@ -23,7 +23,13 @@ class CallParser:
     """Reads one answer."""
 
     def __init__(
-        self, format: Format, names: Collection[str], new_id: Callable[[], str], *, sure: bool = False
+        self,
+        format: Format,
+        names: Collection[str],
+        new_id: Callable[[], str],
+        *,
+        sure: bool = False,
+        must: bool = False,
     ) -> None:
         """Before its first piece.
 
@@ -32,8 +38,10 @@ class CallParser:
           names: of the tools: JSON that no mark announces is a call only if it names one of them.
           new_id: makes the id of a call.
           sure: calls are written under a grammar, so that their arguments may be told as they come.
+          must: the answer is calls alone, under a grammar.
         """
         self._format, self._names, self._new_id, self._sure = format, names, new_id, sure
+        self._must = must
         self._state: Callable[[bool], Iterable[Event] | None] = self._text
         self._held = self._opener = ""
         self._begins = format.bare  # JSON may be a call here without a mark
@@ -44,10 +52,21 @@ class CallParser:
     def push(self, text: str, *, final: bool = False) -> list[Event]:
         """Takes the next piece; gives what is certain now. `final`: nothing follows."""
         self._held += text
+        events = self._events(False)
+        if final and self._is_begun:
+            self._held = self._opener = ""
+        return joined(events + self._events(True) if final else events)
+
+    def _events(self, final: bool) -> list[Event]:
         events: list[Event] = []
         while (more := self._state(final)) is not None:
             events += more
-        return joined(events)
+        return events
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether what is held is the beginning of a call for sure, which is no text where it was cut."""
+        return self._sure and (self._must or self.count > 0 or self._state == self._body)
 
     @property
     def is_amid(self) -> bool:

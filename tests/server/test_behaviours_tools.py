@@ -131,6 +131,16 @@ def test_47_a_call_that_was_cut_says_length(client):
     assert cut["message"]["tool_calls"][0]["function"]["name"] == "sun"
 
 
+@pytest.mark.parametrize("tokens", [5, 14, 30])
+def test_47_a_call_that_was_cut_before_its_arguments_shows_no_marks(client, tokens):
+    body = dict(tool_choice="required", max_tokens=tokens, tools=[SUN])
+    cut = ask(client, **body)
+    assert (cut["finish_reason"], cut["message"]) == ("length", {"role": "assistant", "content": ""})
+    assert said(client.chat_chunks(**body)) == ""
+    whole = client.ask(RESPONSES, input="x", tools=FLAT, tool_choice="required", max_output_tokens=tokens)
+    assert (whole["status"], whole["output"][0]["content"][0]["text"]) == ("incomplete", "")
+
+
 def test_47_a_call_that_a_stop_string_cut_is_none_to_answer(client):
     cut = ask(client, tool_choice={"type": "function", "function": {"name": "sun"}}, stop=['city"'])
     assert cut["finish_reason"] == "stop"
@@ -159,6 +169,33 @@ def test_49_an_answer_with_calls_goes_back_as_it_was_written(client):
     assert details["cached_tokens"] >= before + len(written) - 1  # its own tokens, found again
 
 
+def allowed(mode, *names):
+    listed = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": listed}}
+
+
+def test_48_of_several_tools_those_that_are_allowed_are_called(client):
+    for seed in range(3):
+        told = ask(client, tool_choice=allowed("required", "now"), seed=seed, temperature=1.0)
+        assert {call["name"] for call in calls(told)} == {"now"}
+    flat = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
+    two = [*FLAT, {"type": "function", "name": "now"}]
+    whole = client.ask(RESPONSES, input="Hello", tools=two, tool_choice=flat, max_output_tokens=200)
+    assert {item["name"] for item in whole["output"]} == {"now"}
+
+
+def test_48_what_is_allowed_limits_free_calls_and_the_model_is_told_of_all(client):
+    service, some = client.http.app.state.service, tool_use(TOOLS, allowed("auto", "now"), None)
+    assert [tool.name for tool in some.offered] == ["sun", "now"]
+    settings = Calling(service, some, ({}, None)).settings(GenerationSettings())
+    for name, sound in (("now", True), ("sun", False)):
+        rules = constraint_for(service.tokenizer, service.vocab_size, settings, [])
+        text = f'So. <tool_call>\n{{"name": "{name}", "arguments": {{'
+        rules.follow(service.tokenizer.encode(text, add_special=False))
+        assert (rules.error is None) is sound
+    assert not tool_use(TOOLS, allowed("auto", "now", "sun"), None).enforced
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -174,6 +211,9 @@ def test_49_an_answer_with_calls_goes_back_as_it_was_written(client):
         (dict(tools=TOOLS, tool_choice=3), "tool_choice"),
         (dict(tools=TOOLS, parallel_tool_calls="yes"), "parallel_tool_calls"),
         (dict(functions=[]), "functions"),
+        (dict(tools=TOOLS, tool_choice=allowed("auto")), "tool_choice"),
+        (dict(tools=TOOLS, tool_choice=allowed("auto", "moon")), "tool_choice"),
+        (dict(tools=TOOLS, tool_choice=allowed("none", "sun")), "tool_choice.allowed_tools.mode"),
     ],
 )
 def test_47_what_can_not_be_called_is_refused(client, body, param):
@@ -184,9 +224,14 @@ def test_47_what_can_not_be_called_is_refused(client, body, param):
 def test_47_a_schema_that_can_not_be_kept_is_refused_in_the_librarys_words(client, strict):
     parameters = {"type": "object", "properties": {"x": ONE_OF}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": strict}}
-    error = client.error(CHAT, messages=HELLO, tools=[tool], tool_choice="auto" if strict else "required")
-    assert error["param"] == "tools"
+    body = dict(tools=[NOW, tool], tool_choice="auto" if strict else "required")
+    error = client.error(CHAT, messages=HELLO, **body)
+    assert error["param"] == "tools[1]"
+    assert error["message"].startswith("tools[1]: f's schema can't be used: ")
     assert "oneOf" in error["message"]
+    assert "call_1" not in error["message"]
+    own = dict(response_format={"type": "json_object", "schema": ONE_OF}, tools=TOOLS)
+    assert client.error(CHAT, messages=HELLO, **own)["param"] == "response_format"
     if not strict:
         assert client.chat(tools=[tool])["choices"], "nothing is promised of it"
 
@@ -306,7 +351,8 @@ def test_62_responses_call_and_take_results(client):
         {"type": "function_call_output", "call_id": item["call_id"], "output": "yes"} for item in found
     ]
     talk = [{"role": "user", "content": "Hello"}, *found, *results]
-    assert client.ask(RESPONSES, input=talk, tools=FLAT, max_output_tokens=5)["status"] == "incomplete"
+    more = dict(input=talk, tools=FLAT, max_output_tokens=5, seed=1)
+    assert client.ask(RESPONSES, **more)["status"] == "incomplete"
     assert client.error(RESPONSES, input="x", tools=FLAT, tool_choice={"type": "function", "name": "y"})
 
 

@@ -146,6 +146,20 @@ def test_a_call_that_is_cut_has_what_came_of_its_arguments():
     )
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_call_that_is_cut_before_its_arguments_leaves_no_marks(format):
+    one, two = (FORMATS[format].written([Call("", name, CITY)] * 2) for name in ("f", "get_weather"))
+    head = one.index(CITY)
+    for text, begun in ((one[:head], 0), (two, 1)):
+        for end in range(text.index(CITY) + len(CITY) if begun else 0, len(text)):
+            parser = CallParser(FORMATS[format], NAMES, lambda: "id", sure=True, must=True)
+            said, calls = calls_of(parser.push(text[:end], final=True))
+            assert (said, len(calls) >= begun) == ("", True), text[:end]
+    behind = CallParser(FORMATS[format], NAMES, lambda: "id", sure=True)  # where it might be a text
+    if mark := FORMATS[format].marks[:1]:
+        assert calls_of(behind.push(f"So. {mark[0]}[", final=True)) == ("So.", [])
+
+
 MARKS = (
     "<tool_call>",
     "</tool_call>",

@@ -10,7 +10,7 @@ from jllama.server.protocol.constraints import TextFormat, format_of
 from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.messages import Message, read_messages
 from jllama.server.protocol.sampling import Chance, Sampled
-from jllama.server.protocol.tools import FlatChoice, FlatTool, ToolUse, tool_use
+from jllama.server.protocol.tools import FlatAllowed, FlatChoice, FlatTool, ToolUse, tool_use
 
 NOT_STORED = "the server stores nothing: send the whole conversation as input"
 REFUSED = {
@@ -76,7 +76,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
         Raises:
           ApiError: 400.
         """
-        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls, (FlatTool, FlatChoice))
+        kinds = (FlatTool, FlatChoice, FlatAllowed)
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls, kinds)
 
     def sampled(self) -> Sampled:
         """How to answer."""

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from jllama.errors import JllamaError
 from jllama.server.protocol.errors import ApiError
@@ -69,6 +70,28 @@ class FlatChoice(Chosen, kw_only=True):
     type: Literal["function"] = "function"
 
 
+class ChatAllowed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which of the functions may be called, as `/v1/chat/completions` lists them."""
+
+    tools: Annotated[list[ChatChoice], Meta(min_length=1)]
+    mode: Literal["auto", "required"]
+
+
+class FlatAllowed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The same, as `/v1/responses` does."""
+
+    tools: Annotated[list[FlatChoice], Meta(min_length=1)]
+    mode: Literal["auto", "required"]
+    type: Literal["allowed_tools"] = "allowed_tools"
+
+
+class ChatAllows(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What holds `ChatAllowed`."""
+
+    allowed_tools: ChatAllowed
+    type: Literal["allowed_tools"] = "allowed_tools"
+
+
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
     """What of its tools an answer may or must use.
@@ -77,11 +100,13 @@ class ToolUse:
       tools: those of the request.
       choice: `none`, `auto`, `required`, or the name of the one that must be called.
       parallel: an answer may hold several calls.
+      allowed: names of those that may be called; the model is told of all. None: any.
     """
 
     tools: tuple[Tool, ...] = ()
     choice: str = "none"
     parallel: bool = True
+    allowed: frozenset[str] | None = None
 
     @property
     def offered(self) -> tuple[Tool, ...]:
@@ -92,7 +117,7 @@ class ToolUse:
     def callable(self) -> tuple[Tool, ...]:
         """Those that it may call."""
         named = tuple(tool for tool in self.tools if tool.name == self.choice)
-        return named or self.offered
+        return named or tuple(one for one in self.offered if self.allowed is None or one.name in self.allowed)
 
     @property
     def several(self) -> bool:
@@ -106,23 +131,24 @@ class ToolUse:
 
     @property
     def enforced(self) -> bool:
-        """What it calls fits the schemas for sure."""
-        return self.required or any(tool.strict for tool in self.offered)
+        """What it calls is one of those that it may call, and fits the schemas for sure."""
+        limited = self.callable != self.offered
+        return self.required or limited or any(tool.strict for tool in self.offered)
 
 
 def tool_use(
     tools: Sequence[Any] | None,
     choice: str | dict[str, Any] | None,
     parallel: bool | None,
-    kinds: tuple[type, type] = (ChatTool, ChatChoice),
+    kinds: tuple[type, type, type] = (ChatTool, ChatChoice, ChatAllows),
 ) -> ToolUse:
     """What a request says of its tools.
 
     Args:
       tools: its own, or nothing.
-      choice: a word or a function's name in its own way; `auto` where nothing is said.
+      choice: a word, a function's name in its own way or a list of them; `auto` where nothing is said.
       parallel: whether there may be several calls; nothing is yes.
-      kinds: how this route writes a tool and a choice.
+      kinds: how this route writes a tool, a choice and a list of what is allowed.
 
     Raises:
       ApiError: 400, with the place of what is wrong.
@@ -132,12 +158,15 @@ def tool_use(
         known = check_tools(given)
     except JllamaError as error:
         raise ApiError(400, str(error), param="tools") from None
-    chosen = _choice("auto" if choice is None else choice, kinds[1])
+    chosen, listed = _choice("auto" if choice is None else choice, kinds[1:])
     names = [tool.name for tool in known]
-    if chosen not in (*WORDS, *names) or (chosen == "required" and not names):
+    unknown = [name for name in (chosen, *(listed or ())) if name not in (*WORDS, *names)]
+    if unknown or (chosen == "required" and not names):
         have = f"there are {', '.join(names)}" if names else "there are no tools"
-        raise ApiError(400, f"tool_choice: {chosen[:80]!r} can't be called: {have}", param="tool_choice")
-    return ToolUse(known, chosen if known else "none", parallel is not False)
+        words = f"tool_choice: {(unknown or [chosen])[0][:80]!r} can't be called: {have}"
+        raise ApiError(400, words, param="tool_choice")
+    allowed = None if listed is None else frozenset(listed)
+    return ToolUse(known, chosen if known else "none", parallel is not False, allowed)
 
 
 def _tool(given: Any, kind: type, where: str) -> Tool:
@@ -159,10 +188,15 @@ def _present(given: Any) -> Any:
     )
 
 
-def _choice(given: str | dict[str, Any], kind: type) -> str:
+def _choice(given: str | dict[str, Any], kinds: tuple[type, type]) -> tuple[str, list[str] | None]:
+    """A word or a name, and the names of those that may be called, if there is a list of them."""
+    if isinstance(given, dict) and given.get("type") == "allowed_tools":
+        read = convert(given, kinds[1], "tool_choice")
+        listed = getattr(read, "allowed_tools", read)
+        return listed.mode, [one.name for one in listed.tools]
     if isinstance(given, dict):
-        return convert(given, kind, "tool_choice").name
+        return convert(given, kinds[0], "tool_choice").name, None
     if given not in WORDS:
         words = f"tool_choice: {given[:80]!r} is none of {', '.join(WORDS)}, nor a function"
         raise ApiError(400, words, param="tool_choice")
-    return given
+    return given, None
