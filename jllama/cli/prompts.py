@@ -1,5 +1,6 @@
 """A file of requests: answered together, a line each, and gone on with where an earlier run ended."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ BEGINS = b'{"id": '  # an answer
 class Request:
     """A line of the file."""
 
+    where: str  # file and line, for messages
     id: str | int  # the line's own, or its number
     prompt: Any
     settings: GenerationSettings
@@ -59,7 +61,7 @@ def _request(where: str, number: int, line: str, settings: GenerationSettings) -
     if type(id_) not in (str, int):
         raise JllamaError(f"{where}: its id must be a text or a whole number")
     try:
-        return Request(id_, given[asked[0]], build_settings(settings, **own))
+        return Request(where, id_, given[asked[0]], build_settings(settings, **own))
     except JllamaError as error:
         raise JllamaError(f"{where}: {error}") from None
 
@@ -110,15 +112,15 @@ def run(
       How many were answered now.
 
     Raises:
-      JllamaError: a prompt can't be used; nothing is answered then. KeyboardInterrupt: what came is there.
+      JllamaError: names the line whose prompt or constraint can't be used; nothing is answered then.
+      KeyboardInterrupt: what came is there.
     """
     from jllama.batching.calls import room_for_all
     from jllama.batching.engine import Engine
     from jllama.machine.progress import Bar
-    from jllama.text.prompt import encode_prompt
 
-    path, tokenizer = expanded(output), model.need_tokenizer()
-    ids = [encode_prompt(tokenizer, request.prompt, **words) for request in requests]
+    path = expanded(output)
+    ids = [_checked(model, request, words) for request in requests]
     if not requests:
         return 0
     asked = [(each, request.settings) for each, request in zip(ids, requests, strict=True)]
@@ -129,8 +131,35 @@ def run(
         Engine(model, slots=min(slots, len(requests)), max_seq_len=length, max_queue=len(requests)) as engine,
         Bar("answering", len(requests)) as bar,
     ):
-        answers = [engine.submit(each, settings) for each, settings in asked]
+        answers = [_submitted(engine, request, each) for request, each in zip(requests, ids, strict=True)]
         return _write(file, zip(requests, answers, strict=True), bar)
+
+
+def _checked(model: Any, request: Request, words: dict[str, Any]) -> Any:
+    """The token ids of its prompt; what its answer must match is compiled on the way, and kept."""
+    from jllama.grammar.compiler import compiled
+    from jllama.grammar.words import words_of
+    from jllama.text.prompt import encode_prompt
+
+    tokenizer = model.need_tokenizer()
+    with _named(request):
+        if request.settings.constraint is not None:
+            compiled(words_of(tokenizer, model.config.vocab_size), *request.settings.constraint)
+        return encode_prompt(tokenizer, request.prompt, **words)
+
+
+def _submitted(engine: Any, request: Request, ids: Any) -> Any:
+    with _named(request):
+        return engine.submit(ids, request.settings)
+
+
+@contextlib.contextmanager
+def _named(request: Request) -> Iterator[None]:
+    """An error says which line it is about."""
+    try:
+        yield
+    except JllamaError as error:
+        raise JllamaError(f"{request.where}: {error.args[0]}", *error.args[1:]) from None
 
 
 def _write(file: IO[str], answers: Iterator[tuple[Request, Any]], bar: Any) -> int:

@@ -81,12 +81,20 @@ def test_what_is_there_is_not_done_again(answer):
         ([{"prompt": "x", "id": [1]}], "line 1: its id must be a text or a whole number"),
         ([{"prompt": "x", "id": 2}, {"prompt": "y"}], "the id 2 stands there twice"),
         (["\n"], "holds no request"),
-        ([{"prompt": ""}], "the prompt is empty"),
+        ([{"prompt": ""}], "in.jsonl, line 1: the prompt is empty"),
+        ([LINES[0], {"prompt": "x", "regex": "("}], "in.jsonl, line 2: regex can't be used"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_written(answer, lines, words):
+    if "regex" in words:
+        pytest.importorskip("llguidance")
     assert_explained(answer(lines), words)
     assert not answer.output.exists()
+
+
+def test_a_line_that_the_engine_does_not_take_is_named(answer):
+    assert_explained(answer([LINES[0], {"token_ids": [99999]}]), "in.jsonl, line 2: the prompt holds token")
+    assert written(answer.output) == []
 
 
 def test_where_the_answers_go(answer, tmp_path):
