@@ -199,6 +199,9 @@ def settings_chat(**fields):
         ('stop=["a","é"]', ("a", "é"), '["a", "é"]'),
         ("stop=", (), ""),
         ("stop a = b", ("a = b",), '["a = b"]'),
+        ('choice=["none", " "]', ("none", " "), '["none", " "]'),
+        ("choice=none", (), "none"),
+        ("grammar=none", None, "none"),
         ("logit_bias=3=1.5,4=-2", {3: 1.5, 4: -2.0}, "3=1.5,4=-2.0"),
         ("logit_bias=", {}, ""),
         ("logit_bias=3=1,", {3: 1.0}, "3=1.0"),
@@ -216,6 +219,28 @@ def test_a_setting_is_taken_as_typed_and_shown(typed, held, shown):
         temperature=1.0, top_k=3, seed=1, ignore_eos="on" not in typed, stop=("z",)
     ).settings
     assert all(getattr(chat.settings, n) == getattr(before, n) for n in others)
+
+
+def test_what_an_answer_must_match_is_a_text_or_a_file_and_one_at_a_time(tmp_path):
+    pytest.importorskip("llguidance")
+    chat, schema, grammar = settings_chat(), tmp_path / "s.json", tmp_path / "g.gbnf"
+    schema.write_text('{"const": 7}')
+    grammar.write_text('root ::= "a"')
+    for typed in (f"json_schema={schema}", 'json_schema={"const": 7}'):
+        chat_settings.change(chat, typed)
+        assert chat.settings.constraint == ("json_schema", '{"const": 7}')
+    for typed, words in (
+        (f"grammar={grammar}", "json_schema holds already: /set json_schema=none first"),
+        ("json_schema={", "is no JSON"),
+        ("json_schema=nowhere.json", "cannot read nowhere.json"),
+    ):
+        with pytest.raises(JllamaError, match=words):
+            chat_settings.change(chat, typed)
+    for typed in ("json_object=off", "json_schema=none", f"grammar={grammar}"):
+        chat_settings.change(chat, typed)
+    assert chat.settings.constraint == ("grammar", 'root ::= "a"')
+    chat_settings.change(chat, 'grammar=root ::= "b"')
+    assert chat.settings.constraint == ("grammar", 'root ::= "b"')
 
 
 def test_the_chats_own_settings():

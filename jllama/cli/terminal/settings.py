@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from jllama.chat.overflow import check_policy
+from jllama.cli import constraints
 from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError, nearest
-from jllama.settings import GenerationSettings
+from jllama.settings import CONSTRAINTS, GenerationSettings
 
 _FIELDS = {field.name: field for field in dataclasses.fields(GenerationSettings)}
 _OWN = ("on_overflow", "stats", "markdown")
@@ -30,7 +31,8 @@ def value(chat: Chat, name: str) -> str:
     if name == "logit_bias":
         return ",".join(f"{token}={bias}" for token, bias in held.items())
     if name in ("stop", "choice"):
-        return json.dumps(list(held), ensure_ascii=False) if held else ""
+        nothing = "none" if name == "choice" else ""
+        return json.dumps(list(held), ensure_ascii=False) if held else nothing
     if isinstance(held, bool):
         return "on" if held else "off"
     return "none" if held is None else str(held)
@@ -52,7 +54,12 @@ def change(chat: Chat, argument: str) -> str:
     elif name == "markdown":
         chat.screen.markdown = _switch(name, text)
     else:
-        chat.settings = dataclasses.replace(chat.settings, **{name: _parsed(name, text)})
+        given = _parsed(name, text)
+        held = chat.settings.constraint
+        if name in CONSTRAINTS and given and held and held[0] != name:
+            off = "off" if held[0] == "json_object" else "none"
+            raise JllamaError(f"{held[0]} holds already: /set {held[0]}={off} first")
+        chat.settings = dataclasses.replace(chat.settings, **{name: given})
     return name
 
 
@@ -69,11 +76,11 @@ def _parsed(name: str, text: str) -> Any:
     parsers: dict[str, Callable[[str, str], Any]] = {
         "logit_bias": _logit_bias,
         "stop": _texts,
-        "choice": _texts,
+        "choice": _choices,
         "json_object": _switch,
-        "json_schema": _text,
+        "json_schema": _constraint,
         "regex": _text,
-        "grammar": _text,
+        "grammar": _constraint,
         "stop_token_ids": _token_ids,
         "ignore_eos": _switch,
         "seed": _seed,
@@ -110,6 +117,17 @@ def _switch(name: str, text: str) -> bool:
 
 def _text(name: str, text: str) -> str | None:
     return None if text in ("none", "") else text
+
+
+def _constraint(name: str, text: str) -> str | None:
+    """Itself, or the name of a file that holds it, as the flags take it."""
+    is_file = name == "json_schema" or text.lower().endswith(constraints.GRAMMARS)
+    given = _text(name, text)
+    return constraints.read({name: given})[name] if given and is_file else given
+
+
+def _choices(name: str, text: str) -> tuple[str, ...]:
+    return () if text in ("none", "") else _texts(name, text)
 
 
 def _texts(name: str, text: str) -> tuple[str, ...]:
