@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,9 @@ def _values(values: list[Any], hint: Any, where: str) -> Schema:
     """Of a Literal or an Enum."""
     if not values or not all(one is None or isinstance(one, (*PLAIN,)) for one in values):
         raise JllamaError(f"tool {where}: the values of {shown(hint)} must be texts, numbers, bools or None")
+    odd = next((one for one in values if isinstance(one, float) and not math.isfinite(one)), None)
+    if odd is not None:
+        raise JllamaError(f"tool {where}: {shown(hint)} holds {odd}, no number of JSON: leave it out")
     return {"enum": values}
 
 

@@ -1,11 +1,13 @@
 """Behaviours 37, 38, 47 and 48 of those that clients rely on: answers that obey, and calls of tools."""
 
 import json
+import sys
 
 import pytest
 
 import jllama
 from jllama.grammar.constraint import constraint_for
+from jllama.grammar.words import words_of
 from jllama.server.calling import Calling
 from jllama.server.protocol.chat import ChatRequest
 from jllama.server.protocol.tools import ToolUse, tool_use
@@ -209,6 +211,7 @@ def test_48_what_is_allowed_limits_free_calls_and_the_model_is_told_of_all(clien
         (dict(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "moon"}}), "tool_choice"),
         (dict(tool_choice="required"), "tool_choice"),
         (dict(tools=TOOLS, tool_choice=3), "tool_choice"),
+        (dict(tools=TOOLS, tool_choice={"type": "custom", "custom": {"name": "sun"}}), "tool_choice.type"),
         (dict(tools=TOOLS, parallel_tool_calls="yes"), "parallel_tool_calls"),
         (dict(functions=[]), "functions"),
         (dict(tools=TOOLS, tool_choice=allowed("auto")), "tool_choice"),
@@ -234,6 +237,21 @@ def test_47_a_schema_that_can_not_be_kept_is_refused_in_the_librarys_words(clien
     assert client.error(CHAT, messages=HELLO, **own)["param"] == "response_format"
     if not strict:
         assert client.chat(tools=[tool])["choices"], "nothing is promised of it"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (dict(tools=TOOLS[:1], tool_choice={"type": "function", "function": {"name": "sun"}}), "tools"),
+        (dict(structured_outputs={"regex": "never asked before"}), "structured_outputs"),
+    ],
+)
+def test_47_without_the_library_nothing_is_promised(client, monkeypatch, body, param):
+    words_of(client.http.app.state.service.tokenizer, client.engine.model.config.vocab_size).compiled.clear()
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    error = client.error(CHAT, messages=HELLO, **body)
+    assert (error["param"], "pip install jllama[grammar]" in error["message"]) == (param, True)
+    assert client.chat(tools=TOOLS, max_tokens=3)["choices"], "nothing is enforced where it may call"
 
 
 FORMS = [

@@ -235,6 +235,10 @@ def of_none(x: enum.Enum("Empty", [])):
     pass
 
 
+def of_nan(x: enum.Enum("Odd", {"a": float("nan")})):
+    pass
+
+
 async def later():
     pass
 
@@ -248,6 +252,7 @@ def one_by_one():
     [
         (in_bytes, "tool in_bytes(x): the values of typing.Literal[b'a'] must be"),
         (of_none, "the values of Empty must be"),
+        (of_nan, "tool of_nan(x): Odd holds nan, no number of JSON"),
         (later, "tool later is a generator or async"),
         (one_by_one, "tool one_by_one is a generator or async"),
         (5, "tool int says no parameters"),

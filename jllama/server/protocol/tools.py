@@ -190,7 +190,11 @@ def _present(given: Any) -> Any:
 
 def _choice(given: str | dict[str, Any], kinds: tuple[type, type]) -> tuple[str, list[str] | None]:
     """A word or a name, and the names of those that may be called, if there is a list of them."""
-    if isinstance(given, dict) and given.get("type") == "allowed_tools":
+    kind = given.get("type", "function") if isinstance(given, dict) else "function"
+    if kind not in ("function", "allowed_tools"):
+        words = f"tool_choice of type {str(kind)[:80]!r} is not supported: give a function or allowed_tools"
+        raise ApiError(400, words, param="tool_choice.type")
+    if isinstance(given, dict) and kind == "allowed_tools":
         read = convert(given, kinds[1], "tool_choice")
         listed = getattr(read, "allowed_tools", read)
         return listed.mode, [one.name for one in listed.tools]
