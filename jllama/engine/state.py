@@ -12,6 +12,7 @@ from jllama.errors import JllamaError
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import Sampling, Scores, TokenCounts, largest_and_sum, sample
+from jllama.layers.shards import Shards
 
 NO_TOKEN = -1
 NEVER = -1e30  # a logit that nothing makes likely; finite, as a healthy row's are
@@ -78,7 +79,14 @@ def not_finite(dtype: jnp.dtype) -> JllamaError:
     return JllamaError(f"the model's logits are not finite in {dtype}: {advice}")
 
 
-def take_token(state: DecodeState, logits: Array, how: Way, mask: Array | None = None) -> DecodeState:
+def take_token(
+    state: DecodeState,
+    logits: Array,
+    how: Way,
+    mask: Array | None = None,
+    *,
+    shards: Shards | None = None,
+) -> DecodeState:
     """Samples the next token of each row that is not done, by the target's kernel where there is one.
 
     Args:
@@ -87,12 +95,13 @@ def take_token(state: DecodeState, logits: Array, how: Way, mask: Array | None =
         are of these.
       how: not `greedy` with a mask.
       mask: int32 `[B, ceil(V/32)]`, a bit for each token that may come, the lowest first; None: any may.
+      shards: of the model, where it has better than the target's.
     """
     only_largest = how.greedy and not how.scores and not how.floors
     logits = logits if only_largest else how.target.whole(logits, state.counts.answer.shape[1])
     open_logits = _without_ends(state, logits) if how.floors else logits
     shaped = open_logits if mask is None else _barred(open_logits, mask)
-    state = _with_token(state, shaped, logits, how)
+    state = _with_token(state, shaped, logits, how, shards or how.target.shards)
     return dataclasses.replace(state, scores=Scores.of(logits, state.token)) if how.scores else state
 
 
@@ -112,13 +121,15 @@ def _barred(logits: Array, mask: Array) -> Array:
     return jnp.where(allowed | ~jnp.isfinite(logits), logits, BARRED)
 
 
-def _with_token(state: DecodeState, logits: Array, raw: Array, how: Way) -> DecodeState:
+def _with_token(
+    state: DecodeState, logits: Array, raw: Array, how: Way, shards: Shards | None
+) -> DecodeState:
     """`take_token` from logits that were changed; `raw` are the model's own."""
     if not how.greedy and kernels.chooses_tokens(logits.shape[-1], how.target):
         return _take_by_kernel(state, logits)
     active = ~state.done
     if how.greedy:
-        token, total = largest_of_all(logits, state.counts.answer.shape[1], how)
+        token, total = largest_of_all(logits, state.counts.answer.shape[1], shards)
     else:
         token = sample(logits, state.sampling, state.counts, _uniform(state.keys, state.generated))
         total = jnp.sum(raw, axis=-1)
@@ -137,10 +148,10 @@ def _with_token(state: DecodeState, logits: Array, raw: Array, how: Way) -> Deco
     )
 
 
-def largest_of_all(logits: Array, vocab_size: int, how: Way) -> tuple[Array, Array]:
+def largest_of_all(logits: Array, vocab_size: int, shards: Shards | None) -> tuple[Array, Array]:
     """Of all logits, whether they are here or on several devices."""
     token, total = largest_and_sum(logits)
-    shards, each = how.target.shards, logits.shape[-1]
+    each = logits.shape[-1]
     if shards is None or each == vocab_size:
         return token, total
     values = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]

@@ -26,7 +26,8 @@ def decode_step(config: ModelConfig, params: Params, state: DecodeState, how: Wa
     logits, cache = kernels.forward(
         config, params, state.token[:, None], state.cache, n_valid=active, target=how.target
     )
-    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], how)
+    shards = kernels.shards_of(params, how.target)
+    return take_token(dataclasses.replace(state, cache=cache), logits[:, 0], how, shards=shards)
 
 
 def decode_steps(

@@ -1,5 +1,6 @@
 """Sums over GPUs by kernels of their own, emulated as in `test_kernels_gpu_peers.py`."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,10 +69,12 @@ def test_sums_in_one_order_emulated(tmp_path, sizes):
             np.testing.assert_array_equal(result, total)
 
 
+@pytest.mark.parametrize(("gpus", "rows"), [(2, 3), (3, 1)])
 @pytest.mark.usefixtures("small_boxes")
-def test_sums_and_their_norm_emulated(tmp_path):
-    gpus, rows, D = 2, 3, 1090
-    shape = exchange.NormShape(gpus, rows, D, EPS="1e-5f", NORM_OFFSET="1.0f", BIAS=1, RESIDUAL_SCALE="0.5f")
+def test_sums_and_their_norm_emulated(tmp_path, gpus, rows):
+    D = 2060
+    how = dict(EPS="1e-5f", NORM_OFFSET="1.0f", BIAS=1, RESIDUAL_SCALE="0.5f")
+    shape = exchange.NormShape(gpus, rows, D, **how)
     kernel = emulation.Emulated(
         tmp_path, exchange.exchange_norm_source(shape), "jllama_exchange_norm", 8,
         grid=rows, threads=exchange.NORM_SIZE, shared=64, gpus=gpus,
@@ -81,18 +84,19 @@ def test_sums_and_their_norm_emulated(tmp_path):
     addresses = np.zeros(gpus, np.int64)
     residual, weight, bias = (random.normal(size=s).astype(jnp.bfloat16) for s in ((rows, D), D, D))
     for _ in range(2):
-        parts = random.normal(size=(gpus, rows, D)).astype(np.float32)
+        parts = random.normal(size=(gpus, rows, D)).astype(jnp.bfloat16)
         out, normed = np.zeros((2, gpus, rows, D), jnp.bfloat16)
         given = [
             [addresses, np.array([r], np.int32), parts[r], residual, weight, bias, out[r], normed[r]]
             for r in range(gpus)
         ]
         kernel([a for one in given for a in one], [(addresses, boxes)])
-        added = (parts[0] + parts[1] + bias.astype(np.float32)) * np.float32(0.5) + residual.astype(
-            np.float32
-        )
+        total = np.zeros((rows, D), np.float32)
+        for one in parts:
+            total = total + one.astype(np.float32)
+        added = (total + bias.astype(np.float32)) * np.float32(0.5) + residual.astype(np.float32)
         np.testing.assert_array_equal(out, [added.astype(jnp.bfloat16)] * gpus)
-        np.testing.assert_array_equal(normed[0], normed[1])
+        np.testing.assert_array_equal(normed, [normed[0]] * gpus)
         exact = rms_norm(jnp.asarray(weight, jnp.float32), jnp.asarray(out[0], jnp.float32), 1e-5, 1.0)
         np.testing.assert_allclose(normed[0].astype(np.float32), exact, rtol=2**-8)
 
@@ -103,7 +107,7 @@ def test_a_wide_step_is_the_models(monkeypatch):
     params, tokens = random_params(config, "bfloat16"), jnp.array([[3], [7], [9]], jnp.int32)
 
     def sums(peers, x, residual, weight, *, eps, offset, bias, by):
-        added = (x + bias.astype(jnp.float32)[None]) * by + residual.astype(jnp.float32)
+        added = (x.astype(jnp.float32) + bias.astype(jnp.float32)[None]) * by + residual.astype(jnp.float32)
         added = added.astype(residual.dtype)
         return added, rms_norm(weight, added, eps, offset)
 
@@ -116,6 +120,19 @@ def test_a_wide_step_is_the_models(monkeypatch):
     assert distance(logits, twin) < 0.01
     for ours, its in zip(new.keys + new.values, twin_cache.keys + twin_cache.values, strict=True):
         assert distance(ours, its) < 0.01
+
+
+def test_who_adds_up_long_prompts(monkeypatch):
+    """Two GPUs read each other's parts; more of them, or other dtypes, have XLA's all-reduce."""
+    monkeypatch.setattr(exchange, "pulled", lambda peers, part: "pulled")
+    monkeypatch.setattr(exchange, "exchanged", lambda peers, part: "words")
+    monkeypatch.setattr(exchange.Shards, "total", lambda self, part: "psum")
+    long = jax.ShapeDtypeStruct((2048, 4096), jnp.bfloat16)
+    two, four = (exchange.Peers(count=n, addresses=jnp.zeros((n, 2), jnp.int32)) for n in (2, 4))
+    assert two.total(long) == "pulled"
+    assert two.total(jax.ShapeDtypeStruct((3, 5), jnp.bfloat16)) == four.total(long) == "psum"
+    assert two.total(jax.ShapeDtypeStruct((2048, 4096), jnp.float32)) == "psum"
+    assert two.total(jax.ShapeDtypeStruct((64, 4096), jnp.float32)) == "words"
 
 
 @pytest.mark.usefixtures("small_boxes")

@@ -20,7 +20,8 @@ from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 from tests.support import emulation
 
 SMALL = shape(256, 704, 2, 8, 2, 32, vocab=132)
-BIASED = shape(256, 512, 1, 8, 4, 64, vocab=136, attention_bias=True, attention_out_bias=True)
+BIASES = dict(attention_bias=True, attention_out_bias=True)
+BIASED = shape(256, 512, 1, 8, 4, 64, vocab=136, norm_placement="both", **BIASES)
 CASES = [
     (SMALL, "bf16", 2, 160, (150,)),
     (BIASED, "int8", 4, 40, (33,)),

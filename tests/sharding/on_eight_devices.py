@@ -219,7 +219,7 @@ def test_the_first_of_equal_logits_wins_and_the_sum_is_that_of_all():
 
     def run(all_logits):
         at = jax.lax.axis_index(AXIS) * 2
-        return largest_of_all(jax.lax.dynamic_slice_in_dim(all_logits, at, 2, axis=1), 8, way)
+        return largest_of_all(jax.lax.dynamic_slice_in_dim(all_logits, at, 2, axis=1), 8, way.target.shards)
 
     token, total = sharding.everywhere(run, way.target.mesh, sharding.WHOLE)(logits)
     assert (token.tolist(), total.tolist()) == ([1, 7], [24.0, 9.0])

@@ -11,7 +11,12 @@ __device__ u32 g_count;
 extern "C" __global__ void __launch_bounds__(BLOCK_SIZE, 1)
 jllama_exchange(const u64* peers, const int* rank, const float* x, const u16* residual, const u16* bias, void* out) {
   const int self = *rank, step = BLOCKS * BLOCK_SIZE;
-  u64* const own = (u64*)peers[self];
+  u64* box[GPUS];
+#pragma unroll
+  for (int p = 0; p < GPUS; p++) box[p] = (u64*)peers[p];  // together with the rank
+  u64* own = box[0];
+#pragma unroll
+  for (int p = 1; p < GPUS; p++) own = p == self ? box[p] : own;
   const u32 tag = *(volatile u32*)(own + BOX_TURNS) + 1;
   const int half = BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS, first = blockIdx.x * BLOCK_SIZE + threadIdx.x;
   float2 mine[EACH];
@@ -23,7 +28,7 @@ jllama_exchange(const u64* peers, const int* rank, const float* x, const u16* re
 #pragma unroll
   for (int p = 0; p < GPUS; p++) {
     if (p == self) continue;
-    u64* to = (u64*)peers[p] + half + self * MAX_SUMS;
+    u64* to = box[p] + half + self * MAX_SUMS;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int at = (first + i * step) * 2;

@@ -15,7 +15,7 @@ from jllama.kernels.gpu.peers import MAX_BLOCKS, MAX_ROW, MAX_SUMS, MAX_VOCABULA
 from jllama.layers.shards import Shards
 
 BLOCK_SIZE, PULL_SIZE, NORM_SIZE = 256, 512, 512  # threads of a block
-PULLS = False  # instead of XLA's all-reduce: emulated, but not measured yet
+PULLS = True  # two GPUs, 16-bit numbers: instead of XLA's all-reduce, 61 us and not 80 for 2,048 x 4,096
 MOST_BLOCKS = 128  # no more than there are multiprocessors: all of them run at once
 
 
@@ -189,7 +189,8 @@ def exchanged_norm(
     """`exchanged` with a residual, and `rms_norm(weight, ..., eps, offset)` of what it gives, `[B, D]` both.
 
     Args:
-      x: float32 `[B, D]`, no more than `fits`.
+      x: `[B, D]` in 16 bits: each GPU's part is rounded once before it is sent. No more than `fits`, D a
+        multiple of 4.
       residual: `[B, D]` in 16 bits.
       weight: `[D]` in 16 bits.
       bias: `[D]` in 16 bits, added to the sum before it is multiplied with `by`.
@@ -221,7 +222,7 @@ def exchanged_norm(
 @functools.lru_cache(maxsize=64)
 def exchange_norm_source(shape: NormShape) -> str:
     sizes = dataclasses.asdict(shape) | places(shape.gpus)
-    sizes |= dict(EACH=-(-shape.D // (2 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
+    sizes |= dict(EACH=-(-shape.D // (4 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
     del sizes["gpus"]
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
     return launch.assemble(defines, "primitives.cu", "exchange_norm.cu")

@@ -1,74 +1,119 @@
 // What `exchange.cu` does with a product of ROWS tokens, D numbers each, and the norm that follows: a block a token.
 //
-// The residual stream goes on to the next sum, its norm into the next product.
+// The residual stream goes on to the next sum, its norm into the next product. The parts are 16-bit numbers, two in a
+// word.
 //
-// The host puts before this text: ROWS, D (even), BLOCK_SIZE, EACH (pairs of numbers per thread), the places of a
-// mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu.
+// The host puts before this text: ROWS, D (a multiple of 4), BLOCK_SIZE, EACH (fours of numbers per thread), the places
+// of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu.
 
 __device__ u32 g_count;
 
-extern "C" __global__ void __launch_bounds__(BLOCK_SIZE, 1)
-jllama_exchange_norm(const u64* peers, const int* rank, const float* x, const u16* residual, const u16* weight,
-                     const u16* bias, u16* out, u16* normed) {
-  const int self = *rank, row = blockIdx.x * D;
-  u64* const own = (u64*)peers[self];
-  const u32 tag = *(volatile u32*)(own + BOX_TURNS) + 1;
-  const int half = BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS;
-  float2 mine[EACH];
+__device__ __forceinline__ float4 widened(uint2 v) { return make_float4(to_float(v.x), high(v.x), to_float(v.y), high(v.y)); }
+// Adds another GPU's part of this thread's numbers; all words are asked for before any is looked at.
+__device__ __forceinline__ void add_far(float4 (&sums)[EACH], const u64* from, u32 tag) {
+  u64 a[EACH], b[EACH];
+  bool here = false;
+  for (u32 spins = 0; !here;) {
+    here = true;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if ((threadIdx.x + i * BLOCK_SIZE) * 4 < D) peek2_far(from + (threadIdx.x + i * BLOCK_SIZE) * 2, a[i], b[i]);
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if ((threadIdx.x + i * BLOCK_SIZE) * 4 < D) here = here && (u32)(a[i] >> 32) == tag && (u32)(b[i] >> 32) == tag;
+    if (!here) patience_far(spins);
+  }
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    const int at = (threadIdx.x + i * BLOCK_SIZE) * 2;
-    if (at < D) mine[i] = *(const float2*)(x + row + at);
+    if ((threadIdx.x + i * BLOCK_SIZE) * 4 >= D) break;
+    const float4 v = widened(make_uint2((u32)a[i], (u32)b[i]));
+    sums[i].x += v.x, sums[i].y += v.y, sums[i].z += v.z, sums[i].w += v.w;
   }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK_SIZE, 1)
+jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16* residual, const u16* weight,
+                     const u16* bias, u16* out, u16* normed) {
+  const int row = blockIdx.x * D;
+  uint2 mine[EACH], before[EACH], weights[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
+    if (at < D) mine[i] = *(const uint2*)(x + row + at);
+  }
+  const int self = *rank;
+  u64* box[GPUS];
+#pragma unroll
+  for (int p = 0; p < GPUS; p++) box[p] = (u64*)peers[p];  // together with the rank
+  u64* own = box[0];
+#pragma unroll
+  for (int p = 1; p < GPUS; p++) own = p == self ? box[p] : own;
+  const u32 tag = *(volatile u32*)(own + BOX_TURNS) + 1;
+  const int half = BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS;
 #pragma unroll
   for (int p = 0; p < GPUS; p++) {
     if (p == self) continue;
-    u64* to = (u64*)peers[p] + half + self * MAX_SUMS + row;
+    u64* to = box[p] + half + self * MAX_SUMS + row / 2;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const int at = (threadIdx.x + i * BLOCK_SIZE) * 2;
-      if (at < D) put2_far(to + at, mine[i].x, mine[i].y, tag);
+      const int at = threadIdx.x + i * BLOCK_SIZE;
+      if (at * 4 < D) put2_far(to + at * 2, __uint_as_float(mine[i].x), __uint_as_float(mine[i].y), tag);
     }
   }
-  u32 before[EACH], weights[EACH];  // asked for before the wait
 #pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    const int at = (threadIdx.x + i * BLOCK_SIZE) * 2;
-    if (at < D) before[i] = *(const u32*)(residual + row + at), weights[i] = *(const u32*)(weight + at);
+  for (int i = 0; i < EACH; i++) {  // asked for before the wait
+    const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
+    if (at < D) before[i] = *(const uint2*)(residual + row + at), weights[i] = *(const uint2*)(weight + at);
   }
   __syncthreads();
   if (threadIdx.x == 0 && last_of(&g_count, ROWS)) *(volatile u32*)(own + BOX_TURNS) = tag;  // all have read it
+  float4 sums[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) sums[i] = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int p = 0; p < GPUS; p++) {
+    if (p != self) {
+      add_far(sums, own + half + p * MAX_SUMS + row / 2, tag);
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const float4 v = widened(mine[i]);
+      sums[i].x += v.x, sums[i].y += v.y, sums[i].z += v.z, sums[i].w += v.w;
+    }
+  }
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    const int at = (threadIdx.x + i * BLOCK_SIZE) * 2;
+    const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
     if (at >= D) break;
-    float a = 0, b = 0;
-#pragma unroll
-    for (int p = 0; p < GPUS; p++) {
-      const float2 v = p == self ? mine[i] : take2_far(own + half + p * MAX_SUMS + row + at, tag);
-      a += v.x, b += v.y;
+    float4 v = sums[i];
+    if (BIAS) {
+      const float4 more = widened(*(const uint2*)(bias + at));
+      v.x += more.x, v.y += more.y, v.z += more.z, v.w += more.w;
     }
-    if (BIAS) a += to_float(bias[at]), b += to_float(bias[at + 1]);
-    if (RESIDUAL_SCALE != 1) a *= RESIDUAL_SCALE, b *= RESIDUAL_SCALE;
-    before[i] = pack(to_float(before[i]) + a, high(before[i]) + b);
-    *(u32*)(out + row + at) = before[i];
-    squares += to_float(before[i]) * to_float(before[i]) + high(before[i]) * high(before[i]);
+    if (RESIDUAL_SCALE != 1) v.x *= RESIDUAL_SCALE, v.y *= RESIDUAL_SCALE, v.z *= RESIDUAL_SCALE, v.w *= RESIDUAL_SCALE;
+    const float4 old = widened(before[i]);
+    before[i] = make_uint2(pack(old.x + v.x, old.y + v.y), pack(old.z + v.z, old.w + v.w));
+    *(uint2*)(out + row + at) = before[i];
+    v = widened(before[i]);
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
   }
-  float* sums = (float*)smem;
+  float* parts = (float*)smem;
   squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = squares;
   __syncthreads();
   squares = 0;
 #pragma unroll
-  for (int w = 0; w < BLOCK_SIZE / 32; w++) squares += sums[w];
+  for (int w = 0; w < BLOCK_SIZE / 32; w++) squares += parts[w];
   const float by = rsqrtf(squares * (1.0f / D) + EPS);
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    const int at = (threadIdx.x + i * BLOCK_SIZE) * 2;
+    const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
     if (at >= D) break;
-    float first = to_float(weights[i]), second = high(weights[i]);
-    if (NORM_OFFSET != 0) first += NORM_OFFSET, second += NORM_OFFSET;
-    *(u32*)(normed + row + at) = pack(to_float(before[i]) * by * first, high(before[i]) * by * second);
+    float4 n = widened(weights[i]);
+    if (NORM_OFFSET != 0) n.x += NORM_OFFSET, n.y += NORM_OFFSET, n.z += NORM_OFFSET, n.w += NORM_OFFSET;
+    const float4 v = widened(before[i]);
+    *(uint2*)(normed + row + at) = make_uint2(pack(v.x * by * n.x, v.y * by * n.y), pack(v.z * by * n.z, v.w * by * n.w));
   }
 }

@@ -29,8 +29,8 @@ def wide_refusal(config: ModelConfig, params: Params, cache: KVCache, rows: int)
     dtype = params.norm.dtype
     if cache.keys[0].dtype != dtype or jnp.dtype(dtype).itemsize != 2:
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernels want 16 bits in both"
-    if config.norm_placement != "pre" or config.hidden_size % 2:
-        return f"norms that are placed {config.norm_placement}"
+    if config.norm_placement != "pre" or config.hidden_size % 4:
+        return f"norms that are placed {config.norm_placement}, rows of {config.hidden_size}"
     if not fits(rows * config.hidden_size):
         return f"{rows} sequences of {config.hidden_size} numbers are too many for words"
     heads_per_key = config.num_attention_heads // config.num_key_value_heads
@@ -80,10 +80,10 @@ def _layer(
     sums: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset, by=c.residual_multiplier)
     y = normed_heads(a, linear(a.qkv_proj, normed[:, None], a.qkv_bias), _norm(c), peers)
     mixed, cache = decode_attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
-    part = linear(a.o_proj, mixed.reshape(len(x), 1, -1), dtype=jnp.float32)[:, 0]
+    part = linear(a.o_proj, mixed.reshape(len(x), 1, -1))[:, 0]
     ffn_norm: Any = p.ffn_norm
     x, normed = exchanged_norm(peers, part, x, ffn_norm, bias=a.o_bias, **sums)
     gate_up = linear(m.gate_up_proj, normed[:, None], m.gate_up_bias).astype(jnp.float32)
     h = (ACTIVATIONS[c.hidden_act](gate_up[:, :, 0]) * gate_up[:, :, 1]).astype(x.dtype)
-    part = linear(m.down_proj, h, dtype=jnp.float32)[:, 0]
+    part = linear(m.down_proj, h)[:, 0]
     return *exchanged_norm(peers, part, x, after, bias=m.down_bias, **sums), cache
