@@ -669,7 +669,7 @@ class Answering:
         pass
 
     def submit(self, ids, settings):
-        return Later(f"{ids} {settings}")
+        return Later(f"{ids} s{settings.seed}")
 
 
 @pytest.mark.parametrize(
@@ -685,7 +685,7 @@ def test_requests_are_answered_on_an_engine_for_so_many(monkeypatch, tmp_path, m
     monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)
     monkeypatch.setattr("jllama.text.prompt.encode_prompt", lambda _, prompt, **words: [*prompt, *words])
     monkeypatch.setattr(Answering, "made", None)
-    asked = [prompts.Request(n, "ab", f"s{n}") for n in range(3)]
+    asked = [prompts.Request(f"line {n}", n, "ab", GenerationSettings(seed=n)) for n in range(3)]
     options = dict(max_seq_len=max_seq_len, slots=slots)
     assert prompts.run(model, [], str(tmp_path / "out"), {}, **options) == 0
     assert Answering.made is None
