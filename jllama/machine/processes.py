@@ -38,6 +38,7 @@ class Group:
         """`rank`: 0 leads; `count`: processes."""
         self.rank, self.count = rank, count
         self._links: list[socket.socket] = []
+        self._listeners: list[threading.Thread] = []
         self._plans: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -54,7 +55,8 @@ class Group:
             self._links = [self._connected()]
         for link in self._links:
             link.settimeout(SILENCE)
-            threading.Thread(target=self._listen, args=(link,), daemon=True).start()
+            self._listeners.append(threading.Thread(target=self._listen, args=(link,), daemon=True))
+            self._listeners[-1].start()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def tell(self, words: np.ndarray) -> None:
@@ -69,14 +71,24 @@ class Group:
         return np.frombuffer(self._plans.get(), np.int32)
 
     def end(self) -> None:
-        """Tells the others that nothing follows or, of one that follows and fails, that it is gone."""
+        """Tells the others that nothing follows or, of one that follows and fails, that it is gone.
+
+        Process 0 goes last: JAX's service lives there, and ends whoever still talks to it.
+        """
         if not self._ended.is_set():
             self._ended.set()
             if self.rank == 0:
                 self.tell(np.array([END], np.int32))
+        if self.rank > 0:
+            import jax
+
+            with contextlib.suppress(Exception):
+                jax.distributed.shutdown()
         for link in self._links:
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_WR)
+        for listener in self._listeners if self.rank == 0 else ():
+            listener.join(END_SECONDS)
 
     def _accepted(self) -> list[socket.socket]:
         with socket.create_server(("", 0), backlog=self.count) as server:
@@ -200,12 +212,11 @@ def start(coordinator: str | None, count: int | None, rank: int | None, *, devic
         )
     import jax
 
-    found: Any = dict(coordinator_address=coordinator, num_processes=count, process_id=rank)
     # Else JAX ends a process whose neighbour has died before it can say why.
     jax.config.update("jax_enable_recoverability", True)
-    waits: Any = dict(initialization_timeout=START, shutdown_timeout_seconds=END_SECONDS)
+    times: Any = dict(initialization_timeout=START, shutdown_timeout_seconds=END_SECONDS)
     try:
-        jax.distributed.initialize(**found, **waits)
+        jax.distributed.initialize(coordinator, count, rank, **times)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise JllamaError(f"the processes did not find each other: {reason}") from None
@@ -233,9 +244,6 @@ def _quiet() -> Iterator[None]:
 
 def _under_a_launcher() -> bool:
     """Whether this is one of several tasks that Slurm or Open MPI has started."""
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        if "SLURM_STEP_ID" in os.environ or name.startswith("OMPI"):
-            with contextlib.suppress(ValueError):
-                if int(os.environ.get(name, "1")) > 1:
-                    return True
-    return False
+    slurm = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
+    counts = (slurm, os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    return any(count.isdecimal() and int(count) > 1 for count in counts)

@@ -21,6 +21,7 @@ from jllama.errors import JllamaError
 from jllama.grammar.constraint import Constraint, masks_for
 from jllama.settings import GenerationSettings
 from jllama.grammar.compiler import compiled
+from tests.support.peak_memory import peak_bytes
 from tests.support.schema_matching import byte_words
 
 def bombs():
@@ -58,7 +59,7 @@ for settings in map(lambda given: GenerationSettings(**given), bombs()):
         print(json.dumps([settings.constraint[0], str(constraint.error or "ran")[:90]]))
     except JllamaError as error:
         print(json.dumps([settings.constraint[0], "refused: " + str(error)[:90]]))
-print(json.dumps(["MiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]))
+print(json.dumps(["MiB", peak_bytes() >> 20]))
 """
 
 

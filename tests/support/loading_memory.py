@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 
 import jax
@@ -11,13 +10,9 @@ from jllama import sharding
 from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.layout import parts
 from jllama.hub.references import resolve
+from tests.support.peak_memory import peak_bytes
 
 MIB = 2**20
-
-
-def peak() -> int:
-    """Bytes of memory that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured(model: str, devices: int, quantize: str = "none") -> dict[str, float]:
@@ -28,12 +23,12 @@ def measured(model: str, devices: int, quantize: str = "none") -> dict[str, floa
     own = sharding.own_devices(mesh)
     sharding.own_devices = lambda mesh: {0: own[0]}  # as a process of several has it
     sharding.joined = lambda path, whole, made, mesh: made[0]
-    before = peak()
+    before = peak_bytes()
     params = load_params(files, config, "bfloat16", progress=False, mesh=mesh, quantize=quantize)
     jax.block_until_ready(params)
     shard = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     largest = 2 * max(math.prod(part.shape) for part in parts(config).values())
-    return dict(taken=(peak() - before) / MIB, shard=shard / MIB, largest_tensor=largest / MIB)
+    return dict(taken=(peak_bytes() - before) / MIB, shard=shard / MIB, largest_tensor=largest / MIB)
 
 
 if __name__ == "__main__":
