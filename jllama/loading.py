@@ -226,9 +226,10 @@ def _load_weights(
 
     if is_saved(files) and quantize != "auto":
         raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
+    target = of_platform(devices.platform(), mesh)
     if quantize == "auto":
-        quantize = automatic_mode(files, config, dtype, of_platform(devices.platform(), mesh))
-    memory.check_weights(files, config, dtype, quantize, devices=1 if mesh is None else mesh.size)
+        quantize = automatic_mode(files, config, dtype, target)
+    memory.check_weights(files, config, dtype, quantize, devices=target.devices)
     params = load_params(files, config, dtype, progress=progress, quantize=quantize, mesh=mesh)
     return kernels.joined(params)
 

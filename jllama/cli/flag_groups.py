@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from jllama.loading import QUANTIZE_MODES
+
 
 def define_model_flags() -> None:
     """Which model runs, where and in which precision."""
@@ -37,7 +39,7 @@ def define_quantize_flag() -> None:
     flags.DEFINE_enum(
         "quantize",
         "auto",
-        ["auto", "none", "int8", "int4"],
+        [*QUANTIZE_MODES],
         "auto: a GGUF's own 4 to 8 bit where a kernel runs them; none: expanded; int8, int4: quantised.",
     )
 

@@ -11,6 +11,7 @@ from absl import flags
 from jllama.cli import command_line, flag_groups, ready_made, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
+from jllama.loading import QUANTIZE_MODES
 
 flags.DEFINE_string("text", None, "A UTF-8 text file, read as it is; - for standard input.")
 flags.DEFINE_list(
@@ -60,8 +61,6 @@ def check_modes() -> None:
     Raises:
       JllamaError: none, one that does not exist, or one that would change what is quantised already.
     """
-    from jllama.loading import QUANTIZE_MODES
-
     unknown = [mode for mode in FLAGS.modes if mode not in QUANTIZE_MODES]
     if unknown or not FLAGS.modes:
         raise JllamaError(f"--modes={','.join(FLAGS.modes)}: choose among {', '.join(QUANTIZE_MODES)}")

@@ -14,6 +14,7 @@ from typing import Any
 from jllama.cli.bench_tests import Test, parse_tests
 from jllama.errors import JllamaError
 from jllama.files.errors import file_errors
+from jllama.loading import QUANTIZE_MODES
 
 TESTS = (
     *("pp16", "pp64", "pp128", "pp256", "pp512", "pp2048", "pp8192"),
@@ -22,9 +23,8 @@ TESTS = (
 )
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
-STORAGES = ("auto", "none", "int8", "int4")
 # What two runs must have in common to stand in one file.
-SAME = ("model", "dtype", "device", "jllama", "jax")
+SAME = ("model", "dtype", "device", "tensor_parallel", "jllama", "jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ def grid(
       JllamaError: a name is no test or no storage.
     """
     for storage in storages:
-        if storage not in STORAGES:
-            raise JllamaError(f"--storages: {storage[:40]!r} is none of {', '.join(STORAGES)}")
+        if storage not in QUANTIZE_MODES:
+            raise JllamaError(f"--storages: {storage[:40]!r} is none of {', '.join(QUANTIZE_MODES)}")
     wanted = parse_tests([*tests], [*batches], sampling)
     for test in wanted:
         if test.kind in ("en", "js"):

@@ -13,8 +13,8 @@ from jax import Array
 
 from jllama import kernels, sharding
 from jllama.config import ModelConfig
-from jllama.engine.slot_programs import STATE, compiled, no_scores, some_rows, with_steps
-from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
+from jllama.engine.slot_programs import STATE, compiled, on_rows, some_rows
+from jllama.engine.state import Burst, DecodeState, Way, take_token
 from jllama.kernels.target import Target
 from jllama.model import Params
 from jllama.sharding import WHOLE
@@ -60,15 +60,10 @@ def _choose(
     how: Way, state: DecodeState, logits: Array, mask: Array, numbers: Array
 ) -> tuple[DecodeState, Burst]:
     rows, live = numbers[:-1], numbers[-1]
-    some = some_rows(state, rows)
-    fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
-    V = logits.shape[1]
-    scores = no_scores(rows.shape[0], V) if how.scores else None
-    paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
     own = logits if state.cache.batch == 1 else logits[rows]
-    new = take_token(paused, own, how, mask)
-    tokens = jnp.where(paused.done, NO_TOKEN, new.token)[:, None]
-    told = jax.tree.map(lambda leaf: leaf[:, None], new.scores)
-    burst = Burst(tokens=tokens, done=new.done, healthy=new.healthy, scores=told)
-    new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
-    return with_steps(state, rows, new, greedy=False), burst
+
+    def step(some: DecodeState) -> tuple[DecodeState, Burst]:
+        new = take_token(some, own, how, mask)
+        return new, Burst.of_step(new, ~some.done)
+
+    return on_rows(state, rows, live, how, step)

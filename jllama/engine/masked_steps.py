@@ -10,6 +10,7 @@ from jllama.config import ModelConfig
 from jllama.engine.masked_programs import choose, feeder
 from jllama.engine.rows import filled
 from jllama.engine.state import Burst, DecodeState, Way
+from jllama.grammar.constraint import mask_width
 from jllama.model import Params
 
 
@@ -47,7 +48,7 @@ class MaskedSteps:
             others = [slot for slot in rows if slot not in waiting]
             state = self.feed(state, np.array([*waiting, *others], np.int32), len(waiting), how)
         if masks is None:
-            masks = np.full((live, -(-self._config.vocab_size // 32)), -1, np.int32)
+            masks = np.full((live, mask_width(self._config.vocab_size)), -1, np.int32)
         assert self._logits is not None
         words = filled(masks, len(rows))
         state, burst = choose(state, self._logits, words, _numbers(rows, live), how=how)

@@ -24,8 +24,8 @@ from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts
 from jllama.model import Params
 from jllama.sharding import CACHE, WHOLE
 
+Steps = Callable[[DecodeState], tuple[DecodeState, Burst]]
 GROUP = 8  # prompts that are read together, at most
-_ONE_ROW: Any = DecodeState.of_one(CACHE)
 _SPECS: Any = {field.name: WHOLE for field in dataclasses.fields(DecodeState)}
 STATE = DecodeState(
     **_SPECS | {"cache": CACHE, "scores": None}
@@ -100,7 +100,7 @@ def _with(state: DecodeState, rows: Array, new: DecodeState) -> DecodeState:
     return dataclasses.replace(merged, cache=state.cache.with_rows_of(new.cache))
 
 
-def with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
+def _with_steps(state: DecodeState, rows: Array, new: DecodeState, greedy: bool) -> DecodeState:
     """`_with` after steps: what they do not change is not written either."""
     if state.cache.batch == 1:
         return new
@@ -190,9 +190,7 @@ def _begin(
         counts=TokenCounts.of_prompt(prompt, n_prompt, logits.shape[-1]),
     )
     new = take_token(new, logits, how, mask)
-    scores = jax.tree.map(lambda leaf: leaf[:, None], new.scores)
-    first = Burst(tokens=new.token[:, None], done=new.done, healthy=new.healthy, scores=scores)
-    return _with(state, rows, dataclasses.replace(new, scores=None)), first
+    return _with(state, rows, dataclasses.replace(new, scores=None)), Burst.of_step(new)
 
 
 @functools.cache
@@ -203,18 +201,25 @@ def runner(how: Way, batched: bool) -> Callable[..., tuple[DecodeState, Burst]]:
         config: ModelConfig, params: Params, state: DecodeState, numbers: Array
     ) -> tuple[DecodeState, Burst]:
         rows, live, steps = numbers[:-2], numbers[-2], numbers[-1]
-        some = some_rows(state, rows)
-        fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
-        scores = no_scores(rows.shape[0], config.vocab_size) if how.scores else None
-        paused = dataclasses.replace(some, done=some.done | fills, scores=scores)
-        new, burst = decode_steps(config, params, paused, steps, how=how)
-        new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
-        return with_steps(state, rows, new, how.greedy), burst
+        burst = partial(decode_steps, config, params, steps=steps, how=how)
+        return on_rows(state, rows, live, how, burst)
 
     return compiled(run, how.target, (STATE, WHOLE), options=how.target.step_options(1 + batched))
 
 
-def no_scores(rows: int, vocab_size: int) -> Scores:
+def on_rows(
+    state: DecodeState, rows: Array, live: Array, how: Way, steps: Steps
+) -> tuple[DecodeState, Burst]:
+    """The whole state after `steps` of some rows, int32 `[b]`: all but the first `live` stay as they are."""
+    some = some_rows(state, rows)
+    fills = jnp.arange(rows.shape[0], dtype=jnp.int32) >= live
+    scores = _no_scores(rows.shape[0], state.counts.answer.shape[1]) if how.scores else None
+    new, burst = steps(dataclasses.replace(some, done=some.done | fills, scores=scores))
+    new = dataclasses.replace(new, done=jnp.where(fills, some.done, new.done), scores=None)
+    return _with_steps(state, rows, new, how.greedy), burst
+
+
+def _no_scores(rows: int, vocab_size: int) -> Scores:
     k = min(LIKELIEST, vocab_size)
     return Scores(chosen=jnp.zeros((rows,)), ids=jnp.zeros((rows, k), jnp.int32), values=jnp.zeros((rows, k)))
 

@@ -14,6 +14,7 @@ import numpy as np
 from jllama.engine import masked_programs, slot_programs
 from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way
+from jllama.grammar.constraint import mask_width
 from jllama.layers.sampling import Sampling
 
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
@@ -57,15 +58,11 @@ def _masked_programs(slots: Slots) -> Iterator[Program]:
     logits = jax.ShapeDtypeStruct((slots.buckets[-1], V), jnp.float32, sharding=sharding)
     yield from _beginnings(slots, masked=True)
     for bucket in slots.buckets:
-        numbers, mask = np.zeros((bucket + 1,), np.int32), _mask(bucket, V)
+        numbers, mask = np.zeros((bucket + 1,), np.int32), np.zeros((bucket, mask_width(V)), np.int32)
         feed = masked_programs.feeder(slots.target, bucket > 1)
         yield feed, (slots.config, params, state, logits, numbers), {}
         for how in _ways(slots, "scores", "floors"):
             yield masked_programs.choose, (state, logits, mask, numbers), dict(how=how)
-
-
-def _mask(rows: int, vocab_size: int) -> np.ndarray:
-    return np.zeros((rows, -(-vocab_size // 32)), np.int32)
 
 
 def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:
@@ -77,7 +74,7 @@ def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:
         logits = jax.ShapeDtypeStruct((b, V), jnp.float32, sharding=sharding)
         sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
         numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
-        mask = _mask(b, V) if masked else None
+        mask = np.zeros((b, mask_width(V)), np.int32) if masked else None
         arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling, mask)
         yield slot_programs.begin, arguments, dict(how=how)
 

@@ -66,6 +66,13 @@ class Burst:
     healthy: Array  # bool [B]
     scores: Scores | None = None  # of the tokens: each leaf with an axis for them behind B
 
+    @classmethod
+    def of_step(cls, state: DecodeState, active: Array | None = None) -> "Burst":
+        """Of the step that led to a state; `active`, bool `[B]`: the rows that took a token; None: all."""
+        tokens = state.token if active is None else jnp.where(active, state.token, NO_TOKEN)
+        scores = jax.tree.map(lambda leaf: leaf[:, None], state.scores)
+        return cls(tokens=tokens[:, None], done=state.done, healthy=state.healthy, scores=scores)
+
     def underway(self) -> "Burst":
         """Itself, on its way to the host as soon as the device has it."""
         for leaf in jax.tree.leaves(self):

@@ -11,7 +11,7 @@ def turn_tokens(config: ModelConfig, target: Target) -> int:
     chunk = target.chunk_sizes[-1]
     if not target.on_gpu:
         return chunk
-    c, devices = config, 1 if target.mesh is None else target.mesh.size
+    c = config
     heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
     weights = c.num_hidden_layers * c.hidden_size * (heads + 3 * c.intermediate_size)
-    return chunk * min(max(TURN_FLOPS * devices // (2 * weights * chunk), 1), MOST_CHUNKS)
+    return chunk * min(max(TURN_FLOPS * target.devices // (2 * weights * chunk), 1), MOST_CHUNKS)

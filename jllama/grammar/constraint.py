@@ -92,7 +92,12 @@ def constraint_for(
     words = words_of(tokenizer, vocab_size)
     matcher = compiled(words, *settings.constraint).deep_copy()
     banned = [id_ for id_, bias in settings.logit_bias.items() if bias <= BAN and 0 <= id_ < vocab_size]
-    return Constraint(matcher, -(-vocab_size // WORD), ends, _bits(banned, vocab_size) if banned else None)
+    return Constraint(matcher, mask_width(vocab_size), ends, _bits(banned, vocab_size) if banned else None)
+
+
+def mask_width(vocab_size: int) -> int:
+    """W, the words of a mask."""
+    return -(-vocab_size // WORD)
 
 
 def masks_for(constraints: Sequence[Constraint | None]) -> np.ndarray:
@@ -124,6 +129,6 @@ def _executor() -> Any:
 
 
 def _bits(tokens: Iterable[int], vocab_size: int) -> np.ndarray:
-    flags = np.zeros((-(-vocab_size // WORD) * WORD,), np.uint8)
+    flags = np.zeros((mask_width(vocab_size) * WORD,), np.uint8)
     flags[list(tokens)] = 1
     return np.packbits(flags, bitorder="little").view("<i4").astype(np.int32)

@@ -50,7 +50,7 @@ def forward(
       JllamaError: see `model.forward`.
     """
     model.check_room(cache, n_valid)
-    config = config if target.mesh is None else sharding.local(config, target.mesh.size)
+    config = config if target.mesh is None else sharding.local(config, target.devices)
     shards = shards_of(params, target)
     peers = shards if isinstance(shards, gpu.Peers) else None
     if refusal(config, params, tokens, cache, target) is not None:
@@ -100,9 +100,9 @@ def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Targ
     if target.mesh is not None:
         if target.on_gpu and (reason := peers_refusal(target)):
             return reason
-        peers: Any = jax.ShapeDtypeStruct((target.mesh.size, 2), jnp.int32) if target.on_gpu else None
-        params = dataclasses.replace(sharding.local_shapes(params, target.mesh.size), peers=peers)
-        config = sharding.local(config, target.mesh.size)
+        peers: Any = jax.ShapeDtypeStruct((target.devices, 2), jnp.int32) if target.on_gpu else None
+        params = dataclasses.replace(sharding.local_shapes(params, target.devices), peers=peers)
+        config = sharding.local(config, target.devices)
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return refusal(config, params, token, cache, target)
@@ -112,7 +112,7 @@ def shards_of(params: Params, target: Target) -> Shards | None:
     """What a device knows of the others that hold the model with it; None: it is alone."""
     if target.mesh is None or params.peers is None:
         return target.shards
-    return gpu.Peers(count=target.mesh.size, addresses=params.peers)
+    return gpu.Peers(count=target.devices, addresses=params.peers)
 
 
 def joined(params: Params) -> Params:

@@ -34,9 +34,14 @@ class Target:
         return self.platform == "gpu"
 
     @property
+    def devices(self) -> int:
+        """How many hold the model together."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
     def shards(self) -> Shards | None:
         """What a device knows of the others; None: it is alone."""
-        return None if self.mesh is None else Shards(count=self.mesh.size)
+        return None if self.mesh is None else Shards(count=self.devices)
 
     def whole(self, logits: Array, vocab_size: int) -> Array:
         """All logits `[..., V]` of those that a call gave: each device's own, or all where it is alone."""

@@ -13,7 +13,7 @@ from jllama.errors import JllamaError
 from tests.support.scripts_helpers import assert_explained
 from tests.support.tiny_checkpoint import KEYS
 
-RUN = dict(model="m", dtype="float32", device="cpu", jllama="1", jax="2")
+RUN = dict(model="m", dtype="float32", device="cpu", tensor_parallel="1", jllama="1", jax="2")
 
 
 def point(test="tg8", batch=1, choice="greedy", storage="none", **more):

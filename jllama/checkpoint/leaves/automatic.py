@@ -34,10 +34,9 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
-    devices = target.mesh.size if target.mesh is not None else 1
-    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu", devices=devices)
+    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu", devices=target.devices)
     if target.mesh is not None:
-        config = sharding.widened(config, target.mesh.size)
+        config = sharding.widened(config, target.devices)
     return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
 
 
