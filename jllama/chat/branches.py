@@ -52,11 +52,7 @@ class Message:
 
 
 def _with_calls(content: str, calls: tuple[Call, ...]) -> dict[str, Any]:
-    made = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in calls
-    ]
-    return {"role": "assistant", "content": content, "tool_calls": made}
+    return {"role": "assistant", "content": content, "tool_calls": [call.as_dict() for call in calls]}
 
 
 Turn = tuple[Message, Message]

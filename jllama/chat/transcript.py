@@ -91,8 +91,7 @@ class Transcript:
 
     def shown(self, tools: Sequence[Tool]) -> tuple[int, ...]:
         """The special tokens that a reader of calls has to see."""
-        found = (self._tokenizer.special_id(text) for text in self.manner.format.specials) if tools else ()
-        return tuple(token for token in found if token is not None)
+        return self.manner.format.special_ids(self._tokenizer.special_id) if tools else ()
 
     def _use_format(self, text: str) -> None:
         if self.variables:

@@ -137,14 +137,12 @@ def run(
 
 def _checked(model: Any, request: Request, words: dict[str, Any]) -> Any:
     """The token ids of its prompt; what its answer must match is compiled on the way, and kept."""
-    from jllama.grammar.compiler import compiled
-    from jllama.grammar.words import words_of
+    from jllama.grammar.constraint import matcher_for
     from jllama.text.prompt import encode_prompt
 
     tokenizer = model.need_tokenizer()
     with _named(request):
-        if request.settings.constraint is not None:
-            compiled(words_of(tokenizer, model.config.vocab_size), *request.settings.constraint)
+        matcher_for(tokenizer, model.config.vocab_size, request.settings)
         return encode_prompt(tokenizer, request.prompt, **words)
 
 

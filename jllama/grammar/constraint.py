@@ -87,12 +87,22 @@ def constraint_for(
     Raises:
       JllamaError: it can't be matched, or not exactly; the message has the library's own words.
     """
+    if (matcher := matcher_for(tokenizer, vocab_size, settings)) is None:
+        return None
+    ids = [id_ for id_, bias in settings.logit_bias.items() if bias <= BAN and 0 <= id_ < vocab_size]
+    banned = _bits(ids, vocab_size) if ids else None
+    return Constraint(matcher.deep_copy(), mask_width(vocab_size), ends, banned)
+
+
+def matcher_for(tokenizer: Tokenizer, vocab_size: int, settings: GenerationSettings) -> Any | None:
+    """The library's matcher for such answers, at its beginning, compiled once; None where any text will do.
+
+    Raises:
+      JllamaError: as `constraint_for`.
+    """
     if settings.constraint is None:
         return None
-    words = words_of(tokenizer, vocab_size)
-    matcher = compiled(words, *settings.constraint).deep_copy()
-    banned = [id_ for id_, bias in settings.logit_bias.items() if bias <= BAN and 0 <= id_ < vocab_size]
-    return Constraint(matcher, mask_width(vocab_size), ends, _bits(banned, vocab_size) if banned else None)
+    return compiled(words_of(tokenizer, vocab_size), *settings.constraint)
 
 
 def mask_width(vocab_size: int) -> int:

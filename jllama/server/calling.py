@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.grammar.compiler import compiled
+from jllama.grammar.constraint import matcher_for
 from jllama.grammar.source import lark_text
-from jllama.grammar.words import words_of
 from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.errors import ApiError, unmatched
 from jllama.server.protocol.tools import ToolUse
@@ -58,9 +57,8 @@ class Calling:
     def _refusal(self, fields: Mapping[str, Any]) -> JllamaError | None:
         """Why that can't be matched by itself."""
         try:
-            must = build_settings(GenerationSettings(), **fields).constraint
-            assert must is not None
-            compiled(words_of(self._service.tokenizer, self._service.vocab_size), *must)
+            must = build_settings(GenerationSettings(), **fields)
+            matcher_for(self._service.tokenizer, self._service.vocab_size, must)
         except JllamaError as error:
             return error
         return None
@@ -73,8 +71,7 @@ class Calling:
     @property
     def shown(self) -> tuple[int, ...]:
         """Special tokens that a reader of calls has to see."""
-        texts = self._format.specials if self._format else ()
-        return tuple(token for text in texts if (token := self._special_id(text)) is not None)
+        return self._format.special_ids(self._special_id) if self._format else ()
 
     def settings(self, settings: GenerationSettings) -> GenerationSettings:
         """These, and what the answer must match.

@@ -93,7 +93,7 @@ class ChatTask(Task):
             message["reasoning_content"] = delta.thoughts
         if delta.calls:
             _, calls = calls_of(delta.calls)
-            message |= {"content": delta.text or None, "tool_calls": [_whole_call(call) for call in calls]}
+            message |= {"content": delta.text or None, "tool_calls": [call.as_dict() for call in calls]}
         logprobs = self._logprobs(delta)
         return {"index": choice.index, "message": message, "logprobs": logprobs, **choice.ending}
 
@@ -107,14 +107,10 @@ class ChatTask(Task):
         return as_chat(self._service.tokenizer, delta.scores, self._given.return_token_ids)
 
 
-def _whole_call(call: Call) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
 def _call_delta(event: CallEvent) -> dict[str, Any] | None:
     """A call's name once, and its arguments in pieces."""
     if isinstance(event, Begin):
-        return {"index": event.index, **_whole_call(Call(event.id, event.name, ""))}
+        return {"index": event.index, **Call(event.id, event.name, "").as_dict()}
     if isinstance(event, Arguments):
         return {"index": event.index, "function": {"arguments": event.piece}}
     return None

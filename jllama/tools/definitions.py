@@ -47,6 +47,11 @@ class Call:
     name: str
     arguments: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """As a message has it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 def check_tools(tools: Sequence[Tool]) -> tuple[Tool, ...]:
     """The tools, of which no two share a name.

@@ -6,11 +6,13 @@ A format is data: what enforces it (`grammar`), what writes calls into a prompt 
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jllama.text.template.traced_text import OWN, Traced, join_traced
 from jllama.tools.definitions import Call, Tool
+
+SpecialId = Callable[[str], int | None]  # the id of the special token that is spelt so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,17 @@ class Format:
     between: str = "\n"
     end: str = ""
 
+    def special_ids(self, special_id: SpecialId) -> tuple[int, ...]:
+        """Of the words around calls those that are special tokens, which otherwise never show."""
+        texts = (*self.marks, self.close, *(() if self.head else ("[ARGS]", "[CALL_ID]")))
+        return tuple(token for text in texts if (token := special_id(text)) is not None)
+
     @property
-    def specials(self) -> tuple[str, ...]:
-        """Texts that a vocabulary may hold as special tokens, which otherwise never show."""
-        return tuple(
-            filter(None, (*self.marks, self.close, *(("[ARGS]", "[CALL_ID]") if not self.head else ())))
-        )
+    def opener(self) -> tuple[str, str]:
+        """What stands before the first call's name and arguments: its mark, "" without one, and the rest."""
+        opening = self.begin + self.before
+        mark = next((mark for mark in self.marks if opening.startswith(mark)), "")
+        return mark, opening.removeprefix(mark)
 
     def written(self, calls: Sequence[Call]) -> str:
         """The calls as the model writes them, of which names and arguments are traced as given."""

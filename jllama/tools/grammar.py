@@ -6,14 +6,13 @@ written.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jllama.grammar.source import lark_text
 from jllama.tools.definitions import Tool
-from jllama.tools.formats import Format
+from jllama.tools.formats import Format, SpecialId
 
-SpecialId = Callable[[str], int | None]
 TEXT = "TEXT: /(?s:.*)/"
 NO_JSON = r"TEXT: /(\s*[^\[{\s](?s:.*))?/"  # where JSON at the beginning would be a call
 
@@ -56,9 +55,7 @@ def calls_grammar(
 
 def behind_thoughts(grammar: str, close: str, special_id: SpecialId) -> str:
     """The grammar behind thoughts that were opened already: any text up to what closes them, and blanks."""
-    token = special_id(close)
-    escaped = re.escape(close).replace("/", r"\/")
-    thoughts = "thoughts[lazy]: /(?s:.*)" + escaped + "/" if token is None else f"thoughts: ANY <[{token}]>"
+    thoughts = _up_to("thoughts", "ANY", close, special_id)
     rest = grammar.replace("start:", "answered:", 1)
     return "\n".join(
         ["start: thoughts BLANKS answered", thoughts, "ANY: /(?s:.*)/", r"BLANKS: /\s{0,4}/", rest]
@@ -100,21 +97,24 @@ _MARKS = re.compile(r"(</?tool_call>|<\|/?[a-z_]+\|>|\[[A-Z_]+\])")
 
 def _run(format: Format, literal: Literals, several: bool) -> tuple[str, str]:
     """What opens the first call, and the calls behind that."""
-    opening = format.begin + format.before
-    mark = next((mark for mark in format.marks if opening.startswith(mark)), "")
+    mark, behind = format.opener
     more = f"({literal(format.after + format.between + format.before)} call)*" if several else ""
-    rest = f"{literal(opening.removeprefix(mark))} call {more} {literal(format.after + format.end)}"
+    rest = f"{literal(behind)} call {more} {literal(format.after + format.end)}"
     return literal(mark), rest
 
 
 def _behind_text(format: Format, rest: str, special_id: SpecialId) -> list[str]:
     """Any text, behind which the calls may stand: what opens one, opens one that is sound."""
-    opening = format.begin + format.before
-    mark = next((mark for mark in format.marks if opening.startswith(mark)), "")
+    mark, _ = format.opener
     if not mark:
         return [f"start: TEXT | {rest}", NO_JSON]
+    return [f"start: TEXT | opened {rest}", _up_to("opened", "TEXT", mark, special_id), TEXT]
+
+
+def _up_to(rule: str, text: str, mark: str, special_id: SpecialId) -> str:
+    """A rule for any text (a terminal's name) up to the first such mark, which may be a special token."""
     token = special_id(mark)
     if token is not None:
-        return [f"start: TEXT | opened {rest}", f"opened: TEXT <[{token}]>", TEXT]
+        return f"{rule}: {text} <[{token}]>"
     escaped = re.escape(mark).replace("/", r"\/")
-    return [f"start: TEXT | opened {rest}", f"opened[lazy]: /(?s:.*){escaped}/", TEXT]
+    return f"{rule}[lazy]: /(?s:.*){escaped}/"
