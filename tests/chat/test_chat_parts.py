@@ -68,6 +68,8 @@ def test_branches_are_born_at_the_current_one_and_know_only_their_own():
     ):
         talk.switch("othr")
     assert talk.current == "main"
+    with pytest.raises(JllamaError, match=r"no branch 'othr' \(did you mean 'other'\?\)"):
+        talk.delete("othr")
     lost = talk.delete("other")
     assert [question.content for question, _ in lost] == ["c"]
     assert list(talk.branches) == ["main"]

@@ -140,6 +140,18 @@ def test_calls_are_saved(models, tmp_path):
         archive.load(other, tmp_path / "talk.json")
 
 
+def test_calls_of_earlier_turns_are_read_where_no_tools_are_offered(models):
+    before = talk(models["smollm2"], '<tool_call>[{"name": "sun", "arguments": {}}]</tool_call>', "Yes.")
+    list(before.ask("Is it day?"))
+    list(before.reply(["true"]))
+    bare = Conversation(models["smollm2"])
+    read = bare.model.tokenizer.decode(bare.encode(before.messages), skip_special=False)
+    assert '<tool_call>[{"name": "sun", "arguments": {}}]</tool_call>' in read
+    assert "<tool_response>\ntrue\n</tool_response>" in read
+    assert bare.transcript.reader(()) is None
+    assert bare.transcript.shown(()) == ()
+
+
 def test_a_model_whose_calls_are_not_known_is_refused_at_once(models):
     with pytest.raises(JllamaError, match="not known here"):
         Conversation(models["xml"], tools=[sun])

@@ -1,7 +1,6 @@
 """The programs' parts by themselves: words and flags, tables, streams, requests; no model is loaded."""
 
 import errno
-import importlib
 import io
 import json
 import math
@@ -30,23 +29,11 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.llama import LLAMA
 from jllama.settings import CHOICES, GenerationSettings
+from tests.support.programs import DEFINED, bounds_of, defaults_of, flags_of, program_module
 
-
-def program_module(name: str) -> ModuleType:
-    """A program, whose flags have the names of others': they go again, so that any other can be imported."""
-    before = {*flags.FLAGS}
-    try:
-        return importlib.import_module(f"jllama.cli.{name}")
-    finally:
-        added = {*flags.FLAGS} - before
-        DEFINED[name] = {flag: flags.FLAGS[flag] for flag in added}
-        for flag in added:
-            delattr(flags.FLAGS, flag)
-
-
-DEFINED: dict[str, dict[str, flags.Flag]] = {}
 PROGRAMS = ("bench", "chat", "generate", "inspect", "perplexity", "quantize", "random_checkpoint", "serve")
 bench, chat, generate, inspect, perplexity, quantize, random_checkpoint, serve = map(program_module, PROGRAMS)
+bench_serve = program_module("bench_serve")
 
 # What ends a program, and how.
 
@@ -411,6 +398,10 @@ def test_a_page_of_help(known, monkeypatch):
     assert "More:" in whole
     assert "--prompt_file=TEXT" in whole
     assert "All flags" not in whole
+    assert lines[-3].startswith("Ready-made models: ")  # of shapes nothing: no flag takes one
+    flags.DEFINE_string("random_config", None, "A shape.", flag_values=known)
+    shapes = f"Ready-made shapes: {', '.join(ready_made.shapes())}."
+    assert help.text(made, known, "jllama made", False).splitlines()[-3] == shapes
     assert help.called_as(["jllama chat"]) == "jllama chat"
     assert help.called_as([os.path.abspath("scripts/chat.py")]) == "python scripts/chat.py"
 
@@ -681,8 +672,8 @@ class Answering:
 )
 def test_requests_are_answered_on_an_engine_for_so_many(monkeypatch, tmp_path, max_seq_len, slots, sizes):
     model = SimpleNamespace(need_tokenizer=lambda: "tokenizer")
+    monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)  # imports the real engine
     monkeypatch.setattr("jllama.batching.engine.Engine", Answering)
-    monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)
     monkeypatch.setattr("jllama.text.prompt.encode_prompt", lambda _, prompt, **words: [*prompt, *words])
     monkeypatch.setattr(Answering, "made", None)
     asked = [prompts.Request(f"line {n}", n, "ab", GenerationSettings(seed=n)) for n in range(3)]
@@ -747,6 +738,12 @@ def test_the_prompt_of_the_flags(values, tmp_path, prompt, file, text):
 def test_no_prompt(values, prompt, words):
     values.prompt = prompt
     with pytest.raises(JllamaError, match=words):
+        generate.read_prompt()
+
+
+def test_a_file_without_a_name_is_no_prompt(values):
+    values.prompt, values.prompt_file = "x", ""
+    with pytest.raises(JllamaError, match="cannot read"):
         generate.read_prompt()
 
 
@@ -1201,7 +1198,55 @@ def test_the_flags_of_an_answer_are_its_settings_fields_with_their_defaults():
         assert name in DEFINED["chat"]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+RUNS = dict(dtype="bfloat16", device="auto")
+WEIGHTS = dict(quantize="auto", tensor_parallel="1")
+ANSWER = dict(max_new_tokens=256)
+NEUTRAL = dict(top_p=1.0, repetition_penalty=1.0)
+DEFAULTS = {  # what is neither off nor empty
+    "bench": RUNS
+    | WEIGHTS
+    | NEUTRAL
+    | dict(batch_sizes=["1"], repetitions=5, tests=["pp512", "pp2048", "tg128", "tg128@d1024"]),
+    "bench_serve": dict(url="http://127.0.0.1:8000", requests=64, endpoint="chat", timeout=600.0)
+    | dict(prompt_tokens="128", answer_tokens="128", ignore_eos=True, stream=True),
+    "chat": RUNS | WEIGHTS | ANSWER | dict(markdown=True, on_overflow="drop_oldest"),
+    "generate": RUNS | WEIGHTS | ANSWER | NEUTRAL | dict(slots=16),
+    "inspect": dict(batch=1, tensor_parallel=1, tensors=True),
+    "perplexity": RUNS | dict(modes=["none", "int8", "int4"], window=512),
+    "quantize": RUNS | dict(quantize="auto"),
+    "random_checkpoint": dict(dtype="bfloat16", scale=0.02),
+    "serve": RUNS
+    | WEIGHTS
+    | dict(host="127.0.0.1", port=8000, slots=16, max_queue=1024, grace_seconds=30.0, warm_up=True),
+}
+SEVERAL = dict(num_processes=(2, None), process_id=(0, None))
+SEED, SLOTS, ROOM = (0, 2**63 - 1), (1, 1024), (2, None)
+BOUNDS = {
+    "bench": SEVERAL | dict(repetitions=(1, 1000), seed=SEED),
+    "bench_serve": dict(
+        requests=(1, 1_000_000), concurrency=(1, 100_000), request_rate=(1e-3, 1e5), seed=SEED
+    )
+    | dict(temperature=(0, None), idle_connections=(0, 100_000), warm_up=(0, None), timeout=(0.001, None)),
+    "chat": SEVERAL | dict(max_seq_len=ROOM),
+    "generate": SEVERAL | dict(max_seq_len=ROOM, slots=SLOTS),
+    "inspect": dict(batch=(1, 2**20), tensor_parallel=(1, None)),
+    "perplexity": dict(window=(8, None)),
+    "quantize": {},
+    "random_checkpoint": dict(seed=(0, None), scale=(0, 1000)),
+    "serve": SEVERAL
+    | dict(port=(0, 65535), slots=SLOTS, max_queue=(1, 100_000), max_seq_len=ROOM, grace_seconds=(0, None)),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_holds_where_nothing_is_typed_and_what_may_be(name):
+    if not DEFINED[name]:  # imported before, by another file of tests
+        pytest.skip("its flags are taken")
+    assert {flag: value for flag, value in defaults_of(name).items() if value} == DEFAULTS[name]
+    assert bounds_of(name) == BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "bench_serve"])
 def test_words_and_help_name_flags_that_there_are(name):
     program = globals()[name]
     defined = DEFINED[name]
@@ -1437,18 +1482,11 @@ def test_leaving_flushes_first(monkeypatch):
 # A server.
 
 
-class Flags(dict):
-    """As absl's: by name, and as attributes."""
-
-    def __getattr__(self, name):
-        return self[name].value
-
-
 @pytest.fixture
 def serving(monkeypatch):
     given = dict.fromkeys(CHOICES) | dict(alias=[], model="a/b", host="h", allowed_host=["x"])
     given |= dict(cors_origin=["http://o"], api_key=[], api_key_file=None)
-    made = Flags({name: SimpleNamespace(value=value) for name, value in given.items()})
+    made = flags_of(**given)
     monkeypatch.setattr(serve, "FLAGS", made)
     return made
 

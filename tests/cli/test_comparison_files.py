@@ -29,6 +29,21 @@ def test_numbers_are_rounded_to_a_step_of_their_group(kind, make, steps):
     assert not error[4].any()
 
 
+@pytest.mark.parametrize(
+    ("layers", "more"),
+    [
+        (1, [0]),
+        (8, [0, 3, 6, 7]),
+        (16, [0, 1, 4, 7, 10, 13, 14, 15]),
+        (32, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]),
+        (30, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]),
+    ],
+)
+def test_layers_of_the_ends_and_every_third_between_get_more_bits(layers, more):
+    kinds = [k_types.type_of(f"blk.{layer}.attn_v.weight", (256, 512), layers) for layer in range(layers)]
+    assert [layer for layer, kind in enumerate(kinds) if kind == "Q6_K"] == more
+
+
 def test_which_matrices_get_more_bits():
     kinds = [k_types.type_of(f"blk.{layer}.ffn_down.weight", (256, 512), 22) for layer in range(22)]
     assert [layer for layer, kind in enumerate(kinds) if kind == "Q6_K"] == [

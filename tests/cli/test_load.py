@@ -11,12 +11,14 @@ import struct
 import numpy as np
 import pytest
 
+from jllama.cli.load import idle, target
 from jllama.cli.load.figures import distribution, figures
 from jllama.cli.load.idle import Crowd
-from jllama.cli.load.prompts import OPENING, WORDS, Prompts, calibrated
-from jllama.cli.load.reply import Answer, RequestError, message_of
+from jllama.cli.load.models import served_model
+from jllama.cli.load.prompts import OPENING, WORDS, Prompts, calibrated, refused
+from jllama.cli.load.reply import Answer, RequestError, UnreachableError, message_of
 from jllama.cli.load.report import as_text
-from jllama.cli.load.target import Target, opened
+from jllama.cli.load.target import Target, allow_files, opened
 from jllama.cli.load.traffic import Record, Traffic
 from jllama.cli.load.workload import Workload, parse_range
 from jllama.errors import JllamaError
@@ -60,6 +62,12 @@ def test_figures_of_recorded_events():
         {"mean": 0.75, "p50": 0.75, "p90": 0.95, "p99": 0.995}
     )
     assert found["end_to_end_seconds"]["p50"] == 3.25
+
+
+def test_a_lone_token_in_several_chunks_has_no_time_per_token():
+    one = Record(sent=0.0, ended=2.0, arrivals=[1.0, 2.0], prompt_tokens=1, completion_tokens=1)
+    assert figures([one])["time_per_token_seconds"] is None
+    assert figures([one])["inter_chunk_seconds"]["mean"] == 1.0
 
 
 def test_figures_of_nothing_are_none_and_no_error():
@@ -381,6 +389,220 @@ def test_addresses():
     assert (Target("https://x", "", 1).port, Target("http://x/", "", 1).port) == (443, 80)
     target = Target("http://[::1]:5/llm/v1/", "", 1)
     assert (target.host, target.port, target.url) == ("::1", 5, "http://[::1]:5/llm")
+
+
+def test_a_request_as_it_is_sent():
+    def sent(url, key, body):
+        request = Target(url, key, 1)._request("POST", "/v1/x", body)
+        return request.method, request.target, {name.decode(): text for name, text in request.headers}
+
+    usual = {b"user-agent": b"jllama-bench", b"accept": b"*/*", b"host": b"h:5"}
+    usual = {name.decode(): text for name, text in usual.items()}
+    assert sent("http://h:5/llm/v1/", "", b"") == (b"POST", b"/llm/v1/x", usual)
+    more = {"authorization": b"Bearer k", "content-type": b"application/json", "content-length": b"2"}
+    assert sent("http://h:5", "k", b"{}") == (b"POST", b"/v1/x", usual | more)
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(7, True), (8, False)])
+def test_more_connections_than_the_system_allows_are_refused(monkeypatch, count, allowed):
+    monkeypatch.setattr(target, "raise_limit", lambda: 7.0)
+    if allowed:
+        return allow_files(count)
+    with pytest.raises(JllamaError, match=r"8 connections are more than the 7 that this .*: raise `ulimit"):
+        allow_files(count)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(111, "anything"), "Connection refused"),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+        (OSError("all of them failed"), "all of them failed"),
+    ],
+)
+def test_why_a_connection_can_not_be_opened(error, words):
+    assert target._reason(error) == words
+
+
+LISTED = b'{"data": [{"id": "one"}, {"id": "two"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "name", "words"),
+    [
+        ((200, LISTED), None, "one", ""),
+        ((200, LISTED), "two", "two", ""),
+        (
+            (200, LISTED),
+            "tow",
+            None,
+            r"--served_model=tow: unknown there \(did .*'two'\?\); there is one, ",
+        ),
+        ((404, b"{}"), None, None, "http://h/v1/models lists no model: give --served_model=NAME"),
+        ((404, LISTED), "any", "any", ""),
+        ((200, b"no JSON"), "any", "any", ""),
+        ((200, b'{"data": [1]}'), None, None, "lists no model"),
+        ((200, b"\xff"), None, None, "lists no model"),
+        ((401, b'{"error": "no"}'), "two", None, r"--api_key=KEY \(HTTP 401: no\)"),
+        ((403, b'{"error": "no"}'), None, None, r"--api_key=KEY \(HTTP 403: no\)"),
+        (UnreachableError("gone"), None, None, "^gone: start a server, as in jllama serve smollm2"),
+        (RequestError("broken"), "two", None, "does not answer a first request: broken"),
+    ],
+)
+def test_under_which_name_a_server_is_asked(answer, wanted, name, words):
+    class Asked:
+        url = "http://h"
+
+        async def ask(self, method, path):
+            assert (method, path) == ("GET", "/v1/models")
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    if name:
+        assert asyncio.run(served_model(Asked(), wanted)) == name
+    else:
+        with pytest.raises(JllamaError, match=words):
+            asyncio.run(served_model(Asked(), wanted))
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("HTTP 400: no ignore_eos here", "the server does not know ignore_eos: give --noignore_eos"),
+        ("HTTP 401: no", "the server wants another key: give --api_key=KEY"),
+        ("HTTP 403: no", "the server wants another key: give --api_key=KEY"),
+        ("HTTP 400: no chat template", "hold conversations: give --endpoint=completions"),
+        ("HTTP 500: no chat template", "the server does not answer a first request"),
+        ("told HTTP 401", "the server does not answer a first request"),
+    ],
+)
+def test_what_to_do_where_a_server_refuses(words, advice):
+    told = str(refused(RequestError(words)))
+    assert advice in told
+    assert words in told
+
+
+def test_every_other_idle_connection_sends_a_beginning_byte_by_byte(monkeypatch):
+    monkeypatch.setattr(idle, "SECONDS", 0.0)
+    wanted = idle.BEGINNING + b"aaa"
+
+    async def run():
+        came, writers, whole = [], [], asyncio.Event()
+
+        async def read(reader, writer):
+            writers.append(writer)
+            place, data = len(came), b""
+            came.append(data)
+            while part := await reader.read(1000):
+                data += part
+                came[place] = data
+                if len(data) >= len(wanted):
+                    whole.set()
+
+        server = await asyncio.start_server(read, "127.0.0.1", 0)
+        async with server:
+            crowd = Crowd(Target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "", 60), 2)
+            async with crowd.around():
+                await whole.wait()
+            for writer in writers:
+                writer.close()
+        return sorted(came)
+
+    silent, slow = asyncio.run(run())
+    assert (silent, slow[: len(wanted)]) == (b"", wanted)
+
+
+def test_idle_connections_that_are_refused_are_tried_again(monkeypatch):
+    monkeypatch.setattr(idle, "SECONDS", 0.0)
+    tried = []
+
+    class Writer:
+        def write(self, data):
+            pass
+
+        transport = type("", (), {"abort": lambda self: None})()
+
+    class Reader:
+        async def read(self):
+            await asyncio.Event().wait()
+
+    async def open_connection(*where, ssl):
+        tried.append((*where, ssl))
+        if len(tried) < 3:
+            raise OSError(111, "refused")
+        return Reader(), Writer()
+
+    async def run():
+        crowd = Crowd(Target("https://h", "", 60), 1)
+        async with crowd.around():
+            assert (crowd.open, len(tried)) == (0, 1)  # once is enough to begin
+            while not crowd.open:
+                await asyncio.sleep(0)
+        return crowd
+
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    crowd = asyncio.run(run())
+    assert (crowd.open, crowd.closed, tried) == (0, 0, [("h", 443, True)] * 3)
+
+
+def test_a_warm_up_is_not_counted_and_tells_what_is_refused(fake):
+    fake.answers = lambda number, body: ("tokens", 2) if number < 3 else ("refuse", 429, "full")
+
+    async def run():
+        async with traffic_to(fake, requests=5) as traffic:
+            await traffic.warm_up(3)
+            assert (traffic.records, traffic.sent, len(fake.bodies)) == ([], 0, 3)
+            traffic.is_gone = True
+            await traffic.warm_up(0)
+            assert not traffic.is_gone
+            with pytest.raises(JllamaError, match="does not answer a first request: HTTP 429: full"):
+                await traffic.warm_up(1)
+            return [body["messages"][0]["content"] for body in fake.bodies[:3]], traffic._drawn
+
+    warm, drawn = asyncio.run(run())
+    assert {json.loads(body)["messages"][0]["content"] for body in drawn}.isdisjoint(warm)
+
+
+ASKED = dict(model="m\x1b", url="http://x", seed=3, date="2026-01-01", endpoint="chat")
+FULL = """m\\x1b at http://x · chat · streamed · 4 at once · seed 3 · 2026-01-01
+2 requests done, 0 failed, 1 not sent, in 5.00 s
+2.0 tok/s · 0.40 requests/s · prompts 2,002.0 tok/s
+prompts of 10 to 10,000 tokens (mean 5,005.0), 20 of them cached, answers of 5 tokens, by the server's count
+
+ms                             mean        p50        p90        p99
+time to first token        1,500.00   1,500.00   1,900.00   1,990.00
+time per token after it      375.00     375.00     475.00     497.50
+between two chunks         1,500.00   1,500.00   1,900.00   1,990.00
+whole answer               4,000.00   4,000.00   4,000.00   4,000.00
+
+the client itself took 25% of a core, 1,500 µs a chunk"""
+
+
+def test_a_whole_report_word_for_word():
+    records = [
+        Record(sent=0.0, ended=4.0, arrivals=[1.0, 2.0], prompt_tokens=10, completion_tokens=5),
+        Record(sent=1.0, ended=5.0, arrivals=[3.0, 5.0], prompt_tokens=10_000, completion_tokens=5),
+    ]
+    records[1].cached_tokens = 20
+    base = ASKED | dict(streamed=True, concurrency=4, request_rate=None, cut_off=0, not_sent=1)
+    base |= dict(client={"cpu_share": 0.25, "cpu_microseconds_per_chunk": 1500.0})
+    base |= dict(idle_connections={"wanted": 0, "open": 0, "closed": 0})
+    assert as_text(base | figures(records)) == FULL
+    nothing = base | dict(concurrency=None, request_rate=2.5, streamed=False) | figures([])
+    assert as_text(nothing).splitlines() == [
+        "m\\x1b at http://x · chat · not streamed · 2.5 a second · seed 3 · 2026-01-01",
+        "0 requests done, 0 failed, 1 not sent, in 0.00 s",
+    ]
+
+
+@pytest.mark.parametrize(("kinds", "more"), [(10, 0), (11, 1)])
+def test_the_kinds_of_failures_are_told_up_to_ten(kinds, more):
+    records = [Record(sent=0.0, ended=1.0, failure=f"kind {number}") for number in range(kinds)]
+    base = ASKED | dict(streamed=True, concurrency=4, request_rate=None, cut_off=0, not_sent=0)
+    lines = as_text(base | {"idle_connections": {"wanted": 0}} | figures(records)).splitlines()
+    assert len(lines) == 2 + 10 + bool(more)
+    assert (lines[-1] == f"and {more} other kinds: --json lists all") == bool(more)
 
 
 def test_the_table_shows_what_was_measured(fake):

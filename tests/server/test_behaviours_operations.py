@@ -58,8 +58,15 @@ def test_58_the_page_needs_no_key_and_lets_nothing_in(engine, tmp_path):
             assert response.status_code == 200
             assert response.headers["content-type"].startswith(kind)
             policy = response.headers["content-security-policy"].split("; ")
-            assert {"default-src 'none'", "script-src 'self'", "connect-src 'self'"} <= set(policy)
+            assert policy[0] == "default-src 'none'"
+            own = {"script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'"}
+            none = {"base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"}
+            assert set(policy[1:]) == own | none
             assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["referrer-policy"] == "no-referrer"
+            assert response.headers["cache-control"] == "no-cache"
+            head = client.http.head(path)
+            assert (head.status_code, head.content) == (200, b"")
         for path in ("/secret", "/../secret", "/%2e%2e/secret", "/js/../../secret", "/js", "/nothing"):
             assert client.http.get(path).status_code in (307, 404), path
         refusal(client.http.post("/", json={}), 404)
