@@ -671,7 +671,8 @@ class Answering:
     ],
 )
 def test_requests_are_answered_on_an_engine_for_so_many(monkeypatch, tmp_path, max_seq_len, slots, sizes):
-    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer")
+    config = SimpleNamespace(vocab_size=9)
+    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer", config=config)
     monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)  # imports the real engine
     monkeypatch.setattr("jllama.batching.engine.Engine", Answering)
     monkeypatch.setattr("jllama.text.prompt.encode_prompt", lambda _, prompt, **words: [*prompt, *words])
