@@ -91,6 +91,10 @@ def test_what_is_being_said_ends_with_its_branch():
     assert said == []
     talk.delete("other")
     assert said == ["ended"]
+    stream = talk.branch.streams.run(answer())
+    assert next(stream) == "a"
+    talk.fork("third")  # the cache is shared from here on
+    assert said == ["ended"] * 2
 
 
 def test_there_are_a_hundred_branches_at_most():
@@ -134,6 +138,9 @@ def lengths(*sizes):
         ((95, 70, 20), 0, 5, 0),
         ((96, 70, 20), 0, 5, 1),
         ((96, 71, 20), 0, 5, 2),
+        ((75, 50, 20), 0, 90, 0),  # a quarter is all that an answer is promised
+        ((76, 50, 20), 0, 90, 1),
+        ((76, 51, 20), 0, 26, 2),
     ],
 )
 def test_how_many_turns_are_left_out(sizes, dropped, wanted, gone):
@@ -166,7 +173,8 @@ class Letters:
     bos_id, eos_ids, chat_template = 1, frozenset({2, 3}), None
 
     def encode(self, text, add_special=True, begins=True):
-        return [1] * add_special + [*map(ord, text)]
+        first = [1] if add_special else [*map(ord, "▁")] * begins  # a text's first word has a blank
+        return [*first, *map(ord, text)]
 
     def compile_template(self, source):
         return ChatTemplate(source)

@@ -3,6 +3,7 @@
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,6 +103,22 @@ def test_a_very_long_block_without_a_beginning_is_bounded():
         colouring("    x = 1\n" * (LOOKS_BACK // 40))
         assert len(colouring._before) <= LOOKS_BACK
     assert ("1", "block number") in colouring("    x = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a\n" * (LOOKS_BACK // 2), "a\n" * (LOOKS_BACK // 2)),
+        ("b\n" + "a\n" * (LOOKS_BACK // 2), "a\n" * (LOOKS_BACK // 2 - 1)),  # whole lines alone
+        ("b" * 9 + "\n" + "a" * LOOKS_BACK, "a" * LOOKS_BACK),
+        ("a" * (LOOKS_BACK + 5), "a" * LOOKS_BACK),  # a line that has no beginning
+    ],
+)
+def test_what_is_read_again_has_an_end_and_begins_a_line(text, kept):
+    plain = SimpleNamespace(get_tokens_unprocessed=lambda text: [(0, "Token.Text", text)])
+    colouring = Colours(plain)
+    colouring(text)
+    assert colouring._before == kept
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The programs' parts by themselves: words and flags, tables, streams, requests; no model is loaded."""
 
+import contextlib
 import errno
 import io
 import json
@@ -9,6 +10,7 @@ import signal
 import sys
 from types import ModuleType, SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 
@@ -20,6 +22,7 @@ from jllama.cli import (
     interrupts,
     main,
     measure,
+    parallel,
     prompts,
     ready_made,
     spelling,
@@ -163,6 +166,99 @@ def test_what_is_no_object_of_variables(monkeypatch, given):
     with pytest.raises(JllamaError) as error:
         command_line.template_variables()
     assert str(error.value).startswith(f"--chat_template_kwargs={given[:80]}: give a JSON object")
+
+
+def test_flags_are_settings_and_what_is_typed_wins_where_it_is_nought(monkeypatch):
+    given = dict.fromkeys(GenerationSettings.__dataclass_fields__) | dict(stop=["a"], logit_bias=["3=1"])
+    given |= dict(stop_token_ids=[5], choice=[], json_object=False, temperature=0.0, seed=0)
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**given))
+    made = command_line.sampling_settings({"temperature": 0.5, "top_k": 7, "seed": 9})
+    fields = dict(temperature=0.0, top_k=7, seed=0, stop=("a",), stop_token_ids=(5,), logit_bias={3: 1.0})
+    assert made == GenerationSettings(**fields)
+    assert command_line.sampling_settings() == GenerationSettings(**fields | {"top_k": 0})
+    given["temperature"] = -1.0
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**given))
+    with pytest.raises(JllamaError, match=r"temperature=-1\.0 must be"):
+        command_line.sampling_settings()
+
+
+def test_seconds_of_compilations_are_collected():
+    seconds = command_line.count_compile_seconds()
+    for event, duration in (("/jax/core/compile/x", 2.0), ("/jax/other", 3.0), ("/jax/core/compile/y", 1.0)):
+        jax.monitoring.record_event_duration_secs(event, duration)
+    assert seconds == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [("1", 1), ("auto", "auto"), (" 4 ", 4), ("007", 7), ("99999", 99999), (3, 3), (None, 1)],
+)
+def test_on_how_many_devices(monkeypatch, given, devices):
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(**({} if given is None else {"tensor_parallel": given})))
+    assert parallel.devices() == devices
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "x", "", "100000", "Auto"])
+def test_no_number_of_devices(monkeypatch, given):
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(tensor_parallel=given))
+    with pytest.raises(JllamaError, match=f"^--tensor_parallel={given}: give a whole number from 1, or auto"):
+        parallel.devices()
+
+
+def test_other_processes_are_joined_where_flags_may_name_them(monkeypatch):
+    joined = []
+    monkeypatch.setattr("jllama.machine.processes.start", lambda *who, device: joined.append((*who, device)))
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu"))
+    parallel.join_processes()
+    assert joined == []
+    who = dict(coordinator_address="h:1", num_processes=2, process_id=1)
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", **who))
+    parallel.join_processes()
+    assert joined == [("h:1", 2, 1, "cpu")]
+
+
+@pytest.mark.parametrize(("rank", "follows"), [(None, False), (0, False), (1, True)])
+def test_all_processes_but_the_first_follow(monkeypatch, rank, follows):
+    group = None if rank is None else SimpleNamespace(rank=rank)
+    followed = []
+    monkeypatch.setattr("jllama.machine.processes.group", lambda: group)
+    monkeypatch.setattr("jllama.engine.following.follow", lambda *given: followed.append(given))
+    with pytest.raises(parallel.Followed) if follows else contextlib.nullcontext():
+        parallel.follow("config", "params", "float32")
+    assert followed == [("config", "params", "float32")] * follows
+
+
+@pytest.mark.parametrize(("quantize", "stored"), [(None, "int8"), ("none", "none")])
+@pytest.mark.parametrize(
+    ("reason", "verbose", "said"),
+    [
+        (None, False, []),
+        ("why", False, ["note: slower than it could be: why"]),
+        (None, True, ["a banner"]),
+        ("why", True, ["note: slower than it could be: why", "a banner"]),
+    ],
+)
+def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, stored, reason, verbose, said):
+    given = dict(model="m", dtype="float32", device="cpu", quantize="int8", model_sha256="d", verbose=verbose)
+    model, order = SimpleNamespace(config="c", params="p", dtype="float32"), []
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**given))
+    monkeypatch.setattr(ready_made, "check", lambda name: order.append(("checked", name)))
+    monkeypatch.setattr(parallel, "join_processes", lambda: order.append("joined"))
+    monkeypatch.setattr(parallel, "devices", lambda: 2)
+    monkeypatch.setattr(parallel, "follow", lambda *held: order.append(("follows", *held)))
+    monkeypatch.setattr("jllama.loading.load", lambda *what, **how: order.append((what, how)) or model)
+    monkeypatch.setattr("jllama.kernels.target.target_of", lambda params: f"target of {params}")
+    notice = lambda *held: reason if held == ("c", "p", "float32", "target of p") else 1 / 0  # noqa: E731
+    monkeypatch.setattr("jllama.kernels.notice", notice)
+    monkeypatch.setattr(command_line, "banner", lambda model: "a banner")
+    assert command_line.load_model(quantize) is model
+    how = dict(dtype="float32", device="cpu", quantize=stored, sha256="d", progress=True, tensor_parallel=2)
+    loaded = (("m",), how)
+    assert order == [("checked", "m"), "joined", loaded, ("follows", "c", "p", "float32")]
+    assert capsys.readouterr().err.splitlines() == said
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**given | {"model": None}))
+    with pytest.raises(JllamaError, match="no model: give --model=REFERENCE, or smollm2 as a word"):
+        command_line.load_model()
 
 
 # Words and flags.
@@ -643,6 +739,13 @@ def test_answers_are_written_in_order_and_an_interrupt_keeps_what_came():
         prompts._write(file, zip(asked[:2], answers[:2], strict=True), SimpleNamespace(advance=steps.append))
         == 2
     )
+
+
+def test_an_error_of_a_request_names_its_line_and_keeps_its_advice():
+    asked = prompts.Request("in, line 3", 1, "x", GenerationSettings())
+    with pytest.raises(JllamaError) as error, prompts._named(asked):
+        raise JllamaError("too long", "shorten it")
+    assert str(error.value) == "in, line 3: too long\nshorten it"
 
 
 class Answering:
@@ -1371,7 +1474,7 @@ def test_a_chat_s_flags_are_looked_at_before_its_model_is_loaded(monkeypatch, na
         ([], ("saved", "saved", None, 1), "warning: a\nb\n"),
         (
             ["--transcript=x", "--on_overflow=y"],
-            ("own", "own", None, 1),
+            ("own", "own policy", None, 1),
             "warning: a\nb\nnote: --on_overflow, --transcript: as typed, not as saved in file\n",
         ),
         (
@@ -1383,7 +1486,7 @@ def test_a_chat_s_flags_are_looked_at_before_its_model_is_loaded(monkeypatch, na
 )
 def test_what_was_typed_wins_over_what_was_saved(monkeypatch, capsys, typed, kept, said):
     pieces_of_chat(monkeypatch, load="file", system="s")
-    talk = SimpleNamespace(transcript="own", on_overflow="own", system=None)
+    talk = SimpleNamespace(transcript="own", on_overflow="own policy", system=None)
     talk.set_system = lambda text: setattr(talk, "system", text)
 
     def load(conversation, name):

@@ -366,6 +366,26 @@ def test_calls_that_no_grammar_enforced(text, said, calls, finish):
         assert made.ending["finish_reason"] == finish
 
 
+@pytest.mark.parametrize(
+    ("text", "thoughts", "said"),
+    [
+        ("abc <tool", "", "abc <tool"),
+        ("<think>a </thi", "a </thi", ""),
+        ("<thi", "", "<thi"),
+        ("<think>a</think> b <tool", "a", "b <tool"),
+    ],
+)
+def test_what_was_held_back_comes_at_the_end(text, thoughts, said):
+    calling = SimpleNamespace(shown=(), parser=lambda: CallParser(HERMES, ["f"], lambda: "call_1"))
+    made, _ = choice(text, calling=calling, split=Split())
+    first = made.push(Piece(text, len(text), 0))
+    last = made.end()
+    assert (first.thoughts + last.thoughts, first.text + last.text) == (thoughts, said)
+    assert made.ending["finish_reason"] == "stop"
+    assert last
+    assert first.text != said or first.thoughts != thoughts
+
+
 def test_what_is_silent_says_nothing():
     made, _ = choice("abc", silent=True)
     assert not made.push(Piece("abc", 3, 0))

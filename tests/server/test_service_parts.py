@@ -266,6 +266,24 @@ def test_signals_are_ours_while_it_serves(server):
     assert {number: signal.getsignal(number) for number in run.SIGNALS} == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_the_process(server, monkeypatch, number, code):
+    left = []
+    monkeypatch.setattr(run.os, "_exit", left.append)
+    server.handle_exit(signal.SIGTERM, None)
+    assert (left, server.signal) == ([], signal.SIGTERM)
+    server.handle_exit(number, None)
+    assert left == [code]
+
+
+def test_its_end_waits_for_no_reader(made, monkeypatch):
+    ended = []
+    monkeypatch.setattr(made._threads, "shutdown", lambda **how: ended.append(how))
+    made.close()
+    assert ended == [dict(wait=False, cancel_futures=True)]
+    monkeypatch.undo()
+
+
 def test_another_thread_leaves_signals_alone(server):
     seen = []
 

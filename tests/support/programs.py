@@ -9,11 +9,11 @@ from absl import flags
 DEFINED: dict[str, dict[str, flags.Flag]] = {}  # what each program defines, once it was imported
 
 
-def program_module(name: str) -> ModuleType:
+def program_module(name: str, package: str = "jllama.cli.") -> ModuleType:
     """A program, whose flags have the names of others': they go again, so that any other can be imported."""
     before = {*flags.FLAGS}
     try:
-        return importlib.import_module(f"jllama.cli.{name}")
+        return importlib.import_module(f"{package}{name}")
     finally:
         added = {*flags.FLAGS} - before
         DEFINED.setdefault(name, {flag: flags.FLAGS[flag] for flag in added})

@@ -78,6 +78,10 @@ def test_what_a_model_is_told():
     tool = tool_of(everything)
     assert tool.description == "Takes all.\n\nOf them."
     assert tool.parameters["required"] == [*ARGUMENTS][:-1]
+    assert {k: v for k, v in tool.parameters.items() if k not in ("properties", "required")} == {
+        "type": "object",
+        "additionalProperties": False,
+    }
     point = {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type": "number"}}}
     point |= {"required": ["x"], "additionalProperties": False}
     trip = {"type": "object", "properties": {"to": point, "by": {"type": "string"}}, "required": ["to"]}
@@ -268,6 +272,60 @@ def test_a_hint_that_can_not_be_told_is_refused_with_its_name(function, words):
     with pytest.raises(JllamaError) as error:
         Toolbox([function])
     assert words in str(error.value)
+
+
+def containers(a: list, b: dict, c: dict[str, list[int]], d: Sequence) -> list:
+    return [a, b, c, d]
+
+
+def test_containers_of_anything():
+    array, table = {"type": "array"}, {"type": "object"}
+    lists = {"type": "array", "items": {"type": "integer"}}
+    assert tool_of(containers).parameters["properties"] == {
+        "a": array,
+        "b": table,
+        "c": table | {"additionalProperties": lists},
+        "d": array,
+    }
+    given = dict(a=[1, "x"], b={"k": None}, c={"l": [2]}, d=[])
+    assert run(containers, **given) == (json.dumps(list(given.values())), True)
+    text, ran = run(containers, **given | {"c": {"l": ["x"]}})
+    assert (ran, json.loads(text)) == (False, {"error": "c.l[0] is 'x', but must be int"})
+    text, ran = run(containers, **given | {"a": {}})
+    assert (ran, json.loads(text)) == (False, {"error": "a is {}, but must be list"})
+
+
+class Mixed(enum.Enum):
+    ONE = 1
+    WORD = "w"
+    NONE = None
+
+
+def mixed(x: Mixed, y: Literal[1, True, "1", None] = None) -> list:
+    return [x.name, y]
+
+
+def half_odd(x: Literal["a", b"b"]):
+    pass
+
+
+def test_values_of_several_kinds():
+    assert tool_of(mixed).parameters["properties"] == {
+        "x": {"enum": [1, "w", None]},
+        "y": {"enum": [1, True, "1", None]},
+    }
+    assert run(mixed, x=1, y=True) == ('["ONE", true]', True)
+    assert run(mixed, x=None, y="1") == ('["NONE", "1"]', True)
+    assert not run(mixed, x="1")[1]
+    assert not run(mixed, x=1, y=1.0)[1]
+    with pytest.raises(JllamaError, match="must be texts, numbers, bools or None"):
+        tool_of(half_odd)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(78, "'" + "x" * 78 + "'"), (79, "'" + "x" * 78 + "…")])
+def test_what_does_not_fit_is_quoted_up_to_a_length(length, shown):
+    error = json.loads(run(everything, **ARGUMENTS | {"whole": "x" * length})[0])["error"]
+    assert error == f"whole is {shown}, but must be int"
 
 
 def test_names_are_their_own():

@@ -177,6 +177,28 @@ def test_an_answer_without_calls_may_have_to_match(special_id):
         assert not accepts(thought, text, special_id)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abcdefghi", True),
+        ("AB3456789", True),
+        ("abcdefgh", False),
+        ("abcdefghij", False),
+        ("abc-efghi", False),
+        ("abcdefghé", False),
+        ("", False),
+        ("half a pair \ud800", False),
+    ],
+)
+def test_ids_are_kept_or_stand_for_nine_letters(given, kept):
+    manner = Manner.of(template("mistral"))
+    short = manner._id(given)
+    assert (short == given) == kept
+    assert (len(short), short.isalnum(), short.isascii()) == (9, True, True)
+    assert manner._id(given) == short != manner._id(given + "x")
+    assert Manner.of(template("chatml"))._id(given) == given  # any will do
+
+
 @pytest.mark.parametrize("source", [XML, SILENT])
 def test_an_unknown_manner_is_refused(source):
     with pytest.raises(JllamaError, match="in a way that is not known here"):

@@ -184,6 +184,28 @@ def test_cuts_change_nothing(format, pieces, cuts, sure):
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"name": "f"}', ("f", "{}")),
+        ('{"name": "f", "arguments": null}', ("f", "{}")),
+        ('{"name": "f", "arguments": ""}', ("f", "{}")),
+        ('{"name": "f", "arguments": {}}', ("f", "{}")),
+        ('{"name": "f", "parameters":  {"a":  1} }', ("f", '{"a":  1}')),  # as it was written
+        ('{"arguments": {"a": 1}, "name": "f", "parameters": {"b": 2}}', ("f", '{"a": 1}')),
+        ('{"name": "f", "arguments": "{\\"a\\":1}"}', ("f", '{"a":1}')),
+        ('{"function": {"name": "f", "arguments": {"a": 1}}, "id": "x"}', ("f", '{"a": 1}')),
+        ('{"function": "g", "name": "f"}', ("f", "{}")),
+        ('{"name": "f", "arguments": 3}', None),
+        ('{"name": "f", "arguments": [1]}', None),
+        ('{"name": "f", "arguments": false}', None),
+        ('{"name": "f", "id": broken}', None),
+    ],
+)
+def test_what_a_call_says(text, found):
+    assert read_call(text) == found
+
+
+@pytest.mark.parametrize(
     "text",
     [
         '{"name": 3}',
