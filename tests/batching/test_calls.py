@@ -1,5 +1,7 @@
 """Lists of prompts and several answers to one: each as it would be alone."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,56 @@ def test_an_engine_for_so_many(model, monkeypatch, count, slots):
             with pytest.raises(AskedError) as asked:
                 ask(**given)
             assert asked.value.args == (room | dict(max_seq_len=length),)
+
+
+@pytest.fixture
+def noted(model, monkeypatch):
+    """What is submitted to an engine that plays: ids, settings, and the keywords."""
+    asked = []
+
+    class Played:
+        def __init__(self, given, **options):
+            self.answers = iter("abcdef")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            asked.append("closed")
+
+        def submit(self, ids, settings, **more):
+            asked.append((ids, settings, more))
+            text = next(self.answers)
+            return SimpleNamespace(result=lambda: SimpleNamespace(text=text))
+
+    monkeypatch.setattr(calls, "Engine", Played)
+    return asked
+
+
+@pytest.mark.parametrize("words", [{}, dict(chat=True, system="Be brief", chat_template_kwargs={"a": 1})])
+def test_what_is_said_of_prompts_is_handed_on(model, noted, monkeypatch, words):
+    said = []
+
+    def encoded(tokenizer, prompt, **given):
+        said.append((tokenizer, prompt, given))
+        return [len(said)]
+
+    monkeypatch.setattr(calls, "encode_prompt", encoded)
+    assert jllama.generate(model, ["x", "y"], max_new_tokens=3, **words) == ["a", "b"]
+    assert [each.text for each in jllama.complete(model, "z", n=2, logprobs=4, **words)] == ["a", "b"]
+    wanted = dict(chat=None, system=None, chat_template_kwargs=None) | words
+    assert said == [(model.tokenizer, prompt, wanted) for prompt in "xyz"]
+    ids = [entry[0] if entry != "closed" else entry for entry in noted]
+    assert ids == [[1], [2], "closed", [3], [3], "closed"]
+    assert [entry[2]["logprobs"] for entry in noted if entry != "closed"] == [None, None, 4, 4]
+
+
+def test_several_answers_draw_a_first_seed(model, noted):
+    for _ in range(2):
+        jllama.complete(model, "One", n=3, temperature=1.0)
+    seeds = [entry[1].seed for entry in noted if entry != "closed"]
+    assert [seed - seeds[0] for seed in seeds[:3]] == [seed - seeds[3] for seed in seeds[3:]] == [0, 1, 2]
+    assert seeds[0] != seeds[3]
 
 
 def test_log_probabilities_are_the_models_own(model):

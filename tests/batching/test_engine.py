@@ -156,6 +156,8 @@ def test_an_engine_s_sizes(model):
     with Engine(model, slots=1, max_seq_len=2, max_queue=100_000) as engine:
         stats = engine.stats
         assert (engine.slots, stats.slots, stats.max_queue, engine.max_seq_len) == (1, 1, 100_000, 2)
+    with pytest.raises(JllamaError, match="the engine is closed"):
+        engine.submit([1])
 
 
 def test_several_are_taken_together_and_a_listener_hears_of_each(model, engine):

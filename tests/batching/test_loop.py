@@ -59,6 +59,7 @@ class Notes:
         return self._group
 
     def read_together(self, pieces, size):
+        assert len(pieces) in (1, self._group)  # for any other number no program is there
         for piece in pieces:
             self.asked.append(("read", piece.slot, len(piece.tokens), piece.start, size, piece.context))
         return [piece.slot for piece in pieces]
@@ -155,8 +156,7 @@ def test_short_prompts_are_read_together_up_to_a_long_chunk(make):
     loop, notes = make(slots=4)
     ask(loop, [1, 1], [2, 2], [3, 3])[-1].result(WAIT)
     kinds = [entry[:2] for entry in notes.asked]
-    assert kinds[:4] == [("read", 0), ("begin", 0), ("read", 1), ("begin", 1)]
-    assert kinds[4] == ("run", (0, 1)) or kinds[4] == ("read", 2)
+    assert kinds[:5] == [("read", 0), ("begin", 0), ("read", 1), ("begin", 1), ("run", (0, 1))]
     bursts = [entry for entry in notes.asked if entry[0] == "run"]
     assert bursts[-1][2] == BURST
 
@@ -165,10 +165,20 @@ def test_chunks_of_one_size_are_read_by_one_program(make):
     loop, notes = make(slots=5, group=2)
     streams = ask(loop, [1, 1], [2] * 7, [3, 3], [4] * 6, [5], limit=3)
     assert [one.result(WAIT).text for one in streams] == ["abc"] * 5
+    assert [entry[:2] for entry in notes.asked[:5]] == [
+        *(("read", 0), ("read", 2), ("begin", 0), ("begin", 2)),
+        ("run", (0, 2)),  # what both took of the turn, padding too
+    ]
     kinds = [entry[:2] for entry in notes.asked if entry[0] in ("read", "begin")]
-    assert kinds[:4] == [("read", 0), ("read", 2), ("begin", 0), ("begin", 2)]
     assert kinds[4:6] == [("read", 4), ("begin", 4)]  # the shortest, which nothing else is like
     assert kinds[6:] == [("read", 1), ("read", 3), ("begin", 1), ("begin", 3)]
+
+
+def test_fewer_than_a_program_takes_are_read_one_by_one(make):
+    loop, notes = make(slots=4, group=3)
+    streams = ask(loop, [1, 1], [2, 2], limit=2)
+    assert [one.result(WAIT).text for one in streams] == ["ab"] * 2
+    assert [entry[:2] for entry in notes.asked[:4]] == [("read", 0), ("begin", 0), ("read", 1), ("begin", 1)]
 
 
 def test_a_burst_is_short_while_someone_waits(make):
@@ -388,6 +398,38 @@ def test_a_listener_hears_everything_in_order_and_may_go_away(make):
     assert one.result(WAIT).text == "abcde"
 
 
+def test_a_listener_may_close_the_engine(make):
+    loop, _ = make()
+    one, closed = stream(loop, [1], limit=30), []
+    one.listener = lambda who, item: closed.append((item, loop.close()))
+    loop.submit([one])
+    assert one.result(WAIT).finish_reason == "interrupted"
+    loop.close()
+    assert closed[0] == ("a", None)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_who_hears_of_the_end_finds_the_result(make, bad):
+    loop, notes = make()
+    ends = queue.SimpleQueue()
+    notes.bad = {0} if bad else set()
+    one = stream(loop, [1])
+    one.listener = lambda who, item: isinstance(item, str) or ends.put((item, who.ended, who._error))
+    loop.submit([one])
+    error = notes.error if bad else None
+    assert ends.get(timeout=WAIT) == (error, True, error)
+
+
+def test_what_went_wrong_is_known_when_the_end_is():
+    answer = Answer(Bytes(), [1], GenerationSettings())
+    row = Row(prompt=np.array([1], np.int32), sampling=None, key=None, limit=5, stop_ids=())
+    one, error = Stream(answer, row, print), JllamaError("no")
+    seen = []
+    one._done = SimpleNamespace(is_set=lambda: False, set=lambda: seen.append(one._error))
+    one.end(error)
+    assert seen == [error]
+
+
 def test_a_stream_that_has_not_ended_is_waited_for():
     asked = []
     answer = Answer(Bytes(), [1], GenerationSettings())
@@ -508,3 +550,16 @@ def test_prompts_wait_for_a_few_tokens_of_rows_that_take_one_a_turn(make):
     reads = [at for at, kind in enumerate(kinds) if kind == "read"][2:]
     assert len(reads) >= 2
     assert all(kinds[at - HURRIED : at] == ["run"] * HURRIED for at in reads)
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 5, 6])
+def test_prompts_are_read_again_once_no_row_takes_one_token_a_turn(make, limit):
+    """However many such turns there were."""
+    loop, notes = make(slots=1)
+    notes._burst = lambda slots, steps, one=notes._burst: one(slots, 1)
+    held = stream(loop, [1] * 4, limit=limit)
+    held.row = dataclasses.replace(held.row, constraint=Held(notes))
+    loop.submit([held])
+    held.result(WAIT)
+    (other,) = ask(loop, [2], limit=2)
+    assert other.result(WAIT).text == "ab"

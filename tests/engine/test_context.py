@@ -9,7 +9,7 @@ from jllama import kernels, model
 from jllama.config import ModelConfig
 from jllama.engine.decoder import read_prompt
 from jllama.layers.cache import KVCache
-from tests.support.decoding import CPU, XLA, empty_slots
+from tests.support.decoding import CPU, XLA, empty_slots, short_chunks
 from tests.support.helpers import random_params
 from tests.support.small_models import SMALL_MODELS
 
@@ -42,6 +42,35 @@ def test_a_second_prompt_counts_what_the_cache_holds(params):
     wrong, _ = forward(CONFIG, params, TOKENS[:1, 10:24], cache, context=ints(14))
     np.testing.assert_allclose(ours, wanted[:, -1], rtol=0, atol=SAME)
     assert np.abs(ours - wrong[:, -1]).max() > 100 * SAME
+
+
+def by_chunks(slots, prompt):
+    return read_prompt(slots, prompt)[0]
+
+
+def scored(slots, prompt):
+    start = 0
+    while start < len(prompt):
+        size = slots.next_chunk(len(prompt) - start, scored=True)
+        logits, _ = slots.read_scored(0, prompt, start, size)
+        start += size
+    return logits[0]
+
+
+@pytest.mark.parametrize("read", [by_chunks, scored])
+def test_every_chunk_of_a_prompt_knows_the_length_of_the_whole(params, monkeypatch, read):
+    """Of 24 tokens the first 16 are no longer than the trained length."""
+    short_chunks(monkeypatch)
+    slots = empty_slots(CONFIG, params, max_len=40)
+    assert slots.next_chunk(24) == 16
+    ours = read(slots, TOKENS[0, :24])
+
+    def wanted(first):
+        _, cache = forward(CONFIG, params, TOKENS[:1, :16], empty(), context=ints(first))
+        return forward(CONFIG, params, TOKENS[:1, 16:24], cache, context=ints(24))[0][0, -1]
+
+    np.testing.assert_allclose(ours, wanted(24), rtol=0, atol=SAME)
+    assert np.abs(ours - wanted(16)).max() > 100 * SAME
 
 
 @pytest.mark.parametrize("target", [XLA, CPU])

@@ -9,8 +9,9 @@ import pytest
 
 from jllama.engine.decoder import _next_steps, bursts
 from jllama.engine.state import NO_TOKEN, Way, take_token
+from jllama.engine.step import BURST, HURRIED
 from jllama.errors import JllamaError
-from tests.support.decoding import CPU, empty_slots, row_of, started
+from tests.support.decoding import CPU, as_on_a_gpu, empty_slots, row_of, started
 
 V, S, HOW = 61, 16, Way(CPU)
 
@@ -66,6 +67,23 @@ def test_the_loop_takes_as_many_steps_as_it_is_told(tiny_config, tiny_params):
         assert (np.asarray(block.tokens) != NO_TOKEN).sum() == steps
 
 
+def test_the_loop_of_a_gpu_takes_a_hurried_number_of_steps_or_all(tiny_config, tiny_params, monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    slots, _ = begin(tiny_config, tiny_params, limit=100)
+    for steps, held in ((HURRIED, 3 + HURRIED), (1, 3 + 2 * HURRIED), (HURRIED + 1, S)):
+        block = slots.run([0], steps)
+        assert slots.state.cache.length.tolist() == [held]
+    assert block.tokens.shape == (1, BURST)
+
+
+def test_a_floor_bars_the_ends_alone(tiny_config):
+    """Places of a row without an end bar nothing: not the last token of the vocabulary either."""
+    for wanted, chosen in ((V - 1, V - 1), (V - 2, V - 2), (5, 0)):
+        state = begin(tiny_config, stop_ids=[5], floor=4)[0].state
+        logits = jnp.zeros((1, V), jnp.float32).at[0, wanted].set(9.0)
+        assert take_token(state, logits, Way(CPU, floors=True)).token.tolist() == [chosen]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_no_token_of_a_block_that_is_not_finite_is_handed_out(tiny_config, tiny_params, bad):
     slots, first = begin(tiny_config, tiny_params, logits=[bad] + [0.0] * (V - 1))
@@ -93,6 +111,9 @@ def test_a_row_that_is_not_finite_ends_for_good_and_its_neighbour_goes_on(tiny_c
     block = slots.run([0, 1], 5)
     assert (block.healthy.tolist(), block.done.tolist()) == ([False, True], [True, False])
     assert slots.state.generated.tolist() == [2, 6]
+    block = slots.run([0, 1], 2)
+    assert (block.healthy.tolist(), slots.state.healthy.tolist()) == ([False, True], [False, True])
+    assert slots.state.generated.tolist() == [2, 8]
 
 
 @pytest.mark.parametrize(

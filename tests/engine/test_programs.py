@@ -152,6 +152,35 @@ def test_programs_of_slots_take_their_state(tiny_config, tiny_params):
     assert slots.state.cache.length.tolist() == [0, 2]
 
 
+def test_what_a_beginning_leaves_in_its_slot_and_nowhere_else(tiny_config, tiny_params):
+    """Of eight rows of logits two are somebody's, in an order of their own."""
+    V = tiny_config.vocab_size
+    slots = Slots.empty(tiny_config, tiny_params, slots=4, max_len=16, dtype="float32", stops=3)
+    logits = np.zeros((8, V), np.float32)
+    logits[np.arange(8), np.arange(8) + 10] = 5.0
+    last = row_of(tiny_config, [4], key=(9, 8), limit=1, repetition_penalty=1.5)
+    row = row_of(tiny_config, [3, 1, 3], key=(1, 2), limit=9, floor=2, stop_ids=[7, 15])
+    first = slots.begin_together([(2, row, 5), (0, last, 1)], logits)
+    state = jax.tree.map(np.asarray, slots.state)
+    assert np.asarray(first.tokens)[:2].tolist() == [[0], [11]]  # 15 would end the first one below its floor
+    assert np.asarray(first.done)[:2].tolist() == [False, True]
+    assert state.token.tolist() == [11, 0, 0, 0]
+    assert state.generated.tolist() == [1, 0, 1, 0]
+    assert (state.limit.tolist(), state.floor.tolist()) == ([1, 0, 9, 0], [0, 0, 2, 0])
+    assert (state.done.tolist(), state.healthy.tolist()) == ([True, True, False, True], [True] * 4)
+    assert state.keys.tolist() == [[9, 8], [0, 0], [1, 2], [0, 0]]
+    none = [NO_TOKEN] * 3
+    assert state.stop_ids.tolist() == [none, none, [7, 15, NO_TOKEN], none]
+    assert state.sampling.repetition_penalty.tolist() == [1.5, 1.0, 1.0, 1.0]
+    assert [np.flatnonzero(seen).tolist() for seen in state.counts.prompt] == [[4], [], [1, 3], []]
+    assert [np.flatnonzero(count).tolist() for count in state.counts.answer] == [[11], [], [0], []]
+    assert state.cache.length.tolist() == [0] * 4
+    assert slots._needs.T.tolist() == [[True, False, False], [False] * 3, [False, False, True], [False] * 3]
+    slots.begin_together([(2, row_of(tiny_config, [5], limit=3), 0)], logits)
+    assert slots._needs.T.tolist() == [[True, False, False], *[[False] * 3] * 3]
+    assert (slots.state.floor.tolist(), slots.state.limit.tolist()) == ([0] * 4, [1, 0, 3, 0])
+
+
 @pytest.mark.parametrize(("count", "width"), [(0, 4), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16)])
 def test_a_single_text_brings_as_many_ends_as_it_has(tiny_config, tiny_params, count, width):
     slots = empty_slots(tiny_config, tiny_params)
@@ -228,13 +257,15 @@ class Bar:
 def test_a_long_prompts_progress_is_told_chunk_by_chunk(tiny_config, tiny_params, monkeypatch):
     monkeypatch.setattr("jllama.kernels.target.OTHER_CHUNK_SIZES", (4, 8))
     Bar.made = ()
+    # What is counted is done: the device is waited for.
+    monkeypatch.setattr(jax, "block_until_ready", lambda logits: Bar.made[-1].steps.append("done"))
     slots = empty_slots(tiny_config, tiny_params)
     prompt = np.ones((19,), np.int32)
     read_prompt(slots, prompt[:8], progress=Bar)
     assert Bar.made == ()
     read_prompt(slots, prompt, 8, progress=Bar)
     (bar,) = Bar.made
-    assert (bar.total, bar.steps) == (11, [8, 3, "end"])
+    assert (bar.total, bar.steps) == (11, ["done", 8, "done", 3, "end"])
     assert slots.state.cache.length.tolist() == [19]
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jllama.engine.rows import Row, check_ids, key_of
+from jllama.engine.rows import Piece, Row, check_ids, filled, key_of, packed, stacked
 from jllama.errors import JllamaError
+from jllama.layers.sampling import Sampling
 from jllama.settings import GenerationSettings
 
 
@@ -49,3 +50,26 @@ def test_ids_are_in_the_vocabulary():
     ):
         with pytest.raises(JllamaError, match=words):
             check_ids(prompt, GenerationSettings(logit_bias=bias), 10)
+
+
+def test_what_a_program_is_told_of_pieces():
+    """Slot, start, how many of the tokens count, the length of the whole prompt; one token more may follow."""
+    pieces = [Piece(5, np.array([7, 8, 9], np.int32), 16, 40), Piece(2, np.array([4], np.int32), 0, 1)]
+    assert packed(pieces, 3, 3).tolist() == [[5, 16, 3, 40, 7, 8, 9], [2, 0, 1, 1, 4, 0, 0]]
+    assert packed(pieces[:1], 2, 3).tolist() == [[5, 16, 2, 40, 7, 8, 9]]
+    assert packed(pieces[1:], 2, 3).tolist() == [[2, 0, 1, 1, 4, 0, 0]]
+
+
+def test_settings_of_fewer_rows_than_a_program_has():
+    rows = [Sampling.build(batch=1, vocab_size=5, temperature=t, top_k=k) for t, k in ((0.5, 3), (0.0, 0))]
+    four = stacked(rows, 4)
+    assert (four.temperature.tolist(), four.top_k.tolist()) == ([0.5, 0.0, 0.5, 0.5], [3, 0, 3, 3])
+    assert four.logit_bias.shape == (4, 5)
+    assert stacked(rows[:1], 1) is rows[0]
+
+
+def test_masks_of_rows_that_are_nobodys_allow_all():
+    masks = np.array([[1, 2], [3, 4]], np.int32)
+    assert filled(masks, 4).tolist() == [[1, 2], [3, 4], [-1, -1], [-1, -1]]
+    assert filled(masks, 2).tolist() == masks.tolist()
+    assert filled(None, 2) is None

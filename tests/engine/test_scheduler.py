@@ -183,6 +183,76 @@ def test_there_is_something_to_do_from_the_first_token_to_the_last():
     assert not scheduler.busy
 
 
+def test_the_slot_that_was_not_used_for_longest_is_taken_whatever_its_number():
+    scheduler = Scheduler(3, MAX_LEN)
+    jobs = [job(number, number) for number in (1, 2, 3, 4)]
+    scheduler.submit(jobs[:3])
+    read_all(scheduler)
+    for each in (jobs[0], jobs[1], jobs[2]):
+        scheduler.release(each, [])
+        assert each.slot == -1
+    scheduler.submit(jobs[3:])
+    scheduler.admit()
+    scheduler.submit([last := job(9)])
+    scheduler.admit()
+    assert (jobs[3].slot, last.slot) == (0, 1)
+    assert scheduler.free == [2]
+
+
+def test_who_has_his_slot_for_longest_is_read_first_whatever_its_number():
+    scheduler = Scheduler(2, MAX_LEN, share=False)
+    first, second, third = job(1), job(*[2] * 40), job(*[3] * 40)
+    scheduler.submit([first, second])
+    read_order = scheduler.admit()
+    assert [admission.job for admission in read_order] == [first, second]
+    scheduler.read(first, 1)
+    scheduler.release(first, [])
+    scheduler.submit([third])
+    scheduler.admit()
+    assert (third.slot, second.slot) == (0, 1)
+    assert scheduler.readers() == [second, third]
+    scheduler.read(second, 1)
+    assert scheduler.next_reader() is second
+
+
+def test_numbers_of_a_moment():
+    """Of all slots' positions those that running jobs have filled; tokens asked for, and those a slot held."""
+    scheduler = Scheduler(4, 100, max_queue=7)
+    first, second, alike = long(500), job(7, 8, 9), long(501)
+
+    def numbers():
+        made = scheduler.stats
+        return made.running, made.waiting, made.used, made.asked_tokens, made.reused_tokens
+
+    scheduler.submit([first, second, job(6)])
+    assert numbers() == (0, 3, 0, 0, 0)
+    scheduler.admit()
+    scheduler.read(first, 30)
+    count = len(first.prompt)
+    assert numbers() == (3, 0, 30 / 400, count + 4, 0)
+    scheduler.read(first, count - 30)
+    scheduler.submit([alike])
+    scheduler.admit()
+    assert numbers() == (4, 0, (2 * count - 1) / 400, 2 * count + 4, count - 1)
+    scheduler.release(first, [1, 2])
+    assert numbers() == (3, 0, (count - 1) / 400, 2 * count + 4, count - 1)
+    scheduler.submit([job(*range(20))])  # shares little with what runs, and more with a free slot
+    scheduler.admit()
+    assert numbers()[3:] == (2 * count + 24, count - 1 + 19)
+    scheduler.submit([job(7, 8, 1, 1)])
+    assert (scheduler.stats.slots, scheduler.stats.max_queue, scheduler.stats.waiting) == (4, 7, 1)
+
+
+def test_a_prefix_that_is_not_worth_copying_is_not_counted():
+    scheduler = Scheduler(2, 100)
+    first, second = job(1, 2, 3, 4), job(1, 2, 3, 9)
+    scheduler.submit([first])
+    read_all(scheduler)
+    scheduler.submit([second])
+    scheduler.admit()
+    assert (scheduler.stats.asked_tokens, scheduler.stats.reused_tokens, second.done) == (8, 0, 0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_whatever_happens_each_slot_holds_one_job_and_what_is_shared_is_there(data):

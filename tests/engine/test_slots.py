@@ -65,6 +65,20 @@ def test_texts_together_are_what_they_are_alone(slots, order):
         assert tokens[slot] == wanted, (number, slot)
 
 
+def test_of_two_slots_each_is_its_own(tiny_config, tiny_params):
+    """Read, begun and run by itself, whichever comes first, then together in any order."""
+    pair = Slots.empty(tiny_config, tiny_params, slots=2, max_len=MAX_LEN, dtype="float32", stops=4)
+    tokens = {1: begin(pair, 1, PROMPTS[1], seed=1, temperature=1.0)}
+    run(pair, tokens, [1], steps=3)
+    tokens[0] = begin(pair, 0, PROMPTS[3], frequency_penalty=0.7)
+    run(pair, tokens, [1, 0], steps=3)
+    run(pair, tokens, [0], steps=2)
+    for _ in range(2):
+        run(pair, tokens, [0, 1])
+    assert tokens[1] == alone(tiny_config, tiny_params, PROMPTS[1], seed=1, temperature=1.0)
+    assert tokens[0] == alone(tiny_config, tiny_params, PROMPTS[3], frequency_penalty=0.7)
+
+
 def test_each_row_has_an_end_of_its_own(slots):
     config, params = slots.config, slots.params
     whole = alone(config, params, PROMPTS[0])

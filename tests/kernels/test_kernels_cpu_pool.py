@@ -27,11 +27,22 @@ int woken(double patience) {
   });
   return met;
 }
-// How often each of n items was done, in `rounds` runs of a pool of some threads.
-void times(int threads, int64_t n, int64_t grain, int rounds, int* done) {
+// How often each of n items was done, and how often a piece began and ended there, in `rounds` runs of a pool.
+// A helper keeps its first piece until all others have begun: what else lay in its share goes from the back.
+void times(int threads, int64_t n, int64_t grain, int rounds, int* done, int* begun, int* ended) {
   Pool* pool = new Pool(threads);
-  for (int i = 0; i < rounds; i++)
-    pool->run(n, grain, [&](int64_t begin, int64_t end) { for (; begin < end; begin++) done[begin]++; });
+  const auto caller = std::this_thread::get_id();
+  const int64_t pieces = (n + grain - 1) / grain;
+  for (int i = 0; i < rounds; i++) {
+    std::atomic<int64_t> count{0};
+    pool->run(n, grain, [&](int64_t begin, int64_t end) {
+      begun[begin]++, ended[end]++, count++;
+      const auto last = steady_clock::now() + seconds(5);  // where pieces are fewer
+      while (std::this_thread::get_id() != caller && count < pieces && steady_clock::now() < last)
+        std::this_thread::yield();
+      for (; begin < end; begin++) done[begin]++;
+    });
+  }
 }
 }
 """
@@ -55,7 +66,13 @@ def test_helpers_that_sleep_are_woken(library):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize(("n", "grain"), [(0, 1), (1, 1), (3, 1), (7, 3), (64, 1), (100, 16), (101, 7)])
-def test_each_item_is_done_once(library, threads, n, grain):
-    done = (ctypes.c_int * (n + 1))()
-    library.times(threads, ctypes.c_int64(n), ctypes.c_int64(grain), 20, done)
+def test_each_item_is_done_once_in_pieces_that_no_thread_decides(library, threads, n, grain):
+    """From one multiple of the grain to the next, whoever takes it; one thread takes all at once."""
+    done, begun, ended = ((ctypes.c_int * (n + 1))() for _ in range(3))
+    library.times(threads, ctypes.c_int64(n), ctypes.c_int64(grain), 20, done, begun, ended)
     assert list(done) == [20] * n + [0]
+    step = grain if threads > 1 else max(n, 1)
+    begins = [*range(0, n, step)]
+    ends = [min(begin + step, n) for begin in begins]
+    for counts, places in ((begun, begins), (ended, ends)):
+        assert {at: count for at, count in enumerate(counts) if count} == dict.fromkeys(places, 20)

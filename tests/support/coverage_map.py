@@ -33,9 +33,9 @@ disable_warnings = no-data-collected, module-not-measured, module-not-imported, 
 CONTEXT = re.compile(r"(.*) \((setup|call|teardown)\)", re.DOTALL)
 # The kernels' sources are no Python: these files test them.
 NATIVE = {
-    ".cc": "tests/test_kernels_cpu*.py",
-    ".h": "tests/test_kernels_cpu*.py",
-    ".cu": "tests/test_kernels_gpu*.py",
+    ".cc": "tests/kernels/test_kernels_cpu*.py",
+    ".h": "tests/kernels/test_kernels_cpu*.py",
+    ".cu": "tests/kernels/test_kernels_gpu*.py",
 }
 
 

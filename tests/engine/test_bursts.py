@@ -1,0 +1,88 @@
+"""The pace of a reader: when bursts are asked for and how long they are, what is handed out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jllama.engine import decoder
+from jllama.engine.decoder import bursts
+from jllama.engine.state import NO_TOKEN
+from jllama.engine.step import BURST
+from jllama.errors import JllamaError
+
+ERROR = JllamaError("not finite")
+
+
+def burst(*rows, done=(), healthy=()):
+    tokens = np.array(rows, np.int32)
+    flags = np.array([at in done for at in range(len(rows))])
+    return SimpleNamespace(tokens=tokens, done=flags, healthy=np.array(healthy or [True]))
+
+
+class Played:
+    """Slots that note what is asked for and give the next burst."""
+
+    def __init__(self, given, on_gpu=False):
+        self.notes, self._given = [], iter(given)
+        self.target = SimpleNamespace(on_gpu=on_gpu)
+
+    def run(self, rows, steps):
+        self.notes.append(("run", rows, steps))
+        return next(self._given)
+
+    def not_finite(self):
+        return ERROR
+
+
+def read(monkeypatch, given, seconds=(), on_gpu=False, rows=(3, 1)):
+    """What is asked for and handed out, where the time between two bursts is as given."""
+    times = iter([0.0, *np.cumsum([*seconds, *[1.0] * len(given)]).tolist()])
+    monkeypatch.setattr(decoder, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    slots = Played([*given[1:], None], on_gpu)
+    try:
+        for block in bursts(slots, given[0], rows):
+            slots.notes.append(block.tolist())
+    except JllamaError as error:
+        slots.notes.append(error)
+    return slots.notes
+
+
+def test_the_device_is_one_burst_ahead_of_the_reader(monkeypatch):
+    first, second, last = burst([5], [6]), burst([7], [8]), burst([9], [9], done=(0, 1))
+    notes = read(monkeypatch, [first, second, last], on_gpu=True)
+    run = ("run", (3, 1), BURST)
+    assert notes == [run, [[5], [6]], run, [[7], [8]], run, [[9], [9]]]
+
+
+def test_columns_in_which_no_row_has_a_token_are_not_handed_out(monkeypatch):
+    gap = NO_TOKEN
+    given = [burst([0, gap, gap], [3, 4, gap], done=(0,)), burst([gap] * 3, [gap] * 3, done=(0, 1))]
+    blocks = [note for note in read(monkeypatch, given) if isinstance(note, list)]
+    assert blocks == [[[0, gap], [3, 4]], [[gap], [gap]]]
+
+
+def test_a_row_that_is_not_finite_is_an_error_before_its_tokens(monkeypatch):
+    given = [burst([5]), burst([6], healthy=(True, False)), burst([7])]
+    notes = read(monkeypatch, given)
+    assert notes[1] == [[5]]
+    assert notes[-1] is ERROR
+    assert len(notes) == 4
+
+
+FAST, FINE, SLOW = (decoder.BURST_SECONDS * factor for factor in (0.4, 1.5, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "seconds", "steps"),
+    [
+        (False, [FAST] * 6, [1, 2, 4, 8, 16, 16, 16]),
+        (False, [FAST, FAST, FINE, SLOW, SLOW, SLOW], [1, 2, 4, 4, 2, 1, 1]),
+        (True, [FAST, SLOW, FAST, SLOW], [BURST] * 5),
+    ],
+)
+def test_bursts_take_about_as_long_as_is_pleasant_to_read(monkeypatch, on_gpu, seconds, steps):
+    """Each is measured by itself; on a GPU all have one length."""
+    given = [burst([1])] * len(seconds) + [burst([1], done=(0,))]
+    notes = read(monkeypatch, given, seconds, on_gpu)
+    assert [note[2] for note in notes if note[0] == "run"] == steps
