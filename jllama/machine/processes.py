@@ -103,6 +103,8 @@ class Group:
                     said, rank = _HELLO.unpack(_exactly(link, _HELLO.size))
                     if secrets.compare_digest(said, token):
                         links[rank] = link
+                        continue
+                link.close()  # a stranger's
             return [links[rank] for rank in sorted(links)]
 
     def _connected(self) -> socket.socket:
