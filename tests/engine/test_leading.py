@@ -12,6 +12,7 @@ from jllama.engine import leading
 from jllama.engine.leading import COPIED, FORGOTTEN, NEW, OPERATIONS, RESUMED, Follower
 from jllama.engine.plans import packed_call, unpacked_call
 from jllama.engine.rows import Piece
+from jllama.engine.slots import Slots
 from jllama.machine import processes
 
 WHOLE = st.integers(-(2**31), 2**31 - 1)
@@ -61,12 +62,12 @@ def test_a_plan_is_read_as_it_was_written(slots, operation, arguments):
 def test_zeros_and_what_others_have_take_no_room():
     few = packed_call(1, 2, (np.zeros((9, 50_000), np.float32), jnp.ones((8, 99))))
     assert len(few) < 20
-    *_, (zeros, last) = unpacked_call(few, "the latest logits")
+    *_, (zeros, last) = unpacked_call(few, "latest")
     assert (zeros.shape, zeros.dtype, zeros.any(), last) == (
         (9, 50_000),
         np.float32,
         False,
-        "the latest logits",
+        "latest",
     )
 
 
@@ -130,6 +131,7 @@ def followed(monkeypatch, plans):
 
 def tell(plans, name, method, *arguments, **named):
     """As `told` does it, of a method that slots really have."""
+    assert hasattr(Slots, method)
     operation = FORGOTTEN + 1 + OPERATIONS.index(method)
     plans.append(packed_call(name, operation, (*arguments, *named.values())))
 
@@ -182,7 +184,8 @@ def test_caches_are_made_copied_gone_on_with_and_forgotten(plans, monkeypatch):
     leading.forget(1)
     assert len(plans) == 3, "with the next operation"
     leading.tell(9, NEW, 0, 8, 4)
-    assert [unpacked_call(words, None)[:2] for words in plans[3:]] == [
+    heads = [unpacked_call(words, None)[:2] for words in plans[3:]]
+    assert heads == [
         (1, FORGOTTEN),
         (2, FORGOTTEN),
         (9, NEW),

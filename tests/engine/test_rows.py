@@ -53,7 +53,7 @@ def test_ids_are_in_the_vocabulary():
 
 
 def test_what_a_program_is_told_of_pieces():
-    """Slot, start, how many of the tokens count, the length of the whole prompt; one token more may follow."""
+    """Slot, start, how many of the tokens count, the length of the prompt; one token more may follow."""
     pieces = [Piece(5, np.array([7, 8, 9], np.int32), 16, 40), Piece(2, np.array([4], np.int32), 0, 1)]
     assert packed(pieces, 3, 3).tolist() == [[5, 16, 3, 40, 7, 8, 9], [2, 0, 1, 1, 4, 0, 0]]
     assert packed(pieces[:1], 2, 3).tolist() == [[5, 16, 2, 40, 7, 8, 9]]

@@ -197,6 +197,11 @@ def test_the_slot_that_was_not_used_for_longest_is_taken_whatever_its_number():
     scheduler.admit()
     assert (jobs[3].slot, last.slot) == (0, 1)
     assert scheduler.free == [2]
+    scheduler.release(jobs[3], [])
+    assert scheduler.free == [2, 0]
+    scheduler.submit([other := job(8, 8)])
+    scheduler.admit()
+    assert other.slot == 2
 
 
 def test_who_has_his_slot_for_longest_is_read_first_whatever_its_number():
@@ -216,7 +221,7 @@ def test_who_has_his_slot_for_longest_is_read_first_whatever_its_number():
 
 
 def test_numbers_of_a_moment():
-    """Of all slots' positions those that running jobs have filled; tokens asked for, and those a slot held."""
+    """The share of positions that running jobs have filled; tokens asked for, and those a slot held."""
     scheduler = Scheduler(4, 100, max_queue=7)
     first, second, alike = long(500), job(7, 8, 9), long(501)
 

@@ -111,16 +111,9 @@ def test_a_step_of_several_rows_and_a_long_chunk_have_options_of_their_own(monke
         slot_programs.reader.__wrapped__(GPU, size)
         slot_programs.scorer.__wrapped__(GPU, size)
     slot_programs.runner.__wrapped__(Way(CPU), True)
-    assert seen == [
-        *(("run", None, (2,)), ("feed", None, (2, 3)), ("run", CUBLAS, (2,)), ("feed", CUBLAS, (2, 3))),
-        *(
-            ("read", CUBLAS, (2,)),
-            ("read", CUBLAS, (2,)),
-            ("read", ONE_BY_ONE, (2,)),
-            ("read", ONE_BY_ONE, (2,)),
-        ),
-        ("run", None, (2,)),
-    ]
+    one, several = ([("run", options, (2,)), ("feed", options, (2, 3))] for options in (None, CUBLAS))
+    short, long = ([("read", options, (2,))] * 2 for options in (CUBLAS, ONE_BY_ONE))
+    assert seen == [*one, *several, *short, *long, ("run", None, (2,))]
 
 
 def test_a_burst_is_short_up_to_the_steps_of_a_hurried_one(tiny_config, tiny_params, monkeypatch):

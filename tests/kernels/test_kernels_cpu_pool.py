@@ -27,7 +27,7 @@ int woken(double patience) {
   });
   return met;
 }
-// How often each of n items was done, and how often a piece began and ended there, in `rounds` runs of a pool.
+// How often each of n items was done, and how often a piece began and ended there, in some rounds.
 // A helper keeps its first piece until all others have begun: what else lay in its share goes from the back.
 void times(int threads, int64_t n, int64_t grain, int rounds, int* done, int* begun, int* ended) {
   Pool* pool = new Pool(threads);
