@@ -49,10 +49,7 @@ class Group:
         Raises:
           JllamaError: process 0 can't be reached.
         """
-        if self.rank == 0:
-            self._links = self._accepted()
-        else:
-            self._links = [self._connected()]
+        self._links = self._accepted() if self.rank == 0 else [self._connected()]
         for link in self._links:
             link.settimeout(SILENCE)
             self._listeners.append(threading.Thread(target=self._listen, args=(link,), daemon=True))
