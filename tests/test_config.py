@@ -1,11 +1,13 @@
 """`config.json` and GGUF metadata: every spelling, and each refusal by name."""
 
+import dataclasses
 import json
 
 import pytest
 
-from jllama.config import ModelConfig
+from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
+from jllama.layers.kind import ScoreRule
 from jllama.layers.rope import Rope
 
 BASE = {
@@ -58,6 +60,43 @@ def test_defaults_of_hugging_face():
     bare = ModelConfig.from_hf({"model_type": "llama"})
     assert (bare.intermediate_size, bare.num_key_value_heads, bare.sliding_window) == (11008, 32, None)
     assert bare.max_position_embeddings == 2048
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"), [("default", 128), ("linear", 128), ("yarn", 128), ("llama3", 128), ("dynamic", 320)]
+)
+def test_only_dynamic_rope_reaches_beyond_what_was_trained(kind, length):
+    settings = dict(LLAMA3, factor=2.5, original_max_position_embeddings=32 if kind != "dynamic" else 128)
+    rope = Rope(rope_type=kind, **settings)
+    assert dataclasses.replace(read(), rope=rope).context_length == length
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "has"),
+    [
+        (False, None, False),
+        (True, None, True),
+        (True, False, False),
+        (False, True, True),
+        (False, False, False),
+        (True, True, True),
+    ],
+)
+def test_the_output_projection_has_a_bias_as_the_others_unless_it_is_said(inner, outer, has):
+    config = dataclasses.replace(read(), attention_bias=inner, attention_out_bias=outer)
+    assert config.has_out_bias is has
+
+
+def test_kinds_of_layers_repeat():
+    config = dataclasses.replace(read(), num_hidden_layers=5, sliding_window=9)
+    assert [config.kind_of(layer) for layer in range(5)] == [LayerKind(9, config.rope)] * 5
+    kinds = (LayerKind(4), LayerKind(rope=None), LayerKind(6))
+    mixed = dataclasses.replace(
+        config, layer_kinds=kinds, attention_multiplier=0.5, attn_logit_softcapping=3.0
+    )
+    assert [mixed.kind_of(layer) for layer in range(5)] == [*kinds, *kinds[:2]]
+    assert mixed.score_rule(kinds[0]) == ScoreRule(4, 0.5, 3.0)
+    assert config.score_rule(kinds[1]) == ScoreRule(None, None, None)
 
 
 def test_null_means_the_default():

@@ -104,6 +104,9 @@ def test_the_plain_model_gets_the_gpu_s_attention_there_alone(calls, params, tar
     name, _, options = called(params, target, fresh=fresh, last_only=False)
     assert (name, options["attend_fn"], options["last_only"]) == ("plain", attend, False)
     assert options["context"] is None
+    assert options["n_valid"].tolist() == [1]
+    whole = jnp.array([9], jnp.int32)
+    assert called(params, target, fresh=fresh, context=whole)[2]["context"] is whole
     calls.setattr(kernels, "gpu_attention", lambda *given: None)
     assert called(params, target, fresh=fresh)[2]["attend_fn"] is append_and_attend
 

@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.layers.attention import one_token, rotated_heads, visible_positions
+from jllama.layers.attention import PLAIN_NORM, one_token, rotated_heads, visible_positions
 from jllama.layers.cache import KVCache
+from jllama.layers.linear import linear
 from jllama.layers.qtensor import QTensor
-from jllama.layers.quantization import Scheme, quantize
+from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from jllama.layers.rope import Rope, attention_factor, inverse_frequencies, rope_frequencies
-from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts, largest, largest_and_sum
+from jllama.layers.sampling import (
+    LIKELIEST,
+    WINDOW,
+    Sampling,
+    Scores,
+    TokenCounts,
+    largest,
+    largest_and_sum,
+    sample,
+)
 
 
 def test_scores_are_log_probabilities_of_the_logits_as_they_are():
@@ -100,7 +110,69 @@ def test_a_window_counts_the_token_itself():
     assert visible_positions(start, 1, 5, 1)[0].tolist() == [[0, 0, 1, 0, 0]]
 
 
+@pytest.mark.parametrize("x", [0.001, 1.0])
+def test_a_norm_of_heads_has_an_epsilon_of_a_millionth(x):
+    ones = jnp.ones(4)
+    np.testing.assert_allclose(PLAIN_NORM(ones, x * ones), ones * x / math.sqrt(x * x + 1e-6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_bias_is_added_before_the_rounding(rows):
+    """1 + 2^-8 and 2^-8, each rounded by itself, would be 1."""
+    weight = jnp.array([[1.0, 2.0**-8]], jnp.bfloat16)
+    x, bias = jnp.ones((1, rows, 2), jnp.bfloat16), jnp.array([2.0**-8], jnp.bfloat16)
+    assert linear(weight, x, bias).astype(jnp.float32).tolist() == [[[1 + 2.0**-7]] * rows]
+    assert linear(weight, x).astype(jnp.float32).tolist() == [[[1.0]] * rows]
+    assert linear(weight, x, bias, dtype=jnp.float32).tolist() == [[[1 + 2.0**-7]] * rows]
+
+
+@pytest.mark.parametrize("count", [1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 299, 300])
+def test_the_last_of_those_that_top_k_leaves_may_come_and_none_behind(count):
+    """Of equal logits the lower ids come first; a draw a little below 1 takes the last one that is left."""
+    V, uniform = 300, jnp.array([1 - 1e-6], jnp.float32)
+    counts = TokenCounts.of_prompt(jnp.zeros((1, 1), jnp.int32), jnp.array([0], jnp.int32), V)
+    sampling = Sampling.build(batch=1, vocab_size=V, temperature=1.0, top_k=count)
+    assert sample(jnp.zeros((1, V)), sampling, counts, uniform).tolist() == [count - 1]
+    assert sample(jnp.zeros((1, V)), sampling, counts, 0 * uniform).tolist() == [0]
+
+
+def test_nobodys_bias_is_everybodys():
+    """One array serves all who ask for none: it can't be written."""
+    one, other = (Sampling.build(batch=2, vocab_size=7) for _ in range(2))
+    assert one.logit_bias is other.logit_bias
+    assert not one.logit_bias.flags.writeable
+    own = Sampling.build(batch=2, vocab_size=7, logit_bias={3: 1.0})
+    assert own.logit_bias.tolist() == [[0, 0, 0, 1, 0, 0, 0]] * 2
+    assert not one.logit_bias.any()
+
+
 # Rotary embedding.
+
+
+def test_the_lists_of_longrope_change_behind_the_original_length():
+    lists = dict(short_factor=(1.0, 2.0), long_factor=(4.0, 8.0))
+    rope = Rope(rope_type="longrope", rope_theta=100.0, original_max_position_embeddings=10, **lists)
+    plain = np.array([1.0, 0.1])
+    made = rope_frequencies(rope, 4, jnp.array([1, 10, 11], jnp.int32))
+    np.testing.assert_allclose(made, [plain / [1, 2], plain / [1, 2], plain / [4, 8]], rtol=1e-6)
+    for lack in lists:  # one list alone is meant for every length
+        alone = dataclasses.replace(rope, **{lack: None})
+        one = rope_frequencies(alone, 4, jnp.array([1, 11], jnp.int32))
+        kept = np.array(lists["long_factor" if lack == "short_factor" else "short_factor"])
+        np.testing.assert_allclose(one, [plain / kept] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        (dict(), math.sqrt(1 + math.log(4) / math.log(64))),
+        (dict(factor=1.0), 1.0),
+        (dict(attention_factor=3.0), 3.0),
+    ],
+)
+def test_how_longrope_scales_attention(changes, factor):
+    rope = Rope(**dict(rope_type="longrope", factor=4.0, original_max_position_embeddings=64) | changes)
+    assert attention_factor(rope) == pytest.approx(factor)
 
 
 def test_frequencies_of_each_type():
@@ -187,6 +259,52 @@ def test_a_cache_of_no_size(sizes, words):
 
 
 # Quantisation.
+
+
+def test_8_bits_are_the_nearest_of_127_steps_to_either_side():
+    """To even between two; what is largest takes the last step; a row of zeros has a scale of zero."""
+    row = [127.0, -127.0, 0.4, 0.6, 0.5, 1.5, -2.5, 126.6]
+    rows = jnp.array([row, [-2 * value for value in row], [0.0] * 8])
+    made = quantize(rows, SCHEMES["int8"][0])
+    values = [127, -127, 0, 1, 0, 2, -2, 127]
+    assert made.values.tolist() == [values, [-value for value in values], [0] * 8]
+    assert made.scales.tolist() == [[1.0], [2.0], [0.0]]
+    assert (made.values.dtype, made.scales.dtype, made.offsets) == (jnp.int8, jnp.float32, None)
+    halves = quantize(rows, Scheme(bits=8, group=4))
+    assert halves.scales.shape == (3, 2)
+    np.testing.assert_allclose(halves.scales[0], [1.0, 126.6 / 127], rtol=1e-6)
+
+
+def test_4_bits_are_the_nearest_of_15_steps_from_the_smallest():
+    """Element i of a group lies in the low half of byte i, the one half a group further in the high half."""
+    row = [0.0, 15.0, 3.4, 7.6, -8.0, 22.0, -8.0, 22.0]
+    made = quantize(jnp.array([row, [0.25] * 8]), Scheme(bits=4, group=4))
+    assert made.values.tolist() == [[0 | 3 << 4, 15 | 8 << 4, 0 | 0 << 4, 15 | 15 << 4], [0] * 4]
+    assert made.scales.tolist() == [[1.0, 2.0], [0.0, 0.0]]
+    assert made.offsets.tolist() == [[0.0, -8.0], [0.25, 0.25]]
+    dtypes = (made.values.dtype, made.scales.dtype, made.offsets.dtype)
+    assert dtypes == (jnp.uint8, jnp.float16, jnp.float16)
+
+
+def test_4_bits_are_nearest_with_the_scale_as_it_is_stored():
+    """Whatever float16 made of scale and offset."""
+    w = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32) * np.float32(2.0**-13)
+    made = quantize(jnp.asarray(w), Scheme(bits=4, group=32))
+    packed = np.asarray(made.values).reshape(40, 2, 16)
+    nibbles = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float64)
+    scale, offset = (np.asarray(leaf, np.float64)[:, :, None] for leaf in (made.scales, made.offsets))
+    steps = (w.reshape(40, 2, 32) - offset) / scale
+    inside = (steps > 0) & (steps < 15)
+    assert (np.abs(steps - nibbles)[inside] < 0.5 + 1e-3).all()
+    assert (nibbles[steps <= 0] == 0).all()
+    assert (nibbles[steps >= 15] == 15).all()
+    assert (~inside).any()
+
+
+def test_what_is_offered():
+    """4 bits would spoil the embedding and the unembedding."""
+    whole = Scheme(bits=8, group=None)
+    assert {"int8": (whole, whole), "int4": (Scheme(bits=4, group=32), whole)} == SCHEMES
 
 
 @pytest.mark.parametrize(
