@@ -167,3 +167,79 @@ def test_a_tokenizer_of_another_model_is_told_before_the_weights_are_read(monkey
     monkeypatch.setattr(loading, "_load_weights", None)
     with pytest.raises(JllamaError, match="the tokenizer has 1000000 tokens"):
         loading.load(str(directory))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, True, "2", None, "x" * 100])
+def test_on_how_many_devices_is_a_whole_number_or_auto(monkeypatch, count):
+    monkeypatch.setattr(loading, "resolve", None)
+    with pytest.raises(
+        JllamaError, match=r"^tensor_parallel=.{1,40} must be a whole number from 1, or auto$"
+    ):
+        loading.load("a/b", tensor_parallel=count)
+
+
+@pytest.mark.parametrize(
+    ("given", "fitting", "used"), [(1, None, 1), (2, None, 2), ("auto", 1, 1), ("auto", 4, 4)]
+)
+def test_a_model_is_cut_for_as_many_devices_as_are_asked_for(monkeypatch, directory, given, fitting, used):
+    told = []
+    how = dict(dtype="float32", quantize="int8", tensor_parallel=given, tokenizer=False)
+
+    def devices_for(files, config, dtype, quantize):
+        told.append(("for", files.directory, config.vocab_size, dtype, quantize))
+        return fitting
+
+    def load_params(files, config, dtype, *, progress, quantize, mesh):
+        told.append(("read", files.directory, dtype, progress, quantize, mesh))
+        return "weights"
+
+    monkeypatch.setattr("jllama.checkpoint.memory.devices_for", devices_for)
+    monkeypatch.setattr("jllama.checkpoint.load_params", load_params)
+    monkeypatch.setattr("jllama.kernels.joined", lambda params: f"joined {params}")
+    monkeypatch.setattr("jllama.sharding.check", lambda config, count: told.append(("check", count)))
+    monkeypatch.setattr("jllama.sharding.mesh_of", lambda count: SimpleNamespace(size=count))
+    monkeypatch.setattr("jllama.sharding.widened", lambda config, count: (config.vocab_size, count))
+    monkeypatch.setattr(
+        "jllama.checkpoint.memory.check_weights",
+        lambda files, config, dtype, quantize, *, devices: told.append(("room", dtype, quantize, devices)),
+    )
+    model = loading.load(str(directory), progress=True, **how)
+    place, mesh = Path(directory), None if used == 1 else SimpleNamespace(size=used)
+    words = json.loads((place / "config.json").read_text())["vocab_size"]
+    assert told == [
+        *([] if fitting is None else [("for", place, words, "float32", "int8")]),
+        *([] if used == 1 else [("check", used)]),
+        ("room", "float32", "int8", used),
+        ("read", place, "float32", True, "int8", mesh),
+    ]
+    assert model.params == "joined weights"
+    assert (model.config.vocab_size if used == 1 else model.config) == (words if used == 1 else (words, used))
+
+
+def test_a_device_is_chosen_before_the_first_use_and_a_gpu_before_anything_is_fetched(monkeypatch, directory):
+    told = []
+    monkeypatch.setattr(loading.devices, "configure", lambda device: told.append(device))
+    monkeypatch.setattr(loading, "resolve", lambda name, **how: told.append(name) or 1 / 0)
+    for device, wanted in (("gpu", ["gpu", "a/b"]), ("cpu", ["a/b"]), ("auto", ["a/b"])):
+        told.clear()
+        with pytest.raises(ZeroDivisionError):
+            loading.load("a/b", device=device)
+        assert told == wanted
+    told.clear()
+    monkeypatch.setattr(loading, "resolve", lambda name, **how: ModelFiles(description=name))
+    monkeypatch.setattr("jllama.checkpoint.read_config", lambda files: told.append("read") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loading.load("a/b", device="cpu")
+    assert told == ["cpu", "read"]
+
+
+def test_what_auto_means_is_asked_for_the_place_of_the_weights(monkeypatch, directory):
+    asked = []
+    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *given: asked.append(given) or "none")
+    model = loading.load(str(directory), dtype="float16")
+    ((files, config, dtype, target),) = asked
+    assert (files.directory, config, dtype) == (Path(directory), model.config, "float16")
+    assert (target.platform, target.mesh) == ("cpu", None)
+    asked.clear()
+    loading.load(str(directory), quantize="none")
+    assert asked == []

@@ -1,11 +1,13 @@
 """Generation settings: each range from both sides, what is taken for what, and what is said."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 
+from jllama import settings
 from jllama.errors import JllamaError
 from jllama.settings import CHOICES, GenerationSettings, build_settings
 
@@ -54,7 +56,7 @@ def test_the_neutral_values_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("given", "words"),
     [
         (dict(top_p=2.0), "top_p=2.0 must be a number from 1e-09 to 1"),
         (dict(top_k=-1), "top_k=-1 must be a whole number from 0 to 10,000,000"),
@@ -82,9 +84,9 @@ def test_the_neutral_values_change_nothing():
         (dict(logit_bias={1: "x"}), "logit_bias of token 1 is 'x'"),
     ],
 )
-def test_what_is_out_of_range_is_said(settings, words):
+def test_what_is_out_of_range_is_said(given, words):
     with pytest.raises(JllamaError) as error:
-        GenerationSettings(**settings)
+        GenerationSettings(**given)
     assert words in str(error.value)
 
 
@@ -142,3 +144,82 @@ def test_keywords_change_an_objects_fields():
         build_settings(**{"x" * 100: 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         base.top_k = 5
+
+
+@pytest.mark.parametrize(
+    ("schema", "levels"),
+    [
+        (True, 0),
+        ({}, 1),
+        ({"a": 1, "b": None}, 1),
+        ({"a": {}}, 2),
+        ({"a": []}, 2),
+        ({"a": 1, "b": ({"c": "text"}, 2)}, 3),
+        ({"a": [], "b": {"c": [[True]]}}, 4),
+    ],
+    ids=str,
+)
+def test_how_deep_a_schema_nests(monkeypatch, schema, levels):
+    for given in (schema, json.dumps(schema)):
+        monkeypatch.setattr(settings, "DEEPEST_SCHEMA", levels)
+        assert GenerationSettings(json_schema=given).json_schema == json.dumps(schema)
+        monkeypatch.setattr(settings, "DEEPEST_SCHEMA", levels - 1)
+        with pytest.raises(JllamaError, match=rf"^json_schema nests deeper than {levels - 1} levels$"):
+            GenerationSettings(json_schema=given)
+
+
+def test_the_deepest_schema():
+    deepest = '{"items":[' * 32 + "]}" * 32
+    assert GenerationSettings(json_schema=deepest).constraint[0] == "json_schema"
+    with pytest.raises(JllamaError, match=r"^json_schema nests deeper than 64 levels$"):
+        GenerationSettings(json_schema=f'{{"a":{deepest}}}')
+
+
+LIMIT = settings.LONGEST_CONSTRAINT
+
+
+@pytest.mark.parametrize(
+    ("name", "of_length"),
+    [
+        ("regex", lambda n: "x" * n),
+        ("grammar", lambda n: "x" * n),
+        ("choice", lambda n: ["x", "x" * (n - 1)]),
+        ("json_schema", lambda n: {"a": "x" * (n - 9)}),
+        ("json_schema", lambda n: '{"a": ""}'.ljust(n)),
+    ],
+)
+def test_how_long_what_an_answer_must_match_may_be(name, of_length):
+    assert LIMIT == 1 << 18
+    assert GenerationSettings(**{name: of_length(LIMIT)}).constraint[0] == name
+    with pytest.raises(JllamaError, match=f"^{name} has (262,145|more than 262,144) characters"):
+        GenerationSettings(**{name: of_length(LIMIT + 1)})
+
+
+@pytest.mark.parametrize("name", ["regex", "grammar", "choice"])
+def test_what_is_no_text_has_no_place_in_a_constraint(name):
+    for sound in ("\ud7ffé", "\ue000", "\x01"):
+        assert GenerationSettings(**{name: sound}).constraint is not None
+    for unsound in ("\ud800", "a\udfff", "\0", "é\0"):
+        with pytest.raises(JllamaError, match=f"^{name} holds a character that is no text"):
+            GenerationSettings(**{name: unsound})
+    blank = " \n"
+    if name == "choice":
+        assert GenerationSettings(choice=blank).choice == (blank,)
+    else:
+        with pytest.raises(JllamaError, match=f"^{name} is empty: leave it out"):
+            GenerationSettings(**{name: blank})
+
+
+ONE_OF_EACH = dict(json_schema=False, json_object=True, regex="a", grammar="b", choice="c")
+
+
+@pytest.mark.parametrize("first", ONE_OF_EACH)
+def test_an_answer_must_match_one_thing_at_most(first):
+    alone = GenerationSettings(**{first: ONE_OF_EACH[first]})
+    assert alone.constraint[0] == first
+    with pytest.raises(JllamaError, match=f"^ignore_eos goes on behind an answer's end, where {first} "):
+        dataclasses.replace(alone, ignore_eos=True)
+    for second in ONE_OF_EACH.keys() - {first}:
+        names = " and ".join(name for name in settings.CONSTRAINTS if name in (first, second))
+        with pytest.raises(JllamaError, match=f"^{names} can't hold at once: give one of them$"):
+            dataclasses.replace(alone, **{second: ONE_OF_EACH[second]})
