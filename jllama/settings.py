@@ -62,7 +62,7 @@ class GenerationSettings:
             value = getattr(self, name)
             if not _within(value, low, high) or (wanted is int and not isinstance(value, int)):
                 kind = "a whole number" if wanted is int else "a number"
-                raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {_written(high)}")
+                raise JllamaError(f"{name}={_shown(value)} must be {kind} from {low:g} to {high:,.0f}")
         if self.min_new_tokens > self.max_new_tokens:
             raise JllamaError(
                 f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: "
@@ -114,10 +114,6 @@ def _shown(value: Any) -> str:
     except ValueError:
         return "(thousands of digits)"
     return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _written(number: float) -> str:
-    return f"{number:g}" if number < 1e6 else f"{number:,.0f}"
 
 
 def _within(value: Any, low: float, high: float) -> bool:
@@ -204,7 +200,7 @@ def _biases(given: Any) -> dict[int, float]:
         if not _within(value, -LARGEST_BIAS, LARGEST_BIAS):
             raise JllamaError(
                 f"logit_bias of token {_shown(token)} is {_shown(value)}; it must be a number from "
-                f"-{_written(LARGEST_BIAS)} to {_written(LARGEST_BIAS)} (-1000 bans a token)"
+                f"-{LARGEST_BIAS:,.0f} to {LARGEST_BIAS:,.0f} (-1000 bans a token)"
             )
     return biases
 

@@ -41,6 +41,11 @@ def test_each_range_from_both_sides(name, low, high, below, above):
             GenerationSettings(**{name: None})
 
 
+def test_as_many_tokens_as_there_may_be_at_all():
+    most = dict(max_new_tokens=10_000_000, min_new_tokens=10_000_000)
+    assert GenerationSettings(**most).min_new_tokens == 10_000_000
+
+
 def test_the_neutral_values_change_nothing():
     made = GenerationSettings()
     neutral = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
@@ -62,6 +67,25 @@ def test_the_neutral_values_change_nothing():
         (dict(top_k=-1), "top_k=-1 must be a whole number from 0 to 10,000,000"),
         (dict(temperature="x" * 100), "temperature='" + "x" * 78 + "… must be a number from 0 to 100"),
         (dict(temperature="x" * 78), "temperature='" + "x" * 78 + "' must be"),
+        (dict(temperature="x" * 79), "temperature='" + "x" * 78 + "… must be"),
+        (dict(repetition_penalty=0), "repetition_penalty=0 must be a number from 0.01 to 100"),
+        (
+            dict(min_new_tokens=10_000_001),
+            "min_new_tokens=10000001 must be a whole number from 0 to 10,000,000",
+        ),
+        (dict(json_object=1), "json_object=1 must be True or False"),
+        (dict(json_schema=5), "json_schema=5 is no schema: give a JSON Schema: an object, true or false"),
+        (dict(json_schema="[]"), "json_schema=[] is no schema: give a JSON Schema"),
+        (
+            dict(json_schema={1, 2}),
+            "json_schema is no JSON (Object of type set is not JSON serializable): give",
+        ),
+        (dict(json_schema="{"), "json_schema is no JSON ("),
+        (
+            dict(json_schema='{"a": -Infinity}'),
+            "json_schema is no JSON (-Infinity is no number of JSON): give",
+        ),
+        (dict(json_schema={"a": math.nan}), "json_schema is no JSON ("),
         (dict(max_new_tokens=10**5000), "max_new_tokens=(thousands of digits) must be"),
         (dict(seed=-1), "seed=-1 must be a whole number from 0 to 2^63 - 1"),
         (dict(stop=[5]), "stop=[5] must be a text or a list of texts"),

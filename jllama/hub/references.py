@@ -42,7 +42,7 @@ def resolve(reference: str, *, sha256: str | None = None, progress: bool = True)
         if path.exists() and reference:
             return _local(reference, path)
     match = _HUB_ID.fullmatch(reference)
-    if match is None or path.suffix == ".json" or reference.startswith((".", "~", "/")):
+    if match is None or path.suffix == ".json":
         names = ready_made.names()
         raise JllamaError(
             f"no such model: {reference!r}{nearest(reference.lower(), names)}; give a directory, "

