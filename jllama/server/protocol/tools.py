@@ -170,7 +170,7 @@ def tool_use(
 
 
 def _tool(given: Any, kind: type, where: str) -> Tool:
-    if isinstance(given, dict) and given.get("type", "function") != "function":
+    if isinstance(given, dict) and given.get("type") not in (None, "function"):
         words = f"{where}: tools of type {str(given['type'])[:80]!r} are not supported: give functions"
         raise ApiError(400, words, param=where)
     try:
