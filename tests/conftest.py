@@ -167,6 +167,30 @@ def plain_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def base_dir(tmp_path_factory) -> Path:
+    """A tiny model with a token for each byte, as a directory; nobody writes into it."""
+    from tests.support.tiny_checkpoint import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def instruct_dir(tmp_path_factory) -> Path:
+    """The same model with a chat template."""
+    from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def instruct(instruct_dir):
+    """It, in float32."""
+    import jllama
+
+    return jllama.load(str(instruct_dir), dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """A model that compiles in a moment, with grouped queries and an untied head."""
     from jllama.config import ModelConfig

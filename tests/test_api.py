@@ -21,18 +21,13 @@ SAMPLED = dict(temperature=1.0, seed=3, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+def directory(instruct_dir):
+    return instruct_dir
 
 
 @pytest.fixture(scope="module")
-def instruct(directory):
-    return jllama.load(str(directory), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return jllama.load(str(write_tiny_model(tmp_path_factory.mktemp("models") / "base")), dtype="float32")
+def base(base_dir):
+    return jllama.load(str(base_dir), dtype="float32")
 
 
 def test_the_public_names_exist():

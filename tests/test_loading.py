@@ -12,12 +12,11 @@ import jllama
 from jllama import loading
 from jllama.errors import JllamaError
 from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
-from tests.support.tiny_checkpoint import write_tiny_model
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+def directory(base_dir):
+    return base_dir
 
 
 @pytest.mark.parametrize(

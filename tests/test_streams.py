@@ -5,12 +5,10 @@ import threading
 
 import pytest
 
-import jllama
 from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 PROMPT, OTHER = list(range(40, 60)), [*range(40, 50), 90, 91, 92]
 LONG = GenerationSettings(max_new_tokens=40, ignore_eos=True)
@@ -32,9 +30,8 @@ afterwards = pytest.mark.parametrize("afterwards", AFTERWARDS)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    return jllama.load(str(write_tiny_model(place, template=TEMPLATE)), dtype="float32")
+def model(instruct):
+    return instruct
 
 
 @pytest.fixture

@@ -1,18 +1,4 @@
 """The tiny model that the engine's tests ask, and an engine on it."""
 
-import pytest
-
-import jllama
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    with jllama.Engine(model, slots=4, max_seq_len=256) as engine:
-        yield engine
+from tests.support.instruct import engine as engine
+from tests.support.instruct import model as model

@@ -23,9 +23,8 @@ SHORT = GenerationSettings(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    place = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", template=TEMPLATE)
-    return jllama.load(place, dtype="float32")
+def model(instruct):
+    return instruct
 
 
 @pytest.fixture

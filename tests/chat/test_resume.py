@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-import jllama
 from jllama.answer import Answer
 from jllama.chat.archive import archive
 from jllama.chat.conversation import Conversation
@@ -13,16 +12,14 @@ from jllama.engine.slots import Slots
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 WHOLE = GenerationSettings(max_new_tokens=40, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(instruct):
     """Its tokens are single bytes, so that most cuts fall into a character."""
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    return jllama.load(str(write_tiny_model(place, template=TEMPLATE)), dtype="float32")
+    return instruct
 
 
 def ask(conversation, text="Hello", **changes):

@@ -6,11 +6,9 @@ import subprocess
 
 import pytest
 
-import jllama
 from tests.support.fake_load_server import MODEL, FakeLoadServer
 from tests.support.scripts_helpers import PATIENCE, ROOT, assert_explained, command, environment
 from tests.support.serving import on_a_port, start_engine
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 SCRIPT = "bench_serve.py"
 SHORT = ("--prompt_tokens=20", "--answer_tokens=3")
@@ -33,10 +31,8 @@ def heeded():
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("served") / "tiny", template=TEMPLATE)
-    model = jllama.load(str(directory), dtype="float32")
-    with start_engine(model) as engine, on_a_port(engine, keys=("secret",)) as client:
+def live(instruct):
+    with start_engine(instruct) as engine, on_a_port(engine, keys=("secret",)) as client:
         yield client
 
 

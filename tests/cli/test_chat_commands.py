@@ -14,7 +14,7 @@ from jllama.cli.terminal.line_editor import ChatCompleter
 from jllama.cli.terminal.loaded import quantisation
 from jllama.cli.terminal.state import Chat
 from jllama.settings import GenerationSettings
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+from tests.support.tiny_checkpoint import write_tiny_model
 
 FIVE = GenerationSettings(max_new_tokens=5, ignore_eos=True)
 
@@ -37,8 +37,8 @@ class PlainScreen:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", template=TEMPLATE)
+def directory(instruct_dir):
+    return instruct_dir
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ from jllama.chat.conversation import Conversation
 from jllama.chat.generation_config import FALLBACK, conversation_sampling
 from jllama.settings import GenerationSettings
 from tests.support.scripts_helpers import ROOT
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 GREEDY = GenerationSettings(max_new_tokens=12, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", template=TEMPLATE)
+def model(instruct_dir):
+    return instruct_dir
 
 
 @pytest.fixture

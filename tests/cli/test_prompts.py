@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.support.scripts_helpers import assert_explained
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 GENERATE = "generate.py"
 LINES = [
@@ -17,8 +16,8 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+def model(instruct_dir):
+    return instruct_dir
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from jllama.files.paths import cache_dir
 from jllama.kernels import cpu
 from tests.support.scripts_helpers import ROOT, environment, start
-from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model
+from tests.support.tiny_checkpoint import END, write_tiny_model
 
 GENERATE = "generate.py"
 END_ID = 256
@@ -25,13 +25,13 @@ KEYS = (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "base")
+def base(base_dir):
+    return base_dir
 
 
 @pytest.fixture(scope="module")
-def instruct(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
+def instruct(instruct_dir):
+    return instruct_dir
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ GENERATE, INSPECT = "generate.py", "inspect_model.py"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+def model(base_dir):
+    return base_dir
 
 
 def test_no_network_is_not_waited_for(server):

@@ -13,8 +13,8 @@ QUANTIZE, PERPLEXITY = "quantize.py", "perplexity.py"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "base")
+def model(base_dir):
+    return base_dir
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ import pytest
 from jllama.cli import streams
 from jllama.errors import JllamaError
 from tests.support.scripts_helpers import ROOT, assert_explained, environment, start
-from tests.support.tiny_checkpoint import write_tiny_model
 
 INSPECT, QUANTIZE = "inspect_model.py", "quantize.py"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+def model(base_dir):
+    return base_dir
 
 
 @pytest.fixture

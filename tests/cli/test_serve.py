@@ -12,14 +12,13 @@ import httpx2
 import pytest
 
 from tests.support.scripts_helpers import ROOT, assert_explained, command, environment
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 WAIT = 300
 
 
 @pytest.fixture(scope="module")
-def tiny_dir(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("served") / "tiny", template=TEMPLATE)
+def tiny_dir(instruct_dir):
+    return instruct_dir
 
 
 class Process:

@@ -2,18 +2,10 @@
 
 import pytest
 
-import jllama
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
+from tests.support.instruct import engine as engine
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
+def model(instruct):
     pytest.importorskip("llguidance")
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "instruct", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    with jllama.Engine(model, slots=4, max_seq_len=256) as engine:
-        yield engine
+    return instruct

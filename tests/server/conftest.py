@@ -2,15 +2,12 @@
 
 import pytest
 
-import jllama
 from tests.support.serving import in_process, on_a_port, start_engine
-from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
 
 @pytest.fixture(scope="session")
-def served_model(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("served") / "tiny", template=TEMPLATE)
-    return jllama.load(str(directory), dtype="float32")
+def served_model(instruct):
+    return instruct
 
 
 @pytest.fixture(scope="session")
