@@ -227,6 +227,11 @@ def unembed(config: ModelConfig, params: Params, x: Array) -> Array:
     """float32 logits `[B, T, V]`."""
     with jax.named_scope("unembed"):
         x = rms_norm(params.norm, x, config.rms_norm_eps, config.norm_offset)
-        head = params.embed_tokens if params.lm_head is None else params.lm_head
-        logits = linear(head, x, dtype=jnp.float32)
-        return soft_capped(scaled(logits, 1 / config.logits_scaling), config.final_logit_softcapping)
+        return head_logits(config, params, x)
+
+
+def head_logits(config: ModelConfig, params: Params, normed: Array) -> Array:
+    """float32 logits `[B, T, V]` of `normed` `[B, T, D]`, what the last norm gives."""
+    head = params.embed_tokens if params.lm_head is None else params.lm_head
+    logits = linear(head, normed, dtype=jnp.float32)
+    return soft_capped(scaled(logits, 1 / config.logits_scaling), config.final_logit_softcapping)

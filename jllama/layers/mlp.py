@@ -42,6 +42,10 @@ def mlp(p: MLP, x: Array, activation: str, shards: Shards | None = None) -> Arra
       `[B, T, D]` in the dtype of `x`.
     """
     with jax.named_scope("mlp"):
-        gate_up = linear(p.gate_up_proj, x, p.gate_up_bias).astype(jnp.float32)
-        gated = ACTIVATIONS[activation](gate_up[:, :, 0]) * gate_up[:, :, 1]
-        return linear(p.down_proj, gated.astype(x.dtype), p.down_bias, shards=shards)
+        return linear(p.down_proj, gated(p, x, activation), p.down_bias, shards=shards)
+
+
+def gated(p: MLP, x: Array, activation: str) -> Array:
+    """What `mlp` projects down: `[B, T, F]` of `x` `[B, T, D]`, in its dtype."""
+    gate_up = linear(p.gate_up_proj, x, p.gate_up_bias).astype(jnp.float32)
+    return (ACTIVATIONS[activation](gate_up[:, :, 0]) * gate_up[:, :, 1]).astype(x.dtype)

@@ -4,21 +4,15 @@
 // Two halves are used in turn: who stores into one has seen words that every other GPU stored after it had read it.
 //
 // The host puts before this text: NUMBERS (even), BLOCKS, BLOCK_SIZE, EACH (pairs of numbers per thread), the places of a mailbox,
-// what follows (BIAS, a row of D; RESIDUAL; RESIDUAL_SCALE; WIDE: float32), then primitives.cu.
-
-__device__ u32 g_count;
+// what follows (BIAS, a row of D; RESIDUAL; RESIDUAL_SCALE; WIDE: float32), then primitives.cu and mailboxes.cu.
 
 extern "C" __global__ void __launch_bounds__(BLOCK_SIZE, 1)
 jllama_exchange(const u64* peers, const int* rank, const float* x, const u16* residual, const u16* bias, void* out) {
   const int self = *rank, step = BLOCKS * BLOCK_SIZE;
   u64* box[GPUS];
-#pragma unroll
-  for (int p = 0; p < GPUS; p++) box[p] = (u64*)peers[p];  // together with the rank
-  u64* own = box[0];
-#pragma unroll
-  for (int p = 1; p < GPUS; p++) own = p == self ? box[p] : own;
-  const u32 tag = *(volatile u32*)(own + BOX_TURNS) + 1;
-  const int half = BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS, first = blockIdx.x * BLOCK_SIZE + threadIdx.x;
+  u64* const own = mailboxes(box, peers, self);
+  const u32 tag = turn_of(own);
+  const int half = half_of(tag), first = blockIdx.x * BLOCK_SIZE + threadIdx.x;
   float2 mine[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
@@ -36,7 +30,7 @@ jllama_exchange(const u64* peers, const int* rank, const float* x, const u16* re
     }
   }
   __syncthreads();
-  if (threadIdx.x == 0 && last_of(&g_count, BLOCKS)) *(volatile u32*)(own + BOX_TURNS) = tag;  // all have read it
+  end_turn(own, tag, BLOCKS);
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const int at = (first + i * step) * 2;

@@ -135,7 +135,7 @@ def exchange_source(shape: Shape) -> str:
     sizes |= dict(BLOCKS=shape.blocks, EACH=shape.each, BLOCK_SIZE=BLOCK_SIZE)
     del sizes["gpus"]
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    return launch.assemble(defines, "primitives.cu", "exchange.cu")
+    return launch.assemble(defines, "primitives.cu", "mailboxes.cu", "exchange.cu")
 
 
 def pulled(peers: Peers, x: Array) -> Array:
@@ -225,4 +225,4 @@ def exchange_norm_source(shape: NormShape) -> str:
     sizes |= dict(EACH=-(-shape.D // (4 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
     del sizes["gpus"]
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    return launch.assemble(defines, "primitives.cu", "exchange_norm.cu")
+    return launch.assemble(defines, "primitives.cu", "mailboxes.cu", "exchange_norm.cu")

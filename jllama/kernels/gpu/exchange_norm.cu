@@ -4,9 +4,7 @@
 // word.
 //
 // The host puts before this text: ROWS, D (a multiple of 4), BLOCK_SIZE, EACH (fours of numbers per thread), the places
-// of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu.
-
-__device__ u32 g_count;
+// of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu and mailboxes.cu.
 
 __device__ __forceinline__ float4 widened(uint2 v) { return make_float4(to_float(v.x), high(v.x), to_float(v.y), high(v.y)); }
 // Adds another GPU's part of this thread's numbers; all words are asked for before any is looked at.
@@ -43,13 +41,9 @@ jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16*
   }
   const int self = *rank;
   u64* box[GPUS];
-#pragma unroll
-  for (int p = 0; p < GPUS; p++) box[p] = (u64*)peers[p];  // together with the rank
-  u64* own = box[0];
-#pragma unroll
-  for (int p = 1; p < GPUS; p++) own = p == self ? box[p] : own;
-  const u32 tag = *(volatile u32*)(own + BOX_TURNS) + 1;
-  const int half = BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS;
+  u64* const own = mailboxes(box, peers, self);
+  const u32 tag = turn_of(own);
+  const int half = half_of(tag);
 #pragma unroll
   for (int p = 0; p < GPUS; p++) {
     if (p == self) continue;
@@ -66,7 +60,7 @@ jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16*
     if (at < D) before[i] = *(const uint2*)(residual + row + at), weights[i] = *(const uint2*)(weight + at);
   }
   __syncthreads();
-  if (threadIdx.x == 0 && last_of(&g_count, ROWS)) *(volatile u32*)(own + BOX_TURNS) = tag;  // all have read it
+  end_turn(own, tag, ROWS);
   float4 sums[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) sums[i] = make_float4(0, 0, 0, 0);

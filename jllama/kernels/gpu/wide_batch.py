@@ -14,14 +14,14 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu.constants import rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged_norm, fits
-from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
+from jllama.layers.attention import normed_heads, scaled_queries
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.kind import LayerKind
 from jllama.layers.linear import linear
-from jllama.layers.mlp import ACTIVATIONS
+from jllama.layers.mlp import gated
 from jllama.layers.norm import rms_norm
 from jllama.layers.rope import Rope
-from jllama.model import Block, Params, Places, embed, scaled
+from jllama.model import Block, Params, Places, embed, head_logits
 
 
 def wide_refusal(config: ModelConfig, params: Params, cache: KVCache, rows: int) -> str | None:
@@ -55,9 +55,7 @@ def wide_step(
             call = (cache.layer(i), places[kind.rope], kind, peers, after)
             x, normed, own = _layer(config, p, x, normed, *call)
             cache = cache.replace(i, own)
-        head = params.embed_tokens if params.lm_head is None else params.lm_head
-        logits = scaled(linear(head, normed[:, None], dtype=jnp.float32), 1 / config.logits_scaling)
-        return soft_capped(logits, config.final_logit_softcapping), cache
+        return head_logits(config, params, normed[:, None]), cache
 
 
 def _norm(c: ModelConfig) -> Any:
@@ -83,7 +81,5 @@ def _layer(
     part = linear(a.o_proj, mixed.reshape(len(x), 1, -1))[:, 0]
     ffn_norm: Any = p.ffn_norm
     x, normed = exchanged_norm(peers, part, x, ffn_norm, bias=a.o_bias, **sums)
-    gate_up = linear(m.gate_up_proj, normed[:, None], m.gate_up_bias).astype(jnp.float32)
-    h = (ACTIVATIONS[c.hidden_act](gate_up[:, :, 0]) * gate_up[:, :, 1]).astype(x.dtype)
-    part = linear(m.down_proj, h)[:, 0]
+    part = linear(m.down_proj, gated(m, normed[:, None], c.hidden_act))[:, 0]
     return *exchanged_norm(peers, part, x, after, bias=m.down_bias, **sums), cache
