@@ -13,6 +13,7 @@ from jllama.cli import command_line, flag_groups, parallel, ready_made, sweep, s
 from jllama.cli.bench_report import as_table, with_shares
 from jllama.cli.bench_tests import parse_tests
 from jllama.cli.command_line import FLAGS, say
+from jllama.cli.numbers import positive
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
 from jllama.settings import CHOICES, GenerationSettings, build_settings
@@ -54,7 +55,7 @@ def main() -> None:
     """Loads the model, takes the ceilings, runs the tests and prints a table."""
     if FLAGS.sweep is not None:
         return sweep_all()
-    batches = [command_line.positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
+    batches = [positive(text, "--batch_sizes") for text in FLAGS.batch_sizes]
     if not FLAGS.tests or not batches:
         raise JllamaError("nothing to measure: give --tests=tg128 and --batch_sizes=1, for instance")
     tests = parse_tests(FLAGS.tests, batches, sampling())
@@ -113,7 +114,7 @@ def sweep_points() -> list[sweep.Point]:
     """The points that the flags ask for, a sweep's own where they say nothing."""
     tests = FLAGS.tests if FLAGS["tests"].present else sweep.TESTS
     given = FLAGS.batch_sizes if FLAGS["batch_sizes"].present else [*map(str, sweep.BATCHES)]
-    batches = [command_line.positive(text, "--batch_sizes") for text in given]
+    batches = [positive(text, "--batch_sizes") for text in given]
     return sweep.grid(FLAGS.storages or [FLAGS.quantize], tests, batches, sampling() or sweep.SAMPLING)
 
 

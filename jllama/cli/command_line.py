@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import re
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -107,17 +106,6 @@ def banner(model: Any) -> str:
         f"{model.name} · {model.dtype} · {describe_device()} · "
         f"jllama {__version__} · jax {jax.__version__} · context {model.config.context_length}"
     )
-
-
-def positive(text: str, flag: str) -> int:
-    """A whole number from 1 to 99999.
-
-    Raises:
-      JllamaError: it is none.
-    """
-    if not re.fullmatch("0*[1-9][0-9]{0,4}", text.strip()):
-        raise JllamaError(f"{flag}={text[:40]}: give whole numbers from 1 to 99999")
-    return int(text)
 
 
 def count_compile_seconds() -> list[float]:

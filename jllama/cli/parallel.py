@@ -1,11 +1,10 @@
 """On how many devices and in how many processes a program runs."""
 
-import re
 from typing import Any
 
 from absl import flags
 
-from jllama.errors import JllamaError
+from jllama.cli.numbers import positive
 
 FLAGS = flags.FLAGS
 
@@ -52,6 +51,4 @@ def devices() -> int | str:
     given = str(FLAGS["tensor_parallel"].value) if "tensor_parallel" in FLAGS else "1"
     if given == "auto":
         return given
-    if not re.fullmatch("0*[1-9][0-9]{0,4}", given.strip()):
-        raise JllamaError(f"--tensor_parallel={given[:40]}: give a whole number from 1, or auto")
-    return int(given)
+    return positive(given, "--tensor_parallel", ", or auto")

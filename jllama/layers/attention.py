@@ -150,7 +150,7 @@ def attend(q: Array, k: Array, v: Array, start: Array, rule: ScoreRule) -> Array
     with jax.named_scope("attend"):
         scores = jnp.einsum("btkgh,bksh->bktgs", q, k, precision=EXACT, preferred_element_type=jnp.float32)
         visible = visible_positions(start, q.shape[1], k.shape[2], rule.window)
-        scores = scores * (q.shape[-1] ** -0.5 if rule.scale is None else rule.scale)
+        scores = scores * rule.factor(q.shape[-1])
         scores = jnp.where(visible[:, None, :, None, :], soft_capped(scores, rule.softcap), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
         # The transpose stays outside: XLA's CPU backend lacks a batched bfloat16 product that transposes.

@@ -10,7 +10,7 @@ from jllama.batching.stream import Stream
 from jllama.errors import JllamaError
 from jllama.server.calling import Calling
 from jllama.server.choice import CallEvent, Choice, Delta
-from jllama.server.conversation import encoded, split_for
+from jllama.server.conversation import encoded, is_amid_thoughts, split_for
 from jllama.server.envelope import Envelope, seeded
 from jllama.server.protocol.chat import REFUSED, ChatRequest
 from jllama.server.protocol.errors import ApiError
@@ -48,8 +48,8 @@ class ChatTask(Task):
         use = tool_use(given.tools, given.tool_choice, given.parallel_tool_calls)
         self._parts = encoded(service, given, use)
         self._prompt = self._parts[0] + self._parts[1]
-        split = split_for(service, *self._parts)
-        self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
+        opened = is_amid_thoughts(service, *self._parts)
+        self._calling = Calling(service, use, given.constraint(), opened)
         settings = self._calling.settings(settings)
         options = dict(prompt=self._prompt, logprobs=given.likeliest, shown=self._calling.shown)
         self.requests = [{**options, "settings": each} for each in seeded(settings, given.n)]

@@ -58,6 +58,12 @@ def encode_all(
     return encode_messages(service.tokenizer, messages, name=name, **options)
 
 
+def is_amid_thoughts(service: Service, asking: list[int], beginning: list[int]) -> bool:
+    """Whether an answer begins in thoughts that were opened already."""
+    split = split_for(service, asking, beginning)
+    return split is not None and split.inside
+
+
 def split_for(service: Service, asking: list[int], beginning: list[int]) -> Split | None:
     """Takes an answer's thoughts apart, where the model has them."""
     if not service.has_thoughts:

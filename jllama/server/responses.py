@@ -11,7 +11,7 @@ from jllama.batching.stream import Stream
 from jllama.errors import JllamaError
 from jllama.server.calling import Calling
 from jllama.server.choice import Choice, Delta
-from jllama.server.conversation import encode_all, split_for
+from jllama.server.conversation import encode_all, is_amid_thoughts, split_for
 from jllama.server.protocol.drawing import drawn_id
 from jllama.server.protocol.errors import ApiError, translated
 from jllama.server.protocol.messages import is_begun
@@ -46,8 +46,8 @@ class ResponseTask(Task):
         messages, use = given.messages(), given.use()
         options: Any = dict(begun=is_begun(messages, None, None), variables=given.chat_template_kwargs)
         self._parts = encode_all(service, messages, use, name="input", **options)
-        prompt, split = self._parts[0] + self._parts[1], split_for(service, *self._parts)
-        self._calling = Calling(service, use, given.constraint(), opened=split is not None and split.inside)
+        prompt, opened = self._parts[0] + self._parts[1], is_amid_thoughts(service, *self._parts)
+        self._calling = Calling(service, use, given.constraint(), opened)
         settings = self._calling.settings(settings)
         self.streamed, self._service = given.stream, service
         self.requests = [dict(prompt=prompt, settings=settings, shown=self._calling.shown)]

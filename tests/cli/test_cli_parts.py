@@ -28,6 +28,7 @@ from jllama.cli import (
     spelling,
     streams,
 )
+from jllama.cli.numbers import positive
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.llama import LLAMA
@@ -43,13 +44,13 @@ bench_serve = program_module("bench_serve")
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("99999", 99999), ("007", 7), (" 5 ", 5)])
 def test_a_positive_number(text, value):
-    assert command_line.positive(text, "--x") == value
+    assert positive(text, "--x") == value
 
 
 @pytest.mark.parametrize("text", ["0", "100000", "-1", "1.5", "", "x", "²", "000"])
 def test_no_positive_number(text):
-    with pytest.raises(JllamaError, match=r"^--x=.*: give whole numbers from 1 to 99999$"):
-        command_line.positive(text, "--x")
+    with pytest.raises(JllamaError, match=r"^--x=.*: give a whole number from 1 to 99999$"):
+        positive(text, "--x")
 
 
 def program(act):
@@ -201,7 +202,7 @@ def test_on_how_many_devices(monkeypatch, given, devices):
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "x", "", "100000", "Auto"])
 def test_no_number_of_devices(monkeypatch, given):
     monkeypatch.setattr(parallel, "FLAGS", flags_of(tensor_parallel=given))
-    with pytest.raises(JllamaError, match=f"^--tensor_parallel={given}: give a whole number from 1, or auto"):
+    with pytest.raises(JllamaError, match=f"^--tensor_parallel={given}: give a whole number from 1 to 99999, or auto"):
         parallel.devices()
 
 

@@ -150,14 +150,14 @@ def _operands(config, params, tokens, cache, places, n_valid, last_only) -> Oper
 
 def _factors(config: ModelConfig, dtype) -> list[float]:
     """Numbers of the configuration."""
-    scale = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
+    scores = config.score_rule(config.kind_of(0))
     factors = [
         config.rms_norm_eps,
         config.norm_offset,
         embedding_factor(config, dtype),
         config.residual_multiplier,
     ]
-    factors += [scale, config.attn_logit_softcapping or 0.0]
+    factors += [scores.factor(config.head_dim), scores.softcap or 0.0]
     return [*factors, 1 / config.logits_scaling, config.final_logit_softcapping or 0.0]
 
 

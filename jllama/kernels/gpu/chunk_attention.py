@@ -152,7 +152,7 @@ def make_shape(
     source: Constants | None = None,
 ) -> Shape:
     """Narrow heads leave registers for a third group of rows; as many stages as fit; no idle blocks."""
-    more = (int(dtype == jnp.float16), *dataclasses.astuple(source or Constants(H)))
+    more = (int(dtype == jnp.float16), *dataclasses.astuple(source or Constants.of(H)))
     shape = Shape(B, T, K, G, H, S, 3 if H <= 64 else 2, MAX_STAGES, 1, window or 0, *more)
     while shape.shared > launch.shared_memory():
         shape = dataclasses.replace(shape, STAGES=shape.STAGES - 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from jax import Array
 
 from jllama.config import ModelConfig
+from jllama.layers.attention import PLAIN_SCORES
 from jllama.layers.kind import ScoreRule
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as primitives.cu counts them
@@ -16,15 +17,19 @@ class Constants:
     """Numbers of the source, by their names in it; these of a head of which `ROTARY` elements turn."""
 
     ROTARY: int  # 0: none
-    SCALE: str = "rsqrtf((float)H)"  # of the products of queries and keys
-    CAP: str = "0"  # no score lies beyond; 0: they may
+    SCALE: str  # of the products of queries and keys
+    CAP: str  # no score lies beyond; 0: they may
+
+    @classmethod
+    def of(cls, rotary: int, scores: ScoreRule = PLAIN_SCORES) -> "Constants":
+        """Of heads of which so many elements turn."""
+        scale = "rsqrtf((float)H)" if scores.scale is None else literal(scores.scale)
+        return cls(rotary, scale, "0" if scores.softcap is None else literal(scores.softcap))
 
 
 def constants(scores: ScoreRule, rope: tuple[Array, Array] | None) -> Constants:
     """Of a call: `rope` is cosines and sines `[B, T, R/2]`, or None where nothing turns."""
-    rotary = 0 if rope is None else 2 * rope[0].shape[-1]
-    named = dict(SCALE=scores.scale, CAP=scores.softcap)
-    return Constants(rotary, **{name: literal(value) for name, value in named.items() if value is not None})
+    return Constants.of(0 if rope is None else 2 * rope[0].shape[-1], scores)
 
 
 def literal(value: float) -> str:

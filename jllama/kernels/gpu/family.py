@@ -1,5 +1,6 @@
 """What makes a family, in the decode kernel's source: constants, and where a layer's weights stand."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jllama.config import LayerKind, ModelConfig
-from jllama.kernels.gpu.constants import ACTIVATIONS, literal, rotary_dims, unless
+from jllama.kernels.gpu.constants import ACTIVATIONS, Constants, literal, rotary_dims, unless
 from jllama.kernels.gpu.layout import TABLE_LAYER, TABLE_PER_LAYER
 from jllama.layers.rope import attention_factor, rope_frequencies
 from jllama.model import Block, embedding_factor
@@ -93,12 +94,12 @@ def family_defines(c: ModelConfig, dtype: str, extras: tuple[str, ...], normed: 
     """
     kinds = distinct_kinds(c)
     factors = [1.0 if kind.rope is None else attention_factor(kind.rope) for kind in kinds]
-    scale, caps = c.attention_multiplier, (c.attn_logit_softcapping, c.final_logit_softcapping)
+    scores, cap = Constants.of(rotary_dim(c), c.score_rule(kinds[0])), c.final_logit_softcapping
     embed = embedding_factor(c, dtype)
     return dict(
         KINDS=len(kinds),
         KINDS_OF_LAYERS=_braces(kinds.index(c.kind_of(layer)) for layer in range(c.num_hidden_layers)),
-        ROTARY=rotary_dim(c),
+        **dataclasses.asdict(scores),
         **{"ROPE_SCALE(kind)": _choice(factors)},
         LAYER_SLOTS=table_per_layer(extras),
         PRE=int(normed),
@@ -106,9 +107,7 @@ def family_defines(c: ModelConfig, dtype: str, extras: tuple[str, ...], normed: 
         QK_NORM=int(EXTRAS[2] in extras),
         **{name: str(EXTRAS[at] in extras).lower() for name, at in _BIASES.items()},
         NORM_OFFSET=unless(c.norm_offset, 0),
-        SCALE="rsqrtf((float)H)" if scale is None else literal(scale),
-        CAP="0" if caps[0] is None else literal(caps[0]),
-        FINAL_CAP="0" if caps[1] is None else literal(caps[1]),
+        FINAL_CAP="0" if cap is None else literal(cap),
         EMBED_SCALE=unless(embed, 1),
         RESIDUAL_SCALE=unless(c.residual_multiplier, 1),
         LOGIT_SCALE=unless(1 / c.logits_scaling, 1),
