@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import re
 import signal
 import stat
@@ -27,29 +26,11 @@ from jllama.cli.terminal.markdown import MarkdownStream
 from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from tests.support.screens import PlainScreen, cut
 from tests.support.scripts_helpers import PATIENCE, ROOT, environment, start
 from tests.support.terminal import command
 
 STYLES = re.compile(r"</?[a-z ]*>")
-
-
-class PlainScreen:
-    """Remembers what is said and shown."""
-
-    def __init__(self):
-        self.lines, self.markdown = [], True
-
-    def say(self, text, style="dim"):
-        self.lines.append(text)
-
-    def error(self, text):
-        self.lines.append(f"error: {text}")
-
-    def raw(self, sequence):
-        self.lines.append(sequence)
-
-    def stream(self, pieces, begun=""):
-        self.lines.append("".join(pieces))
 
 
 @pytest.fixture(scope="module")
@@ -368,14 +349,6 @@ def styled(pieces, wrap=False):
         chat_wrap.WordWrap(paint, soft=False) if wrap else paint, lambda rows: f"{rows}\n"
     )
     return "".join([*map(stream.push, pieces), stream.end()])
-
-
-def cut(text, seed):
-    draw = random.Random(seed)
-    while text:
-        size = draw.choice((1, 1, 2, 3, 5, 8, 30))
-        yield text[:size]
-        text = text[size:]
 
 
 def test_markdown_is_styled():

@@ -1,6 +1,5 @@
 """Program text in colours: line by line, never altered, and none where the terminal has none."""
 
-import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal.colours import LOOKS_BACK, Colours, colours
 from jllama.cli.terminal.markdown import HELD_AT_MOST, MarkdownStream
 from jllama.cli.terminal.wrap import WordWrap
+from tests.support.screens import cut
 
 PYTHON = '''```python
 def f(x: int) -> str:
@@ -31,14 +31,6 @@ def paint(text, style):
 def styled(pieces):
     stream = MarkdownStream(paint, lambda rows: None)
     return "".join([*map(stream.push, pieces), stream.end()])
-
-
-def cut(text, seed):
-    draw = random.Random(seed)
-    while text:
-        size = draw.choice((1, 1, 2, 3, 5, 8, 30))
-        yield text[:size]
-        text = text[size:]
 
 
 def lines_of(colouring, text):

@@ -14,26 +14,10 @@ from jllama.cli.terminal.line_editor import ChatCompleter
 from jllama.cli.terminal.loaded import quantisation
 from jllama.cli.terminal.state import Chat
 from jllama.settings import GenerationSettings
+from tests.support.screens import PlainScreen
 from tests.support.tiny_checkpoint import write_tiny_model
 
 FIVE = GenerationSettings(max_new_tokens=5, ignore_eos=True)
-
-
-class PlainScreen:
-    """Remembers what is said and shown."""
-
-    def __init__(self):
-        self.lines, self.begun = [], []
-
-    def say(self, text, style="dim"):
-        self.lines.append(text)
-
-    def error(self, text):
-        self.lines.append(f"error: {text}")
-
-    def stream(self, pieces, begun=""):
-        self.begun.append(begun)
-        self.lines.append("".join(pieces))
 
 
 @pytest.fixture(scope="module")

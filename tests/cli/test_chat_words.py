@@ -19,6 +19,7 @@ from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 from jllama.tools.functions import Toolbox
+from tests.support.screens import PlainScreen
 
 
 def turn(question, answer, ids=None):
@@ -470,20 +471,6 @@ class Typist:
         raise error
 
 
-class Lines:
-    def __init__(self):
-        self.lines, self.markdown = [], True
-
-    def say(self, text, style="dim"):
-        self.lines.append(text)
-
-    def error(self, text):
-        self.lines.append(f"error: {text}")
-
-    def stream(self, pieces, begun=""):
-        self.lines.append("".join(pieces))
-
-
 C, D = KeyboardInterrupt, EOFError
 HINT_C, HINT_D = "Ctrl-C again or Ctrl-D leaves", "Ctrl-D again leaves"
 LOST = "1 turn is not saved (/save FILE): "
@@ -504,7 +491,7 @@ LOST = "1 turn is not saved (/save FILE): "
     ],
 )
 def test_leaving_takes_two_presses_where_something_would_be_lost(saved, presses, ends, said):
-    chat = Chat(Talk(), GenerationSettings(), Lines())
+    chat = Chat(Talk(), GenerationSettings(), PlainScreen())
     if not saved:
         chat.conversation.branch.messages = turn("a", "b")
     chat.prefill = "/edit 1 a"
@@ -520,7 +507,7 @@ def test_leaving_takes_two_presses_where_something_would_be_lost(saved, presses,
 
 
 def test_the_prompt_names_the_branch_where_there_are_several():
-    chat = Chat(Talk(), GenerationSettings(), Lines())
+    chat = Chat(Talk(), GenerationSettings(), PlainScreen())
     chat.conversation.branches["other"] = chat.conversation.branch
     typist = Typist("x")
     loop.read(chat, typist)
@@ -529,7 +516,7 @@ def test_the_prompt_names_the_branch_where_there_are_several():
 
 def test_an_answer_and_what_is_said_about_it():
     talk = Talk(turn("a", "b"))
-    chat = Chat(talk, GenerationSettings(max_new_tokens=7), Lines())
+    chat = Chat(talk, GenerationSettings(max_new_tokens=7), PlainScreen())
     talk.answers, talk.drops = [["c", "d"], ["e"], [], JllamaError("no room")], [0, 2, 0]
     chat.ask("hello")
     assert chat.screen.lines == ["cd"]
@@ -565,14 +552,14 @@ def test_an_answer_and_what_is_said_about_it():
 def test_the_end_of_an_answer(fields, said):
     talk = Talk(**fields)
     talk.answers = [["x"]]
-    chat = Chat(talk, GenerationSettings(), Lines())
+    chat = Chat(talk, GenerationSettings(), PlainScreen())
     chat.ask("a")
     assert chat.screen.lines == ["x", *said]
 
 
 def test_what_is_saved_is_told_by_the_messages_themselves():
     talk = Talk(turn("a", "b"))
-    chat = Chat(talk, GenerationSettings(), Lines(), file="x.json")
+    chat = Chat(talk, GenerationSettings(), PlainScreen(), file="x.json")
     assert (chat.file, chat.unsaved_turns()) == ("x.json", 0)
     talk.branches["other"] = Branch(session=None, messages=talk.branch.messages + turn("c", "d"))
     talk.branch.messages += turn("c", "d")
@@ -608,7 +595,7 @@ def test_a_conversation_is_saved_where_it_was_typed(monkeypatch, typed, file, pa
         "save",
         lambda *given, cache: asked.append((given[2], cache)) or ["a file", "another"],
     )
-    chat = Chat(Talk(turn("a", "b")), GenerationSettings(), Lines(), file=file)
+    chat = Chat(Talk(turn("a", "b")), GenerationSettings(), PlainScreen(), file=file)
     keeping.save(chat, typed)
     assert asked == [(path, cache)]
     assert (chat.file, chat.screen.lines) == (path, ["saved a file and another"])
@@ -618,7 +605,7 @@ def test_a_conversation_is_saved_where_it_was_typed(monkeypatch, typed, file, pa
 def test_without_a_file_nothing_is_saved(monkeypatch, typed):
     monkeypatch.setattr(keeping.archive, "save", None)
     with pytest.raises(JllamaError, match="give a file: /save FILE"):
-        keeping.save(Chat(Talk(), GenerationSettings(), Lines()), typed)
+        keeping.save(Chat(Talk(), GenerationSettings(), PlainScreen()), typed)
 
 
 # Without a terminal.

@@ -1,7 +1,6 @@
 """Lines break between words, and a terminal copies them whole: shown in an emulated one, of any width."""
 
 import json
-import random
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import wrap
 from jllama.cli.terminal.markdown import MarkdownStream
 from tests.support.emulator import Emulator
+from tests.support.screens import cut
 from tests.support.scripts_helpers import environment
 from tests.support.terminal import PROMPT_BEGINS, Terminal, command
 from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
@@ -39,14 +39,6 @@ def show(pieces, monkeypatch, widths, *, reflows=True):
         window.feed(stream.push(piece))
     window.feed(stream.end())
     return window
-
-
-def cut(text, seed):
-    draw = random.Random(seed)
-    while text:
-        size = draw.choice((1, 1, 2, 3, 5, 8, 30))
-        yield text[:size]
-        text = text[size:]
 
 
 def squeezed(text):

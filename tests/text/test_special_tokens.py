@@ -10,23 +10,12 @@ from jllama.errors import JllamaError
 from jllama.text.tokenizer import Tokenizer
 from tests.support.tokenizer_helpers import (
     byte_level_json,
-    gguf_tokenizer,
     spm_as_gguf,
     spm_directory,
     write_directory,
 )
 
 FULL = "\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.fixture
-def smollm2(smollm2_gguf):
-    return gguf_tokenizer(smollm2_gguf)
-
-
-@pytest.fixture(scope="module")
-def story(plain_dir):
-    return Tokenizer.from_dir(plain_dir)
 
 
 def test_special_tokens_in_text_are_text_unless_asked(smollm2, story):

@@ -8,20 +8,10 @@ from tokenizers import models
 
 from jllama.text.detokenizer import Detokenizer, StreamDecoder
 from jllama.text.tokenizer import Tokenizer
-from tests.support.tokenizer_helpers import SPM, TEXT, gguf_tokenizer, gguf_tokenizer_fields, spm_as_gguf
+from tests.support.tokenizer_helpers import SPM, TEXT, gguf_tokenizer_fields, spm_as_gguf
 
 FULL = "\N{REPLACEMENT CHARACTER}"
 EMOJI = "👩‍👩‍👧‍👦🇫🇷 e\u0301 \u1112\u1161\u11ab 你好 नमस्ते ½ 👍🏽"
-
-
-@pytest.fixture
-def smollm2(smollm2_gguf):
-    return gguf_tokenizer(smollm2_gguf)
-
-
-@pytest.fixture(scope="module")
-def story(plain_dir):
-    return Tokenizer.from_dir(plain_dir)
 
 
 def load(name, request):

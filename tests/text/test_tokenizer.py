@@ -15,21 +15,10 @@ from tests.support.tokenizer_helpers import (
     TEXT,
     byte_level_json,
     expected_ids,
-    gguf_tokenizer,
     spm_as_gguf,
     spm_directory,
     write_directory,
 )
-
-
-@pytest.fixture
-def smollm2(smollm2_gguf):
-    return gguf_tokenizer(smollm2_gguf)
-
-
-@pytest.fixture(scope="module")
-def story(plain_dir):
-    return Tokenizer.from_dir(plain_dir)
 
 
 @pytest.mark.parametrize("name", SPM)
