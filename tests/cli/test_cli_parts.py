@@ -202,7 +202,8 @@ def test_on_how_many_devices(monkeypatch, given, devices):
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "x", "", "100000", "Auto"])
 def test_no_number_of_devices(monkeypatch, given):
     monkeypatch.setattr(parallel, "FLAGS", flags_of(tensor_parallel=given))
-    with pytest.raises(JllamaError, match=f"^--tensor_parallel={given}: give a whole number from 1 to 99999, or auto"):
+    words = f"^--tensor_parallel={given}: give a whole number from 1 to 99999, or auto"
+    with pytest.raises(JllamaError, match=words):
         parallel.devices()
 
 
