@@ -163,6 +163,22 @@ def test_the_lists_of_longrope_change_behind_the_original_length():
 
 
 @pytest.mark.parametrize(
+    ("changes", "stretch"),
+    [
+        (dict(beta_fast=640.0), [0, 1 / 7, 2 / 7, 3 / 7]),  # the ramp would end behind the head
+        (dict(beta_fast=1.0, original_max_position_embeddings=7, truncate=False), [0, 1, 1, 1]),  # no ramp
+        (dict(beta_fast=1e9, original_max_position_embeddings=62), [0, 0.25, 0.5, 0.75]),
+    ],
+)
+def test_where_yarn_begins_to_stretch(changes, stretch):
+    """From pair `low`, not below 0, to pair `high`, not beyond the head."""
+    rope = Rope(rope_type="yarn", rope_theta=10.0, factor=4.0, original_max_position_embeddings=4096)
+    made = inverse_frequencies(dataclasses.replace(rope, **changes), 8)
+    plain, by = 10.0 ** -(np.arange(4) / 4), np.array(stretch)
+    np.testing.assert_allclose(made, by * plain / 4 + (1 - by) * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("changes", "factor"),
     [
         (dict(), math.sqrt(1 + math.log(4) / math.log(64))),
