@@ -1,4 +1,4 @@
-"""What the GPU's kernels are handed: operands in the order of their parameters, and how they are cut; no GPU."""
+"""What the GPU's kernels are handed: operands in their parameters' order, and how they are cut; no GPU."""
 
 import dataclasses
 import os
