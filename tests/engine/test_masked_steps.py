@@ -65,9 +65,11 @@ def test_only_those_that_wait_are_fed_and_the_others_fill_the_program(steps):
     steps.feed(0, rows(4, 1), 2, WAY)
     steps.forget(1)
     assert [steps.pending([slot]) for slot in (1, 4)] == [False, True]
+    steps.feed(0, rows(3), 1, WAY)
     steps.notes.clear()
     steps.choose(1, rows(4, 1, 3), 2, np.zeros((2, 2), np.int32), WAY)
     assert [note[-1] for note in steps.notes] == [[1, 4, 3, 1], [4, 1, 3, 2]]
+    assert [steps.pending([slot]) for slot in (4, 1, 3)] == [False, False, True]
 
 
 def test_without_masks_any_token_may_come(steps):

@@ -123,6 +123,8 @@ def test_how_blocks_share_long_rows(calls, tokens, columns):
     """As few as have room for the activations; of four or eight a fifth of the GPU is left over."""
     shape = product.make_shape(tokens, 100_000, columns, Format(16, 0, 0), product.NOTHING)
     assert shape.WARPS in ((8,) if tokens > 16 else (8, 16))
+    few = product.make_shape(tokens, 2064, 512, Format(16, 0, 0), product.NOTHING)
+    assert (8 if tokens > 16 else 16) == few.WARPS
     assert 132 * (8 if shape.CL > 2 else 10) // (10 * shape.CL) == shape.CLUSTERS
     padded = -(-tokens // 8) * 8
     least = next(n for n in (1, 2, 4, 8) if padded * (2 * columns // n + 64) <= product.X_BYTES or n == 8)

@@ -20,7 +20,9 @@ WAIT = 60
 
 @pytest.fixture
 def pair(monkeypatch):
-    """Process 0 and process 1 with a connection; a lost one does not end this process but is noted."""
+    """Process 0 and process 1 with a connection; a lost one would end this process."""
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
     ends = socket.socketpair()
     for end in ends:
         end.settimeout(WAIT)
@@ -29,6 +31,7 @@ def pair(monkeypatch):
     yield leader, follower
     for end in ends:
         end.close()
+    assert codes == []
 
 
 def listening(group):
@@ -231,6 +234,19 @@ def test_some_of_the_flags_are_not_enough(given):
 def test_a_rank_is_one_of_them(rank):
     with pytest.raises(JllamaError, match=f"process_id={rank} of --num_processes=2: .* counted from 0"):
         processes.start("a:1", 2, rank)
+
+
+def test_native_buffers_are_emptied_before_stdout_is_back(monkeypatch, capfd):
+    def is_stderr():
+        return os.fstat(1).st_ino == os.fstat(2).st_ino
+
+    seen = []
+    library = SimpleNamespace(fflush=lambda stream: seen.append((stream, is_stderr())))
+    monkeypatch.setattr(processes.ctypes, "CDLL", lambda name: library)
+    with processes._quiet():
+        assert is_stderr()
+    assert seen == [(None, True)]
+    assert not is_stderr()
 
 
 def test_what_native_code_writes_meanwhile_is_not_the_answers(capfd):
