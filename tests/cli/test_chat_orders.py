@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from jllama.chat.branches import Branch, Branches, Message
+from jllama.chat.branches import Branch, Branches, Message, Round
 from jllama.cli.terminal import batch, commands, keeping, loop
 from jllama.cli.terminal.attachments import Attachment
 from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.definitions import Call
 from jllama.tools.functions import Toolbox
 
 
@@ -139,6 +140,7 @@ def said(chat, text):
         ("/clear", ["cleared"]),
         ("/undo 1234567890", ["error: '1234567890' is no number of a turn: /undo N"]),
         ("/show ²", ["error: '²' is no number of a turn: /show N"]),
+        ("/show ٣", ["error: '٣' is no number of a turn: /show N"]),
         ("/fork b", ["on branch b; /switch main goes back"]),
         ("/fork", ["error: give the branch a name: /fork NAME"]),
         ("/switch", ["error: which branch? /switch NAME; there are main"]),
@@ -155,6 +157,39 @@ def said(chat, text):
 )
 def test_what_each_command_says(chat, text, lines):
     assert said(chat, text) == lines
+
+
+def test_what_the_model_may_call_is_listed(chat):
+    def sun(city: str, hour: int = 12) -> bool:
+        """Is it up?
+
+        More.
+        """
+
+    def now() -> str:
+        """The time."""
+
+    assert said(chat, "/tools") == ["none: start the chat with --tools=FILE.py"]
+    chat.conversation.toolbox = Toolbox([sun, now])
+    assert said(chat, "/tools") == ["sun(city, hour) Is it up? More.\nnow() The time."]
+
+
+def test_tokens_of_the_messages_are_told(chat, monkeypatch):
+    monkeypatch.setattr(commands.wording, "tokens", lambda conversation: f"{conversation.turns} turns")
+    assert said(chat, "/tokens") == ["3 turns"]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_turn_with_calls_is_shown_whole(chat, saved):
+    calls = (Call("1", "sun", '{"city": "Oslo"}'), Call("2", "now", "{}"))
+    one = Round("I look.", calls, ("true", "x" * 1001))
+    chat.conversation.branch.messages = (Message("user", "?"), Message("assistant", "Yes.", rounds=(one,)))
+    assert said(chat, "/show 1") == [
+        "> ?",
+        'call: sun({"city": "Oslo"})\ngave: true',
+        f"call: now({{}})\ngave: {'x' * 1000}… (1,001 characters)",
+        "Yes.",
+    ]
 
 
 def test_an_answer_is_shown_in_no_style(chat):
@@ -191,6 +226,16 @@ def test_another_answer_is_drawn_where_greedy_would_repeat(chat, temperature, dr
     assert (used.temperature, used.top_p, used.max_new_tokens) == (*drawn, 5)
     assert len(lines) == (1 if temperature else 2)
     assert chat.settings.temperature == temperature
+
+
+def test_what_stopped_before_its_first_word_calls_nothing(chat):
+    """Though the answer before it has a call, which the user declined to wait for."""
+    ran = []
+    chat.conversation.calls = (Call("1", "sun", "{}"),)
+    chat.tools = SimpleNamespace(results=ran.append)
+    chat.conversation.ask = lambda text, settings: iter(())
+    assert said(chat, "hello") == ["", "stopped before the first word: the conversation is as it was"]
+    assert ran == []
 
 
 def test_an_answer_that_goes_on_begins_with_what_stands_there(chat):

@@ -9,8 +9,8 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from jllama.answer import Result
-from jllama.chat.branches import Branch, Message, TreeNode
-from jllama.cli.terminal import batch, clipboard, keeping, loop, wording
+from jllama.chat.branches import Branch, Message, Round, TreeNode
+from jllama.cli.terminal import batch, clipboard, keeping, loop, tool_calls, wording
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal.attachments import Attachment, file_and_words, with_files
 from jllama.cli.terminal.line_editor import ChatCompleter, Terminal, unfinished, unquoted, without_surrogates
@@ -18,6 +18,7 @@ from jllama.cli.terminal.screen import Screen
 from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.definitions import Call
 from jllama.tools.functions import Toolbox
 from tests.support.screens import PlainScreen
 
@@ -199,6 +200,12 @@ def settings_chat(**fields):
         ("stop=a\\nb", ("a\nb",), '["a\\nb"]'),
         ('stop=["a","é"]', ("a", "é"), '["a", "é"]'),
         ("stop=", (), ""),
+        ("stop_token_ids=5", (5,), "(5,)"),
+        ("stop_token_ids=5, 6 7", (5, 6, 7), "(5, 6, 7)"),
+        ("stop_token_ids=(5, 6)", (5, 6), "(5, 6)"),
+        ("stop_token_ids=[5]", (5,), "(5,)"),
+        ("stop_token_ids=", (), "()"),
+        ("stop_token_ids=none", (), "()"),
         ("stop a = b", ("a = b",), '["a = b"]'),
         ('choice=["none", " "]', ("none", " "), '["none", " "]'),
         ("choice=none", (), "none"),
@@ -268,7 +275,10 @@ def test_the_chats_own_settings():
         ("top_k=1.5", "top_k=1.5 must be a whole number"),
         ("seed=x", "seed=x must be a whole number"),
         ("stats=2", "stats=2 must be on or off"),
+        ("stop_token_ids=5,x", "stop_token_ids=x must be a whole number"),
         ("stop=[", "stop must be one text or a JSON list"),
+        ("stop=" + "[" * 100_000, "stop must be one text or a JSON list"),
+        ("stop=[1", "stop must be one text or a JSON list"),
         ("logit_bias=x", "give TOKEN_ID=VALUE"),
         (f"temperature={'y' * 50}", f"temperature={'y' * 40} must be a number"),
         (f"{'k' * 50}=1", f"no setting '{'k' * 40}'"),
@@ -383,6 +393,13 @@ def test_the_first_tool_that_works_copies(monkeypatch):
 
 
 # What is typed.
+
+
+def test_a_question_about_a_tool_is_asked_at_the_terminal(monkeypatch):
+    session = SimpleNamespace(prompt=lambda question: f"{question}!")
+    monkeypatch.setattr(tool_calls, "PromptSession", lambda: session)
+    runner = tool_calls.ToolRunner(Toolbox([]), None)
+    assert runner._ask("run it? ") == "run it? !"
 
 
 @pytest.mark.parametrize(
@@ -642,6 +659,48 @@ def test_answers_as_json(capsys):
     assert first["finish_reason"] == "stop"
     assert "device" in first
     assert (second, err) == ({"error": "no"}, "error: no\n")
+
+
+def sun(city: str) -> bool:
+    return city == "Oslo"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_calls_are_run_and_told_without_a_terminal(capsys, as_json):
+    talk, call = Talk(), Call("1", "sun", '{"city": "Oslo"}')
+    talk.toolbox, talk.run, given = Toolbox([sun]), lambda call: talk.toolbox.run(call)[0], []
+
+    def ask(message, settings):
+        yield "I look. "
+        talk.calls = (call,)
+
+    def reply(results, settings):
+        given.append(results)
+        yield f"Yes {len(given)}. "
+        if len(given) == 2:  # the second time it calls nothing more
+            talk.calls = ()
+            rounds = (Round("I look. ", (call,), ("true",)), Round("", (call,), ("true",)))
+            talk.branch.messages = (Message("user", "?"), Message("assistant", "Yes 2.", rounds=rounds))
+
+    talk.ask, talk.reply = ask, reply
+    code, out, err = run_batch(talk, ["?"], capsys, as_json=as_json)
+    assert (code, given) == (0, [["true"]] * 2)
+    assert err.splitlines() == ['call: sun({"city": "Oslo"})', "gave: true"] * 2
+    if as_json:
+        report = json.loads(out)
+        made = {"name": "sun", "arguments": '{"city": "Oslo"}', "result": "true"}
+        assert (report["text"], report["calls"]) == ("Yes 2.", [made] * 2)
+    else:
+        assert out == "I look. Yes 1. Yes 2. \n"
+
+
+def test_rounds_of_calls_have_an_end_without_a_terminal(capsys):
+    talk, rounds = Talk(), []
+    talk.toolbox, talk.run = Toolbox([sun]), lambda call: "true"
+    talk.ask = lambda message, settings: iter(["a"])
+    talk.reply = lambda results, settings: iter([f"{rounds.append(1) or len(rounds)}"])
+    talk.calls = (Call("1", "sun", "{}"),)
+    assert run_batch(talk, ["?"], capsys)[:2] == (0, "a12345678910\n")
 
 
 def test_statistics_and_an_interrupt(capsys):

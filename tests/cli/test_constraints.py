@@ -40,6 +40,7 @@ def test_files_and_texts_become_settings(tmp_path):
     [
         ({"json_schema": "nowhere.json"}, "cannot read nowhere.json"),
         ({"json_schema": " "}, "--json_schema is empty: give a file's name or a schema"),
+        ({"json_schema": ""}, "--json_schema is empty: give a file's name or a schema"),
         ({"grammar": "nowhere.gbnf"}, "cannot read nowhere.gbnf"),
         ({"grammar": "grammar.txt"}, "give the name of a .lark or a .gbnf file"),
         ({"grammar": LARK}, "give the name of a .lark or a .gbnf file"),

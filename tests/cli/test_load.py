@@ -11,7 +11,7 @@ import struct
 import numpy as np
 import pytest
 
-from jllama.cli.load import idle, target
+from jllama.cli.load import idle, prompts, target
 from jllama.cli.load.figures import distribution, figures
 from jllama.cli.load.idle import Crowd
 from jllama.cli.load.models import served_model
@@ -103,9 +103,23 @@ def said(**delta):
 def test_only_chunks_with_text_count_as_arrivals():
     parts = [b": still here\n\n", said(role="assistant", content=""), said(reasoning_content="Hm"), said()]
     parts += [event({"choices": [{"text": "x"}]}), said(content=None), said(content="y"), USED, DONE]
+    parts += [said(reasoning="Hm"), event({"choices": []}), said(tool_calls=[])]
     answer = answer_of(*parts)
-    assert answer.arrivals == [2.0, 4.0, 6.0]
+    assert answer.arrivals == [2.0, 4.0, 6.0, 9.0]
     assert (answer.usage().prompt_tokens, answer.usage().cached_tokens) == (3, None)
+
+
+def test_a_prompt_s_tokens_that_were_known_are_told():
+    used = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 7}}
+    streamed = answer_of(event({"choices": [], "usage": used}), event({"choices": []}), DONE).usage()
+    whole = answer_of(
+        json.dumps({"choices": [{"text": "x"}], "usage": used}).encode(), streamed=False
+    ).usage()
+    for usage in (streamed, whole):
+        told = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+        assert told == (9, 2, 7)
+    nothing = used | {"prompt_tokens_details": {}}
+    assert answer_of(event({"choices": [], "usage": nothing}), DONE).usage().cached_tokens is None
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -221,11 +235,53 @@ def test_prompts_are_measured_by_the_server_itself(fake, counts):
         async with opened(fake.url, "", 60) as target:
             return await calibrated(target, Workload(model=MODEL, **changes))
 
-    prompts = asyncio.run(made())
-    assert prompts.fixed == FIXED
-    assert len(prompts.text(random.Random(0), 100).split()) - 1 == 100 - FIXED
+    measured = asyncio.run(made())
+    assert measured.fixed == FIXED
+    assert len(measured.text(random.Random(0), 100).split()) - 1 == 100 - FIXED
     with pytest.raises(JllamaError, match=f"--prompt_tokens=3: .* takes {FIXED} tokens: give more"):
         asyncio.run(made(prompt_tokens=(3, 9)))
+
+
+def test_a_prompt_is_counted_by_an_answer_of_one_token():
+    class Asked:
+        async def exchange(self, method, path, body, answer):
+            given.append((method, path, json.loads(body)))
+            answer.status, answer.data = 200, b'{"usage": {"prompt_tokens": 9}}'
+
+    async def count():
+        return await prompts._prompt_tokens(Asked(), Workload(model="m"), "Hello")
+
+    given = []
+    assert asyncio.run(count()) == 9
+    ((method, path, body),) = given
+    assert (method, path) == ("POST", "/v1/chat/completions")
+    assert (body["max_tokens"], body["messages"][0]["content"]) == (1, "Hello")
+    assert "stream" not in body
+
+
+@pytest.mark.parametrize(
+    ("knows", "costs"),
+    [("prompt", True), ("content", True), ("", False)],
+)
+def test_what_each_word_costs_is_asked(knows, costs):
+    """A word of five letters takes five tokens here, and what stands before takes nine."""
+
+    class Asked:
+        async def ask(self, method, path, asked):
+            given.append((method, path, {**asked}))
+            if knows not in asked:
+                return (200, b"{}") if "prompt" in asked else (404, b"[]")
+            text = asked[knows].removeprefix(OPENING)
+            return 200, json.dumps({"tokens": [0] * (9 + len(text.strip()))}).encode()
+
+    given = []
+    found = asyncio.run(prompts._costs(Asked(), Workload(model="m")))
+    assert found == ({word: len(word) for word in WORDS} if costs else {})
+    model = {"model": "m"} if knows != "content" else {}
+    first = {"prompt": OPENING, "model": "m"} if knows != "content" else {"content": OPENING}
+    assert ("POST", "/tokenize", first) in given
+    if costs:
+        assert given[-1] == ("POST", "/tokenize", {knows: f"{OPENING} {WORDS[-1]}", **model})
 
 
 @contextlib.asynccontextmanager
@@ -418,6 +474,7 @@ def test_more_connections_than_the_system_allows_are_refused(monkeypatch, count,
         (OSError(111, "anything"), "Connection refused"),
         (OSError(-2, "Name or service not known"), "Name or service not known"),
         (OSError("all of them failed"), "all of them failed"),
+        (OSError(0, "odd"), "odd"),
     ],
 )
 def test_why_a_connection_can_not_be_opened(error, words):

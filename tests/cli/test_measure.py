@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from jllama.cli import measure
 from jllama.cli.bench_tests import Test as BenchTest
 from jllama.cli.bench_tests import parse_tests
 from jllama.config import ModelConfig
+from jllama.layers.quantization import SCHEMES, quantize
 from jllama.text.tokenizer import Tokenizer
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.helpers import full_logits, params_from
@@ -59,6 +61,36 @@ def test_the_first_runs_compile_and_are_not_counted(monkeypatch):
     seconds = iter([100.0, 50.0, 1.0, 2.0, 4.0])
     row = measure.run_test(CONFIG, params, bench_test(kind="pp", count=8), 3, seed=0)
     assert (row["seconds"], row["tokens_per_second"], row["spread"]) == ([1.0, 2.0, 4.0], 4.0, 1.5)
+
+
+def test_parts_of_a_measurement_do_what_they_time(monkeypatch):
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert measure._row_maxima(None, rows).tolist() == [3, 7, 11]
+    assert measure._row_maxima(np.array([9, 2, 9], np.float32), rows).tolist() == [3, 2, 9]
+    left, right = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((3, 2), np.float32)
+    assert np.allclose(measure._product(left, right), left @ right / 2**0.5)
+    clock = iter([5.0, 7.5])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert measure._seconds(lambda: rows) == 2.5
+
+
+def test_a_prompt_is_timed_behind_its_depth(monkeypatch):
+    read, clock = [], iter([1.0, 4.0])
+    monkeypatch.setattr(measure, "read_prompt", lambda *given: read.append(given))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    slots = SimpleNamespace(config=SimpleNamespace(vocab_size=7))
+    test = bench_test(kind="pp", count=30, depth=20)
+    assert measure.prompt_seconds(slots, test, np.random.default_rng(0)) == 3.0
+    ((given, prompt, depth),) = read
+    assert (given, depth, prompt.shape, prompt.dtype) == (slots, 20, (50,), np.int32)
+    assert (prompt.min(), prompt.max()) == (0, 6)
+
+
+def test_bits_of_the_weights():
+    leaf = quantize(np.ones((32, 64), np.float32), SCHEMES["int8"][0])
+    small = quantize(np.ones((32, 64), np.float32), SCHEMES["int4"][0])
+    assert measure.weight_bits({"a": np.ones(3)}) == []
+    assert measure.weight_bits({"a": leaf, "b": small, "c": leaf, "d": np.ones(3)}) == [4, 8]
 
 
 def test_batches_and_settings_multiply_the_generations_alone():

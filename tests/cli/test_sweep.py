@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from jllama.checkpoint.random_params import random_params
@@ -107,6 +108,69 @@ def test_where_a_point_stands_in_the_picture():
     assert [*map(sweep_picture.panel_of, (greedy, drawn, prompt))] == [*sweep_picture.PANELS]
     assert [*map(sweep_picture.across, (greedy, drawn, prompt))] == [4, 4, 8]
     assert [sweep_picture._percent(share) for share in (0.914, float("nan"))] == ["91", ""]
+
+
+class Panel:
+    """Notes what is drawn."""
+
+    def __init__(self):
+        self.drawn = {}
+
+    def __getattr__(self, name):
+        return lambda *given, **how: self.drawn.setdefault(name, []).append(given)
+
+
+def test_a_panel_has_a_square_for_each_point():
+    points = [
+        point(batch=4, limit_share=0.5),
+        point(batch=1, limit_share=0.914),
+        point(batch=4, depth=64, limit_share=0.004),
+        point(batch=2, depth=64, left_out="no room"),
+    ]
+    panel = Panel()
+    sweep_picture._panel(panel, "none: decoding, greedy", points)
+    ((shares,),) = panel.drawn["imshow"]
+    assert np.array_equal(shares, [[0.914, np.nan, 0.5], [np.nan, np.nan, 0.004]], equal_nan=True)
+    assert panel.drawn["text"] == [
+        *((0, 0, "91"), (1, 0, ""), (2, 0, "50")),
+        *((0, 1, ""), (1, 1, ""), (2, 1, "0")),
+    ]
+    assert panel.drawn["set_title"] == [("none: decoding, greedy",)]
+    assert panel.drawn["set_xticks"] == [(range(3), [1, 2, 4])]
+    assert panel.drawn["set_yticks"] == [(range(2), [0, 64])]
+    assert (panel.drawn["set_xlabel"], panel.drawn["set_ylabel"]) == ([("batch",)], [("depth",)])
+    prompts = Panel()
+    sweep_picture._panel(prompts, "none: prompts", [point(test="pp8", choice="", count=8)])
+    assert (prompts.drawn["set_xlabel"], prompts.drawn["set_xticks"]) == ([("tokens",)], [(range(1), [8])])
+
+
+def test_a_picture_grows_with_what_it_shows():
+    few = [point(batch=1), point(test="pp8", choice="", count=8)]
+    assert sweep_picture._inches(few, ["none"], ["decoding, greedy", "prompts"]) == (5.0, 2.5)
+    many = [point(batch=b, depth=d) for b in range(10) for d in range(6)]
+    wide, high = (10 + 1.5) * 0.62, (6 + 1.5) * 0.62
+    assert sweep_picture._inches(many, ["none"], ["decoding, greedy"]) == pytest.approx((wide, high + 0.5))
+    assert sweep_picture._inches(many, ["none", "int8"], ["decoding, greedy"])[1] == pytest.approx(
+        2 * high + 0.5
+    )
+
+
+def test_a_picture_has_a_row_a_storage_and_a_column_a_panel(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(
+        sweep_picture,
+        "_panel",
+        lambda place, title, points: drawn.append((title, [p["batch"] for p in points])),
+    )
+    points = [point(batch=1), point(batch=2, storage="int8"), point(test="pp8", choice="", batch=3)]
+    points += [point(batch=4, choice="top_k 3", storage="int8")]
+    sweep_picture.draw(tmp_path / "p.png", dict(model="m", dtype="d", device="c"), points)
+    assert drawn == [
+        *(("none: decoding, greedy", [1]), ("none: decoding, sampled", []), ("none: prompts", [3])),
+        *(("int8: decoding, greedy", [2]), ("int8: decoding, sampled", [4]), ("int8: prompts", [])),
+    ]
+    assert (tmp_path / "p.png").exists()
 
 
 def test_a_sweep_is_measured_drawn_and_gone_on_with(server, tmp_path):

@@ -157,6 +157,7 @@ def test_a_tool_as_each_route_writes_it():
         ([F, dict(type="web")], None, r"tools\[1\]: tools of type 'web' are not supported", "tools[1]"),
         ([dict(function=dict(name="a b"))], None, r"tools\[0\]: a tool's name is 'a b'", "tools[0]"),
         ([dict(function={})], None, r"tools\[0\].function: .*`name`", "tools[0].function"),
+        (["x"], None, r"tools\[0\]: Expected `object`", "tools[0]"),
         ([F], "any", "tool_choice: 'any' is none of none, auto, required, nor a function", "tool_choice"),
         ([F], NAMED, "tool_choice: 'g' can't be called: there are f", "tool_choice"),
         ([F], allowed("auto", "f", "g"), "tool_choice: 'g' can't be called: there are f", "tool_choice"),

@@ -165,6 +165,14 @@ def test_patience_ends_so_long_after_what_was_heard_last(quiet):
     asyncio.run(run())
 
 
+def test_what_was_not_submitted_yet_has_not_ended():
+    async def run():
+        return Answers(Mailbox(asyncio.get_running_loop()), lambda *told: None)
+
+    answers = asyncio.run(run())
+    assert (answers.left, answers.at_hand, answers.is_quiet) == (1, False, False)
+
+
 def test_what_was_cancelled_while_it_was_submitted_is_cancelled_then():
     cancelled = []
     stream = type("Made", (), {"cancel": lambda self: cancelled.append(self)})()

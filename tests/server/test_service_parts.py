@@ -1,6 +1,7 @@
 """What stands around a request, each by itself: bodies, limits, health, figures, the socket, signals."""
 
 import asyncio
+import errno
 import signal
 import socket
 import threading
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.datastructures import Headers
 
-from jllama.errors import EngineFailedError
+from jllama.errors import EngineFailedError, JllamaError
 from jllama.server import bodies, run, service
 from jllama.server.app import create_app
 from jllama.server.envelope import seeded, usage
@@ -264,6 +265,46 @@ def test_signals_are_ours_while_it_serves(server):
         signal.raise_signal(signal.SIGTERM)
     assert (server.signal, server.should_exit) == (signal.SIGTERM, True)
     assert {number: signal.getsignal(number) for number in run.SIGNALS} == before
+
+
+def test_what_strangers_send_is_neither_believed_nor_written_down(server):
+    config = server.config
+    assert (config.proxy_headers, config.server_header, config.access_log) == (False, False, False)
+    assert (config.lifespan, config.ws, config.log_level, config.http) == (
+        "off",
+        "none",
+        "error",
+        run.Connection,
+    )
+    assert (config.timeout_keep_alive, config.log_config) == (75, None)
+
+
+@pytest.mark.parametrize("running", [0, 2])
+def test_running_requests_are_told_of_at_the_end(server, monkeypatch, caplog, running):
+    async def shutdown(*_):
+        pass
+
+    monkeypatch.setattr(run.uvicorn.Server, "shutdown", shutdown)
+    server._service._live = set(range(running))
+    asyncio.run(server.shutdown())
+    server._service._live = set()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "running requests: 2; they have 0.5 seconds, and a second signal or Ctrl-C ends them at once"
+    ] * bool(running)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EADDRINUSE, "port 7 is in use: choose another one with --port, or end what listens there"),
+        (errno.EACCES, "cannot listen on h:7: no"),
+    ],
+)
+def test_why_an_address_can_not_be_taken(number, words):
+    with pytest.raises(JllamaError) as error, run._explained("h", 7):
+        raise OSError(number, "no")
+    assert str(error.value) == words
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

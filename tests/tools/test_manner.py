@@ -10,7 +10,8 @@ from jllama.grammar.source import library_grammar
 from jllama.text.template.chat_template import ChatTemplate
 from jllama.tools.definitions import Call, Tool
 from jllama.tools.events import calls_of
-from jllama.tools.grammar import calls_grammar
+from jllama.tools.formats import HERMES
+from jllama.tools.grammar import arguments_schema, behind_thoughts, calls_grammar
 from jllama.tools.manner import Manner
 from jllama.tools.parser import CallParser
 from tests.support.tool_templates import SILENT, XML, sources
@@ -175,6 +176,46 @@ def test_an_answer_without_calls_may_have_to_match(special_id):
         thought = behind_thoughts(grammar, "</think>", special_id)
         assert accepts(thought, f"hm {{ <tool_call>\n</think>\n\n{text}", special_id) is fits
         assert not accepts(thought, text, special_id)
+
+
+def test_a_result_without_an_id_has_an_empty_one():
+    result = {"role": "tool", "content": "42"}
+    ready, _ = Manner.of(template("chatml")).prepared([USER, result], TOOLS)
+    assert ready[-1] == result | {"tool_call_id": ""}
+    ready, _ = Manner.of(template("smollm2")).prepared([USER, result, result], ())
+    words = "<tool_response>\n42\n</tool_response>"
+    assert ready[1:] == [{"role": "user", "content": f"{words}\n{words}"}]
+
+
+def test_the_token_of_number_nought_is_a_mark_too():
+    grammar = calls_grammar(HERMES, TOOLS, lambda text: 0, required=False)
+    assert "opened: TEXT <[0]>" in grammar
+    assert "thoughts: ANY <[0]>" in behind_thoughts(grammar, "</think>", lambda text: 0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "enforced"),
+    [
+        ({}, {"type": "object"}),
+        ({"type": "object"}, {"type": "object"}),  # says nothing: anything
+        ({"properties": {}}, {"type": "object", "properties": {}, "additionalProperties": False}),
+        (
+            {"properties": {"a": {}}, "additionalProperties": True},
+            {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
+        ),
+    ],
+)
+def test_arguments_are_closed_where_they_are_listed(parameters, enforced):
+    assert arguments_schema(Tool(name="f", parameters=parameters)) == enforced
+
+
+@pytest.mark.parametrize(("token", "thoughts"), [(9, "thoughts: ANY <[9]>"), (None, r"/(?s:.*)<\/think>/")])
+def test_thoughts_stand_before_an_answer_s_rules(token, thoughts):
+    grammar = behind_thoughts("start: a\nrestart: b", "</think>", lambda text: token)
+    lines = grammar.splitlines()
+    assert lines[0] == "start: thoughts BLANKS answered"
+    assert thoughts in lines[1]
+    assert lines[-2:] == ["answered: a", "restart: b"]
 
 
 @pytest.mark.parametrize(
