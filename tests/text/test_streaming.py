@@ -109,3 +109,73 @@ def test_ids_beyond_the_vocabulary_are_silent(smollm2, story):
     for tokenizer in (smollm2, story):
         ids = [*tokenizer.encode("a", add_special=False), tokenizer.vocab_size + 5, 10**9]
         assert tokenizer.decode(ids) == "a"
+
+
+def of_bytes(**how):
+    return Detokenizer(lambda token: bytes([token]), skipped=[1], **how)
+
+
+@pytest.mark.parametrize("blanks", [0, 1])
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_is_refused_leaves_the_stream_as_it_was(blanks, refused):
+    """A character may lie on the border, and so may a blank that is dropped."""
+    stream, asked = StreamDecoder(of_bytes(drop_blanks=blanks)), []
+    for token in " "[: 1 - blanks].encode() + b"\xc3":
+        stream.push(token)
+    found = stream.push_unless([0xA9, 1, 65], lambda text: asked.append(text) or refused)
+    assert (asked, found) == (["éA"], None if refused else "éA")
+    assert stream.pending() == ("\ufffd" if refused else "")
+    rest = [0xA9, 65, 66] if refused else [66]
+    assert "".join(map(stream.push, rest)) == ("éAB" if refused else "B")
+    fresh = StreamDecoder(of_bytes(drop_blanks=1))
+    assert fresh.push_unless(b" a", lambda text: text == "a") is None
+    assert fresh.push_unless(b"  ", lambda text: False) == " "
+    assert fresh.push_unless(b" ", lambda text: False) == " "
+
+
+def test_a_blank_at_the_start_may_be_kept():
+    kept, dropped = (StreamDecoder(of_bytes(drop_blanks=1)) for _ in range(2))
+    kept.keep_blanks()
+    assert [stream.push_bytes(b" a") for stream in (kept, dropped)] == [" a", "a"]
+    kept.keep_blanks()
+    assert kept.push_bytes(b" b") == " b"
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({}, "AB"),
+        ({"shown": [1]}, "A\1B"),
+        ({"shown": [2]}, "AB"),
+        ({"skip_special": False}, "A\1B"),
+        ({"skip_special": False, "shown": [2]}, "A\1B"),
+    ],
+)
+def test_special_tokens_are_no_text_but_for_those_that_are_shown(how, text):
+    for prompt in ((), [65], [1]):
+        stream = StreamDecoder(of_bytes(), prompt, **how)
+        assert "".join(map(stream.push, [65, 1, 66])) == text
+        whole = StreamDecoder(of_bytes(), prompt, **how)
+        assert whole.push_unless([65, 1, 66], lambda made: False) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "pieces", "tail"),
+    [
+        (b"a", ["a"], ""),
+        (b"\xc3\xa9", ["", "é"], ""),
+        (b"\xc3", [""], "\ufffd"),
+        (b"\xe2\x82", ["", ""], "\ufffd"),
+        (b"\xe2\x82a", ["", "", "\ufffda"], ""),
+        (b"\xff\xfe", ["\ufffd", "\ufffd"], ""),
+        (b"\xf0\x9f\x98\x80!", ["", "", "", "😀", "!"], ""),
+        (b"\xf0\x9f\x98", ["", "", ""], "\ufffd"),
+        ("\ufeff".encode(), ["", "", "\ufeff"], ""),
+    ],
+)
+def test_bytes_are_text_as_soon_as_they_can_be(data, pieces, tail):
+    stream = StreamDecoder(of_bytes())
+    assert [stream.push(byte) for byte in data] == pieces
+    assert stream.pending() == stream.flush() == tail
+    assert stream.flush() == ""
+    assert "".join(pieces) + tail == of_bytes().decode(data) == data.decode(errors="replace")

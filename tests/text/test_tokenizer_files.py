@@ -5,7 +5,7 @@ import json
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from jllama.errors import JllamaError
 from jllama.text.tokenizer import Tokenizer
@@ -219,3 +219,197 @@ def test_a_first_token_that_config_json_alone_names_is_special(tmp_path, given, 
     tokens = tokens_of(byte_level_json(added=[("<b>", False)]))
     made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=tokens, config={"bos_token_id": given}))
     assert (made.bos_id, made.special_id("<b>")) == (bos, bos)
+
+
+def numbered(*specials, special=False, begins=""):
+    """A tokenizer.json whose first tokens are these, letters behind them."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {text: at for at, text in enumerate([*specials, *letters])}
+    inner = tokenizers.Tokenizer(models.BPE(vocab, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_tokens([AddedToken(text, special=special, normalized=False) for text in specials])
+    if begins:
+        pair = (begins, vocab[begins])
+        rule = f"{begins} $A {begins}"
+        inner.post_processor = processors.TemplateProcessing(rule, special_tokens=[pair])
+    return json.loads(inner.to_str())
+
+
+@pytest.mark.parametrize("order", [("<b>", "<e>"), ("<e>", "<b>")])
+def test_the_first_token_of_all_may_begin_or_end_a_text(tmp_path, order):
+    """Named by its number alone, 0."""
+    bos, eos = order.index("<b>"), order.index("<e>")
+    files = dict(config={"bos_token_id": bos}, generation_config={"eos_token_id": eos})
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=numbered(*order), **files))
+    assert (made.bos_id, made.eos_ids, made.special_ids) == (bos, {eos}, {0, 1})
+    assert made.encode("<b>a<e>", parse_special=True)[::2] == [bos, eos]
+    assert not {0, 1} & set(made.encode("<b>a<e>"))
+    assert made.decode([bos, *made.encode("a"), eos]) == "a"
+    assert made.decode([bos, eos], skip_special=False) == "<b><e>"
+
+
+@pytest.mark.parametrize("order", [("<b>", "<e>"), ("<e>", "<b>")])
+def test_the_first_token_of_all_is_put_around_a_text(tmp_path, order):
+    bos, eos = order.index("<b>"), order.index("<e>")
+    names = {"bos_token": "<b>", "eos_token": "<e>"}
+    config = names | {"add_bos_token": True, "add_eos_token": True}
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=numbered(*order), tokenizer_config=config))
+    plain = made.encode("a", add_special=False)
+    assert made.encode("a") == [bos, *plain, eos]
+    assert made.encode("<b>a<e>", parse_special=True) == [bos, *plain, eos]
+    state = numbered(*order, special=True, begins="<b>")
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=state, tokenizer_config=names))
+    assert made.encode("a") == [bos, *plain, bos]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(("bos", "eos"), [(0, 1), (1, 0)])
+def test_the_first_token_of_a_gguf_may_begin_or_end_a_text(kind, bos, eos):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "gpt2" else ["a", "▁", "<unk>"]
+    tokens = ["<0>", "<1>", *letters]
+    fields = {
+        "tokenizer.ggml.model": kind,
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [1] * len(tokens),
+        "tokenizer.ggml.bos_token_id": bos,
+        "tokenizer.ggml.eos_token_id": eos,
+        "tokenizer.ggml.unknown_token_id": len(tokens) - 1,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    made = Tokenizer.from_gguf(fields)
+    assert (made.bos_id, made.eos_ids, made.special_ids >= {0, 1}) == (bos, {eos}, True)
+    assert made.encode("a") == [bos, tokens.index("a"), eos]
+    assert made.compile_template("{{ bos_token }}{{ eos_token }}{{ pad_token }}").render([]) == (
+        f"<{bos}><{eos}><0>"
+    )
+    for name in ("eot", "eom"):
+        ended = Tokenizer.from_gguf(fields | {f"tokenizer.ggml.{name}_token_id": 0})
+        assert ended.eos_ids == {eos, 0}
+
+
+def test_the_ends_of_each_file_count_together(tmp_path):
+    names = ["<a>", "<b>", "<c>", "<d>", "<|endoftext|>"]
+    files = dict(
+        tokenizer_config={"eos_token": {"content": "<a>"}},
+        config={"eos_token_id": [1, 3]},
+        generation_config={"eos_token_id": 2},
+    )
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=numbered(*names), **files))
+    assert made.eos_ids == {0, 1, 2, 3, 4}
+    assert made.special_ids == {0, 1, 2, 3, 4}
+    for name in ("config", "generation_config"):
+        for wrong in ("2", [1, "2"], 2.0, True, {"a": 1}):
+            broken = files | {name: {"eos_token_id": wrong}}
+            with pytest.raises(
+                JllamaError, match=rf"/{name}\.json: eos_token_id=.* must be a token id \(a whole"
+            ):
+                Tokenizer.from_dir(write_directory(tmp_path, tokenizer=numbered(*names), **broken))
+
+
+@pytest.mark.parametrize("given", [5, [5], ["a"], [{"name": "a"}], [{"name": 5, "template": "x"}], {"a": 5}])
+def test_a_template_is_a_text_or_a_list_of_named_ones(tmp_path, given):
+    files = dict(tokenizer=numbered("<a>"), tokenizer_config={"chat_template": given})
+    with pytest.raises(
+        JllamaError, match=r"tokenizer_config\.json: chat_template is .*, not a text \(or a list"
+    ):
+        Tokenizer.from_dir(write_directory(tmp_path, **files))
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "templates"),
+    [
+        (None, {}, {}),
+        ("", {}, {}),
+        ("d", {}, {"default": "d"}),
+        (
+            [{"name": "default", "template": "d"}, {"name": "x", "template": ""}],
+            {},
+            {"default": "d", "x": ""},
+        ),
+        ([], {}, {}),
+        ("d", {"chat_template.jinja": "f"}, {"default": "f"}),
+        ("d", {"additional_chat_templates/x.jinja": "f"}, {"default": "d", "x": "f"}),
+        (
+            [{"name": "x", "template": "old"}, {"name": "y", "template": "kept"}],
+            {"additional_chat_templates/x.jinja": "é", "additional_chat_templates/z.txt": "no"},
+            {"x": "é", "y": "kept"},
+        ),
+    ],
+)
+def test_which_templates_there_are(tmp_path, given, files, templates):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    config = {"chat_template": given}
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=numbered("<a>"), tokenizer_config=config))
+    assert made.chat_templates == templates
+
+
+def test_what_a_template_is_told_of_the_tokens(tmp_path):
+    named = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "cls", "sep")}
+    config = named | {"pad_token": {"content": "<p>"}, "mask_token": "<m>", "sep_token": None}
+    made = Tokenizer.from_dir(
+        write_directory(
+            tmp_path,
+            tokenizer=numbered("<bos>", "<eos>"),
+            special_tokens_map={"unk_token": "other", "cls_token": "<map>"},
+            tokenizer_config={name: text for name, text in config.items() if name != "cls_token"},
+        )
+    )
+    source = "".join(f"{{{{ {name} }}}}|" for name in [*named, "mask_token"])
+    assert made.compile_template(source).render([]) == "<bos>|<eos>|<unk>|<p>|<map>|||"
+
+
+def test_files_that_name_no_tokenizer_or_something_else(tmp_path):
+    with pytest.raises(JllamaError, match=f"^{tmp_path} has no tokenizer: neither tokenizer.json nor"):
+        Tokenizer.from_dir(tmp_path)
+    for name in ("tekken.json", "tokenizer.model", "tokenizer.json"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(JllamaError, match=f"^{tmp_path}/{name} is a directory where a file is due"):
+            Tokenizer.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "tekken.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 9\n", "a Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html>", "a web page, not the file"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_is_named(tmp_path, name, content, words):
+    files = {"tokenizer.json": byte_level_json()} if name == "tokenizer_config.json" else {}
+    for file, text in (files | {name: content}).items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(JllamaError, match=f"^{tmp_path}/{name} is {words}"):
+        Tokenizer.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["text", "number", "list"])
+def test_an_ordinary_piece_that_files_beside_a_model_name_as_the_end_is_special(tmp_path, how):
+    pieces = read_model(GOLDENS / "bpe.model").pieces
+    piece = next(p for p in pieces if len(p) > 3 and p.isascii() and p.isalpha())
+    at = pieces.index(piece)
+    files = {
+        "text": dict(tokenizer_config={"eos_token": piece}),
+        "number": dict(config={"eos_token_id": at}),
+        "list": dict(generation_config={"eos_token_id": [at]}),
+    }[how]
+    for name in ("plain", "named"):
+        (tmp_path / name).mkdir()
+    plain = Tokenizer.from_dir(spm_directory(tmp_path / "plain", "bpe"))
+    named = Tokenizer.from_dir(spm_directory(tmp_path / "named", "bpe", **files))
+    assert plain.special_id(piece) is None
+    assert named.special_id(piece) == at
+    assert at in named.eos_ids - plain.eos_ids
+    assert at not in named.encode(f"x{piece}")
+    assert named.encode(f"x{piece}", parse_special=True)[-1] == at
+    assert named.decode([at]) == ""
