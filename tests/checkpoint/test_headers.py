@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 
 from jllama.checkpoint import memory
 from jllama.checkpoint.formats import safetensors
@@ -19,7 +18,6 @@ from jllama.checkpoint.formats.safetensors import open_safetensors, read_header
 from jllama.checkpoint.formats.saved_check import check_saved, leaf_name
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
 from jllama.checkpoint.layout import Leaf, Part, layout, parts
-from jllama.checkpoint.output import appearing, check_free, copy_tokenizer, output_directory
 from jllama.checkpoint.sizes import cache_bytes, parameter_bytes, parameter_count
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
@@ -641,88 +639,3 @@ def test_a_leaf_s_name():
     paths, _ = jax.tree_util.tree_flatten_with_path(layout(SMALL))
     found = [leaf_name(path) for path, _ in paths]
     assert {"embed_tokens", "layers.1.attention.qkv_proj", "layers.0.mlp.down_proj", "norm"} <= set(found)
-
-
-# Output.
-
-
-def test_a_directory_appears_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "a" / "out"
-    with appearing(place) as made:
-        (made / "config.json").write_text("{}")
-        assert not place.exists()
-    assert os.listdir(place) == ["config.json"]
-    assert os.listdir(tmp_path / "a") == ["out"]
-    with (
-        pytest.raises(JllamaError, match=f"cannot write {tmp_path}/b: full; nothing was left there"),
-        appearing(tmp_path / "b"),
-    ):
-        raise OSError(errno.ENOSPC, "full")
-    with (
-        pytest.raises(JllamaError, match=r"cannot write .*/b: no room in this library's words; nothing"),
-        appearing(tmp_path / "b"),
-    ):
-        raise SafetensorError("no room in this library's words")
-    with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "b"):
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == ["a"]
-
-
-def test_an_empty_directory_is_filled(tmp_path):
-    (tmp_path / "out").mkdir()
-    inode = (tmp_path / "out").stat().st_ino
-    with appearing(tmp_path / "out") as made:
-        (made / "x").touch()
-        (made / "config.json").touch()
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "x"]
-    assert (tmp_path / "out").stat().st_ino == inode
-
-
-def test_where_nothing_can_be_written_is_told_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert output_directory("~/new/deep") == tmp_path / "new" / "deep"
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "file").touch()
-    os.symlink("absent", tmp_path / "link")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    (tmp_path / "empty").mkdir()
-    for name, words in (
-        ("file", "exists already"),
-        ("full", "exists already"),
-        ("link", "is a link to nothing"),
-    ):
-        with pytest.raises(JllamaError, match=words):
-            check_free(tmp_path / name)
-    os.symlink("empty", tmp_path / "to empty")
-    for name in ("empty", "to empty", "new"):
-        check_free(tmp_path / name)
-    with pytest.raises(JllamaError, match=r"cannot write .*file/x: Not a directory"):
-        output_directory(str(tmp_path / "file" / "x"))
-
-
-def test_a_tokenizer_is_copied_with_all_it_reads(tmp_path):
-    source, target = tmp_path / "a", tmp_path / "b"
-    (source / "additional_chat_templates").mkdir(parents=True)
-    target.mkdir()
-    assert copy_tokenizer(source, target) is False
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "additional_chat_templates/rag.jinja",
-        "x",
-    ):
-        (source / name).write_text(name)
-    (source / "tokenizer_directory").mkdir()
-    assert copy_tokenizer(source, target) is True
-    copied = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    assert copied == [
-        "additional_chat_templates/rag.jinja",
-        "chat_template.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    assert (
-        target / "additional_chat_templates" / "rag.jinja"
-    ).read_text() == "additional_chat_templates/rag.jinja"

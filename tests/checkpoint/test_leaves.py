@@ -23,7 +23,6 @@ from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
 from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
 from jllama.checkpoint.leaves.gguf_blocks import form_of
-from jllama.checkpoint.random_weights import _shards, write_random_checkpoint
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
@@ -467,65 +466,3 @@ def test_a_directory_of_ours_that_is_damaged_is_told(tmp_path, damage):
     (tmp_path / "config.json").write_text(json.dumps({key: SAVED[key] for key in ("quantization_config",)}))
     with pytest.raises(JllamaError, match=r"config.json is damaged"):
         saved_config(tmp_path)
-
-
-# Random checkpoints.
-
-
-@pytest.mark.parametrize(
-    ("limit", "counts"),
-    [
-        (None, [4]),
-        (100, [4]),
-        (48, [2, 2]),
-        (47, [1, 1, 1, 1]),
-        (24, [1, 1, 1, 1]),
-        (72, [3, 1]),
-        (1, [1, 1, 1, 1]),
-    ],
-)
-def test_how_many_tensors_a_shard_holds(limit, counts):
-    tensors = [Part(name=str(n), shape=(3, 4)) for n in range(4)]
-    made = _shards(tensors, 2, limit)
-    assert [len(shard) for shard in made] == counts
-    assert [part.name for shard in made for part in shard] == ["0", "1", "2", "3"]
-
-
-def test_random_numbers_do_not_depend_on_the_shards(tmp_path):
-    keys = dict(
-        model_type="llama",
-        vocab_size=10,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    (tmp_path / "config.json").write_text(json.dumps(keys))
-    whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
-    write_random_checkpoint(tmp_path / "config.json", whole, dtype="float32", seed=3, scale=0.5)
-    write_random_checkpoint(
-        tmp_path / "config.json", cut, dtype="float32", seed=3, scale=0.5, shard_bytes=600
-    )
-    write_random_checkpoint(tmp_path / "config.json", other, dtype="float32", seed=4, scale=0.5)
-    assert sorted(os.listdir(whole)) == ["config.json", "model.safetensors"]
-    index = json.loads((cut / "model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) == len(os.listdir(cut)) - 2 > 1
-
-    def numbers(directory):
-        from safetensors.numpy import load_file
-
-        return {
-            name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()
-        }
-
-    ours, theirs = numbers(whole), numbers(cut)
-    assert ours.keys() == theirs.keys() == index["weight_map"].keys()
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in ours.values())
-    for name, table in ours.items():
-        np.testing.assert_array_equal(table, theirs[name])
-        assert not np.array_equal(table, numbers(other)[name])
-    assert len({table.ravel()[0] for table in ours.values()}) == len(ours)
-    assert all(int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0 for path in cut.glob("*.safetensors"))
-    assert abs(np.concatenate([t.ravel() for n, t in ours.items() if "proj" in n]).std() - 0.5) < 0.05
-    norms = np.concatenate([t for n, t in ours.items() if "norm" in n])
-    assert (abs(norms.mean() - 1) < 0.3, abs(norms.std() - 0.5) < 0.2) == (True, True)
