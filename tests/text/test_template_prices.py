@@ -232,6 +232,7 @@ def test_a_meter_runs_as_long_as_its_template():
         current_meter()
 
 
+FIELD = prices.UNITS_PER_FIELD
 PRICES = [
     (lambda: prices.pay_for_join(", ", ["a", "bc", "d"]), 4 + 3 * 2),
     (lambda: prices.pay_for_join("", [1, "bc"]), 2),
@@ -264,6 +265,11 @@ PRICES = [
     (lambda: prices.pay_for_method("xyx", "replace", ("x", "abc"), {}), 3 + 2 * (3 + NODE)),
     (lambda: prices.pay_for_method("xyx", "replace", ("x", "abc", 1), {}), 3 + 3 + NODE),
     (lambda: prices.pay_for_method(", ", "join", (["a", "bc"],), {}), 3 + 2 * 2 + 2 * NODE),
+    (lambda: prices.pay_for_percent("ab", ()), 2 + NODE),
+    (lambda: prices.pay_for_percent("%s-%s", ("a", "bc")), 5 + 2 * FIELD + NODE + 3),
+    (lambda: prices.pay_for_percent("%s", "abc"), 2 + FIELD + 3),
+    (lambda: prices.pay_for_percent("%(a)s%(a)s", {"a": "bc"}), 10 + 2 * FIELD + 2 * (NODE + 3)),
+    (lambda: prices.pay_for_percent("%%", {"a": "bc"}), 2 + 2 * FIELD + 2 * (NODE + 3)),
 ]  # fmt: skip
 
 
@@ -293,3 +299,34 @@ def test_a_joined_stream_is_read_once():
     with metering(None):
         args = prices.pay_for_method(", ", "join", (iter("abc"),), {})
     assert args == (["a", "b", "c"],)
+
+
+# What jinja2 or Python would make of each, and where.
+OUTGROWING = [
+    ("x | replace('a', x)", "jllama.text.template.filters.do_replace"),
+    ("x.replace('a', x)", "jinja2.sandbox.SandboxedEnvironment.call"),
+    ("x.join(['b'] * n)", "jinja2.sandbox.SandboxedEnvironment.call"),
+    ("lone.center(10 ** 5)", "jinja2.sandbox.SandboxedEnvironment.call"),
+    ("x.split('a')", "jinja2.sandbox.SandboxedEnvironment.call"),
+    ("x * 100", "jinja2.sandbox.SandboxedEnvironment.call_binop"),
+    ("('%(a)s' * 10) % {'a': x}", "jllama.text.template.traced_text.Traced.__mod__"),
+    ("'%(a)s%(a)s' | format(a=x)", "jllama.text.template.traced_text.Traced.__mod__"),
+    ("lone | center(10 ** 5)", "jllama.text.template.traced_text.Traced.center"),
+    ("x | join(x)", "jllama.text.template.traced_text.Traced.join"),
+]
+
+
+@pytest.mark.parametrize(("made", "by"), OUTGROWING)
+def test_what_may_outgrow_its_operands_is_paid_before_it_is_made(monkeypatch, made, by):
+    whole, operands = "{% set y = " + made + " %}", "{% set y = ['b'] * n %}{% set z = '%(a)s' * 10 %}"
+    template, little = SandboxedTemplates().from_string(whole), spent(operands) + 1000
+    assert little < spent(whole) / 2
+
+    def never(*_, **__):
+        raise AssertionError("made before it was paid")
+
+    monkeypatch.setattr(by, never)
+    with metering(None) as meter:
+        meter.left = little
+        with pytest.raises(TemplateRefused):
+            template.render(**X)
