@@ -358,14 +358,14 @@ def test_a_gguf_from_both_sides_of_each_rule(tmp_path, tensors, data, fields, wo
             gguf.read_gguf_header(path)
 
 
-def split(tmp_path, **changes):
+def split(tmp_path, names=b"tu", **changes):
     for number in (0, 1):
         fields = {"split__no": number, "split__count": 2, "split__tensors__count": 2} | (
             changes if number else {}
         )
         write_gguf(
             tmp_path / f"m-0000{number + 1}-of-00002.gguf",
-            (b"tu"[number : number + 1], 2, 0, 0),
+            (names[number : number + 1], 2, 0, 0),
             data=bytes(8),
             **fields,
         )
@@ -386,6 +386,11 @@ def test_a_part_of_another_model_is_told(tmp_path, changes):
         match=f"00002-of-00002.gguf does not belong .* its {key.replace('__', '.')} is {value}, not",
     ):
         gguf.read_gguf_header(split(tmp_path, **changes))
+
+
+def test_a_tensor_that_two_parts_have_is_told(tmp_path):
+    with pytest.raises(JllamaError, match=r"00001-of-00002.gguf does not belong .* some tensor is in two of"):
+        gguf.read_gguf_header(split(tmp_path, b"tt"))
 
 
 def test_metadata_are_copied_without_tensors(tmp_path):

@@ -1,5 +1,6 @@
 """What families' keys and tensor names mean: each name there and back, each limit from both sides."""
 
+import math
 import warnings
 
 import pytest
@@ -190,6 +191,14 @@ SIZES = dict(
         (dict(rope=Rope(rope_type="hyper")), "RoPE type 'hyper'"),
         (dict(attention_bias=1), "attention_bias=1 must be true or false"),
         (dict(max_position_embeddings=2**31), "max_position_embeddings"),
+        *[(dict(norm_placement=kind), None) for kind in ("pre", "post", "both")],
+        (dict(norm_placement="none"), "norm_placement='none' must be one of ('pre', 'post', 'both')"),
+        *[(dict(qk_norm=kind), None) for kind in (None, "head", "full")],
+        (dict(qk_norm="heads"), "qk_norm='heads' must be one of (None, 'head', 'full')"),
+        *[(dict(attention_out_bias=said), None) for said in (None, True, False)],
+        (dict(attention_out_bias="yes"), "attention_out_bias='yes' must be true, false or null"),
+        *[(dict(norm_offset=number), None) for number in (-1e6, 0, 1, 1e6)],
+        *[(dict(norm_offset=x), "norm_offset=") for x in (1.1e6, -1.1e6, math.nan, True, "1", None)],
     ],
 )
 def test_a_configuration_from_both_sides_of_each_limit(changes, words):
@@ -199,6 +208,21 @@ def test_a_configuration_from_both_sides_of_each_limit(changes, words):
         with pytest.raises(JllamaError) as error:
             ModelConfig(**SIZES | changes)
         assert words in str(error.value)
+
+
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+OPTIONAL = ("attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+@pytest.mark.parametrize("name", [*MULTIPLIERS, *OPTIONAL])
+def test_a_multiplier_is_a_positive_number(name):
+    for value in (1e-9, 1, 2.5, 1e6, *([None] if name in OPTIONAL else [])):
+        assert getattr(ModelConfig(**SIZES | {name: value}), name) == value
+    for value in (0, -1, 1.1e6, math.nan, math.inf, True, "1", *([] if name in OPTIONAL else [None])):
+        with pytest.raises(
+            JllamaError, match=f"^config: {name}=.* must be a positive number, 1000000 at most$"
+        ):
+            ModelConfig(**SIZES | {name: value})
 
 
 def test_kinds_of_layers_repeat():
@@ -250,6 +274,19 @@ STRETCHED = dict(original_max_position_embeddings=64)
             "heads that rotate 4 elements need 2",
         ),
         (dict(frequency_factors=(1.0, 0.0)), "frequency_factors (rope_freqs.weight)=0.0"),
+        (dict(frequency_factors=[1.0, 2.0]), "frequency_factors=[1.0, 2.0] must be a tuple of numbers"),
+        (dict(llama_4_scaling_beta=0.1, **STRETCHED), None),
+        (dict(llama_4_scaling_beta=0.1), "llama_4_scaling_beta needs original_max_position_embeddings"),
+        (dict(rope_type="longrope", factor=2.0, **STRETCHED), "longrope lacks short_factor and long_factor"),
+        (dict(rope_type="longrope", factor=2.0, short_factor=(1.0, 2.0), **STRETCHED), None),
+        (dict(rope_type="longrope", factor=2.0, long_factor=(1.0, 2.0), **STRETCHED), None),
+        (
+            dict(rope_type="longrope", factor=2.0, long_factor=(1.0,), **STRETCHED),
+            "RoPE has 1 factors (long_f",
+        ),
+        (dict(partial_rotary_factor=0.5), None),
+        (dict(partial_rotary_factor=0.25), "partial_rotary_factor=0.25 rotates 1 of 4 elements"),
+        (dict(partial_rotary_factor=1.5), "partial_rotary_factor=1.5 rotates 6 of 4 elements"),
     ],
 )
 def test_a_rotary_embedding_from_both_sides_of_each_limit(rope, words):

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from jllama.errors import JllamaError
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies.spm_file import read_model
+from jllama.text.vocabularies.tokenizer_json import read_json_vocabulary
 from jllama.text.vocabulary import AtomEncoder
 from tests.support.tokenizer_helpers import GOLDENS, byte_level_json, spm_directory, write_directory
 
@@ -413,3 +414,46 @@ def test_an_ordinary_piece_that_files_beside_a_model_name_as_the_end_is_special(
     assert at not in named.encode(f"x{piece}")
     assert named.encode(f"x{piece}", parse_special=True)[-1] == at
     assert named.decode([at]) == ""
+
+
+def vocabulary_in(tmp_path, state, named=(), templates=()):
+    (tmp_path / "t.json").write_text(json.dumps(state))
+    return read_json_vocabulary(tmp_path / "t.json", set(named), set(), templates)
+
+
+def test_a_vocabulary_is_a_mapping_of_all_tokens(tmp_path):
+    state = numbered("<b>", "<e>") | {}
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": 258, "content": "<new>"})
+    made, affixes = vocabulary_in(tmp_path, state)
+    ids = dict(made.ids)
+    assert (len(ids), len(made.ids), made.size, made.base_size, affixes) == (259, 259, 259, 258, ((), ()))
+    assert (ids["<b>"], ids["<new>"], "nothing" in made.ids) == (0, 258, False)
+    assert sorted(ids.values()) == [*range(259)]
+    with pytest.raises(KeyError):
+        _ = made.ids["nothing"]
+    assert [made.token_bytes(token) for token in (0, 258, 259, -1, 1 << 32, 1 << 40)] == [
+        *(b"<b>", b"<new>", b"", b"", b"", b""),
+    ]
+
+
+def test_what_a_post_processor_puts_around_a_text(tmp_path):
+    pairs = [("<b>", 0), ("<e>", 1)]
+    for rule, affixes in (
+        ("$A", ((), ())),
+        ("<b> $A", ((0,), ())),
+        ("$A <e>", ((), (1,))),
+        ("<b> <b> $A <e>", ((0, 0), (1,))),
+    ):
+        inner = tokenizers.Tokenizer.from_str(json.dumps(numbered("<b>", "<e>")))
+        inner.post_processor = processors.TemplateProcessing(rule, special_tokens=pairs)
+        assert vocabulary_in(tmp_path, json.loads(inner.to_str()))[1] == affixes
+
+
+def test_a_model_that_knows_no_unknown_word_is_kept_from_special_tokens_all_the_same(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"<e>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.decoder = decoders.Metaspace()
+    inner.add_tokens([AddedToken("<e>", special=False)])
+    made, _ = vocabulary_in(tmp_path, json.loads(inner.to_str()), named=["<e>"])
+    assert made.specials["<e>"].id == 0
+    assert made.encode("a <e> a", True) == [1, 2, 1]
