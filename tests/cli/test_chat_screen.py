@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jllama.cli.terminal import screen as chat_screen
 from jllama.cli.terminal import wrap as chat_wrap
@@ -324,6 +326,19 @@ def test_what_is_loaded(window, family):
     assert lines["context"] == "1,024 tokens, 17 in use (the model: 2,048)"
     assert lines["memory"] == "weights 3 MiB, cache 16 MiB a branch that goes on"
     assert (lines["model"], lines["dtype"]) == ("m", "float32")
+
+
+@given(st.text("*`a b|#->1.\n", max_size=30), st.sets(st.integers(1, 29)))
+def test_markdown_is_the_same_however_it_comes(text, cuts):
+    def shown(pieces):
+        stream = MarkdownStream(
+            lambda text, style: "".join(f"{style}:{c}," for c in text), lambda rows: str(rows)
+        )
+        return "".join(map(stream.push, pieces)) + stream.end()
+
+    ends = [*sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    pieces = [text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    assert shown(pieces) == shown([text])
 
 
 def test_typing_is_quiet_only_while_nobody_asks(monkeypatch):

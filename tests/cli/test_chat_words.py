@@ -114,6 +114,12 @@ def test_a_text_in_one_line():
     assert wording.one_line("a" + " " * 300 + "b") == "a"
 
 
+def test_a_long_text_is_shortened():
+    assert wording.shortened("x\n" * 500) == "x\n" * 500
+    assert wording.shortened("x" * 1001) == "x" * 1000 + "… (1,001 characters)"
+    assert wording.call(Call("1", "f", "y" * 2000)) == f"f({'y' * 1000}… (2,000 characters))"
+
+
 def test_control_characters_are_shown():
     assert wording.printable("a\x00\x1b\t\n\r\x7f\x80\x9f\xa0é") == "a␀␛\t\n␍\ufffd\ufffd\ufffd\xa0é"
 

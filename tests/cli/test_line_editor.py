@@ -48,6 +48,13 @@ def test_keys_become_a_message(typed, keys, text):
     assert typed(keys) == text
 
 
+def test_a_prompt_takes_lines_and_lends_its_text_to_an_editor_and_its_terminal_to_the_shell(typed):
+    session = typed.terminal._session
+    assert (session.multiline, session.complete_while_typing) == (True, False)
+    assert (session.enable_open_in_editor, session.enable_suspend) == (True, True)
+    assert session.prompt_continuation == "… "
+
+
 def test_what_stands_there_already_is_edited(typed):
     assert typed("!\r", "given") == "given!"
     assert typed("new\r") == "new"

@@ -222,6 +222,20 @@ def test_what_is_empty_is_absent():
 
 
 @pytest.mark.parametrize(
+    ("talk", "holds"),
+    [
+        ([USER], False),
+        ([USER, ASSISTANT, USER], False),
+        ([USER, dict(role="assistant", tool_calls=[CALL])], True),
+        ([USER, ASSISTANT | dict(tool_calls=[CALL]), USER], True),
+        ([USER, dict(role="tool", content="42"), USER], True),
+    ],
+)
+def test_whether_there_are_calls_or_results(talk, holds):
+    assert messages.holds_calls(read(*talk)) == holds
+
+
+@pytest.mark.parametrize(
     ("last", "continues", "asks", "begun"),
     [
         (USER, None, None, False),
