@@ -1,5 +1,6 @@
 """What process 0 tells, and what becomes of it elsewhere: plans go along a list, slots are played."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jllama.engine.plans import packed_call, unpacked_call
 from jllama.engine.rows import Piece
 from jllama.engine.slots import Slots
 from jllama.machine import processes
+from tests.support.decoding import row_of
 
 WHOLE = st.integers(-(2**31), 2**31 - 1)
 DTYPES = {
@@ -57,6 +59,13 @@ def test_a_plan_is_read_as_it_was_written(slots, operation, arguments):
     found = unpacked_call(words, None)
     assert found[:2] == (slots, operation)
     same(found[2], arguments)
+
+
+def test_numbers_of_numpy_and_what_process_0_alone_asks(tiny_config):
+    """A row goes without what it must match: process 0 fills the masks."""
+    row = dataclasses.replace(row_of(tiny_config, [3, 1]), constraint=object())
+    *_, (number, pair, sent) = unpacked_call(packed_call(1, 2, (np.int64(5), (1, np.int32(2)), row)), None)
+    assert (number, pair, sent.constraint, sent.limit) == (5, [1, 2], None, row.limit)
 
 
 def test_zeros_and_what_others_have_take_no_room():

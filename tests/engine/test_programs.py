@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jllama import kernels
-from jllama.engine import slot_programs
+from jllama.engine import leading, slot_programs
 from jllama.engine.beginnings import HEAD, Beginnings, common_prefix
 from jllama.engine.decoder import read_prompt
 from jllama.engine.rows import Piece, chunk_size
@@ -130,6 +130,15 @@ def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_param
     assert [greedy for _, _, greedy, _ in on_cpu] == [False] * 4
     assert [greedy for _, _, greedy, _ in on_gpu] == [True, False, False, False]
     assert [scores for *_, scores in on_cpu] == [False, False, True, True]
+
+
+def test_new_slots_are_told_under_a_name_of_their_own(tiny_config, tiny_params, monkeypatch):
+    told, room = [], dict(max_len=8, dtype="float32")
+    monkeypatch.setattr(leading, "tell", lambda *given: told.append(given))
+    made = [Slots.empty(tiny_config, tiny_params, slots=count, stops=3, **room) for count in (2, 1)]
+    names = [each.name for each in made]
+    assert told == [(names[0], leading.NEW, 2, 8, 3), (names[1], leading.NEW, 1, 8, 3)]
+    assert names[0] != names[1] != -1
 
 
 def test_programs_of_slots_take_their_state(tiny_config, tiny_params):

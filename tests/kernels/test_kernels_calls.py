@@ -18,6 +18,8 @@ from jllama.kernels.target import Target
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
+from jllama.layers.rope import Rope, rope_frequencies
+from jllama.layers.shards import Shards
 from tests.support.helpers import random_params
 
 CONFIG = ModelConfig(
@@ -109,6 +111,51 @@ def test_the_plain_model_gets_the_gpu_s_attention_there_alone(calls, params, tar
     assert called(params, target, fresh=fresh, context=whole)[2]["context"] is whole
     calls.setattr(kernels, "gpu_attention", lambda *given: None)
     assert called(params, target, fresh=fresh)[2]["attend_fn"] is append_and_attend
+
+
+GROWING = Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=4)
+
+
+@pytest.mark.parametrize(("context", "length"), [(None, 8), (jnp.array([30], jnp.int32), 30)])
+@pytest.mark.parametrize(("target", "T"), [(GPU, 1), (CPU, 1), (CPU, 4)])
+def test_a_kernel_is_told_how_far_the_text_goes(calls, params, target, T, context, length):
+    """What the cache holds and the tokens that count, unless the whole text is longer."""
+    config = dataclasses.replace(CONFIG, rope=GROWING)
+    cache = KVCache.empty(config, batch=1, max_len=64, dtype="float32").holding(np.int32([7]))
+    tokens = jnp.zeros((1, T), jnp.int32)
+    with pytest.raises(Called) as call:
+        kernels.forward(config, params, tokens, cache, n_valid=np.int32([1]), context=context, target=target)
+    name, given, _ = call.value.args
+    angles = rope_frequencies(GROWING, config.head_dim, jnp.array([length], jnp.int32))
+    if name == "decode":
+        np.testing.assert_allclose(given[4], angles, rtol=1e-6)
+        return
+    cosines, _ = given[4][GROWING][0]
+    positions = 7 + np.arange(T)[None, :, None]
+    np.testing.assert_allclose(cosines, np.cos(positions * np.asarray(angles)[:, None]), rtol=1e-4, atol=1e-5)
+    assert given[5].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "use", "reach", "boxes"),
+    [(True, True, None, 1), (True, True, "no", 0), (True, False, None, 0), (False, True, None, 0)],
+)
+def test_only_gpus_that_reach_each_other_get_mailboxes(params, monkeypatch, on_gpu, use, reach, boxes):
+    class Mesh:
+        size, devices = 2, np.array(["a", "b"], object)
+
+    asked = []
+    target = Target("gpu" if on_gpu else "cpu", use, Mesh())
+    monkeypatch.setattr(kernels, "target_of", lambda tree: target)
+    monkeypatch.setattr(kernels.gpu, "peers_refusal", lambda devices: asked.append(devices) or reach)
+    monkeypatch.setattr(kernels.gpu, "mailboxes", lambda mesh: jnp.zeros((mesh.size, 2), jnp.int32))
+    made = kernels.joined(params)
+    assert (made is params, made.peers is not None) == (not boxes, bool(boxes))
+    assert asked in ([], [["a", "b"]])
+    kind = type(kernels.shards_of(made, target))
+    assert kind is (kernels.gpu.Peers if boxes else Shards)
+    assert kernels.shards_of(params, GPU) is None
+    assert kernels.peers_refusal(GPU) is None
 
 
 @pytest.mark.parametrize("target", [CPU, GPU])
