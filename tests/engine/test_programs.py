@@ -190,6 +190,15 @@ def test_what_a_beginning_leaves_in_its_slot_and_nowhere_else(tiny_config, tiny_
     assert (slots.state.floor.tolist(), slots.state.limit.tolist()) == ([0] * 4, [1, 0, 3, 0])
 
 
+def test_the_longest_prompt_of_those_that_begin_together_has_room(tiny_config, tiny_params):
+    slots = Slots.empty(tiny_config, tiny_params, slots=2, max_len=700, dtype="float32", stops=3)
+    prompts = [[5], [*range(40)] * 15]
+    logits = np.zeros((2, tiny_config.vocab_size), np.float32)
+    slots.begin_together([(at, row_of(tiny_config, ids), at) for at, ids in enumerate(prompts)], logits)
+    seen = [np.flatnonzero(row).tolist() for row in np.asarray(slots.state.counts.prompt)]
+    assert seen == [[5], [*range(40)]]
+
+
 @pytest.mark.parametrize(("count", "width"), [(0, 4), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16)])
 def test_a_single_text_brings_as_many_ends_as_it_has(tiny_config, tiny_params, count, width):
     slots = empty_slots(tiny_config, tiny_params)
