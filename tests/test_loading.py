@@ -242,3 +242,9 @@ def test_what_auto_means_is_asked_for_the_place_of_the_weights(monkeypatch, dire
     asked.clear()
     loading.load(str(directory), quantize="none")
     assert asked == []
+
+
+def test_a_model_has_what_its_files_say_of_sampling(monkeypatch, directory):
+    monkeypatch.setattr(loading, "_generation_config", lambda files: {"top_k": len(files.description)})
+    model = loading.load(str(directory), tokenizer=False)
+    assert model.generation_config == {"top_k": len(str(directory))}

@@ -151,3 +151,12 @@ def test_a_home_that_is_none(reference):
 def test_names_too_long_for_the_file_system(reference):
     with pytest.raises(JllamaError, match="File name too long"):
         jllama.load(reference)
+
+
+def test_a_directory_to_write_to_must_be_one_to_go_into_too(cache, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)) or True)
+    assert cache_dir("xla", "deep") == cache / "xla" / "deep"
+    assert asked == [(cache / "xla" / "deep", os.W_OK | os.X_OK)]
+    cache_dir("xla", writable=False)
+    assert len(asked) == 1

@@ -465,3 +465,66 @@ def test_where_nothing_can_be_locked_pieces_grow_in_a_start_s_own_directory(fetc
     assert resolve(REFERENCE).gguf.read_bytes() == WHOLE
     assert (others / "joined.part").read_bytes() == b"another's"
     assert all(place.name.startswith("unpack-") for place in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "does"),
+    [
+        ("m.gguf.part2", "m.gguf.part1", True),
+        ("m.gguf.part10", "m.gguf.part9", True),
+        ("m.gguf.part01", "m.gguf.part00", True),
+        ("m.gguf.part1", "m.gguf.part1", False),
+        ("m.gguf.part3", "m.gguf.part1", False),
+        ("m.gguf.part1", "m.gguf.part2", False),
+        ("n.gguf.part2", "m.gguf.part1", False),
+        ("m.gguf.part-2", "m.gguf.part1", False),
+        ("m.gguf.part2of3", "m.gguf.part1of3", True),
+        ("m.gguf.part2of4", "m.gguf.part1of3", False),
+        ("part2.bin", "part1.bin", True),
+        ("part2.txt", "part1.bin", False),
+        ("m.gguf.002", "m.gguf.001", True),
+        ("m.txt", "m.gguf.part1", False),
+        ("m.gguf.part1", "m.txt", False),
+    ],
+)
+def test_which_piece_follows_another(name, before, does):
+    assert pieces.follows(name, before) == does
+    if is_piece(name):
+        assert piece_among("p", [f"data/{name}"], "") == f"data/{name}"
+        if does:
+            assert piece_among("p", ["x.txt", f"data/{name}"], before) == f"data/{name}"
+        else:
+            with pytest.raises(
+                JllamaError, match=f"the package p carries {name}, which does not follow {before}"
+            ):
+                piece_among("p", [f"data/{name}"], before)
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ([], "the package p carries 0 pieces of a model; one is needed"),
+        (["a/m.gguf", "x"], "the package p carries 0 pieces of a model, but m.gguf in one; one is needed"),
+        (["m.part1", "m.part2", "x"], "the package p carries 2 pieces of a model; one is needed"),
+    ],
+)
+def test_a_package_carries_one_piece(paths, words):
+    with pytest.raises(JllamaError) as error:
+        piece_among("p", paths, "")
+    assert str(error.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("piece", "whole"),
+    [
+        ("m.gguf.part00", "m.gguf"),
+        ("m-part-1of4.gguf", "m.gguf"),
+        ("m_part1", "m.gguf"),
+        ("m.gguf.001", "m.gguf"),
+        ("part1.bin", "model.gguf"),
+        ("m.x-part1", "m.x.gguf"),
+        ("none", "model.gguf"),
+    ],
+)
+def test_what_the_whole_is_called(piece, whole):
+    assert whole_name(piece) == whole

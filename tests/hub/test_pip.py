@@ -166,6 +166,30 @@ def test_a_pip_that_fails_leaves_no_wheel_to_be_used(fake, tmp_path, script, wan
         pip_download("tiny-gguf", "1.5", tmp_path, scratch, progress)
 
 
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        (b"", "no wheel came"),
+        (b"\n \n", "no wheel came"),
+        (b"a\nb\n\n", "b"),
+        (b"ERROR: a\nERROR: b\nhint\n", "ERROR: b"),
+        (b"NO ERROR: a\nhint", "hint"),
+        (b"caf\xc3\xa9 \xff", "café \ufffd"),
+    ],
+)
+def test_the_last_error_of_pip_is_told(tmp_path, said, last):
+    (tmp_path / "pip.err").write_bytes(said)
+    assert pip._last_error(tmp_path / "pip.err") == last
+
+
+def test_pips_temporary_files_lie_with_its_wheel(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    monkeypatch.setenv("PIP_PROXY", "kept")
+    scratch = fake('touch "$TMPDIR/$PIP_PROXY$PYTHONUNBUFFERED.whl"')
+    assert pip_download("tiny-gguf", "1.5", tmp_path, scratch, False) == scratch / "kept1.whl"
+
+
 def test_pip_is_asked_for_that_wheel_alone(fake, tmp_path):
     scratch = fake('printf "%s\\n" "$@" $PYTHONUNBUFFERED > $TMPDIR/asked; touch $TMPDIR/x.whl')
     assert pip_download("tiny-gguf", "1.5", tmp_path, scratch, False) == scratch / "x.whl"
