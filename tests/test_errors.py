@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jllama.config import ModelConfig
-from jllama.errors import MOST, JllamaError, escaped
+from jllama.errors import MOST, JllamaError, PromptTooLongError, escaped, nearest
 from jllama.text.template.chat_template import ChatTemplate
 from tests.support.checkpoint_files import KEYS
 
@@ -42,6 +42,37 @@ def test_a_message_is_bounded_and_keeps_both_ends(filling):
     assert message.startswith("m.gguf: ")
     assert message.endswith(" is odd; download it again")
     assert len(str(JllamaError(filling * 10**6, filling * 10**6))) <= 2 * MOST + 1
+
+
+@pytest.mark.parametrize("length", [MOST - 1, MOST, MOST + 1, MOST + 2])
+def test_a_line_is_cut_where_it_is_too_long_and_not_before(length):
+    text = "".join(chr(33 + at % 90) for at in range(length))
+    shown = escaped(text)
+    if length <= MOST:
+        assert shown == text
+    else:
+        assert shown == f"{text[: MOST // 2 - 3]} … {text[-MOST // 2 :]}"
+        assert len(shown) == MOST
+
+
+def test_a_prompt_that_is_too_long_tells_how_long():
+    error = PromptTooLongError(10, 9, "shorten it")
+    assert str(error) == "the prompt has 10 tokens and max_seq_len is 9: shorten it"
+    assert (error.prompt_tokens, error.limit) == (10, 9)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("temprature", " (did you mean 'temperature'?)"),
+        ("zzz", ""),
+        ("", ""),
+        ("top", " (did you mean 'top_p'?)"),
+    ],
+)
+def test_the_nearest_of_what_there_is(word, hint):
+    assert nearest(word, iter(["temperature", "top_p", "seed"])) == hint
+    assert nearest(word, []) == ""
 
 
 def test_an_error_survives_pickling():

