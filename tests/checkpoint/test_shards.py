@@ -2,14 +2,19 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from jllama.checkpoint.formats.saved_check import leaf_name
+from jllama.checkpoint.formats.saved_parts import read_part, stored_name
+from jllama.checkpoint.formats.stored import PLAIN, Encoding, Stored
 from jllama.checkpoint.layout import layout, parts
 from jllama.checkpoint.shards import device_share, leaf_rows, numbers, shard_layout
+from jllama.errors import JllamaError
 
 N, H, D, F, V = 8, 4, 6, 16, 12  # query heads, and the sizes of everything but key heads
 CASES = [
@@ -101,3 +106,82 @@ def test_how_many_numbers_a_process_and_a_device_make(tiny_config):
     assert numbers(config, mesh) == 2 * each
     assert device_share(config, 4) == each / whole
     assert device_share(config, 1) == 1
+
+
+class Held:
+    """Reads arrays as a `Reader` reads files; counts the calls."""
+
+    def __init__(self, arrays):
+        self.arrays, self.calls = arrays, 0
+        self.stored = {name: self._stored(name, array) for name, array in arrays.items()}
+
+    def _stored(self, name, array):
+        kinds = {
+            "float32": PLAIN["F32"],
+            "int8": Encoding(name="I8", size=1),
+            "uint8": Encoding(name="U8", size=1),
+        }
+        encoding, place = kinds[array.dtype.name], Path("x")
+        return Stored(
+            name=name, path=place, offset=0, nbytes=array.nbytes, shape=array.shape, encoding=encoding
+        )
+
+    def read_rows(self, stored, row, column, out):
+        self.calls += 1
+        rows = self.arrays[stored.name].reshape(stored.shape)[row : row + len(out)]
+        width = out.shape[1] // rows.dtype.itemsize
+        out[...] = np.ascontiguousarray(rows[:, column : column + width]).view(np.uint8)
+
+
+@pytest.mark.parametrize(("changes", "devices"), CASES, ids=str)
+def test_of_a_saved_leaf_each_device_reads_its_part(tiny_config, changes, devices):
+    config = sized(tiny_config, **changes)
+    leaves = by_name(layout(config))
+    draw = np.random.default_rng(1)
+    arrays = {name: draw.random(leaf.shape, np.float32) for name, leaf in leaves.items()}
+    held = Held(arrays)
+    for at in range(devices):
+        for name, own in by_name(shard_layout(config, devices, at)).items():
+            known = name if name in leaves else "embed_tokens"
+            read = read_part(held, held.stored, leaves[known], own, known)
+            np.testing.assert_array_equal(read, wanted(name, arrays[known], config, devices, at), name)
+    for name, leaf in leaves.items():
+        held.calls = 0
+        np.testing.assert_array_equal(read_part(held, held.stored, leaf, leaf, name), arrays[name])
+        assert held.calls == 1
+
+
+@pytest.mark.parametrize(("bits", "columns"), [(8, [32, 4]), (8, [32, 1]), (4, [16, 4]), (4, [16, 2])])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_of_rows_that_are_quantised_each_device_reads_its_columns(tiny_config, bits, columns, devices):
+    """Values, and scales of groups; a scale of whole rows serves each, unless two weights share a byte."""
+    config = sized(tiny_config, num_key_value_heads=4)
+    leaf = by_name(layout(config))["o_proj"]
+    draw = np.random.default_rng(2)
+    values, scales = (draw.integers(0, 99, (D, n)) for n in columns)
+    held = Held(
+        {"p.values": values.astype(np.int8 if bits == 8 else np.uint8), "p.scales": scales.astype("f4")}
+    )
+    for at in range(devices):
+        own = by_name(shard_layout(config, devices, at))["o_proj"]
+        assert own.parts[0].columns == (at * 32 // devices, (at + 1) * 32 // devices)
+        for name, array in held.arrays.items():
+            n = array.shape[1]
+            if n % devices and (n > 1 or bits == 4):
+                with pytest.raises(
+                    JllamaError, match=f"^{name}: rows of 32 weights in blocks of {32 // n} can't be cut"
+                ):
+                    read_part(held, held.stored, leaf, own, name)
+                continue
+            part = array if n == 1 else np.split(array, devices, axis=1)[at]
+            np.testing.assert_array_equal(read_part(held, held.stored, leaf, own, name), part)
+
+
+def test_a_tied_head_is_stored_once(tiny_config):
+    config = sized(tiny_config, tie_word_embeddings=True)
+    flat, _ = jax.tree_util.tree_flatten_with_path(layout(config))
+    leaves = {leaf_name(path): leaf for path, leaf in flat}
+    paths, _ = jax.tree_util.tree_flatten_with_path(shard_layout(config, 2, 0))
+    named = {leaf_name(path): stored_name(path, leaves) for path, _ in paths}
+    assert named.pop("lm_head") == "embed_tokens"
+    assert all(name == found for name, found in named.items())
