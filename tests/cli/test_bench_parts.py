@@ -127,7 +127,7 @@ def test_a_trace_is_of_one_more_repetition_in_a_directory_that_is_made_first(
     [
         (dict(tests=[]), "nothing to measure: give --tests=tg128"),
         (dict(batch_sizes=[]), "nothing to measure"),
-        (dict(batch_sizes=["0"]), "--batch_sizes=0: give whole numbers"),
+        (dict(batch_sizes=["0"]), "--batch_sizes=0: give a whole number"),
         (dict(json=True, markdown=True), "give --json or --markdown, not both"),
         (dict(top_p=2.0), "top_p=2.0 must be"),
         (dict(sweep="x", json=True), "--json goes with a table, not with --sweep: leave one out"),
