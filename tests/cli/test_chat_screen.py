@@ -328,6 +328,35 @@ def test_what_is_loaded(window, family):
     assert (lines["model"], lines["dtype"]) == ("m", "float32")
 
 
+@pytest.mark.parametrize("begins", ["|", "  |", "#" * 7, "-" * 9])
+@pytest.mark.parametrize("before", ["", "| a |\n"])
+@pytest.mark.parametrize("size", [1, 7, 2 * HELD_AT_MOST])
+def test_a_very_long_line_is_shown_as_it_comes(begins, before, size):
+    stream = MarkdownStream(lambda text, style: text, lambda rows: None)
+    line = begins + "x" * (HELD_AT_MOST + 100) + " y\n"
+    pieces = [(before + line)[at : at + size] for at in range(0, len(before + line), size)]
+    shown = "".join(map(stream.push, pieces[:-1])) if len(pieces) > 1 else before + line
+    assert len(shown) > HELD_AT_MOST
+    assert shown + (stream.push(pieces[-1]) if len(pieces) > 1 else "") + stream.end() == before + line
+
+
+@pytest.mark.parametrize(("over", "is_table"), [(0, True), (1, False)])
+@pytest.mark.parametrize("size", [1, 3 * HELD_AT_MOST])
+def test_a_row_is_held_up_to_its_limit(over, is_table, size):
+    stream = MarkdownStream(lambda text, style: text, lambda rows: "table")
+    text = "|a|\n|-|\n|" + "x" * (HELD_AT_MOST - 2 + over) + "|\n"
+    shown = "".join(stream.push(text[at : at + size]) for at in range(0, len(text), size)) + stream.end()
+    assert shown == ("table" if is_table else text)
+
+
+def test_cells_are_told_apart_by_bars_that_are_not_escaped():
+    tables = []
+    stream = MarkdownStream(lambda text, style: text, lambda rows: tables.append(rows) or "table")
+    stream.push("  | a | b\\|c |  \n |---|:-:| \n| 1|2 | \n")
+    assert stream.end() == "table"
+    assert tables == [[["a", "b|c"], ["1", "2"]]]
+
+
 @given(st.text("*`a b|#->1.\n", max_size=30), st.sets(st.integers(1, 29)))
 def test_markdown_is_the_same_however_it_comes(text, cuts):
     def shown(pieces):

@@ -529,6 +529,32 @@ def test_leaving_takes_two_presses_where_something_would_be_lost(saved, presses,
     assert all(prompt == ("> ", "") for prompt in typist.prompts[1:])
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(EOFError(), 0), (loop.LeaveError(), 0), (KeyboardInterrupt(), 130)]
+)
+def test_a_chat_offers_its_commands_and_ends(monkeypatch, error, code):
+    made = []
+    talk = Talk(turn("a", "b"))
+    chat = Chat(talk, GenerationSettings(), PlainScreen())
+    talk.ask = lambda *given: iter(())
+    typed = iter(["", "/stats on", error])
+
+    def read(chat, terminal):
+        text = next(typed)
+        if isinstance(text, BaseException):
+            raise text
+        return text
+
+    monkeypatch.setattr(loop, "Terminal", lambda *given: made.append(given))
+    monkeypatch.setattr(loop, "read", read)
+    assert loop.run(chat, "a banner") == code
+    assert chat.screen.lines == ["a banner", "stats=on"]
+    ((offered, arguments),) = made
+    assert "/undo" in offered
+    assert not {"/quit", "/retry"} & set(offered)  # other names of the same
+    assert list(arguments("/switch")) == ["main"]
+
+
 def test_the_prompt_names_the_branch_where_there_are_several():
     chat = Chat(Talk(), GenerationSettings(), PlainScreen())
     chat.conversation.branches["other"] = chat.conversation.branch

@@ -68,6 +68,10 @@ def test_behind_another_width_a_word_begins_a_row_once(monkeypatch):
     assert lines("\n", "") == "\n"
     width = 20
     assert lines("five six", "") == "five six"  # the cursor stands at a row's beginning
+    assert lines("\n", "") == "\n"
+    assert lines("a " + "b" * 19, "") == "a \x1b[9999G " + "b" * 19
+    assert lines("\n", "") == "\n"
+    assert lines("a " + "b" * 20, "") == "a " + "b" * 20  # no row has room for it: the terminal breaks it
     hard = wrap.WordWrap(plain, soft=False)
     assert hard("one two", "") == "one two"
     width = 9

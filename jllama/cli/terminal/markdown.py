@@ -79,7 +79,7 @@ class MarkdownStream:
         fence = _FENCE.match(self._held)
         if self._fence:
             return self._close_fence() if fence and self._closes(fence[1]) else ""
-        if self._held.lstrip(" ").startswith("|"):
+        if self._is_row():
             return self._take_row()
         shown = self._end_table()
         if fence:
@@ -149,6 +149,11 @@ class MarkdownStream:
         text, self._held = self._held[:count], self._held[count + len(newline) :]
         self._at_line_start, self._before = bool(newline), (self._before + text + newline)[-1:]
         return self._paint(text, self._line_style) + self._line_end(newline)
+
+    def _is_row(self) -> bool:
+        """Whether a table's row stands here. A longer line was not held until its end: it is text."""
+        line = self._held.partition("\n")[0]
+        return len(line) <= HELD_AT_MOST and line.lstrip(" ").startswith("|")
 
     def _take_row(self) -> str:
         line, _, self._held = self._held.partition("\n")
