@@ -6,7 +6,6 @@ from pathlib import Path
 from jllama import sharding
 from jllama.checkpoint.formats.saved import is_saved
 from jllama.checkpoint.leaves.automatic import kept_bytes
-from jllama.checkpoint.leaves.choose import reads_tiles
 from jllama.checkpoint.shards import device_share
 from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 from jllama.config import ModelConfig
@@ -44,7 +43,7 @@ def weight_bytes(files: ModelFiles, config: ModelConfig, dtype: str, quantize: s
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        needed = kept_bytes(files, config, dtype, all_types=reads_tiles(None))
+        needed = kept_bytes(files, config, dtype)
     return needed if devices == 1 else int(needed * device_share(config, devices))
 
 

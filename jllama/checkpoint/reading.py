@@ -92,13 +92,13 @@ def load_params(
       quantize: which weights stay or become `QTensor`s; see `leaves.choose.converter_for`.
       pack: bring quantised weights into the layout that the platform's kernels read.
       mesh: devices that hold the model together (`jllama.sharding`): this process reads what its own of them
-        take, and `placement` and `pack` say nothing.
+        take, and `placement` says nothing.
 
     Raises:
       JllamaError: tensors missing, extra, misshapen, of an unknown type or not finite; a file that can't be
         read; no memory for the weights.
     """
-    run_dtype, place = _run_dtype(dtype), partial(placed, pack=pack and mesh is None)
+    run_dtype, place = _run_dtype(dtype), partial(placed, pack=pack, alone=mesh is None)
     each = partial(each_leaf, config, placement, mesh)
     if is_saved(files):
         assert files.directory is not None

@@ -159,7 +159,7 @@ def load(storage: str | None = None) -> tuple[str, Any, Any]:
     if bool(FLAGS.model) == bool(FLAGS.random_config):
         raise JllamaError("give --model=REFERENCE or --random_config=config.json, one of them")
     if FLAGS.model:
-        model = command_line.load_model(storage)
+        model = command_line.load_model(storage, tokenizer=False)
         return model.name, model.config, model.params
     from jllama.config import ModelConfig
     from jllama.machine import devices

@@ -59,11 +59,12 @@ def template_variables() -> dict[str, Any] | None:
     )
 
 
-def load_model(quantize: str | None = None) -> Any:
+def load_model(quantize: str | None = None, *, tokenizer: bool = True) -> Any:
     """The model that the flags name; says on stderr what it is if `--verbose`.
 
     Args:
       quantize: instead of what `--quantize` says.
+      tokenizer: False loads the weights alone.
 
     Raises:
       JllamaError: no model is named, or it can't be loaded.
@@ -80,6 +81,7 @@ def load_model(quantize: str | None = None) -> Any:
         device=FLAGS.device,
         quantize=quantize or FLAGS.quantize,
         sha256=FLAGS.model_sha256,
+        tokenizer=tokenizer,
         progress=True,
         tensor_parallel=parallel.devices(),
     )

@@ -77,11 +77,11 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
 
 
 def kept_size(files: Any, config: Any) -> int | None:
-    """Bytes of the weights under `--quantize=auto` on a CPU, the rest in bfloat16; None: nothing is kept."""
+    """Bytes of the weights under `--quantize=auto`, the rest in bfloat16; None: nothing is kept."""
     from jllama.checkpoint.leaves.automatic import kept_bytes
 
     with contextlib.suppress(JllamaError):  # a file that doesn't fit its configuration is shown all the same
-        return None if files.gguf is None else kept_bytes(files, config, "bfloat16", all_types=True)
+        return None if files.gguf is None else kept_bytes(files, config, "bfloat16")
     return None
 
 

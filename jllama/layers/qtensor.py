@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jllama.layers import records
+from jllama.layers.records import UNIT as UNIT
+
 # Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
 EXACT = jax.lax.Precision.HIGHEST
 TILE = 16  # rows that lie interleaved in the layout "tiles"
 SPAN = 32  # elements whose 4-bit halves share bytes in that layout
-UNIT = 256  # weights that share the unit of their 8-bit scales
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +31,9 @@ class QTensor:
 
     The layout "tiles" is what the CPU kernels read (`kernels.cpu.prepare` makes it): rows padded to a
     multiple of 16, four bytes of each of 16 rows beside one another, 4-bit halves paired within 32 elements
-    whatever the group is.
+    whatever the group is. The layout "records" is what the GPU kernels read of scales of two levels
+    (`recorded` makes it): `scales` has all four arrays' numbers, uint8, as `layers.records` says, and the
+    others are None.
     """
 
     values: Array  # int8 [R, C] or uint8 [R, C / 2]; tiles: [R / 16, C / 4 or C / 8, 16, 4]
@@ -39,7 +43,7 @@ class QTensor:
     offset_units: Array | None = None  # likewise, of offsets
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # (*out, C)
     bits: int = dataclasses.field(metadata=dict(static=True))  # 8 or 4
-    layout: str = dataclasses.field(default="rows", metadata=dict(static=True))  # rows or tiles
+    layout: str = dataclasses.field(default="rows", metadata=dict(static=True))  # rows, tiles or records
 
     @property
     def ndim(self) -> int:
@@ -48,12 +52,14 @@ class QTensor:
     @property
     def group(self) -> int:
         """g: how many weights share a scale."""
+        if self.layout == "records":
+            return records.GROUPS[self.bits]
         return self.shape[-1] // self.scales.shape[1]
 
 
 def dequantize(w: QTensor, dtype=jnp.float32) -> Array:
     """The weight as an array `[*out, C]` of `dtype`."""
-    leaves = w if w.layout == "rows" else jax.tree.map(_untile, w)
+    leaves = jax.tree.map(_untile, w) if w.layout == "tiles" else w
     return _expand(w, leaves).reshape(-1, w.shape[-1])[: _rows(w)].reshape(w.shape).astype(dtype)
 
 
@@ -62,6 +68,17 @@ def quantized_linear(w: QTensor, x: Array) -> Array:
     full = dequantize(w, x.dtype)
     contract_last = (((x.ndim - 1,), (full.ndim - 1,)), ((), ()))
     return jax.lax.dot_general(x, full, contract_last, precision=EXACT, preferred_element_type=jnp.float32)
+
+
+def recorded(w: QTensor) -> QTensor:
+    """`w`, in the layout "rows", in the layout "records"; as it is where its scales have one level."""
+    if w.scale_units is None:
+        return w
+    levels = records.Levels(w.scales, w.offsets, w.scale_units, w.offset_units)
+    packed = records.pack(levels, w.shape[-1], w.bits)
+    if packed is None:
+        return w
+    return QTensor(values=w.values, scales=packed, offsets=None, shape=w.shape, bits=w.bits, layout="records")
 
 
 def embed_rows(w: Array | QTensor, tokens: Array, dtype) -> Array:
@@ -93,12 +110,14 @@ def _untile(leaf: Array) -> Array:
 
 def _pick(w: QTensor, rows: Array, leaf: Array) -> Array:
     """Some rows of a leaf, as the layout "rows" has them."""
-    picked = leaf[rows] if w.layout == "rows" else leaf[rows // TILE, :, rows % TILE]
+    picked = leaf[rows // TILE, :, rows % TILE] if w.layout == "tiles" else leaf[rows]
     return picked.reshape(rows.shape[0], -1)
 
 
 def _expand(w: QTensor, leaves: QTensor) -> Array:
     """Weights `[rows, groups, g]` in float32 from rows of the leaves of `w`."""
+    if w.layout == "records":
+        leaves = dataclasses.replace(leaves, **records.unpack(leaves.scales, w.bits)._asdict())
     values, (rows, groups) = leaves.values, leaves.scales.shape
     if w.bits == 4:
         pairs = SPAN if w.layout == "tiles" else w.group

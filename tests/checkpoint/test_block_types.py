@@ -1,5 +1,6 @@
 """GGUF's block types as quantised leaves: the numbers that the gguf package reads, in any form."""
 
+import dataclasses
 import itertools
 
 import gguf
@@ -17,10 +18,19 @@ from jllama.checkpoint.leaves.gguf_blocks import fill
 from jllama.checkpoint.reading import open_checkpoint
 from jllama.errors import JllamaError
 from jllama.hub.references import resolve
-from jllama.kernels.target import of_platform
+from jllama.kernels import gpu
+from jllama.kernels.gpu import launch
+from jllama.kernels.target import Target, of_platform
+from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
-from jllama.layers.qtensor import QTensor, dequantize, embed_rows
-from tests.support.block_files import numbers_of, random_blocks, weight_of, write_mixed_gguf
+from jllama.layers.qtensor import QTensor, dequantize, embed_rows, recorded
+from tests.support.block_files import (
+    numbers_of,
+    random_blocks,
+    random_weight,
+    weight_of,
+    write_mixed_gguf,
+)
 from tests.support.checkpoint_files import KEYS
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.kernels_cpu import skip_without_kernels
@@ -181,10 +191,10 @@ def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):
     files = resolve(str(medium))
     config = read_config(files)
     kept = load_params(files, config, "float32", quantize="auto", pack=False)
-    planned = kept_outline(files, config, "float32", all_types=True)
+    planned = kept_outline(files, config, "float32")
     sizes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)] for params in (planned, kept)]
     assert sizes[0] == sizes[1]
-    needed = kept_bytes(files, config, "float32", all_types=True)
+    needed = kept_bytes(files, config, "float32")
     assert needed == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     monkeypatch.setattr(memory, "available_bytes", lambda: needed)
     memory.check_weights(files, config, "float32", "auto")
@@ -193,15 +203,63 @@ def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):
         memory.check_weights(files, config, "float32", "auto")
 
 
-def test_other_devices_expand_what_their_kernels_do_not_know(medium, monkeypatch):
+def test_without_kernels_blocks_are_to_be_expanded(medium, monkeypatch):
     files = resolve(str(medium))
     config = read_config(files)
-    assert not quantised(kept_outline(files, config, "bfloat16", all_types=False))
     monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: None)
     assert automatic_mode(files, config, "bfloat16", of_platform("cpu")) == "auto"
     monkeypatch.setenv("JLLAMA_KERNELS", "0")
     assert automatic_mode(files, config, "bfloat16", of_platform("cpu")) == "none"
-    assert not quantised(loaded(medium, quantize="auto"))
+    assert automatic_mode(files, config, "bfloat16", of_platform("gpu")) == "none"
+    assert {leaf.layout for leaf in quantised(loaded(medium, quantize="auto"))} == {"rows"}
+
+
+def test_a_gpu_keeps_a_mixed_file_in_records(medium, monkeypatch):
+    monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
+    monkeypatch.setattr(launch, "refusal", lambda: None)
+    monkeypatch.setattr(launch, "blocks_at_once", lambda: 4)
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
+    files = resolve(str(medium))
+    config, full = read_config(files), loaded(medium)
+    assert automatic_mode(files, config, "bfloat16", Target("gpu")) == "auto"
+    monkeypatch.setattr("jllama.checkpoint.leaves.choose.of_platform", lambda platform: Target("gpu"))
+    kept = load_params(files, config, "bfloat16", quantize="auto")
+    token, two = jnp.zeros((1, 1), jnp.int32), jnp.zeros((2, 1), jnp.int32)
+    for tokens, refusal in ((token, gpu.decode_refusal), (two, gpu.batch_refusal)):
+        cache = KVCache.empty(config, batch=len(tokens), max_len=32, dtype="bfloat16")
+        assert refusal(config, kept, cache, tokens) is None
+    assert {leaf.layout for leaf in quantised(kept)} == {"records"}
+    assert [layer.mlp.down_proj.bits for layer in kept.layers] == [8, 4]
+    for ours, theirs in zip(kept.layers, full.layers, strict=True):
+        np.testing.assert_array_equal(dequantize(ours.attention.qkv_proj), theirs.attention.qkv_proj)
+        np.testing.assert_array_equal(dequantize(ours.mlp.down_proj), theirs.mlp.down_proj)
+    np.testing.assert_array_equal(dequantize(kept.lm_head), full.lm_head)
+
+
+@pytest.mark.parametrize("kinds", ["Q4_K", "Q5_K", "Q6_K", "Q4_K Q5_K", "Q4_K Q6_K", "Q6_K Q5_K Q4_K"])
+def test_records_hold_what_their_blocks_hold(kinds):
+    for seed, rows in enumerate((3, 16, 37)):
+        w = random_weight(seed, kinds.split(), (rows, COLUMNS))
+        packed = recorded(w)
+        assert (packed.layout, packed.group) == ("records", 32 if kinds == "Q4_K" else 16)
+        assert packed.scales.nbytes == rows * COLUMNS // 256 * (16 if kinds == "Q4_K" else 32)
+        np.testing.assert_array_equal(dequantize(packed), dequantize(w))
+        tokens = jnp.array([[0, rows - 1, rows]])
+        ours, theirs = (embed_rows(table, tokens, jnp.float32) for table in (packed, w))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_has_no_place_in_records_is_left():
+    one_level, w = random_weight(0, ["Q5_1"], (2, 256)), random_weight(0, ["Q4_K", "Q6_K"], (2, 256))
+    assert recorded(one_level) is one_level
+    torn = dataclasses.replace(w, offsets=w.offsets.at[0, 3].set(w.offsets[0, 2] + 1))  # within 32 weights
+    assert recorded(torn) is torn
+    four = random_weight(0, ["Q4_K"], (2, 256))
+    for large in (dict(scales=four.scales.at[1, 7].set(64)), dict(offsets=four.offsets.at[0, 0].set(-1))):
+        changed = dataclasses.replace(four, **large)
+        assert recorded(changed) is changed
+    wide = dataclasses.replace(four, scales=four.scales[:, ::2], offsets=four.offsets[:, ::2])
+    assert recorded(wide) is wide
 
 
 def test_a_saved_model_keeps_its_blocks(medium, tmp_path):

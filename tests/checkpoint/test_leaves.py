@@ -26,6 +26,7 @@ from jllama.checkpoint.leaves.gguf_blocks import form_of
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
+from jllama.kernels.target import Target
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 from tests.support.block_files import random_blocks, weight_of
@@ -164,26 +165,25 @@ def test_a_leaf_keeps_what_is_stored_in_blocks_alone():
     types = {"a": "Q8_0", "b": "Q5_0", "c": "Q4_0", "d": "Q6_K", "e": "F16", "f": "Q2_K", "g": "Q4_K"}
     held = SimpleNamespace(tensors={name: stored(kind) for name, kind in types.items()})
     eight, four = TYPES["Q8_0"].form, TYPES["Q4_0"].form
-    for names, here, elsewhere in (
-        ("a", eight, eight),
-        ("aa", eight, eight),
-        ("c", four, four),
-        ("ab", eight, None),
-        ("b", eight, None),
-        ("ac", Form(8, 32, offsets=False, scales="float16"), None),
-        ("d", TYPES["Q6_K"].form, None),
-        ("dg", Form(8, 16, offsets=True, scales="int8"), None),
-        ("ga", Form(8, 32, offsets=True, scales="float32"), None),
-        ("e", None, None),
-        ("ce", None, None),
-        ("f", None, None),
-        ("df", None, None),
+    for names, form in (
+        ("a", eight),
+        ("aa", eight),
+        ("c", four),
+        ("ab", eight),
+        ("b", eight),
+        ("ac", Form(8, 32, offsets=False, scales="float16")),
+        ("d", TYPES["Q6_K"].form),
+        ("dg", Form(8, 16, offsets=True, scales="int8")),
+        ("ga", Form(8, 32, offsets=True, scales="float32")),
+        ("e", None),
+        ("ce", None),
+        ("f", None),
+        ("df", None),
     ):
         leaf = Leaf(shape=(2, 2), parts=tuple(Part(name=name, shape=(1,)) for name in names))
-        assert form_of(leaf, held, all_types=True) == here
-        assert form_of(leaf, held, all_types=False) == elsewhere
+        assert form_of(leaf, held) == form
     vector = Leaf(shape=(2,), parts=(Part(name="a", shape=(2,)),))
-    assert form_of(vector, held, all_types=True) is None
+    assert form_of(vector, held) is None
 
 
 SMALL = ModelConfig(
@@ -244,11 +244,18 @@ def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
     assert placed(leaf).layout == "tiles"
     assert placed(leaf, pack=False).layout == "rows"
     assert placed(leaf, jax.devices()[0]).layout == "tiles"
+    assert placed(leaf, alone=False).layout == "rows"
     monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: "no compiler")
     assert placed(leaf).layout == "rows"
     monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
     monkeypatch.setenv("JLLAMA_KERNELS", "0")
     assert placed(leaf).layout == "rows"
+    two_levels = weight_of(random_blocks(np.random.default_rng(0), "Q4_K", 4, 256), "Q4_K")
+    targets = {Target("gpu"): "records", Target("gpu", False): "rows", Target("tpu"): "rows"}
+    for target, layout_ in targets.items():
+        monkeypatch.setattr("jllama.checkpoint.leaves.choose.of_platform", lambda platform, t=target: t)
+        assert placed(two_levels).layout == placed(two_levels, alone=False).layout == layout_
+        assert placed(leaf).layout == placed(two_levels, pack=False).layout == "rows"
 
 
 # Ends of a tie.

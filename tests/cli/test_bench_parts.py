@@ -166,8 +166,10 @@ def test_one_thing_is_measured(given, model, shape):
 def test_what_is_loaded(given, monkeypatch, tmp_path):
     given(model="a/b")
     made = SimpleNamespace(name="n", config="c", params="p")
-    monkeypatch.setattr(command_line, "load_model", lambda storage: made if storage == "int4" else 1 / 0)
+    asked = []
+    monkeypatch.setattr(command_line, "load_model", lambda *what, **how: asked.append((what, how)) or made)
     assert bench.load("int4") == ("n", "c", "p")
+    assert asked == [(("int4",), {"tokenizer": False})]
     order = []
     monkeypatch.setattr(parallel, "join_processes", lambda: order.append("joined"))
     monkeypatch.setattr("jllama.machine.devices.configure", lambda device: order.append(device))

@@ -255,8 +255,9 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
     notice = lambda *held: reason if held == ("c", "p", "float32", "target of p") else 1 / 0  # noqa: E731
     monkeypatch.setattr("jllama.kernels.notice", notice)
     monkeypatch.setattr(command_line, "banner", lambda model: "a banner")
-    assert command_line.load_model(quantize) is model
+    assert command_line.load_model(quantize, tokenizer=False) is model
     how = dict(dtype="float32", device="cpu", quantize=stored, sha256="d", progress=True, tensor_parallel=2)
+    how |= dict(tokenizer=False)
     loaded = (("m",), how)
     assert order == [("checked", "m"), "joined", loaded, ("follows", "c", "p", "float32")]
     assert capsys.readouterr().err.splitlines() == said

@@ -272,9 +272,9 @@ def test_wide_heads_have_fewer_warps_to_a_block(calls, H, warps, resident):
 )
 def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
     f = Format(16, 0, 0)
-    made = dict(slots=8, turn=5, head_rows=132, formats=(f,) * 6, columns=(64,) * 5, row_bytes=1024)
+    made = dict(slots=8, turn=5, head_rows=132, embed=f, formats=((f,),) * 5, columns=(64,) * 5)
+    made |= dict(row_bytes=1024)
     monkeypatch.setattr(decode, "make_plan", lambda *_: SimpleNamespace(**made | changes))
-    monkeypatch.setattr(decode, "layer_formats", lambda layer: (f,) * 4)
     config = dataclasses.replace(tiny_config, hidden_size=64)
     params = SimpleNamespace(norm=jnp.zeros(1, HALF), layers=(1, 2))
     cache = KVCache.empty(config, batch=1, max_len=2, dtype="bfloat16")

@@ -194,8 +194,15 @@ def test_what_cudnn_takes(head_dim, dtype, tokens, words):
         (Format(4, 128, 2), 4096, None),
         (Format(4, 0, 2), 4096, "4 bits in groups of 0"),
         (Format(8, 128, 2), 4096, "8 bits in groups of 128"),
-        (Format(8, 32, 2, True), 4096, "8-bit weights with offsets"),
-        (Format(8, 0, 2), 4096, "float16 scales of whole rows"),
+        (Format(8, 32, 2, True), 4096, None),
+        (Format(8, 16, 4), 4096, None),
+        (Format(8, 0, 4, True), 4096, "8-bit weights whose rows have offsets"),
+        (Format(8, 0, 2), 4096, "or float16 scales"),
+        (Format(4, 32, 1, True), 4096, "two levels, but in records"),
+        (Format(4, 32, 0, True, 16), 768, None),
+        (Format(8, 16, 0, True, 32), 768, None),
+        (Format(4, 32, 0, True, 16), 640, "rows of 640 weights of 4 bits"),
+        (Format(8, 16, 0, True, 32), 640, "rows of 640 weights of 8 bits"),
         (Format(16, 0, 0), 4112, "rows of 4112 weights of 16 bits"),
         (Format(16, 0, 0), 32, None),
         (Format(16, 0, 0), 1 << 20, "too long for the shared memory"),
@@ -235,8 +242,14 @@ def test_how_many_texts_a_step_takes(gpu, monkeypatch, tokens, quantised, fits):
 FORMATS = [
     (Format(16, 0, 0), 64, None),
     (Format(8, 0, 4), 64, None),
-    (Format(8, 0, 2), 64, "float16 scales of whole rows"),
-    (Format(8, 32, 2, True), 64, "8-bit weights with offsets"),
+    (Format(8, 0, 2), 64, "or float16 scales"),
+    (Format(8, 0, 4, True), 64, "8-bit weights whose rows have offsets"),
+    (Format(8, 32, 2, True), 64, None),
+    (Format(8, 16, 4), 64, None),
+    (Format(4, 32, 1, True), 256, "two levels, but in records"),
+    (Format(4, 32, 0, True, 16), 256, None),
+    (Format(8, 16, 0, True, 32), 1280, None),
+    (Format(8, 16, 0, True, 32), 1152, "rows of 1152 weights of 8 bits"),
     (Format(4, 32, 2, True), 64, None),
     (Format(4, 16, 2), 64, "4 bits in groups of 16"),
     (Format(16, 0, 0), 48, "rows of 48 weights"),
@@ -413,7 +426,7 @@ def test_small_layers_are_cut_for_their_waits(gpu, name, cut):
     assert {field: getattr(made, field) for field in cut} == cut
     assert made.slots % made.groups == 0
     assert made.slots >= made.turn  # else a block would wait for values that have no slot
-    assert all(min(tile.slices, made.groups) * made.warps // made.groups % 4 == 0 for tile in made.tiles)
+    assert all(min(tile.slices, made.groups) * made.warps // made.groups % 4 == 0 for tile in made.every_tile)
 
 
 # Where things lie.
@@ -456,7 +469,11 @@ def test_activations_take_limbs(f, columns, size):
 
 
 @pytest.mark.parametrize(
-    "f", [Format(16, 0, 0), Format(8, 0, 4), Format(8, 32, 2), Format(4, 32, 2, True), Format(4, 64, 2)]
+    "f",
+    [
+        *(Format(16, 0, 0), Format(8, 0, 4), Format(8, 32, 2), Format(4, 32, 2, True), Format(4, 64, 2)),
+        *(Format(4, 32, 0, True, 16), Format(8, 16, 0, True, 32)),
+    ],
 )
 @pytest.mark.parametrize("columns", [256, 2048, 5632])
 def test_a_tile_holds_its_rows_and_scales(f, columns):
@@ -469,7 +486,9 @@ def test_a_tile_holds_its_rows_and_scales(f, columns):
     assert (tile.size > tile.rows * tile.stride) == bool(f.group)
     pieces = -(-tile.row // (64 * tile.units))
     assert not f.group or tile.row <= 1024 or pieces % 2 == 0 or tile.units % 4 == 0
-    assert f.row_scales(columns) == (columns // f.group * f.scale_bytes if f.group else 0)
+    sizes = f.record * columns // 256 if f.record else columns // f.group * f.scale_bytes if f.group else 0
+    assert f.row_scales(columns) == sizes
+    assert f.lists == (0 if not f.group else 1 if f.record or not f.offsets else 2)
     assert f.unit == (f.group * f.bits // 2 if f.group else 64)
 
 
@@ -507,6 +526,14 @@ def test_every_pointer_is_stored_once():
         (
             QTensor(values=0, scales=np.zeros((2, 1), np.float16), offsets=0, shape=(2, 64), bits=4),
             Format(4, 64, 2, True),
+        ),
+        (
+            QTensor(values=0, scales=0, offsets=None, shape=(2, 256), bits=4, layout="records"),
+            Format(4, 32, 0, True, 16),
+        ),
+        (
+            QTensor(values=0, scales=0, offsets=None, shape=(2, 256), bits=8, layout="records"),
+            Format(8, 16, 0, True, 32),
         ),
     ],
 )

@@ -15,7 +15,7 @@ from jllama.hub.references import resolve
 from jllama.kernels import cpu
 from jllama.kernels.gpu import decode, product
 from jllama.kernels.gpu.plan import weight_format
-from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.qtensor import QTensor, dequantize, recorded
 from tests.support.block_files import numbers_of, random_blocks, weight_of, write_mixed_gguf
 from tests.support.checkpoint_generator import random_tensors
 from tests.support.kernels_cpu import (
@@ -127,19 +127,16 @@ def test_rows_behind_the_last_and_memory_behind_the_end_spoil_nothing(machine, k
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_gpu_s_kernels_refuse_what_they_do_not_know(kind):
-    form = TYPES[kind].form
-    arrays = {
-        name: jax.ShapeDtypeStruct((64, length), dtype)
-        for name, (length, dtype) in form.outline(1024).items()
-    }
-    w = QTensor(**{"offsets": None, **arrays}, shape=(64, 1024), bits=form.bits)
-    reasons = {
-        product.product_refusal(weight_format(w), 64, 1024),
-        decode._format_refusal(weight_format(w), 1024, SimpleNamespace(row_bytes=1024)),
-    }
-    words = {"Q4_K": "two levels", "Q5_K": "two levels", "Q5_1": "with offsets", "Q6_K": "groups of 16"}
-    assert all(words[kind] in reason for reason in reasons) if kind in words else reasons == {None}
+def test_a_gpu_s_kernels_know_every_type_in_the_layout_that_they_read(kind):
+    rows = weight_of(random_blocks(np.random.default_rng(0), kind, 64, 1024), kind)
+    reasons = {"rows": "but in records" if rows.scale_units is not None else None, "records": None}
+    for w in (rows, recorded(rows)):
+        words = reasons[w.layout]
+        for reason in (
+            product.product_refusal(weight_format(w), 64, 1024),
+            decode._format_refusal(weight_format(w), 1024, SimpleNamespace(row_bytes=1024)),
+        ):
+            assert reason is None if words is None else words in reason
 
 
 def test_the_cpu_s_kernels_name_scales_that_they_do_not_know():

@@ -14,9 +14,10 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch, plan
 from jllama.kernels.gpu.family import decode_frequencies
 from jllama.layers.cache import KVCache
-from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.qtensor import QTensor, dequantize, recorded
 from jllama.layers.quantization import Scheme, quantize
 from tests.support import emulation
+from tests.support.block_files import random_weight
 from tests.support.placed import gathered, scattered
 
 
@@ -42,6 +43,7 @@ LLAMA_8B = shape(4096, 14336, 1, 32, 8, 128, vocab=1026)
 MANY_HEADS = shape(256, 512, 1, 16, 1, 32)
 LONG = shape(256, 320, 1, 4, 1, 128)  # four parts, which every block joins
 HALVES = shape(1024, 1024, 1, 8, 4, 128)  # rows of two slots: four groups of warps
+BLOCKS = shape(512, 2816, 2, 8, 2, 64)  # rows of whole blocks of 256, some in more than one slot
 ROW8, BLOCKS8, BLOCKS4 = Scheme(bits=8, group=None), Scheme(bits=8, group=32), Scheme(bits=4, group=32)
 STORED = {
     "bf16": None,
@@ -50,11 +52,20 @@ STORED = {
     "int4": (BLOCKS4, ROW8),
     "q4": (BLOCKS4,) * 2,
 }
+# GGUF's types of q·k·v, o, gate·up, down and the tables in a file, by layers in turn. A leaf may have two.
+FILES = {
+    "q4_k_m": (("Q4_K Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q6_K"), ("Q4_K", "Q4_K", "Q4_K", "Q4_K", "Q6_K")),
+    "q5_k_m": (("Q5_K", "Q5_K", "Q5_K", "Q5_K", "Q4_K"), ("Q5_K Q6_K", "Q5_K", "Q5_K", "Q6_K", "Q4_K")),
+    "q5_0": (("Q5_0", "Q5_1", "Q4_1", "IQ4_NL", "Q5_1"),),
+    "mixed": (("Q6_K Q8_0", "Q4_K", "Q5_0", "Q4_0", "Q8_0"), ("Q4_K", "bf16", "Q4_K", "Q4_0 Q4_1", "Q8_0")),
+}
 
 
 def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
     """Random parameters; `q8` and `q4` as GGUF's Q8_0 and Q4_0 have them: float16 scales, no offsets."""
     params = random_params(config, dtype)
+    if stored in FILES:
+        return in_blocks(params, FILES[stored])
     if STORED[stored] is None:
         return params
     block, head = STORED[stored]
@@ -67,6 +78,22 @@ def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
             return q
         offsets = None if q.offsets is None else q.offsets * 0 - 8 * q.scales
         return without_offsets(dataclasses.replace(q, scales=q.scales.astype("float16"), offsets=offsets))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def in_blocks(params, layers):
+    """The same shapes with random weights in GGUF's types, as `FILES` has them."""
+    names = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+    def leaf(path, w):
+        if w.ndim < 2 or path[-1].name.endswith("bias"):
+            return w
+        inside = path[0].name == "layers"
+        kinds = layers[path[1].idx % len(layers) if inside else 0]
+        kind = kinds[names.index(path[-1].name) if inside else 4]
+        seed = len(jax.tree_util.keystr(path)) + 97 * (path[1].idx if inside else 0)
+        return w if kind == "bf16" else recorded(random_weight(seed, kind.split(), w.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -168,6 +195,10 @@ CASES = [
     (MANY_HEADS, "q8", "bfloat16", 320, (180, 300)),  # two parts, then more than every block joins
     (NARROW, "q4", "bfloat16", 40, (33,)),
     (HALVES, "bf16", "bfloat16", 80, (64,)),
+    (BLOCKS, "q4_k_m", "bfloat16", 40, (37,)),
+    (BLOCKS, "q5_k_m", "float16", 40, (37,)),
+    (BLOCKS, "q5_0", "bfloat16", 40, (0,)),
+    (BLOCKS, "mixed", "bfloat16", 40, (37,)),
 ]
 
 
@@ -226,9 +257,11 @@ ON_GPU = [
     (MANY_HEADS, "bf16", "float16", 200, (180,)),
     (LONG, "bf16", "bfloat16", 600, (64, 191, 600)),
     (HALVES, "bf16", "bfloat16", 600, (128, 590)),
-    *((TINYLLAMA, stored, "bfloat16", 2048, (0, 100, 1900, 2048)) for stored in STORED),
+    *((TINYLLAMA, stored, "bfloat16", 2048, (0, 100, 1900, 2048)) for stored in (*STORED, *FILES)),
     (LLAMA_8B, "bf16", "bfloat16", 300, (290,)),
     (LLAMA_8B, "int4", "bfloat16", 300, (290,)),
+    (LLAMA_8B, "q4_k_m", "bfloat16", 300, (290,)),
+    *((BLOCKS, stored, "float16", 40, (37,)) for stored in FILES),
 ]
 
 

@@ -137,7 +137,7 @@ def test_slots_of_the_ring_are_filled(four_blocks, name, size):
     assert plan.row_bytes == size
     assert (0.9 if size < 2048 else 0.86) < plan.filled < 1
     # Counted by hand: tiles of eight rows, each row in pieces.
-    c, pieces = config, [-(-tile.row // min(tile.row, tile.units * 64)) for tile in plan.tiles]
+    c, pieces = config, [-(-tile.row // min(tile.row, tile.units * 64)) for tile in plan.every_tile]
     counts = [rows // 8 * n for rows, n in zip(plan.rows, pieces, strict=True)]
     read = 2 * sum(leaf.size for leaf in _matrices(config))
     slots = c.num_hidden_layers * sum(counts[:4]) + counts[4]

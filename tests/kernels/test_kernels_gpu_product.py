@@ -13,9 +13,10 @@ from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.norm import rms_norm
-from jllama.layers.qtensor import QTensor, dequantize
+from jllama.layers.qtensor import QTensor, dequantize, recorded
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from tests.support import emulation
+from tests.support.block_files import random_weight
 
 EPS = 1e-5
 STORED = {
@@ -25,16 +26,19 @@ STORED = {
     "int8 groups": Scheme(bits=8, group=32),
     "int4 groups of 128": Scheme(bits=4, group=128),
 }
+BLOCKS = ("Q4_K", "Q5_K", "Q6_K", "Q4_K Q6_K", "Q5_1", "Q6_K Q8_0")  # GGUF's; several types of a leaf's rows
 
 
 def product_case(tokens, rows, columns, stored, dtype, seed=0):
     """A weight as it is stored, activations, a norm and a residual."""
     keys = jax.random.split(jax.random.key(seed), 4)
     w = jax.random.normal(keys[0], (rows, columns)) * columns**-0.5
-    scheme = STORED[stored]
+    scheme = STORED.get(stored)
     weight = w.astype(dtype) if scheme is None else quantize(w, scheme)
     if scheme is not None and scheme.bits == 8 and scheme.group:  # as in GGUF's Q8_0
         weight = dataclasses.replace(weight, scales=weight.scales.astype(jnp.float16))
+    if stored in BLOCKS:
+        weight = recorded(random_weight(seed, stored.split(), (rows, columns)))
     x = (jax.random.normal(keys[1], (tokens, columns)) * 3).astype(dtype)
     norm = (1 + jax.random.normal(keys[2], (columns,)) / 4).astype(dtype)
     return weight, x, norm, jax.random.normal(keys[3], (tokens, rows)).astype(dtype)
@@ -72,7 +76,8 @@ def exact(weight, x, norm, residual, after, more=LLAMA):
 def check(ours, wanted, dtype, stored, after):
     """The result is rounded, and weights whose groups have scales are, both halves of gated ones."""
     ours, wanted = np.asarray(ours, np.float64), np.asarray(wanted, np.float64)
-    roundings = 1 + ("int4" in stored or "groups" in stored) * (1 + (after == products.GATED))
+    in_groups = stored in BLOCKS or "int4" in stored or "groups" in stored
+    roundings = 1 + in_groups * (1 + (after == products.GATED))
     bound = {"bfloat16": 2e-3, "float16": 2.5e-4}[dtype] * roundings**0.5
     assert np.linalg.norm(ours - wanted) < bound * np.linalg.norm(wanted)
 
@@ -88,6 +93,13 @@ CASES = [
     (16, 48, 1280, "int4", "float16", False, products.RESIDUAL, 2, LLAMA),
     (4, 64, 640, "int8 groups", "bfloat16", False, products.NOTHING, 4, LLAMA),
     (9, 34, 512, "int4 groups of 128", "bfloat16", True, products.NOTHING, 2, LLAMA),
+    (5, 96, 768, "Q4_K", "bfloat16", True, products.GATED, 6, LLAMA),
+    (12, 71, 2816, "Q4_K", "float16", False, products.RESIDUAL, 2, LLAMA),
+    (3, 48, 1280, "Q6_K", "bfloat16", False, products.RESIDUAL, 4, LLAMA),
+    (17, 40, 1536, "Q4_K Q6_K", "bfloat16", True, products.NOTHING, 4, LLAMA),
+    (2, 64, 512, "Q5_K", "float16", False, products.NOTHING, 2, LLAMA),
+    (2, 64, 512, "Q5_1", "bfloat16", False, products.NOTHING, 2, LLAMA),
+    (4, 64, 768, "Q6_K Q8_0", "bfloat16", False, products.NOTHING, 4, LLAMA),
     (3, 71, 256, "plain", "bfloat16", True, products.NOTHING, 4, More(bias=True, offset=1.0)),
     (5, 50, 512, "int8", "bfloat16", False, products.RESIDUAL, 2, More(bias=True, by=0.22)),
     (9, 96, 256, "int4", "float16", True, products.GATED, 4, More(bias=True, gated="gelu_pytorch_tanh")),
@@ -135,7 +147,7 @@ def test_product_emulated(
 def test_wide_and_deep_products_fit(monkeypatch):
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: 132)
-    for stored in STORED:
+    for stored in (*STORED, *BLOCKS):
         f = weight_format(product_case(1, 2, 256, stored, "bfloat16")[0])
         for rows, columns in ((2048, 5632), (4096, 14336), (28672, 4096), (128256, 2048)):
             assert products.product_refusal(f, rows, columns) is None
@@ -152,7 +164,7 @@ def test_wide_and_deep_products_fit(monkeypatch):
         *((*case[:-2], case[-1]) for case in CASES),
         *(
             (tokens, rows, columns, stored, "bfloat16", after != products.RESIDUAL, after, LLAMA)
-            for stored in ("plain", "int8", "int4")
+            for stored in ("plain", "int8", "int4", "Q4_K", "Q6_K")
             for tokens, rows, columns, after in (
                 (2, 2560, 2048, products.NOTHING),
                 (32, 2048, 5632, products.RESIDUAL),

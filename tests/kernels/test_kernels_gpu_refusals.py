@@ -89,14 +89,22 @@ def test_every_layer_must_have_the_weights_of_the_first(four_blocks):
     assert "different weights" in refusal(one_sided, layers=(1,))
 
 
-@pytest.mark.parametrize("other", [1, 2])
-def test_every_layer_must_be_stored_as_the_first(four_blocks, other):
-    config = dataclasses.replace(SMALL, num_hidden_layers=3)
-    layers, (small,) = weights(config, "bf16").layers, weights(SMALL, "int8").layers
-    mixed = tuple(small if i == other else layer for i, layer in enumerate(layers))
-    params = dataclasses.replace(weights(config, "bf16"), layers=mixed)
-    reason = decode.decode_refusal(config, params, KVCache.empty(config, batch=1, max_len=64), TOKEN)
-    assert "different ways" in reason
+def test_layers_may_be_stored_in_a_few_ways(four_blocks):
+    config = dataclasses.replace(SMALL, num_hidden_layers=5)
+    stored = ("bf16", "int8", "q8", "int4", "q4")
+    each = [weights(SMALL, kind).layers[0] for kind in stored]
+    cache = KVCache.empty(config, batch=1, max_len=64)
+
+    def made(layers):
+        return dataclasses.replace(weights(SMALL, "bf16"), layers=tuple(layers))
+
+    params = made([each[0], each[1], each[3], each[1], each[0]])
+    assert decode.decode_refusal(config, params, cache, TOKEN) is None
+    cut = plan.make_plan(config, params)
+    assert cut.stored == tuple((which,) * 4 for which in (0, 1, 2, 1, 0))
+    assert [len(formats) for formats in cut.formats] == [3, 3, 3, 3, 1]
+    assert plan._formats_of_layers(cut) == "{0, 85, 170, 85, 0}"
+    assert "in more than 4 ways" in decode.decode_refusal(config, made(each), cache, TOKEN)
 
 
 def test_every_group_of_warps_has_as_many_slots_as_the_others(four_blocks):

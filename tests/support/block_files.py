@@ -1,16 +1,19 @@
 """Random blocks of GGUF's types, written by hand: the gguf package can't quantise K types."""
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gguf import GGMLQuantizationType as GgmlType
 from gguf.quants import dequantize as by_package
 
-from jllama.checkpoint.leaves.block_types import TYPES, Form, widened
+from jllama.checkpoint.leaves.block_types import TYPES, Form, common_form, widened
 from jllama.families.tensor_names import from_hf, to_gguf
 from jllama.layers.qtensor import QTensor
 from tests.support.checkpoint_files import finish, gguf_writer
@@ -56,6 +59,17 @@ def weight_of(raw: np.ndarray, kind: str, form: Form | None = None) -> QTensor:
     columns = blocks.shape[1] * gguf.GGML_QUANT_SIZES[GgmlType[kind]][0]
     arrays: Any = {name: None if array is None else jnp.asarray(array) for name, array in pieces.items()}
     return QTensor(**arrays, shape=(len(raw), columns), bits=form.bits)
+
+
+def random_weight(seed: int, kinds: Sequence[str], shape: tuple[int, ...]) -> QTensor:
+    """A weight of random blocks in the layout "rows"; as many rows of each of these types."""
+    rng, (rows, columns) = np.random.default_rng(seed), (math.prod(shape[:-1]), shape[-1])
+    form = common_form({TYPES[kind].form for kind in kinds})
+    parts = []
+    for kind, taken in zip(kinds, np.array_split(np.arange(rows), len(kinds)), strict=True):
+        raw = random_blocks(rng, kind, len(taken), columns, size=2 * columns**-0.5)
+        parts.append(dataclasses.replace(weight_of(raw, kind, form), shape=shape))
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
 def write_mixed_gguf(

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jllama import kernels, sharding
-from jllama.checkpoint.layout import Leaf, layout
+from jllama.checkpoint.layout import Leaf
+from jllama.checkpoint.layout import layout as leaves
 from jllama.checkpoint.leaves.gguf_blocks import form_of, outline
 from jllama.checkpoint.reading import open_checkpoint
 from jllama.checkpoint.shards import split_layout
@@ -34,19 +35,21 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
-    params = kept_outline(files, config, dtype, all_types=target.platform == "cpu", devices=target.devices)
+    alone = "tiles" if target.platform == "cpu" and target.devices == 1 else "rows"
+    layout = "records" if target.on_gpu else alone
+    params = kept_outline(files, config, dtype, layout=layout, devices=target.devices)
     if target.mesh is not None:
         config = sharding.widened(config, target.devices)
     return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
 
 
 def kept_outline(
-    files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool, devices: int = 1
+    files: ModelFiles, config: ModelConfig, dtype: str, *, layout: str = "rows", devices: int = 1
 ) -> Params:
     """The parameters of a GGUF file as `auto` loads them, without their numbers.
 
     Args:
-      all_types: see `form_of`; the layout is then "tiles", on one device.
+      layout: of the `QTensor`s that have one for kernels.
       devices: that hold the model together.
 
     Raises:
@@ -55,19 +58,19 @@ def kept_outline(
     checkpoint = verified(open_checkpoint(files), config)
 
     def shapes(leaf: Leaf) -> Any:
-        form = form_of(leaf, checkpoint, all_types=all_types)
+        form = form_of(leaf, checkpoint)
         if form is None:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-        return outline(leaf, form, layout="tiles" if all_types and devices == 1 else "rows")
+        return outline(leaf, form, layout)
 
-    return jax.tree.map(shapes, layout(config) if devices == 1 else split_layout(config, devices))
+    return jax.tree.map(shapes, leaves(config) if devices == 1 else split_layout(config, devices))
 
 
-def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str, *, all_types: bool) -> int:
+def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str) -> int:
     """Memory of the weights of a GGUF file as `auto` loads them; see `kept_outline`.
 
     Raises:
       JllamaError: the file is not sound.
     """
-    arrays = jax.tree.leaves(kept_outline(files, config, dtype, all_types=all_types))
+    arrays = jax.tree.leaves(kept_outline(files, config, dtype))
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)

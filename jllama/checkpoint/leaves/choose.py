@@ -17,7 +17,7 @@ from jllama.checkpoint.shards import split_layout
 from jllama.config import ModelConfig
 from jllama.families.tensor_names import EMBED, HEAD
 from jllama.kernels.target import of_platform
-from jllama.layers.qtensor import QTensor
+from jllama.layers.qtensor import QTensor, recorded
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from jllama.machine.progress import ByteBar
 
@@ -46,7 +46,7 @@ def converter_for(
         stored = QuantizedConverter(checkpoint, reader)
 
         def keep(leaf: Leaf, where: Any) -> Any:
-            form = form_of(leaf, checkpoint, all_types=reads_tiles(where))
+            form = form_of(leaf, checkpoint)
             return dense(leaf, where) if form is None else place(stored(leaf, form), where)
 
         return keep, [dense]
@@ -83,13 +83,12 @@ def check_cuts(mode: str, config: ModelConfig, checkpoint: Checkpoint, mesh: Mes
     """
     if mesh is None or mode == "none":
         return
-    all_types = reads_tiles(mesh.devices.flat[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(split_layout(config, mesh.size)):
         C, axis = leaf.shape[-1], sharding.cut_axis(path, leaf, mesh.size)
         if axis != len(leaf.shape) - 1 or not leaf.is_matrix:
             continue
         if mode == "auto":
-            form = form_of(leaf, checkpoint, all_types=all_types)
+            form = form_of(leaf, checkpoint)
             counts = [length for length, _ in form.outline(C).values()] if form else []
         else:
             scheme = scheme_for(leaf, mode)
@@ -105,19 +104,23 @@ def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
     return tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
 
 
-def placed(leaf: Any, where: Any = None, *, pack: bool = True) -> Any:
+def placed(leaf: Any, where: Any = None, *, pack: bool = True, alone: bool = True) -> Any:
     """An array or a quantised leaf where it is to lie; `pack`: in the layout that kernels read there.
 
-    Bound to a device only if one is named: a program compiled for arrays that are not is compiled anew for
-    those that are, and what it returned with the weights' help would be.
+    `alone`: that place has the whole model, else a part of it, which no kernel reads in tiles. Bound to a
+    device only if one is named: a program compiled for arrays that are not is compiled anew for those that
+    are, and what it returned with the weights' help would be.
     """
-    if isinstance(leaf, QTensor) and pack and reads_tiles(where):
+    layout = kernel_layout(where) if isinstance(leaf, QTensor) and pack else "rows"
+    if layout == "tiles" and alone:
         leaf = kernels.cpu.tiles(leaf)
         return leaf if where is None else jax.device_put(leaf, where)
-    return jax.device_put(leaf, where)
+    return jax.device_put(recorded(leaf) if layout == "records" else leaf, where)
 
 
-def reads_tiles(where: Any) -> bool:
-    """Whether the kernels of a place, None for JAX's default device, read the layout "tiles"."""
+def kernel_layout(where: Any) -> str:
+    """The layout of a `QTensor` that the kernels of a place, None for JAX's default device, read."""
     target = of_platform(getattr(where or jax.devices()[0], "platform", "cpu"))
-    return target.platform == "cpu" and target.kernels and kernels.cpu.refusal() is None
+    if target.platform == "cpu" and target.kernels and kernels.cpu.refusal() is None:
+        return "tiles"
+    return "records" if target.on_gpu and target.kernels else "rows"

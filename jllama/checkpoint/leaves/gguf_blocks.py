@@ -13,9 +13,6 @@ from jllama.checkpoint.leaves.dense import CHUNK, aligned_empty, all_finite, dei
 from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 
-# What kernels for other devices than a CPU know. A leaf of any other type is expanded there.
-KNOWN_EVERYWHERE = ("Q8_0", "Q4_0", "Q4_1")
-
 
 class QuantizedConverter:
     """Reads a leaf's blocks, without ever expanding them."""
@@ -68,22 +65,17 @@ def fill(targets: dict[str, np.ndarray], blocks: np.ndarray, kind: BlockType, fo
             target[start:end] = getattr(pieces, name)
 
 
-def form_of(leaf: Leaf, checkpoint: Checkpoint, *, all_types: bool) -> Form | None:
-    """How the leaf is kept quantised: in what all of its tensors fit in exactly; None: it can't be.
-
-    Args:
-      all_types: the kernels there know every type, and mixtures of them, not `KNOWN_EVERYWHERE` alone.
-    """
+def form_of(leaf: Leaf, checkpoint: Checkpoint) -> Form | None:
+    """How the leaf is kept quantised: in what all of its tensors fit in exactly; None: it can't be."""
     kinds = {checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
     if not leaf.is_matrix or not kinds <= set(TYPES):
-        return None
-    if not all_types and (len(kinds) > 1 or not kinds <= set(KNOWN_EVERYWHERE)):
         return None
     return common_form({TYPES[kind].form for kind in kinds})
 
 
 def outline(leaf: Leaf, form: Form, layout: str) -> QTensor:
     """The quantised leaf without its numbers: format and groups; the shapes are those of "rows"."""
+    layout = "rows" if layout == "records" and form.scales != "int8" else layout
     rows = math.prod(leaf.shape[:-1])
     arrays: dict[str, Any] = {
         name: jax.ShapeDtypeStruct((rows, length), dtype)

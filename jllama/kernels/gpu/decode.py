@@ -24,14 +24,15 @@ from jllama.kernels.gpu.family import (
 from jllama.kernels.gpu.layout import TABLE_LAYER, Format
 from jllama.kernels.gpu.plan import (
     LOGITS_SLOT,
+    MAX_FORMATS,
     PEERS_SLOT,
     Plan,
     blocks,
-    layer_formats,
     make_plan,
     source,
 )
 from jllama.kernels.refusals import DECODE_FIELDS, refused_field, refused_leaf
+from jllama.layers import records
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.shards import Shards
@@ -102,25 +103,24 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) ->
     plan = make_plan(c, params, gpus)
     if plan.head_rows % 2:
         return "the kernel does not know a head of an odd number of rows"
-    for layer in params.layers:
-        if layer_formats(layer) != plan.formats[1:5]:
-            return "layers whose weights are stored in different ways"
-    for f, width in zip(plan.formats, (c.hidden_size, *plan.columns), strict=True):
-        reason = _format_refusal(f, width, plan)
-        if reason:
+    if max(map(len, plan.formats)) > MAX_FORMATS:
+        return f"layers whose weights are stored in more than {MAX_FORMATS} ways"
+    pairs = zip(((plan.embed,), *plan.formats), (c.hidden_size, *plan.columns), strict=True)
+    for f, width in ((f, width) for formats, width in pairs for f in formats):
+        if reason := _format_refusal(f, width, plan):
             return reason
     return None if plan.slots >= max(3, plan.turn) else "rows too long for the shared memory"
 
 
 def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
-    known = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
+    known = {(16, 0), (8, 0), (8, 16), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
     if (f.bits, f.group) not in known:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
     if f.scale_bytes == 1:
-        return "the kernel does not know scales of two levels"
-    if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
-        return "8-bit weights with offsets, or with float16 scales of whole rows"
-    if width % max(32, f.group) or width * f.bits // 8 % 16:
+        return "the kernel does not know scales of two levels, but in records"
+    if f.bits == 8 and not f.group and (f.offsets or f.scale_bytes != 4):
+        return "8-bit weights whose rows have offsets, or float16 scales"
+    if width % max(32, f.group, records.UNIT if f.record else 0) or width * f.bits // 8 % 16:
         return f"rows of {width} weights of {f.bits} bits"
     if f.row_scales(width) % 16 and width * f.bits // 8 > plan.row_bytes:
         return f"rows of {width} weights with scales that are no multiple of 16 bytes"

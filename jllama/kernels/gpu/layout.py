@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jllama.layers.records import UNIT
+
 ROW_BYTES = 1024  # of a weight row per ring slot
 TABLE_LAYER, TABLE_PER_LAYER = 16, 16  # the pointer table of layout.cu
 
@@ -19,14 +21,22 @@ class Format:
     group: int
     scale_bytes: int
     offsets: bool = False
+    record: int = 0  # bytes that hold the scales and offsets of 256 weights, `layers.records`; 0: arrays do
 
     @property
     def unit(self) -> int:
         """Bytes of a row that the kernel takes at a time: four groups' where there are groups."""
         return self.group * self.bits // 2 if self.group else 64
 
+    @property
+    def lists(self) -> int:
+        """Arrays beside the values that a group's scale and offset come from."""
+        return 0 if not self.group else 2 if self.offsets and not self.record else 1
+
     def row_scales(self, columns: int) -> int:
-        """Bytes of scales per `columns` weights."""
+        """Bytes of scales, or of records, per `columns` weights."""
+        if self.record:
+            return columns // UNIT * self.record
         return columns // self.group * self.scale_bytes if self.group else 0
 
 
@@ -113,7 +123,7 @@ class Tile:
         if not self.format.group:
             return data
         scales = 2 * self.second if self.second else self.rows * self.scale_stride
-        return data + (2 if self.format.offsets else 1) * scales
+        return data + self.format.lists * scales
 
     @property
     def _slice(self) -> int:

@@ -10,6 +10,7 @@ from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.family import distinct_kinds, family_defines, layer_extras, table_per_layer
 from jllama.kernels.gpu.layout import ROW_BYTES, Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.kernels.gpu.peers import places
+from jllama.layers import records
 from jllama.layers.qtensor import QTensor
 from jllama.model import Block, Params
 
@@ -22,6 +23,7 @@ SMALL_LAYER, WIDE_GROUP = 64 << 20, 1024  # bytes that take less than the waits;
 JOINED_TOKENS, JOINED_VALUES = 256, 6144  # of a text in parts, of its heads, that every block joins itself
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
+MAX_FORMATS = 4  # of a weight, which may differ from layer to layer: two bits of a table say which
 # The kernel's text, in this order.
 PARTS = ("layout", "products", "shares", "peers", "producer", "consumers", "attention", "step")
 
@@ -29,6 +31,8 @@ PARTS = ("layout", "products", "shares", "peers", "producer", "consumers", "atte
 def weight_format(w: Array | QTensor) -> Format:
     if not isinstance(w, QTensor):
         return Format(8 * jnp.dtype(w.dtype).itemsize, 0, 0)
+    if w.layout == "records":
+        return Format(w.bits, records.GROUPS[w.bits], 0, offsets=True, record=records.SIZES[w.bits])
     whole_row = w.bits == 8 and w.group == w.shape[-1]
     size = jnp.dtype(w.scales.dtype).itemsize
     return Format(w.bits, 0 if whole_row else w.group, size, w.offsets is not None)
@@ -42,7 +46,9 @@ class Plan:
     dtype: str
     blocks: int
     shared_bytes: int  # what a block may use
-    formats: tuple[Format, ...]  # embed, qkv, o, gate_up, down, head
+    embed: Format
+    formats: tuple[tuple[Format, ...], ...]  # of qkv, o, gate_up, down and head: each that any layer has
+    stored: tuple[tuple[int, ...], ...]  # for each layer, in which of them qkv, o, gate_up and down are
     extras: tuple[str, ...]  # the layers' weights beyond a Llama's
     normed: bool  # there are norms before attention and feed-forward layer
     tied: bool
@@ -84,10 +90,24 @@ class Plan:
         )
 
     @property
-    def tiles(self) -> tuple[Tile, ...]:
-        """Of q·k·v, o, gate·up, down and head."""
-        pairs = zip(self.formats[1:], self.columns, strict=True)
-        return tuple(Tile(f, columns, self.row_bytes, self.groups) for f, columns in pairs)
+    def tiles(self) -> tuple[tuple[Tile, ...], ...]:
+        """Of q·k·v, o, gate·up, down and head, in each of their formats."""
+        pairs = zip(self.formats, self.columns, strict=True)
+        return tuple(
+            tuple(Tile(f, columns, self.row_bytes, self.groups) for f in formats)
+            for formats, columns in pairs
+        )
+
+    @property
+    def every_tile(self) -> list[Tile]:
+        return [tile for tiles in self.tiles for tile in tiles]
+
+    @property
+    def used(self) -> list[tuple[Tile, int]]:
+        """Every weight of a token, in the order of use: its tile and how many rows it has."""
+        tiles, head = self.tiles[:4], (self.tiles[4][0], self.rows[4])
+        layers = [zip(tiles, which, self.rows[:4], strict=True) for which in self.stored]
+        return [*((mine[i], rows) for layer in layers for mine, i, rows in layer), head]
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -99,15 +119,14 @@ class Plan:
     @property
     def filled(self) -> float:
         """The part of the ring's slots that weights fill, on average over a token."""
-        each = list(zip(self.tiles, self.rows, (self.config.num_hidden_layers,) * 4 + (1,), strict=True))
-        data = sum(times * rows * tile.row for tile, rows, times in each)
-        return data / (self.slot * sum(times * tile.slots(rows) for tile, rows, times in each))
+        data = sum(rows * tile.row for tile, rows in self.used)
+        return data / (self.slot * sum(tile.slots(rows) for tile, rows in self.used))
 
     @property
     def slot(self) -> int:
         """Bytes of a ring slot: a tile, or at least 32 cached tokens, 16 where heads are wide."""
         tokens = 32 if self.config.head_dim <= 128 else 16
-        return rounded(max(*(tile.size for tile in self.tiles), tokens * self.config.head_dim * 2), 128)
+        return rounded(max(*(tile.size for tile in self.every_tile), tokens * self.config.head_dim * 2), 128)
 
     @property
     def slots(self) -> int:
@@ -121,7 +140,7 @@ class Plan:
         c = self.config
         H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
         inner, attention = attention_map(H, G, self.chunk, self.warps)
-        activations = [Activations(tile.format, tile.columns).size for tile in self.tiles]
+        activations = [Activations(tile.format, tile.columns).size for tile in self.every_tile]
         x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)  # the last: the splits joined
         family = (table_per_layer(self.extras), len(distinct_kinds(c)), "attn_post_norm" in self.extras)
         sizes = (slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
@@ -167,11 +186,11 @@ def source(plan: Plan, pointers: list[int]) -> str:
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
     sizes |= places(plan.gpus)
-    sizes["FMT_EMBED"] = _stored(plan.formats[0])
-    for name, tile in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
-        lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
-        x_stride = Activations(tile.format, tile.columns).stride
-        sizes[f"FMT_{name}"] = f"{_stored(tile.format)}, {x_stride}, {', '.join(map(str, lies))}"
+    sizes["FORMAT_EMBED"] = f"Format<{_stored(plan.embed)}>"
+    for name, tiles in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
+        sizes[f"FORMATS_{name}"] = ", ".join(map(_format_type, tiles))
+    sizes["MIXED"] = int(any(len(formats) > 1 for formats in plan.formats))
+    sizes["FORMATS_OF_LAYERS"] = _formats_of_layers(plan)
     sizes |= plan.map(plan.slots)[0]
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
     sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
@@ -180,7 +199,19 @@ def source(plan: Plan, pointers: list[int]) -> str:
 
 
 def _stored(f: Format) -> str:
-    return f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}"
+    return f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}, {f.record}"
+
+
+def _format_type(tile: Tile) -> str:
+    lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
+    x_stride = Activations(tile.format, tile.columns).stride
+    return f"Format<{_stored(tile.format)}, {x_stride}, {', '.join(map(str, lies))}>"
+
+
+def _formats_of_layers(plan: Plan) -> str:
+    """A byte a layer: two bits for each of its weights, q·k·v's the lowest."""
+    each = (sum(which << 2 * i for i, which in enumerate(layer)) for layer in plan.stored)
+    return "{" + ", ".join(map(str, each)) + "}"
 
 
 def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
@@ -200,32 +231,37 @@ def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
 def make_plan(c: ModelConfig, params: Params, gpus: int = 1) -> Plan:
     """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better."""
     plan = _plan(c, params, gpus)
-    if any(f.bits != 16 for f in plan.formats):
+    if any(tile.format.bits != 16 for tile in plan.every_tile):
         return plan
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
     best = max(others, key=lambda other: other.filled)
     plan = best if best.filled > WORTH * plan.filled else plan
-    layer = sum(rows * tile.row for tile, rows in zip(plan.tiles[:4], plan.rows[:4], strict=True))
+    layer = sum(rows * tile.row for tile, rows in plan.used[:4])
     return _for_small_layers(plan) if layer < SMALL_LAYER else plan
 
 
 def _for_small_layers(plan: Plan) -> Plan:
     """One warp streams: no bursts that words wait behind. More groups: a warp takes more of a slot."""
-    row, slices = plan.tiles[0].row, plan.tiles[0].slices
+    qkv = plan.tiles[0][0]
+    row, slices = qkv.row, qkv.slices
     split = row // slices < ROW_BYTES < row <= 2 * ROW_BYTES
     plan = dataclasses.replace(plan, producers=1, row_bytes=2 * ROW_BYTES if split else plan.row_bytes)
-    even = all(tile.slices == 2 or tile.slices > 3 for tile in plan.tiles)
+    even = all(tile.slices == 2 or tile.slices > 3 for tile in plan.every_tile)
     return dataclasses.replace(plan, groups=2 * GROUPS) if even else plan
 
 
 def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:
     head = params.embed_tokens if params.lm_head is None else params.lm_head
+    layers = [layer_formats(layer) for layer in params.layers]
+    formats = tuple(tuple(dict.fromkeys(column)) for column in zip(*layers, strict=True))
     return Plan(
         config=c,
         dtype=jnp.dtype(params.norm.dtype).name,
         blocks=blocks(c),
         shared_bytes=launch.shared_memory(),
-        formats=(weight_format(params.embed_tokens), *layer_formats(params.layers[0]), weight_format(head)),
+        embed=weight_format(params.embed_tokens),
+        formats=(*formats, (weight_format(head),)),
+        stored=tuple(tuple(map(tuple.index, formats, layer)) for layer in layers),
         extras=layer_extras(params.layers[0]),
         normed=params.layers[0].attn_norm is not None,
         tied=params.lm_head is None,

@@ -266,6 +266,36 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+// Scales of two levels, of 256 weights, as `layers/records.py` has them: of 4 or 16 groups, those of one lane of four.
+constexpr int IN_RECORD = 256;  // weights
+template <int SIZE> struct Record {
+  float scale_unit, offset_unit;
+  u32 scales, offsets;
+  // Of the first 16 bytes and lane t's word of the last 16, which are the same where there are no others.
+  __device__ __forceinline__ Record(const uint4& head, u32 own, int t) {
+    u32 units = head.x, more = head.x >> 16;
+    if constexpr (SIZE == 16) {
+      units = __byte_perm(head.x, head.y, 0x73), more = __byte_perm(head.z, head.w, 0x73);
+      scales = offsets = own;
+    } else scales = own, offsets = t < 2 ? head.y : head.z;
+    scale_unit = half_to_float((u16)units), offset_unit = half_to_float((u16)more);
+  }
+  __device__ __forceinline__ static Record of(const char* at, int t) {
+    return Record(*(const uint4*)at, *(const u32*)(at + SIZE - 16 + t * 4), t);
+  }
+  // Of the lane's i-th group, to be multiplied with a unit and a step: where bits lie saves a shift.
+  __device__ __forceinline__ float scale(int i) const {
+    return SIZE == 16 ? (float)(int)(scales & 63u << 12 * i) : (float)(signed char)(scales >> 8 * i);
+  }
+  __device__ __forceinline__ float offset(int i) const {
+    return SIZE == 16 ? (float)(int)(offsets & 63u << (12 * i + 6)) : (float)(unsigned char)(offsets >> 8 * i);
+  }
+  __device__ __forceinline__ static float scale_step(int i) { return SIZE == 16 && i ? 1.0f / 4096 : 1.0f; }
+  __device__ __forceinline__ static float offset_step(int i) { return SIZE == 16 ? i ? 1.0f / 262144 : 1.0f / 64 : 1.0f; }
+  __device__ __forceinline__ float whole_scale(int i) const { return scale(i) * (scale_unit * scale_step(i)); }
+  __device__ __forceinline__ float whole_offset(int i) const { return offset(i) * (offset_unit * offset_step(i)); }
+};
+
 enum { SILU, GELU_TANH, GELU, RELU };
 template <int KIND> __device__ __forceinline__ float activated(float v) {
   if constexpr (KIND == SILU) return __fdividef(v, 1.0f + exp2_fast(-1.4426950408889634f * v));

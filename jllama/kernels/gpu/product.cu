@@ -11,7 +11,8 @@
 // order.
 //
 // The host puts before this text: TOKENS, PADDED (a multiple of 8), ROWS, COLUMNS, MT, CL, CLUSTERS, WARPS, STAGES, BITS,
-// GROUP (0: none, or one scale a row), SCALE_BYTES (0: no scales), OFFSETS, NORM, EPS, AFTER (0: nothing,
+// GROUP (0: none, or one scale a row), SCALE_BYTES (0: no scales), OFFSETS, RECORD (bytes that hold the scales and offsets of
+// 256 weights, `layers/records.py`; 0: they have arrays of their own), NORM, EPS, AFTER (0: nothing,
 // 1: the residual is added, 2: activation(first half of the rows) * second half), WIDE (1: float32 results), FP16,
 // BIAS (1: there is one), NORM_OFFSET (added to the norm's weight), RESIDUAL_SCALE (of what meets the residual),
 // ACTIVATION, CLUSTER (= CL), primitives.cu.
@@ -24,7 +25,7 @@ constexpr int MOST = (UNITS + CL - 1) / CL;  // units of a block, at most
 // Bytes between two tokens' activations: those that are read at once lie on different banks.
 constexpr int X_STRIDE = (MOST * PER_UNIT * 2 + 127) / 128 * 128 + (BITS == 16 ? 64 : BITS == 8 ? 16 : 32);
 constexpr int IN_GROUP = GROUP ? GROUP : 64;  // columns
-constexpr int GROUPS_A_ROW = GROUP ? COLUMNS / IN_GROUP : 0, LISTS = GROUP ? 1 + OFFSETS : 0;
+constexpr int GROUPS_A_ROW = GROUP ? COLUMNS / IN_GROUP : 0, LISTS = RECORD ? RECORD / 16 : !GROUP ? 0 : 1 + OFFSETS;
 constexpr int SLOT = 2 * 32 * 16 + LISTS * 2 * 32 * 4;  // of a warp: weights, scales, offsets
 constexpr int SUMS = MT * NB * 32 * 16;                 // bytes of a warp's sums
 constexpr int SH_SUMS = PADDED * X_STRIDE, SH_RING = SH_SUMS + WARPS * SUMS, SH_SQUARES = SH_RING + WARPS * STAGES * SLOT;
@@ -196,7 +197,12 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const u16* bi
         const int in_tile = fetch_tile * PER_TILE + (GATED ? fetch_m * 8 : fetch_m * 16 + j * 8) + g;
         const size_t row = min(in_tile, OUT - 1) + (GATED && j ? OUT : 0);
         copy_16_of_256(to + j * 512, weights + row * ROW_BYTES + byte);
-        if (GROUP) {  // of two groups whose scales share four bytes, both
+        if (RECORD) {  // which a row's four lanes copy together
+          const size_t at = (row * (COLUMNS / IN_RECORD) + byte * 8 / BITS / IN_RECORD) * RECORD + t * 4;
+          const u32 small = saddr(ring + fetch_slot * SLOT + 1024) + lane * 4 + j * 128;
+          copy_4(small, scales + at);
+          if (RECORD == 32) copy_4(small + 256, scales + at + 16);
+        } else if (GROUP) {  // of two groups whose scales share four bytes, both
           const size_t at = (row * GROUPS_A_ROW + byte * 8 / BITS / IN_GROUP) * SCALE_BYTES / 4 * 4;
           const u32 small = saddr(ring + fetch_slot * SLOT + 1024) + lane * 4 + j * 128;
           copy_4(small, scales + at);
@@ -238,6 +244,14 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const u16* bi
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         if (!GROUP) break;
+        if (RECORD) {
+          const char* head = from + 1024 + j * 128 + g * 16;
+          const Record<RECORD ? RECORD : 16> r(*(const uint4*)head, *(const u32*)(head + (RECORD - 16) * 16 + t * 4), t);
+          const int i = unit % (BITS == 4 ? 2 : 4);
+          scale[j] = r.whole_scale(i), offset[j] = r.whole_offset(i);
+          if (BITS == 4) offset[j] -= BASE * scale[j];
+          continue;
+        }
         const char* at = from + 1024 + j * 128 + lane * 4;
         scale[j] = scale_of(at, group & 1);
         offset[j] = OFFSETS ? scale_of(at + 256, group & 1) : BITS == 4 ? -8.0f * scale[j] : 0.0f;
@@ -288,6 +302,7 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const u16* bi
 #pragma unroll
       for (int m = 0; m < MT; m++) {
         copies_wait<STAGES - 2>();
+        if (RECORD) __syncwarp();  // lanes read each other's copies; what they read last, they no longer need
         multiply(c[m], unit, ring + slot * SLOT);
         if (++slot == STAGES) slot = 0;
         fetch();

@@ -12,6 +12,7 @@ from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import ACTIVATIONS, unless
 from jllama.kernels.gpu.layout import Format
 from jllama.kernels.gpu.plan import weight_format
+from jllama.layers import records
 from jllama.layers.qtensor import QTensor
 
 MAX_TOKENS, MAX_PLAIN = (
@@ -22,7 +23,7 @@ X_BYTES = 122880  # of activations in shared memory, at most, where several bloc
 MAX_STAGES, MIN_STAGES = 12, 4
 SUMS = 64  # that a thread can keep in registers
 NOTHING, RESIDUAL, GATED = 0, 1, 2  # what follows the product
-KNOWN = {(16, 0), (8, 0), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
+KNOWN = {(16, 0), (8, 0), (8, 16), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Shape:
     GROUP: int  # 0: none, or one scale a row
     SCALE_BYTES: int
     OFFSETS: int
+    RECORD: int  # bytes of 256 weights' scales and offsets; 0: they lie in arrays of their own
     NORM: int
     EPS: str
     AFTER: int
@@ -65,7 +67,8 @@ class Shape:
     @property
     def shared(self) -> int:
         """Bytes of shared memory."""
-        slot = 1024 + (256 * (1 + self.OFFSETS) if self.GROUP else 0)
+        lists = self.RECORD // 16 if self.RECORD else (1 + self.OFFSETS) * bool(self.GROUP)
+        slot = 1024 + 256 * lists
         sums = self.MT * self.padded * 64
         squares = 4 * max(self.WARPS, self.padded)
         return self.x_bytes + self.WARPS * (sums + self.STAGES * slot) + squares
@@ -76,10 +79,10 @@ def product_refusal(f: Format, rows: int, columns: int) -> str | None:
     if (f.bits, f.group) not in KNOWN:
         return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
     if f.scale_bytes == 1:
-        return "the kernel does not know scales of two levels"
-    if f.bits == 8 and (f.offsets or (not f.group and f.scale_bytes != 4)):
-        return "8-bit weights with offsets, or with float16 scales of whole rows"
-    if columns * f.bits % 512 or (f.group and columns // f.group * f.scale_bytes % 4):
+        return "the kernel does not know scales of two levels, but in records"
+    if f.bits == 8 and not f.group and (f.offsets or f.scale_bytes != 4):
+        return "8-bit weights whose rows have offsets, or float16 scales"
+    if columns % records.UNIT if f.record else columns * f.bits % 512 or f.row_scales(columns) % 4:
         return f"rows of {columns} weights of {f.bits} bits"
     fits = make_shape(MAX_TOKENS, rows, columns, f, NOTHING).x_bytes <= X_BYTES
     return None if fits else f"rows of {columns} weights are too long for the shared memory"
@@ -180,6 +183,7 @@ def make_shape(
         GROUP=f.group,
         SCALE_BYTES=f.scale_bytes,
         OFFSETS=int(f.offsets),
+        RECORD=f.record,
         NORM=int(eps is not None),
         EPS=f"{eps or 0.0:.9e}f",
         AFTER=after,

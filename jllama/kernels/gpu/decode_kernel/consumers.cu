@@ -279,7 +279,7 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
 #pragma unroll 1
     for (int chunk = start; chunk < chunks; chunk += NG) {
       const int off = (int)s * R::SLICE, bytes = min(R::SLICE, R::BYTES - off);
-      const auto unit = [&](int j) { return (member + WPG * j) * FM::UNIT; };
+      const auto unit = [&](int j) { return unit_of<FM>(member, j); };
       mbar_wait(turn.full, turn.parity);
       const char* slot = smem + turn.at;
       const char* scales[2];

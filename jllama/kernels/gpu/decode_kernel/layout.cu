@@ -25,7 +25,8 @@
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, what makes a family (`family.py`), NCTA,
 // NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
 // warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
-// SHARED (bytes), the formats FMT_* = bits, group, scale bytes, offsets, KERNEL_PARAMS and LOAD_TABLE (the pointers;
+// SHARED (bytes), FORMAT_EMBED, FORMATS_* (each format that the weight has in any layer), MIXED (1: some weight has
+// several; FORMATS_OF_LAYERS says which layer has which), KERNEL_PARAMS and LOAD_TABLE (the pointers;
 // see plan.py), JOINED, the sums of layout.py (QS TW AW, A_* and OFF_*: where things lie in shared memory), then primitives.cu.
 
 #define NT (NW * 32)          // consumer threads
@@ -63,24 +64,42 @@ __device__ __forceinline__ void stamp(int which);
 // ---- weight formats ------------------------------------------------------------------------------------
 
 // BITS 16: plain. 8 or 4: GROUP weights share a scale of SB bytes; GROUP 0: the whole row does (float32).
-// OFFSETS: 4-bit weights are value * scale + offset; without, (value - 8) * scale.
+// OFFSETS: weights are value * scale + offset; without, those of 4 bits are (value - 8) * scale. RECORD: so many bytes hold
+// both for 256 weights (`layers/records.py`); 0: arrays of their own do.
 enum { PLAIN, WHOLE, GROUPS };
 // The rest, of rows of K weights, is summed up in layout.py: how their activations and their slices lie.
-template <int BITS_, int GROUP_, int SB_, bool OFFSETS_, int X_STRIDE_ = 0, int NU_ = 0, int TR_ = 0, int STRIDE_ = 0,
+template <int BITS_, int GROUP_, int SB_, bool OFFSETS_, int RECORD_, int X_STRIDE_ = 0, int NU_ = 0, int TR_ = 0, int STRIDE_ = 0,
           int SSTRIDE_ = 0, int SECOND_ = 0>
 struct Format {
   static constexpr int BITS = BITS_, GROUP = GROUP_, SB = GROUP_ ? SB_ : 0;
   static constexpr bool OFFSETS = OFFSETS_;
+  static constexpr int RECORD = RECORD_, LISTS = !GROUP_ ? 0 : OFFSETS_ && !RECORD_ ? 2 : 1;  // arrays beside the values
   static constexpr int KIND = BITS == 16 ? PLAIN : GROUP ? GROUPS : WHOLE;
   static constexpr int UNIT = GROUP ? GROUP * BITS / 2 : 64;  // bytes of a row that a warp takes at a time
+  static constexpr int RUN = RECORD ? IN_RECORD * BITS / 8 / UNIT : 1;  // units of a record, which one warp takes
   static constexpr int X_CHUNK = 128 / BITS;                  // activations for 16 bytes of weights
   static constexpr int X_STRIDE = X_STRIDE_, NU = NU_, TR = TR_, STRIDE = STRIDE_, SSTRIDE = SSTRIDE_, SECOND = SECOND_;
 };
-using FQ = Format<FMT_QKV>;
-using FO = Format<FMT_O>;
-using FG = Format<FMT_GU>;
-using FD = Format<FMT_DOWN>;
-using FH = Format<FMT_HEAD>;
+using FH = FORMATS_HEAD;
+
+// A layer's weight is in one of these formats: `go` is called with that one.
+template <class... EACH> struct Formats {};
+enum { OF_QKV, OF_O, OF_GU, OF_DOWN };
+#if MIXED
+__constant__ unsigned char g_formats[L] = FORMATS_OF_LAYERS;
+__device__ __forceinline__ int format_of(int l, int weight) { return g_formats[l] >> 2 * weight & 3; }
+#else
+__device__ __forceinline__ int format_of(int, int) { return 0; }
+#endif
+template <class First, class... Rest, class Go> __device__ __forceinline__ void in_format(Formats<First, Rest...>, int which, Go go) {
+  if constexpr (sizeof...(Rest) == 0) go(First());
+  else if (which == 0) go(First());
+  else in_format(Formats<Rest...>(), which - 1, go);
+}
+using QKV = Formats<FORMATS_QKV>;
+using O = Formats<FORMATS_O>;
+using GU = Formats<FORMATS_GU>;
+using DOWN = Formats<FORMATS_DOWN>;
 
 // How K activations lie in shared memory: 16-bit floats, or limbs, the highest first, then for each group of
 // weights {what one unit of the lowest limb means, the sum of the group's activations}.
@@ -95,18 +114,21 @@ template <class FM, int K> struct X {
 // one piece for all rows.
 template <class FM, int K> struct Rows {
   static constexpr int BYTES = K * FM::BITS / 8;
-  static __host__ __device__ constexpr int scales(int bytes) { return FM::GROUP ? bytes * 8 / FM::BITS / cmax(FM::GROUP, 1) * FM::SB : 0; }
+  static __host__ __device__ constexpr int scales(int bytes) {
+    const int weights = bytes * 8 / FM::BITS;
+    return FM::RECORD ? weights / IN_RECORD * FM::RECORD : FM::GROUP ? weights / cmax(FM::GROUP, 1) * FM::SB : 0;
+  }
   static constexpr int SCALES = scales(BYTES);  // bytes per row
   static constexpr int NU = FM::NU;  // units of 64 bytes per slice; every group of warps gets as many
   static constexpr int SLICE = NU * 64 < BYTES ? NU * 64 : BYTES, S = (BYTES + SLICE - 1) / SLICE;
-  static constexpr int SURE = (BYTES - (S - 1) * SLICE) / FM::UNIT / WPG;       // units that every warp finds in every slice
-  static constexpr int MOST = ((SLICE + FM::UNIT - 1) / FM::UNIT + WPG - 1) / WPG;  // and at most
+  static constexpr int SURE = (BYTES - (S - 1) * SLICE) / FM::UNIT / FM::RUN / WPG * FM::RUN;  // units that every warp finds in every slice
+  static constexpr int MOST = ((SLICE + FM::UNIT - 1) / FM::UNIT / FM::RUN + WPG - 1) / WPG * FM::RUN;  // and at most
   static constexpr int TR = FM::TR, HALVES = TR / 8, STRIDE = FM::STRIDE, SCALE_AT = TR * STRIDE;
   static constexpr bool PER_ROW = FM::SECOND == 0;
   static constexpr int SSTRIDE = FM::SSTRIDE, SECOND = FM::SECOND;  // SECOND: where the up rows' scales begin, in one piece
   static constexpr int SCALE_BYTES = FM::GROUP == 0 ? 0 : PER_ROW ? TR * SSTRIDE : 2 * SECOND;
   static_assert(S == 1 || PER_ROW, "scales of a slice");
-  static_assert(SCALE_AT + (FM::OFFSETS ? 2 : 1) * SCALE_BYTES <= SLOT, "slot too small");
+  static_assert(SCALE_AT + FM::LISTS * SCALE_BYTES <= SLOT, "slot too small");
 };
 
 

@@ -33,7 +33,7 @@ __device__ __forceinline__ void wait_for_slot(const Ring& ring) {
 template <class FM, int K, bool PAIRS>
 __device__ void produce(Ring& ring, int p, Share rows, int weight, u64 policy) {
   using R = Rows<FM, K>;
-  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::GROUP == 0 ? 0 : FM::OFFSETS ? 2 : 1;  // outputs per tile; scales, offsets
+  constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::LISTS;  // outputs per tile; scales, offsets
   const char* const weights = ptr<char>(weight);
   constexpr int MINE = R::TR / PW;
   const int lane = threadIdx.x & 31, r = lane % MINE * PW + p, i = r % TP, list = lane / MINE;  // lanes beyond the rows copy offsets
@@ -93,11 +93,11 @@ __device__ void produce_all(int p) {
   Ring ring;
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
-    produce<FQ, D, false>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once);
+    in_format(QKV(), format_of(l, OF_QKV), [&](auto f) { produce<decltype(f), D, false>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once); });
     produce_past(ring, p, past(kind_of(l)), ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
-    produce<FO, N_H, false>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once);
-    produce<FG, D, true>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once);
-    produce<FD, F, false>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once);
+    in_format(O(), format_of(l, OF_O), [&](auto f) { produce<decltype(f), N_H, false>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once); });
+    in_format(GU(), format_of(l, OF_GU), [&](auto f) { produce<decltype(f), D, true>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once); });
+    in_format(DOWN(), format_of(l, OF_DOWN), [&](auto f) { produce<decltype(f), F, false>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once); });
   }
   produce<FH, D, false>(ring, p, share(V / 2, 4 * L), T_HEAD, once);
 }

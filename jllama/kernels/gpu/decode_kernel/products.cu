@@ -4,6 +4,11 @@ __device__ __forceinline__ float scale_at(const char* p, int i, int bytes) {
   return bytes == 2 ? half_to_float(((const u16*)p)[i]) : ((const float*)p)[i];
 }
 
+// Where the j-th unit of a warp lies in a slice: RUN of them lie side by side.
+template <class FM> __device__ __forceinline__ int unit_of(int member, int j) {
+  return ((member + WPG * (j / FM::RUN)) * FM::RUN + j % FM::RUN) * FM::UNIT;
+}
+
 // A lane's part of the products of its tile's rows g and g + 8 with the activations. `load` takes one unit of all
 // rows, the warp's j-th: at byte u of the slice in `slot` that begins at byte `off` of the rows. `add` multiplies it.
 // `row` is the whole sum of row g + 8 * half over the lanes of a row, right in the first of them.
@@ -91,13 +96,16 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
   static constexpr bool SAME = R::S == 1 && R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
   Activations kept[SAME ? R::MOST : 1];
   float sum[2] = {};
+  using RecordOf = Record<FM::RECORD ? FM::RECORD : 16>;  // of each row the one whose units are being multiplied
+  RecordOf record[2] = {RecordOf({}, 0, 0), RecordOf({}, 0, 0)};
+  float scaled[2], offset[2];
   __device__ __forceinline__ Sums(int) {
     const int member = (threadIdx.x >> 5) % WPG;
 #pragma unroll
-    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations((member + WPG * j) * FM::UNIT);
+    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations(unit_of<FM>(member, j), j);
   }
   __device__ __forceinline__ void clear() { sum[0] = sum[1] = 0; }
-  __device__ __forceinline__ static Activations activations(int at) {  // byte `at` of the rows
+  __device__ __forceinline__ static Activations activations(int at, int j) {  // byte `at` of the rows, the j-th unit
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, group = at * 8 / FM::BITS / FM::GROUP + t;
     const char* x = smem + OFF_X + (g & 1) * X<FM, K>::STRIDE + group * FM::GROUP;
     Activations a;
@@ -110,11 +118,13 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
       }
     }
     a.info = *(const float2*)(smem + OFF_X + X<FM, K>::INFO + group * 8);
+    if (FM::RECORD) a.info.x *= RecordOf::scale_step(j % FM::RUN), a.info.y *= RecordOf::offset_step(j % FM::RUN);
     return a;
   }
   struct Unit {
     uint4 a[CHUNKS], b[CHUNKS];
     float scale[2], offset[2];
+    const char* records[2];
   };
   __device__ __forceinline__ static Unit load(const char* slot, int, int u, const char* (&scales)[2]) {
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, in_slice = u * 8 / FM::BITS / FM::GROUP + t;
@@ -127,14 +137,18 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      unit.scale[h] = scale_at(scales[h], in_slice, FM::SB);
-      unit.offset[h] = FM::OFFSETS ? scale_at(scales[h] + R::SCALE_BYTES, in_slice, FM::SB) : 0.0f;
+      if constexpr (FM::RECORD) {
+        unit.records[h] = scales[h] + in_slice / (IN_RECORD / FM::GROUP) * FM::RECORD;
+      } else {
+        unit.scale[h] = scale_at(scales[h], in_slice, FM::SB);
+        unit.offset[h] = FM::OFFSETS ? scale_at(scales[h] + R::SCALE_BYTES, in_slice, FM::SB) : 0.0f;
+      }
     }
     return unit;
   }
   __device__ __forceinline__ void add(const Unit& unit, int off, int u, int j) {
     const int t = threadIdx.x & 3, group = (off + u) * 8 / FM::BITS / FM::GROUP + t;
-    const Activations& with = SAME ? kept[j] : kept[0] = activations(off + u);
+    const Activations& with = SAME ? kept[j] : kept[0] = activations(off + u, j);
     int c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
@@ -153,6 +167,17 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     }
     if (K / FM::GROUP % 4 && group >= K / FM::GROUP) return;
     const float2 info = with.info;
+    if constexpr (FM::RECORD) {
+      const int i = j % FM::RUN;
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        if (i == 0) record[h] = RecordOf::of(unit.records[h], t), scaled[h] = offset[h] = 0;
+        scaled[h] += record[h].scale(i) * (info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]));
+        offset[h] += record[h].offset(i) * info.y;
+        if (i == FM::RUN - 1) sum[h] += record[h].scale_unit * scaled[h] + record[h].offset_unit * offset[h];
+      }
+      return;
+    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float v = info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]);

@@ -2,7 +2,7 @@
 
 // Four elements of the token's embedding; not a number for a token outside the vocabulary.
 __device__ __forceinline__ uint2 embedding(int token, int k) {
-  using FM = Format<FMT_EMBED>;
+  using FM = FORMAT_EMBED;
   if (k >= D) return make_uint2(0, 0);
   if (token < 0 || token >= VOCABULARY) return make_uint2(0x7FFF7FFFu, 0x7FFF7FFFu);
   if constexpr (FM::BITS == 16) {
@@ -10,7 +10,7 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
   } else {
     constexpr int GR = FM::GROUP ? FM::GROUP : D;
     float v[4];
-    const size_t at = (size_t)token * (D / GR) * (FM::GROUP ? FM::SB : 4);
+    const size_t at = (size_t)token * (FM::RECORD ? D / IN_RECORD * FM::RECORD : D / GR * (FM::GROUP ? FM::SB : 4));
     const char* sp = ptr<char>(T_EMBED + 1) + at;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -20,6 +20,12 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
       else {
         const unsigned char b = ptr<const unsigned char>(T_EMBED)[((size_t)token * D + e - in) / 2 + in % (GR / 2)];
         q = (float)(in < GR / 2 ? b & 15 : b >> 4) - (FM::OFFSETS ? 0.0f : 8.0f);
+      }
+      if constexpr (FM::RECORD) {
+        const auto r = Record<FM::RECORD>::of(sp + e / IN_RECORD * FM::RECORD, e / GR & 3);
+        const int in = e % IN_RECORD / GR / 4;
+        v[i] = q * r.whole_scale(in) + r.whole_offset(in);
+        continue;
       }
       v[i] = q * scale_at(sp, e / GR, FM::GROUP ? FM::SB : 4);
       if (FM::OFFSETS) v[i] += scale_at(ptr<char>(T_EMBED + 2) + at, e / GR, FM::SB);
@@ -46,55 +52,67 @@ __device__ void consumer() {
     const u32 tag = epoch + l + 1;
     const Share qkv = share(QKV_ROWS / 2, 4 * l), o = share(D / 2, 4 * l + 1);
     const Share gate_up = share(F / 2, 4 * l + 2), down = share(D / 2, 4 * l + 3);
-    load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
-      if (l) return arriving(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
-      constexpr int IT = (D / 4 + NT - 1) / NT;
+    in_format(QKV(), format_of(l, OF_QKV), [&](auto f) {
+      using FQ = decltype(f);
+      load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
+        if (l) return arriving(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
+        constexpr int IT = (D / 4 + NT - 1) / NT;
 #pragma unroll
-      for (int i = 0; i < IT; i++) {
-        const int k = (threadIdx.x + i * NT) * 4;
-        uint2 e = embedding(token, k);
-        if (EMBED_SCALE != 1) {
-          e.x = pack(to_float(e.x) * EMBED_SCALE, high(e.x) * EMBED_SCALE);
-          e.y = pack(to_float(e.y) * EMBED_SCALE, high(e.y) * EMBED_SCALE);
+        for (int i = 0; i < IT; i++) {
+          const int k = (threadIdx.x + i * NT) * 4;
+          uint2 e = embedding(token, k);
+          if (EMBED_SCALE != 1) {
+            e.x = pack(to_float(e.x) * EMBED_SCALE, high(e.x) * EMBED_SCALE);
+            e.y = pack(to_float(e.y) * EMBED_SCALE, high(e.y) * EMBED_SCALE);
+          }
+          sink(k, e.x, e.y);
         }
-        sink(k, e.x, e.y);
-      }
-    });
-    STAMP(0)
-    const float qkv_scale = input_scale();
-    products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
-                                     [&](int row, bool valid, float v, float, float bias, float) {
-      put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * qkv_scale, bias), tag);
+      });
+      STAMP(0)
+      const float qkv_scale = input_scale();
+      products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
+                                       [&](int row, bool valid, float v, float, float bias, float) {
+        put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * qkv_scale, bias), tag);
+      });
     });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, y, kind, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
     if (p.splits > JOINED)
       for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
     STAMP(2)
-    if (JOINED == 1 || p.splits == 1 || p.splits > JOINED) load_plain<FO, N_H>(ll_mix, tag);
-    else load_joined<FO>(p.splits, tag);
-    STAMP(3)
-    products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
-                                     [&](int row, bool valid, float v, float, float bias, float) {
-      const float sum = summed(BOX_O, row, valid, v, tag);
-      put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(sum, bias)), tag);
+    in_format(O(), format_of(l, OF_O), [&](auto f) {
+      using FO = decltype(f);
+      if (JOINED == 1 || p.splits == 1 || p.splits > JOINED) load_plain<FO, N_H>(ll_mix, tag);
+      else load_joined<FO>(p.splits, tag);
+      STAMP(3)
+      products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
+                                       [&](int row, bool valid, float v, float, float bias, float) {
+        const float sum = summed(BOX_O, row, valid, v, tag);
+        put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(sum, bias)), tag);
+      });
     });
     STAMP(4)
-    load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
-    STAMP(5)
-    const float inv = input_scale();
-    products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
-                                   [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
-      const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
-      put_pair(ll_h, row, valid, activated<ACTIVATION>(gr) * ur, tag);
+    in_format(GU(), format_of(l, OF_GU), [&](auto f) {
+      using FG = decltype(f);
+      load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
+      STAMP(5)
+      const float inv = input_scale();
+      products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
+                                     [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
+        const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
+        put_pair(ll_h, row, valid, activated<ACTIVATION>(gr) * ur, tag);
+      });
     });
     STAMP(6)
-    load_plain<FD, F>(ll_h, tag);
-    STAMP(7)
-    products<FD, F, false, DOWN_BIAS>(ring, down, ptr<const float>(y + Y_DOWN + 1), ptr<const u16>(y + Y_DOWN_BIAS),
-                                      [&](int row, bool valid, float v, float, float bias, float) {
-      const float sum = summed(BOX_DOWN, row, valid, v, tag);
-      put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(sum, bias)), tag);
+    in_format(DOWN(), format_of(l, OF_DOWN), [&](auto f) {
+      using FD = decltype(f);
+      load_plain<FD, F>(ll_h, tag);
+      STAMP(7)
+      products<FD, F, false, DOWN_BIAS>(ring, down, ptr<const float>(y + Y_DOWN + 1), ptr<const u16>(y + Y_DOWN_BIAS),
+                                        [&](int row, bool valid, float v, float, float bias, float) {
+        const float sum = summed(BOX_DOWN, row, valid, v, tag);
+        put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(sum, bias)), tag);
+      });
     });
     STAMP(8)
   }
