@@ -143,10 +143,10 @@ COSINES = jnp.zeros((1, 1, 12))
 @pytest.mark.parametrize(
     ("rule", "rope", "made"),
     [
-        (ScoreRule(), (COSINES, COSINES), Constants(24)),
-        (ScoreRule(7), None, Constants(0)),
+        (ScoreRule(), (COSINES, COSINES), Constants(24, "rsqrtf((float)H)", "0")),
+        (ScoreRule(7), None, Constants(0, "rsqrtf((float)H)", "0")),
         (ScoreRule(None, 0.25, 50.0), None, Constants(0, "2.500000000e-01f", "5.000000000e+01f")),
-        (ScoreRule(None, None, 30.0), None, Constants(0, CAP="3.000000000e+01f")),
+        (ScoreRule(None, None, 30.0), None, Constants(0, "rsqrtf((float)H)", "3.000000000e+01f")),
     ],
 )
 def test_constants_of_a_call(rule, rope, made):

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.layers.attention import PLAIN_NORM, one_token, rotated_heads, visible_positions
+from jllama.layers.attention import (
+    PLAIN_NORM,
+    one_token,
+    rotated_heads,
+    scaled_queries,
+    visible_positions,
+)
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.qtensor import QTensor
@@ -101,6 +107,16 @@ def test_queries_and_keys_are_rotated_and_values_are_not():
     np.testing.assert_allclose(k[..., 1], qkv[:, :, :, 2, 0])
     np.testing.assert_allclose(q[..., 0], -qkv[:, :, :, :2, 1])
     np.testing.assert_array_equal(v, qkv[:, :, :, 3])
+
+
+def test_queries_are_scaled_in_float32_and_rounded_once():
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 1, 4, 8)), jnp.bfloat16)
+    scale = jnp.asarray([[1.0, 1.003, 1.3]] * 2, jnp.float32)  # 1.003 is none of bfloat16's
+    made = scaled_queries(qkv, scale)
+    wide = qkv[:, :, :, :2].astype(jnp.float32) * scale[:, :, None, None, None]
+    np.testing.assert_array_equal(made[:, :, :, :2], wide.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(made[:, :, :, 2:], qkv[:, :, :, 2:])
+    assert scaled_queries(qkv, None) is qkv
 
 
 def test_a_window_counts_the_token_itself():
