@@ -27,6 +27,9 @@ from jllama.layers.sampling import Sampling
 from jllama.model import Params
 
 CACHE_STEP = 256  # cache lengths are multiples of this
+# What the ceilings are measured with: the shape of an array that is read, the size of square matrices.
+READ, GPU_READ = (8192, 16384), (8192, 131072)
+MATRIX, GPU_MATRIX = 2048, 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +44,11 @@ def ceilings(dtype: str, platform: str) -> Ceilings:
     """Reads or copies (counting both ways) a large array; multiplies two matrices of the run dtype."""
     gpu = platform == "gpu"
     count = 10 if gpu else 1  # a CPU needs long for one
-    rows = jnp.ones((8192, 131072 if gpu else 16384), jnp.float32)
+    rows = jnp.ones(GPU_READ if gpu else READ, jnp.float32)
     tops = jnp.full(len(rows), jnp.inf) if gpu else None
     read = _seconds_each(_row_maxima, tops, rows, count=count)
     copy = _seconds_each(jnp.negative, rows, count=count)  # reads and writes
-    size = 8192 if gpu else 2048
+    size = GPU_MATRIX if gpu else MATRIX
     left, right = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
     product = _seconds_each(_product, left, right, count=count)
     return Ceilings(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = (
     *("jllama.api", "jllama.batching.engine", "jllama.chat.conversation", "jllama.checkpoint.random_weights"),
     *("jllama.cli.main", "jllama.cli.terminal.batch", "jllama.text.tokenizer"),
+    "tests.support.small_ceilings",
 )
 PATIENCE = 500  # seconds; less than a test has, so that what it started ends too
 
