@@ -45,7 +45,7 @@ def calls(monkeypatch):
     for module, name in (
         *((product, "product_source"), (sample, "sample_source"), (exchange, "exchange_source")),
         *((chunk_attention, "chunk_source"), (decode_attention, "attention_source")),
-        (exchange, "pull_source"),
+        *((exchange, "pull_source"), (exchange, "exchange_norm_source")),
     ):
         monkeypatch.setattr(module, name, lambda *shape: shape[0] if len(shape) == 1 else shape)
     return seen
@@ -185,6 +185,22 @@ def test_a_sum_over_gpus(calls, pair):
     assert fp16.shape == exchange.Shape(2, 192, 64, 1, 0, "1", 1, 1)
     assert [each.results[0].dtype for each in calls] == [jnp.float32, HALF, jnp.float32]
     assert [(each.grid, each.threads) for each in calls] == [(1, 256)] * 3
+
+
+def test_a_sum_over_gpus_and_the_norm_behind_it(calls, pair):
+    x, residual, weight, bias = (jnp.full(shape, 1.0, HALF) for shape in ((3, 8), (3, 8), 8, 8))
+    out, normed = exchange.exchanged_norm(pair, x, residual, weight, eps=1e-5, offset=1.0, bias=bias, by=0.5)
+    halves = [a.astype(jnp.float16) for a in (x, residual, weight)]
+    exchange.exchanged_norm(pair, *halves, eps=1e-6)
+    first, second = calls
+    are(first.operands, pair.addresses, "rank", x, residual, weight, bias)
+    are(second.operands, pair.addresses, "rank", *halves, halves[2])
+    eps, half, one = "1.000000000e-05f", "5.000000000e-01f", "1.000000000e+00f"
+    assert first.shape == exchange.NormShape(2, 3, 8, eps, one, 1, half, 0)
+    assert second.shape == exchange.NormShape(2, 3, 8, "1.000000000e-06f", "0", 0, "1", 1)
+    assert (first.name, first.grid, first.threads, first.shared) == ("jllama_exchange_norm", 3, 512, 64)
+    assert [result.dtype for result in second.results] == [jnp.float16] * 2
+    assert out.shape == normed.shape == (3, 8)
 
 
 @pytest.mark.parametrize(("numbers", "blocks"), [(8, 1), (4096, 1), (4104, 2), (8 * 512 * 500, 132)])

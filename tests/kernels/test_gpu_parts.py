@@ -273,24 +273,3 @@ def test_a_cache_of_other_numbers_is_refused(monkeypatch, tiny_config):
     cache = KVCache.empty(tiny_config, batch=1, max_len=2, dtype="float16")
     params = SimpleNamespace(norm=jnp.zeros(1, jnp.bfloat16))
     assert "with a cache of float16" in wide_batch.wide_refusal(tiny_config, params, cache, 8)
-
-
-def test_a_norm_behind_a_sum_has_its_own_constants(monkeypatch):
-    seen = []
-
-    def call(source, name, operands, results, **how):
-        seen.append((source, name, len(operands), how))
-        return [jnp.zeros(result.shape, result.dtype) for result in results]
-
-    monkeypatch.setattr(launch, "call", call)
-    monkeypatch.setattr(exchange, "exchange_norm_source", lambda shape: shape)
-    monkeypatch.setattr(exchange.Peers, "rank", lambda self: jnp.zeros(1, jnp.int32))
-    two = exchange.Peers(count=2, addresses=jnp.zeros((2, 2), jnp.int32))
-    x, weight = jnp.zeros((3, 8), jnp.bfloat16), jnp.ones(8, jnp.bfloat16)
-    exchange.exchanged_norm(two, x, x, weight, eps=1e-5, offset=1.0, bias=weight, by=0.5)
-    exchange.exchanged_norm(two, x.astype(jnp.float16), x.astype(jnp.float16), weight, eps=1e-6)
-    (first, name, count, how), (second, *_) = seen
-    eps, half, one = "1.000000000e-05f", "5.000000000e-01f", "1.000000000e+00f"
-    assert first == exchange.NormShape(2, 3, 8, eps, one, 1, half, 0)
-    assert second == exchange.NormShape(2, 3, 8, "1.000000000e-06f", "0", 0, "1", 1)
-    assert (name, count, how["grid"], how["threads"]) == ("jllama_exchange_norm", 6, 3, 512)

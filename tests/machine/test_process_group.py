@@ -60,6 +60,17 @@ def test_plans_come_as_they_were_told_and_signs_of_life_are_none(pair):
     leader.end()  # once more says nothing
 
 
+def test_one_that_follows_and_ends_tells_nobody_that_all_is_over(pair, monkeypatch):
+    """Its connection ends: process 0 sees that it is gone."""
+    leader, follower = pair
+    left = []
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: left.append(1))
+    follower.end()
+    assert leader._links[0].recv(99) == b""
+    assert left == [1]
+    assert follower._ended.is_set()
+
+
 def test_all_others_are_told():
     pairs = [socket.socketpair() for _ in range(3)]
     with contextlib.ExitStack() as stack:

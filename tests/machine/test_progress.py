@@ -39,6 +39,15 @@ def test_quick_work_shows_nothing(screen):
     assert terminal.getvalue() == ""
 
 
+def test_a_bar_appears_behind_a_second(screen, monkeypatch):
+    terminal, clock = screen(), [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with PromptBar(500) as bar:
+        for clock[0], shows in ((100.9, False), (101.0, False), (101.1, True)):
+            bar.advance(1)
+            assert bool(terminal.getvalue()) is shows
+
+
 def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
     terminal, out = screen(), io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
