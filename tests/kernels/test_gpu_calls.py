@@ -25,6 +25,7 @@ from jllama.layers.kind import LayerKind, ScoreRule
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 from jllama.layers.sampling import Sampling, TokenCounts
+from tests.support.helpers import random_params
 
 HALF = jnp.bfloat16
 
@@ -270,6 +271,39 @@ def test_wide_heads_have_fewer_warps_to_a_block(calls, H, warps, resident):
     told = Constants(H, "1.0f", "2.0f")
     shape = decode_attention.make_shape(1, 4, 4, H, 4096, None, HALF, told)
     assert (shape.ROTARY, shape.SCALE, shape.CAP) == (H, "1.0f", "2.0f")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_of_one_text(calls, pair, monkeypatch, tiny_config, tied, several):
+    """Every array stands in its slot of the pointer table; the caches are their own results."""
+    monkeypatch.setattr(decode, "_source", lambda plan, slots: slots)
+    config = dataclasses.replace(tiny_config, vocab_size=64, tie_word_embeddings=tied)
+    params = random_params(config, dtype="bfloat16")
+    cache = KVCache.empty(config, batch=1, max_len=32, dtype="bfloat16")
+    tokens, angles = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 4))
+    logits, new = decode.decode_step(config, params, tokens, cache, angles, pair if several else None)
+    (made,) = calls
+    count = len(made.operands)
+    slots = dict(zip(made.shape[:count], made.operands, strict=True))
+    assert len(slots) == count
+    wanted = {0: tokens, 1: cache.length, 2: angles, 5: params.norm, 7: params.embed_tokens}
+    wanted |= {} if tied else {10: params.lm_head}
+    wanted |= {decode.PEERS_SLOT: pair.addresses, decode.PEERS_SLOT + 1: "rank"} if several else {}
+    for i, layer in enumerate(params.layers):
+        a, m = layer.attention, layer.mlp
+        own = {0: layer.attn_norm, 1: layer.ffn_norm, 2: cache.keys[i], 3: cache.values[i], 4: a.qkv_proj}
+        own |= {7: a.o_proj, 10: m.gate_up_proj, 13: m.down_proj}
+        wanted |= {16 + 16 * i + slot: array for slot, array in own.items()}
+    assert slots.keys() == wanted.keys() | {4}
+    assert [slot for slot, array in wanted.items() if slots[slot] is not array] == []
+    assert slots[4].tolist() == [32, 0, 0]  # positions, the window, the cache's row
+    assert made.shape[count:] == (decode.LOGITS_SLOT, *[-1] * 4)
+    kept = (*cache.keys, *cache.values)
+    assert {id(made.operands[at]): result for at, result in made.aliases.items()} == {
+        id(array): 1 + at for at, array in enumerate(kept)
+    }
+    assert (logits.shape, len(new.keys), len(new.values)) == ((1, 1, 64), 2, 2)
 
 
 # Refusals that depend on the plan, and the kernels that are kept.

@@ -135,6 +135,17 @@ def test_a_field_that_a_kernel_does_not_know_is_named():
     )
 
 
+def test_what_equals_a_default_is_known_and_a_rotation_by_its_own_fields():
+    read = dict(residual_multiplier=float("1"), logits_scaling=float("1.0"), norm_placement="".join("pre"))
+    rope = dataclasses.replace(CONFIG.rope, partial_rotary_factor=float("1"))
+    assert refused_field(dataclasses.replace(CONFIG, rope=rope, **read), LLAMA_FIELDS) is None
+    for name, value in (("partial_rotary_factor", 0.5), ("llama_4_scaling_beta", 0.1)):
+        turned = dataclasses.replace(CONFIG.rope, original_max_position_embeddings=16, **{name: value})
+        config = dataclasses.replace(CONFIG, rope=turned)
+        assert refused_field(config, LLAMA_FIELDS) == f"the kernel does not know {name}={value}"
+        assert refused_field(config, LLAMA_FIELDS | {f"rope.{name}"}) is None
+
+
 def test_a_leaf_that_a_kernel_does_not_read_is_named():
     tree = {"a": np.zeros(1), "b": [np.zeros(2), None]}
     assert refused_leaf(tree, [tree["a"], tree["b"]]) is None
