@@ -22,6 +22,7 @@ from tests.support.kernels_cpu import (
     filled_cache,
     kernel_step,
     machines,
+    params_of,
     random_weight,
     skip_without_kernels,
     suffix_of,
@@ -76,6 +77,21 @@ def test_step_is_forward(machine, name):
         assert_same_step(config, params, lengths, T, 48, suffix_of(machine))
 
 
+@pytest.mark.parametrize("changes", [dict(hidden_act="gelu_pytorch_tanh"), dict(attention_multiplier=40.0)])
+def test_gates_and_scores_that_are_far_from_0(changes):
+    """Where exponentials would overflow or vanish: on both sides of what a float32 holds."""
+    skip_without_kernels()
+    config = dataclasses.replace(BASE, num_hidden_layers=1, **changes)
+    params = random_params(config)
+    gates = params.layers[0].mlp.gate_up_proj * jnp.array([300.0, 1.0])[:, None, None]
+    layer = dataclasses.replace(
+        params.layers[0], mlp=dataclasses.replace(params.layers[0].mlp, gate_up_proj=gates)
+    )
+    params = dataclasses.replace(params, layers=(layer,))
+    for lengths, T in (((0, 12), 1), ((2,), 40)):
+        assert_same_step(config, params, lengths, T, 48, "", rtol=2e-3)
+
+
 @every_machine
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.04), ("float16", 0.005)])
 def test_step_in_16_bits(machine, dtype, bound):
@@ -97,6 +113,50 @@ def test_keys_are_those_of_activations_in_float32(machine):
     _, exact = plain_step(config, wide, tokens, KVCache.empty(config, batch=1, max_len=64, dtype="float32"))
     for ours, truth in ((got.keys[0], exact.keys[0]), (got.values[0], exact.values[0])):
         assert float(jnp.mean(ours == truth.astype(jnp.bfloat16))) > 0.98
+
+
+def borders(dtype) -> np.ndarray:
+    """Float32 numbers at and beside the middle of two neighbours of a narrower type, and its extremes."""
+    rng, narrow = np.random.default_rng(0), jnp.dtype(dtype)
+    bits = np.concatenate([rng.integers(0, 1 << 16, 400), [0, 1, 2, 0x3FF, 0x400, 0x401, 0x7BFF, 0x7C00]])
+    low, high = ((bits + n).astype(np.uint16).view(narrow).astype(np.float64) for n in (0, 1))
+    with np.errstate(all="ignore"):
+        middle = ((low + high) / 2).astype(np.float32)
+        beside = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+        found = np.concatenate([middle, *beside, low.astype(np.float32)])
+    extremes = [65504, 65519.996, 65520, -65520, 1e30, -1e38, np.inf, -np.inf, np.nan, 0, -0.0]
+    found = np.concatenate([found, np.float32(extremes)])
+    return np.where(np.abs(found) < 2.0**-126, np.float32(0), found)  # XLA's threads take these for 0
+
+
+def values_of(numbers: np.ndarray, dtype) -> np.ndarray:
+    """What a step keeps, in a cache of `dtype`, of tokens whose values are these numbers of the table."""
+    sizes = dict(vocab_size=len(numbers), hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+    heads = dict(num_attention_heads=1, num_key_value_heads=1, head_dim=16)
+    config = dataclasses.replace(BASE, norm_placement="post", **sizes, **heads)
+    params = params_of(config)
+    table, qkv = np.zeros((len(numbers), 32), numbers.dtype), np.zeros((1, 3, 16, 32), np.float32)
+    table[:, 0], qkv[0, 2, :, 0] = numbers, 1
+    layer = params.layers[0]
+    attention = dataclasses.replace(layer.attention, qkv_proj=jnp.asarray(qkv))
+    layers = (dataclasses.replace(layer, attention=attention),)
+    params = dataclasses.replace(params, embed_tokens=jnp.asarray(table), layers=layers)
+    cache = KVCache.empty(config, batch=1, max_len=len(numbers), dtype=dtype)
+    tokens = jnp.arange(len(numbers), dtype=jnp.int32)[None]
+    _, got = kernel_step(config, params, tokens, cache, "", last_only=True)
+    return np.asarray(got.values[0])[0, 0, :, 0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_numbers_are_narrowed_and_widened_as_numpy_does(dtype):
+    skip_without_kernels()
+    numbers = borders(dtype)
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(jnp.dtype(dtype))
+    for given, kept, wanted in ((numbers, dtype, narrow), (narrow, "float32", narrow.astype(np.float32))):
+        values, known = values_of(given, kept), ~np.isnan(wanted)
+        np.testing.assert_array_equal(np.isnan(values), ~known)
+        np.testing.assert_array_equal(values[known], wanted[known])
 
 
 @pytest.mark.parametrize(("bits", "group", "offset"), FORMATS[1::2])
