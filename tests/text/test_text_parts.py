@@ -581,6 +581,15 @@ def test_what_is_put_around_a_text():
     assert (whole.vocab_size, whole.base_vocab_size, whole.bos_id) == (300, 256, 1)
 
 
+def test_what_is_put_around_a_text_is_left_out_where_all_of_it_is_there():
+    whole = tokenizer(Settings(prefix=(1, 2), suffix=(2, 1)))
+    asked = dict(parse_special=True)
+    assert whole.encode("<s></s>a</s><s>", **asked) == [1, 2, ("rest", "a"), 2, 1]
+    assert whole.encode("<s>a<s>", **asked) == [1, 2, 1, ("rest", "a"), 1, 2, 1]
+    assert whole.encode("</s><s>", **asked) == [1, 2, 2, 1]
+    assert whole.encode("<s></s>", **asked) == [1, 2, 2, 1]
+
+
 def test_a_conversation_begins_once():
     templates = {
         "default": "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -912,6 +921,20 @@ def test_no_rules_in_a_gguf_are_none(given):
     )
 
 
+@pytest.mark.parametrize(
+    "change", [lambda types: types[:-1], lambda types: [*types, CONTROL], lambda types: []]
+)
+@pytest.mark.parametrize("make", [gguf_spm, gguf_bpe])
+def test_types_that_are_not_one_for_each_token_say_nothing(make, change):
+    fields = make("control")
+    types, key = fields["tokenizer.ggml.token_type"], "tokenizer.ggml.token_type"
+    changed = Tokenizer.from_gguf(fields | {key: change(types)})
+    without = Tokenizer.from_gguf({name: value for name, value in fields.items() if name != key})
+    assert changed.special_ids == without.special_ids
+    assert changed.encode("a b<|im_end|>") == without.encode("a b<|im_end|>")
+    assert changed.special_ids <= Tokenizer.from_gguf(fields).special_ids
+
+
 @pytest.mark.parametrize("scores", [None, [1.0]])
 def test_each_token_has_a_score(scores):
     with pytest.raises(JllamaError, match="has no score for each token"):
@@ -945,6 +968,21 @@ def test_a_token_of_a_gguf_that_is_no_text_is_special(kind):
     assert vocabulary.encode("<odd>", True) != [vocabulary.specials["<odd>"].id]
     last = vocabulary.specials["<odd>"].id
     assert [vocabulary.token_bytes(token) for token in (last, last + 1, 1 << 31)] == [b"<odd>", b"", b""]
+
+
+@pytest.mark.parametrize(
+    "kinds", [(CONTROL, NORMAL), (NORMAL, CONTROL), (USER_DEFINED, NORMAL), (CONTROL, CONTROL)]
+)
+def test_of_two_tokens_of_one_text_the_last_counts(kinds):
+    fields = gguf_bpe("control")
+    first = len(fields["tokenizer.ggml.tokens"])
+    fields["tokenizer.ggml.tokens"] += ["<odd>", "<odd>"]
+    fields["tokenizer.ggml.token_type"] += kinds
+    vocabulary, _ = gguf.read_vocabulary(fields)
+    special = vocabulary.specials.get("<odd>")
+    assert (special and special.id) == (first + 1 if kinds[1] == CONTROL else None)
+    assert (vocabulary.ids["<odd>"], list(vocabulary.added)) == (first + 1, [])
+    assert first not in vocabulary.encode("a<odd>b", True)
 
 
 def test_special_tokens_of_phi_swallow_the_blanks_behind_them():
