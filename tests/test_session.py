@@ -122,6 +122,21 @@ def test_closing_early_keeps_what_came(session, model, pieces):
     assert again.token_ids == whole.token_ids[len(result.token_ids) :][:12]
 
 
+@pytest.mark.parametrize("count", [1, 5, 11])
+def test_an_answer_that_was_cut_goes_on_from_its_tokens(session, model, count):
+    whole = fresh(model, PROMPT)
+    begun = whole.token_ids[:count]
+    new = "".join(session.stream(PROMPT, settings(max_new_tokens=12 - count), begun=begun))
+    result = session.result
+    assert (result.token_ids, result.text) == (whole.token_ids, whole.text)
+    assert (result.begun_tokens, whole.text.endswith(new)) == (count, True)
+    assert session.ids == [*PROMPT, *whole.token_ids[:-1]]
+    longer = [*PROMPT, *whole.token_ids, 33]
+    again = run(session, longer)
+    assert again.reused_tokens == len(PROMPT) + 11
+    assert again.token_ids == fresh(model, longer).token_ids
+
+
 def test_ctrl_c_between_two_pieces_keeps_what_came(session, model):
     stream = session.stream(PROMPT, settings(max_new_tokens=60))
     next(stream)

@@ -128,6 +128,27 @@ def test_what_the_device_may_use_as_it_is_nobody_changes(monkeypatch):
     assert taken == [False]
 
 
+def test_a_leaf_is_handed_over_when_the_one_before_is_there(monkeypatch):
+    """So that few lie on the host, and the next one is read meanwhile."""
+    told = []
+
+    def device_put(host, _):
+        name = float(host.sum())
+        told.append(("put", name))
+        return SimpleNamespace(block_until_ready=lambda: told.append(("wait", name)))
+
+    monkeypatch.setattr(dense.jax, "device_put", device_put)
+    tensors = {name: np.full(2, at, np.float32) for at, name in enumerate("abc")}
+    bar = SimpleNamespace(advance=lambda count: told.append(("read", count)))
+    reader = Numbers(**tensors)
+    with contextlib.closing(DenseConverter(checkpoint(**tensors), reader, np.dtype("f4"), bar)) as convert:
+        for name in tensors:
+            convert(Leaf(shape=(2,), parts=(Part(name=name, shape=(2,)),)))
+    read = ("read", 8)
+    first, second = [read, ("put", 0.0)], [read, ("wait", 0.0), ("put", 2.0)]
+    assert told == [*first, *second, read, ("wait", 2.0), ("put", 4.0)]
+
+
 def test_numbers_are_read_as_they_are_where_they_need_no_change(monkeypatch):
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     reader, bar = Numbers(t=table), SimpleNamespace(advance=lambda count: None)

@@ -5,7 +5,7 @@ import pytest
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.keys import HfKeys
-from jllama.families.kinds import gguf_slides
+from jllama.families.kinds import every, gguf_slides, kind_fields
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
 
@@ -116,6 +116,43 @@ def test_a_key_is_null_or_missing_or_false():
     assert [keys.nullable(name) for name in ("null", "zero", "missing", "other")] == [None, 0, 4, None]
     keys.ignore("ignored")
     assert keys.read == {"null", "no", "zero", "missing", "other", "ignored"}
+
+
+A, B = Rope(rope_theta=5.0), Rope(rope_theta=7.0)
+NEAR_A, FAR_B = LayerKind(7, A), LayerKind(None, B)
+NEAR_STILL, FAR_STILL = LayerKind(7, None), LayerKind(None, None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "window", "rope", "listed"),
+    [
+        ([], None, Rope(), []),
+        ([NEAR_A] * 3, 7, A, []),
+        ([FAR_B] * 3, None, B, []),
+        ([NEAR_A, FAR_B] * 2, None, B, [NEAR_A, FAR_B]),
+        ([FAR_B, NEAR_A] * 2, None, B, [FAR_B, NEAR_A]),
+        ([NEAR_A, FAR_STILL], None, A, [NEAR_A, FAR_STILL]),
+        ([FAR_STILL, NEAR_A], None, A, [FAR_STILL, NEAR_A]),
+        ([NEAR_STILL] * 3, None, Rope(), [NEAR_STILL]),
+        ([NEAR_A, FAR_B, NEAR_A], None, B, [NEAR_A, FAR_B]),
+        ([NEAR_A, NEAR_A, FAR_B], None, B, [NEAR_A, NEAR_A, FAR_B]),
+        ([NEAR_A, FAR_B, FAR_B, NEAR_A], None, B, [NEAR_A, FAR_B, FAR_B]),
+    ],
+)
+def test_what_the_kinds_of_all_layers_come_to(kinds, window, rope, listed):
+    """The embedding of the layers that see everything stands for the model's."""
+    assert kind_fields(kinds) == dict(sliding_window=window, rope=rope, layer_kinds=tuple(listed))
+
+
+@pytest.mark.parametrize(
+    ("period", "layers", "slides"),
+    [(1, 3, "..."), (2, 5, "~.~.~"), (4, 5, "~~~.~"), (6, 4, "~~~~"), (5, 0, "")],
+)
+def test_each_so_manyth_layer_sees_everything(period, layers, slides):
+    assert every(period, layers) == [mark == "~" for mark in slides]
+    for wrong in (0, -1, 2.0, True, "2", None):
+        with pytest.raises(JllamaError, match=r"a pattern of .* layers must be a whole number from 1"):
+            every(wrong, layers)
 
 
 # GGUF.
