@@ -343,6 +343,20 @@ def write_gguf(path, *tensors, data=b"", **fields):
     return path
 
 
+@pytest.mark.parametrize("alignment", [1, 8, 32])
+def test_a_header_may_end_anywhere(tmp_path, alignment):
+    """Also where the tensors may begin at once."""
+    ends = set()
+    for length in range(1, 34):
+        name = b"t" * length
+        path = write_gguf(tmp_path / "a.gguf", (name, 2, 0, 0), data=bytes(8), general__alignment=alignment)
+        (stored,) = gguf.read_gguf_header(path).tensors
+        assert (stored.name, stored.offset) == (name.decode(), path.stat().st_size - 8)
+        ends.add((path.stat().st_size - 8) % 32)
+        path.unlink()
+    assert len(ends) == 32 // alignment
+
+
 def test_tensors_lie_behind_the_header_where_it_is_aligned(tmp_path):
     for alignment in (8, 32, 64):
         path = write_gguf(

@@ -18,6 +18,7 @@ from jllama.text.template.traced_text import OWN, Traced
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies import gguf, spm_charsmap, tokenizer_checks
 from jllama.text.vocabularies import spm_file as spm_file_module
+from jllama.text.vocabularies.pre_tokenizers import PRE_TOKENIZERS
 from jllama.text.vocabularies.spm import (
     BYTE,
     CONTROL,
@@ -600,6 +601,17 @@ def test_a_conversation_begins_once():
     assert without.encode_chat([USER]) == [1, 1, ("rest", "Hi")]
 
 
+def test_a_template_is_compiled_once(monkeypatch):
+    whole = tokenizer(Settings(templates={"default": "d", "same": "d", "tool_use": "t"}))
+    compiled, really = [], whole.compile_template
+    monkeypatch.setattr(whole, "compile_template", lambda source: compiled.append(source) or really(source))
+    for how in ({}, {}, {"template": "same"}, {"tools": [{"a": 1}]}, {"template": "tool_use"}, {}):
+        whole.encode_chat([USER], **how)
+    assert whole.template_for_tools() is whole.template_for_tools()
+    assert whole.chat_template is not whole.template_for_tools()
+    assert compiled == ["d", "t"]
+
+
 def test_templates_by_name_and_for_tools():
     templates = {"default": "d{{ add_generation_prompt }}", "tool_use": "t{{ x }}", "rag": "r"}
     whole = tokenizer(Settings(templates=templates))
@@ -983,6 +995,26 @@ def test_of_two_tokens_of_one_text_the_last_counts(kinds):
     assert (special and special.id) == (first + 1 if kinds[1] == CONTROL else None)
     assert (vocabulary.ids["<odd>"], list(vocabulary.added)) == (first + 1, [])
     assert first not in vocabulary.encode("a<odd>b", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre", "name"),
+    [
+        ("gpt2", None, "default"),
+        ("gpt2", "default", "default"),
+        ("gpt2", "gpt-2", "gpt-2"),
+        ("gpt2", "qwen2", "qwen2"),
+        ("gemma4", None, "gemma4"),
+        ("gemma4", "qwen2", "gemma4"),
+    ],
+)
+def test_which_way_of_cutting_words_a_gguf_means(kind, pre, name):
+    fields = {"tokenizer.ggml.model": kind} | ({} if pre is None else {"tokenizer.ggml.pre": pre})
+    assert gguf._pre_tokenizer(fields) is PRE_TOKENIZERS[name]
+    for way in ("unheard-of", "", "QWEN2"):
+        if kind == "gpt2":
+            with pytest.raises(JllamaError, match=f"cuts words in the way '{way}', which is not supported"):
+                gguf._pre_tokenizer(fields | {"tokenizer.ggml.pre": way})
 
 
 def test_special_tokens_of_phi_swallow_the_blanks_behind_them():

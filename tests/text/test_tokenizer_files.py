@@ -337,6 +337,11 @@ def test_a_template_is_a_text_or_a_list_of_named_ones(tmp_path, given):
         ("d", {"chat_template.jinja": "f"}, {"default": "f"}),
         ("d", {"additional_chat_templates/x.jinja": "f"}, {"default": "d", "x": "f"}),
         (
+            "d",
+            {"chat_template.jinja": "f", "additional_chat_templates/default.jinja": "g"},
+            {"default": "g"},
+        ),
+        (
             [{"name": "x", "template": "old"}, {"name": "y", "template": "kept"}],
             {"additional_chat_templates/x.jinja": "é", "additional_chat_templates/z.txt": "no"},
             {"x": "é", "y": "kept"},
