@@ -9,6 +9,7 @@ import numpy as np
 
 from jllama.batching.running import Running, masks_of
 from jllama.batching.stream import Stream
+from jllama.engine.decoder import forced
 from jllama.engine.rows import Piece
 from jllama.engine.scheduler import Job, Scheduler, Stats
 from jllama.engine.slots import Slots
@@ -175,15 +176,17 @@ class Loop:
             return None
         streams = tuple(self._streams[self._job_in(slot)] for slot in running)
         steps = HURRIED if self._scheduler.hurried else BURST
-        return Running.of(self._slots.run(running, steps, masks_of(streams)), streams)
+        stretch = forced(self._slots, running[0], streams[0].row.constraint) if len(running) == 1 else []
+        return Running.of(self._slots.run(running, steps, masks_of(streams)), streams, stretch)
 
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""
         burst = jax.tree.map(np.asarray, running.burst)
+        all_tokens, done, healthy = burst.tokens, burst.done, burst.healthy
         for row, stream in enumerate(running.streams):
             if stream.ended:
                 continue
-            if not burst.healthy[row]:
+            if not healthy[row]:
                 slot = stream.job.slot
                 self._finish(stream, self._slots.not_finite())
                 self._slots.clear(slot)
@@ -192,13 +195,13 @@ class Loop:
                 assert stream.row.constraint is not None
                 self._finish(stream, stream.row.constraint.error)
                 continue
-            tokens = burst.tokens[row]
-            pieces = list(stream.answer.push(tokens[tokens >= 0].tolist()))
+            tokens = all_tokens[row]
+            pieces = list(stream.answer.push([*running.forced, *tokens[tokens >= 0].tolist()]))
             if burst.scores is not None:
                 stream.score(burst.scores, row)  # before a reader hears of the text
             for piece in pieces:
                 stream.put(piece)
-            self._settle(stream, ended=bool(burst.done[row]))
+            self._settle(stream, ended=bool(done[row]))
 
     def _settle(self, stream: Stream, ended: bool) -> None:
         if ended and not stream.answer.finished:

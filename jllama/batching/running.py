@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jllama.batching.stream import Stream
-from jllama.engine.state import Burst
+from jllama.engine.state import NO_TOKEN, Burst
 from jllama.grammar.constraint import masks_for
 
 
@@ -17,6 +17,7 @@ class Running:
     burst: Burst
     streams: tuple[Stream, ...]
     failed: frozenset[int] = frozenset()  # rows that nothing may come of: their tokens mean nothing
+    forced: tuple[int, ...] = ()  # of a row that is alone: tokens without a choice, before the burst's
 
     @property
     def single(self) -> bool:
@@ -24,20 +25,21 @@ class Running:
         return any(stream.row.constraint is not None for stream in self.streams)
 
     @classmethod
-    def of(cls, burst: Burst, streams: tuple[Stream, ...]) -> "Running":
+    def of(cls, burst: Burst, streams: tuple[Stream, ...], forced: Sequence[int] = ()) -> "Running":
         """With the rows whose constraints allowed nothing when their masks were filled."""
         constraints = (stream.row.constraint for stream in streams)
         failed = (at for at, each in enumerate(constraints) if each is not None and each.error is not None)
-        return cls(burst, streams, frozenset(failed))
+        return cls(burst, streams, frozenset(failed), tuple(forced))
 
     def followed(self) -> "Running":
         """Tells rows that must match which tokens came. Waits for these, while the device goes on."""
-        failed = set(self.failed)
+        if not self.single:
+            return self
+        failed, tokens = set(self.failed), self.burst.tokens.tolist()
         for row, stream in enumerate(self.streams):
             constraint = stream.row.constraint
             if constraint is not None and not stream.ended and row not in failed:
-                tokens = np.asarray(self.burst.tokens)[row]
-                constraint.follow(tokens[tokens >= 0].tolist())
+                constraint.follow([token for token in tokens[row] if token != NO_TOKEN])
                 failed |= {row} if constraint.error else set()
         return dataclasses.replace(self, failed=frozenset(failed))
 

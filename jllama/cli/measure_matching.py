@@ -1,5 +1,6 @@
 """What `bench.py` measures of answers that must match: `tg`, each row held to a JSON schema."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -35,6 +36,7 @@ def constraints_of(slots: Slots, rows: int) -> list[Constraint | None]:
 def arrivals(slots: Slots, test: Test, row: Row, logits: np.ndarray) -> list[tuple[float, int]]:
     """When the tokens of each step came, and how many a row, as of `measure.arrivals`."""
     rows, constraints = range(test.batch), constraints_of(slots, test.batch)
+    row = dataclasses.replace(row, prompt=np.zeros((test.depth,), np.int32))  # as if read
     first = slots.begin_together([(at, row, at) for at in rows], logits, masks_for(constraints))
     steps = masked_bursts(slots, first, constraints, rows)
     return [(time.perf_counter(), block.shape[1]) for block in steps]

@@ -65,11 +65,11 @@ def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[n
     steps = BURST if fixed else 1
     while True:
         ahead = slots.run(rows, steps)
-        tokens = np.asarray(ready.tokens)
-        if not np.asarray(ready.healthy).all():
+        tokens = ready.tokens
+        if not ready.healthy.all():
             raise slots.not_finite()
         yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
-        if np.asarray(ready.done).all():
+        if ready.done.all():
             return
         now = time.perf_counter()
         steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
@@ -92,20 +92,30 @@ def masked_bursts(
     """
     ready = first
     while True:
-        tokens, done = np.asarray(ready.tokens), np.asarray(ready.done)
-        if not np.asarray(ready.healthy).all():
+        tokens, done = ready.tokens, ready.done
+        if not ready.healthy.all():
             raise slots.not_finite()
-        for constraint, row in zip(constraints, tokens, strict=True):
+        for constraint, row in zip(constraints, tokens.tolist(), strict=True):
             if constraint is not None:
-                constraint.follow(row[row != NO_TOKEN].tolist())
+                constraint.follow([token for token in row if token != NO_TOKEN])
         raise_first(constraints)
         if done.all():
             yield tokens
             return
-        masks = masks_for(constraints)
-        ready = slots.run(rows, 1, masks)
-        yield tokens
+        stretch = forced(slots, rows[0], constraints[0]) if len(rows) == 1 else []
+        ready = slots.run(rows, 1, masks_for(constraints))
+        yield np.concatenate([tokens, [stretch]], axis=1, dtype=np.int32) if stretch else tokens
         raise_first([each for each, over in zip(constraints, done, strict=True) if not over])
+
+
+def forced(slots: Slots, slot: int, constraint: Constraint | None) -> list[int]:
+    """Tokens that must come next in a row that runs alone, taken as one chunk; none, if steps are as fast."""
+    stretch = [] if constraint is None else constraint.stretch(slots.masked.most_forced(slot, slots.target))
+    if constraint is None or len(stretch) <= slots.target.chunk_steps:
+        return []
+    slots.accept(slot, np.array(stretch, np.int32))
+    constraint.follow(stretch)
+    return stretch
 
 
 def raise_first(constraints: Sequence[Constraint | None]) -> None:

@@ -57,12 +57,18 @@ def _masked_programs(slots: Slots) -> Iterator[Program]:
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     logits = jax.ShapeDtypeStruct((slots.buckets[-1], V), jnp.float32, sharding=sharding)
     yield from _beginnings(slots, masked=True)
+    halves = (masked_programs.changing_of(state), masked_programs.kept_of(state))
+    leaves, weights = jax.tree.flatten(params)
+    forced = np.zeros((2 + slots.target.chunk_sizes[0],), np.int32)
+    one = jax.ShapeDtypeStruct((1, V), jnp.float32, sharding=sharding)
+    yield masked_programs.accepter(slots.target), (halves[0], logits, one, forced), {}
     for bucket in slots.buckets:
-        numbers, mask = np.zeros((bucket + 1,), np.int32), np.zeros((bucket, mask_width(V)), np.int32)
-        feed = masked_programs.feeder(slots.target, bucket > 1)
-        yield feed, (slots.config, params, state, logits, numbers), {}
+        numbers = jax.ShapeDtypeStruct((3, bucket), jnp.int32, sharding=sharding)
+        mask = jax.ShapeDtypeStruct((bucket, mask_width(V)), jnp.int32, sharding=sharding)
+        feed = masked_programs.feeder(slots.config, weights, slots.target, bucket > 1)
+        yield feed, (leaves, state.cache, logits, state.token, state.done, numbers), {}
         for how in _ways(slots, "scores", "floors"):
-            yield masked_programs.choose, (state, logits, mask, numbers), dict(how=how)
+            yield masked_programs.chooser(how), (*halves, logits, mask, numbers), {}
 
 
 def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:

@@ -49,7 +49,7 @@ class Slots:
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self.alone = slots == 1
         self._needs = np.zeros((3, slots), bool)  # of each row: a draw, scores, a floor
-        self._masked = MaskedSteps(config, params, slots)
+        self.masked = MaskedSteps(config, params, slots)
 
     @classmethod
     def empty(
@@ -200,7 +200,7 @@ class Slots:
             numbers[at] = slot, which, len(row.prompt), row.limit, row.floor
             keys[at], stops[at, : len(row.stop_ids)] = row.key, row.stop_ids
             prompts[at, : len(row.prompt)] = row.prompt
-            self._masked.forget(slot)
+            self.masked.begin(slot, row)
             self._needs[:, slot] = not row.sampling.is_greedy(), row.scores, row.floor > 0
         sampling = stacked([row.sampling for _, row, _ in beginnings], size)
         _, scores, floors = self._any([slot for slot, _, _ in beginnings])
@@ -221,27 +221,28 @@ class Slots:
           masks: int32 `[n, ceil(V/32)]`, of each row the tokens that may come; None: any, of all rows.
         """
         bucket = next(b for b in self.buckets if b >= len(slots))
-        others = (slot for slot in range(self.buckets[-1]) if slot not in slots)
+        taken = frozenset(slots)
+        others = (slot for slot in range(self.buckets[-1]) if slot not in taken)
         rows = np.array([*slots, *others][:bucket], np.int32)
         drawn, scores, floors = self._any(slots)
-        if masks is not None or self._masked.pending(slots):
-            return self._step(rows, len(slots), masks, self.way(scores=scores, floors=floors))
+        if masks is not None or self.masked.pending(slots):
+            way = self.way(scores=scores, floors=floors)
+            self.state, burst = self.masked.step(self.state, rows, len(slots), masks, way)
+            return burst
         how = self.way(greedy=not drawn, scores=scores, floors=floors, short=steps <= HURRIED)
         run = slot_programs.runner(how, bucket > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
         return burst.underway()
 
-    def _step(self, rows: np.ndarray, live: int, masks: np.ndarray | None, how: Way) -> Burst:
-        self.state, burst = self._masked.choose(self.state, rows, live, masks, how)
-        burst = burst.underway()
-        if masks is not None:  # else a burst follows, which feeds the tokens itself
-            self.state = self._masked.feed(self.state, rows, live, how)
-        return burst
+    @leading.told
+    def accept(self, slot: int, tokens: np.ndarray) -> None:
+        """Takes tokens of a row that must come next, int32 `[n]`, as one chunk; `MaskedSteps.accept`."""
+        self.state = self.masked.accept(self.state, slot, tokens, self.way())
 
     def _any(self, slots: Sequence[int]) -> Iterator[bool]:
         """Whether any of them needs a draw, scores, a floor."""
-        return (bool(need[list(slots)].any()) for need in self._needs)
+        return map(bool, np.any(self._needs[:, list(slots)], axis=1))
 
     def not_finite(self) -> JllamaError:
         """What the reader of a row that is not healthy is told."""

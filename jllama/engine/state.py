@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jllama import kernels
@@ -61,9 +62,9 @@ class Way:
 class Burst:
     """What a call of the loop hands out, apart from the state."""
 
-    tokens: Array  # int32 [B, up to BURST]: in order, then NO_TOKEN
-    done: Array  # bool [B]
-    healthy: Array  # bool [B]
+    # int32 [B, up to BURST + 2]: tokens in order, then NO_TOKEN; whether a row is done; whether it's healthy.
+    # One array, since the host fetches each for itself.
+    told: Array
     scores: Scores | None = None  # of the tokens: each leaf with an axis for them behind B
 
     @classmethod
@@ -71,7 +72,28 @@ class Burst:
         """Of the step that led to a state; `active`, bool `[B]`: the rows that took a token; None: all."""
         tokens = state.token if active is None else jnp.where(active, state.token, NO_TOKEN)
         scores = jax.tree.map(lambda leaf: leaf[:, None], state.scores)
-        return cls(tokens=tokens[:, None], done=state.done, healthy=state.healthy, scores=scores)
+        return cls.of(tokens[:, None], state.done, state.healthy, scores)
+
+    @classmethod
+    def of(cls, tokens: Array, done: Array, healthy: Array, scores: Scores | None = None) -> "Burst":
+        """From int32 `[B, up to BURST]` and bool `[B]`."""
+        ends = (flags.astype(jnp.int32)[:, None] for flags in (done, healthy))
+        return cls(told=jnp.concatenate([tokens, *ends], axis=1), scores=scores)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32 `[B, up to BURST]`, on the host; waits for them."""
+        return np.asarray(self.told)[:, :-2]
+
+    @property
+    def done(self) -> np.ndarray:
+        """bool `[B]`, likewise."""
+        return np.asarray(self.told)[:, -2] > 0
+
+    @property
+    def healthy(self) -> np.ndarray:
+        """bool `[B]`, likewise."""
+        return np.asarray(self.told)[:, -1] > 0
 
     def underway(self) -> "Burst":
         """Itself, on its way to the host as soon as the device has it."""

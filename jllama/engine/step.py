@@ -39,7 +39,7 @@ def decode_steps(
     """
     loop = _fixed_loop if how.target.on_gpu else _open_loop
     state, out = loop(config, params, state, steps, how)
-    return state, Burst(tokens=out.tokens, done=state.done, healthy=state.healthy, scores=out.scores)
+    return state, Burst.of(out.tokens, state.done, state.healthy, out.scores)
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,7 @@
 """One answer that must match: which tokens may come next, and what came."""
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from jllama.settings import BAN, GenerationSettings
 from jllama.text.tokenizer import Tokenizer
 
 WORD = 32  # tokens of an int32
-TOGETHER = 8  # masks: fewer are filled one after the other
+TOGETHER = 8  # grammars: the masks of fewer are filled one after the other
 
 
 class Constraint:
@@ -26,7 +27,9 @@ class Constraint:
       error: why nothing may come next; the answer can't be completed.
     """
 
-    def __init__(self, matcher: Any, width: int, ends: Iterable[int], banned: np.ndarray | None) -> None:
+    def __init__(
+        self, matcher: Any, width: int, ends: Iterable[int], banned: np.ndarray | None, origin: Any = None
+    ) -> None:
         """Made by `constraint_for`.
 
         Args:
@@ -34,9 +37,11 @@ class Constraint:
           width: W, words of a mask.
           ends: ids that end the answer.
           banned: int32 `[W]`, a bit for each token that may not come whatever matches; None: no token.
+          origin: what the matcher is a copy of; copies of one wait for each other.
         """
-        self.matcher, self.width = matcher, width
+        self.matcher, self.width, self.origin = matcher, width, matcher if origin is None else origin
         self._ends, self._banned = frozenset(ends), banned
+        self._forced: list[int] = []  # what must come next, the last of it first
         self.ended = False
         self.error: JllamaError | None = None
 
@@ -50,13 +55,35 @@ class Constraint:
         for token in tokens:
             if not self.live:
                 return
+            if self._forced and self._forced.pop() != token:
+                self._forced.clear()
             if token in self._ends:
                 self.ended = True
             elif not self.matcher.consume_token(token):
                 self.error = self._stopped(f"token {token} does not fit what the answer must match")
 
+    def forced(self) -> int | None:
+        """The one token that must come next, if one must.
+
+        The library's masks spell what must come, token for token; this asks it once for all of them.
+        """
+        if not self._forced:
+            self._forced = self.matcher.compute_ff_tokens()[::-1]
+        return self._forced[-1] if self._forced else None
+
+    def stretch(self, most: int) -> list[int]:
+        """Tokens that must come next, at most so many; none that ends the answer or is banned."""
+        if not self.live or self.forced() is None:
+            return []
+        return list(itertools.takewhile(self._goes_on, self._forced[: -max(most, 0) - 1 : -1]))
+
+    def _goes_on(self, token: int) -> bool:
+        """Whether an answer may go on with it."""
+        banned = self._banned is not None and self._banned[token // WORD] >> token % WORD & 1
+        return token not in self._ends and not banned
+
     def settle(self, mask: np.ndarray) -> None:
-        """Takes a mask that the library filled, int32 `[W]`; sets `error` where it allows nothing."""
+        """Takes a mask that was filled, int32 `[W]`; sets `error` where it allows nothing."""
         if is_stuck(self.matcher):
             self.error = JllamaError("the answer can't go on as it must: nothing that matches begins so")
         elif self.matcher.is_error():
@@ -87,11 +114,11 @@ def constraint_for(
     Raises:
       JllamaError: it can't be matched, or not exactly; the message has the library's own words.
     """
-    if (matcher := matcher_for(tokenizer, vocab_size, settings)) is None:
+    if (origin := matcher_for(tokenizer, vocab_size, settings)) is None:
         return None
     ids = [id_ for id_, bias in settings.logit_bias.items() if bias <= BAN and 0 <= id_ < vocab_size]
     banned = _bits(ids, vocab_size) if ids else None
-    return Constraint(matcher.deep_copy(), mask_width(vocab_size), ends, banned)
+    return Constraint(origin.deep_copy(), mask_width(vocab_size), ends, banned, origin)
 
 
 def matcher_for(tokenizer: Tokenizer, vocab_size: int, settings: GenerationSettings) -> Any | None:
@@ -119,17 +146,28 @@ def masks_for(constraints: Sequence[Constraint | None]) -> np.ndarray:
     width = next(each.width for each in constraints if each is not None)
     masks = np.full((len(constraints), width), -1, np.int32)
     live = [(each, at) for at, each in enumerate(constraints) if each is not None and each.live]
-    if len(live) >= TOGETHER and (executor := _executor()) is not None:
-        matchers = [(each.matcher, at) for each, at in live]
-        executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.shape[1] * 4, len(masks))
-    else:
-        for each, at in live:
-            each.matcher.unsafe_compute_mask_ptr(masks[at].ctypes.data, masks.shape[1] * 4)
+    forced = {at: token for each, at in live if (token := each.forced()) is not None}
+    rows, tokens = (np.fromiter(part, np.uint32, len(forced)) for part in (forced, forced.values()))
+    masks[rows] = 0
+    masks.view(np.uint32)[rows, tokens // WORD] = np.uint32(1) << tokens % WORD
+    _fill(masks, [(each, at) for each, at in live if at not in forced])
     for each, at in live:
         each.settle(masks[at])
         if each.error is not None:
             masks[at] = -1
     return masks
+
+
+def _fill(masks: np.ndarray, asked: list[tuple[Constraint, int]]) -> None:
+    """The library fills masks, int32 `[b, W]`, at the places beside the constraints."""
+    start, size = masks.ctypes.data, masks.shape[1] * masks.itemsize
+    origins = {id(each.origin) for each, _ in asked}
+    if len(origins) >= TOGETHER and (executor := _executor()) is not None:
+        matchers = [(each.matcher, at) for each, at in asked]
+        executor.unsafe_compute_mask_ptr(matchers, start, size, len(masks))
+    else:
+        for each, at in asked:
+            each.matcher.unsafe_compute_mask_ptr(start + at * size, size)
 
 
 @functools.cache

@@ -12,6 +12,9 @@ from jllama.grammar.library import library
 from jllama.text.tokenizer import Tokenizer
 
 MARK = 0xFF  # the library's own mark of a special token; no UTF-8 text has this byte
+# Texts that must come, and the length of those, whose tokens are remembered: a grammar asks for few of them,
+# again and again, and each costs 30 µs and Python's lock.
+KEPT, SHORT = 4096, 256
 JSON_BYTES = b'{}[]":,0123456789'
 
 
@@ -75,6 +78,7 @@ class _Source:
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: Collection[int], end: int) -> None:
         self.tokens, self.special_token_ids, self.eos_token_id = tokens, list(special), end
         self._tokenizer = tokenizer
+        self._ids_of = functools.lru_cache(KEPT)(self._written)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Tokens of a text that must come: the library believes them, so they are its bytes to the letter.
@@ -82,6 +86,9 @@ class _Source:
         Some tokenizers put a blank before a text; others know no token for a character.
         """
         data = text.encode() if isinstance(text, str) else text
+        return list(self._ids_of(data)) if len(data) <= SHORT else self._written(data)
+
+    def _written(self, data: bytes) -> list[int]:
         ids = self._tokenizer.encode(data.decode("utf-8", "replace"), add_special=False, begins=False)
         known = all(token < len(self.tokens) for token in ids)
         return ids if known and b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)

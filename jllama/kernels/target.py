@@ -60,6 +60,13 @@ class Target:
             return None
         return CUBLAS if size <= SHORT_CHUNK else ONE_BY_ONE
 
+    @property
+    def chunk_steps(self) -> int:
+        """How many steps of one text take as long as its shortest chunk: a GPU's reads the weights once for
+        64 tokens, 2.4 ms of TinyLlama's where a step takes 0.6; a CPU multiplies all 32.
+        """
+        return 4 if self.on_gpu else 12
+
     def step_options(self, batch: int) -> dict[str, Any] | None:
         """XLA's options for a decode step of so many rows: cuBLAS adds the residual as it stores."""
         return CUBLAS if self.on_gpu and batch > 1 else None

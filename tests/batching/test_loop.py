@@ -20,6 +20,7 @@ from jllama.errors import JllamaError
 from jllama.layers.sampling import Scores
 from jllama.settings import GenerationSettings
 from jllama.text.detokenizer import Detokenizer, StreamDecoder
+from tests.support.decoding import CPU
 
 WAIT = 100
 
@@ -42,6 +43,7 @@ class Notes:
         self.rows, self.bad, self.first = {}, set(), ord("a")
 
     turn_tokens = property(lambda self: self._chunk)
+    target, masked = CPU, SimpleNamespace(most_forced=lambda slot, target: 5)
 
     def next_chunk(self, left, *, scored):
         return self._chunk if left > self._chunk // 2 else self._chunk // 2
@@ -97,7 +99,7 @@ class Notes:
             self.rows[slot][1] += new
             done.append(count + new >= limit)
         healthy = np.array([slot not in self.bad for slot in slots])
-        return Burst(tokens=tokens, done=np.array(done), healthy=healthy)
+        return Burst.of(tokens, np.array(done), healthy)
 
 
 @pytest.fixture
@@ -503,13 +505,20 @@ def test_slots_have_room_for_the_longest_request(requests, room):
 class Held:
     """A constraint that notes what it is told; all may come."""
 
-    live, error, width = True, None, 1
+    live, error, width, origin = True, None, 1, None
 
     def __init__(self, notes):
         self.notes, self.matcher = notes, self
 
     def follow(self, tokens):
         self.notes.asked.append(("follow", *map(chr, tokens)))
+
+    def forced(self):
+        return None
+
+    def stretch(self, most):
+        assert most == 5
+        return []
 
     def unsafe_compute_mask_ptr(self, pointer, size):
         self.notes.asked.append(("mask", size))

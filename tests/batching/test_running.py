@@ -13,7 +13,7 @@ FAILS = 9  # a token that fits nothing
 class Constraint:
     """Notes what it follows."""
 
-    live, width = True, 2
+    live, width, origin = True, 2, None
 
     def __init__(self, error=None):
         self.error, self.came = error, []
@@ -23,6 +23,9 @@ class Constraint:
         self.came += tokens
         if FAILS in tokens:
             self.error = "no"
+
+    def forced(self):
+        return None
 
     def settle(self, mask):
         mask[:] = 5

@@ -1,5 +1,6 @@
 """Steps in which masks say what may come: which rows are fed, and when; the programs are played."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,33 +8,41 @@ import pytest
 
 from jllama.engine import masked_steps
 from jllama.engine.masked_steps import MaskedSteps
-from jllama.engine.state import Way
-from tests.support.decoding import GPU, empty_slots
+from jllama.engine.state import DecodeState, Way
+from jllama.layers.sampling import TokenCounts
+from tests.support.decoding import CPU, GPU
 
 WAY = Way(GPU)
+CONFIG = SimpleNamespace(vocab_size=40, num_hidden_layers=0)
+BURST = SimpleNamespace(underway=lambda: "burst")
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Of five slots and 40 tokens; `notes` holds the programs that ran."""
+    """Of five slots and 40 tokens; `notes` holds the programs that ran. A cache counts them."""
     notes = []
 
-    def feeder(target, batched):
-        def feed(config, params, state, logits, numbers):
+    def feeder(config, weights, target, batched):
+        def feed(leaves, cache, logits, token, done, numbers):
             notes.append(("feed", batched, logits, numbers.tolist()))
-            return state + 1, f"logits {state + 1}"
+            return cache + 1, f"logits {cache + 1}"
 
         return feed
 
-    def choose(state, logits, mask, numbers, *, how):
-        notes.append(("choose", logits, mask.tolist(), numbers.tolist()))
-        assert how is WAY
-        return state + 1, f"burst {state}"
+    def chooser(how):
+        def choose(changing, kept, logits, mask, numbers):
+            notes.append(("choose", logits, mask.tolist(), numbers.tolist()))
+            return changing | {"token": f"behind {logits}"}, BURST
+
+        return choose
+
+    def beside(near, array):
+        return array if array.dtype == np.int32 else array.shape
 
     monkeypatch.setattr(masked_steps, "feeder", feeder)
-    monkeypatch.setattr(masked_steps, "choose", choose)
-    monkeypatch.setattr(masked_steps.sharding, "beside", lambda params, zeros: zeros.shape)
-    made = MaskedSteps(SimpleNamespace(vocab_size=40), "params", 5)
+    monkeypatch.setattr(masked_steps, "chooser", chooser)
+    monkeypatch.setattr(masked_steps.sharding, "beside", beside)
+    made = MaskedSteps(CONFIG, "params", 5)
     made.notes = notes
     return made
 
@@ -42,65 +51,82 @@ def rows(*slots):
     return np.array(slots, np.int32)
 
 
+def state(programs):
+    """After so many programs."""
+    counts = TokenCounts(prompt="prompt", answer="answer")
+    return dataclasses.replace(DecodeState.of_one(programs), counts=counts, keys="keys")
+
+
 def test_rows_that_were_not_fed_are_fed_first_and_once(steps):
     mask = np.array([[1, 2], [3, 4]], np.int32)
     assert not steps.pending([0, 1, 2, 3, 4])
-    state, burst = steps.choose(10, rows(4, 1, 0), 2, mask, WAY)
-    assert (state, burst) == (12, "burst 11")
+    new, burst = steps.choose(state(10), rows(4, 1, 0), 2, mask, WAY)
+    assert (new.cache, new.token, burst) == (11, "behind logits 11", BURST)
+    numbers = [[4, 1, 0], [1, 1, 0], [0, 1, 2]]
     assert steps.notes == [
-        ("feed", True, (5, 40), [4, 1, 0, 2]),
-        ("choose", "logits 11", [[1, 2], [3, 4], [-1, -1]], [4, 1, 0, 2]),
+        ("feed", True, (5, 40), numbers),
+        ("choose", "logits 11", [[1, 2], [3, 4], [-1, -1]], numbers),
     ]
     assert not steps.pending([4, 1, 0]), "what was chosen is to be fed"
     steps.notes.clear()
-    assert steps.feed(20, rows(4, 1, 0), 2, WAY) == 21
+    assert steps.feed(state(20), rows(4, 1, 0), 2, WAY).cache == 21
     assert [steps.pending([slot]) for slot in range(5)] == [False, True, False, False, True]
-    steps.choose(21, rows(1, 4, 2), 2, mask, WAY)
+    steps.choose(state(21), rows(1, 4, 2), 2, mask, WAY)
     assert [note[0] for note in steps.notes] == ["feed", "choose"]
     assert steps.notes[-1][1] == "logits 21"
     assert not steps.pending(range(5))
 
 
 def test_only_those_that_wait_are_fed_and_the_others_fill_the_program(steps):
-    steps.feed(0, rows(4, 1), 2, WAY)
-    steps.forget(1)
+    steps.feed(state(0), rows(4, 1), 2, WAY)
+    steps.begin(1, SimpleNamespace(prompt=[], limit=9, scores=False))
     assert [steps.pending([slot]) for slot in (1, 4)] == [False, True]
-    steps.feed(0, rows(3), 1, WAY)
+    steps.feed(state(0), rows(3), 1, WAY)
     steps.notes.clear()
-    steps.choose(1, rows(4, 1, 3), 2, np.zeros((2, 2), np.int32), WAY)
-    assert [note[-1] for note in steps.notes] == [[1, 4, 3, 1], [4, 1, 3, 2]]
+    steps.choose(state(1), rows(4, 1, 3), 2, np.zeros((2, 2), np.int32), WAY)
+    assert [note[-1][:2] for note in steps.notes] == [[[1, 4, 3], [1, 0, 0]], [[4, 1, 3], [1, 1, 0]]]
     assert [steps.pending([slot]) for slot in (4, 1, 3)] == [False, False, True]
 
 
+def test_all_slots_stand_in_their_own_order(steps):
+    masks = np.arange(6, dtype=np.int32).reshape(3, 2)
+    steps.choose(state(0), rows(3, 1, 4, 0, 2), 3, masks, WAY)
+    words = [[-1, -1], [2, 3], [-1, -1], [0, 1], [4, 5]]
+    assert steps.notes[-1][2:] == (words, [[0, 1, 2, 3, 4], [0, 1, 0, 1, 1], [3, 1, 4, 0, 2]])
+
+
 def test_without_masks_any_token_may_come(steps):
-    steps.choose(0, rows(2), 1, None, WAY)
-    assert steps.notes == [("feed", False, (5, 40), [2, 1]), ("choose", "logits 1", [[-1, -1]], [2, 1])]
+    steps.choose(state(0), rows(2), 1, None, WAY)
+    numbers = [[2], [1], [0]]
+    assert steps.notes == [("feed", False, (5, 40), numbers), ("choose", "logits 1", [[-1, -1]], numbers)]
 
 
-class Masked:
-    """Steps that note what is asked of them."""
-
-    def __init__(self, pending):
-        self.notes, self._pending = [], pending
-
-    def pending(self, slots):
-        return self._pending
-
-    def choose(self, state, rows, live, masks, how):
-        self.notes.append(("choose", rows.tolist(), live, masks is not None))
-        return state, SimpleNamespace(underway=lambda: "burst")
-
-    def feed(self, state, rows, live, how):
-        self.notes.append(("feed", rows.tolist(), live))
-        return state
-
-
-@pytest.mark.parametrize(("masks", "pending"), [(True, False), (True, True), (False, True)])
-def test_the_next_logits_are_under_way_where_masks_follow(tiny_config, tiny_params, masks, pending):
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_next_logits_are_under_way_where_masks_follow(steps, masks):
     """Else a burst follows, which feeds the tokens itself."""
-    slots = empty_slots(tiny_config, tiny_params, 4, max_len=8)
-    slots._masked = Masked(pending)
+    steps.feed(state(0), rows(3, 1), 2, WAY)
+    steps.notes.clear()
     given = np.zeros((2, 2), np.int32) if masks else None
-    assert slots.run([3, 1], 16, given) == "burst"
-    chosen = ("choose", [3, 1], 2, masks)
-    assert slots._masked.notes == ([chosen, ("feed", [3, 1], 2)] if masks else [chosen])
+    new, burst = steps.step(state(1), rows(3, 1), 2, given, WAY)
+    assert burst == "burst"
+    assert new.cache == (2 if masks else 1)
+    assert [note[0] for note in steps.notes] == (["choose", "feed"] if masks else ["choose"])
+    assert steps.pending([3, 1]) is masks
+
+
+def test_how_many_tokens_may_come_without_a_choice(steps):
+    """The last one is chosen; rows whose tokens are scored, and texts whose angles change, choose all."""
+    row = SimpleNamespace(prompt=[1, 2], limit=9, scores=False)
+    steps.begin(0, row)
+    assert steps.most_forced(0, GPU) == 7
+    steps.step(state(0), rows(0), 1, np.zeros((1, 2), np.int32), Way(CPU))
+    assert steps.most_forced(0, GPU) == 6
+    steps.begin(0, SimpleNamespace(**vars(row) | {"limit": 900}))
+    assert [steps.most_forced(0, target) for target in (GPU, CPU)] == [64, 32]
+    steps.begin(1, SimpleNamespace(**vars(row) | {"scores": True}))
+    assert steps.most_forced(1, GPU) == 0
+    rope = SimpleNamespace(rope_type="dynamic")
+    kinds = dict(num_hidden_layers=1, kind_of=lambda layer: SimpleNamespace(rope=rope))
+    made = MaskedSteps(SimpleNamespace(vocab_size=40, **kinds), "params", 1)
+    made.begin(0, row)
+    assert made.most_forced(0, GPU) == 0

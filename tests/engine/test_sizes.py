@@ -1,6 +1,7 @@
 """How prompts, programs and turns are cut, and which of XLA's options a program gets: nothing is computed."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,16 +103,19 @@ def test_a_step_of_several_rows_and_a_long_chunk_have_options_of_their_own(monke
     def compiled(run, target, out, *, options, donated=(2,)):
         seen.append((run.__name__, options, donated))
 
-    for module in (slot_programs, masked_programs):
-        monkeypatch.setattr(module, "compiled", compiled)
+    def jit(run, *, donate_argnums, compiler_options):
+        seen.append((run.__name__, compiler_options, donate_argnums))
+
+    monkeypatch.setattr(slot_programs, "compiled", compiled)
+    monkeypatch.setattr(masked_programs, "jax", SimpleNamespace(jit=jit))
     for batched in (False, True):
         slot_programs.runner.__wrapped__(Way(GPU), batched)
-        masked_programs.feeder.__wrapped__(GPU, batched)
+        masked_programs.feeder.__wrapped__(None, None, GPU, batched)
     for size in (512, 1024):
         slot_programs.reader.__wrapped__(GPU, size)
         slot_programs.scorer.__wrapped__(GPU, size)
     slot_programs.runner.__wrapped__(Way(CPU), True)
-    one, several = ([("run", options, (2,)), ("feed", options, (2, 3))] for options in (None, CUBLAS))
+    one, several = ([("run", options, (2,)), ("feed", options, (1, 2))] for options in (None, CUBLAS))
     short, long = ([("read", options, (2,))] * 2 for options in (CUBLAS, ONE_BY_ONE))
     assert seen == [*one, *several, *short, *long, ("run", None, (2,))]
 

@@ -24,6 +24,9 @@ class Matcher:
         assert size == 4 * len(self.words)
         (ctypes.c_int32 * len(self.words)).from_address(pointer)[:] = self.words
 
+    def compute_ff_tokens(self):
+        return []
+
     def consume_token(self, token):
         self.consumed.append(token)
         return token < 100

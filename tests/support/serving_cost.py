@@ -73,7 +73,7 @@ class IdleSlots(Slots):
         for row, count in zip(tokens, counts, strict=True):
             row[:count] = 72
         done = np.array([self._left[slot] == 0 for slot in slots])
-        return Burst(tokens=tokens, done=done, healthy=np.ones(len(slots), bool))
+        return Burst.of(tokens, done, np.ones(len(slots), bool))
 
 
 class Wave:
