@@ -43,6 +43,16 @@ def test_a_listener_is_there_before_the_thread_is(model):
     assert engine.submit([3]).listener is None
 
 
+def test_all_are_taken_together_or_none(model):
+    engine, calls = played(model), []
+    engine._loop.submit = calls.append
+    with pytest.raises(JllamaError, match="temperature"):
+        engine.submit_all([dict(prompt=[1]), dict(prompt=[2], temperature=-1.0)])
+    assert calls == []
+    streams = engine.submit_all([dict(prompt=[1]), dict(prompt=[2])])
+    assert calls == [streams]
+
+
 def test_each_request_has_a_seed_of_its_own(model):
     engine = played(model)
     seeds = [engine.submit([1]).answer.result.seed for _ in range(3)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jllama.engine.decoder import _next_steps, bursts
-from jllama.engine.state import NO_TOKEN, Way, take_token
+from jllama.engine.state import NO_TOKEN, Way, not_finite, take_token
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import JllamaError
 from tests.support.decoding import CPU, as_on_a_gpu, empty_slots, row_of, started
@@ -82,6 +82,19 @@ def test_a_floor_bars_the_ends_alone(tiny_config):
         state = begin(tiny_config, stop_ids=[5], floor=4)[0].state
         logits = jnp.zeros((1, V), jnp.float32).at[0, wanted].set(9.0)
         assert take_token(state, logits, Way(CPU, floors=True)).token.tolist() == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (jnp.float16, "float16: use --dtype=bfloat16$"),
+        (jnp.bfloat16, "bfloat16: is the checkpoint damaged"),
+        (jnp.float32, "float32: is the checkpoint damaged"),
+    ],
+)
+def test_what_is_advised_where_logits_are_no_numbers(dtype, words):
+    with pytest.raises(JllamaError, match=f"the model's logits are not finite in {words}"):
+        raise not_finite(jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

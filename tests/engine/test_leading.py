@@ -217,6 +217,12 @@ def test_caches_are_made_copied_gone_on_with_and_forgotten(plans, monkeypatch):
     assert sorted(follower._slots) == [3, 9]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_is_not_alone_takes_no_cache_from_elsewhere(monkeypatch, rank):
+    monkeypatch.setattr(processes, "_group", Group(rank, []))
+    assert leading.followed()
+
+
 def test_alone_nothing_is_told_or_kept(monkeypatch):
     monkeypatch.setattr(processes, "_group", None)
     monkeypatch.setattr(leading, "_gone", [])

@@ -56,6 +56,24 @@ def test_only_a_single_text_on_a_gpu_begins_anew(tiny_config, tiny_params, targe
     assert [slots.fresh(start) for start in (0, 1, 64)] == [fresh, False, False]
 
 
+class Mesh:
+    """So many devices."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+def test_greedy_rows_have_a_loop_of_their_own_where_logits_lie_on_several_devices(tiny_config, tiny_params):
+    """Which need not gather them."""
+    slots = empty_slots(tiny_config, tiny_params)
+    ways = [on(target, slots).way(greedy=True, short=True) for target in (CPU, meshed(CPU, 2), GPU)]
+    assert [(way.greedy, way.short) for way in ways] == [(False, False), (True, False), (True, True)]
+
+
+def meshed(target, devices):
+    return dataclasses.replace(target, mesh=None if devices == 1 else Mesh(devices))
+
+
 SEVEN_B = ModelConfig(
     vocab_size=32000,
     hidden_size=4096,
@@ -86,11 +104,7 @@ def sized(**fields):
     ],
 )
 def test_a_turn_of_a_gpu_is_a_twentieth_of_a_second_of_work(config, devices, chunks):
-    class Mesh:
-        size = devices
-
-    target = dataclasses.replace(GPU, mesh=None if devices == 1 else Mesh())
-    assert turn_tokens(config, target) == chunks * 2048
+    assert turn_tokens(config, meshed(GPU, devices)) == chunks * 2048
 
 
 def test_a_turn_elsewhere_is_a_chunk():

@@ -147,6 +147,15 @@ def test_queries_keep_their_key_where_keys_are_repeated():
     assert rows.values[:, 0].tolist() == [4 * n for row in made for n in row]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("q_norm", (2, 4, 8)), ("k_norm", (2, 8)), ("qkv_proj", (2, 6, 8, 3))]
+)
+def test_fewer_devices_than_keys_repeat_nothing(tiny_config, name, shape):
+    leaf = jnp.arange(float(np.prod(shape))).reshape(shape)
+    made = sharding.split_leaf(path(name), leaf, tiny_config, sharding.mesh_of(1))
+    np.testing.assert_array_equal(made, leaf)
+
+
 def test_gate_and_up_rows_of_a_device_follow_one_another():
     gate_up = jnp.arange(12).reshape(2, 6, 1)
     made = _device_by_device(gate_up, 3)
