@@ -86,6 +86,7 @@ def test_all_others_are_told():
 
 def test_signs_of_life_go_out_until_the_end(pair, monkeypatch):
     monkeypatch.setattr(processes, "BEAT", 0.01)
+    monkeypatch.setattr(processes, "SILENCE", 3600.0)
     leader, follower = pair
     thread = threading.Thread(target=leader._beat, daemon=True)
     thread.start()
