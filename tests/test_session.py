@@ -137,6 +137,24 @@ def test_an_answer_that_was_cut_goes_on_from_its_tokens(session, model, count):
     assert again.token_ids == fresh(model, longer).token_ids
 
 
+def test_a_snapshot_has_as_many_positions_as_there_are_ids(session, model):
+    """Whatever the device computed beyond the answer; another session goes on from it."""
+    assert session.snapshot() is None
+    stream = session.stream(PROMPT, settings(max_new_tokens=60))
+    for _ in range(3):
+        next(stream)
+    assert session.snapshot() is None
+    stream.close()
+    snapshot = session.snapshot()
+    assert snapshot.length.tolist() == [len(session.ids)]
+    other = Session(model, max_seq_len=96)
+    ids, longer = list(session.ids), [*session.ids, 7, 8]
+    other.adopt(ids, snapshot)
+    assert (other.ids, other.ids is ids) == (ids, False)
+    assert run(other, longer).reused_tokens == len(ids)
+    assert other.result.token_ids == fresh(model, longer).token_ids
+
+
 def test_ctrl_c_between_two_pieces_keeps_what_came(session, model):
     stream = session.stream(PROMPT, settings(max_new_tokens=60))
     next(stream)
