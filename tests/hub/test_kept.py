@@ -3,6 +3,8 @@
 import errno
 import os
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,6 +164,52 @@ def test_other_errors_pass_and_an_empty_home_goes(home):
 )
 def test_bounds_leave_room_for_the_largest_known_and_not_for_much_more(bound, known, most):
     assert 1.5 * known <= bound <= most
+
+
+# Installed packages.
+
+
+@pytest.mark.parametrize("version", ["1.5", "1.5.1", "1", "15", "1.5rc1", "v1.5", "", None])
+def test_only_that_very_version_counts_as_installed(monkeypatch, version):
+    files = [SimpleNamespace(locate=lambda name=name: f"/site/{name}") for name in ("m.gguf", "m.py")]
+    asked = []
+
+    def distribution(name):
+        asked.append(name)
+        return SimpleNamespace(version=version, files=files)
+
+    monkeypatch.setattr("importlib.metadata.distribution", distribution)
+    wanted = [Path("/site/m.gguf"), Path("/site/m.py")] if version == "1.5" else []
+    assert wheels.installed_files("tiny", "1.5") == wanted
+    assert asked == ["tiny"]
+    bare = SimpleNamespace(version="1.5", files=None)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: bare)
+    assert wheels.installed_files("tiny", "1.5") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "compared"),
+    [("Tiny_GGUF", "tiny-gguf"), ("a.-_b", "a-b"), ("a--b", "a-b"), ("plain9", "plain9"), ("A.B", "a-b")],
+)
+def test_a_packages_name_as_indexes_compare_it(name, compared):
+    assert wheels.normalised(name) == compared
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ("a/b/m.gguf", "m.gguf"),
+        ("x" * 95 + ".gguf", "x" * 95 + ".gguf"),
+        ("x" * 96 + ".gguf", "model.gguf"),
+        ("a b+c-d_e.gguf", "a b+c-d_e.gguf"),
+        ("é.gguf", "model.gguf"),
+        ("a:b.gguf", "model.gguf"),
+        ("a\nb.gguf", "model.gguf"),
+        ("", "model.gguf"),
+    ],
+)
+def test_a_name_inside_a_wheel_is_one_for_any_file_system(entry, name):
+    assert wheels.file_name(entry) == name
 
 
 # Packages that name, or are, parts of a model.

@@ -66,6 +66,15 @@ def test_another_version_that_is_installed_is_not_used(wheel, fetches, tmp_path,
     assert fetches == ["1.5"]
 
 
+def test_an_installed_package_comes_before_the_cache(wheel, fetches, cache, tmp_path, monkeypatch):
+    assert cache in resolve(REFERENCE).gguf.parents
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert resolve(REFERENCE).gguf == tmp_path / "site" / "tiny_gguf" / "model.gguf"
+    assert fetches == ["1.5"]
+
+
 @pytest.mark.parametrize("record", [b"\xff\xfe", b'"', b"x.gguf,sha256=a,many\n", None])
 def test_an_installed_package_that_is_damaged_is_passed_over(wheel, fetches, tmp_path, monkeypatch, record):
     info = tmp_path / "site" / "tiny_gguf-1.5.dist-info"
