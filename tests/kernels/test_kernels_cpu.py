@@ -207,13 +207,15 @@ def test_last_only_is_the_last_valid_token(machine):
     np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
-def test_any_number_of_threads_makes_the_same_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("machine", ["native", "plain_tiles"])
+def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeypatch):
     """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows."""
     skip_without_kernels()
     for threads in ("1", "2", "3", "5"):
-        copy = shutil.copy(build.compiled(), tmp_path / f"{threads}.so")  # has threads of its own
+        library = build.compiled(machines()[machine])
+        copy = shutil.copy(library, tmp_path / f"{threads}.so")  # has threads of its own
         monkeypatch.setenv("JLLAMA_THREADS", threads)
-        build.register(ctypes.CDLL(str(copy)), f"_{threads}_threads")
+        build.register(ctypes.CDLL(str(copy)), f"_{threads}_threads_{machine}")
     config, rng = dataclasses.replace(BASE, hidden_size=112), np.random.default_rng(0)
     dense = random_params(config, dtype="bfloat16")
     kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
@@ -222,7 +224,7 @@ def test_any_number_of_threads_makes_the_same_numbers(tmp_path, monkeypatch):
             cache = filled_cache(shape, rng, (4, 9), 64, str(params.norm.dtype))
             tokens = jnp.asarray(rng.integers(0, 83, (2, T)), jnp.int32)
             first, *others = (
-                kernel_step(shape, params, tokens, cache, f"_{threads}_threads")[0]
+                kernel_step(shape, params, tokens, cache, f"_{threads}_threads_{machine}")[0]
                 for threads in (1, 2, 3, 5, 3, 5)
             )
             for other in others:

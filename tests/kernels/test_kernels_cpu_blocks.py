@@ -22,6 +22,7 @@ from tests.support.kernels_cpu import (
     activations,
     every_machine,
     filled_cache,
+    has_tiles,
     kernel_step,
     skip_without_kernels,
     suffix_of,
@@ -39,7 +40,7 @@ CASES += [("Q4_K", Form(4, 32, offsets=True, scales="float32"))]
 @pytest.mark.parametrize(("kind", "form"), CASES)
 def test_products(machine, kind, form):
     rng = np.random.default_rng(0)
-    for rows, batches in ((1, [(2,)]), (16, [(1,)]), (50, [(1,), (5,), (3, 4), (17,)])):
+    for rows, batches in ((1, [(2,)]), (16, [(1,)]), (50, [(1,), (5,), (3, 4), (17,), (66,)])):
         raw = random_blocks(rng, kind, rows, COLUMNS)
         full, packed = numbers_of(raw, kind), cpu.prepare(weight_of(raw, kind, form))
         assert packed.layout == "tiles"
@@ -48,7 +49,8 @@ def test_products(machine, kind, form):
             y = cpu.quantized_linear(packed, x, target=f"jllama_product{suffix_of(machine)}")
             exact = np.asarray(x, np.float64) @ full.T.astype(np.float64)
             size = np.abs(np.asarray(x, np.float64)) @ np.abs(full.T)
-            np.testing.assert_array_less(np.abs(y - exact), 2e-6 * size)
+            lost = 3 * 2.0**-16 if batch == (66,) and has_tiles(machine) else 2e-6
+            np.testing.assert_array_less(np.abs(y - exact), lost * size)
 
 
 @pytest.mark.parametrize(("kind", "form"), CASES)
@@ -115,12 +117,13 @@ def test_rows_behind_the_last_and_memory_behind_the_end_spoil_nothing(machine, k
     w = cpu.prepare(weight_of(random_blocks(np.random.default_rng(4), kind, 5, COLUMNS), kind))
     units = np.array(w.scale_units)
     units[:, :, 5:] = np.nan
-    x = activations(np.random.default_rng(5), 3, COLUMNS)
     target = f"jllama_product{suffix_of(machine)}"
     poisoned = dataclasses.replace(w, scale_units=jnp.asarray(units))
-    np.testing.assert_array_equal(
-        cpu.quantized_linear(poisoned, x, target=target), cpu.quantized_linear(w, x, target=target)
-    )
+    for rows in (3, 20, 70):
+        x = activations(np.random.default_rng(5), rows, COLUMNS)
+        np.testing.assert_array_equal(
+            cpu.quantized_linear(poisoned, x, target=target), cpu.quantized_linear(w, x, target=target)
+        )
 
 
 # Who refuses what.

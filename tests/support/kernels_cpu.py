@@ -52,6 +52,9 @@ def machines() -> dict[str, tuple[str, ...] | None]:
             sets["avx2"] = ("-march=x86-64-v3",)
         if "avx_vnni" in has:
             sets["avx_vnni"] = ("-march=x86-64-v3", "-mavxvnni")
+        if "amx_tile" in has:
+            sets["no_tiles"] = ("-march=native", "-mno-amx-tile")
+    sets["plain_tiles"] = (*build.native_flags(), "-DJLLAMA_PLAIN_TILES")
     return sets
 
 
@@ -69,10 +72,18 @@ def suffix_of(machine: str) -> str:
     return f"_{machine}"
 
 
-def has_pairs(machine: str) -> bool:
-    """Whether these kernels round many rows of activations to bfloat16 where the weights are."""
-    library = ctypes.CDLL(str(build.compiled(machines()[machine])))
-    return bool(library.jllama_pairs())
+def has_tiles(machine: str) -> bool:
+    """Whether many rows of activations meet weights in tile registers, or in their twin."""
+    return bool(_library(machine).jllama_tiles())
+
+
+def rounds(machine: str, columns: int) -> bool:
+    """Whether many rows of activations are rounded to bfloat16 where the weights are."""
+    return has_tiles(machine) or (columns % 2 == 0 and bool(_library(machine).jllama_pairs()))
+
+
+def _library(machine: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build.compiled(machines()[machine])))
 
 
 def skip_without_kernels() -> None:

@@ -97,8 +97,10 @@ struct Step : Spec {
   const float* final_norm;
   std::vector<std::vector<float>> keep;
   int64_t M = B * T;
-  std::vector<float> x, a, wide;
-  std::vector<Block> blocks;
+  Room<float> x{M * D}, a{M * padded(std::max({D, K * G * H, F}))};
+  Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
+  std::unique_ptr<Room<Block>> blocks;
+  std::unique_ptr<Room<char>> tiles;
 
   Step(Pool& p, Reader& r) : Spec(r.sizes<Spec>()), pool(p), in(r), layers(L) {
     table = in.weight();
@@ -117,12 +119,16 @@ struct Step : Spec {
       for (auto* v : {&l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias}) *v = in.vector(dtype, keep);
     }
     final_norm = in.vector(dtype, keep, norm_offset);
-    const int64_t most = std::max({D, K * G * H, F});
-    x.resize(M * D);
-    a.resize(M * padded(most));
-    wide.resize(M * std::max({K * (G + 2) * H, 2 * F, D}));
-    blocks.resize(M * (most / BLOCK + 1));
+    int64_t most_blocks = head.room_in_blocks(head_rows()), most_bytes = head.room_in_tiles(head_rows());
+    for (const Layer& l : layers)
+      for (const Weight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) {
+        most_blocks = std::max(most_blocks, w->room_in_blocks(M));
+        most_bytes = std::max(most_bytes, w->room_in_tiles(M));
+      }
+    blocks = std::make_unique<Room<Block>>(most_blocks);
+    tiles = std::make_unique<Room<char>>(most_bytes);
   }
+  int64_t head_rows() const { return last_only ? B : M; }
   // Rows a power of two apart would fight for the same lines of the first-level cache.
   static int64_t padded(int64_t n) { return n + 16; }
   template <class Work>
@@ -133,12 +139,13 @@ struct Step : Spec {
   }
   // Readies row m of `a` for w.
   void ready(const Weight& w, int64_t m, int64_t rows) {
+    if (w.tiled(rows)) return to_tiles(w, &a[m * padded(w.cols)], m, tiles->data());
     if (w.paired(rows)) to_pairs(&a[m * padded(w.cols)], w.cols);
-    if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &blocks[m * (w.cols / BLOCK)]);
+    if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &(*blocks)[m * (w.cols / BLOCK)]);
   }
   void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add, const Weight& next) {
     pool.expect(next.values, next.tiles(), grain(pool, next, rows), next.tile_bytes());
-    product(pool, w, {a.data(), padded(w.cols), blocks.data()}, rows, {y, w.rows, bias, add});
+    product(pool, w, {a.data(), padded(w.cols), blocks->data(), tiles->data()}, rows, {y, w.rows, bias, add});
   }
 
   // Row m of the residual stream on its way into a product.
@@ -192,7 +199,7 @@ struct Step : Spec {
       });
       add(p.down, p.down_bias, p.post2, l + 1 < L ? layers[l + 1].qkv : head);
     }
-    const int64_t rows = last_only ? B : M;
+    const int64_t rows = head_rows();
     each_row(rows, [&](int64_t m) {
       const int64_t from = last_only ? m * T + std::min<int64_t>(std::max(n_valid[m] - 1, 0), T - 1) : m;
       settle(from, layers[L - 1].post2);
@@ -326,14 +333,21 @@ extern "C" XLA_FFI_Error* jllama_product(
     x = pairs.data();
     for (int64_t m = 0; m < rows; m++) to_pairs(&pairs[m * w.cols], w.cols);
   }
-  std::vector<Block> blocks(w.quantised() ? rows * (w.cols / BLOCK) : 0);
-  if (w.quantised())
+  Room<Block> blocks(w.room_in_blocks(rows));
+  Room<char> tiles(w.room_in_tiles(rows));
+  if (w.tiled(rows))
+    pool.run(rows, 1, [&](int64_t m, int64_t end) {
+      for (; m < end; m++) to_tiles(w, x + m * w.cols, m, tiles.data());
+    });
+  else if (w.quantised())
     pool.run(rows, 1, [&](int64_t m, int64_t end) {
       for (; m < end; m++) quantise(w, x + m * w.cols, rows, &blocks[m * (w.cols / BLOCK)]);
     });
-  product(pool, w, {x, w.cols, blocks.data()}, rows, {(float*)in.ret(0), w.rows, nullptr, false});
+  const Rows ready{x, w.cols, blocks.data(), tiles.data()};
+  product(pool, w, ready, rows, {(float*)in.ret(0), w.rows, nullptr, false});
   return nullptr;
 }
 
 extern "C" void jllama_threads(int n) { thread_count = n; }
-extern "C" int jllama_pairs() { return PAIRS; }  // for the tests
+extern "C" int jllama_pairs() { return PAIRS; }                     // for the tests
+extern "C" int jllama_tiles() { return TILES && tiles_allowed(); }  // likewise

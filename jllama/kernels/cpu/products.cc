@@ -259,8 +259,167 @@ static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64
     by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
 }
 
+// What many rows meet in tile registers of tile t of a weight: [columns, parts, 16, 16] pairs of bfloat16, row k
+// of a tile holding columns 2k and 2k + 1 of 16 rows.
+INLINE void put_pairs(F first, F second, char* out) {
+  constexpr int32_t UPPER = ~0xffff;
+  const I f = (I)first + 0x8000 & UPPER, s = (I)second + 0x8000 & UPPER;  // halves are rounded away from 0
+  const I f_rest = (I)(first - (F)f) + 0x8000, s_rest = (I)(second - (F)s) + 0x8000;
+  using U = Vec<uint32_t>::type;
+  *(I*)out = (I)((U)f >> 16) | s;
+  *(I*)(out + TILE_BYTES) = (I)((U)f_rest >> 16) | (s_rest & UPPER);
+}
+template <Form FORM>
+INLINE I quad(I raw, int j, int i) {  // the numbers i of word j of a block, which holds four of each row
+  if (FORM == FOUR_BITS) return raw >> (j < 4 ? 8 * i : 8 * i + 4) & 15;
+  return raw << 8 * (3 - i) >> 24;
+}
+template <Form FORM>
+static void expand(const Weight& w, int64_t t, int64_t first, int64_t columns, char* out) {
+  const char* p = (const char*)w.values + (t * (w.cols / BLOCK) + first) * words(FORM) * TILE * 4;
+  const float bias = FORM == FOUR_BITS && !w.offsets ? 8 : 0;
+  Groups groups(w, t, first);
+  for (int64_t b = 0; b < columns; b++, p += words(FORM) * TILE * 4, out += 2 * TILE_BYTES, groups.next())
+    UNROLL for (int v = 0; v < PARTS; v++) UNROLL for (int h = 0; h < spans(FORM); h++) {
+      constexpr int WORDS = BLOCK / 4 / spans(FORM);
+      const F s = groups.scale(h, v);
+      F o = w.offsets ? groups.offset(h, v) : s * -bias;
+      o = (s == s) & (o == o) ? o : F{} + NAN;  // a NaN that `put_pairs` keeps
+      UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
+        const I raw = loadi(p + v * LANES * 4 + j % words(FORM) * TILE * 4);
+        __builtin_prefetch(p + v * LANES * 4 + j % words(FORM) * TILE * 4 + 2048);
+        F k[4];
+        UNROLL for (int i = 0; i < 4; i++) k[i] = __builtin_convertvector(quad<FORM>(raw, j, i), F) * s + o;
+        char* row = out + 2 * j * 64 + v * LANES * 4;
+        put_pairs(k[0], k[1], row), put_pairs(k[2], k[3], row + 64);
+      }
+    }
+}
+static void turn(const Weight& w, int64_t t, int64_t first, int64_t columns, char* out) {  // bfloat16
+  const bf16* from = (const bf16*)w.values + t * TILE * w.cols + first * TILE_COLUMNS;
+  const int64_t rows = std::min<int64_t>(TILE, w.rows - t * TILE);
+  for (int64_t b = 0; b < columns; b++, from += TILE_COLUMNS, out += TILE_BYTES) {
+    const int64_t some = std::min<int64_t>(TILE_COLUMNS, w.cols - (first + b) * TILE_COLUMNS);
+    const bool whole = rows == TILE && some == TILE_COLUMNS;
+    if (!whole) {
+      memset(out, 0, TILE_BYTES);
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < some; c++)
+          memcpy(out + c / 2 * 64 + r * 4 + c % 2 * 2, from + r * w.cols + c, 2);
+      continue;
+    }
+    UNROLL for (int c = 0; c < PARTS; c++) UNROLL for (int v = 0; v < PARTS; v++) {
+      F square[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) {
+        const char* p = (const char*)(from + (v * LANES + i) * w.cols) + c * LANES * 4;
+        square[i] = (F)loadi(p);
+        __builtin_prefetch(p + 1024);
+      }
+      transpose(square);
+      UNROLL for (int i = 0; i < LANES; i++) *(F*)(out + (c * LANES + i) * 64 + v * LANES * 4) = square[i];
+    }
+  }
+}
+// The sums of MT tiles of activations with NT of a weight over some columns: all products of their PA and PB parts
+// but those of two second parts, which are below the last place. The tiles of either lie `next` bytes apart.
+template <int MT, int NT, int PA, int PB>
+static void multiply_tiles(const char* a, int64_t next_a, const char* b, int64_t next_b, int64_t columns,
+                           char* sums, int64_t next_sums, bool fresh) {
+  char* far = sums + (MT - 1) * next_sums;
+  if (fresh) {
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  } else {
+    tile_load<0>(sums), tile_load<2>(far);
+    if (NT == 2) tile_load<1>(sums + TILE_BYTES), tile_load<3>(far + TILE_BYTES);
+  }
+  auto all = [] {
+    tile_dot<0, 4, 6>();
+    if (NT == 2) tile_dot<1, 4, 7>();
+    if (MT == 2) tile_dot<2, 5, 6>();
+    if (MT == 2 && NT == 2) tile_dot<3, 5, 7>();
+  };
+  auto load_a = [&](const char* p) {
+    tile_load<4>(p);
+    if (MT == 2) tile_load<5>(p + next_a);
+  };
+  auto load_b = [&](const char* p) {
+    tile_load<6>(p);
+    if (NT == 2) tile_load<7>(p + next_b);
+  };
+  for (int64_t k = 0; k < columns; k++, a += PA * TILE_BYTES, b += PB * TILE_BYTES) {
+    load_b(b);
+    if (PA == 2) load_a(a + TILE_BYTES), all();
+    load_a(a), all();
+    if (PB == 2) load_b(b + TILE_BYTES), all();
+  }
+  tile_store<0>(sums);
+  if (NT == 2) tile_store<1>(sums + TILE_BYTES);
+  if (MT == 2) tile_store<2>(far);
+  if (MT == 2 && NT == 2) tile_store<3>(far + TILE_BYTES);
+}
+static void store_tile(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* sums) {
+  for (int64_t m = m0; m < m1; m++, sums += TILE) {
+    float* y = out.y + m * out.stride + row;
+    for (int64_t i = 0; wide < TILE && i < wide; i++) store(out, m, row + i, sums[i]);
+    for (int64_t i = 0; wide == TILE && i < TILE; i += LANES) {
+      F v = load(sums + i);
+      if (out.bias) v += load(out.bias + row + i);
+      if (out.add) v += load(y + i);
+      *(F*)(y + i) = v;
+    }
+  }
+}
+// A thread expands up to MOST_TILES tiles of the weight, STEP tiles of columns at a time, into its second-level
+// cache, and the activations pass by them, at most SUMMED rows whose sums stay there too.
+constexpr int64_t SUMMED = 512, STEP = 8;
+struct Scratch {
+  Room<char> panel{MOST_TILES * STEP * 2 * TILE_BYTES}, sums{SUMMED / TILE * MOST_TILES * TILE_BYTES};
+};
+template <int PA, int PB, class Fill>
+static void by_tiles(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_t rows, const Out& out,
+                     const Fill& fill) {
+  static thread_local Scratch scratch;
+  char *panel = scratch.panel.data(), *sums = scratch.sums.data();
+  const int64_t columns = w.tile_columns(), next_a = columns * PA * TILE_BYTES,
+                next_sums = MOST_TILES * TILE_BYTES;
+  UseTiles use;
+  for (int64_t t = t0; t < t1; t += MOST_TILES) {
+    const int64_t some = std::min(MOST_TILES, t1 - t);
+    for (int64_t m0 = 0; m0 < rows; m0 += SUMMED) {
+      const int64_t m1 = std::min(rows, m0 + SUMMED), high = (m1 - m0 + TILE - 1) / TILE;
+      for (int64_t c = 0; c < columns; c += STEP) {
+        const int64_t deep = std::min(STEP, columns - c), next_b = deep * PB * TILE_BYTES;
+        for (int64_t i = 0; i < some; i++) fill(w, t + i, c, deep, panel + i * next_b);
+        by_rows<2, 1>(0, high, [&](auto M, int64_t m) {
+          const char* a = x + (m0 / TILE + m) * next_a + c * PA * TILE_BYTES;
+          by_rows<2, 1>(0, some, [&](auto N, int64_t n) {
+            multiply_tiles<M(), N(), PA, PB>(a, next_a, panel + n * next_b, next_b, deep,
+                                             sums + m * next_sums + n * TILE_BYTES, next_sums, c == 0);
+          });
+        });
+      }
+      for (int64_t m = 0; m < high; m++)
+        for (int64_t n = 0; n < some; n++) {
+          const int64_t row = (t + n) * TILE, first = m0 + m * TILE;
+          store_tile(out, first, std::min(m1, first + TILE), row, std::min<int64_t>(TILE, w.rows - row),
+                     (const float*)(sums + m * next_sums + n * TILE_BYTES));
+        }
+    }
+  }
+}
+static void tiled(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_t rows, const Out& out) {
+  if (!w.quantised())
+    return (w.tile_parts() == 2 ? by_tiles<2, 1, decltype(turn)> : by_tiles<1, 1, decltype(turn)>)(
+        w, t0, t1, x, rows, out, turn);
+  by_tiles<2, 2>(w, t0, t1, x, rows, out,
+                 w.halves()     ? expand<HALVES>
+                 : w.kind == Q8 ? expand<EIGHT_BITS>
+                                : expand<FOUR_BITS>);
+}
+
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   pool.run(w.tiles(), grain(pool, w, rows), [&](int64_t t0, int64_t t1) {
+    if (w.tiled(rows)) return tiled(w, t0, t1, in.tiles, rows, out);
     auto dense = [&](auto* p, int64_t cols) {
       using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
       const int64_t r0 = t0 * TILE, r1 = std::min(t1 * TILE, w.rows);

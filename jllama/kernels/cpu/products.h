@@ -1,12 +1,44 @@
 // Weights of every format times rows of activations.
 #pragma once
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "pool.h"
 #include "simd.h"
+#include "tiles.h"
 
-constexpr int64_t FEW_ROWS = 16;  // up to which activations meet weights as dot products
+constexpr int64_t FEW_ROWS = 16;   // up to which activations meet weights as dot products
+constexpr int64_t SOME_ROWS = 64;  // up to which expanding a quantised weight for tile registers does not pay
+constexpr int64_t MOST_TILES = 8;  // of a weight that are expanded at a time
+// Memory that is not set to anything, at a multiple of a large page's size: one thread does not wait until the
+// system has cleared all of it.
+template <class T>
+class Room {
+ public:
+  explicit Room(int64_t n) {
+    constexpr size_t PAGE = 2 << 20;
+    const size_t bytes = n * sizeof(T), align = bytes < PAGE ? 64 : PAGE;
+    at_.reset((T*)std::aligned_alloc(align, (bytes + align) / align * align));
+    if (!at_) throw std::bad_alloc();
+#if defined(__linux__)
+    if (align == PAGE) madvise(at_.get(), bytes, MADV_HUGEPAGE);
+#endif
+  }
+  T* data() const { return at_.get(); }
+  T& operator[](int64_t i) const { return at_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T[], Free> at_;
+};
 enum Kind : int64_t { F32, BF16, F16, Q8, Q4 };
 enum Scales : int64_t { WIDE, HALF, UNITS };  // float32, float16, int8 times a float16 for UNIT weights
 // [rows, cols]; quantised ones interleaved by TILE rows, scales [rows / TILE, groups, TILE]
@@ -23,8 +55,22 @@ struct Weight {
   }
   bool halves() const { return group == BLOCK / 2; }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
-  // Many rows of activations are rounded to bfloat16 too where an instruction multiplies pairs of them.
-  bool paired(int64_t m) const { return PAIRS && !exact && kind == BF16 && m > FEW_ROWS && cols % 2 == 0; }
+  // Many rows of activations meet these weights in tile registers.
+  bool tiled(int64_t m) const {
+    return TILES && (kind == BF16 ? m > FEW_ROWS : quantised() && m > SOME_ROWS) && tiles_allowed();
+  }
+  // There, activations and quantised weights are sums of two bfloat16 each, together 16 bits, but activations
+  // that may be rounded.
+  int tile_parts() const { return exact || quantised() ? 2 : 1; }
+  int64_t tile_columns() const { return (cols + TILE_COLUMNS - 1) / TILE_COLUMNS; }  // beside one another
+  int64_t room_in_tiles(int64_t m) const {  // bytes of m rows of activations, those that are none included
+    return tiled(m) ? (m + TILE - 1) / TILE * tile_columns() * tile_parts() * TILE_BYTES : 0;
+  }
+  int64_t room_in_blocks(int64_t m) const { return quantised() && !tiled(m) ? m * (cols / BLOCK) : 0; }
+  // Elsewhere they are rounded to bfloat16 too where an instruction multiplies pairs of them.
+  bool paired(int64_t m) const {
+    return PAIRS && !exact && kind == BF16 && m > FEW_ROWS && cols % 2 == 0 && !tiled(m);
+  }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
   int64_t tile_bytes() const {
     return cols * TILE / 2 * (kind == F32 ? 8 : kind == Q8 ? 2 : kind == Q4 ? 1 : 4);
@@ -83,6 +129,31 @@ static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) 
   }
 }
 
+// Numbers as sums of two bfloat16, each in the upper half of its word: what the first leaves is the second.
+INLINE I rounded(F x) {  // to nearest, ties to even; a NaN stays one
+  const I bits = (I)x;
+  return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) & ~0xffff : I{} + 0x7fc00000;
+}
+INLINE I rest(F x, I first) { return rounded(x - (F)first); }
+// Row m of many on its way into tiles: [rows / 16, columns, parts, 16, 32] bfloat16, zeros behind the last.
+static void to_tiles(const Weight& w, const float* x, int64_t m, char* out) {
+  const int64_t columns = w.tile_columns(), parts = w.tile_parts();
+  out += m / TILE * columns * parts * TILE_BYTES + m % TILE * 64;
+  for (int64_t k = 0; k < columns; k++, out += parts * TILE_BYTES) {
+    const float* from = x + k * TILE_COLUMNS;
+    float last[TILE_COLUMNS] = {};
+    if ((k + 1) * TILE_COLUMNS > w.cols) std::copy(from, x + w.cols, last), from = last;
+    UNROLL for (int i = 0; i < TILE_COLUMNS; i += LANES) {
+      const F v = load(from + i);
+      const I first = rounded(v);
+      const U16 high = __builtin_convertvector(first >> 16, U16);
+      memcpy(out + 2 * i, &high, sizeof high);
+      if (parts == 1) continue;
+      const U16 low = __builtin_convertvector(rest(v, first) >> 16, U16);
+      memcpy(out + TILE_BYTES + 2 * i, &low, sizeof low);
+    }
+  }
+}
 static void to_pairs(float* x, int64_t n) {  // in place: n numbers in the first half of their memory
   bf16 out[LANES];
   for (int64_t c = 0; c < n; c += LANES) {
@@ -156,10 +227,22 @@ struct Rows {
   const float* x;
   int64_t stride;
   const Block* blocks;
-};  // activations [M, cols], also quantised where needed
+  const char* tiles;
+};  // activations [M, cols], also quantised or in tiles where needed
+// Tiles of a weight that a thread multiplies at a time: the more, the less often it reads the activations; so
+// many that all threads end together.
+static int64_t tiled_grain(int64_t tiles, int64_t threads) {
+  int64_t best = 0, least = INT64_MAX;
+  for (int64_t grain = MOST_TILES; grain >= 2; grain -= 2) {
+    const int64_t turns = (tiles + grain * threads - 1) / (grain * threads), time = turns * (8 * grain + 4);
+    if (time < least) least = time, best = grain;
+  }
+  return best;
+}
 // Tiles that a thread takes at a time: long runs read faster, short ones end together; `few` takes three rows
 // at once, `many` a panel.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
+  if (w.tiled(rows)) return tiled_grain(w.tiles(), pool.threads());
   const int64_t even = rows > FEW_ROWS ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
