@@ -20,6 +20,12 @@ LONG = (
     *("test_sharding", "test_warm_up", "test_processes"),
     *("test_scripts", "test_kernels_gpu_chunk", "test_scripts_bench", "test_kernels_cpu", "test_chat_start"),
     *("test_kernels_cpu_products", "test_kernels_gpu", "test_scripts_interrupts", "test_kernels_gpu_product"),
+    *(
+        "test_kernels_gpu_families",
+        "test_kernels_gpu_sample",
+        "test_kernels_gpu_peers",
+        "test_kernels_gpu_batch",
+    ),
     *("test_scripts_quantize", "test_chat_template", "test_kernels_gpu_attention", "test_model"),
     *("test_precision", "test_engine", "test_chat", "test_chat_terminal", "test_prompts"),
     *("test_scripts_errors", "test_goldens", "test_scripts_streams", "test_scripts_flags"),
