@@ -182,6 +182,14 @@ def test_end_of_text(session):
         assert (result.token_ids, result.finish_reason, result.text) == ([end] * count, reason, "")
 
 
+def test_a_special_token_is_text_where_it_is_to_be_shown(session):
+    (end,) = session.model.tokenizer.eos_ids
+    spelt = session.model.tokenizer.decode([end], skip_special=False)
+    biased = settings(logit_bias={end: 1000.0}, max_new_tokens=3)
+    for shown, text in (((), ""), ((end,), spelt * 3)):
+        assert "".join(session.stream(PROMPT, biased, shown=shown)) == text == session.result.text
+
+
 def test_any_number_of_ids_may_end_a_text(session, monkeypatch):
     monkeypatch.setattr(session.model.tokenizer, "eos_ids", frozenset([*range(40), -1, 5000, 2**40]))
     result = run(session, PROMPT, logit_bias={39: 1000.0}, ignore_eos=False)

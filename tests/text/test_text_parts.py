@@ -398,6 +398,20 @@ def test_an_answer_s_own_ids_stand_where_the_template_writes_it(template, asks, 
     assert spliced(TALK, template, asks) == stretches
 
 
+@pytest.mark.parametrize("content", [" Yes", "Yes\n\n", "\tYes ", "Yes"])
+@pytest.mark.parametrize("trims", [False, True])
+def test_blanks_around_an_answer_make_it_no_other(content, trims):
+    plain = chatml()
+
+    def render(messages, asks):
+        if trims:
+            messages = [message | {"content": message["content"].strip()} for message in messages]
+        return plain(messages, asks)
+
+    talk = [USER, TALK[1] | {"content": content}, TALK[2]]
+    assert spliced(talk, render) == ["<u>Hi<e><a>", [7, 8], "<e><u>Why?<e><a>"]
+
+
 def test_answers_without_ids_are_text_and_an_empty_one_has_a_place():
     assert spliced([USER], chatml()) == ["<u>Hi<e><a>"]
     empty = [USER, {"role": "assistant", "content": " ", "token_ids": [7]}]
@@ -599,6 +613,14 @@ def test_a_conversation_begins_once():
     assert whole.encode_chat([USER]) == [1, ("rest", "Hi")]
     without = tokenizer(Settings(templates=templates, variables={"bos_token": "<s>"}))
     assert without.encode_chat([USER]) == [1, 1, ("rest", "Hi")]
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_however_often_a_template_begins_a_conversation_it_begins_once(count):
+    source = "{{ bos_token }}" * count + "{{ messages[0].content }}{{ bos_token * 2 }}"
+    settings = Settings(bos_id=1, templates={"default": source}, variables={"bos_token": "<s>"})
+    text = ("first" if count == 0 else "rest", "Hi")
+    assert tokenizer(settings).encode_chat([USER]) == [1] * min(count, 1) + [text, 1, 1]
 
 
 def test_a_template_is_compiled_once(monkeypatch):

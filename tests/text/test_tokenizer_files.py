@@ -462,3 +462,14 @@ def test_a_model_that_knows_no_unknown_word_is_kept_from_special_tokens_all_the_
     made, _ = vocabulary_in(tmp_path, json.loads(inner.to_str()), named=["<e>"])
     assert made.specials["<e>"].id == 0
     assert made.encode("a <e> a", True) == [1, 2, 1]
+
+
+def test_of_two_names_for_one_token_beside_a_model_tokenizer_config_s_counts(tmp_path):
+    count = len(read_model(GOLDENS / "bpe.model").pieces)
+    files = dict(
+        added_tokens={"<old>": count, "<kept>": count + 1},
+        tokenizer_config={"added_tokens_decoder": {str(count): {"content": "<new>"}}},
+    )
+    made = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", **files))
+    assert [made.special_id(text) for text in ("<old>", "<new>", "<kept>")] == [None, count, count + 1]
+    assert made.decode([count, count + 1], skip_special=False) == "<new><kept>"
