@@ -94,3 +94,46 @@ def test_bursts_take_about_as_long_as_is_pleasant_to_read(monkeypatch, on_gpu, s
     given = [burst([1])] * len(seconds) + [burst([1], done=(0,))]
     notes = read(monkeypatch, given, seconds, on_gpu)
     assert [note[2] for note in notes if note[0] == "run"] == steps
+
+
+class Held:
+    """What must match: nothing fits a 9, and nothing may come once masks were asked for `stuck` times."""
+
+    def __init__(self, stuck=99):
+        self.came, self.error, self.left = [], None, stuck
+
+    def follow(self, tokens):
+        self.came += tokens
+        self.error = ERROR if 9 in tokens else self.error
+
+
+def masked(monkeypatch, given, constraints):
+    """What is handed out of rows that must match, and the error at its end."""
+
+    def masks_for(held):
+        for each in held:
+            each.left -= 1
+            each.error = each.error or (ERROR if each.left == 0 else None)
+        return "masks"
+
+    monkeypatch.setattr(decoder, "masks_for", masks_for)
+    left, came = iter(given[1:]), []
+    slots = SimpleNamespace(run=lambda rows, steps, masks: next(left), not_finite=lambda: ERROR)
+    try:
+        for block in decoder.masked_bursts(slots, given[0], constraints, (3, 1)):
+            came.append(block.tolist())
+    except JllamaError as error:
+        came.append(error)
+    return came
+
+
+def test_rows_that_must_match_follow_what_comes_and_its_error_comes_behind_the_tokens(monkeypatch):
+    gap, one = NO_TOKEN, burst([5], [6])
+    over, last = burst([gap], [7], done=(0,)), burst([gap], [8], done=(0, 1))
+    both = [Held(), Held()]
+    assert masked(monkeypatch, [one, over, last], both) == [[[5], [6]], [[gap], [7]], [[gap], [8]]]
+    assert [each.came for each in both] == [[5], [6, 7, 8]]
+    # What fits nothing is not handed out; nothing may come: the tokens before it are.
+    assert masked(monkeypatch, [one, burst([9], [7])], [Held(), Held()]) == [[[5], [6]], ERROR]
+    assert masked(monkeypatch, [burst([9], [7], done=(0, 1))], [Held(), Held()]) == [ERROR]
+    assert masked(monkeypatch, [one, over], [Held(), Held(stuck=1)]) == [[[5], [6]], ERROR]
