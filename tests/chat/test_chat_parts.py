@@ -8,16 +8,17 @@ from types import SimpleNamespace
 import pytest
 
 from jllama.answer import Result
-from jllama.chat.archive import document
+from jllama.chat.archive import archive, document
 from jllama.chat.archive.document import check_overwrite, read_document, write_document
 from jllama.chat.archive.files import replacing, reported, resolved
-from jllama.chat.branches import MAX_BRANCHES, Branches, Message, build_tree, check_name
+from jllama.chat.branches import MAX_BRANCHES, Branches, Message, Round, build_tree, check_name
 from jllama.chat.generation_config import conversation_sampling
 from jllama.chat.overflow import fit
-from jllama.chat.transcript import PLAIN, Transcript, is_cut, kept_ids
+from jllama.chat.transcript import PLAIN, Transcript, _drawn_id, is_cut, kept_ids
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 from jllama.text.template.chat_template import ChatTemplate
+from jllama.tools.definitions import Call
 
 
 class NoSession:
@@ -524,3 +525,28 @@ def test_what_can_not_be_read_is_told(tmp_path):
         read_document(tmp_path / "absent")
     with pytest.raises(JllamaError, match="is not a file"):
         read_document(tmp_path)
+
+
+def test_ids_of_calls_are_such_as_all_templates_take():
+    ids = {_drawn_id() for _ in range(20)}
+    assert len(ids) == 20
+    assert all(len(each) == 9 and each.isalnum() for each in ids)
+
+
+def test_an_answer_behind_its_calls_for_templates():
+    one = Round("I look.", (Call("1", "sun", "{}"),), ("true",))
+    called = {"id": "1", "type": "function", "function": {"name": "sun", "arguments": "{}"}}
+    before = [
+        {"role": "assistant", "content": "I look.", "tool_calls": [called]},
+        {"role": "tool", "name": "sun", "content": "true", "tool_call_id": "1"},
+    ]
+    said = {"role": "assistant", "content": "Yes."}
+    assert Message("assistant", "Yes.", rounds=(one,)).as_dicts() == [*before, said]
+    assert Message("assistant", "", rounds=(one,)).as_dicts() == before  # nothing was said yet
+    assert Message("assistant", "").as_dicts() == [{"role": "assistant", "content": ""}]
+    waits = Message("assistant", "I look.", rounds=(one,), calls=one.calls)
+    assert waits.as_dicts() == [*before, before[0]]
+
+
+def test_a_question_is_read_as_its_text():
+    assert archive._without_foreign_ids(Message("user", "a", (1,)), None).token_ids is None
