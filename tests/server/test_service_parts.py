@@ -11,7 +11,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from jllama.errors import EngineFailedError, JllamaError
-from jllama.server import bodies, run, service
+from jllama.server import bodies, connection, run, service
 from jllama.server.app import create_app
 from jllama.server.envelope import seeded, usage
 from jllama.server.metrics import Metrics
@@ -358,3 +358,35 @@ def test_at_its_end_answers_have_their_time_and_then_what_is_left_is_sent(server
 
     monkeypatch.setattr(run.uvicorn.Server, "shutdown", shutdown)
     asyncio.run(end())
+
+
+def test_a_client_has_its_time_until_its_request_is_there(monkeypatch):
+    timers = []
+
+    def call_later(seconds, what):
+        timers.append(SimpleNamespace(seconds=seconds, what=what, cancelled=False))
+        timers[-1].cancel = lambda timer=timers[-1]: setattr(timer, "cancelled", True)
+        return timers[-1]
+
+    for name in ("connection_made", "data_received", "connection_lost"):
+        monkeypatch.setattr(connection.H11Protocol, name, lambda *_: None)
+    one = connection.Connection.__new__(connection.Connection)
+    one.loop, one.cycle = SimpleNamespace(call_later=call_later), None
+    one.transport = SimpleNamespace(close=lambda: None)
+
+    def state():
+        return [timer.cancelled for timer in timers], one._timer is not None
+
+    one.connection_made(one.transport)
+    assert (timers[0].seconds, timers[0].what) == (20.0, one.transport.close)
+    one.data_received(b"a part")
+    assert state() == ([False], True)  # the same time
+    one.cycle = SimpleNamespace(response_complete=False)
+    one.data_received(b"the rest")
+    assert state() == ([True], False)  # it is answered, however long that takes
+    one.cycle.response_complete = True
+    one.data_received(b"the next one")
+    assert state() == ([True, False], True)
+    one.connection_lost(None)
+    assert state() == ([True, True], False)
+    one.connection_lost(None)
