@@ -168,3 +168,16 @@ def test_nobody_tells_what_a_device_has_left(monkeypatch):
         assert memory.available_bytes() is None
     monkeypatch.setattr("pathlib.Path.read_text", lambda path, **_: os.stat("/nowhere/at/all"))
     assert memory.available_bytes() is None
+
+
+@pytest.mark.parametrize("there", [0, 4095, None])
+def test_a_device_that_is_full_has_room_for_nothing(monkeypatch, there):
+    monkeypatch.setattr(memory, "available_bytes", lambda: there)
+    if there is None:
+        memory._check(1, "a cache needs {}", "take a shorter one")
+        return
+    with pytest.raises(
+        JllamaError, match=r"a cache needs 0\.00 GiB and the device has 0\.00 GiB left: take a shorter"
+    ):
+        memory._check(there + 1, "a cache needs {}", "take a shorter one")
+    memory._check(there, "a cache needs {}", "take a shorter one")

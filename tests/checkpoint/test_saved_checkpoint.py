@@ -109,6 +109,7 @@ DAMAGES = {
     "no norm": lambda tensors: tensors.pop(NORM),
     "values of 32 bits": bad("values", lambda a: a.astype(np.int32)),
     "values with a row too many": bad("values", lambda a: np.concatenate([a, a[:1]])),
+    "values with a column too few": bad("values", lambda a: a[:, :-1]),
     "values that are flat": bad("values", np.ravel),
     "scales that are whole": bad("scales", lambda a: a.astype(np.int32)),
     "scales that are wide": bad("scales", lambda a: a.astype(np.float64)),

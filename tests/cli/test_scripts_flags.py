@@ -96,7 +96,11 @@ FLAGS = {
     "bench: no tests": ("bench.py", "--model=x --tests=", "nothing to measure: give --tests=tg128"),
     "bench: no such test": ("bench.py", "--model=x --tests=foo", "--tests: 'foo' is no test; write pp512"),
     "bench: absurd test": ("bench.py", f"--model=x --tests=pp{10**22}", "is no test; write pp512"),
-    "bench: absurd batch": ("bench.py", f"--model=x --batch_sizes={10**22}", "whole numbers from 1 to 99999"),
+    "bench: absurd batch": (
+        "bench.py",
+        f"--model=x --batch_sizes={10**22}",
+        "a whole number from 1 to 99999",
+    ),
     "bench: absurd seed": ("bench.py", f"--model=x --seed={10**22}", f"--seed={10**22}"),
     "perplexity: quantize": ("perplexity.py", "--quantize=int4", "Unknown command line flag 'quantize'"),
     "perplexity: no text": ("perplexity.py", "--text=/no/such", "cannot read /no/such: No such file"),

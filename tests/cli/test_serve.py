@@ -65,7 +65,7 @@ def test_it_says_where_and_what_it_is_and_ends_well(tmp_path, tiny_dir):
         assert "bfloat16" in server.said
         for key in ("one", "two", "three"):
             listed = httpx2.get(f"{server.url}/v1/models", headers={"X-Api-Key": key}).json()
-            assert [one["id"] for one in listed["data"]] == ["tiny"]
+            assert [one["id"] for one in listed["data"]] == ["instruct"]
         assert httpx2.get(f"{server.url}/v1/models").status_code == 401
         assert server.end(signal.SIGTERM) == 0
         assert "Traceback" not in server.said

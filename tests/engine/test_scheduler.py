@@ -126,6 +126,18 @@ def test_a_short_prefix_of_a_running_slot_is_read_anew():
     assert (admission.source, admission.count) == (second.slot, 0)
 
 
+@pytest.mark.parametrize("shared", [WORTH_COPYING - 1, WORTH_COPYING])
+def test_a_prefix_of_a_running_slot_is_copied_from_the_length_that_is_worth_it(shared):
+    scheduler = Scheduler(2, MAX_LEN)
+    first, second = long(500, shared), long(501, shared)
+    scheduler.submit([first])
+    read_all(scheduler)
+    scheduler.submit([second])
+    (admission,) = scheduler.admit()
+    copied = shared == WORTH_COPYING
+    assert (admission.source, admission.count) == (first.slot, shared) if copied else (second.slot, 0)
+
+
 def test_sharing_can_be_left_out():
     scheduler = Scheduler(2, MAX_LEN, share=False)
     for each in (long(500), long(501)):
