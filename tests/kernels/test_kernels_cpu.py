@@ -207,6 +207,27 @@ def test_last_only_is_the_last_valid_token(machine):
     np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
+@every_machine
+@pytest.mark.parametrize("T", [5, 40, 70])
+def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
+    """What counts is as it is beside rows that are all computed, bit for bit; one row of a text always is."""
+    rng = np.random.default_rng(T)
+    counts, lengths = jnp.asarray([T, 3, 0, T - 1], jnp.int32), (4, 0, 1, 9)
+    tokens = jnp.asarray(rng.integers(0, 83, (4, T)), jnp.int32)
+    kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
+    for params in (random_params(BASE, dtype="bfloat16"), cpu.prepare(kept)):
+        cache = filled_cache(BASE, rng, lengths, 96, str(params.norm.dtype))
+        call = (BASE, params, tokens, cache, suffix_of(machine))
+        logits, got = kernel_step(*call, n_valid=counts, last_only=True)
+        every, whole = kernel_step(*call, n_valid=counts)
+        for b, (count, length) in enumerate(zip(counts.tolist(), lengths, strict=True)):
+            wanted, end = every[b, max(count, 1) - 1], length + max(count, 1)
+            np.testing.assert_allclose(logits[b, 0], wanted, atol=1e-2 * float(jnp.abs(wanted).max()))
+            for mine, theirs, before in zip(got.keys, whole.keys, cache.keys, strict=True):
+                np.testing.assert_array_equal(mine[b, :, :end], theirs[b, :, :end])
+                np.testing.assert_array_equal(mine[b, :, end:], before[b, :, end:])
+
+
 @pytest.mark.parametrize("machine", ["native", "plain_tiles"])
 def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeypatch):
     """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows."""

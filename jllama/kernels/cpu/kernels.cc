@@ -96,7 +96,9 @@ struct Step : Spec {
   Weight table, head;
   const float* final_norm;
   std::vector<std::vector<float>> keep;
-  int64_t M = B * T;
+  int64_t M = B * T;             // all rows, which say how a product goes
+  std::vector<int64_t> begins;   // [B + 1]: where each text's rows begin among those that are computed
+  std::vector<int64_t> place;    // of a row that is computed among all, b * T + t
   Room<float> x{M * D}, a{M * padded(std::max({D, K * G * H, F}))};
   Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
   std::unique_ptr<Room<Block>> blocks;
@@ -119,6 +121,7 @@ struct Step : Spec {
       for (auto* v : {&l.qkv_bias, &l.o_bias, &l.gate_up_bias, &l.down_bias}) *v = in.vector(dtype, keep);
     }
     final_norm = in.vector(dtype, keep, norm_offset);
+    take((const int32_t*)in.arg(2));
     int64_t most_blocks = head.room_in_blocks(head_rows()), most_bytes = head.room_in_tiles(head_rows());
     for (const Layer& l : layers)
       for (const Weight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) {
@@ -128,6 +131,16 @@ struct Step : Spec {
     blocks = std::make_unique<Room<Block>>(most_blocks);
     tiles = std::make_unique<Room<char>>(most_bytes);
   }
+  // Of a chunk whose last logits alone are asked for, tokens that count; the padding is not computed.
+  void take(const int32_t* n_valid) {
+    begins = {0};
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t count = last_only ? std::clamp<int64_t>(n_valid[b], 1, T) : T;
+      for (int64_t t = 0; t < count; t++) place.push_back(b * T + t);
+      begins.push_back(begins.back() + count);
+    }
+  }
+  int64_t taken() const { return begins[B]; }
   int64_t head_rows() const { return last_only ? B : M; }
   // Rows a power of two apart would fight for the same lines of the first-level cache.
   static int64_t padded(int64_t n) { return n + 16; }
@@ -143,9 +156,11 @@ struct Step : Spec {
     if (w.paired(rows)) to_pairs(&a[m * padded(w.cols)], w.cols);
     if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &(*blocks)[m * (w.cols / BLOCK)]);
   }
-  void apply(const Weight& w, int64_t rows, float* y, const float* bias, bool add, const Weight& next) {
-    pool.expect(next.values, next.tiles(), grain(pool, next, rows), next.tile_bytes());
-    product(pool, w, {a.data(), padded(w.cols), blocks->data(), tiles->data()}, rows, {y, w.rows, bias, add});
+  void apply(const Weight& w, int64_t rows, int64_t like, float* y, const float* bias, bool add,
+             const Weight& next) {
+    pool.expect(next.values, next.tiles(), grain(pool, next, like), next.tile_bytes());
+    const Rows ready{a.data(), padded(w.cols), blocks->data(), tiles->data(), like};
+    product(pool, w, ready, rows, {y, w.rows, bias, add});
   }
 
   // Row m of the residual stream on its way into a product.
@@ -156,7 +171,7 @@ struct Step : Spec {
   // `settle` to normalise and scale.
   bool direct(const float* post) const { return !post && residual == 1; }
   void add(const Weight& w, const float* bias, const float* post, const Weight& next) {
-    apply(w, M, direct(post) ? x.data() : wide.data(), bias, direct(post), next);
+    apply(w, taken(), M, direct(post) ? x.data() : wide.data(), bias, direct(post), next);
   }
   void settle(int64_t m, const float* post) {
     if (direct(post)) return;
@@ -168,32 +183,32 @@ struct Step : Spec {
 
   void run() {
     const int32_t *tokens = (int32_t*)in.arg(0), *length = (int32_t*)in.arg(1), *n_valid = (int32_t*)in.arg(2);
-    each_row(M, [&](int64_t m) {  // NaN for a token that finds the cache full; padding may be any id
-      const int64_t b = m / T, t = m % T;
+    each_row(taken(), [&](int64_t m) {  // NaN for a token that finds the cache full; padding may be any id
+      const int64_t b = place[m] / T, t = place[m] % T;
       const bool lost = length[b] + t >= S;
-      embed(table, t >= n_valid[b] ? 0 : lost ? -1 : tokens[m], &x[m * D]);
+      embed(table, t >= n_valid[b] ? 0 : lost ? -1 : tokens[place[m]], &x[m * D]);
       if (embedding != 1) multiply(&x[m * D], D, embedding);
     });
     for (int64_t l = 0; l < L; l++) {
       const Layer& p = layers[l];
-      each_row(M, [&](int64_t m) {
+      each_row(taken(), [&](int64_t m) {
         if (l) settle(m, layers[l - 1].post2);
         normed(m, p.norm1, &a[m * padded(D)]);
         ready(p.qkv, m, M);
       });
-      apply(p.qkv, M, wide.data(), p.qkv_bias, false, p.o);
+      apply(p.qkv, taken(), M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
         attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l, p);
       });
-      each_row(M, [&](int64_t m) { ready(p.o, m, M); });
+      each_row(taken(), [&](int64_t m) { ready(p.o, m, M); });
       add(p.o, p.o_bias, p.post1, p.gate_up);
-      each_row(M, [&](int64_t m) {
+      each_row(taken(), [&](int64_t m) {
         settle(m, p.post1);
         normed(m, p.norm2, &a[m * padded(D)]);
         ready(p.gate_up, m, M);
       });
-      apply(p.gate_up, M, wide.data(), p.gate_up_bias, false, p.down);
-      each_row(M, [&](int64_t m) {
+      apply(p.gate_up, taken(), M, wide.data(), p.gate_up_bias, false, p.down);
+      each_row(taken(), [&](int64_t m) {
         gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
         ready(p.down, m, M);
       });
@@ -201,12 +216,12 @@ struct Step : Spec {
     }
     const int64_t rows = head_rows();
     each_row(rows, [&](int64_t m) {
-      const int64_t from = last_only ? m * T + std::min<int64_t>(std::max(n_valid[m] - 1, 0), T - 1) : m;
+      const int64_t from = last_only ? begins[m + 1] - 1 : m;
       settle(from, layers[L - 1].post2);
       normed(from, final_norm, &a[m * padded(D)]);
       ready(head, m, rows);
     });
-    apply(head, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
+    apply(head, rows, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
     if (logit_scale != 1 || logit_cap) finish((float*)in.ret(0), rows * head.rows);
   }
   void finish(float* logits, int64_t n) {
@@ -226,12 +241,12 @@ struct Step : Spec {
       rms_norm_together(row, K, per_head, p.q_norm, G * H, eps);
       rms_norm_together(row + G * H, K, per_head, p.k_norm, H, eps);
     }
-    const float *cos = p.cosines + m * half, *sin = p.sines + m * half;
+    const float *cos = p.cosines + place[m] * half, *sin = p.sines + place[m] * half;
     for (int64_t k = 0; k < K; k++) {
       float* head = row + k * per_head;
       for (int64_t j = 0; j <= G; j++, head += H) {
         if (p.q_norm && !p.all_heads) rms_norm(head, j < G ? p.q_norm : p.k_norm, H, eps, head);
-        if (p.query_scale && j < G) multiply(head, H, p.query_scale[m]);
+        if (p.query_scale && j < G) multiply(head, H, p.query_scale[place[m]]);
         for (int64_t i = 0; i < half; i++) {
           const float f = head[i], s = head[i + half];
           head[i] = f * cos[i] - s * sin[i];
@@ -247,9 +262,9 @@ struct Step : Spec {
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
     const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
     const Rule rule{float(score_scale), float(score_cap)};
-    each_row(M, [&](int64_t m) {  // append; positions past the end are dropped
+    each_row(taken(), [&](int64_t m) {  // append; positions past the end are dropped
       turn(m, p);
-      const int64_t b = m / T, at = length[b] + m % T;
+      const int64_t b = place[m] / T, at = length[b] + place[m] % T;
       if (at < 0 || at >= S) return;
       for (int64_t k = 0; k < K; k++) {
         const float *key = &wide[m * width + k * per_head + G * H], *value = key + H;
@@ -268,11 +283,12 @@ struct Step : Spec {
       q.resize(PANEL * H);
       out.resize(PANEL * H);
       const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most,
-                    end = std::min(begin + most, queries);
+                    end = std::min(begin + most, (begins[b + 1] - begins[b]) * G);
+      if (begin >= end) return;
       const int64_t own = (cache_row[b] * K + k) * S * H;
       const C *own_keys = keys + own, *own_values = values + own;
-      auto query = [&](int64_t i) { return &wide[(b * T + i / G) * width + k * per_head + i % G * H]; };
-      auto result = [&](int64_t i) { return &a[(b * T + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
+      auto query = [&](int64_t i) { return &wide[(begins[b] + i / G) * width + k * per_head + i % G * H]; };
+      auto result = [&](int64_t i) { return &a[(begins[b] + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
       auto range = [&](int64_t i, auto* first, auto* last) {
         const int64_t at = length[b] + i / G;
         *last = std::min(at, S - 1);
@@ -343,7 +359,7 @@ extern "C" XLA_FFI_Error* jllama_product(
     pool.run(rows, 1, [&](int64_t m, int64_t end) {
       for (; m < end; m++) quantise(w, x + m * w.cols, rows, &blocks[m * (w.cols / BLOCK)]);
     });
-  const Rows ready{x, w.cols, blocks.data(), tiles.data()};
+  const Rows ready{x, w.cols, blocks.data(), tiles.data(), rows};
   product(pool, w, ready, rows, {(float*)in.ret(0), w.rows, nullptr, false});
   return nullptr;
 }

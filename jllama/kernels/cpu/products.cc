@@ -108,14 +108,14 @@ constexpr int MANY = LANES == 16 ? 8 : 2, FEW = LANES == 16 ? 8 : 4;  // as the 
 // fastest; for more, as many accumulators as there are registers.
 template <class T>
 static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t stride, int64_t rows,
-                const Out& out) {
+                bool by_row, const Out& out) {
   auto by = [&](auto R, auto M, auto U, int64_t r, int64_t m) {
     float y[R()][M()];
     dots<T, R(), M(), U()>(w + r * n, n, x + m * stride, stride, y);
     for (int k = 0; k < R(); k++)
       for (int i = 0; i < M(); i++) store(out, m + i, r + k, y[k][i]);
   };
-  if (rows <= 2) {
+  if (by_row) {
     for (int64_t r = r0; r < r1; r++)
       by_rows<2, 1>(0, rows, [&](auto M, int64_t m) { by(Int<1>(), M, Int<M() == 1 ? 4 : 2>(), r, m); });
   } else {
@@ -253,8 +253,9 @@ static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, 
   }
 }
 template <Form FORM>
-static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
-  if (rows > FEW_ROWS) return many_tiles<FORM>(w, t0, t1, x, rows, out);
+static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, bool is_many,
+                  const Out& out) {
+  if (is_many) return many_tiles<FORM>(w, t0, t1, x, rows, out);
   for (int64_t t = t0; t < t1; t++)
     by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
 }
@@ -418,18 +419,19 @@ static void tiled(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_
 }
 
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  pool.run(w.tiles(), grain(pool, w, rows), [&](int64_t t0, int64_t t1) {
-    if (w.tiled(rows)) return tiled(w, t0, t1, in.tiles, rows, out);
+  const bool is_many = in.like > FEW_ROWS;
+  pool.run(w.tiles(), grain(pool, w, in.like), [&](int64_t t0, int64_t t1) {
+    if (w.tiled(in.like)) return tiled(w, t0, t1, in.tiles, rows, out);
     auto dense = [&](auto* p, int64_t cols) {
-      using T = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
       const int64_t r0 = t0 * TILE, r1 = std::min(t1 * TILE, w.rows);
-      (rows <= FEW_ROWS ? few<T> : many<T>)(p, cols, r0, r1, in.x, in.stride, rows, out);
+      if (is_many) return many(p, cols, r0, r1, in.x, in.stride, rows, out);
+      few(p, cols, r0, r1, in.x, in.stride, rows, in.like <= 2, out);
     };
-    if (w.paired(rows)) return dense((const pair*)w.values, w.cols / 2);
+    if (w.paired(in.like)) return dense((const pair*)w.values, w.cols / 2);
     if (!w.quantised()) return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols); });
     (w.halves()      ? tiles<HALVES>
      : w.kind == Q8 ? tiles<EIGHT_BITS>
-                    : tiles<FOUR_BITS>)(w, t0, t1, in.blocks, rows, out);
+                    : tiles<FOUR_BITS>)(w, t0, t1, in.blocks, rows, is_many, out);
   });
 }
 

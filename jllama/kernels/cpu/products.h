@@ -228,6 +228,7 @@ struct Rows {
   int64_t stride;
   const Block* blocks;
   const char* tiles;
+  int64_t like;  // the way is chosen as for so many rows: those that pad a chunk are not computed, but count here
 };  // activations [M, cols], also quantised or in tiles where needed
 // Tiles of a weight that a thread multiplies at a time: the more, the less often it reads the activations; so
 // many that all threads end together.
