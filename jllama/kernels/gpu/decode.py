@@ -113,13 +113,8 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) ->
 
 
 def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
-    known = {(16, 0), (8, 0), (8, 16), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
-    if (f.bits, f.group) not in known:
-        return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
-    if f.scale_bytes == 1:
-        return "the kernel does not know scales of two levels, but in records"
-    if f.bits == 8 and not f.group and (f.offsets or f.scale_bytes != 4):
-        return "8-bit weights whose rows have offsets, or float16 scales"
+    if f.refusal is not None:
+        return f.refusal
     if width % max(32, f.group, records.UNIT if f.record else 0) or width * f.bits // 8 % 16:
         return f"rows of {width} weights of {f.bits} bits"
     if f.row_scales(width) % 16 and width * f.bits // 8 > plan.row_bytes:

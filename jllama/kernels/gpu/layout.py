@@ -5,6 +5,7 @@ import dataclasses
 from jllama.layers.records import UNIT
 
 ROW_BYTES = 1024  # of a weight row per ring slot
+KNOWN = {(16, 0), (8, 0), (8, 16), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}  # bits and group of a format
 TABLE_LAYER, TABLE_PER_LAYER = 16, 16  # the pointer table of layout.cu
 
 
@@ -22,6 +23,17 @@ class Format:
     scale_bytes: int
     offsets: bool = False
     record: int = 0  # bytes that hold the scales and offsets of 256 weights, `layers.records`; 0: arrays do
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no kernel multiplies with such weights, however long their rows; None if they do."""
+        if (self.bits, self.group) not in KNOWN:
+            return f"the kernel does not know weights of {self.bits} bits in groups of {self.group}"
+        if self.scale_bytes == 1:
+            return "the kernel does not know scales of two levels, but in records"
+        if self.bits == 8 and not self.group and (self.offsets or self.scale_bytes != 4):
+            return "8-bit weights whose rows have offsets, or float16 scales"
+        return None
 
     @property
     def unit(self) -> int:

@@ -15,15 +15,12 @@ from jllama.kernels.gpu.plan import weight_format
 from jllama.layers import records
 from jllama.layers.qtensor import QTensor
 
-MAX_TOKENS, MAX_PLAIN = (
-    32,
-    16,
-)  # of quantised weights, of plain ones: cuBLAS is as fast with 16 and faster with more
+# Of quantised weights, of plain ones: cuBLAS is as fast with 16 and faster with more.
+MAX_TOKENS, MAX_PLAIN = 32, 16
 X_BYTES = 122880  # of activations in shared memory, at most, where several blocks can share the columns
 MAX_STAGES, MIN_STAGES = 12, 4
 SUMS = 64  # that a thread can keep in registers
 NOTHING, RESIDUAL, GATED = 0, 1, 2  # what follows the product
-KNOWN = {(16, 0), (8, 0), (8, 16), (8, 32), (8, 64), (4, 32), (4, 64), (4, 128)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +73,8 @@ class Shape:
 
 def product_refusal(f: Format, rows: int, columns: int) -> str | None:
     """Why the kernel can't multiply with such a weight; None if it can."""
-    if (f.bits, f.group) not in KNOWN:
-        return f"the kernel does not know weights of {f.bits} bits in groups of {f.group}"
-    if f.scale_bytes == 1:
-        return "the kernel does not know scales of two levels, but in records"
-    if f.bits == 8 and not f.group and (f.offsets or f.scale_bytes != 4):
-        return "8-bit weights whose rows have offsets, or float16 scales"
+    if f.refusal is not None:
+        return f.refusal
     if columns % records.UNIT if f.record else columns * f.bits % 512 or f.row_scales(columns) % 4:
         return f"rows of {columns} weights of {f.bits} bits"
     fits = make_shape(MAX_TOKENS, rows, columns, f, NOTHING).x_bytes <= X_BYTES
