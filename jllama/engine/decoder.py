@@ -110,8 +110,10 @@ def masked_bursts(
 
 def forced(slots: Slots, slot: int, constraint: Constraint | None) -> list[int]:
     """Tokens that must come next in a row that runs alone, taken as one chunk; none, if steps are as fast."""
-    stretch = [] if constraint is None else constraint.stretch(slots.masked.most_forced(slot, slots.target))
-    if constraint is None or len(stretch) <= slots.target.chunk_steps:
+    if constraint is None:
+        return []
+    stretch = constraint.stretch(slots.masked.most_forced(slot, slots.target))
+    if len(stretch) <= slots.target.chunk_steps:
         return []
     slots.accept(slot, np.array(stretch, np.int32))
     constraint.follow(stretch)

@@ -39,6 +39,12 @@ class Target:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
+    def layout(self) -> str:
+        """That of `QTensor`s which kernels read here; a part of a model is in tiles for none."""
+        alone = "tiles" if self.platform == "cpu" and self.devices == 1 else "rows"
+        return "records" if self.on_gpu else alone
+
+    @property
     def shards(self) -> Shards | None:
         """What a device knows of the others; None: it is alone."""
         return None if self.mesh is None else Shards(count=self.devices)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.layers import records
-from jllama.layers.records import UNIT as UNIT
 
 # Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
 EXACT = jax.lax.Precision.HIGHEST

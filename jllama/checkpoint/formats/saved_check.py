@@ -10,7 +10,7 @@ from jllama.checkpoint.formats.safetensors import read_header
 from jllama.checkpoint.formats.stored import Stored
 from jllama.checkpoint.layout import Leaf
 from jllama.errors import JllamaError
-from jllama.layers.qtensor import UNIT
+from jllama.layers.records import UNIT
 
 _FIRST_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _DENSE = ("F64", "F32", "F16", "BF16")

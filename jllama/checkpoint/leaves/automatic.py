@@ -35,9 +35,7 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
-    alone = "tiles" if target.platform == "cpu" and target.devices == 1 else "rows"
-    layout = "records" if target.on_gpu else alone
-    params = kept_outline(files, config, dtype, layout=layout, devices=target.devices)
+    params = kept_outline(files, config, dtype, layout=target.layout, devices=target.devices)
     if target.mesh is not None:
         config = sharding.widened(config, target.devices)
     return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jllama.layers.qtensor import UNIT
+from jllama.layers.records import UNIT
 
 BLOCK = 32
 

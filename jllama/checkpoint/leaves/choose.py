@@ -121,6 +121,6 @@ def placed(leaf: Any, where: Any = None, *, pack: bool = True, alone: bool = Tru
 def kernel_layout(where: Any) -> str:
     """The layout of a `QTensor` that the kernels of a place, None for JAX's default device, read."""
     target = of_platform(getattr(where or jax.devices()[0], "platform", "cpu"))
-    if target.platform == "cpu" and target.kernels and kernels.cpu.refusal() is None:
-        return "tiles"
-    return "records" if target.on_gpu and target.kernels else "rows"
+    if not target.kernels or (target.layout == "tiles" and kernels.cpu.refusal() is not None):
+        return "rows"
+    return target.layout
