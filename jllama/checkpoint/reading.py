@@ -22,10 +22,9 @@ from jllama.errors import JllamaError
 from jllama.families.known import family_of
 from jllama.families.tensor_names import EMBED, GGUF_ROPE_FACTORS, HEAD
 from jllama.files.model_files import ModelFiles
+from jllama.machine.devices import DTYPES
 from jllama.machine.progress import ByteBar
 from jllama.model import Params
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def read_config(files: ModelFiles) -> ModelConfig:
