@@ -394,6 +394,7 @@ def test_a_cache_of_the_wrong_kind_or_shape_is_not_used(talk, model, path, kind)
     cache_with(path, **CACHES[kind])
     again, (remark,) = loaded(model, path)
     assert "the saved cache is not used: " in remark
+    assert ("holds 0 tokens and max_seq_len is" in remark) == (kind == "no ids")
     assert len(remark) < 400 + len(str(path))
     assert (again.context_used, again.messages) == (0, talk.messages)
     assert "".join(again.ask("Go on", SHORT)) == "".join(talk.ask("Go on", SHORT))

@@ -66,7 +66,8 @@ class Talk:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
-        self.branch.messages += turn(message, "".join(pieces))
+        if pieces:  # else it was stopped before its first word
+            self.branch.messages += turn(message, "".join(pieces))
         self.branch.dropped += self.drops.pop(0) if getattr(self, "drops", None) else 0
 
 
@@ -582,7 +583,9 @@ def test_an_answer_and_what_is_said_about_it():
     ]  # fmt: skip
     chat.show_stats = False
     chat.attached = [Attachment("f", "file", 1)]
-    talk.answers.pop(0)
+    chat.ask("stopped before the first word")
+    assert [file.name for file in chat.attached] == ["f"]
+    assert chat.screen.lines[-1].startswith("stopped before the first word: ")
     with pytest.raises(JllamaError, match="no room"):
         chat.ask("too long")
     assert len(chat.attached) == 1

@@ -76,6 +76,28 @@ def test_what_hands_type(known, typed, wanted):
     assert {name: values[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("typed", "plain"),
+    {
+        "-n": "--max_new_tokens",
+        "-n=5": "--max_new_tokens=5",
+        "-n5": "--max_new_tokens=5",
+        "-n5.5": "--max_new_tokens=5.5",
+        "--temp=a=b": "--temperature=a=b",
+        "-temp": "--temperature",
+        "--n-predict=3": "--max_new_tokens=3",
+        "--no-stats": "--nostats",
+        "--nostats": "--nostats",
+        "--flagfile=a-b": "--flagfile=a-b",
+        # as they are: a letter has one dash, words are no flags, and what is not known is for absl to refuse
+        **{word: word for word in ("--n", "--n=5", "--n5", "-n-5", "-x", "-x3", "-", "--", "---", "n", "")},
+        **{word: word for word in ("temp", "a-b=c", "--no-model", "--such-a-thing=1")},
+    }.items(),
+)
+def test_spellings_of_a_flag(known, typed, plain):
+    assert spelling.plain(known, typed) == plain
+
+
 def test_a_third_word_is_refused_with_the_usual_two(known):
     with pytest.raises(JllamaError, match="unexpected argument 'c'; expected MODEL PROMPT"):
         parsed(known, "a", "b", "c")

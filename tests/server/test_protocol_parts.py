@@ -487,6 +487,28 @@ def test_a_score_as_both_routes_tell_it():
     assert text["top_logprobs"] == [{"a": -1.0, "\0": -9999.0}]
 
 
+def test_of_tokens_that_are_spelt_alike_the_likelier_one_is_told():
+    texts = {1: b"a", 2: b"a", 3: b"\xc3"}
+    spelt = SimpleNamespace(token_bytes=lambda token, skip_special=True: texts[token])
+    for likeliest in ({1: -1.0, 2: -2.0, 3: -3.0}, {2: -1.0, 3: -1.5, 1: -2.0}):
+        told = scores.as_completion(spelt, [scores.Placed(0, TokenScore(1, -1.0, likeliest))])
+        assert told["top_logprobs"] == [{"a": -1.0, "\ufffd": likeliest[3]}]
+
+
+def test_two_stretches_of_a_text_and_a_prompt_s_scores():
+    told = scores.prompt_as_completion(BYTES, (97, 98), (None, TokenScore(98, -2.0, {98: -2.0, 0: -3.0})))
+    assert told == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -2.0],
+        "top_logprobs": [None, {"b": -2.0, "\0": -3.0}],
+        "text_offset": [0, 1],
+    }
+    more = scores.as_completion(BYTES, [scores.Placed(0, TokenScore(99, float("-inf"), {}))], 2)
+    whole = scores.joined(told, more)
+    assert (whole["tokens"], whole["text_offset"]) == (["a", "b", "c"], [0, 1, 2])
+    assert whole["token_logprobs"] == [None, -2.0, -9999.0]
+
+
 def test_what_is_shown_decides_which_scores_are():
     placing = scores.Placing(BYTES, [], hidden={0})
     placing.push([TokenScore(token, -1.0, {}) for token in (97, 98, 0, 99)])

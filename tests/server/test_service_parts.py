@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import signal
 import socket
 import threading
@@ -390,3 +391,17 @@ def test_a_client_has_its_time_until_its_request_is_there(monkeypatch):
     one.connection_lost(None)
     assert state() == ([True, True], False)
     one.connection_lost(None)
+
+
+def test_what_is_no_http_is_told_so_in_json_and_that_is_the_end():
+    one, sent = connection.Connection.__new__(connection.Connection), []
+    one.transport = SimpleNamespace(write=sent.append, close=lambda: sent.append("closed"))
+    one.send_400_response("Ünread")
+    head, _, body = sent[0].partition(b"\r\n\r\n")
+    assert head.decode().split("\r\n") == [
+        *("HTTP/1.1 400 Bad Request", "content-type: application/json"),
+        *(f"content-length: {len(body)}", "connection: close"),
+    ]
+    told = {"message": "Ünread", "type": "invalid_request_error", "param": None, "code": None}
+    assert json.loads(body) == {"error": told}
+    assert sent[1:] == ["closed"]

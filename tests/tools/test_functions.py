@@ -5,7 +5,7 @@ import enum
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Optional, Required, TypedDict
 
 import pytest
 
@@ -14,6 +14,7 @@ from jllama.errors import JllamaError
 from jllama.tools.definitions import Call
 from jllama.tools.functions import Toolbox, tool_of
 from jllama.tools.python_file import load_functions
+from jllama.tools.schemas import required_fields
 
 
 class Colour(enum.Enum):
@@ -100,6 +101,25 @@ def test_what_a_model_is_told():
         "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
         "points": {"type": "array", "items": point},
     }
+
+
+@dataclasses.dataclass
+class Kinds:
+    plain: int
+    given: int = 1
+    made: list[int] = dataclasses.field(default_factory=list)
+    reckoned: int = dataclasses.field(init=False)
+
+
+class Half(TypedDict, total=False):
+    b: Required[int]
+    a: Required[int]
+    c: int
+
+
+@pytest.mark.parametrize(("kind", "required"), [(Kinds, ["plain"]), (Half, ["a", "b"]), (Trip, ["to"])])
+def test_what_must_be_given_of_several_fields(kind, required):
+    assert required_fields(kind) == required
 
 
 def test_arguments_become_what_the_hints_say():

@@ -84,6 +84,16 @@ def test_tools_calls_and_results_reach_the_model(name):
     assert "Is it up?" not in rendered(name, talk, tools=())
 
 
+@pytest.mark.parametrize("name", MANNERS)
+def test_under_which_names_a_template_is_told_of_tools(name):
+    ready, variables = Manner.of(template(name)).prepared([USER], TOOLS)
+    names = {"tools": {"tools"}, "xml_tools": {"tools", "xml_tools"}}.get(MANNERS[name][1], set())
+    assert set(variables) == names  # what else a template does where there are tools goes by the usual one
+    assert all(told == [tool.as_dict() for tool in TOOLS] for told in variables.values())
+    assert ready[-1] == USER if MANNERS[name][4] else ready[-1]["content"].endswith("\n\nHello")
+    assert Manner.of(template(name)).prepared([USER], ()) == ([USER], {})
+
+
 @pytest.mark.parametrize("several", [1, 2])
 @pytest.mark.parametrize("name", MANNERS)
 def test_what_a_template_writes_is_read_and_accepted(name, several):

@@ -75,6 +75,8 @@ CASES = [
     ("generic", f"{F}\n{F}", "", [("f", "{}")] * 2),
     ("generic", f"[{F}]\nDone.", "Done.", [("f", "{}")]),
     ("generic", "", "", []),
+    ("generic", f"{F}\u00a0\u00a0Done.", "Done.", [("f", "{}")]),  # blanks, though none that part calls
+    ("hermes", f"<tool_call>{F}</tool_call>\u00a0\u00a0Done.", "Done.", [("f", "{}")]),
 ]
 FORMATS = {each.name: each for each in formats.ALL}
 
