@@ -30,6 +30,7 @@ context = ${{PYTEST_CURRENT_TEST-}}
 disable_warnings = no-data-collected, module-not-measured, module-not-imported, already-imported,
     couldnt-parse, trace-changed, no-ctracer, no-sysmon, include-ignored
 """
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 CONTEXT = re.compile(r"(.*) \((setup|call|teardown)\)", re.DOTALL)
 # The kernels' sources are no Python: these files test them.
 NATIVE = {
@@ -197,7 +198,7 @@ def _entry(name: str, directory: Path, record: Path) -> tuple[dict[str, Any], di
 
 def _inside_functions(text: str) -> set[int]:
     """The lines that do not run at import, when they would count for whatever imports first."""
-    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.Lambda)]
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, FUNCTIONS)]
     bodies = [f.body if isinstance(f.body, list) else [f.body] for f in functions]
     return {line for body in bodies for line in range(body[0].lineno, (body[-1].end_lineno or 0) + 1)}
 
