@@ -80,6 +80,15 @@ def test_whose_rule_can_not_be_kept(use, asked, opened, param, words):
     assert told.message.startswith(words)
 
 
+def test_what_is_said_of_all_schemas_blames_none(monkeypatch):
+    def matcher_for(*_):
+        raise JllamaError("for json_schema install the library")
+
+    monkeypatch.setattr(calling, "matcher_for", matcher_for)
+    told = Calling(SERVICE, ToolUse((GOOD,), "required"), NO_RULES).blamed(ENGINE)
+    assert (told.param, told.message) == ("tools", str(ENGINE))
+
+
 def test_without_a_grammar_of_ours_nothing_is_compiled_again(library):
     Calling(SERVICE, ToolUse(), WRONG).blamed(ENGINE)
     assert library == []
