@@ -329,6 +329,10 @@ GREEDY = {"temperature": 0.0}
             {"do_sample": False, "temperature": 0.5, "repetition_penalty": 1.1},
             GREEDY | {"repetition_penalty": 1.1},
         ),
+        (
+            {"do_sample": False, "top_k": 5, "top_p": 0.5, "min_p": 0.1},
+            GREEDY,
+        ),  # that says nothing of drawing
         ({"do_sample": True}, {"temperature": 1.0}),
         ({"do_sample": True, "top_k": 5}, {"temperature": 1.0, "top_k": 5}),
         ({"top_p": 0.5}, {"temperature": 1.0, "top_p": 0.5}),

@@ -31,6 +31,22 @@ from tests.support.serving import (
 JSON = {"content-type": "application/json"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": HELLO}),
+        (TEXT, {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/tokenize", {"prompt": "x"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/apply-template", {"messages": HELLO}),
+    ],
+)
+def test_51_no_route_answers_for_another_model(client, path, body):
+    error = refusal(client.http.post(path, json={**body, "model": "gpt-9"}), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
 def test_51_errors_have_one_shape_and_their_status(client):
     http = client.http
     assert refusal(http.post(CHAT, json={}), 400)["type"] == "invalid_request_error"
