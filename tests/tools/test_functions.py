@@ -186,6 +186,25 @@ def test_results_and_mistakes():
         assert words in json.loads(text)["error"], text
 
 
+def nothing():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("tools", "call", "words"),
+    [
+        ([], "f", "there is no tool 'f'; there are none"),
+        ([greet, nothing], "f", "there is no tool 'f'; there are greet, nothing"),
+        ([nothing], "nothing", "there is no parameter 'x'; there are none"),
+        ([greet], "greet", "there is no parameter 'x'; there are name, times"),
+    ],
+)
+def test_what_there_is_is_told_where_something_is_missing(tools, call, words):
+    box = Toolbox(tools)
+    assert box.run(Call("", call, '{"x": 1}')) == (json.dumps({"error": words}), False)
+    assert box.problem(Call("", call, '{"x": 1}')) == json.dumps({"error": words})
+
+
 def broken():
     return 1 / 0
 
@@ -223,6 +242,10 @@ def made():
 
 
 def bare(x):
+    pass
+
+
+def half_bare(y: int, x):
     pass
 
 
@@ -281,6 +304,7 @@ def one_by_one():
         (one_by_one, "tool one_by_one is a generator or async"),
         (5, "tool int says no parameters"),
         (bare, "tool bare: parameter x has no type hint"),
+        (half_bare, "tool half_bare: parameter x has no type hint"),
         (odd, "tool odd(x): the type hint bytes can't be told"),
         (keyed, "keys of a dict must be str"),
         (many, "has no name"),
