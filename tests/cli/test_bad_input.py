@@ -1,4 +1,4 @@
-"""Input of every wrong kind, each where it is read: files, terminals and servers that are not as they should."""
+"""Input of every wrong kind where it is read: files, terminals and servers that are not as they should."""
 
 import io
 import os

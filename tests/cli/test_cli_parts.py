@@ -1281,6 +1281,54 @@ def test_a_table_of_tests(markdown):
     assert drawn.splitlines()[-1].endswith("| greedy | 50.0% |")
 
 
+@pytest.mark.parametrize(
+    ("tests", "columns"),
+    [
+        ([row(test="pp8")], 9),
+        ([row(test="en8@ d4", first_token_seconds=0.5, of_steps=0.5, of_parts=1.5)], 12),
+        ([row(test="js8", first_token_seconds=0.5)], 12),
+        ([row(), row(sampling={"top_k": 1})], 11),
+        ([row(test="js8"), row(sampling={"top_k": 1})], 14),
+    ],
+)
+def test_columns_that_no_test_measures_are_left_out(tests, columns):
+    lines = bench.as_table(REPORT | {"tests": tests}, True).splitlines()
+    head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    assert {len(cells) for cells in (head, *rows)} == {columns}
+    assert ("first ms" in head, "of greedy" in head) == (columns in (12, 14), columns in (11, 14))
+    if "of_parts" in tests[0]:
+        assert rows[1][-3:] == ["500.0", "50.0%", "1.50"]
+
+
+BAD_TOOLS = "def f(x: bytes):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("tools", "allowed", "interactive", "found"),
+    [
+        (None, False, False, []),
+        (None, True, True, "--allow_tools: there are none"),
+        ("def f(): pass\n", False, False, "--tools: without a terminal nobody can be asked"),
+        ("def f(): pass\n", True, False, ["f"]),
+        ("def f(): pass\n", False, True, ["f"]),
+        (BAD_TOOLS, False, True, "can't be told to a model"),
+        ("def f(): pass\ng = f\n", False, True, "two tools are called 'f'"),
+    ],
+)
+def test_functions_that_a_model_may_call_are_read_before_it(
+    monkeypatch, tmp_path, tools, allowed, interactive, found
+):
+    if tools is not None:
+        (tmp_path / "tools.py").write_text(tools)
+    file = None if tools is None else str(tmp_path / "tools.py")
+    monkeypatch.setattr(chat, "FLAGS", SimpleNamespace(tools=file, allow_tools=allowed))
+    if isinstance(found, str):
+        with pytest.raises(JllamaError, match=found):
+            chat._functions(interactive)
+    else:
+        assert [function.__name__ for function in chat._functions(interactive)] == found
+
+
 def test_rates_of_the_median():
     test = bench_tests.Test(kind="pp", count=4, depth=0, batch=3)
     config = ModelConfig.from_hf({"model_type": "llama"})
