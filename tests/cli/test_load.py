@@ -379,6 +379,26 @@ def test_a_server_that_is_gone_is_not_asked_again(fake):
     assert any(record.failure.startswith("cannot connect to") for record in traffic.records)
 
 
+def test_a_server_that_is_gone_is_not_asked_again_at_a_rate(monkeypatch):
+    """Nothing waits: all moments are now."""
+    asked = []
+
+    async def exchange(method, path, body, reply):
+        asked.append(path)
+        raise UnreachableError("cannot connect")
+
+    async def run():
+        work = Workload(model=MODEL, requests=50, concurrency=None, request_rate=1e9)
+        traffic = Traffic(Target("http://x", "", 60), work, Prompts(FIXED, dict.fromkeys(WORDS, 1)))
+        traffic.target.exchange = exchange
+        await traffic.run()
+        return traffic
+
+    traffic = asyncio.run(run())
+    assert traffic.is_gone
+    assert len(asked) == traffic.sent == len(traffic.records) < 5
+
+
 def test_an_answer_that_does_not_end_is_given_up(fake):
     fake.answers = lambda number, body: ("held",)
 
@@ -435,7 +455,9 @@ def test_idle_connections_that_are_closed_come_again():
     assert asyncio.run(run()) == 6
 
 
-@pytest.mark.parametrize("url", ["", "x", "ftp://x", "http://", "http://x:99999", "http://[1", "//x"])
+@pytest.mark.parametrize(
+    "url", ["", "x", "ftp://x", "http://", "http://x:99999", "http://[1", "//x", "http://é"]
+)
 def test_what_is_no_address_is_explained(url):
     with pytest.raises(JllamaError, match="give an address such as"):
         Target(url, "", 1)
@@ -568,6 +590,28 @@ def test_every_other_idle_connection_sends_a_beginning_byte_by_byte(monkeypatch)
 
     silent, slow = asyncio.run(run())
     assert (silent, slow[: len(wanted)]) == (b"", wanted)
+
+
+def test_a_crowd_is_there_when_each_was_tried_once_and_not_one_of_them_twice(monkeypatch):
+    monkeypatch.setattr(idle, "SECONDS", 0.0)
+    crowd, turns = Crowd(Target("http://h", "", 60), 2), [0, 0]
+
+    async def once(is_slow, is_first):
+        turns[is_slow] += 1
+        assert is_first == (turns[is_slow] == 1)
+        if is_slow:
+            while turns[0] < 5:
+                assert not crowd._all_tried.is_set()
+                await asyncio.sleep(0)
+        raise OSError(111, "refused")
+
+    async def run():
+        monkeypatch.setattr(crowd, "_once", once)
+        async with crowd.around():
+            assert turns[0] >= 5
+            assert crowd._tried == 2
+
+    asyncio.run(run())
 
 
 def test_idle_connections_that_are_refused_are_tried_again(monkeypatch):

@@ -112,9 +112,11 @@ def test_the_rate_of_a_generation_leaves_the_first_block_out(monkeypatch, late):
     blocks = [np.zeros((1, count)) for count, _ in arrivals]
     monkeypatch.setattr(measure, "bursts", lambda *_: iter(blocks))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    slots.begin_together = lambda *_: None
-    seconds = measure.generation_seconds(slots, bench_test(), np.random.default_rng(0))
+    filled = []
+    slots.begin_together = lambda *_: filled.append(slots.state.cache.length.tolist())
+    seconds = measure.generation_seconds(slots, bench_test(depth=5), np.random.default_rng(0))
     assert seconds == pytest.approx((6.0 - 2.0) * 40 / (16 + 16 + 4))
+    assert filled == [[5]]  # as if so many tokens had been read
 
 
 def test_perplexity_counts_each_token_of_the_text_once(server, tmp_path):

@@ -66,7 +66,13 @@ def test_a_record_keeps_each_point_and_refuses_another_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"run": {}}', '{"run": 1, "points": []}', '{"run": {}, "points": [1]}']
+    "text",
+    [
+        *("{", "[]", "[" * 100_000, '{"run": {}}', '{"run": 1, "points": []}', '{"run": {}, "points": [1]}'),
+        '{"run": {}, "points": [{"storage": "none", "test": "tg8", "batch": 1}]}',
+        '{"run": {}, "points": [{"storage": ["none"], "test": "tg8", "batch": 1, "choice": "greedy"}]}',
+        '{"run": {}, "points": 3}',
+    ],
 )
 def test_a_file_that_is_no_sweep_is_left_alone(tmp_path, text):
     path = tmp_path / "s.json"
