@@ -275,6 +275,10 @@ def test_which_files_make_a_checkpoint(tmp_path):
         JllamaError, match=r"a.safetensors and b.safetensors in .* both hold model.x; keep one"
     ):
         open_safetensors(tmp_path)
+    twice = {"model.x": entry(), "x": entry(begin=8, end=16)}  # with the prefix and without
+    write(tmp_path / "model.safetensors", twice, 16)
+    with pytest.raises(JllamaError, match=r"model.safetensors and model.safetensors in .* both hold x"):
+        open_safetensors(tmp_path)
     write(tmp_path / "model.safetensors", {"z": entry()}, 8)
     alone = open_safetensors(tmp_path)
     assert (list(alone.tensors), alone.spell("z")) == (["z"], "z")

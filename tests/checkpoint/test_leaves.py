@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,12 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jllama.checkpoint import reading
+from jllama.checkpoint import reading, shards
 from jllama.checkpoint.formats import gguf
 from jllama.checkpoint.formats.saved import WEIGHTS, is_saved, saved_config
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
 from jllama.checkpoint.layout import Leaf, Part, layout
-from jllama.checkpoint.leaves import dense
+from jllama.checkpoint.leaves import automatic, dense
 from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
 from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
@@ -514,3 +515,47 @@ def test_a_directory_of_ours_that_is_damaged_is_told(tmp_path, damage):
     (tmp_path / "config.json").write_text(json.dumps({key: SAVED[key] for key in ("quantization_config",)}))
     with pytest.raises(JllamaError, match=r"config.json is damaged"):
         saved_config(tmp_path)
+
+
+@pytest.mark.parametrize("refusal", [None, "no kernel"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_is_kept_quantised_is_decided_by_what_lies_on_each_device(monkeypatch, devices, refusal):
+    asked, mesh = [], SimpleNamespace(size=devices) if devices > 1 else None
+    target = Target("gpu", mesh=mesh)
+
+    def kept_outline(files, config, dtype, **given):
+        asked.append(given)
+        return "outline"
+
+    def decode_refusal(config, params, dtype, where):
+        asked.append((config, params, dtype, where))
+        return refusal
+
+    monkeypatch.setattr(automatic, "kept_outline", kept_outline)
+    monkeypatch.setattr(automatic.kernels, "decode_refusal", decode_refusal)
+    monkeypatch.setattr(automatic.sharding, "widened", lambda config, count: (config, count))
+    files = ModelFiles(description="x", gguf=Path("x.gguf"))
+    mode = automatic.automatic_mode(files, "config", "bfloat16", target)
+    assert mode == ("auto" if refusal is None else "none")
+    config = ("config", 2) if devices > 1 else "config"
+    assert asked == [
+        dict(layout="records", devices=devices),
+        (config, "outline", "bfloat16", target),
+    ]
+    other = ModelFiles(description="x", directory=Path("x"))
+    assert automatic.automatic_mode(other, "config", "bfloat16", target) == "none"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_outline_of_what_several_devices_hold_is_theirs(monkeypatch, tiny_config, devices):
+    """Of a single key-value head each has one of its own."""
+    config = dataclasses.replace(tiny_config, num_key_value_heads=1)
+    monkeypatch.setattr(automatic, "open_checkpoint", lambda files: files)
+    monkeypatch.setattr(automatic, "verified", lambda checkpoint, config: checkpoint)
+    monkeypatch.setattr(automatic, "form_of", lambda leaf, checkpoint: None)
+    made = automatic.kept_outline("files", config, "bfloat16", devices=devices)
+    shapes = [one.shape for one in jax.tree.leaves(made)]
+    assert shapes == [leaf.shape for leaf in jax.tree.leaves(shards.split_layout(config, devices))]
+    assert (shapes == [leaf.shape for leaf in jax.tree.leaves(layout(config))]) == (devices == 1)
+    assert {str(one.dtype) for one in jax.tree.leaves(made)} == {"bfloat16"}

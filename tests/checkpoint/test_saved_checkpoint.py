@@ -56,6 +56,15 @@ def test_biases_stay_as_they_are_and_the_model_runs(sound, mode):
     assert np.abs(ours - theirs).max() < 0.3 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("keys", [{}, {"bos_token_id": 3}, {"bos_token_id": 3, "eos_token_id": [4, 5]}])
+def test_what_config_json_says_of_tokens_is_kept(sound, tmp_path, keys):
+    files = resolve(str(write_directory(tmp_path / "full", BIASED | keys, random_tensors(BIASED))))
+    config = read_config(files)
+    save(files, config, load_params(files, config, "float32"), tmp_path / "saved", "int8")
+    kept = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {name: kept[name] for name in ("bos_token_id", "eos_token_id") if name in kept} == keys
+
+
 def test_a_configuration_of_several_layer_kinds_is_kept(sound, tmp_path):
     files = resolve(str(sound / "int8"))
     factors = Rope(frequency_factors=(1.0,) * (read_config(files).head_dim // 2))

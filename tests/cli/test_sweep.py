@@ -113,7 +113,8 @@ def test_where_a_point_stands_in_the_picture():
     greedy, drawn, prompt = point(batch=4), point(choice="top_k 3", batch=4), point(test="pp8", choice="")
     assert [*map(sweep_picture.panel_of, (greedy, drawn, prompt))] == [*sweep_picture.PANELS]
     assert [*map(sweep_picture.across, (greedy, drawn, prompt))] == [4, 4, 8]
-    assert [sweep_picture._percent(share) for share in (0.914, float("nan"))] == ["91", ""]
+    shares = (0.914, 0.916, 0.0, 1.0, float("nan"))
+    assert [sweep_picture._percent(share) for share in shares] == ["91", "92", "0", "100", ""]
 
 
 class Panel:
