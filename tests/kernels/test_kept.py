@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_how_many_threads(monkeypatch, said, count):
     monkeypatch.setenv("JLLAMA_THREADS", said)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 4})
     assert build.threads() == (5 if count is None else count)
+
+
+def test_a_library_is_told_of_its_threads_and_each_function_is_known(monkeypatch):
+    seen = []
+    library = SimpleNamespace(jllama_threads=seen.append, **{name: f"at {name}" for name in build.TARGETS})
+    monkeypatch.setattr(build, "threads", lambda: 7)
+    monkeypatch.setattr(build.jax.ffi, "pycapsule", lambda pointer: f"capsule {pointer}")
+    monkeypatch.setattr(build.jax.ffi, "register_ffi_target", lambda *got, **more: seen.append((got, more)))
+    build.register(library, "_x")
+    cpu = dict(platform="cpu")
+    assert seen == [7, *(((f"{name}_x", f"capsule at {name}"), cpu) for name in build.TARGETS)]
 
 
 @pytest.mark.parametrize(
