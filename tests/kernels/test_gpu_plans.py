@@ -203,6 +203,8 @@ def test_what_cudnn_takes(head_dim, dtype, tokens, words):
         (Format(8, 16, 0, True, 32), 768, None),
         (Format(4, 32, 0, True, 16), 640, "rows of 640 weights of 4 bits"),
         (Format(8, 16, 0, True, 32), 640, "rows of 640 weights of 8 bits"),
+        (Format(4, 128, 2), 384, "rows of 384 weights of 4 bits"),  # six bytes of scales
+        (Format(4, 128, 2), 512, None),
         (Format(16, 0, 0), 4112, "rows of 4112 weights of 16 bits"),
         (Format(16, 0, 0), 32, None),
         (Format(16, 0, 0), 1 << 20, "too long for the shared memory"),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jllama.errors import JllamaError
+from jllama.layers import attention as attention_module
 from jllama.layers.attention import (
     PLAIN_NORM,
+    Attention,
     one_token,
     rotated_heads,
     scaled_queries,
@@ -117,6 +119,33 @@ def test_queries_are_scaled_in_float32_and_rounded_once():
     np.testing.assert_array_equal(made[:, :, :, :2], wide.astype(jnp.bfloat16))
     np.testing.assert_array_equal(made[:, :, :, 2:], qkv[:, :, :, 2:])
     assert scaled_queries(qkv, None) is qkv
+
+
+def test_queries_are_normed_before_they_are_scaled(monkeypatch):
+    """A norm would take the scale away again."""
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 1, 3, 4)), jnp.float32)
+    seen = []
+
+    def attend_fn(given, cache, rope, scores, only):
+        seen.append(given)
+        return given[:, :, :, :1], cache
+
+    def largest_one(weight, x, shards=None):
+        return weight * x / jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+
+    monkeypatch.setattr(
+        attention_module, "linear", lambda w, x, bias=None, shards=None: qkv if w == "qkv" else x
+    )
+    p = Attention(qkv_proj="qkv", o_proj="o", q_norm=jnp.float32(2), k_norm=jnp.float32(3))
+    scale = jnp.asarray([[1.0, 0.5]], jnp.float32)
+    attention_module.attention(
+        p, None, "cache", rope=None, norm=largest_one, query_scale=scale, attend_fn=attend_fn
+    )
+    (given,) = seen
+    largest = np.abs(given).max(axis=-1)[0, :, 0]  # [T, G + 2]
+    np.testing.assert_allclose(largest[:, 0], [2.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(largest[:, 1], [3.0, 3.0], rtol=1e-6)
+    np.testing.assert_array_equal(given[:, :, :, 2], qkv[:, :, :, 2])
 
 
 def test_a_window_counts_the_token_itself():
