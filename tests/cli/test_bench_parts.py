@@ -212,6 +212,10 @@ def test_the_points_of_a_sweep(given):
     assert points() == ({"int8"}, {"", "greedy", sampled}, names, {*sweep.BATCHES})
     given(storages=["none", "int4"], typed=("tests", "batch_sizes"), batch_sizes=["3"], top_k=4)
     assert points() == ({"none", "int4"}, {"", "greedy", "top_k 4"}, {"pp8", "tg4"}, {1, 3})
+    given(storages=["int4"], typed=("tests",), batch_sizes=["3"])
+    assert points()[2:] == ({"pp8", "tg4"}, {*sweep.BATCHES})
+    given(storages=["int4"], typed=("batch_sizes",), batch_sizes=["3"])
+    assert points()[2:] == (names, {1, 3})
 
 
 def test_a_sweep_goes_storage_by_storage_and_is_drawn(given, order, monkeypatch, capsys, tmp_path):

@@ -128,6 +128,7 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     hook = sys.unraisablehook
     monkeypatch.setattr(interrupts, "leave", leave)
+    monkeypatch.setattr(streams, "settle", lambda: seen.append("settled"))
     monkeypatch.setattr(command_line, "_guarded", lambda program: code)
     try:
         with pytest.raises(SystemExit) as ended:
@@ -135,7 +136,7 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
     finally:
         sys.unraisablehook = hook
     assert ended.value.code == (code if left is None else f"left {left}")
-    assert seen == ([] if left is None else [left])
+    assert seen == (["settled"] if left is None else [left])
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_figures_of_recorded_events():
     assert found["end_to_end_seconds"]["p50"] == 3.25
 
 
+def test_the_commonest_failure_is_told_first():
+    records = [Record(sent=0.0, ended=1.0, failure=kind) for kind in "abbccc"]
+    assert [(one["kind"], one["count"]) for one in figures(records)["failures"]] == [("c", 3), ("b", 2), ("a", 1)]
+
+
 def test_a_lone_token_in_several_chunks_has_no_time_per_token():
     one = Record(sent=0.0, ended=2.0, arrivals=[1.0, 2.0], prompt_tokens=1, completion_tokens=1)
     assert figures([one])["time_per_token_seconds"] is None

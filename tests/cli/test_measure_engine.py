@@ -25,6 +25,12 @@ def test_only_the_time_when_all_rows_run_counts():
     assert decode_rate([row, other]) == pytest.approx(32.0)
 
 
+def test_a_row_counts_from_its_second_burst_on():
+    """Of a single row the first 16 tokens are told apart: the rate begins behind them."""
+    row = [(0.0, 1), (1.0, 16), (5.0, 17), (6.0, 33), (7.0, 49)]
+    assert decode_rate([row]) == pytest.approx(16.0)
+
+
 def test_rows_that_never_ran_together():
     assert decode_rate([[(0.0, 1), (1.0, 17)], [(2.0, 1), (3.0, 17)]]) == pytest.approx(32.0)
 

@@ -1,0 +1,155 @@
+"""A turn of a conversation on a session that does as it is told: what is asked, what is kept; no model."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from jllama.answer import Result
+from jllama.chat import answering
+from jllama.chat.branches import Branch, Message
+from jllama.chat.conversation import Conversation
+from jllama.errors import JllamaError
+from jllama.settings import GenerationSettings
+from jllama.tools.functions import Toolbox
+
+TURN = (Message("user", "Hello"), Message("assistant", "Hi", cut=True))
+SETTINGS = GenerationSettings(max_new_tokens=8)
+
+
+class Told:
+    """A session that says these pieces; an exception among them is raised."""
+
+    max_seq_len, ids = 64, ()
+
+    def __init__(self, *pieces, fork=None):
+        self.pieces, self.asked, self.result = pieces, [], Result(text="earlier", finish_reason="stop")
+
+    def stream(self, prompt, settings, **given):
+        self.asked.append((prompt, settings, given))
+        for piece in self.pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            if self.result.text == "earlier":
+                self.result = Result(text="", finish_reason="interrupted")
+            self.result.text += piece
+            yield piece
+        self.result.finish_reason = "stop"
+
+
+class Ends:
+    """Notes when a stream is ended, and runs the next one."""
+
+    def __init__(self):
+        self.ended = 0
+
+    def end(self):
+        self.ended += 1
+
+    def run(self, pieces):
+        yield from pieces
+
+
+def conversation(*pieces, messages=TURN):
+    made = Conversation.__new__(Conversation)
+    branch = Branch(session=Told(*pieces), messages=messages, streams=Ends())
+    made.branches, made.current = {"main": branch}, "main"
+    tokenizer = SimpleNamespace(encode=lambda text, **_: [*text.encode()])
+    made.model = SimpleNamespace(need_tokenizer=lambda: tokenizer)
+    made.transcript = SimpleNamespace(
+        stops=("User:",), shown=lambda tools: (7,), reader=lambda tools: None, encode=lambda told, tools: [1] * 3
+    )
+    made.on_overflow, made.progress, made.toolbox = "stop", None, Toolbox([])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    def kept(transcript, tokenizer, prompt, result, tools, rounds):
+        return Message("assistant", result.text, rounds=rounds)
+
+    monkeypatch.setattr(answering, "kept", kept)
+
+
+CHANGES = {
+    "ask": lambda made: [*made.ask("Why?", SETTINGS)],
+    "retry": lambda made: [*made.retry(SETTINGS)],
+    "resume": lambda made: [*made.resume(SETTINGS)],
+    "edit": lambda made: [*made.edit(1, "What?", SETTINGS)],
+    "undo": lambda made: made.undo(),
+    "clear": lambda made: made.clear(),
+    "set_system": lambda made: made.set_system("Be kind."),
+    "fork": lambda made: made.branch.fork(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_a_branch_ends_the_answer_that_is_being_read(name):
+    made = conversation("a")
+    made.branch.session.fork = lambda: Told()
+    streams = made.branch.streams
+    CHANGES[name](made)
+    assert streams.ended == 1
+
+
+def test_a_branch_that_is_forgotten_ends_its_answer():
+    made = conversation("a")
+    streams = Ends()
+    made.branches["other"] = Branch(session=Told(), streams=streams)
+    made.delete("other")
+    assert (streams.ended, [*made.branches]) == (1, ["main"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops", "shown"),
+    [
+        ({}, ("x", "User:"), ["a ", "b"]),
+        ({"regex": " *ab"}, ("x",), ["  ", " a ", "b"]),  # its end is the text's, and each blank counts
+    ],
+)
+def test_what_must_match_is_shown_as_it_is_and_ends_by_itself(changes, stops, shown):
+    made = conversation("  ", " a ", "b")
+    settings = GenerationSettings(max_new_tokens=8, stop=("x",), **changes)
+    assert [*made.ask("Why?", settings)] == shown
+    ((prompt, asked, given),) = made.branch.session.asked
+    assert (prompt, asked.stop) == ([1, 1, 1], stops)
+    assert given == dict(begun=[], shown=(7,), progress=None)
+
+
+@pytest.mark.parametrize("pieces", [(JllamaError("no"),), (KeyboardInterrupt(),), (ValueError("bug"),)])
+def test_an_answer_that_did_not_begin_leaves_the_conversation_as_it_was(pieces):
+    """The session still has the result of the turn before."""
+    made = conversation(*pieces)
+    with pytest.raises(type(pieces[0])):
+        [*made.ask("Why?", SETTINGS)]
+    assert made.messages is TURN
+    assert made.branch.dropped == 0
+
+
+@pytest.mark.parametrize("error", [JllamaError("no"), ValueError("bug")])
+def test_an_answer_that_failed_is_not_kept(error):
+    made = conversation("a", error)
+    with pytest.raises(type(error)):
+        [*made.ask("Why?", SETTINGS)]
+    assert made.messages is TURN
+
+
+@pytest.mark.parametrize("way", ["closed", "pressed"])
+def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came(way):
+    made = conversation("a", KeyboardInterrupt() if way == "pressed" else "b")
+    pieces = made.ask("Why?", SETTINGS)
+    assert next(pieces) == "a"
+    if way == "pressed":
+        with pytest.raises(KeyboardInterrupt):
+            next(pieces)
+    pieces.close()
+    assert made.messages == (*TURN, Message("user", "Why?"), Message("assistant", "a"))
+
+
+def test_a_cut_answer_goes_on_from_its_own_tokens():
+    made = conversation("b", messages=(TURN[0], Message("assistant", "Hi", (5, 6), cut=True)))
+    assert [*made.resume(SETTINGS)] == ["b"]
+    ((prompt, _, given),) = made.branch.session.asked
+    assert (prompt, given["begun"]) == ([1, 1, 1], (5, 6))
+    made = conversation("b")
+    [*made.resume(SETTINGS)]
+    assert made.branch.session.asked[0][2]["begun"] == [*b"Hi"]
