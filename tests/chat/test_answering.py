@@ -56,7 +56,10 @@ def conversation(*pieces, messages=TURN):
     tokenizer = SimpleNamespace(encode=lambda text, **_: [*text.encode()])
     made.model = SimpleNamespace(need_tokenizer=lambda: tokenizer)
     made.transcript = SimpleNamespace(
-        stops=("User:",), shown=lambda tools: (7,), reader=lambda tools: None, encode=lambda told, tools: [1] * 3
+        stops=("User:",),
+        shown=lambda tools: (7,),
+        reader=lambda tools: None,
+        encode=lambda told, tools: [1] * 3,
     )
     made.on_overflow, made.progress, made.toolbox = "stop", None, Toolbox([])
     return made

@@ -217,3 +217,23 @@ def test_a_line_that_was_cut_in_its_indentation_has_it_when_it_goes_on(capsys, m
     assert capsys.readouterr().out == "        print(a)\n    print(b)\n"
     chat_screen.Screen().stream((piece for piece in (" x\n",)), "for a in b:\n    print(")
     assert capsys.readouterr().out == " x\n"
+
+
+BLOCK = "```\nab```c\n# no heading\n| no row |\n```\n# A heading\nend\n"
+
+
+def test_a_line_of_a_plain_block_that_comes_in_pieces_is_one_line():
+    """What would begin a line is text amid one."""
+
+    def shown(*pieces):
+        told, before = styled(pieces), ""
+        while told != before:
+            told, before = re.sub(r"<([a-z ]+)>([^<]*)</><\1>", r"<\1>\2", told), told
+        return told
+
+    whole = shown(BLOCK)
+    assert "<block>ab```c</>" in whole
+    assert "<block># no heading</>" in whole
+    for at in range(len(BLOCK)):
+        assert shown(BLOCK[:at], BLOCK[at:]) == whole
+    assert shown(*BLOCK) == whole

@@ -66,7 +66,11 @@ def test_figures_of_recorded_events():
 
 def test_the_commonest_failure_is_told_first():
     records = [Record(sent=0.0, ended=1.0, failure=kind) for kind in "abbccc"]
-    assert [(one["kind"], one["count"]) for one in figures(records)["failures"]] == [("c", 3), ("b", 2), ("a", 1)]
+    assert [(one["kind"], one["count"]) for one in figures(records)["failures"]] == [
+        ("c", 3),
+        ("b", 2),
+        ("a", 1),
+    ]
 
 
 def test_a_lone_token_in_several_chunks_has_no_time_per_token():

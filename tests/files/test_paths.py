@@ -33,6 +33,10 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("JLLAMA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_dir() == tmp_path / "xdg" / "jllama"
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", "beside")
+        patch.chdir(tmp_path)
+        assert cache_dir() == tmp_path / "beside" / "jllama"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir() == tmp_path / "home" / ".cache" / "jllama"

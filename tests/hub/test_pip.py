@@ -209,6 +209,16 @@ def test_pip_that_does_not_leave_one_wheel_has_failed(fake, tmp_path, script, pr
         pip_download("tiny-gguf", "1.5", tmp_path, scratch, progress)
 
 
+def test_a_wheel_that_pip_moves_meanwhile_has_no_size(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.whl").write_bytes(bytes(5))
+    assert pip._largest_wheel(tmp_path) == 5
+    (tmp_path / "b.whl").symlink_to(tmp_path / "gone")
+    (tmp_path / "c.whl").write_bytes(bytes(3))
+    assert pip._largest_wheel(tmp_path) == 5
+    assert pip._largest_wheel(tmp_path / "nothing") == 0
+
+
 def test_without_pip_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(JllamaError, match=r"^pip is not installed$"):
