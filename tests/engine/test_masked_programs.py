@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jllama.engine.masked_programs import changing_of
 from jllama.engine.state import NO_TOKEN, Way
 from tests.support.decoding import CPU, empty_slots, started
 from tests.support.helpers import full_logits
@@ -63,6 +64,8 @@ def test_each_row_takes_a_token_of_its_mask_from_its_own_logits(tiny_config, slo
     V, before = tiny_config.vocab_size, jax.tree.map(np.array, slots.state)
     logits = jnp.zeros((3, V)).at[2, 40].set(9.0).at[0, 5].set(9.0)
     new, burst = chosen(slots, logits, (40, 11), rows(*which), 2)
+    assert all(leaf.is_deleted() for leaf in changing_of(slots.state).values())
+    assert not slots.state.keys.is_deleted()  # what is only read
     assert burst.tokens.tolist() == [[40], [11], *[[NO_TOKEN]] * (len(which) - 2)]
     assert (burst.done.tolist()[:2], burst.healthy.tolist()) == ([False, True], [True] * len(which))
     assert new.token.tolist() == [11, before.token[1], 40]

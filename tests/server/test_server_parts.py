@@ -189,3 +189,18 @@ def test_what_was_cancelled_while_it_was_submitted_is_cancelled_then():
         assert cancelled == [stream]
 
     asyncio.run(run())
+
+
+def test_an_error_for_the_reader_ends_what_runs():
+    async def run():
+        cancelled, told = [], []
+        answers = Answers(Mailbox(asyncio.get_running_loop()), lambda stream, reason: told.append(reason))
+        streams = [SimpleNamespace(cancel=lambda at=at: cancelled.append(at)) for at in range(2)]
+        answers.streams, answers.left = streams, 2
+        answers.fail(GoneError())
+        assert cancelled == [0, 1]
+        with pytest.raises(GoneError):
+            list(await answers.moment())
+        return told
+
+    assert asyncio.run(run()) == []
