@@ -17,7 +17,7 @@ HEADER = Path(__file__).resolve().parent / "emulated_cuda.h"
 COMPILER = shutil.which("g++")
 SECONDS = 500  # no kernel here takes a tenth of that
 _SHARED_BEGINS = "// What the kernels share"  # the first line of primitives.cu, behind the sizes
-_FLAGS = ["-O1", "-std=c++20", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]  # jumps between stacks
+_FLAGS = ["-Og", "-std=c++20", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]  # jumps between stacks
 _MEMORY = 0x600000000000  # the address of a kernel's arrays, all behind one another
 _PAGE = 4096  # arrays begin where a device allocation would: at a multiple of 256 bytes
 
