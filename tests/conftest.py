@@ -4,12 +4,14 @@ import collections
 import contextlib
 import fcntl
 import gc
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONG = (
     *("test_sharding", "test_warm_up", "test_processes"),
     *("test_scripts", "test_kernels_gpu_chunk", "test_scripts_bench", "test_kernels_cpu", "test_chat_start"),
-    *("test_kernels_cpu_products", "test_kernels_gpu", "test_scripts_interrupts", "test_kernels_gpu_product"),
+    *("test_kernels_cpu_families", "test_kernels_gpu", "test_scripts_interrupts", "test_kernels_gpu_product"),
     *(
         "test_kernels_gpu_families",
         "test_kernels_gpu_sample",
@@ -27,6 +29,7 @@ LONG = (
         "test_kernels_gpu_batch",
     ),
     *("test_scripts_quantize", "test_chat_template", "test_kernels_gpu_attention", "test_model"),
+    *("test_kernels_cpu_products", "test_kernels_cpu_blocks"),
     *("test_precision", "test_engine", "test_chat", "test_chat_terminal", "test_prompts"),
     *("test_scripts_errors", "test_goldens", "test_scripts_streams", "test_scripts_flags"),
     *("test_kernels_cpu_build", "test_layers", "test_page_hostile", "test_fuzz"),
@@ -51,6 +54,7 @@ def wants_gpu(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Runs before any test module is imported, so before anything reads JAX's settings."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start would compile its modules each time
     if wants_gpu(config):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # xdist's processes share it
     else:
@@ -60,11 +64,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.jllama_cache = tempfile.mkdtemp(prefix="jllama-xla-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.jllama_cache  # child processes share it
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # programs of any size
+        least = "0.03"  # what took less is asked for again too rarely to be worth being written
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", least)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # one that is kept: all
     import jax
 
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    with contextlib.suppress(ImportError, AttributeError):  # not JAX's public interface
+        from jax._src.interpreters import mlir
+
+        from tests.support.mlir_contexts import shared
+
+        mlir.make_ir_context = shared(mlir.make_ir_context)
 
 
 def _xla_knows(flags: str) -> bool:
@@ -77,6 +89,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if hasattr(config, "jllama_cache"):
         shutil.rmtree(config.jllama_cache, ignore_errors=True)
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Ten thousand tests stay until the end: looking through them for garbage took a fifth of all time."""
+    gc.disable()
+    yield
+    importlib.import_module("hypothesis")  # whose beginning asks the collector about what is frozen next
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
