@@ -1,6 +1,7 @@
 """The house stays in order: the rank of every module, no circles, and how long files and functions may be."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def imported(path: Path, *, lazy_too: bool = True) -> set[str]:
     """Absolute names that a file imports: `from a import b` is both `a` and `a.b`."""
     names = set()
@@ -57,9 +59,11 @@ def imported(path: Path, *, lazy_too: bool = True) -> set[str]:
 
 
 def _nodes(tree: ast.AST, lazy_too: bool):
-    """All nodes, or those that run when the module is imported."""
+    """All statements, or those that run when the module is imported."""
     for node in ast.iter_child_nodes(tree):
-        if not lazy_too and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.expr) or (
+            not lazy_too and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ):
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -71,6 +75,7 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+PATHS = {module_name(path): path for path in MODULES}
 IMPORTS = {module_name(path): imported(path) for path in MODULES + SCRIPTS}
 
 
@@ -80,7 +85,7 @@ def reached(start: str) -> set[str]:
     while todo:
         name = todo.pop()
         seen.add(name)
-        path = next((p for p in MODULES if module_name(p) == name), None)
+        path = PATHS.get(name)
         todo += [other for other in (imported(path, lazy_too=False) if path else ()) if other not in seen]
     return seen
 
