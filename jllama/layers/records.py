@@ -7,6 +7,7 @@ word for each half of 32 weights the int8 offsets of groups 4 i and 4 i + 1, or 
 zeros; in word t the int8 scales of the groups 4 i + t.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,14 @@ def pack(levels: Levels, columns: int, bits: int) -> Array | None:
         return None
     if bits == 4 and any(bool((a & 63 != a).any()) for a in (scales, offsets)):
         return None
-    offset_units = jnp.zeros_like(levels.scale_units) if levels.offset_units is None else levels.offset_units
-    units = jax.lax.bitcast_convert_type(jnp.stack((levels.scale_units, offset_units), -1), jnp.uint8)
+    return _packed(levels, offsets, bits)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _packed(levels: Levels, offsets: Array, bits: int) -> Array:
+    scales, _, scale_units, offset_units = levels
+    offset_units = jnp.zeros_like(scale_units) if offset_units is None else offset_units
+    units = jax.lax.bitcast_convert_type(jnp.stack((scale_units, offset_units), -1), jnp.uint8)
     each = [a.astype(jnp.uint8).reshape(*units.shape[:2], -1) for a in (scales, offsets)]
     head = units.reshape(*units.shape[:2], 4)
     return (_four if bits == 4 else _eight)(head, *each).reshape(len(scales), -1)

@@ -15,15 +15,17 @@ from jllama.hub.references import resolve
 from jllama.kernels import cpu
 from jllama.kernels.gpu import decode, product
 from jllama.kernels.gpu.plan import weight_format
-from jllama.layers.qtensor import QTensor, dequantize, recorded
+from jllama.layers.qtensor import QTensor, recorded
 from tests.support.block_files import numbers_of, random_blocks, weight_of, write_mixed_gguf
 from tests.support.checkpoint_generator import random_tensors
+from tests.support.helpers import whole
 from tests.support.kernels_cpu import (
     activations,
     every_machine,
     filled_cache,
     has_tiles,
     kernel_step,
+    products,
     skip_without_kernels,
     suffix_of,
 )
@@ -44,12 +46,11 @@ def test_products(machine, kind, form):
         raw = random_blocks(rng, kind, rows, COLUMNS)
         full, packed = numbers_of(raw, kind), cpu.prepare(weight_of(raw, kind, form))
         assert packed.layout == "tiles"
-        for batch in batches:
-            x = activations(rng, *batch, COLUMNS)
-            y = cpu.quantized_linear(packed, x, target=f"jllama_product{suffix_of(machine)}")
+        many = [activations(rng, *batch, COLUMNS) for batch in batches]
+        for x, y in zip(many, products(packed, many, machine), strict=True):
             exact = np.asarray(x, np.float64) @ full.T.astype(np.float64)
             size = np.abs(np.asarray(x, np.float64)) @ np.abs(full.T)
-            lost = 3 * 2.0**-16 if batch == (66,) and has_tiles(machine) else 2e-6
+            lost = 3 * 2.0**-16 if len(x) == 66 and has_tiles(machine) else 2e-6
             np.testing.assert_array_less(np.abs(y - exact), lost * size)
 
 
@@ -57,7 +58,7 @@ def test_products(machine, kind, form):
 def test_tiles_hold_the_same_numbers(kind, form):
     for rows in (1, 16, 39):
         w = weight_of(random_blocks(np.random.default_rng(1), kind, rows, COLUMNS), kind, form)
-        np.testing.assert_array_equal(dequantize(cpu.prepare(w)), dequantize(w))
+        np.testing.assert_array_equal(whole(cpu.prepare(w)), whole(w))
 
 
 # Whole models.

@@ -1,22 +1,28 @@
 """Products of the C++ kernels against NumPy, on every instruction set that this machine has."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jllama.kernels import cpu
-from jllama.layers.qtensor import dequantize, embed_rows
+from jllama.layers.qtensor import embed_rows
+from tests.support.helpers import whole
 from tests.support.kernels_cpu import (
     FORMATS,
     WIDER,
     activations,
     every_machine,
     has_tiles,
+    products,
     random_weight,
     rounds,
     suffix_of,
 )
+
+some_rows = jax.jit(partial(embed_rows, dtype=jnp.float32))
 
 
 def product(weight: jax.Array, x: jax.Array) -> np.ndarray:
@@ -30,12 +36,11 @@ def test_quantised_products(machine, bits, group, offset):
     rng = np.random.default_rng([bits, group, offset])
     for rows in ((1,), (16,), (3, 7), (50,)):
         w = random_weight(rng, (*rows, 192), bits, group, offset)
-        packed = cpu.prepare(w)
-        for batch in ((1,), (2, 1), (5,), (3, 4), (29,), (70,)):
-            x = activations(rng, *batch, 192)
-            y = cpu.quantized_linear(packed, x, target=f"jllama_product{suffix_of(machine)}")
-            exact = product(dequantize(w), x)
-            if has_tiles(machine) and batch == (70,):
+        batches = ((1,), (2, 1), (5,), (3, 4), (29,), (70,))
+        many = [activations(rng, *batch, 192) for batch in batches]
+        for x, y in zip(many, products(cpu.prepare(w), many, machine), strict=True):
+            exact = product(whole(w), x)
+            if has_tiles(machine) and len(x) == 70:
                 np.testing.assert_array_less(np.abs(y - exact), tile_bound(w, x))
             else:
                 np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max() + 1e-6)
@@ -43,7 +48,7 @@ def test_quantised_products(machine, bits, group, offset):
 
 def tile_bound(w, x) -> np.ndarray:
     """At most three parts in 2^16 of every product are lost: of either factor, and of both second halves."""
-    return 3 * 2.0**-16 * product(jnp.abs(dequantize(w)), jnp.abs(x)) + 1e-6
+    return 3 * 2.0**-16 * product(np.abs(whole(w)), np.abs(x)) + 1e-6
 
 
 @pytest.mark.parametrize("rows", [1, 16, 20, 300])
@@ -51,16 +56,15 @@ def tile_bound(w, x) -> np.ndarray:
 def test_tiles_lose_no_row_and_no_column(rows, kind):
     """Odd numbers of tiles of either, sums in several turns, both halves of the factors."""
     rng = np.random.default_rng(rows)
-    target = f"jllama_product{suffix_of('plain_tiles')}"
     for columns, batch in ((576, 70), (288, 113), (96, 530)):
-        x = jnp.asarray(rng.normal(size=(batch, columns)), jnp.float32)
+        x = rng.normal(size=(batch, columns)).astype(np.float32)
         if kind is None:
-            w = jnp.asarray(rng.normal(size=(rows, columns)), jnp.bfloat16)
-            y, exact = cpu.quantized_linear(w, x, target=target), product(w, x.astype(jnp.bfloat16))
+            w = jnp.asarray(rng.normal(size=(rows, columns)).astype(jnp.bfloat16))
+            (y,), exact = products(w, [x], "plain_tiles"), product(w, x.astype(jnp.bfloat16))
             bound = 1e-6
         else:
             w = random_weight(rng, (rows, columns), *kind)
-            y, exact = cpu.quantized_linear(cpu.prepare(w), x, target=target), product(dequantize(w), x)
+            (y,), exact = products(cpu.prepare(w), [x], "plain_tiles"), product(whole(w), x)
             bound = 8e-6  # without the second half of either factor it is 1e-3
         assert np.sqrt(np.square(y - exact).mean() / np.square(exact).mean()) < bound
 
@@ -82,13 +86,11 @@ def test_a_nan_stays_one_in_tiles_and_in_its_row(kind):
 def test_activations_are_rounded_to_half_a_step_of_16_bits(machine):
     rng = np.random.default_rng(0)
     w = random_weight(rng, (50, 192), 8, 32, True)
-    for batch in (1, 3, 29):
-        x = rng.normal(size=(batch, 192)).astype(np.float32)
-        largest = np.abs(x).reshape(batch, -1, 32).max(-1).repeat(32, -1)
-        bound = product(jnp.abs(dequantize(w)), jnp.asarray(largest / 32639 / 2))
-        target = f"jllama_product{suffix_of(machine)}"
-        y = cpu.quantized_linear(cpu.prepare(w), jnp.asarray(x), target=target)
-        error = np.abs(y - product(dequantize(w), jnp.asarray(x)))
+    many = [rng.normal(size=(batch, 192)).astype(np.float32) for batch in (1, 3, 29)]
+    for x, y in zip(many, products(cpu.prepare(w), many, machine), strict=True):
+        largest = np.abs(x).reshape(len(x), -1, 32).max(-1).repeat(32, -1)
+        bound = product(np.abs(whole(w)), largest / 32639 / 2)
+        error = np.abs(y - product(whole(w), x))
         assert (error < bound).all()
         assert error.max() > 0.01 * bound.max()  # so near to it that the bound says something
 
@@ -100,12 +102,10 @@ def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
     very many rows, make numbers of their own."""
     rng = np.random.default_rng(0)
     w = cpu.prepare(random_weight(rng, (70, 576), *kind))
-    x = jnp.asarray(rng.normal(size=(97, 576)), jnp.float32)
-    target = f"jllama_product{suffix_of(machine)}"
+    x = rng.normal(size=(97, 576)).astype(np.float32)
     for most, fewer in ((29, (1, 3, 16)), (97, (65, 80) if has_tiles(machine) else (1, 29, 65))):
-        many = np.asarray(cpu.quantized_linear(w, x[:most], target=target))
-        for some in fewer:
-            few = cpu.quantized_linear(w, x[:some], target=target)
+        many, *results = products(w, [x[:most], *(x[:some] for some in fewer)], machine)
+        for some, few in zip(fewer, results, strict=True):
             np.testing.assert_array_equal(few, many[:some])
 
 
@@ -114,12 +114,11 @@ def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
 def test_dense_products(machine, dtype):
     rng = np.random.default_rng(0)
     for rows, columns in ((1, 1), (5, 31), (16, 64), (70, 300), (129, 33)):
-        w = jnp.asarray(rng.normal(size=(rows, columns)), dtype)
-        for batch in (1, 2, 3, 9, 16, 17, 40):
-            x = jnp.asarray(rng.normal(size=(batch, columns)), jnp.float32)
-            y = cpu.quantized_linear(w, x, target=f"jllama_product{suffix_of(machine)}")
+        w = jnp.asarray(rng.normal(size=(rows, columns)).astype(jnp.dtype(dtype)))
+        many = [rng.normal(size=(batch, columns)).astype(np.float32) for batch in (1, 2, 3, 9, 16, 17, 40)]
+        for x, y in zip(many, products(w, many, machine), strict=True):
             # Many rows meet bfloat16 in bfloat16 where an instruction multiplies many of them.
-            rounded = dtype == "bfloat16" and batch > 16 and rounds(machine, columns)
+            rounded = dtype == "bfloat16" and len(x) > 16 and rounds(machine, columns)
             exact = product(w, x.astype(jnp.bfloat16) if rounded else x)
             np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max())
 
@@ -131,11 +130,9 @@ def test_tiles_hold_the_same_numbers(bits, group, offset):
         w = random_weight(rng, (rows, 192), bits, group, offset)
         packed = cpu.prepare(w)
         assert packed.layout == "tiles"
-        np.testing.assert_array_equal(dequantize(w), dequantize(packed))
+        np.testing.assert_array_equal(whole(w), whole(packed))
         tokens = jnp.asarray([[0, rows - 1, rows, -1]], jnp.int32)
-        np.testing.assert_array_equal(
-            embed_rows(w, tokens, jnp.float32), embed_rows(packed, tokens, jnp.float32)
-        )
+        np.testing.assert_array_equal(some_rows(w, tokens), some_rows(packed, tokens))
 
 
 @pytest.mark.parametrize(("group", "layout"), [(8, "rows"), (48, "rows"), (16, "tiles"), (96, "tiles")])

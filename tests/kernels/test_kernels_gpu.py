@@ -104,7 +104,11 @@ def without_offsets(q: QTensor) -> QTensor:
 
 def filled(config: ModelConfig, max_len: int, length: int, dtype="bfloat16") -> KVCache:
     """A cache of noise, the part beyond `length` not a number: nothing may read it."""
-    key = jax.random.key(7)
+    return _filled(config, max_len, length, dtype, jax.random.key(7))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _filled(config, max_len, length, dtype, key) -> KVCache:
     empty = KVCache.empty(config, batch=1, max_len=max_len, dtype=dtype)
     live = (jnp.arange(max_len) < length)[None, None, :, None]
 
@@ -117,6 +121,7 @@ def filled(config: ModelConfig, max_len: int, length: int, dtype="bfloat16") -> 
     return KVCache(keys=keys, values=values, length=jnp.array([length], jnp.int32))
 
 
+@jax.jit
 def wide(tree):
     """Everything in float32."""
 
@@ -128,6 +133,7 @@ def wide(tree):
     return jax.tree.map(widen, tree, is_leaf=lambda leaf: isinstance(leaf, QTensor))
 
 
+@jax.jit
 def clean(cache: KVCache) -> KVCache:
     """Without the poison: the plain model multiplies it by zero."""
     return dataclasses.replace(
@@ -143,6 +149,7 @@ def distance(a, b) -> float:
 plain_step = jax.jit(model.forward, static_argnums=0)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def rope_of(config: ModelConfig, cache: KVCache):
     return decode_frequencies(config, cache.length + 1)
 

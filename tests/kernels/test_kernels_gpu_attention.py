@@ -37,7 +37,12 @@ def attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part=1.0):
 
     `part`: of each head, which is rotated.
     """
-    keys = jax.random.split(jax.random.key(3), 3)
+    return _case(batch, kv_heads, group, head_dim, max_len, dtype, part, jax.random.key(3))
+
+
+@functools.partial(jax.jit, static_argnums=tuple(range(7)))
+def _case(batch, kv_heads, group, head_dim, max_len, dtype, part, key):
+    keys = jax.random.split(key, 3)
     length = jnp.asarray(np.linspace(0, max_len, batch), jnp.int32)
     live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
     qkv = jax.random.normal(keys[0], (batch, 1, kv_heads, group + 2, head_dim)).astype(dtype)

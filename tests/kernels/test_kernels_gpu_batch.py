@@ -55,10 +55,14 @@ def test_a_familys_step_is_the_plain_models(monkeypatch, name):
     filled = KVCache(keys=tuple(noise[:3]), values=tuple(noise[3:]), length=length)
     count = config.num_hidden_layers
     filled = dataclasses.replace(filled, keys=filled.keys[:count], values=filled.values[:count])
-    places = model.places(config, length[:, None], length + 1)
+
+    def step(params, cache):
+        places = model.places(config, length[:, None], length + 1)
+        return batch.batch_step(config, params, tokens, cache, ones, places)
+
     with jax.default_matmul_precision("highest"):
-        logits, new = batch.batch_step(config, wide, tokens, filled, ones, places)
-        wanted, twin = model.forward(config, wide, tokens, filled)
+        logits, new = jax.jit(step)(wide, filled)
+        wanted, twin = jax.jit(model.forward, static_argnums=0)(config, wide, tokens, filled)
     np.testing.assert_allclose(logits, wanted, rtol=2e-4, atol=2e-4)
     for ours, theirs in zip(new.keys + new.values, twin.keys + twin.values, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

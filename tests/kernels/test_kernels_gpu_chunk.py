@@ -25,7 +25,13 @@ def chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, part=
 
     `part`: of each head, which is rotated.
     """
-    keys = jax.random.split(jax.random.key(tokens), 3)
+    key = jax.random.key(tokens)
+    return _case(tokens, tuple(lengths), kv_heads, group, head_dim, max_len, dtype, part, key)
+
+
+@functools.partial(jax.jit, static_argnums=tuple(range(8)))
+def _case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, part, key):
+    keys = jax.random.split(key, 3)
     length = jnp.asarray(lengths, jnp.int32)
     live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
     qkv = jax.random.normal(keys[0], (len(lengths), tokens, kv_heads, group + 2, head_dim)).astype(dtype)

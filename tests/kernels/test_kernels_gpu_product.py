@@ -1,6 +1,7 @@
 """The CUDA kernel of a batch's products against plain JAX: emulated on a CPU, on a GPU with `-m gpu`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.norm import rms_norm
-from jllama.layers.qtensor import QTensor, dequantize, recorded
+from jllama.layers.qtensor import QTensor, recorded
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from tests.support import emulation
 from tests.support.block_files import random_weight
+from tests.support.helpers import whole
 
 EPS = 1e-5
 STORED = {
@@ -31,17 +33,24 @@ BLOCKS = ("Q4_K", "Q5_K", "Q6_K", "Q4_K Q6_K", "Q5_1", "Q6_K Q8_0")  # GGUF's; s
 
 def product_case(tokens, rows, columns, stored, dtype, seed=0):
     """A weight as it is stored, activations, a norm and a residual."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    w = jax.random.normal(keys[0], (rows, columns)) * columns**-0.5
+    w, x, norm, residual = drawn(tokens, rows, columns, dtype, jax.random.key(seed))
     scheme = STORED.get(stored)
     weight = w.astype(dtype) if scheme is None else quantize(w, scheme)
     if scheme is not None and scheme.bits == 8 and scheme.group:  # as in GGUF's Q8_0
         weight = dataclasses.replace(weight, scales=weight.scales.astype(jnp.float16))
     if stored in BLOCKS:
         weight = recorded(random_weight(seed, stored.split(), (rows, columns)))
+    return weight, x, norm, residual
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def drawn(tokens, rows, columns, dtype, key):
+    """A float32 matrix; activations, the weights of a norm and a residual of `dtype`."""
+    keys = jax.random.split(key, 4)
+    w = jax.random.normal(keys[0], (rows, columns)) * columns**-0.5
     x = (jax.random.normal(keys[1], (tokens, columns)) * 3).astype(dtype)
     norm = (1 + jax.random.normal(keys[2], (columns,)) / 4).astype(dtype)
-    return weight, x, norm, jax.random.normal(keys[3], (tokens, rows)).astype(dtype)
+    return w, x, norm, jax.random.normal(keys[3], (tokens, rows)).astype(dtype)
 
 
 def bias_of(weight):
@@ -64,7 +73,7 @@ LLAMA = More()
 
 def exact(weight, x, norm, residual, after, more=LLAMA):
     """What float32 makes of it, the activations rounded as the kernel rounds them."""
-    full = dequantize(weight) if isinstance(weight, QTensor) else weight.astype(jnp.float32)
+    full = whole(weight) if isinstance(weight, QTensor) else weight.astype(jnp.float32)
     x = x if norm is None else rms_norm(norm, x, EPS, more.offset)
     y = linear(full, x.astype(jnp.float32), bias_of(weight).astype(x.dtype) if more.bias else None)
     if after == products.GATED:

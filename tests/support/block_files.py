@@ -69,7 +69,7 @@ def random_weight(seed: int, kinds: Sequence[str], shape: tuple[int, ...]) -> QT
     for kind, taken in zip(kinds, np.array_split(np.arange(rows), len(kinds)), strict=True):
         raw = random_blocks(rng, kind, len(taken), columns, size=2 * columns**-0.5)
         parts.append(dataclasses.replace(weight_of(raw, kind, form), shape=shape))
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+    return jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(arrays)), *parts)
 
 
 def write_mixed_gguf(

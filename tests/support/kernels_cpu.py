@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -72,6 +73,12 @@ def suffix_of(machine: str) -> str:
     return f"_{machine}"
 
 
+@functools.partial(jax.jit, static_argnames="machine")
+def products(weight: jax.Array | QTensor, many: Sequence[jax.Array], machine: str) -> list[jax.Array]:
+    """The kernel's product with each of `many`; in one program, for each would take as long to compile."""
+    return [cpu.quantized_linear(weight, x, target=f"jllama_product{suffix_of(machine)}") for x in many]
+
+
 def has_tiles(machine: str) -> bool:
     """Whether many rows of activations meet weights in tile registers, or in their twin."""
     return bool(_library(machine).jllama_tiles())
@@ -101,8 +108,8 @@ def random_weight(rng, shape: tuple[int, ...], bits: int, group: int, offset: bo
         values=jnp.asarray(
             rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, (rows, size), kind, endpoint=True)
         ),
-        scales=jnp.asarray(scales, scale_type),
-        offsets=jnp.asarray(-3 * scales, scale_type) if offset else None,
+        scales=jnp.asarray(scales.astype(scale_type)),
+        offsets=jnp.asarray((-3 * scales).astype(scale_type)) if offset else None,
         shape=shape,
         bits=bits,
     )
@@ -112,7 +119,7 @@ def activations(rng: np.random.Generator, *shape: int) -> jax.Array:
     """That the kernels' 16 bits in blocks of 32 hold as they are: nothing but sums is rounded."""
     steps = rng.integers(-32639, 32640, shape)
     steps[..., ::32] = 32639
-    return jnp.asarray(steps / 16384, jnp.float32)
+    return jnp.asarray((steps / 16384).astype(np.float32))
 
 
 def weights_like(params, rng, make):
@@ -138,10 +145,17 @@ def filled_cache(config, rng, lengths, max_len, dtype) -> KVCache:
     return dataclasses.replace(noise, length=jnp.asarray(lengths, jnp.int32))
 
 
-def kernel_step(config, params, tokens, cache, suffix, **options):
+def kernel_step(config, params, tokens, cache, suffix, *, n_valid=None, last_only=False):
+    """`cpu.forward` with its tables, and the cache's length behind it: one program."""
+    n_valid = jnp.full_like(cache.length, tokens.shape[1]) if n_valid is None else n_valid
+    return _kernel_step(config, params, tokens, cache, n_valid, f"jllama_forward{suffix}", last_only)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "target", "last_only"))
+def _kernel_step(config, params, tokens, cache, n_valid, target, last_only):
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    n_valid = options.pop("n_valid", jnp.full_like(cache.length, tokens.shape[1]))
     tables = places(config, positions, cache.length + n_valid)
-    target = f"jllama_forward{suffix}"
-    logits, cache = cpu.forward(config, params, tokens, cache, tables, n_valid, target=target, **options)
+    logits, cache = cpu.forward(
+        config, params, tokens, cache, tables, n_valid, target=target, last_only=last_only
+    )
     return logits, cache.advance(n_valid)
