@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jllama.files.paths import cache_dir
-from jllama.kernels.cpu import build
+from jllama.kernels.cpu import build, packaged
 from tests.support.kernels_cpu import skip_without_kernels
 from tests.support.scripts_helpers import PATIENCE
 
@@ -90,7 +90,7 @@ def test_the_librarys_name_tells_machines_compilers_and_flags_apart(compiler, mo
     """The cache may lie on a disk that several machines share."""
     names = [build.compiled().name]
     with monkeypatch.context() as other:
-        other.setattr(build, "_cpu", lambda: "another processor")
+        other.setattr(packaged, "processor", lambda: "another processor")
         names.append(build.compiled().name)
     names.append(build.compiled(("-march=x86-64",)).name)
     monkeypatch.setenv("JLLAMA_CXXFLAGS", "-O1")

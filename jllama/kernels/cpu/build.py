@@ -1,4 +1,7 @@
-"""Compiles the C++ once for this machine, keeps the library in the cache directory and loads it."""
+"""Compiles the C++ once for this machine, keeps the library in the cache directory and loads it.
+
+A wheel may bring libraries (`packaged`); where one of them suits, nothing is compiled.
+"""
 
 import ctypes
 import errno
@@ -10,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +21,7 @@ import jax
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
 from jllama.kernels import kept
+from jllama.kernels.cpu import packaged
 
 DIRECTORY = Path(__file__).parent
 SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
@@ -32,7 +37,7 @@ GAIN = "the CPU runs through XLA alone, which is several times slower"
 def load() -> ctypes.CDLL | str:
     """The library with its FFI targets registered, or in one line why there is none."""
     try:
-        library = ctypes.CDLL(str(compiled()))
+        library = ctypes.CDLL(str(packaged.library() or compiled()))
     except (JllamaError, OSError) as error:
         return f"no CPU kernels ({error}): {GAIN}"
     register(library)
@@ -69,11 +74,36 @@ def compiled(machine: tuple[str, ...] | None = None) -> Path:
     """
     compiler = _compiler()
     machine = machine if machine is not None else native_flags()
-    more = os.environ.get("JLLAMA_CXXFLAGS", "").split()
-    flags = (*FLAGS, *machine, *more, f"-I{jax.ffi.include_dir()}")
-    key = hashlib.sha256("\0".join((*compiler, *flags, jax.__version__, _cpu())).encode() + _sources())
+    flags = (*FLAGS, *machine, *_more_flags())
+    told = (*compiler, *flags, jax.__version__, packaged.processor())
+    key = hashlib.sha256("\0".join(told).encode() + packaged.source())
     name = f"cpu-{key.hexdigest()[:24]}"
     return _kept(name) or _compiled_alone(compiler, flags, name)
+
+
+def packages(directory: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Compiles the variants of `packaged` into a directory, for a wheel.
+
+    Args:
+      directory: where they go.
+      names: which of them; all when there are none.
+
+    Raises:
+      JllamaError: no such variant, no compiler, or it fails.
+    """
+    found = packaged.variants()
+    for name in names:
+        if name not in (known := [variant.name for variant in found]):
+            raise JllamaError(f"no instruction set {name!r}; there are {', '.join(known)}")
+    found = tuple(variant for variant in found if not names or variant.name in names)
+    for variant in found:
+        flags = (*FLAGS, *variant.flags, *_more_flags())
+        _compile(_compiler(), flags, variant.name, directory).rename(directory / variant.file)
+    return [directory / variant.file for variant in found]
+
+
+def _more_flags() -> tuple[str, ...]:
+    return (*os.environ.get("JLLAMA_CXXFLAGS", "").split(), f"-I{jax.ffi.include_dir()}")
 
 
 def _compiler() -> list[str]:
@@ -99,10 +129,6 @@ def _kept(name: str) -> Path | None:
 
 def _digest(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()[:24]
-
-
-def _sources() -> bytes:
-    return b"".join(path.read_bytes() for path in [*sorted(DIRECTORY.glob("*.h")), *SOURCES])
 
 
 def native_flags() -> tuple[str, ...]:
@@ -165,13 +191,3 @@ def _run_all(commands: list[list[str]]) -> None:
             process.kill()  # does nothing to one that has ended
             with process:  # closes its pipe, waits
                 pass
-
-
-def _cpu() -> str:
-    """What tells this processor's instruction set from another's: the cache may lie on a shared disk."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    wanted = ("flags", "Features", "model name", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))

@@ -32,7 +32,8 @@ constexpr int BLOCK = 32;                       // activations that share a scal
 constexpr int UNIT = 256;                       // weights that share the unit of their scales
 // Where a weight that is read once is fetched to. An AMD core reads faster past its second-level cache; an Intel
 // core then has but the sixteen lines that its first-level cache waits for, and reads at half the speed.
-#if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__)
+#if defined(JLLAMA_AMD) || defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || \
+    defined(__znver4__) || defined(__znver5__)
 constexpr int ONCE = 0;
 #else
 constexpr int ONCE = 2;
