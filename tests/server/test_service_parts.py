@@ -140,6 +140,21 @@ def test_a_server_that_ends_takes_nothing_more(made):
     asyncio.run(run())
 
 
+def test_who_forgets_a_request_ends_it_and_tells_of_what_was_not_read(made, monkeypatch):
+    did = []
+
+    async def run():
+        answers = made.answers()
+        for name in ("cancel", "settle"):
+            monkeypatch.setattr(answers, name, lambda name=name: did.append((name, made.running)))
+        made.forget(answers)
+        made.forget(answers)  # the second time there is nothing to forget
+
+    asyncio.run(run())
+    assert did[:2] == [("cancel", 1), ("settle", 1)]
+    assert made.running == 0
+
+
 def test_each_event_loop_has_a_mailbox_of_its_own(made):
     async def mailbox():
         return made.answers()._mailbox

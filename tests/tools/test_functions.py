@@ -1,6 +1,7 @@
 """Python functions as tools: what a model is told, which arguments fit, what comes back."""
 
 import dataclasses
+import datetime
 import enum
 import json
 import sys
@@ -12,7 +13,7 @@ import pytest
 from jllama.cli import interrupts
 from jllama.errors import JllamaError
 from jllama.tools.definitions import Call
-from jllama.tools.functions import Toolbox, tool_of
+from jllama.tools.functions import Toolbox, as_text, tool_of
 from jllama.tools.python_file import load_functions
 from jllama.tools.schemas import required_fields
 
@@ -219,6 +220,24 @@ def unnumbered():
 
 def half():
     return "a\ud800"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as it is", "as it is"),
+        (None, "null"),
+        ([1, True, "é"], '[1, true, "é"]'),
+        (Point(1.0), '{"x": 1.0, "y": 0.0}'),
+        ({"at": datetime.date(2026, 1, 2)}, '{"at": "2026-01-02"}'),  # what JSON does not know, as a text
+        (Colour.RED, '"Colour.RED"'),
+        (Point, f'"{Point}"'),
+        (float("inf"), '"Infinity"'),
+        ({1: 2}, '{"1": 2}'),
+    ],
+)
+def test_what_a_function_gave_is_told_as_text_or_json(value, text):
+    assert as_text(value) == text
 
 
 def test_a_tool_that_leaves_or_gives_half_a_letter():
