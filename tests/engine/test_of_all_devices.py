@@ -1,0 +1,111 @@
+"""What several devices have to agree on, without them: choices, followers, which programs are compiled."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jllama.engine import following, slot_warm_up
+from jllama.engine.rows import chunk_size
+from jllama.engine.slots import PROMPT_SIZES, SCORED, Slots
+from jllama.engine.state import largest_of_all
+from jllama.layers.cache import KVCache
+from jllama.sharding import CACHE, WHOLE, mesh
+
+
+def test_the_largest_logit_of_all_devices():
+    logits = jnp.asarray([[0.0, 3.0, 1.0], [2.0, 1.0, 5.0]])
+    token, total = largest_of_all(logits, 6, None)
+    assert (token.tolist(), total.tolist()) == ([1, 2], [4.0, 8.0])
+    given = []
+
+    def largest_and_sum(values, token, total):
+        given.append((values.tolist(), token.tolist(), total.tolist()))
+        return jnp.array([1, 0], jnp.int32), jnp.array([2, 1], jnp.int32), total + 1.0
+
+    shards = SimpleNamespace(largest_and_sum=largest_and_sum)
+    token, total = largest_of_all(logits, 6, shards)
+    assert given == [([3.0, 5.0], [1, 2], [4.0, 8.0])]
+    assert (token.tolist(), total.tolist()) == ([5, 1], [5.0, 9.0])  # the second device's begin at 3
+    assert largest_of_all(logits, 3, shards)[0].tolist() == [1, 2]  # each has all of them
+    assert len(given) == 1
+
+
+@pytest.mark.parametrize("max_len", [2, 3, 17, 64, 100, 513, 1000])
+@pytest.mark.parametrize("sizes", [(512,), (16, 64, 512), (32, 128, 512, 2048)])
+def test_every_chunk_that_a_prompt_may_be_cut_into_is_compiled(max_len, sizes):
+    def next_chunk(left, scored=False):
+        return chunk_size(left, [size for size in sizes if size <= SCORED] or sizes if scored else sizes)
+
+    slots = SimpleNamespace(max_len=max_len, next_chunk=next_chunk)
+    every = {next_chunk(left, scored) for left in range(1, max_len) for scored in (False, True)}
+    assert slot_warm_up._chunks(slots) == sorted(every)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("max_len", [2, 511, 513, 600, 5000, 40_000])
+def test_every_size_of_a_prompt_s_tokens_is_compiled(max_len, alone):
+    slots = SimpleNamespace(alone=alone, max_len=max_len)
+    every = {Slots.prompt_size(slots, count) for count in range(1, max_len)}
+    assert {Slots.prompt_size(slots, count) for count in slot_warm_up._powers(max_len)} == every
+    assert every <= {*PROMPT_SIZES, max_len}
+    for count in (1, max_len - 1):
+        assert count <= Slots.prompt_size(slots, count) <= max_len
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ((None, 3, 16, 5), ("slots", 3, 16, 5)),
+        ((None, 0, 16, 5), ("around", "a new cache of 16")),
+        (("a cache", 0, 16, 5), ("around", "a cache")),
+    ],
+)
+def test_who_follows_makes_what_the_leader_has(monkeypatch, asked, made):
+    seen = []
+
+    class Followed:
+        def __init__(self, make):
+            self.make = make
+
+        def run(self):
+            seen.append(self.make(*asked))
+
+    class Made:
+        def __new__(cls, config, params, state):
+            assert (config, params) == ("config", "params")
+            return ("around", state)
+
+        @staticmethod
+        def empty(config, params, *, slots, stops, max_len, dtype):
+            assert (config, params, dtype) == ("config", "params", "bfloat16")
+            return ("slots", slots, max_len, stops)
+
+    def empty_cache(config, params, *, batch, max_len, dtype):
+        assert (batch, dtype) == (1, "bfloat16")
+        return f"a new cache of {max_len}"
+
+    monkeypatch.setattr(following, "Follower", Followed)
+    monkeypatch.setattr(following, "Slots", Made)
+    monkeypatch.setattr(following.sharding, "empty_cache", empty_cache)
+    monkeypatch.setattr(following.DecodeState, "of_one", lambda cache: cache)
+    following.follow("config", "params", "bfloat16")
+    assert seen == [made]
+
+
+def test_where_the_arguments_of_a_program_lie(tiny_config, tiny_params):
+    cache = KVCache.empty(tiny_config, batch=2, max_len=4, dtype="float32")
+    assert mesh._argument_spec(np.zeros(3), 2) == WHOLE
+    assert mesh._argument_spec(cache, 2) == CACHE
+    rows = mesh._argument_spec(cache.at(jnp.array([0], jnp.int32)), 2)
+    assert (rows.rows, rows.keys) == (WHOLE, CACHE.keys)
+    assert mesh._argument_spec(tiny_params, 2) == mesh.specs(tiny_params, 2)
+
+
+def test_what_is_no_parameter_keeps_its_shape(tiny_params):
+    shape = mesh._localised(2)
+    assert shape(5) == 5
+    leaves, same = jax.tree.leaves(tiny_params), jax.tree.leaves(shape(tiny_params))
+    assert all(one is other for one, other in zip(leaves, same, strict=True))
