@@ -123,6 +123,8 @@ def first_of_other_length(rows):
 
 LIES = {
     "shape and bytes disagree": (entry(shape=[65]), "makes no sense"),
+    "fewer numbers than bytes": (entry(shape=[63]), "makes no sense"),
+    "no numbers": (entry(shape=[0]), "makes no sense"),
     "negative shape": (entry(shape=[-1, -64]), "makes no sense"),
     "shape of floats": (entry(shape=[64.0]), "makes no sense"),
     "no list": (entry(shape=64), "makes no sense"),
