@@ -273,6 +273,7 @@ def test_who_waited_for_a_beginning_gets_it_in_the_same_turn(make):
     first, second = ask(loop, [*range(1, 35), 50], [*range(1, 35), 60])
     assert (first.result(WAIT).reused_tokens, second.result(WAIT).reused_tokens) == (0, 34)
     at = notes.asked.index(("copy", 0, 1, 34))
+    assert notes.asked[at - 1] == ("begin", 0)  # nothing runs between
     assert notes.asked[at + 1 :][:2] == [("read", 1, 1, 34, 4, 35), ("begin", 1)]
 
 
