@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from jllama import sharding
 from jllama.checkpoint.formats.saved_check import leaf_name
 from jllama.checkpoint.formats.saved_parts import read_part, stored_name
 from jllama.checkpoint.formats.stored import PLAIN, Encoding, Stored
 from jllama.checkpoint.layout import layout, parts
-from jllama.checkpoint.shards import device_share, leaf_rows, numbers, shard_layout
+from jllama.checkpoint.shards import device_share, each_leaf, leaf_rows, numbers, shard_layout
 from jllama.errors import JllamaError
 
 N, H, D, F, V = 8, 4, 6, 16, 12  # query heads, and the sizes of everything but key heads
@@ -106,6 +107,27 @@ def test_how_many_numbers_a_process_and_a_device_make(tiny_config):
     assert numbers(config, mesh) == 2 * each
     assert device_share(config, 4) == each / whole
     assert device_share(config, 1) == 1
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_makes_the_parts_of_its_own_devices(tiny_config, process, monkeypatch):
+    config = sized(tiny_config, num_key_value_heads=4)
+    devices = [SimpleNamespace(process_index=p, name=n) for p, n in ((0, "a"), (1, "b"), (0, "c"), (1, "d"))]
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax, "device_put", lambda made, device: (*made, device.name))
+    made = {}
+    monkeypatch.setattr(
+        sharding, "joined", lambda path, whole, parts, mesh: made.setdefault(path[-1].name, parts)
+    )
+    mesh = SimpleNamespace(size=4, devices=np.array(devices))
+    each_leaf(config, None, mesh, lambda path, leaf, device: (leaf, device.name))
+    one, two = (by_name(shard_layout(config, 4, at)) for at in (process, process + 2))
+    first, second = ("a", "c") if process == 0 else ("b", "d")
+    for name, leaf in one.items():
+        copied = two[name] == leaf  # read once
+        assert made[name] == [(leaf, first), (leaf, first, second) if copied else (two[name], second)]
+    assert made.keys() == one.keys()
+    assert {name for name, parts in made.items() if len(parts[1]) == 3} >= {"embed_tokens", "norm"}
 
 
 class Held:

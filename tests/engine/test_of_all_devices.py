@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.engine import following, slot_warm_up
+from jllama.engine import following, slot_warm_up, state
 from jllama.engine.rows import chunk_size
 from jllama.engine.slots import PROMPT_SIZES, SCORED, Slots
-from jllama.engine.state import largest_of_all
+from jllama.engine.state import Way, largest_of_all, take_token
 from jllama.layers.cache import KVCache
 from jllama.sharding import CACHE, WHOLE, mesh
 
@@ -31,6 +31,38 @@ def test_the_largest_logit_of_all_devices():
     assert (token.tolist(), total.tolist()) == ([5, 1], [5.0, 9.0])  # the second device's begin at 3
     assert largest_of_all(logits, 3, shards)[0].tolist() == [1, 2]  # each has all of them
     assert len(given) == 1
+
+
+@pytest.mark.parametrize("own", [None, "the model's"])
+@pytest.mark.parametrize("targets", [None, "the target's"])
+@pytest.mark.parametrize(
+    ("options", "gathered"), [({}, False), ({"scores": True}, True), ({"floors": True}, True)]
+)
+def test_what_the_largest_logit_is_of(targets, own, options, gathered, monkeypatch):
+    """Each device's own where nothing else is asked of them; `shards` of the model go before the target's."""
+    given = []
+
+    def largest_of_all(logits, vocab_size, shards):
+        given.append((logits.tolist(), vocab_size, shards))
+        raise EOFError  # the rest is no matter
+
+    def whole(logits, vocab_size):
+        assert vocab_size == 4
+        return jnp.concatenate([logits, logits + 2.0], axis=-1)
+
+    monkeypatch.setattr(state, "largest_of_all", largest_of_all)
+    before = SimpleNamespace(
+        counts=SimpleNamespace(answer=jnp.zeros((1, 4), jnp.int32)),
+        done=jnp.zeros(1, bool),
+        stop_ids=jnp.full((1, 2), state.NO_TOKEN),
+        generated=jnp.zeros(1, jnp.int32),
+        floor=jnp.zeros(1, jnp.int32),
+    )
+    target = SimpleNamespace(whole=whole, shards=targets)
+    with pytest.raises(EOFError):
+        take_token(before, jnp.asarray([[0.0, 1.0]]), Way(target, greedy=True, **options), shards=own)
+    logits = [[0.0, 1.0, 2.0, 3.0]] if gathered else [[0.0, 1.0]]
+    assert given == [(logits, 4, own or targets)]
 
 
 @pytest.mark.parametrize("max_len", [2, 3, 17, 64, 100, 513, 1000])
