@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import math
@@ -129,12 +130,17 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
     hook = sys.unraisablehook
     monkeypatch.setattr(interrupts, "leave", leave)
     monkeypatch.setattr(streams, "settle", lambda: seen.append("settled"))
-    monkeypatch.setattr(command_line, "_guarded", lambda program: code)
+    before, thresholds = gc.get_threshold(), []
+    monkeypatch.setattr(
+        command_line, "_guarded", lambda program: thresholds.append(gc.get_threshold()) or code
+    )
     try:
         with pytest.raises(SystemExit) as ended:
             command_line.run(program(None))
     finally:
         sys.unraisablehook = hook
+        gc.set_threshold(*before)
+    assert thresholds == [command_line.GARBAGE]  # before a program imports or traces anything
     assert ended.value.code == (code if left is None else f"left {left}")
     assert seen == (["settled"] if left is None else [left])
 
