@@ -103,7 +103,8 @@ def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
     rng = np.random.default_rng(0)
     w = cpu.prepare(random_weight(rng, (70, 576), *kind))
     x = rng.normal(size=(97, 576)).astype(np.float32)
-    for most, fewer in ((29, (1, 3, 16)), (97, (65, 80) if has_tiles(machine) else (1, 29, 65))):
+    very_many = (97, (65, 80) if has_tiles(machine) else (1, 29, 65))
+    for most, fewer in ((29, (1, 3, 16)), (40, (1, 17, 32)), very_many):
         many, *results = products(w, [x[:most], *(x[:some] for some in fewer)], machine)
         for some, few in zip(fewer, results, strict=True):
             np.testing.assert_array_equal(few, many[:some])
@@ -121,6 +122,17 @@ def test_dense_products(machine, dtype):
             rounded = dtype == "bfloat16" and len(x) > 16 and rounds(machine, columns)
             exact = product(w, x.astype(jnp.bfloat16) if rounded else x)
             np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max())
+
+
+@every_machine
+def test_a_zero_beside_an_activation_does_not_silence_it(machine):
+    """Two bfloat16, the second of them 0, look like a subnormal float32, which XLA's threads take for 0."""
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(16, 64)), rng.normal(size=(40, 64)).astype(np.float32)
+    x[:, 1::2] = 0
+    w, x = jnp.asarray(w, jnp.bfloat16), jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32)
+    y = cpu.quantized_linear(w, x, target=f"jllama_product{suffix_of(machine)}")
+    np.testing.assert_allclose(y, product(w, x), atol=1e-5)
 
 
 @pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])

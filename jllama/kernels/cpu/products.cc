@@ -73,6 +73,20 @@ struct Groups {
   }
 };
 
+// Sums [m1 - m0, stride] of `wide` rows of a weight from `row` on, for rows m0 to m1 of activations.
+static void store_rows(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* sums,
+                       int64_t stride) {
+  for (int64_t m = m0; m < m1; m++, sums += stride) {
+    float* y = out.y + m * out.stride + row;
+    int64_t i = 0;
+    for (; i + LANES <= wide; i += LANES) {
+      const F v = load(sums + i), old = out.add ? load(y + i) : F{};
+      *(F*)(y + i) = old + (out.bias ? v + load(out.bias + row + i) : v);
+    }
+    for (; i < wide; i++) store(out, m, row + i, sums[i]);
+  }
+}
+
 // M rows of x times the 16 rows of one tile.
 template <Form FORM, int M>
 static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Out& out) {
@@ -97,9 +111,7 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
       }
     }
   }
-  for (int i = 0; i < M; i++)
-    for (int r = 0; r < TILE && t * TILE + r < w.rows; r++)
-      store(out, m + i, t * TILE + r, acc[i][r / LANES][r % LANES]);
+  store_rows(out, m, m + M, t * TILE, std::min<int64_t>(TILE, w.rows - t * TILE), (const float*)acc, TILE);
 }
 
 constexpr int MANY = LANES == 16 ? 8 : 2, FEW = LANES == 16 ? 8 : 4;  // as the registers allow
@@ -191,29 +203,41 @@ struct Wide {
   I k[BLOCKS * BLOCK / 2][VECTORS];
   F scales[2 * BLOCKS][VECTORS], offsets[2 * BLOCKS][VECTORS];
 };
+constexpr int MANY_WIDE = LANES == 16 ? 6 : 4;  // sums of whole numbers, and of floats, stay in registers
 template <Form FORM, int M>
 static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x, int64_t stride, float* y) {
   constexpr int WORDS = BLOCK / 2 / spans(FORM);
+  F acc[M][VECTORS];
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * PANEL + v * LANES);
   for (int64_t s = 0; s < blocks * spans(FORM); s++) {
     const int h = s % spans(FORM);
     const Block* at = x + s / spans(FORM);
     I d[M][VECTORS] = {};
     for (int64_t j = 0; j < WORDS; j++) {
       I k[VECTORS];
-      UNROLL for (int v = 0; v < VECTORS; v++) k[v] = w.k[s * WORDS + j][v];
+      UNROLL for (int v = 0; v < VECTORS; v++) {
+        k[v] = w.k[s * WORDS + j][v];
+        IN_REGISTER(k[v]);
+      }
       UNROLL for (int i = 0; i < M; i++) {
         I b = I{} + at[i * stride].q[h * WORDS + j];
         IN_REGISTER(b);
         UNROLL for (int v = 0; v < VECTORS; v++) d[i][v] = dot2(d[i][v], k[v], b);
       }
     }
-    UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < VECTORS; v++) {
-      F* out = (F*)(y + i * PANEL + v * LANES);
-      F sum = *out + __builtin_convertvector(d[i][v], F) * (w.scales[s][v] * at[i * stride].scale);
-      if (offsets) sum += w.offsets[s][v] * scaled_sum<FORM>(at[i * stride], h);
-      *out = sum;
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      const F scale = w.scales[s][v];
+      UNROLL for (int i = 0; i < M; i++)
+        acc[i][v] += __builtin_convertvector(d[i][v], F) * (scale * at[i * stride].scale);
+    }
+    if (offsets) UNROLL for (int v = 0; v < VECTORS; v++) {
+      const F offset = w.offsets[s][v];
+      UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<FORM>(at[i * stride], h);
     }
   }
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * PANEL + v * LANES) = acc[i][v];
 }
 template <Form FORM>
 static void widen(const Weight& w, int64_t t, int64_t first, int64_t blocks, int v0, Wide* out) {
@@ -236,6 +260,7 @@ template <Form FORM>
 static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
   static thread_local std::vector<float> sums;
   alignas(64) static thread_local Wide panel;
+  constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = Wide::BLOCKS * BYTES / 64;
   const int64_t blocks = w.cols / BLOCK;
   for (int64_t t = t0; t < t1; t += PANEL / TILE) {
     sums.assign(rows * PANEL, 0.f);
@@ -243,13 +268,18 @@ static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, 
       const int64_t some = std::min<int64_t>(Wide::BLOCKS, blocks - b);
       for (int64_t k = 0; k < PANEL / TILE; k++)  // a tile behind the last: the last again, for nothing
         widen<FORM>(w, std::min(t + k, t1 - 1), b, some, k * PARTS, &panel);
-      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
+      const bool last = b + Wide::BLOCKS >= blocks;
+      const int64_t ahead = last ? (t + PANEL / TILE) * blocks : t * blocks + b + Wide::BLOCKS;
+      const char* next = (const char*)w.values + ahead * BYTES;
+      by_rows<MANY_WIDE, 4, 1>(0, rows, [&](auto M, int64_t m) {
+        // What is widened next is fetched bit by bit: at once, it would wait for the lines that a core can ask for.
+        for (int64_t i = m * LINES / rows; i < (m + M()) * LINES / rows; i++)
+          for (int64_t k = 0; k < PANEL / TILE; k++) __builtin_prefetch(next + k * blocks * BYTES + i * 64);
         wide_panel<FORM, M()>(panel, w.offsets, some, x + m * blocks + b, blocks, &sums[m * PANEL]);
       });
     }
     const int64_t wide = std::min(std::min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
-    for (int64_t m = 0; m < rows; m++)
-      for (int64_t i = 0; i < wide; i++) store(out, m, t * TILE + i, sums[m * PANEL + i]);
+    store_rows(out, 0, rows, t * TILE, wide, sums.data(), PANEL);
   }
 }
 template <Form FORM>
@@ -358,18 +388,6 @@ static void multiply_tiles(const char* a, int64_t next_a, const char* b, int64_t
   if (MT == 2) tile_store<2>(far);
   if (MT == 2 && NT == 2) tile_store<3>(far + TILE_BYTES);
 }
-static void store_tile(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* sums) {
-  for (int64_t m = m0; m < m1; m++, sums += TILE) {
-    float* y = out.y + m * out.stride + row;
-    for (int64_t i = 0; wide < TILE && i < wide; i++) store(out, m, row + i, sums[i]);
-    for (int64_t i = 0; wide == TILE && i < TILE; i += LANES) {
-      F v = load(sums + i);
-      if (out.bias) v += load(out.bias + row + i);
-      if (out.add) v += load(y + i);
-      *(F*)(y + i) = v;
-    }
-  }
-}
 // A thread expands up to MOST_TILES tiles of the weight, STEP tiles of columns at a time, into its second-level
 // cache, and the activations pass by them, at most SUMMED rows whose sums stay there too.
 constexpr int64_t SUMMED = 512, STEP = 8;
@@ -402,8 +420,8 @@ static void by_tiles(const Weight& w, int64_t t0, int64_t t1, const char* x, int
       for (int64_t m = 0; m < high; m++)
         for (int64_t n = 0; n < some; n++) {
           const int64_t row = (t + n) * TILE, first = m0 + m * TILE;
-          store_tile(out, first, std::min(m1, first + TILE), row, std::min<int64_t>(TILE, w.rows - row),
-                     (const float*)(sums + m * next_sums + n * TILE_BYTES));
+          store_rows(out, first, std::min(m1, first + TILE), row, std::min<int64_t>(TILE, w.rows - row),
+                     (const float*)(sums + m * next_sums + n * TILE_BYTES), TILE);
         }
     }
   }
@@ -419,7 +437,7 @@ static void tiled(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_
 }
 
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
-  const bool is_many = in.like > FEW_ROWS;
+  const bool is_many = !w.few(in.like);
   pool.run(w.tiles(), grain(pool, w, in.like), [&](int64_t t0, int64_t t1) {
     if (w.tiled(in.like)) return tiled(w, t0, t1, in.tiles, rows, out);
     auto dense = [&](auto* p, int64_t cols) {

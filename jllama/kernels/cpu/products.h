@@ -7,6 +7,7 @@
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "pool.h"
@@ -14,6 +15,16 @@
 #include "tiles.h"
 
 constexpr int64_t FEW_ROWS = 16;   // up to which activations meet weights as dot products
+// The same for quantised weights. Up to Zen 4 an AMD core has 32 KB of first-level cache, where a panel of widened
+// weights leaves little room, and starts as many products of bytes in a cycle as of 16 bits.
+inline int64_t few_quantised() {
+#if defined(__linux__)
+  static const bool more = SPLIT && AMD && sysconf(_SC_LEVEL1_DCACHE_SIZE) == 32 << 10;
+  return more ? 32 : FEW_ROWS;
+#else
+  return FEW_ROWS;
+#endif
+}
 constexpr int64_t SOME_ROWS = 64;  // up to which expanding a quantised weight for tile registers does not pay
 constexpr int64_t MOST_TILES = 8;  // of a weight that are expanded at a time
 // Memory that is not set to anything, at a multiple of a large page's size: one thread does not wait until the
@@ -53,11 +64,12 @@ struct Weight {
            : scale_kind == HALF ? load((const half*)p + i)
                                 : load((const float*)p + i);
   }
+  bool few(int64_t m) const { return m <= (quantised() ? few_quantised() : FEW_ROWS); }
   bool halves() const { return group == BLOCK / 2; }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
   // Many rows of activations meet these weights in tile registers.
   bool tiled(int64_t m) const {
-    return TILES && (kind == BF16 ? m > FEW_ROWS : quantised() && m > SOME_ROWS) && tiles_allowed();
+    return TILES && (kind == BF16 ? !few(m) : quantised() && m > SOME_ROWS) && tiles_allowed();
   }
   // There, activations and quantised weights are sums of two bfloat16 each, together 16 bits, but activations
   // that may be rounded.
@@ -69,7 +81,7 @@ struct Weight {
   int64_t room_in_blocks(int64_t m) const { return quantised() && !tiled(m) ? m * (cols / BLOCK) : 0; }
   // Elsewhere they are rounded to bfloat16 too where an instruction multiplies pairs of them.
   bool paired(int64_t m) const {
-    return PAIRS && !exact && kind == BF16 && m > FEW_ROWS && cols % 2 == 0 && !tiled(m);
+    return PAIRS && !exact && kind == BF16 && !few(m) && cols % 2 == 0 && !tiled(m);
   }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
   int64_t tile_bytes() const {
@@ -104,7 +116,7 @@ INLINE void put_pairs(I q, int at, Block* out) {
 }
 // One row of x as one of `rows` rows meets w.
 static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) {
-  const bool split = SPLIT && rows <= FEW_ROWS;
+  const bool split = SPLIT && w.few(rows);
   const int bias = w.bias();
   for (int64_t c = 0; c < w.cols; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
@@ -202,7 +214,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
 }
 
 constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES, DEPTH = 256,
-              MANY_DENSE = LANES == 16 ? 12 : 4;
+              MANY_DENSE = LANES == 16 ? 12 : LANES == 8 ? 6 : 4;
 // y[m][i] += the sum over c of x[m][c] * w[c][i]. Pairs of bfloat16 travel as if each were one float32.
 template <int M, class T = float>
 static void panel(const float* w, int64_t depth, const float* x, int64_t stride, int64_t next, float* y,
@@ -212,9 +224,12 @@ static void panel(const float* w, int64_t depth, const float* x, int64_t stride,
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * ldy + v * LANES);
   for (int64_t c = 0; c < depth; c++) {
     F k[VECTORS];
-    UNROLL for (int v = 0; v < VECTORS; v++) k[v] = load(w + c * PANEL + v * LANES);
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      k[v] = load(w + c * PANEL + v * LANES);
+      if (LANES == 8) IN_REGISTER(k[v]);
+    }
     UNROLL for (int i = 0; i < M; i++) {
-      F b = F{} + x[i * stride + c * next];
+      F b = in_all(x + i * stride + c * next);
       IN_REGISTER(b);
       UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] =
           std::is_same_v<T, pair> ? dot2(acc[i][v], k[v], b) : acc[i][v] + k[v] * b;
@@ -244,7 +259,7 @@ static int64_t tiled_grain(int64_t tiles, int64_t threads) {
 // at once, `many` a panel.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
   if (w.tiled(rows)) return tiled_grain(w.tiles(), pool.threads());
-  const int64_t even = rows > FEW_ROWS ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
+  const int64_t even = !w.few(rows) ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out);

@@ -30,14 +30,15 @@ constexpr int LANES = 4;
 constexpr int TILE = 16, PARTS = TILE / LANES;  // rows of a quantised weight that lie interleaved
 constexpr int BLOCK = 32;                       // activations that share a scale
 constexpr int UNIT = 256;                       // weights that share the unit of their scales
-// Where a weight that is read once is fetched to. An AMD core reads faster past its second-level cache; an Intel
-// core then has but the sixteen lines that its first-level cache waits for, and reads at half the speed.
 #if defined(JLLAMA_AMD) || defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || \
     defined(__znver4__) || defined(__znver5__)
-constexpr int ONCE = 0;
+constexpr bool AMD = true;
 #else
-constexpr int ONCE = 2;
+constexpr bool AMD = false;
 #endif
+// Where a weight that is read once is fetched to. An AMD core reads faster past its second-level cache; an Intel
+// core then has but the sixteen lines that its first-level cache waits for, and reads at half the speed.
+constexpr int ONCE = AMD ? 0 : 2;
 
 template <class T>
 struct Vec {
@@ -69,6 +70,12 @@ INLINE F load(const bf16* p) {
 #endif
 }
 INLINE F load(const pair* p) { return *(const F*)p; }
+// In all lanes. Adding it to 0 would be arithmetic: a pair of bfloat16 that looks like a subnormal would be lost.
+INLINE F in_all(const float* p) {
+  int32_t bits;
+  memcpy(&bits, p, 4);
+  return (F)(I{} + bits);
+}
 INLINE float one(float x) { return x; }
 INLINE float one(pair x) {
   float f;
