@@ -77,8 +77,13 @@ class Sampling:
 
     def is_greedy(self) -> bool:
         """Whether every row takes the largest logit, with nothing added or taken away. Asks host arrays."""
-        penalties = (self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
-        return not any(np.any(np.asarray(leaf)) for leaf in (self.temperature, *penalties, self.biased))
+        return bool(np.all((self.temperature == 0) & self.plain))
+
+    @property
+    def plain(self) -> Array:
+        """Of each row whether nothing is added to its logits or taken away, bool `[B]`."""
+        unpenalised = (self.presence_penalty == 0) & (self.frequency_penalty == 0)
+        return unpenalised & (self.repetition_penalty == 1) & ~self.biased
 
 
 @functools.lru_cache(maxsize=8)
@@ -146,15 +151,15 @@ def sample(logits: Array, sampling: Sampling, counts: TokenCounts, uniform: Arra
       int32 `[B]`.
     """
     with jax.named_scope("sample"):
-        logits = penalize(logits + sampling.logit_bias, sampling, counts)
-        greedy = largest(logits)
         is_greedy = sampling.temperature == 0
 
-        def draw(logits: Array) -> Array:
-            return _draw(logits, sampling, uniform, is_greedy)
+        def shaped() -> Array:
+            penalised = penalize(logits + sampling.logit_bias, sampling, counts)
+            greedy = largest(penalised)
+            draw = functools.partial(_draw, penalised, sampling, uniform, is_greedy)
+            return jnp.where(is_greedy, greedy, jax.lax.cond(jnp.all(is_greedy), lambda: greedy, draw))
 
-        drawn = jax.lax.cond(jnp.all(is_greedy), lambda logits: greedy, draw, logits)
-        return jnp.where(is_greedy, greedy, drawn)
+        return jax.lax.cond(jnp.all(is_greedy & sampling.plain), lambda: largest(logits), shaped)
 
 
 def largest(logits: Array) -> Array:
