@@ -99,6 +99,7 @@ struct Step : Spec {
   int64_t M = B * T;             // all rows, which say how a product goes
   std::vector<int64_t> begins;   // [B + 1]: where each text's rows begin among those that are computed
   std::vector<int64_t> place;    // of a row that is computed among all, b * T + t
+  std::vector<int64_t> lasts;    // texts whose last logits are computed
   Room<float> x{M * D}, a{M * padded(std::max({D, K * G * H, F}))};
   Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
   std::unique_ptr<Room<Block>> blocks;
@@ -122,7 +123,7 @@ struct Step : Spec {
     }
     final_norm = in.vector(dtype, keep, norm_offset);
     take((const int32_t*)in.arg(2));
-    int64_t most_blocks = head.room_in_blocks(head_rows()), most_bytes = head.room_in_tiles(head_rows());
+    int64_t most_blocks = head.room_in_blocks(like_head()), most_bytes = head.room_in_tiles(like_head());
     for (const Layer& l : layers)
       for (const Weight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) {
         most_blocks = std::max(most_blocks, w->room_in_blocks(M));
@@ -131,17 +132,30 @@ struct Step : Spec {
     blocks = std::make_unique<Room<Block>>(most_blocks);
     tiles = std::make_unique<Room<char>>(most_bytes);
   }
-  // Of a chunk whose last logits alone are asked for, tokens that count; the padding is not computed.
+  // Where last logits alone are asked for, tokens that count: the padding is not computed, nor a text without any.
   void take(const int32_t* n_valid) {
     begins = {0};
     for (int64_t b = 0; b < B; b++) {
-      const int64_t count = last_only ? std::clamp<int64_t>(n_valid[b], 1, T) : T;
+      const int64_t count = last_only ? std::clamp<int64_t>(n_valid[b], 0, T) : T;
       for (int64_t t = 0; t < count; t++) place.push_back(b * T + t);
       begins.push_back(begins.back() + count);
+      if (count && last_only) lasts.push_back(b);
     }
   }
   int64_t taken() const { return begins[B]; }
-  int64_t head_rows() const { return last_only ? B : M; }
+  int64_t head_rows() const { return last_only ? lasts.size() : M; }
+  int64_t like_head() const { return last_only ? B : M; }
+  // Logits of the texts that have any, from the first ones' places to their own; zeros for the others.
+  void spread(float* logits) const {
+    if (!last_only) return;
+    const int64_t V = head.rows;
+    for (int64_t b = B - 1, i = lasts.size() - 1; b >= 0 && b > i; b--) {
+      if (i >= 0 && lasts[i] == b)
+        std::copy_n(logits + i-- * V, V, logits + b * V);
+      else
+        std::fill_n(logits + b * V, V, 0.f);
+    }
+  }
   // Rows a power of two apart would fight for the same lines of the first-level cache.
   static int64_t padded(int64_t n) { return n + 16; }
   template <class Work>
@@ -214,15 +228,17 @@ struct Step : Spec {
       });
       add(p.down, p.down_bias, p.post2, l + 1 < L ? layers[l + 1].qkv : head);
     }
-    const int64_t rows = head_rows();
+    const int64_t rows = head_rows(), like = like_head();
     each_row(rows, [&](int64_t m) {
-      const int64_t from = last_only ? begins[m + 1] - 1 : m;
+      const int64_t from = last_only ? begins[lasts[m] + 1] - 1 : m;
       settle(from, layers[L - 1].post2);
       normed(from, final_norm, &a[m * padded(D)]);
-      ready(head, m, rows);
+      ready(head, m, like);
     });
-    apply(head, rows, rows, (float*)in.ret(0), nullptr, false, layers[0].qkv);
-    if (logit_scale != 1 || logit_cap) finish((float*)in.ret(0), rows * head.rows);
+    float* logits = (float*)in.ret(0);
+    apply(head, rows, like, logits, nullptr, false, layers[0].qkv);
+    if (logit_scale != 1 || logit_cap) finish(logits, rows * head.rows);
+    spread(logits);
   }
   void finish(float* logits, int64_t n) {
     constexpr int64_t PIECE = 4096;  // that a thread takes at a time
@@ -273,10 +289,8 @@ struct Step : Spec {
       }
     });
     const int64_t queries = T * G;
-    const int64_t most = queries >= PANEL / 2 ? PANEL
-                         : queries % 4 == 0   ? 4
-                         : queries % 2 == 0   ? 2
-                                              : 1,
+    // Queries at a time: a panel of them, or up to four in parts that are as equal as can be.
+    const int64_t few = (queries + 3) / 4, most = queries >= PANEL / 2 ? PANEL : (queries + few - 1) / few,
                   parts = (queries + most - 1) / most;
     each_row(B * K * parts, [&](int64_t task) {
       static thread_local std::vector<float> q, out, scratch;
@@ -306,7 +320,7 @@ struct Step : Spec {
           for (int64_t h = 0; h < H; h++) result(i)[h] = out[h * PANEL + i - begin];
         return;
       }
-      by_rows<4, 2, 1>(begin, end, [&](auto N, int64_t i) {
+      by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
         int64_t first[N()], last[N()];
         for (int64_t j = 0; j < N(); j++)
           memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);

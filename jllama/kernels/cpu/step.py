@@ -107,7 +107,8 @@ def forward(
       target: the name that `build.register` gave the function.
 
     Returns:
-      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`) and the cache with the new tokens.
+      float32 logits `[B, T, V]` (`[B, 1, V]` with `last_only`: of a row without a token that counts 0, and it
+      is not computed) and the cache with the new tokens.
     """
     B, T = tokens.shape
     vocab = (params.embed_tokens if params.lm_head is None else params.lm_head).shape[0]
