@@ -552,5 +552,14 @@ def test_an_answer_behind_its_calls_for_templates():
     assert waits.as_dicts() == [*before, before[0]]
 
 
+def test_each_result_is_told_with_its_own_call():
+    calls = tuple(Call(f"id{name}", name, "{}") for name in ("sun", "rain", "wind"))
+    asked, *told = Round("", calls, ("1", "2", "3")).as_dicts()
+    assert [call["id"] for call in asked["tool_calls"]] == ["idsun", "idrain", "idwind"]
+    assert [(each["tool_call_id"], each["name"], each["content"]) for each in told] == [
+        (f"id{name}", name, given) for name, given in (("sun", "1"), ("rain", "2"), ("wind", "3"))
+    ]
+
+
 def test_a_question_is_read_as_its_text():
     assert archive._without_foreign_ids(Message("user", "a", (1,)), None).token_ids is None
