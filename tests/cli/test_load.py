@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -488,6 +489,17 @@ def test_a_request_as_it_is_sent():
     assert sent("http://h:5/llm/v1/", "", b"") == (b"POST", b"/llm/v1/x", usual)
     more = {"authorization": b"Bearer k", "content-type": b"application/json", "content-length": b"2"}
     assert sent("http://h:5", "k", b"{}") == (b"POST", b"/v1/x", usual | more)
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept", "left"), [([], None, 0), ([0], 0, 0), ([1], None, 0), ([0, 0, 1], 1, 1)]
+)
+def test_of_what_waits_the_last_that_is_not_lost_is_taken(lost, kept, left):
+    target = Target("http://x", "", 1)
+    target._waiting = [SimpleNamespace(is_lost=bool(each)) for each in lost]
+    waiting = [*target._waiting, None]
+    assert target._kept() is waiting[-1 if kept is None else kept]
+    assert len(target._waiting) == left
 
 
 @pytest.mark.parametrize(("count", "allowed"), [(7, True), (8, False)])

@@ -11,6 +11,8 @@ from jllama.cli import measure
 from jllama.cli.bench_tests import Test as BenchTest
 from jllama.cli.bench_tests import parse_tests
 from jllama.config import ModelConfig
+from jllama.engine.state import DecodeState
+from jllama.layers.cache import KVCache
 from jllama.layers.quantization import SCHEMES, quantize
 from jllama.text.tokenizer import Tokenizer
 from tests.support.checkpoint_generator import random_tensors
@@ -117,6 +119,31 @@ def test_the_rate_of_a_generation_leaves_the_first_block_out(monkeypatch, late):
     seconds = measure.generation_seconds(slots, bench_test(depth=5), np.random.default_rng(0))
     assert seconds == pytest.approx((6.0 - 2.0) * 40 / (16 + 16 + 4))
     assert filled == [[5]]  # as if so many tokens had been read
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("tg", 40 * 1.0), ("js", 40 * 2.0)])
+def test_a_generation_is_read_as_its_kind_says(monkeypatch, kind, seconds):
+    def each(second):
+        return lambda *_: [(0.0, 1), (second, 1), (2 * second, 1), (3 * second, 1)]
+
+    monkeypatch.setattr(measure, "_arrivals", each(1.0))
+    monkeypatch.setattr(measure.measure_matching, "arrivals", each(2.0))
+    cache = SimpleNamespace(holding=lambda lengths: None)
+    state = DecodeState.of_one(KVCache.empty(CONFIG, batch=1, max_len=16, dtype="float32"))
+    slots = SimpleNamespace(config=CONFIG, state=dataclasses.replace(state, cache=cache))
+    found = measure.generation_seconds(slots, bench_test(kind=kind), np.random.default_rng(0))
+    assert found == pytest.approx(seconds)
+
+
+def test_what_a_test_takes_is_asked_of_memory_as_it_will_be_taken(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure.memory, "check_cache", lambda *given, **named: asked.append((given, named)))
+    measure.check_memory(CONFIG, "float32", [bench_test(count=250, depth=3), bench_test(batch=4)])
+    advice = "leave out {} or --batch_sizes={}, or use --dtype=bfloat16"
+    assert asked == [
+        ((CONFIG, "float32"), dict(batch=1, max_len=512, advice=advice.format("tg250 @ d3", 1))),
+        ((CONFIG, "float32"), dict(batch=4, max_len=256, advice=advice.format("tg40", 4))),
+    ]
 
 
 def test_perplexity_counts_each_token_of_the_text_once(server, tmp_path):

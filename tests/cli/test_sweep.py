@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,18 @@ def test_a_point_without_room_is_left_out(monkeypatch):
     assert "leave out tg64 @ d9999999" in made["left_out"]
     assert sweep.key_of(made) == much.key
     assert "limit_share" not in made
+
+
+def test_the_share_of_the_limit_is_that_of_the_middle_repetition(monkeypatch):
+    monkeypatch.setattr(measure, "check_memory", lambda *_: None)
+    monkeypatch.setattr(measure, "run_test", lambda *_: {"seconds": [9.0, 1.0, 4.0]})
+    monkeypatch.setattr(measure, "limit_seconds", lambda *_: 2.0)
+    limits = SimpleNamespace(read_bytes_per_second=3e9, matrix_flops_per_second=5e12)
+    params = SimpleNamespace(norm=np.zeros(1, np.float32))
+    (one,) = sweep.grid(["none"], ["tg8"], [1], {})
+    row = sweep.measured(one, None, params, limits, 3, 0)
+    assert (row["limit_share"], row["seconds"]) == (0.5, [9.0, 1.0, 4.0])
+    assert (row["read_gb_per_second"], row["matrix_tflops"]) == (3.0, 5.0)
 
 
 def test_where_a_point_stands_in_the_picture():
