@@ -1,5 +1,6 @@
 """What several devices have to agree on, without them: choices, followers, which programs are compiled."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,7 @@ from jllama.engine.rows import chunk_size
 from jllama.engine.slots import PROMPT_SIZES, SCORED, Slots
 from jllama.engine.state import Way, largest_of_all, take_token
 from jllama.layers.cache import KVCache
+from jllama.layers.shards import AXIS, Shards
 from jllama.sharding import CACHE, WHOLE, mesh
 
 
@@ -31,6 +33,22 @@ def test_the_largest_logit_of_all_devices():
     assert (token.tolist(), total.tolist()) == ([5, 1], [5.0, 9.0])  # the second device's begin at 3
     assert largest_of_all(logits, 3, shards)[0].tolist() == [1, 2]  # each has all of them
     assert len(given) == 1
+
+
+def test_sums_and_the_largest_among_devices():
+    """Each device's own are a row here; of equal ones it is the device with the lower ids that counts."""
+    shards = Shards(count=3)
+    values = jnp.asarray([[1.0, 7.0, 2.0, -3.0], [5.0, 7.0, 2.0, -1.0], [4.0, 6.0, 9.0, -1.0]])
+    index = jnp.arange(12, dtype=jnp.int32).reshape(3, 4)
+    at_once = partial(jax.vmap, axis_name=AXIS)
+    device, place, total = at_once(shards.largest_and_sum)(values, index, values * 2.0)
+    for at in range(3):  # the same on each
+        assert device[at].tolist() == [1, 0, 2, 1]
+        assert place[at].tolist() == [4, 1, 10, 7]
+        assert total[at].tolist() == [20.0, 40.0, 26.0, -10.0]
+    assert at_once(shards.total)(values)[1].tolist() == [10.0, 20.0, 13.0, -5.0]
+    gathered = at_once(shards.gathered)(values.reshape(3, 2, 2))
+    assert gathered[2].tolist() == [[1.0, 7.0, 5.0, 7.0, 4.0, 6.0], [2.0, -3.0, 2.0, -1.0, 9.0, -1.0]]
 
 
 @pytest.mark.parametrize("own", [None, "the model's"])

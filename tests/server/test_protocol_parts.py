@@ -8,7 +8,8 @@ import pytest
 from jllama.answer import TokenScore
 from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
 from jllama.server import scores
-from jllama.server.choice import Choice
+from jllama.server.chat_completions import ChatTask
+from jllama.server.choice import Choice, Delta
 from jllama.server.envelope import Envelope
 from jllama.server.protocol import completions, errors, messages
 from jllama.server.protocol.chat import ChatRequest
@@ -19,7 +20,8 @@ from jllama.server.protocol.sampling import StreamOptions
 from jllama.server.protocol.tokens import TokenizeRequest
 from jllama.server.reading import Piece
 from jllama.server.reasoning import Split
-from jllama.tools.events import calls_of
+from jllama.tools.definitions import Call
+from jllama.tools.events import Arguments, Begin, End, calls_of
 from jllama.tools.formats import HERMES
 from jllama.tools.parser import CallParser
 
@@ -357,6 +359,37 @@ def test_why_an_answer_ended(stop_string, stop_token, own, silent, told):
     made, result = choice(stop_ids=own, silent=silent)
     result.stop_string, result.stop_token = stop_string, stop_token
     assert made.ending == {"finish_reason": told[0], "stop_reason": told[1], "seed": 3}
+
+
+ENDED = ("chunk", {}, {"finish_reason": "stop"})
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("delta", "frames"),
+    [
+        (Delta(), []),
+        (Delta(text="a"), [({"content": "a"}, {"logprobs": 0})]),
+        (Delta(thoughts="b"), [({"reasoning_content": "b"}, {"logprobs": 0})]),
+        (Delta("a", "b", ("s",)), [({"reasoning_content": "b", "content": "a"}, {"logprobs": 1})]),
+        (Delta(scores=("s", "t")), [({"content": ""}, {"logprobs": 2})]),  # of a token without text yet
+        (
+            Delta("a", calls=(Begin(0, "id", "f"), Arguments(0, "{}"), End(0))),
+            [
+                ({"content": "a"}, {"logprobs": 0}),
+                ({"tool_calls": [{"index": 0, **Call("id", "f", "").as_dict()}]}, {}),
+                ({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}, {}),
+            ],
+        ),
+    ],
+)
+def test_what_a_chat_s_stream_tells_of_a_delta(delta, frames, ended):
+    task = SimpleNamespace(
+        _chunk=lambda choice, said, **more: ("chunk", said, more), _logprobs=lambda delta: len(delta.scores)
+    )
+    one = SimpleNamespace(ending={"finish_reason": "stop"})
+    found = [*ChatTask.frames(task, one, delta, ended)]
+    assert found == [*(("chunk", *each) for each in frames), *([ENDED] if ended else [])]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def allowed(mode, *names):
         ([F, G], "required", False, "fg", "fg", (False, True, True)),
         ([F, G], NAMED, None, "fg", "g", (False, True, True)),
         ([F, STRICT], None, None, "fs", "fs", (True, False, True)),
+        ([F, STRICT], "none", None, "", "", (True, False, False)),
         ([F, G], allowed("auto", "g"), None, "fg", "g", (True, False, True)),
         ([F, G], allowed("auto", "g", "f"), None, "fg", "fg", (True, False, False)),
         ([F, G], allowed("required", "f"), None, "fg", "f", (True, True, True)),

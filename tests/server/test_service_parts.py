@@ -41,7 +41,11 @@ def body(sent, most=4):
 
 
 @pytest.mark.parametrize("parts", [(b"",), (b"1234",), (b"12", b"34"), (b"12", b"", b"34")])
-@pytest.mark.parametrize("length", [{}, {"content_length": "4"}, {"content_length": "x"}])
+@pytest.mark.parametrize(
+    "length",
+    [{}, *({"content_length": each} for each in ("4", "x", "²", "-1", "9" * 20, "9" * 5000))],
+    ids=lambda length: str(length.get("content_length"))[:20],
+)
 def test_a_body_up_to_the_limit_is_read(parts, length):
     assert body(Sent(*parts, content_type="application/json", **length)) == b"".join(parts)
 
