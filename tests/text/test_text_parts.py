@@ -306,6 +306,11 @@ def test_a_single_word(text, parts):
     assert SpecialTokens([Special(text="end", id=1, single_word=True)]).split(text) == parts
 
 
+def test_where_a_single_word_is_none_a_shorter_token_is_one():
+    specials = SpecialTokens([Special(text="end", id=1, single_word=True), Special(text="en", id=2)])
+    assert specials.split("ends end") == [2, "ds ", 1]
+
+
 def vocabulary(*specials, **changes):
     fields = dict(
         encode=lambda text, first: [("first" if first else "rest", text)],

@@ -72,6 +72,22 @@ def test_the_manner_of_each_template(name):
     assert (*told, found.has_system, found.short_ids) == MANNERS[name]
 
 
+@pytest.mark.parametrize("refused", ["call", "result", ""])
+def test_a_template_that_refuses_long_ids_where_it_likes_to(refused):
+    """Of the call itself, of what it gave, or of neither."""
+    chatml = SOURCES["chatml"]
+    given = {"call": "message.tool_calls[0].id", "result": "message.tool_call_id"}.get(refused, "'abcdefghi'")
+    checked = (
+        "{% for message in messages if message."
+        + ("tool_calls" if refused == "call" else "tool_call_id")
+        + " %}"
+        "{% if " + given + "|length != 9 %}{{ raise_exception('short ids, please') }}{% endif %}{% endfor %}"
+    )
+    assert Manner.of(ChatTemplate(checked + chatml, bos_token="<s>", eos_token="</s>")).short_ids is bool(
+        refused
+    )
+
+
 @pytest.mark.parametrize("name", MANNERS)
 def test_tools_calls_and_results_reach_the_model(name):
     calls = CALLS[: 2 if Manner.of(template(name)).format.several else 1]
