@@ -204,6 +204,35 @@ def test_a_sum_over_gpus_and_the_norm_behind_it(calls, pair):
     assert out.shape == normed.shape == (3, 8)
 
 
+@pytest.mark.parametrize("peers", [None, "peers"])
+@pytest.mark.parametrize("normed", [False, True])
+def test_what_a_layer_adds_is_of_the_run_dtype(monkeypatch, tiny_config, normed, peers):
+    """Sums over several GPUs are float32; the bias and, unless a norm lies behind, the residual go along."""
+    asked, post = [], jnp.ones(4, HALF) if normed else None
+
+    def product(weight, y, *, wide=False, **ends):
+        asked.append(("product", wide, ends))
+        return y.astype(jnp.float32) if wide else y
+
+    def exchanged(given, part, **ends):
+        asked.append(("exchanged", given, part.dtype, ends))
+        return part + 1.0
+
+    monkeypatch.setattr(batch, "product", product)
+    monkeypatch.setattr(batch, "exchanged", exchanged)
+    x, y = jnp.zeros((1, 4), HALF), jnp.full((1, 4), 2.0, HALF)
+    config = dataclasses.replace(tiny_config, residual_multiplier=0.5)
+    added = batch._added(config, x, "weight", y, "bias", post, peers)
+    ends = {"bias": "bias"} | ({} if normed else {"residual": x, "by": 0.5})
+    if peers is None:
+        assert asked == [("product", False, ends)]
+    else:
+        assert asked == [("product", True, {}), ("exchanged", "peers", jnp.float32, ends)]
+    assert added.dtype == HALF
+    wanted = 0.5 if normed else 2.0 if peers is None else 3.0
+    np.testing.assert_allclose(added.astype(jnp.float32), wanted, rtol=1e-2)
+
+
 @pytest.mark.parametrize(("numbers", "blocks"), [(8, 1), (4096, 1), (4104, 2), (8 * 512 * 500, 132)])
 def test_two_gpus_read_each_others_numbers(calls, pair, numbers, blocks):
     x = jnp.zeros(numbers, jnp.float16)
