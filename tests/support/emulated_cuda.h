@@ -212,6 +212,10 @@ static bool last_of(unsigned* counter, unsigned blocks) {
 static void put(unsigned long long* p, unsigned data, unsigned tag) { *p = (unsigned long long)tag << 32 | data; }
 static unsigned long long peek(const unsigned long long* p) { return *p; }
 static void peek2(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = p[0]; b = p[1]; }
+static void put_wide(unsigned long long* p, unsigned first, unsigned second, unsigned more, unsigned tag) {
+  p[0] = (unsigned long long)second << 32 | first, p[1] = (unsigned long long)tag << 32 | more;
+}
+static void peek_wide(const unsigned long long* p, unsigned long long& data, unsigned long long& rest) { data = p[0]; rest = p[1]; }
 static void patience(unsigned& spins) {
   pause_fiber();
   if (++spins > 200000) { fprintf(stderr, "block %d thread %d waits for ever\n", me->block, me->thread); abort(); }
@@ -276,6 +280,19 @@ template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned 
       const unsigned b = m.u[column * 4 + from][4 + upper] >> shift & 0xff;
       c[i] += (SIGNED ? (int)(signed char)a : (int)a) * (int)(signed char)b;
     }
+  }
+  meet(m, 32);
+}
+
+static void load_columns(unsigned (&v)[4], const void* row) {
+  if (saddr(row) % 16) { fprintf(stderr, "a row at %u\n", saddr(row)); abort(); }
+  Meeting& m = my_warp();
+  m.w[me->thread % 32] = (unsigned long long)row;
+  meet(m, 32);
+  const int g = me->thread % 32 / 4, t = me->thread % 4;
+  for (int i = 0; i < 4; i++) {
+    const auto at = [&](int r) { return (unsigned)((const unsigned short*)m.w[i * 8 + r])[g]; };
+    v[i] = at(2 * t) | at(2 * t + 1) << 16;
   }
   meet(m, 32);
 }

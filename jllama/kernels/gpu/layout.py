@@ -151,11 +151,11 @@ def attention_map(H: int, G: int, chunk: int, warps: int) -> tuple[dict[str, int
       chunk: cached tokens that a block attends to at a time.
       warps: that compute.
     """
-    tokens = 16 if chunk > 8 * warps else 8  # that a warp attends to at a time
-    readers, row = chunk // tokens, H * 2 + 16
-    sizes = dict(A_Q=16 * row, A_KV=H * 4, A_M=readers * 64, A_L=readers * 64, A_O=readers * G * H * 4)
+    tokens = 16 if chunk > 8 * warps else 8  # that a warp scores at a time
+    row, heads = H * 2 + 16, 16 if G > 8 else 8
+    sizes = dict(A_Q=16 * row, A_KV=H * 4, A_S=2 * heads * (chunk + 8) * 4)  # scores, used in turn
     places, total = _places(sizes)
-    return dict(QS=row, TW=tokens, AW=readers) | places, total
+    return dict(QS=row, TW=tokens, AW=chunk // tokens) | places, total
 
 
 def block_map(

@@ -20,7 +20,7 @@ IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up 
 ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
 WORTH = 1.05  # so much better filled
 SMALL_LAYER, WIDE_GROUP = 64 << 20, 1024  # bytes that take less than the waits; query elements of a key head
-JOINED_TOKENS, JOINED_VALUES = 256, 6144  # of a text in parts, of its heads, that every block joins itself
+JOINED_TOKENS, JOINED_VALUES, MOST_TURNS = 256, 8192, 2  # of a text in parts, of its heads, that every block joins itself
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
 MAX_FORMATS = 4  # of a weight, which may differ from layer to layer: two bits of a table say which
@@ -130,10 +130,15 @@ class Plan:
 
     @property
     def slots(self) -> int:
-        """As many as fit, the same for each group."""
+        """As many as fit; the same for each group where a turn of a barrier could be mistaken for the next."""
         fixed, one = (self.map(slots)[1] for slots in (0, 1))
         fit = min(64, (self.shared_bytes - fixed) // (one - fixed))
-        return fit // self.groups * self.groups
+        return fit if fit >= self.groups + self.lag else fit // self.groups * self.groups
+
+    @property
+    def lag(self) -> int:
+        """Slots that may be on their way at a time."""
+        return max(1, self.in_flight // self.slot)
 
     def map(self, slots: int) -> tuple[dict[str, int], int]:
         """Where everything lies in shared memory with so many slots, and the bytes taken."""
@@ -141,7 +146,7 @@ class Plan:
         H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
         inner, attention = attention_map(H, G, self.chunk, self.warps)
         activations = [Activations(tile.format, tile.columns).size for tile in self.every_tile]
-        x = max(*activations, attention, (32 * self.warps // H) * (H + 2) * 4)  # the last: the splits joined
+        x = max(*activations, attention, (128 * self.warps // H) * (H + 4) * 4)  # the last: the splits joined
         family = (table_per_layer(self.extras), len(distinct_kinds(c)), "attn_post_norm" in self.extras)
         sizes = (slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
         places, total = block_map(*sizes, *family)
@@ -176,13 +181,14 @@ def source(plan: Plan, pointers: list[int]) -> str:
         NW=plan.warps,
         NG=plan.groups,
         PW=plan.producers,
-        LAG=max(1, plan.in_flight // plan.slot),
+        LAG=plan.lag,
         SLOT=plan.slot,
         TC=plan.chunk,
         FP16=int(plan.dtype == "float16"),
         SHARED=plan.shared,
         SPIN_LIMIT=SPIN_LIMIT,
         JOINED=plan.joined,
+        MOST_TURNS=MOST_TURNS,
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
     sizes |= places(plan.gpus)

@@ -105,6 +105,14 @@ __device__ __forceinline__ u64 peek(const u64* p) {
 __device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
 }
+// Words of 16 bytes, {64 bits of data, 32 more, tag}.
+__device__ __forceinline__ void put_wide(u64* p, u32 first, u32 second, u32 more, u32 tag) {
+  asm volatile("{ .reg .b128 w; mov.b128 w, {%1, %2}; st.relaxed.gpu.global.b128 [%0], w; }"
+               ::"l"(p), "l"(((u64)second << 32) | first), "l"(((u64)tag << 32) | more) : "memory");
+}
+__device__ __forceinline__ void peek_wide(const u64* p, u64& data, u64& rest) {
+  asm volatile("{ .reg .b128 w; ld.relaxed.gpu.global.b128 w, [%2]; mov.b128 {%0, %1}, w; }" : "=l"(data), "=l"(rest) : "l"(p) : "memory");
+}
 // A word that never comes would hang the device for ever: after about a minute the launch fails instead.
 __device__ __forceinline__ void patience(u32& spins) {
   if (++spins > SPIN_LIMIT) asm volatile("trap;");
@@ -147,6 +155,11 @@ template <class T> __device__ __forceinline__ T* peer(T* p, u32 rank) {
   u64 there;
   asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
   return (T*)there;
+}
+// Four tiles of 8 rows of 16 bytes, whose addresses lanes 0-7, 8-15, ... have: lane (g, t) gets column g of rows 2 t and 2 t + 1.
+__device__ __forceinline__ void load_columns(u32 (&v)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(saddr(row)) : "memory");
 }
 __device__ __forceinline__ u64 read_once_policy() {
   u64 policy;

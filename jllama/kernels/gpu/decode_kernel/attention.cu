@@ -1,47 +1,49 @@
 // ---- attention: one kv head, one stretch of the cache --------------------------------------------------
 
-__device__ __forceinline__ void rotate(u32& first, u32& second, int j, int kind) {  // elements 2j, 2j+1 and their partners
-  const float* c = (const float*)(smem + OFF_ROPE) + kind * H;
-  const float* s = c + ROTARY / 2;
-  const float a0 = to_float(first), a1 = high(first), b0 = to_float(second), b1 = high(second);
-  first = pack(a0 * c[2 * j] - b0 * s[2 * j], a1 * c[2 * j + 1] - b1 * s[2 * j + 1]);
-  second = pack(b0 * c[2 * j] + a0 * s[2 * j], b1 * c[2 * j + 1] + a1 * s[2 * j + 1]);
-}
-
 // Pairs of words of a head: j-th ones of the two halves of what turns, then of the rest, which does not turn.
 __device__ __forceinline__ bool turns(int j) { return ROTARY == H || j < ROTARY / 4; }
 __device__ __forceinline__ int first_word(int j) { return turns(j) ? j : j + ROTARY / 4; }
 __device__ __forceinline__ int apart(int j) { return turns(j) ? ROTARY / 4 : (H - ROTARY) / 4; }
 
-__device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* keys, char* values, u32 tag) {
-  char* A = smem + OFF_X;
-  const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
-  const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token, the last of its tokens
-  constexpr int R4 = H / 4;
-  auto take_pair = [&](int r, int j, u32& lo, u32& hi) {
-    const u64* from = ll_qkv + (p.head * (G + 2) + r) * (H / 2);
-    const int first = first_word(j);
-    u64 wl = peek(from + first), wh = peek(from + first + apart(j));
-    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins))
-      wl = peek(from + first), wh = peek(from + first + apart(j));
+// The words of one pair of a head of q, k or v, from the hand-over to where the block attends. What does not depend on
+// them is read before the wait.
+struct Pair {
+  int r, first, second;  // of the group's queries, then key and value; words
+  float2 c, s;           // its angle, of elements 2 j, 2 j + 1 and their partners
+  u32 lo, hi;
+  __device__ __forceinline__ Pair(int r, int j, int kind) : r(r), first(first_word(j)), second(first + apart(j)), c{1, 1}, s{0, 0} {
+    const float* angles = (const float*)(smem + OFF_ROPE) + kind * H;
+    if (r <= G && turns(j)) c = *(const float2*)(angles + 2 * j), s = *(const float2*)(angles + ROTARY / 2 + 2 * j);
+  }
+  __device__ __forceinline__ void take(const u64* from, u32 tag) {
+    u64 wl = peek(from + first), wh = peek(from + second);
+    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins)) wl = peek(from + first), wh = peek(from + second);
     lo = (u32)wl, hi = (u32)wh;
-  };
-  auto keep_pair = [&](int r, int j, u32 lo, u32 hi) {
-    if (r <= G && turns(j)) rotate(lo, hi, j, kind);
-    const int first = first_word(j) * 4, second = first + apart(j) * 4;
-    char* to = r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2;
-    *(u32*)(to + first) = lo;
-    *(u32*)(to + second) = hi;
-    if (r >= G) {
-      char* row = (r == G ? keys : values) + ((size_t)p.cached * p.capacity + p.length) * H * 2;
-      *(u32*)(row + first) = lo;
-      *(u32*)(row + second) = hi;
+  }
+  __device__ __forceinline__ void keep(char* A, char* key, char* value) {  // the new token's in the cache, too
+    if (r <= G && ROTARY > 0) {
+      const float a0 = to_float(lo), a1 = high(lo), b0 = to_float(hi), b1 = high(hi);
+      lo = pack(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
+      hi = pack(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
     }
-  };
+    u32* to = (u32*)(r < G ? A + A_Q + r * QS : A + A_KV + (r - G) * H * 2);
+    to[first] = lo, to[second] = hi;
+    if (r >= G) {
+      u32* row = (u32*)(r == G ? key : value);
+      row[first] = lo, row[second] = hi;
+    }
+  }
+};
+
+// The group's queries and, if `fresh`, the new token's key and value, rotated. `key` and `value` are its places in the cache.
+__device__ __forceinline__ void take_heads(const u64* from, bool fresh, int layer, int kind, char* key, char* value, u32 tag) {
+  char* A = smem + OFF_X;
+  constexpr int R4 = H / 4;
 #if QK_NORM  // a head is a warp's
+  const int lane = threadIdx.x & 31;
   constexpr int EACH = (R4 + 31) / 32;
-  for (int r = warp; r < G + 2 && (r < G || fresh); r += NW) {
-    u32 lo[EACH], hi[EACH], weight_lo[EACH], weight_hi[EACH];
+  for (int r = threadIdx.x >> 5; r < G + 2 && (r < G || fresh); r += NW) {
+    u32 weight_lo[EACH], weight_hi[EACH];
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       const int j = lane + e * 32;
@@ -49,200 +51,222 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
       const u32* weights = ptr<const u32>(layer + (r < G ? Y_Q_NORM : Y_K_NORM));
       weight_lo[e] = __ldg(weights + first_word(j)), weight_hi[e] = __ldg(weights + first_word(j) + apart(j));
     }
+    auto pair = [&](int e) { return Pair(r, min(lane + e * 32, R4 - 1), kind); };
+    Pair pairs[] = {pair(0), pair(EACH - 1)};
     float squares = 0;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       if (lane + e * 32 >= R4) break;
-      take_pair(r, lane + e * 32, lo[e], hi[e]);
-      squares += to_float(lo[e]) * to_float(lo[e]) + high(lo[e]) * high(lo[e]) + to_float(hi[e]) * to_float(hi[e]) + high(hi[e]) * high(hi[e]);
+      pairs[e].take(from + r * (H / 2), tag);
+      const u32 lo = pairs[e].lo, hi = pairs[e].hi;
+      squares += to_float(lo) * to_float(lo) + high(lo) * high(lo) + to_float(hi) * to_float(hi) + high(hi) * high(hi);
     }
     const float by = rsqrtf(warp_sum(squares) * (1.0f / H) + EPS);
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       if (lane + e * 32 >= R4) break;
+      u32 &lo = pairs[e].lo, &hi = pairs[e].hi;
       if (r <= G) {
-        lo[e] = pack(to_float(lo[e]) * by * gain(to_float(weight_lo[e])), high(lo[e]) * by * gain(high(weight_lo[e])));
-        hi[e] = pack(to_float(hi[e]) * by * gain(to_float(weight_hi[e])), high(hi[e]) * by * gain(high(weight_hi[e])));
+        lo = pack(to_float(lo) * by * gain(to_float(weight_lo[e])), high(lo) * by * gain(high(weight_lo[e])));
+        hi = pack(to_float(hi) * by * gain(to_float(weight_hi[e])), high(hi) * by * gain(high(weight_hi[e])));
       }
-      keep_pair(r, lane + e * 32, lo[e], hi[e]);
+      pairs[e].keep(A, key, value);
     }
   }
 #else
-  for (int i = tid; i < (G + 2) * R4; i += NT) {
-    const int r = i / R4, j = i % R4;
+  for (int i = threadIdx.x; i < (G + 2) * R4; i += NT) {
+    const int r = i / R4;
     if (r >= G && !fresh) break;
-    u32 lo, hi;
-    take_pair(r, j, lo, hi);
-    keep_pair(r, j, lo, hi);
+    Pair pair(r, i % R4, kind);
+    pair.take(from + r * (H / 2), tag);
+    pair.keep(A, key, value);
   }
 #endif
-  STAMP(9)
-  float *M = (float*)(A + A_M), *LS = (float*)(A + A_L);
-  constexpr float LOG2_E = 1.4426950408889634f;
-  const float log2e_scale = LOG2_E * SCALE;
-  auto scored = [&](float v) { return CAP > 0 ? LOG2_E * soft_capped(v * SCALE, CAP) : v * log2e_scale; };
-  consumers_sync();
-  STAMP(10)
+}
 
-  // Each warp keeps its own running softmax; lane (g, t) that of heads g and g + 8.
-  float m0 = MINUS_INF, m1 = MINUS_INF, l0 = 0, l1 = 0;
-  char* O = A + A_O + warp * G * H * 4;
-  const int begin = p.begin, end = p.end, count = p.count, append = p.append;
-  const int used = (min(TC, count + append - begin * TC) + TW - 1) / TW;  // warps with something to attend to
-#pragma unroll 1
-  for (int c = begin; c < end; c++) {
-    const int cached = min(TC, count - c * TC), tokens = min(TC, count + append - c * TC), n0 = warp * TW;
-    const int slots = (cached + TS - 1) / TS;  // of keys, then as many of values
-    if (n0 < tokens) {
-      const int ks = n0 / TS, vs = slots + ks, in = n0 % TS;
-      const bool waits = n0 < cached;  // the new token lies apart
-      uint4 qa[H / 32], qb[G > 8 ? H / 32 : 1];  // of heads g and g + 8
+// Scores: a warp takes TW tokens. Values: a warp takes TILES times 8 dimensions of all tokens, so that nothing is left to be
+// added up across warps. Keys and values of a turn are in registers before the queries come.
+struct Attention {
+  static constexpr int ROWS = G > 8 ? 16 : 8, SROW = TC + 8;  // of the scores, whose rows are heads: no conflicts of banks
+  static constexpr int STEPS = TC / 16;  // of 16 tokens
+  static constexpr int TILES = H / 8 % ((H + 63) / 64) == 0 ? (H + 63) / 64 : 4;
+  static constexpr int QUADS = STEPS * TILES / 2;  // of tiles of 8 tokens and 8 dimensions
+  static_assert(H / 8 % TILES == 0 && STEPS * TILES % 2 == 0, "whole tiles for each warp");
+  const Past& p;
+  Ring& ring;
+  char* const A = smem + OFF_X;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int first = warp * TILES;  // tile of 8 dimensions
+  float m[ROWS / 8], l[ROWS / 8], o[TILES][4];
+  int cached, tokens, slots;  // of a turn: cached ones, with the new one; slots of keys, and as many of values
+  uint4 k[TW / 8][H / 32];
+  u32 v[QUADS][4];
+
+  __device__ __forceinline__ Attention(const Past& p, Ring& ring) : p(p), ring(ring) {
+#pragma unroll
+    for (int i = 0; i < ROWS / 8; i++) m[i] = MINUS_INF, l[i] = 0;
+#pragma unroll
+    for (int i = 0; i < TILES * 4; i++) o[i / 4][i % 4] = 0;
+  }
+  __device__ __forceinline__ bool has_dims() const { return first * 8 < H; }
+  __device__ __forceinline__ float* scores(int c) const { return (float*)(A + A_S) + (c & 1) * ROWS * SROW; }
+  // Where a token's values lie: beyond those in the cache there is the new one's.
+  __device__ __forceinline__ const char* value_row(int token) const {
+    return token < cached ? ring.data(slots + token / TS) + token % TS * H * 2 : A + A_KV + H * 2;
+  }
+  __device__ __forceinline__ void load_keys() {
+    const char* kt = ring.data(warp * TW / TS) + warp * TW % TS * H * 2;
+#pragma unroll
+    for (int n = 0; n < TW / 8; n++) {
+      const char* key = warp * TW + n * 8 + g < cached ? kt + (n * 8 + g) * H * 2 : A + A_KV;
+#pragma unroll
+      for (int i = 0; i < H / 32; i++) k[n][i] = *(const uint4*)(key + i * 64 + t * 16);
+    }
+  }
+  static __device__ __forceinline__ int past_quad(int q) { return ((4 * q + 3) / 2 / TILES + 1) * 16; }  // the token behind it
+  static __device__ __forceinline__ int of_quad(int q) { return 4 * q / 2 / TILES * 16; }                // its first one
+  __device__ __forceinline__ void load_quad(int q) {
+    const int tile = 4 * q + lane / 8, token = tile / 2 / TILES * 16 + tile % 2 * 8 + lane % 8;
+    load_columns(v[q], value_row(token) + (first + tile / 2 % TILES) * 16);
+  }
+  // What lies in the cache alone.
+  __device__ __forceinline__ void load_past(int c) {
+    cached = min(TC, p.count - c * TC), tokens = min(TC, p.count + p.append - c * TC);
+    slots = (cached + TS - 1) / TS;
+    if (warp < AW && warp * TW < cached) {
+      const int s = warp * TW / TS;
+      mbar_wait(ring.full(s), ring.parity(s));
+      if ((warp + 1) * TW <= cached) load_keys();
+    }
+    for (int s = slots; s < 2 * slots; s++) mbar_wait(ring.full(s), ring.parity(s));
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+      if (past_quad(q) <= cached && has_dims()) load_quad(q);
+      else v[q][0] = v[q][1] = v[q][2] = v[q][3] = 0;
+    }
+  }
+  // Where the new token lies among them, or nothing.
+  __device__ __forceinline__ void load_rest() {
+    if (cached == TC) return;
+    if (warp < AW && (warp + 1) * TW > cached && warp * TW < tokens) load_keys();
+#pragma unroll
+    for (int q = 0; q < QUADS; q++)
+      if (past_quad(q) > cached && of_quad(q) < tokens && has_dims()) load_quad(q);
+  }
+  __device__ __forceinline__ void score(int c) {
+    if (warp >= AW) return;
+    const float log2e = 1.4426950408889634f, by = log2e * SCALE;
+    const auto scored = [&](float v) { return CAP > 0 ? log2e * soft_capped(v * SCALE, CAP) : v * by; };
+    float s[TW / 8][2][4] = {};  // two chains
+    if (warp * TW < tokens) {
 #pragma unroll
       for (int i = 0; i < H / 32; i++) {
-        qa[i] = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
-        if (G > 8) qb[i] = *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16);
-      }
-      if (waits) mbar_wait(ring.full(ks), ring.parity(ks));
-      const char* kt = ring.data(ks) + in * H * 2;
-      float s[TW / 8][2][4] = {};  // two chains
-      bool in0[TW / 8], in1[TW / 8];
+        const uint4 q = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
+        const uint4 r = G > 8 ? *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-      for (int n = 0; n < TW / 8; n++) {
-        const char* key = n0 + n * 8 + g == cached ? A + A_KV : kt + (n * 8 + g) * H * 2;
-#pragma unroll
-        for (int i = 0; i < H / 32; i++) {
-          const uint4 kv = *(const uint4*)(key + i * 64 + t * 16);
-          const uint4 q = qa[i], r = G > 8 ? qb[i] : make_uint4(0, 0, 0, 0);
-          mma(s[n][0], q.x, r.x, q.y, r.y, kv.x, kv.y);
-          mma(s[n][1], q.z, r.z, q.w, r.w, kv.z, kv.w);
-        }
-      }
-      float top0 = m0, top1 = m1;
-#pragma unroll
-      for (int n = 0; n < TW / 8; n++) {
-        in0[n] = n0 + n * 8 + 2 * t < tokens;
-        in1[n] = n0 + n * 8 + 2 * t + 1 < tokens;
-#pragma unroll
-        for (int i = 0; i < 4; i++) s[n][0][i] = (i & 1 ? in1 : in0)[n] ? scored(s[n][0][i] + s[n][1][i]) : MINUS_INF;
-        top0 = fmaxf(top0, fmaxf(s[n][0][0], s[n][0][1]));
-        top1 = fmaxf(top1, fmaxf(s[n][0][2], s[n][0][3]));
-      }
-      top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 1));
-      top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 1));
-      top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, 2));
-      top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, 2));
-      const float alpha0 = exp2_fast(m0 - top0), alpha1 = exp2_fast(m1 - top1);
-      m0 = top0; m1 = top1;
-      l0 *= alpha0; l1 *= alpha1;
-      u32 a[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int n = 0; n < TW / 8; n++) {
-        float* w = s[n][0];
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = exp2_fast(w[i] - (i < 2 ? m0 : m1));
-        l0 += w[0] + w[1];
-        l1 += w[2] + w[3];
-        a[2 * n] = pack(w[0], w[1]);
-        a[2 * n + 1] = G > 8 ? pack(w[2], w[3]) : 0u;
-      }
-      STAMP(11)
-      if (waits) mbar_wait(ring.full(vs), ring.parity(vs));
-      const char *vt = ring.data(vs) + (in + 2 * t) * H * 2, *row0[TW / 8], *row1[TW / 8];
-#pragma unroll
-      for (int n = 0; n < TW / 8; n++) {
-        const int token = n0 + n * 8 + 2 * t;
-        row0[n] = token == cached ? A + A_KV + H * 2 : vt + n * 16 * H;
-        row1[n] = token + 1 == cached ? A + A_KV + H * 2 : vt + n * 16 * H + H * 2;
-      }
-      constexpr int AT_ONCE = H % 64 ? 1 : 2;  // pieces of 32 dimensions: all are read before the first is stored
-#pragma unroll
-      for (int d1 = 0; d1 < H; d1 += 32 * AT_ONCE) {
-        uint2 v0[AT_ONCE][2] = {}, v1[AT_ONCE][2] = {};
-#pragma unroll
-        for (int e = 0; e < AT_ONCE; e++)
-#pragma unroll
-          for (int n = 0; n < TW / 8; n++) {
-            if (in0[n]) v0[e][n] = *(const uint2*)(row0[n] + (d1 + e * 32) * 2 + g * 8);
-            if (in1[n]) v1[e][n] = *(const uint2*)(row1[n] + (d1 + e * 32) * 2 + g * 8);
-          }
-        float o[AT_ONCE][4][4] = {};
-#pragma unroll
-        for (int e = 0; e < AT_ONCE; e++)
-#pragma unroll
-          for (int j = 0; j < 4; j++) {  // column g of product j is dimension d1 + 32 e + 4 g + j
-            const u32 order = j & 1 ? 0x7632 : 0x5410;
-            const u32 b0 = j < 2 ? __byte_perm(v0[e][0].x, v1[e][0].x, order) : __byte_perm(v0[e][0].y, v1[e][0].y, order);
-            const u32 b1 = j < 2 ? __byte_perm(v0[e][1].x, v1[e][1].x, order) : __byte_perm(v0[e][1].y, v1[e][1].y, order);
-            mma(o[e][j], a[0], a[1], a[2], a[3], b0, b1);
-          }
-#pragma unroll
-        for (int half = 0; half < (G > 8 ? 2 : 1); half++) {
-          if (half * 8 + g >= G) break;
-          float4* to = (float4*)(O + ((half * 8 + g) * H + d1 + 8 * t) * 4);
-          const float al = half ? alpha1 : alpha0;
-#pragma unroll
-          for (int e = 0; e < AT_ONCE; e++) {
-            float4 x = make_float4(o[e][0][2 * half], o[e][1][2 * half], o[e][2][2 * half], o[e][3][2 * half]);
-            float4 y = make_float4(o[e][0][2 * half + 1], o[e][1][2 * half + 1], o[e][2][2 * half + 1], o[e][3][2 * half + 1]);
-            if (c > begin) {
-              const float4 a = to[e * 8], b = to[e * 8 + 1];
-              x = make_float4(x.x + a.x * al, x.y + a.y * al, x.z + a.z * al, x.w + a.w * al);
-              y = make_float4(y.x + b.x * al, y.y + b.y * al, y.z + b.z * al, y.w + b.w * al);
-            }
-            to[e * 8] = x;
-            to[e * 8 + 1] = y;
-          }
-        }
-      }
-      if (c + 1 == end || n0 + TC >= count + append - c * TC) {  // this warp's last tokens
-        l0 += __shfl_xor_sync(~0u, l0, 1);
-        l1 += __shfl_xor_sync(~0u, l1, 1);
-        l0 += __shfl_xor_sync(~0u, l0, 2);
-        l1 += __shfl_xor_sync(~0u, l1, 2);
-        if (t == 0) {
-          M[warp * 16 + g] = m0; M[warp * 16 + 8 + g] = m1;
-          LS[warp * 16 + g] = l0; LS[warp * 16 + 8 + g] = l1;
+        for (int n = 0; n < TW / 8; n++) {
+          mma(s[n][0], q.x, r.x, q.y, r.y, k[n][i].x, k[n][i].y);
+          mma(s[n][1], q.z, r.z, q.w, r.w, k[n][i].z, k[n][i].w);
         }
       }
     }
-    STAMP(12)
+    float* to = scores(c) + g * SROW + 2 * t;
+#pragma unroll
+    for (int n = 0; n < TW / 8; n++) {
+      const int token = warp * TW + n * 8;
+      float w[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) w[i] = token + 2 * t + i % 2 < tokens ? scored(s[n][0][i] + s[n][1][i]) : MINUS_INF;
+      *(float2*)(to + token) = float2{w[0], w[1]};
+      if (G > 8) *(float2*)(to + 8 * SROW + token) = float2{w[2], w[3]};
+    }
+  }
+  // The weights of heads g (and g + 8) of all tokens, as the products' operand wants them, and how much less the sums so far count.
+  __device__ __forceinline__ void mix(int c) {
+    if (!has_dims()) return;
+    u32 a[STEPS][4];
+    float less[ROWS / 8];
+#pragma unroll
+    for (int half = 0; half < ROWS / 8; half++) {
+      const float* from = scores(c) + (half * 8 + g) * SROW + 2 * t;
+      float2 w[STEPS][2];
+      float top = m[half];
+#pragma unroll
+      for (int i = 0; i < STEPS * 2; i++) {
+        w[i / 2][i % 2] = *(const float2*)(from + i * 8);
+        top = fmaxf(top, fmaxf(w[i / 2][i % 2].x, w[i / 2][i % 2].y));
+      }
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      less[half] = exp2_fast(m[half] - top);
+      m[half] = top;
+      float sums[2] = {0, 0};
+#pragma unroll
+      for (int i = 0; i < STEPS * 2; i++) {
+        const float x = exp2_fast(w[i / 2][i % 2].x - top), y = exp2_fast(w[i / 2][i % 2].y - top);
+        sums[i % 2] += x + y;
+        a[i / 2][i % 2 * 2 + half] = pack(x, y);
+        if (ROWS == 8) a[i / 2][i % 2 * 2 + 1] = 0;
+      }
+      l[half] = l[half] * less[half] + (sums[0] + sums[1]);
+    }
+    float sum[2][TILES][4] = {};  // two chains
+#pragma unroll
+    for (int i = 0; i < STEPS * TILES; i++) {
+      const int step = i / TILES, at = 2 * i;
+      mma(sum[step % 2][i % TILES], a[step][0], a[step][1], a[step][2], a[step][3], v[at / 4][at % 4], v[at / 4][at % 4 + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < TILES * 4; i++)
+      o[i / 4][i % 4] = o[i / 4][i % 4] * less[i % 4 / 2 * (ROWS / 16)] + (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]);
+  }
+  // A mean, with the logarithm of its weight among those of other blocks where there are any.
+  __device__ __forceinline__ void hand_over(u32 tag) {
+    if (!has_dims()) return;
+#pragma unroll
+    for (int half = 0; half < ROWS / 8; half++) {
+      float sum = l[half] + __shfl_xor_sync(~0u, l[half], 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const float inv = __fdividef(1.0f, sum), weight = m[half] + log2f(sum);
+      const int head = half * 8 + g, q = p.head * G + head;
+#pragma unroll
+      for (int j = 0; j < TILES; j++) {
+        const u32 mine = pack(o[j][2 * half] * inv, o[j][2 * half + 1] * inv), next = __shfl_xor_sync(~0u, mine, 1);
+        const int d = (first + j) * 8 + 2 * t;
+        if (head >= G) continue;
+        if (p.splits == 1) put(ll_mix + (q * H + d) / 2, mine, tag);
+        else if (t % 2 == 0) put_wide(part_word(q, p.split, d), mine, next, __float_as_uint(weight), tag);
+      }
+    }
+  }
+  static __device__ __forceinline__ u64* part_word(int q, int split, int d) { return ll_part + ((q * MAXP + split) * H + d) / 2; }
+};
+
+__device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* keys, char* values, u32 tag) {
+  const bool fresh = p.split == p.splits - 1 && p.append;  // this block adds the new token, the last of its tokens
+  const size_t at = ((size_t)p.cached * p.capacity + p.length) * H * 2;
+  Attention a(p, ring);
+#pragma unroll 1
+  for (int c = p.begin; c < p.end; c++) {
+    a.load_past(c);
+    if (c == p.begin) {
+      STAMP(9)
+      take_heads(ll_qkv + p.head * (G + 2) * (H / 2), fresh, layer, kind, keys + at, values + at, tag);
+      STAMP(10)
+      consumers_sync();
+    }
+    a.load_rest();
+    a.score(c);
+    STAMP(11)
     consumers_sync();
-    if (warp < WPG && lane < 2 * slots) mbar_arrive(ring.empty(lane));
-    ring.pos += 2 * slots;
+    STAMP(12)
+    const int done = 2 * a.slots;  // all of them are in registers
+    if (a.warp < WPG && a.lane < done) mbar_arrive(ring.empty(a.lane));
+    ring.pos += done;
+    a.mix(c);
   }
   STAMP(13)
-  for (int i = tid; i < G * H / 2; i += NT) {
-    const int h = i / (H / 2), d = i % (H / 2) * 2;
-    float top = MINUS_INF, m[AW], l[AW];
-    float2 v[AW];
-#pragma unroll
-    for (int w = 0; w < AW; w++) {  // nothing was written by those that were not used
-      m[w] = w < used ? M[w * 16 + h] : MINUS_INF;
-      l[w] = w < used ? LS[w * 16 + h] : 0.0f;
-      v[w] = w < used ? *(const float2*)(A + A_O + ((w * G + h) * H + d) * 4) : float2{0, 0};
-    }
-#pragma unroll
-    for (int w = 0; w < AW; w++) top = fmaxf(top, m[w]);
-    float o0 = 0, o1 = 0, sum = 0;
-#pragma unroll
-    for (int w = 0; w < AW; w++) {
-      const float weight = w < used ? exp2_fast(m[w] - top) : 0.0f;
-      o0 += weight * v[w].x;
-      o1 += weight * v[w].y;
-      sum += weight * l[w];
-    }
-    const int q = p.head * G + h;
-    u64* to = ll_part + (q * MAXP + p.split) * (H + 2);
-    if (p.splits > JOINED) {
-      put(to + d, __float_as_uint(o0), tag);
-      put(to + d + 1, __float_as_uint(o1), tag);
-      if (d == 0) { put(to + H, __float_as_uint(top), tag); put(to + H + 1, __float_as_uint(sum), tag); }
-    } else {  // a mean, and the logarithm of its weight among those of other blocks
-      const float inv = __fdividef(1.0f, sum);
-      put(p.splits == 1 ? ll_mix + (q * H + d) / 2 : to + d / 2, pack(o0 * inv, o1 * inv), tag);
-      if (p.splits > 1 && d == 0) put(to + H / 2, __float_as_uint(top + log2f(sum)), tag);
-    }
-  }
+  a.hand_over(tag);
   STAMP(14)
   consumers_sync();
 }
@@ -251,15 +275,13 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
 template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 tag) {
   constexpr int IT = (N_H / 4 + NT - 1) / NT;
   const u64* from[IT];  // the words of four dimensions
-  const u64* weight[IT];
 #pragma unroll
   for (int i = 0; i < IT; i++) {
     const int k = min((int)(threadIdx.x + i * NT) * 4, N_H - 4);
-    weight[i] = ll_part + k / H * MAXP * (H + 2) + H / 2;
-    from[i] = weight[i] - H / 2 + k % H / 2;
+    from[i] = Attention::part_word(k / H, 0, k % H);
   }
-  u64 a[IT][JOINED], b[IT][JOINED], w[IT][JOINED];
-  if ((threadIdx.x & 31) == 31) take(weight[0] + (splits - 1) * (H + 2), tag);  // as `gather`
+  u64 data[IT][JOINED], rest[IT][JOINED];
+  if ((threadIdx.x & 31) == 31) take(from[0] + (splits - 1) * (H / 2) + 1, tag);  // as `gather`
   __syncwarp();
   STAMP(16)
   for (u32 spins = 0;; patience(spins)) {
@@ -268,17 +290,13 @@ template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 
     for (int s = 0; s < JOINED; s++) {
       if (s >= splits) break;
 #pragma unroll
-      for (int i = 0; i < IT; i++) {
-        peek2(from[i] + s * (H + 2), a[i][s], b[i][s]);
-        w[i][s] = peek(weight[i] + s * (H + 2));
-      }
+      for (int i = 0; i < IT; i++) peek_wide(from[i] + s * (H / 2), data[i][s], rest[i][s]);
     }
 #pragma unroll
     for (int s = 0; s < JOINED; s++) {
       if (s >= splits) break;
 #pragma unroll
-      for (int i = 0; i < IT; i++)
-        missing |= (u32)(a[i][s] >> 32) != tag || (u32)(b[i][s] >> 32) != tag || (u32)(w[i][s] >> 32) != tag;
+      for (int i = 0; i < IT; i++) missing |= (u32)(rest[i][s] >> 32) != tag;
     }
     if (!__any_sync(~0u, missing)) break;
   }
@@ -289,14 +307,15 @@ template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 
     float top = MINUS_INF, sum = 0, e[4] = {};
 #pragma unroll
     for (int s = 0; s < JOINED; s++)
-      if (s < splits) top = fmaxf(top, __uint_as_float((u32)w[i][s]));
+      if (s < splits) top = fmaxf(top, __uint_as_float((u32)rest[i][s]));
 #pragma unroll
     for (int s = 0; s < JOINED; s++) {
       if (s >= splits) break;
-      const float weight = exp2_fast(__uint_as_float((u32)w[i][s]) - top);
+      const float weight = exp2_fast(__uint_as_float((u32)rest[i][s]) - top);
+      const u32 lo = (u32)data[i][s], hi = (u32)(data[i][s] >> 32);
       sum += weight;
-      e[0] += weight * to_float((u32)a[i][s]); e[1] += weight * high((u32)a[i][s]);
-      e[2] += weight * to_float((u32)b[i][s]); e[3] += weight * high((u32)b[i][s]);
+      e[0] += weight * to_float(lo); e[1] += weight * high(lo);
+      e[2] += weight * to_float(hi); e[3] += weight * high(hi);
     }
     const float inv = __fdividef(1.0f, sum);
     const u32 lo = pack(e[0] * inv, e[1] * inv), hi = pack(e[2] * inv, e[3] * inv);
@@ -307,57 +326,58 @@ template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 
   store.finish();
 }
 
+// A mean of parts, which more of them join.
+struct Mean {
+  float top = MINUS_INF, sum = 0, o[4] = {};
+  __device__ __forceinline__ void join(float weight, float count, float e0, float e1, float e2, float e3) {
+    const float high = fmaxf(top, weight), a = exp2_fast(top - high), b = exp2_fast(weight - high);
+    o[0] = o[0] * a + e0 * b, o[1] = o[1] * a + e1 * b, o[2] = o[2] * a + e2 * b, o[3] = o[3] * a + e3 * b;
+    sum = sum * a + count * b;
+    top = high;
+  }
+};
+
 // Joins the splits of one query head.
 __device__ void combine(const Past& p, int q, u32 tag) {
-  constexpr int GROUPS = NT / H, AT_ONCE = 4;  // splits whose words are asked for together
-  const int d = threadIdx.x % H, group = threadIdx.x / H;
+  constexpr int D4 = H / 4, TEAMS = NT / D4, AT_ONCE = 2;  // splits whose words are asked for together
+  const int d = threadIdx.x % D4, team = threadIdx.x / D4;
   float* C = (float*)(smem + OFF_X);
-  if (group < GROUPS) {
-    float m = MINUS_INF, sum = 0, o = 0;
-    for (int s0 = group; s0 < p.splits; s0 += AT_ONCE * GROUPS) {
-      u64 w[AT_ONCE][3];  // this dimension's sum, the maximum, the sum of the weights
+  if (team < TEAMS) {
+    Mean mean;
+    for (int s0 = team; s0 < p.splits; s0 += AT_ONCE * TEAMS) {
+      u64 data[AT_ONCE], rest[AT_ONCE];
       for (u32 spins = 0;; patience(spins)) {
         bool missing = false;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-          if (s0 + i * GROUPS >= p.splits) break;
-          const u64* from = ll_part + (q * MAXP + s0 + i * GROUPS) * (H + 2);
-          w[i][0] = peek(from + d);
-          w[i][1] = peek(from + H);
-          w[i][2] = peek(from + H + 1);
-        }
-#pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
-          if (s0 + i * GROUPS < p.splits)
-            missing |= (u32)(w[i][0] >> 32) != tag || (u32)(w[i][1] >> 32) != tag || (u32)(w[i][2] >> 32) != tag;
+          if (s0 + i * TEAMS < p.splits) peek_wide(Attention::part_word(q, s0 + i * TEAMS, d * 4), data[i], rest[i]);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) missing |= s0 + i * TEAMS < p.splits && (u32)(rest[i] >> 32) != tag;
         if (!missing) break;
       }
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++) {
-        if (s0 + i * GROUPS >= p.splits) break;
-        const float os = __uint_as_float((u32)w[i][0]), ms = __uint_as_float((u32)w[i][1]), ls = __uint_as_float((u32)w[i][2]);
-        const float top = fmaxf(m, ms), a = exp2_fast(m - top), b = exp2_fast(ms - top);
-        o = o * a + os * b;
-        sum = sum * a + ls * b;
-        m = top;
+        if (s0 + i * TEAMS >= p.splits) break;
+        const u32 lo = (u32)data[i], hi = (u32)(data[i] >> 32);
+        mean.join(__uint_as_float((u32)rest[i]), 1.0f, to_float(lo), high(lo), to_float(hi), high(hi));
       }
     }
     STAMP(15)
-    C[group * (H + 2) + d] = o;
-    if (d == 0) { C[group * (H + 2) + H] = m; C[group * (H + 2) + H + 1] = sum; }
+    float* c = C + team * (H + 4);
+    *(float4*)(c + d * 4) = make_float4(mean.o[0], mean.o[1], mean.o[2], mean.o[3]);
+    if (d == 0) *(float2*)(c + H) = float2{mean.top, mean.sum};
   }
   consumers_sync();
-  if (threadIdx.x < H / 2) {
-    float m = MINUS_INF, sum = 0, o0 = 0, o1 = 0;
-    for (int k = 0; k < min(GROUPS, p.splits); k++) {
-      const float* c = C + k * (H + 2);
-      const float top = fmaxf(m, c[H]), a = exp2_fast(m - top), b = exp2_fast(c[H] - top);
-      o0 = o0 * a + c[2 * threadIdx.x] * b;
-      o1 = o1 * a + c[2 * threadIdx.x + 1] * b;
-      sum = sum * a + c[H + 1] * b;
-      m = top;
+  if (threadIdx.x < D4) {
+    Mean mean;
+    for (int k = 0; k < min(TEAMS, p.splits); k++) {
+      const float* c = C + k * (H + 4);
+      const float4 e = *(const float4*)(c + d * 4);
+      mean.join(c[H], c[H + 1], e.x, e.y, e.z, e.w);
     }
-    put(ll_mix + q * (H / 2) + threadIdx.x, pack(o0 / sum, o1 / sum), tag);
+    u64* to = ll_mix + (q * H + d * 4) / 2;
+    put(to, pack(mean.o[0] / mean.sum, mean.o[1] / mean.sum), tag);
+    put(to + 1, pack(mean.o[2] / mean.sum, mean.o[3] / mean.sum), tag);
   }
   consumers_sync();
 }

@@ -23,7 +23,7 @@
 // keeps apart what is scaled apart. Weights then need no conversion at all, or one `and` a byte.
 //
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, what makes a family (`family.py`), NCTA,
-// NSLOT (a multiple of NG), SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
+// NSLOT, SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
 // warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
 // SHARED (bytes), FORMAT_EMBED, FORMATS_* (each format that the weight has in any layer), MIXED (1: some weight has
 // several; FORMATS_OF_LAYERS says which layer has which), KERNEL_PARAMS and LOAD_TABLE (the pointers;
@@ -52,7 +52,7 @@ __device__ __align__(16) u64 ll_mix[N_H / 2];
 __device__ __align__(16) u64 ll_x1[D / 2];
 __device__ __align__(16) u64 ll_x2[D / 2];
 __device__ __align__(16) u64 ll_h[F / 2];
-__device__ __align__(16) u64 ll_part[N * MAXP * (H + 2)];
+__device__ __align__(16) u64 ll_part[N * MAXP * (H / 2)];  // of 16 bytes: four dimensions of a part's mean, its weight
 
 #ifdef PROFILE  // stamps in place of the logits: the clock's last 18 bits and which it is; a row of blocks for each
 __device__ __forceinline__ void stamp(int which);
