@@ -48,6 +48,7 @@ CONFIG = ModelConfig.from_hf(
 def gpu(monkeypatch):
     """A GPU that launches anything."""
     made = SimpleNamespace(blocks=132, room=ROOM, capability=(9, 0))
+    monkeypatch.setattr(launch, "memory_rate", lambda: 3.35e12)
     monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: made.blocks)
     monkeypatch.setattr(launch, "shared_memory", lambda: made.room)
@@ -414,21 +415,42 @@ def test_how_many_blocks_sample_a_row(gpu, batch_size, vocab, cluster, threads):
 @pytest.mark.parametrize(
     ("name", "cut"),
     [
-        ("qwen3-0.6b", dict(chunk=64, joined=3, producers=1, groups=4, row_bytes=1024)),
-        ("gemma-3-1b", dict(chunk=64, joined=4, producers=1, groups=4, row_bytes=1152)),
-        ("gemma-3-270m", dict(chunk=64, joined=4, producers=1, groups=2, row_bytes=1280)),
-        ("qwen2.5-0.5b", dict(chunk=128, joined=2, producers=1, groups=2, row_bytes=2048)),
-        ("smollm3-3b", dict(chunk=64, joined=3, producers=2, groups=2, row_bytes=1024)),
-        ("tinyllama-1.1b", dict(chunk=128, joined=2, producers=2, groups=2, row_bytes=1024)),
+        ("qwen3-0.6b", dict(chunk=64, joined=4, team=1, groups=4, row_bytes=1024)),
+        ("gemma-3-1b", dict(chunk=64, joined=5, team=1, groups=4, row_bytes=1152)),
+        ("gemma-3-270m", dict(chunk=64, joined=5, team=1, groups=2, row_bytes=1280)),
+        ("qwen2.5-0.5b", dict(chunk=128, joined=5, team=1, groups=2, row_bytes=2048)),
+        ("smollm3-3b", dict(chunk=64, joined=4, team=2, groups=2, row_bytes=1024)),
+        ("tinyllama-1.1b", dict(chunk=128, joined=4, team=2, groups=2, row_bytes=1024)),
     ],
 )
 def test_small_layers_are_cut_for_their_waits(gpu, name, cut):
-    config = dataclasses.replace(ModelConfig.from_hf(ready_made.shape(name)), num_hidden_layers=2)
-    made = plan.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
+    made = plan_of(name)
     assert {field: getattr(made, field) for field in cut} == cut
-    assert made.slots % made.groups == 0
+    assert made.slots % made.groups == 0 or made.slots >= made.groups + made.lag
     assert made.slots >= made.turn  # else a block would wait for values that have no slot
     assert all(min(tile.slices, made.groups) * made.warps // made.groups % 4 == 0 for tile in made.every_tile)
+
+
+def plan_of(name: str) -> plan.Plan:
+    config = dataclasses.replace(ModelConfig.from_hf(ready_made.shape(name)), num_hidden_layers=2)
+    return plan.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("qwen3-0.6b", dict(producers=4, team=2, groups=4, in_flight=65536)),
+        ("tinyllama-1.1b", dict(producers=4, team=4, groups=4, in_flight=65536)),
+        ("smollm3-3b", dict(producers=4, team=4, groups=2, in_flight=65536)),
+    ],
+)
+def test_a_fast_memory_is_asked_by_more_warps(gpu, monkeypatch, name, cut):
+    slow = plan_of(name)
+    assert slow.producers == 2
+    monkeypatch.setattr(launch, "memory_rate", lambda: 4.9e12)
+    made = plan_of(name)
+    assert {field: getattr(made, field) for field in cut} == cut
+    assert made.slots >= made.groups + made.lag
 
 
 # Where things lie.
@@ -453,7 +475,8 @@ def test_parts_of_shared_memory_lie_one_behind_another():
     assert total == places["OFF_PAST"] + 64
     inner, total = attention_map(H=64, G=4, chunk=128, warps=8)
     assert (inner["QS"], inner["TW"], inner["AW"]) == (144, 16, 8)
-    assert total == inner["A_O"] + 8 * 4 * 64 * 4
+    assert total == inner["A_S"] + 2 * 8 * (128 + 8) * 4
+    assert attention_map(H=64, G=9, chunk=128, warps=8)[1] == inner["A_S"] + 2 * 16 * (128 + 8) * 4
     assert attention_map(H=64, G=4, chunk=64, warps=8)[0]["TW"] == 8
 
 

@@ -199,7 +199,7 @@ CASES = [
     (SMALL, "int4", "bfloat16", 40, (37,)),
     (SMALL, "int8", "float16", 40, (37,)),
     (SLIDING, "q4", "bfloat16", 200, (170,)),
-    (MANY_HEADS, "q8", "bfloat16", 320, (180, 300)),  # two parts, then more than every block joins
+    (MANY_HEADS, "q8", "bfloat16", 320, (300,)),  # three parts, which every block joins
     (NARROW, "q4", "bfloat16", 40, (33,)),
     (HALVES, "bf16", "bfloat16", 80, (64,)),
     (BLOCKS, "q4_k_m", "bfloat16", 40, (37,)),
@@ -220,6 +220,22 @@ def test_decode_emulated(four_blocks, tmp_path, config, stored, dtype, max_len, 
 def test_decode_of_large_layers_emulated(four_blocks, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "SMALL_LAYER", 0)
     emulate(tmp_path, LONG, weights(LONG, "bf16"), 300, (191, 250))
+
+
+def test_decode_of_many_parts_emulated(four_blocks, tmp_path, monkeypatch):
+    """One part of two turns, then more parts than every block joins."""
+    monkeypatch.setattr(plan, "JOINED_PARTS", 1)
+    emulate(tmp_path, MANY_HEADS, weights(MANY_HEADS, "q8"), 320, (180, 300))
+
+
+def test_decode_on_a_fast_memory_emulated(four_blocks, tmp_path, monkeypatch):
+    """Some of the warps that stream only join in at the head, and a slot is another group's in each turn."""
+    monkeypatch.setattr(launch, "memory_rate", lambda: 4.9e12)
+    monkeypatch.setattr(launch, "shared_memory", lambda: 150000)
+    params = weights(HALVES, "bf16")
+    cut = plan.make_plan(HALVES, params)
+    assert (cut.producers, cut.team, cut.slots % cut.groups) == (4, 2, 3)
+    emulate(tmp_path, HALVES, params, 140, (130,))
 
 
 def emulate(tmp_path, config, params, max_len, lengths, dtype="bfloat16") -> None:

@@ -137,6 +137,7 @@ static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 static unsigned atomicAdd(unsigned* to, unsigned more) { *to += more; return *to - more; }
 static float __fdividef(float a, float b) { return a / b; }
 static float exp2_fast(float v) { return exp2f(v); }
+static float log2_fast(float v) { return log2f(v); }
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 static float half_to_float(unsigned short bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }

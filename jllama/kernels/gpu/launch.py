@@ -22,6 +22,7 @@ from jax import Array
 from jllama.files.paths import cache_dir
 from jllama.kernels import kept
 
+MEMORY_CLOCK, BUS_WIDTH = 36, 37  # CU_DEVICE_ATTRIBUTE_...: kHz, bits
 MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
 
 
@@ -57,6 +58,24 @@ def blocks_at_once() -> int:
     """How many multiprocessors there are: a persistent kernel has one block on each."""
     gpu = device()
     return int(gpu.core_count) if gpu else 0
+
+
+@functools.cache
+def memory_rate() -> float:
+    """Bytes a second that can go over the memory's bus, from its clock and width; 0 without an NVIDIA GPU."""
+    gpu = device()
+    if gpu is None:
+        return 0.0
+    driver, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(number), gpu.local_hardware_id)
+    kilohertz, bits = (_attribute(driver, number, which) for which in (MEMORY_CLOCK, BUS_WIDTH))
+    return 2 * kilohertz * 1000 * bits / 8  # twice a clock
+
+
+def _attribute(driver: ctypes.CDLL, number: ctypes.c_int, which: int) -> int:
+    value = ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(value), which, number)
+    return value.value
 
 
 def shared_memory() -> int:

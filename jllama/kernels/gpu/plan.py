@@ -17,10 +17,15 @@ from jllama.model import Block, Params
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
+# On a bus of more bytes a second a warp's copies hold all up, not weights that words wait behind. There:
+FAST, FAST_PRODUCERS, FAST_IN_FLIGHT = 4e12, 4, 65536
 ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
 WORTH = 1.05  # so much better filled
-SMALL_LAYER, WIDE_GROUP = 64 << 20, 1024  # bytes that take less than the waits; query elements of a key head
-JOINED_TOKENS, JOINED_VALUES, MOST_TURNS = 256, 8192, 2  # of a text in parts, of its heads, that every block joins itself
+SMALL_LAYER, FAST_LAYER = 64 << 20, 96 << 20  # bytes that take less than the waits
+WIDE_GROUP = 1024  # query elements of a key head
+JOINED_TOKENS, JOINED_VALUES, JOINED_PARTS = 640, 8192, 5  # of a text that every block joins itself
+RUNS = 128  # bytes of a slot between runs of cached tokens
+MOST_TURNS = 2  # of a block, rather than more parts than that
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
 MAX_FORMATS = 4  # of a weight, which may differ from layer to layer: two bits of a table say which
@@ -56,6 +61,7 @@ class Plan:
     warps: int
     groups: int
     producers: int
+    team: int  # producers that stream the layers' weights; all stream the head's
     in_flight: int
     head_rows: int  # on this GPU
     gpus: int  # that share a step; the sizes of `config` are one's own
@@ -70,12 +76,13 @@ class Plan:
     @property
     def joined(self) -> int:
         """Parts of a text whose heads every block joins itself; of more parts, one block a head does."""
-        return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // self.columns[1]))
+        return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // self.columns[1], JOINED_PARTS))
 
     @property
     def turn(self) -> int:
         """Slots that a turn's keys and values take: all must have landed before the first is free."""
-        return 2 * -(-self.chunk // min(self.chunk, self.slot // (2 * self.config.head_dim) // 16 * 16))
+        fit = (self.slot - RUNS) // (2 * self.config.head_dim) // 16 * 16
+        return 2 * -(-self.chunk // min(self.chunk, fit))
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -125,12 +132,12 @@ class Plan:
     @property
     def slot(self) -> int:
         """Bytes of a ring slot: a tile, or at least 32 cached tokens, 16 where heads are wide."""
-        tokens = 32 if self.config.head_dim <= 128 else 16
-        return rounded(max(*(tile.size for tile in self.every_tile), tokens * self.config.head_dim * 2), 128)
+        tokens = (32 if self.config.head_dim <= 128 else 16) * self.config.head_dim * 2 + RUNS
+        return rounded(max(*(tile.size for tile in self.every_tile), tokens), 128)
 
     @property
     def slots(self) -> int:
-        """As many as fit; the same for each group where a turn of a barrier could be mistaken for the next."""
+        """As many as fit; for each group alike, if one could mistake a barrier's turn for the next."""
         fixed, one = (self.map(slots)[1] for slots in (0, 1))
         fit = min(64, (self.shared_bytes - fixed) // (one - fixed))
         return fit if fit >= self.groups + self.lag else fit // self.groups * self.groups
@@ -181,6 +188,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         NW=plan.warps,
         NG=plan.groups,
         PW=plan.producers,
+        TEAM=plan.team,
         LAG=plan.lag,
         SLOT=plan.slot,
         TC=plan.chunk,
@@ -242,16 +250,28 @@ def make_plan(c: ModelConfig, params: Params, gpus: int = 1) -> Plan:
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
     best = max(others, key=lambda other: other.filled)
     plan = best if best.filled > WORTH * plan.filled else plan
+    fast = launch.memory_rate() > FAST
+    if fast:
+        plan = dataclasses.replace(
+            plan, producers=FAST_PRODUCERS, team=FAST_PRODUCERS, in_flight=FAST_IN_FLIGHT
+        )
     layer = sum(rows * tile.row for tile, rows in plan.used[:4])
-    return _for_small_layers(plan) if layer < SMALL_LAYER else plan
+    if layer < SMALL_LAYER:
+        plan = _for_small_layers(plan)
+    return _in_groups(plan) if layer < (FAST_LAYER if fast else SMALL_LAYER) else plan
 
 
 def _for_small_layers(plan: Plan) -> Plan:
-    """One warp streams: no bursts that words wait behind. More groups: a warp takes more of a slot."""
+    """Half of the warps stream: no bursts that words wait behind."""
     qkv = plan.tiles[0][0]
     row, slices = qkv.row, qkv.slices
     split = row // slices < ROW_BYTES < row <= 2 * ROW_BYTES
-    plan = dataclasses.replace(plan, producers=1, row_bytes=2 * ROW_BYTES if split else plan.row_bytes)
+    row_bytes = 2 * ROW_BYTES if split else plan.row_bytes
+    return dataclasses.replace(plan, team=plan.producers // 2, row_bytes=row_bytes)
+
+
+def _in_groups(plan: Plan) -> Plan:
+    """More of them, so that a warp takes more of a slot, where they find as much to do."""
     even = all(tile.slices == 2 or tile.slices > 3 for tile in plan.every_tile)
     return dataclasses.replace(plan, groups=2 * GROUPS) if even else plan
 
@@ -275,6 +295,7 @@ def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:
         warps=WARPS,
         groups=GROUPS,
         producers=PRODUCERS,
+        team=PRODUCERS,
         in_flight=IN_FLIGHT,
         head_rows=head.shape[0],
         gpus=gpus,

@@ -10,15 +10,16 @@ __device__ __forceinline__ int apart(int j) { return turns(j) ? ROTARY / 4 : (H 
 struct Pair {
   int r, first, second;  // of the group's queries, then key and value; words
   float2 c, s;           // its angle, of elements 2 j, 2 j + 1 and their partners
+  u64 wl, wh;            // as they come
   u32 lo, hi;
   __device__ __forceinline__ Pair(int r, int j, int kind) : r(r), first(first_word(j)), second(first + apart(j)), c{1, 1}, s{0, 0} {
     const float* angles = (const float*)(smem + OFF_ROPE) + kind * H;
     if (r <= G && turns(j)) c = *(const float2*)(angles + 2 * j), s = *(const float2*)(angles + ROTARY / 2 + 2 * j);
   }
-  __device__ __forceinline__ void take(const u64* from, u32 tag) {
-    u64 wl = peek(from + first), wh = peek(from + second);
-    for (u32 spins = 0; (u32)(wl >> 32) != tag || (u32)(wh >> 32) != tag; patience(spins)) wl = peek(from + first), wh = peek(from + second);
+  __device__ __forceinline__ void ask(const u64* from) { wl = peek(from + first), wh = peek(from + second); }
+  __device__ __forceinline__ bool came(u32 tag) {
     lo = (u32)wl, hi = (u32)wh;
+    return (u32)(wl >> 32) == tag && (u32)(wh >> 32) == tag;
   }
   __device__ __forceinline__ void keep(char* A, char* key, char* value) {  // the new token's in the cache, too
     if (r <= G && ROTARY > 0) {
@@ -53,11 +54,18 @@ __device__ __forceinline__ void take_heads(const u64* from, bool fresh, int laye
     }
     auto pair = [&](int e) { return Pair(r, min(lane + e * 32, R4 - 1), kind); };
     Pair pairs[] = {pair(0), pair(EACH - 1)};
+    for (u32 spins = 0;; patience(spins)) {
+      bool all = true;
+#pragma unroll
+      for (int e = 0; e < EACH; e++) pairs[e].ask(from + r * (H / 2));
+#pragma unroll
+      for (int e = 0; e < EACH; e++) all &= pairs[e].came(tag);
+      if (all) break;
+    }
     float squares = 0;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
       if (lane + e * 32 >= R4) break;
-      pairs[e].take(from + r * (H / 2), tag);
       const u32 lo = pairs[e].lo, hi = pairs[e].hi;
       squares += to_float(lo) * to_float(lo) + high(lo) * high(lo) + to_float(hi) * to_float(hi) + high(hi) * high(hi);
     }
@@ -78,16 +86,18 @@ __device__ __forceinline__ void take_heads(const u64* from, bool fresh, int laye
     const int r = i / R4;
     if (r >= G && !fresh) break;
     Pair pair(r, i % R4, kind);
-    pair.take(from + r * (H / 2), tag);
+    pair.ask(from + r * (H / 2));
+    for (u32 spins = 0; !pair.came(tag); patience(spins)) pair.ask(from + r * (H / 2));
     pair.keep(A, key, value);
   }
 #endif
 }
 
 // Scores: a warp takes TW tokens. Values: a warp takes TILES times 8 dimensions of all tokens, so that nothing is left to be
-// added up across warps. Keys and values of a turn are in registers before the queries come.
+// added up across warps. Keys and values of a turn are in registers before the queries come; the new token's lie apart. Tile i of 8
+// tokens has the i-th of each run, and so the scores lie.
 struct Attention {
-  static constexpr int ROWS = G > 8 ? 16 : 8, SROW = TC + 8;  // of the scores, whose rows are heads: no conflicts of banks
+  static constexpr int ROWS = G > 8 ? 16 : 8, SROW = TC + 8;  // of the scores, whose rows are heads; the new token's behind them
   static constexpr int STEPS = TC / 16;  // of 16 tokens
   static constexpr int TILES = H / 8 % ((H + 63) / 64) == 0 ? (H + 63) / 64 : 4;
   static constexpr int QUADS = STEPS * TILES / 2;  // of tiles of 8 tokens and 8 dimensions
@@ -109,98 +119,98 @@ struct Attention {
     for (int i = 0; i < TILES * 4; i++) o[i / 4][i % 4] = 0;
   }
   __device__ __forceinline__ bool has_dims() const { return first * 8 < H; }
+  __device__ __forceinline__ bool is_new() const { return tokens > cached; }  // one of them
   __device__ __forceinline__ float* scores(int c) const { return (float*)(A + A_S) + (c & 1) * ROWS * SROW; }
-  // Where a token's values lie: beyond those in the cache there is the new one's.
-  __device__ __forceinline__ const char* value_row(int token) const {
-    return token < cached ? ring.data(slots + token / TS) + token % TS * H * 2 : A + A_KV + H * 2;
+  __device__ __forceinline__ int tile(int n) const { return warp * (TW / 8) + n; }  // of tokens, that this warp scores
+  __device__ __forceinline__ const char* run(int slot, int r) const {
+    return ring.data(slot + r / PER) + r % PER * GT * H * 2 + r * 16;
   }
-  __device__ __forceinline__ void load_keys() {
-    const char* kt = ring.data(warp * TW / TS) + warp * TW % TS * H * 2;
-#pragma unroll
-    for (int n = 0; n < TW / 8; n++) {
-      const char* key = warp * TW + n * 8 + g < cached ? kt + (n * 8 + g) * H * 2 : A + A_KV;
-#pragma unroll
-      for (int i = 0; i < H / 32; i++) k[n][i] = *(const uint4*)(key + i * 64 + t * 16);
-    }
-  }
-  static __device__ __forceinline__ int past_quad(int q) { return ((4 * q + 3) / 2 / TILES + 1) * 16; }  // the token behind it
-  static __device__ __forceinline__ int of_quad(int q) { return 4 * q / 2 / TILES * 16; }                // its first one
-  __device__ __forceinline__ void load_quad(int q) {
-    const int tile = 4 * q + lane / 8, token = tile / 2 / TILES * 16 + tile % 2 * 8 + lane % 8;
-    load_columns(v[q], value_row(token) + (first + tile / 2 % TILES) * 16);
-  }
-  // What lies in the cache alone.
+  // What lies in the cache. What is not there yet: something else, which counts for nothing.
   __device__ __forceinline__ void load_past(int c) {
     cached = min(TC, p.count - c * TC), tokens = min(TC, p.count + p.append - c * TC);
     slots = (cached + TS - 1) / TS;
-    if (warp < AW && warp * TW < cached) {
-      const int s = warp * TW / TS;
-      mbar_wait(ring.full(s), ring.parity(s));
-      if ((warp + 1) * TW <= cached) load_keys();
+    if (cached == 0) return;
+    for (int s = 0; s < slots; s++) mbar_wait(ring.full(s), ring.parity(s));
+    if (warp < AW) {
+      const char* keys = run(0, g);
+#pragma unroll
+      for (int n = 0; n < TW / 8; n++) {
+        const char* key = g * GT + tile(n) < cached ? keys + tile(n) * H * 2 : A + A_KV;
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) k[n][i] = *(const uint4*)(key + i * 64 + t * 16);
+      }
     }
     for (int s = slots; s < 2 * slots; s++) mbar_wait(ring.full(s), ring.parity(s));
+    if (!has_dims()) return;
+    const char *values = run(slots, lane % 8), *some = ring.data(slots);
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
-      if (past_quad(q) <= cached && has_dims()) load_quad(q);
-      else v[q][0] = v[q][1] = v[q][2] = v[q][3] = 0;
+      const int at = 4 * q + lane / 8, i = at / 2 / TILES * 2 + at % 2;  // tile of tokens
+      const char* row = lane % 8 * GT + i < cached ? values + i * H * 2 : some;
+      load_columns(v[q], row + (first + at / 2 % TILES) * 16);
     }
   }
-  // Where the new token lies among them, or nothing.
-  __device__ __forceinline__ void load_rest() {
-    if (cached == TC) return;
-    if (warp < AW && (warp + 1) * TW > cached && warp * TW < tokens) load_keys();
+  __device__ __forceinline__ void load_new() {
+    if (!is_new() || warp >= AW) return;
 #pragma unroll
-    for (int q = 0; q < QUADS; q++)
-      if (past_quad(q) > cached && of_quad(q) < tokens && has_dims()) load_quad(q);
+    for (int n = 0; n < TW / 8; n++)
+      if (g * GT + tile(n) == cached)
+#pragma unroll
+        for (int i = 0; i < H / 32; i++) k[n][i] = *(const uint4*)(A + A_KV + i * 64 + t * 16);
   }
   __device__ __forceinline__ void score(int c) {
     if (warp >= AW) return;
     const float log2e = 1.4426950408889634f, by = log2e * SCALE;
     const auto scored = [&](float v) { return CAP > 0 ? log2e * soft_capped(v * SCALE, CAP) : v * by; };
     float s[TW / 8][2][4] = {};  // two chains
-    if (warp * TW < tokens) {
 #pragma unroll
-      for (int i = 0; i < H / 32; i++) {
-        const uint4 q = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
-        const uint4 r = G > 8 ? *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16) : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < H / 32; i++) {
+      const uint4 q = *(const uint4*)(A + A_Q + g * QS + i * 64 + t * 16);
+      const uint4 r = G > 8 ? *(const uint4*)(A + A_Q + (g + 8) * QS + i * 64 + t * 16) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int n = 0; n < TW / 8; n++) {
-          mma(s[n][0], q.x, r.x, q.y, r.y, k[n][i].x, k[n][i].y);
-          mma(s[n][1], q.z, r.z, q.w, r.w, k[n][i].z, k[n][i].w);
-        }
+      for (int n = 0; n < TW / 8; n++) {
+        mma(s[n][0], q.x, r.x, q.y, r.y, k[n][i].x, k[n][i].y);
+        mma(s[n][1], q.z, r.z, q.w, r.w, k[n][i].z, k[n][i].w);
       }
     }
-    float* to = scores(c) + g * SROW + 2 * t;
+    float* to = scores(c) + g * SROW;
 #pragma unroll
     for (int n = 0; n < TW / 8; n++) {
-      const int token = warp * TW + n * 8;
+      const int token = 2 * t * GT + tile(n);
       float w[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) w[i] = token + 2 * t + i % 2 < tokens ? scored(s[n][0][i] + s[n][1][i]) : MINUS_INF;
-      *(float2*)(to + token) = float2{w[0], w[1]};
-      if (G > 8) *(float2*)(to + 8 * SROW + token) = float2{w[2], w[3]};
+      for (int i = 0; i < 4; i++) {
+        const int at = token + i % 2 * GT;
+        const float v = scored(s[n][0][i] + s[n][1][i]);
+        if (at == cached && is_new() && i / 2 < ROWS / 8) to[i / 2 * 8 * SROW + TC] = v;
+        w[i] = at < cached ? v : MINUS_INF;
+      }
+      *(float2*)(to + tile(n) * 8 + 2 * t) = float2{w[0], w[1]};
+      if (G > 8) *(float2*)(to + 8 * SROW + tile(n) * 8 + 2 * t) = float2{w[2], w[3]};
     }
   }
   // The weights of heads g (and g + 8) of all tokens, as the products' operand wants them, and how much less the sums so far count.
   __device__ __forceinline__ void mix(int c) {
     if (!has_dims()) return;
     u32 a[STEPS][4];
-    float less[ROWS / 8];
+    float less[ROWS / 8], latest[ROWS / 8];  // the new token's
 #pragma unroll
     for (int half = 0; half < ROWS / 8; half++) {
-      const float* from = scores(c) + (half * 8 + g) * SROW + 2 * t;
+      const float* from = scores(c) + (half * 8 + g) * SROW;
       float2 w[STEPS][2];
-      float top = m[half];
+      latest[half] = is_new() ? from[TC] : MINUS_INF;
+      float top = fmaxf(m[half], latest[half]);
 #pragma unroll
       for (int i = 0; i < STEPS * 2; i++) {
-        w[i / 2][i % 2] = *(const float2*)(from + i * 8);
+        w[i / 2][i % 2] = *(const float2*)(from + i * 8 + 2 * t);
         top = fmaxf(top, fmaxf(w[i / 2][i % 2].x, w[i / 2][i % 2].y));
       }
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
       less[half] = exp2_fast(m[half] - top);
+      latest[half] = exp2_fast(latest[half] - top);
       m[half] = top;
-      float sums[2] = {0, 0};
+      float sums[2] = {t == 0 ? latest[half] : 0.0f, 0};
 #pragma unroll
       for (int i = 0; i < STEPS * 2; i++) {
         const float x = exp2_fast(w[i / 2][i % 2].x - top), y = exp2_fast(w[i / 2][i % 2].y - top);
@@ -210,32 +220,49 @@ struct Attention {
       }
       l[half] = l[half] * less[half] + (sums[0] + sums[1]);
     }
-    float sum[2][TILES][4] = {};  // two chains
 #pragma unroll
-    for (int i = 0; i < STEPS * TILES; i++) {
-      const int step = i / TILES, at = 2 * i;
-      mma(sum[step % 2][i % TILES], a[step][0], a[step][1], a[step][2], a[step][3], v[at / 4][at % 4], v[at / 4][at % 4 + 1]);
+    for (int i = 0; i < TILES * 4; i++) o[i / 4][i % 4] *= less[i % 4 / 2 * (ROWS / 16)];
+    if (cached) {
+      float sum[2][TILES][4] = {};  // two chains
+#pragma unroll
+      for (int i = 0; i < STEPS * TILES; i++) {
+        const int step = i / TILES, at = 2 * i;
+        mma(sum[step % 2][i % TILES], a[step][0], a[step][1], a[step][2], a[step][3], v[at / 4][at % 4], v[at / 4][at % 4 + 1]);
+      }
+#pragma unroll
+      for (int i = 0; i < TILES * 4; i++) o[i / 4][i % 4] += sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4];
     }
+    if (!is_new()) return;
 #pragma unroll
-    for (int i = 0; i < TILES * 4; i++)
-      o[i / 4][i % 4] = o[i / 4][i % 4] * less[i % 4 / 2 * (ROWS / 16)] + (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]);
+    for (int j = 0; j < TILES; j++) {
+      const u32 value = *(const u32*)(A + A_KV + H * 2 + (first + j) * 16 + t * 4);
+#pragma unroll
+      for (int i = 0; i < ROWS / 4; i++) o[j][i] += latest[i / 2] * (i % 2 ? high(value) : to_float(value));
+    }
   }
   // A mean, with the logarithm of its weight among those of other blocks where there are any.
   __device__ __forceinline__ void hand_over(u32 tag) {
     if (!has_dims()) return;
 #pragma unroll
     for (int half = 0; half < ROWS / 8; half++) {
+      const int head = half * 8 + g, d = first * 8 + 2 * t, q = p.head * G + head;
+      u64* const whole = ll_mix + (q * H + d) / 2;
+      u64* const part = part_word(q, p.split, d);
       float sum = l[half] + __shfl_xor_sync(~0u, l[half], 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const float inv = __fdividef(1.0f, sum), weight = m[half] + log2f(sum);
-      const int head = half * 8 + g, q = p.head * G + head;
+      const float inv = __fdividef(1.0f, sum), weight = m[half] + log2_fast(sum);
+      u32 mine[TILES], next[TILES];
 #pragma unroll
-      for (int j = 0; j < TILES; j++) {
-        const u32 mine = pack(o[j][2 * half] * inv, o[j][2 * half + 1] * inv), next = __shfl_xor_sync(~0u, mine, 1);
-        const int d = (first + j) * 8 + 2 * t;
-        if (head >= G) continue;
-        if (p.splits == 1) put(ll_mix + (q * H + d) / 2, mine, tag);
-        else if (t % 2 == 0) put_wide(part_word(q, p.split, d), mine, next, __float_as_uint(weight), tag);
+      for (int j = 0; j < TILES; j++) mine[j] = pack(o[j][2 * half] * inv, o[j][2 * half + 1] * inv);
+#pragma unroll
+      for (int j = 0; j < TILES; j++) next[j] = __shfl_xor_sync(~0u, mine[j], 1);
+      if (head >= G) continue;
+      if (p.splits == 1) {
+#pragma unroll
+        for (int j = 0; j < TILES; j++) put(whole + j * 4, mine[j], tag);
+      } else if (t % 2 == 0) {
+#pragma unroll
+        for (int j = 0; j < TILES; j++) put_wide(part + j * 4, mine[j], next[j], __float_as_uint(weight), tag);
       }
     }
   }
@@ -255,7 +282,7 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
       STAMP(10)
       consumers_sync();
     }
-    a.load_rest();
+    a.load_new();
     a.score(c);
     STAMP(11)
     consumers_sync();

@@ -24,16 +24,16 @@
 //
 // The host puts before this text: the sizes D F N K_ G H V L, EPS, what makes a family (`family.py`), NCTA,
 // NSLOT, SLOT (bytes), NW (consumer warps), NG (groups of them), PW (producer
-// warps), LAG (slots on their way at most), TC (cached tokens per block and turn),
+// warps), TEAM (those that stream layers), LAG (slots on their way at most), TC (cached tokens per block and turn),
 // SHARED (bytes), FORMAT_EMBED, FORMATS_* (each format that the weight has in any layer), MIXED (1: some weight has
 // several; FORMATS_OF_LAYERS says which layer has which), KERNEL_PARAMS and LOAD_TABLE (the pointers;
-// see plan.py), JOINED, the sums of layout.py (QS TW AW, A_* and OFF_*: where things lie in shared memory), then primitives.cu.
+// see plan.py), JOINED (parts that every block joins), MOST_TURNS (of a block, rather than more parts), the sums of layout.py (QS TW AW, A_* and OFF_*: where things lie in shared memory), then primitives.cu.
 
 #define NT (NW * 32)          // consumer threads
 #define WPG (NW / NG)         // warps per group: a group takes every NG-th slot of the ring
 #define TPO (NW / 4)          // threads that finish an output
 #define PART_ROWS (NT / TPO)  // rows between two reductions across warps
-static_assert(4 % PW == 0, "producers share the rows of a tile evenly");
+static_assert(4 % PW == 0 && PW % TEAM == 0, "producers share the rows of a tile evenly");
 #define MAXP (NCTA / K_)
 #define N_H (N * H)
 #define QKV_ROWS (K_ * (G + 2) * H)
@@ -44,7 +44,10 @@ enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED
 enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = LAYER_SLOTS };
 enum { Y_POST1 = 16, Y_POST2, Y_Q_NORM, Y_K_NORM, Y_QKV_BIAS, Y_O_BIAS, Y_GU_BIAS, Y_DOWN_BIAS };  // where there are any
 
-constexpr int TS = TC < SLOT / (2 * H) / 16 * 16 ? TC : SLOT / (2 * H) / 16 * 16;  // cached tokens per slot
+// Cached tokens of a turn come in 8 runs of GT, PER of them in a slot, each 16 bytes further on than the one before: so tokens of
+// all runs lie in different banks. TS tokens per slot.
+constexpr int GT = TC / 8, TS = TC < (SLOT - 128) / (2 * H) / 16 * 16 ? TC : (SLOT - 128) / (2 * H) / 16 * 16, PER = TS / GT;
+static_assert(TC % 8 == 0 && TS % GT == 0, "whole runs in each slot");
 
 __device__ u32 g_epoch;
 __device__ __align__(16) u64 ll_qkv[QKV_ROWS / 2];

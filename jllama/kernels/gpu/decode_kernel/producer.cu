@@ -29,18 +29,19 @@ __device__ __forceinline__ void wait_for_slot(const Ring& ring) {
   if (LAG < NSLOT && ring.pos >= LAG) mbar_wait(ring.full(-LAG), ring.parity(-LAG));
 }
 
-// Of the rows of a tile, producer p copies p, p + PW, ...: a copy costs its warp some 60 clocks.
-template <class FM, int K, bool PAIRS>
+// Of the rows of a tile, producer p of OF copies p, p + OF, ...: a copy costs its warp some 60 clocks. The others only say
+// that they are where the slot is.
+template <class FM, int K, bool PAIRS, int OF>
 __device__ void produce(Ring& ring, int p, Share rows, int weight, u64 policy) {
   using R = Rows<FM, K>;
   constexpr int TP = PAIRS ? R::TR / 2 : R::TR, LISTS = FM::LISTS;  // outputs per tile; scales, offsets
   const char* const weights = ptr<char>(weight);
-  constexpr int MINE = R::TR / PW;
-  const int lane = threadIdx.x & 31, r = lane % MINE * PW + p, i = r % TP, list = lane / MINE;  // lanes beyond the rows copy offsets
-  const bool up = r >= TP;
+  constexpr int MINE = R::TR / OF;
+  const int lane = threadIdx.x & 31, r = lane % MINE * OF + p, i = r % TP, list = lane / MINE;  // lanes beyond the rows copy offsets
+  const bool up = r >= TP, mine = p < OF;
 #pragma unroll 1
   for (int r0 = rows.first * 2; r0 < rows.last * 2; r0 += TP) {
-    const int n = min(TP, rows.last * 2 - r0), nr = (n - p + PW - 1) / PW * (PAIRS ? 2 : 1);
+    const int n = min(TP, rows.last * 2 - r0), nr = mine ? (n - p + OF - 1) / OF * (PAIRS ? 2 : 1) : 0;
     const long long row = r0 + i + (up ? F : 0);
 #pragma unroll 1
     for (int off = 0; off < R::BYTES; off += R::SLICE) {
@@ -50,7 +51,7 @@ __device__ void produce(Ring& ring, int p, Share rows, int weight, u64 policy) {
       if (R::PER_ROW) {
         if (lane == 0) mbar_expect(bar, nr * (bytes + LISTS * sbytes));
         __syncwarp();
-        if (i < n && list < LISTS)
+        if (mine && i < n && list < LISTS)
           bulk_copy(dst + R::SCALE_AT + list * R::SCALE_BYTES + r * R::SSTRIDE,
                     ptr<char>(weight + 1 + list) + row * R::SCALES + R::scales(off), sbytes, bar, policy);
       } else {  // the scales of the tile in one piece, widened to 16 bytes at both ends
@@ -62,7 +63,7 @@ __device__ void produce(Ring& ring, int p, Share rows, int weight, u64 policy) {
         if (p == 0 && lane < 2 * LISTS && (PAIRS || !(lane & 1)))
           bulk_copy(dst + R::SCALE_AT + lane * R::SECOND, from - shift, total, bar, policy);
       }
-      if (i < n && list == 0) bulk_copy(dst + r * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
+      if (mine && i < n && list == 0) bulk_copy(dst + r * R::STRIDE, weights + row * R::BYTES + off, bytes, bar, policy);
       ring.pos++;
     }
   }
@@ -76,13 +77,14 @@ __device__ __forceinline__ void produce_past(Ring& ring, int producer, const Pas
     const int tokens = min(TC, p.count - c * TC);
     for (int i = 0; i < 2; i++)
       for (int done = 0; done < tokens; done += TS) {
-        const u32 bytes = min(TS, tokens - done) * H * 2;
+        const int here = min(TS, tokens - done), run = min(GT, here - lane * GT);
         wait_for_slot(ring);
-        if (lane == 0) {
-          mbar_expect(ring.full(0), producer ? 0 : bytes);
-          if (producer == 0) bulk_copy(saddr(ring.data(0)), (i ? values : keys) + at + done * H * 2, bytes, ring.full(0), policy);
-        }
+        if (lane == 0) mbar_expect(ring.full(0), producer ? 0 : here * H * 2);
         __syncwarp();
+        if (lane % PW == producer && lane < PER && run > 0) {
+          const u32 dst = saddr(ring.data(0)) + lane * GT * H * 2 + (done / GT + lane) * 16;
+          bulk_copy(dst, (i ? values : keys) + at + (done + lane * GT) * H * 2, run * H * 2, ring.full(0), policy);
+        }
         ring.pos++;
       }
   }
@@ -93,12 +95,12 @@ __device__ void produce_all(int p) {
   Ring ring;
   for (int l = 0; l < L; l++) {
     const int y = T_LAYERS + l * Y_COUNT;
-    in_format(QKV(), format_of(l, OF_QKV), [&](auto f) { produce<decltype(f), D, false>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once); });
+    in_format(QKV(), format_of(l, OF_QKV), [&](auto f) { produce<decltype(f), D, false, TEAM>(ring, p, share(QKV_ROWS / 2, 4 * l), y + Y_QKV, once); });
     produce_past(ring, p, past(kind_of(l)), ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), once);
-    in_format(O(), format_of(l, OF_O), [&](auto f) { produce<decltype(f), N_H, false>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once); });
-    in_format(GU(), format_of(l, OF_GU), [&](auto f) { produce<decltype(f), D, true>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once); });
-    in_format(DOWN(), format_of(l, OF_DOWN), [&](auto f) { produce<decltype(f), F, false>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once); });
+    in_format(O(), format_of(l, OF_O), [&](auto f) { produce<decltype(f), N_H, false, TEAM>(ring, p, share(D / 2, 4 * l + 1), y + Y_O, once); });
+    in_format(GU(), format_of(l, OF_GU), [&](auto f) { produce<decltype(f), D, true, TEAM>(ring, p, share(F / 2, 4 * l + 2), y + Y_GU, once); });
+    in_format(DOWN(), format_of(l, OF_DOWN), [&](auto f) { produce<decltype(f), F, false, TEAM>(ring, p, share(D / 2, 4 * l + 3), y + Y_DOWN, once); });
   }
-  produce<FH, D, false>(ring, p, share(V / 2, 4 * L), T_HEAD, once);
+  produce<FH, D, false, PW>(ring, p, share(V / 2, 4 * L), T_HEAD, once);
 }
 
