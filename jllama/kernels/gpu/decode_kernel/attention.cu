@@ -122,9 +122,7 @@ struct Attention {
   __device__ __forceinline__ bool is_new() const { return tokens > cached; }  // one of them
   __device__ __forceinline__ float* scores(int c) const { return (float*)(A + A_S) + (c & 1) * ROWS * SROW; }
   __device__ __forceinline__ int tile(int n) const { return warp * (TW / 8) + n; }  // of tokens, that this warp scores
-  __device__ __forceinline__ const char* run(int slot, int r) const {
-    return ring.data(slot + r / PER) + r % PER * GT * H * 2 + r * 16;
-  }
+  __device__ __forceinline__ const char* run(int slot, int r) const { return ring.data(slot + r / PER) + r % PER * GT * H * 2; }
   // What lies in the cache. What is not there yet: something else, which counts for nothing.
   __device__ __forceinline__ void load_past(int c) {
     cached = min(TC, p.count - c * TC), tokens = min(TC, p.count + p.append - c * TC);
@@ -142,7 +140,7 @@ struct Attention {
     }
     for (int s = slots; s < 2 * slots; s++) mbar_wait(ring.full(s), ring.parity(s));
     if (!has_dims()) return;
-    const char *values = run(slots, lane % 8), *some = ring.data(slots);
+    const char *values = run(slots, lane % 8) + lane % 8 * 16, *some = ring.data(slots);
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
       const int at = 4 * q + lane / 8, i = at / 2 / TILES * 2 + at % 2;  // tile of tokens

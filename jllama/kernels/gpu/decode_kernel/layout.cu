@@ -44,8 +44,8 @@ enum { T_TOKEN, T_LENGTH, T_FREQUENCIES, T_LIMITS = 4, T_NORM, T_LOGITS, T_EMBED
 enum { Y_NORM1, Y_NORM2, Y_KEYS, Y_VALUES, Y_QKV, Y_O = 7, Y_GU = 10, Y_DOWN = 13, Y_COUNT = LAYER_SLOTS };
 enum { Y_POST1 = 16, Y_POST2, Y_Q_NORM, Y_K_NORM, Y_QKV_BIAS, Y_O_BIAS, Y_GU_BIAS, Y_DOWN_BIAS };  // where there are any
 
-// Cached tokens of a turn come in 8 runs of GT, PER of them in a slot, each 16 bytes further on than the one before: so tokens of
-// all runs lie in different banks. TS tokens per slot.
+// Cached tokens of a turn are 8 runs of GT, PER of them in a slot of TS tokens. A run's values lie 16 bytes further on than those of the
+// run before: so tokens of all runs lie in different banks.
 constexpr int GT = TC / 8, TS = TC < (SLOT - 128) / (2 * H) / 16 * 16 ? TC : (SLOT - 128) / (2 * H) / 16 * 16, PER = TS / GT;
 static_assert(TC % 8 == 0 && TS % GT == 0, "whole runs in each slot");
 

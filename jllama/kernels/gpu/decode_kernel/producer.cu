@@ -77,13 +77,13 @@ __device__ __forceinline__ void produce_past(Ring& ring, int producer, const Pas
     const int tokens = min(TC, p.count - c * TC);
     for (int i = 0; i < 2; i++)
       for (int done = 0; done < tokens; done += TS) {
-        const int here = min(TS, tokens - done), run = min(GT, here - lane * GT);
+        const int here = min(TS, tokens - done), first = i ? lane * GT : 0, count = i ? min(GT, here - first) : here;
         wait_for_slot(ring);
         if (lane == 0) mbar_expect(ring.full(0), producer ? 0 : here * H * 2);
         __syncwarp();
-        if (lane % PW == producer && lane < PER && run > 0) {
-          const u32 dst = saddr(ring.data(0)) + lane * GT * H * 2 + (done / GT + lane) * 16;
-          bulk_copy(dst, (i ? values : keys) + at + (done + lane * GT) * H * 2, run * H * 2, ring.full(0), policy);
+        if (lane % PW == producer && lane < (i ? PER : 1) && count > 0) {
+          const u32 dst = saddr(ring.data(0)) + first * H * 2 + (i ? (done / GT + lane) * 16 : 0);
+          bulk_copy(dst, (i ? values : keys) + at + (done + first) * H * 2, count * H * 2, ring.full(0), policy);
         }
         ring.pos++;
       }
