@@ -59,6 +59,22 @@ def gpu(monkeypatch):
 # Which machine.
 
 
+def test_how_fast_a_memory_is(monkeypatch):
+    def attribute(value, which, number):
+        assert number.value == 13
+        value._obj.value = {36: 2_619_000, 37: 5120}[which]
+
+    def get(number, ordinal):
+        number._obj.value = 10 + ordinal
+
+    driver = SimpleNamespace(cuDeviceGet=get, cuDeviceGetAttribute=attribute)
+    monkeypatch.setattr(launch.ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    monkeypatch.setattr(launch, "device", lambda: SimpleNamespace(local_hardware_id=3))
+    assert launch.memory_rate.__wrapped__() == pytest.approx(3.352e12, rel=1e-3)  # an H100's
+    monkeypatch.setattr(launch, "device", lambda: None)
+    assert launch.memory_rate.__wrapped__() == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "capability", "version", "nvrtc", "words"),
     [
