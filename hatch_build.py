@@ -1,6 +1,6 @@
 """Puts compiled CPU kernels into a wheel, for machines without a compiler.
 
-`JLLAMA_WHEEL_KERNELS=all python -m build --wheel --no-isolation`, where jax is installed; or names of
+`JLLAMA_WHEEL_KERNELS=all hatchling build -t wheel`, where jllama's dependencies are installed; or names of
 `jllama/kernels/cpu/packaged.py`, with commas.
 """
 
