@@ -19,7 +19,10 @@ def generate(
 
 @overload
 def generate(
-    model: Model, prompt: Sequence[Prompt], settings: GenerationSettings | None = None, **options: Any
+    model: Model,
+    prompt: Sequence[Prompt] | Iterator[Prompt],
+    settings: GenerationSettings | None = None,
+    **options: Any,
 ) -> list[str]: ...
 
 
@@ -39,7 +42,7 @@ def generate(
     Args:
       model: from `jllama.load`, with its tokenizer.
       prompt: a text, a list of messages such as `{"role": "user", "content": "Hello"}`, or token ids, which
-        go to the model as they are; or a list of any of these: the answers are a list then.
+        go to the model as they are; or a list or a generator of any of these: the answers are a list then.
       settings: how to generate; None: `GenerationSettings()`.
       chat: put a text into the model's chat template as a user's message; None: where it has one.
       system: a system message, for the chat template.
@@ -59,6 +62,7 @@ def generate(
     """
     words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
     options: Any = dict(**words, max_seq_len=max_seq_len, **changes)
+    prompt = list(prompt) if isinstance(prompt, Iterator) else prompt
     if calls.is_several(prompt):
         return calls.generate_all(model, prompt, settings, **options)
     return "".join(stream(model, prompt, settings, **options))

@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and how text of files and servers goes into a message."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 MOST = 2000  # characters of a line: a hostile file may hold names of any length
 
@@ -29,12 +30,15 @@ class PromptTooLongError(JllamaError):
     Args:
       prompt_tokens: how many it has.
       limit: positions for prompt and answer together.
-      remedy: what to do.
+      remedy: what to do, where the limit may be raised.
+      context: the model's own limit; None: not known.
     """
 
-    def __init__(self, prompt_tokens: int, limit: int, remedy: str) -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens and max_seq_len is {limit}: {remedy}")
+    def __init__(self, prompt_tokens: int, limit: int, remedy: str, context: int | None = None) -> None:
         self.prompt_tokens, self.limit = prompt_tokens, limit
+        self.final = context is not None and limit >= context  # no larger limit helps
+        advice = "shorten it; the model's context is no longer" if self.final else remedy
+        super().__init__(f"the prompt has {prompt_tokens} tokens and max_seq_len is {limit}: {advice}")
 
 
 class QueueFullError(JllamaError):
@@ -43,6 +47,16 @@ class QueueFullError(JllamaError):
 
 class EngineFailedError(JllamaError):
     """The thread of an engine has died: nothing that waits for it comes any more."""
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """A mistake inside begins with what it is about; it stays of its kind."""
+    try:
+        yield
+    except JllamaError as error:
+        error.args = (escaped(f"{what}: {error.args[0]}"), *error.args[1:])
+        raise
 
 
 def escaped(text: str) -> str:

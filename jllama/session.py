@@ -112,7 +112,7 @@ class Session:
     def _row(self, prompt: Sequence[int], settings: GenerationSettings) -> Row:
         config = self.model.config
         remedy = f"shorten it or raise max_seq_len (the model's context: {config.context_length})"
-        check_fits(len(prompt), self.max_seq_len, remedy)
+        check_fits(len(prompt), self.max_seq_len, remedy, config.context_length)
         ends = ending_ids(self._tokenizer, settings)
         given: Any = dict(ends=ends, vocab_size=config.vocab_size, max_len=self.max_seq_len)
         must_match = constraint_for(self._tokenizer, config.vocab_size, settings, ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jllama.config import ModelConfig
-from jllama.errors import MOST, JllamaError, PromptTooLongError, escaped, nearest
+from jllama.errors import MOST, JllamaError, PromptTooLongError, about, escaped, nearest
 from jllama.text.template.chat_template import ChatTemplate
 from tests.support.checkpoint_files import KEYS
 
@@ -58,7 +58,23 @@ def test_a_line_is_cut_where_it_is_too_long_and_not_before(length):
 def test_a_prompt_that_is_too_long_tells_how_long():
     error = PromptTooLongError(10, 9, "shorten it")
     assert str(error) == "the prompt has 10 tokens and max_seq_len is 9: shorten it"
-    assert (error.prompt_tokens, error.limit) == (10, 9)
+    assert (error.prompt_tokens, error.limit, error.final) == (10, 9, False)
+    final = PromptTooLongError(10, 9, "raise it", 9)
+    assert (
+        str(final)
+        == "the prompt has 10 tokens and max_seq_len is 9: shorten it; the model's context is no longer"
+    )
+    assert final.final
+
+
+def test_a_mistake_begins_with_what_it_is_about_and_stays_of_its_kind():
+    with pytest.raises(PromptTooLongError) as told, about("line 3"):
+        raise PromptTooLongError(10, 9, "shorten it")
+    assert str(told.value) == "line 3: the prompt has 10 tokens and max_seq_len is 9: shorten it"
+    assert told.value.limit == 9
+    with pytest.raises(JllamaError) as told, about("line 3"):
+        raise JllamaError("too long", "shorten it")
+    assert str(told.value) == "line 3: too long\nshorten it"
 
 
 @pytest.mark.parametrize(

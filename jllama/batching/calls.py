@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from jllama.answer import Result
 from jllama.batching.engine import Engine
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, about
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
@@ -18,8 +19,10 @@ MOST = 128  # answers to one prompt
 
 
 def is_several(prompt: Any) -> bool:
-    """Whether it is a list of prompts: of texts, of conversations or of lists of token ids."""
-    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str | list | tuple)
+    """Whether it is a list of prompts: of texts, of conversations or of lists of token ids; or of nothing."""
+    if not isinstance(prompt, list | tuple):
+        return False
+    return not prompt or any(isinstance(each, str | list | tuple) for each in prompt)
 
 
 def generate_all(
@@ -36,13 +39,17 @@ def generate_all(
     """`jllama.generate` of each prompt, decoded together: the texts, in order.
 
     Raises:
-      JllamaError: a setting or a prompt can't be used; nothing is generated then.
+      JllamaError: a setting or a prompt can't be used, which is named by its place (`prompts[0]`); nothing is
+        generated then.
     """
     chosen = build_settings(settings, **changes)
     tokenizer = tokenizer_of(model)
     words: Any = dict(chat=chat, system=system, chat_template_kwargs=chat_template_kwargs)
-    ids = [encode_prompt(tokenizer, prompt, **words) for prompt in prompts]
-    return [result.text for result in _together(model, [(each, chosen) for each in ids], max_seq_len)]
+    requests = []
+    for at, prompt in enumerate(prompts):
+        with _place(at):
+            requests.append((encode_prompt(tokenizer, prompt, **words), chosen))
+    return [result.text for result in _together(model, requests, max_seq_len, named=True)]
 
 
 def complete(
@@ -104,9 +111,21 @@ def _together(
     requests: Sequence[tuple[list[int], GenerationSettings]],
     max_seq_len: int | None,
     logprobs: int | None = None,
+    *,
+    named: bool = False,
 ) -> list[Result]:
+    """`named`: each is a prompt of its own, and a mistake says which."""
+    if not requests:
+        return []
     length = room_for_all(model, requests) if max_seq_len is None else max_seq_len
     slots = min(SLOTS, 1 << (len(requests) - 1).bit_length())
     with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
-        streams = [engine.submit(ids, settings, logprobs=logprobs) for ids, settings in requests]
+        streams = []
+        for at, (ids, settings) in enumerate(requests):
+            with _place(at) if named else nullcontext():
+                streams.append(engine.submit(ids, settings, logprobs=logprobs))
         return [stream.result() for stream in streams]
+
+
+def _place(at: int) -> AbstractContextManager[None]:
+    return about(f"prompts[{at}]")

@@ -64,7 +64,8 @@ class Engine:
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         whole: Any = dict(advice=advice, devices=sharding.devices_under(model.params))
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, **whole)
-        scheduler = Scheduler(slots, self.max_seq_len, max_queue=max_queue, share=share_prefixes)
+        rules: Any = dict(max_queue=max_queue, share=share_prefixes, context=config.context_length)
+        scheduler = Scheduler(slots, self.max_seq_len, **rules)
         room = dict(slots=slots, max_len=self.max_seq_len)
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
         self._loop = Loop(self._slots, scheduler)

@@ -220,6 +220,7 @@ class Loop:
         with self._wake:
             self._closed = True
             error = self._error and EngineFailedError(f"the engine has failed: {self._error}")
+            self._scheduler.clear()
             for stream in list(self._streams.values()):
                 stream.end(error)
             self._streams.clear()

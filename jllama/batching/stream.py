@@ -49,15 +49,16 @@ class Stream:
         self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they become certain.
+        """Pieces of text as they become certain. Of several readers each gets some, and all the end.
 
         Raises:
           JllamaError: the answer could not be completed.
         """
-        while (item := self._pieces.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
+        while isinstance(item := self._pieces.get(), str):
             yield item
+        self._pieces.put(item)  # for whoever else reads, now or later
+        if item is not None:
+            raise item
 
     def result(self, timeout: float | None = None) -> Result:
         """Waits for the end.

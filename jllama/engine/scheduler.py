@@ -55,7 +55,15 @@ class Stats:
 class Scheduler:
     """First come, first served. A slot holds a job from its first token to its last, prompt and answer."""
 
-    def __init__(self, slots: int, max_len: int, *, max_queue: int = 1024, share: bool = True) -> None:
+    def __init__(
+        self,
+        slots: int,
+        max_len: int,
+        *,
+        max_queue: int = 1024,
+        share: bool = True,
+        context: int | None = None,
+    ) -> None:
         """All slots are free.
 
         Args:
@@ -63,8 +71,10 @@ class Scheduler:
           max_len: positions of a slot.
           max_queue: how many more may wait.
           share: begin with what a slot holds already, where a prompt begins with the same tokens.
+          context: positions that a slot could have at most, by the model; None: not known.
         """
         self.max_len, self._max_queue, self._share = max_len, max_queue, share
+        self._context = context
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
         self._held = Beginnings(slots)  # the tokens that a slot holds
@@ -101,10 +111,12 @@ class Scheduler:
         """
         remedy = "shorten the prompt, or make the engine with a larger max_seq_len"
         for job in jobs:
-            check_fits(len(job.prompt), self.max_len, remedy)
-        if len(self.waiting) + len(jobs) > self._max_queue + len(self.free):
+            check_fits(len(job.prompt), self.max_len, remedy, self._context)
+        free = len(self.free)
+        if len(self.waiting) + len(jobs) > self._max_queue + free:
+            waiting = max(len(self.waiting) - free, 0)  # the others get a slot at once
             raise QueueFullError(
-                f"{len(self.waiting)} requests wait already and the queue holds {self._max_queue}: "
+                f"the queue holds {self._max_queue}; {waiting} wait already and {len(jobs)} more came: "
                 "try again later, or make the engine with a larger max_queue"
             )
         self.waiting.extend(jobs)
@@ -163,6 +175,11 @@ class Scheduler:
         self.jobs[job.slot] = None
         job.slot = -1
 
+    def clear(self) -> None:
+        """Nobody runs or waits any more."""
+        self.waiting.clear()
+        self.jobs = [None] * len(self.jobs)
+
     def _live(self) -> list[Job]:
         return [job for job in self.jobs if job is not None]
 
@@ -198,9 +215,12 @@ class Scheduler:
         return next((slot for slot in equal if self.jobs[slot] is None), equal[0]), longest
 
 
-def check_fits(prompt_tokens: int, max_len: int, remedy: str) -> None:
-    """Refuses a prompt that leaves no room for an answer in a slot, and says the remedy."""
+def check_fits(prompt_tokens: int, max_len: int, remedy: str, context: int | None = None) -> None:
+    """Refuses a prompt that leaves no room for an answer in a slot, and says the remedy.
+
+    `context` is what `max_len` may be at most, if that is known.
+    """
     if prompt_tokens < 1:
         raise JllamaError("the prompt is empty: give at least one token")
     if prompt_tokens + 1 > max_len:
-        raise PromptTooLongError(prompt_tokens, max_len, remedy)
+        raise PromptTooLongError(prompt_tokens, max_len, remedy, context)

@@ -9,7 +9,7 @@ import pytest
 
 import jllama
 from jllama.batching import calls
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, PromptTooLongError
 
 PROMPTS = ["One", "Two and", "Three and four and five", "Six"]
 
@@ -35,10 +35,24 @@ def test_lists_of_every_kind_of_prompt(model):
 
 
 def test_a_bad_prompt_among_good_ones_is_refused_before_anything_runs(model):
-    with pytest.raises(JllamaError, match="the prompt is empty"):
+    with pytest.raises(JllamaError, match=r"^prompts\[1\]: the prompt is empty"):
         jllama.generate(model, ["One", "", "Two"])
-    with pytest.raises(JllamaError, match="max_seq_len is 8"):
-        jllama.generate(model, ["One", "Two " * 40], max_seq_len=8)
+    with pytest.raises(JllamaError, match=r"^prompts\[2\]: the prompt must be a text"):
+        jllama.generate(model, ["One", "Two", None])
+    with pytest.raises(PromptTooLongError, match=r"^prompts\[1\]: .*max_seq_len is 64"):
+        jllama.generate(model, ["One", "Two " * 40], max_seq_len=64)
+
+
+def test_no_prompts_have_no_answers(model):
+    assert jllama.generate(model, [], max_new_tokens=6) == []
+
+
+def test_prompts_may_come_from_a_generator(model):
+    asked = jllama.generate(model, (prompt for prompt in PROMPTS[:2]), max_new_tokens=6)
+    assert asked == jllama.generate(model, PROMPTS[:2], max_new_tokens=6)
+    assert jllama.generate(model, iter([5, 6]), max_new_tokens=6) == jllama.generate(
+        model, [5, 6], max_new_tokens=6
+    )
 
 
 def test_several_answers_have_seeds_of_their_own(model):

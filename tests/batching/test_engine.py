@@ -194,7 +194,7 @@ def test_a_full_queue_refuses_and_loses_nothing(model):
             for _ in range(50):
                 kept.append(engine.submit(PROMPTS[1], max_new_tokens=2))
 
-        with pytest.raises(JllamaError, match="requests wait already and the queue holds 2"):
+        with pytest.raises(JllamaError, match="the queue holds 2; 2 wait already and 1 more came"):
             fill()
         assert all(stream.result(WAIT).generated_tokens for stream in kept)
 

@@ -336,7 +336,7 @@ def test_what_was_cancelled_keeps_what_came_and_others_get_its_slot(make):
     loop.close()
     # The burst that was on its way when it ended adds nothing.
     assert running.result(0).text == came + "".join(running)
-    assert running._pieces.empty()
+    assert list(running) == []
     assert len(running.result(0).token_ids) == len(running.result(0).text)
 
 
@@ -423,6 +423,52 @@ def test_who_hears_of_the_end_finds_the_result(make, bad):
     assert ends.get(timeout=WAIT) == (error, True, error)
 
 
+def test_who_reads_again_or_beside_another_ends_with_the_stream(make):
+    loop, _ = make(gate=(gate := queue.SimpleQueue()))
+    (one,) = ask(loop, [1], limit=12)
+    read = ["", ""]
+
+    def reader(at):
+        read[at] = "".join(one)
+
+    readers = [threading.Thread(target=reader, args=(at,)) for at in range(2)]
+    for each in readers:
+        each.start()
+    for _ in range(20):
+        gate.put(True)
+    for each in readers:
+        each.join(WAIT)
+    assert not any(each.is_alive() for each in readers)
+    assert sorted("".join(read)) == [*"abcdefghijkl"]
+    assert ("".join(one), "".join(one)) == ("", "")
+
+
+def test_each_reader_hears_what_went_wrong(make):
+    loop, notes = make()
+    notes.bad = {0}
+    (one,) = ask(loop, [1])
+    for _ in range(3):
+        with pytest.raises(JllamaError, match="not finite"):
+            list(one)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_runs_or_waits_behind_the_end(make, fails):
+    loop, notes = make(slots=1, gate=(gate := queue.SimpleQueue()))
+    running, _ = ask(loop, [1], [2], limit=30)
+    gate.put(True)
+    next(iter(running))
+    assert (loop.stats.running, loop.stats.waiting) == (1, 1)
+    if fails:
+        notes.run = lambda *_: 1 / 0
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    for _ in range(10):
+        gate.put(True)
+    closing.join(WAIT)
+    assert (loop.stats.running, loop.stats.waiting, loop.stats.used) == (0, 0, 0.0)
+
+
 def test_what_went_wrong_is_known_when_the_end_is():
     answer = Answer(Bytes(), [1], GenerationSettings())
     row = Row(prompt=np.array([1], np.int32), sampling=None, key=None, limit=5, stop_ids=())
@@ -471,7 +517,7 @@ def test_a_stream_that_has_not_ended_is_waited_for():
     ("prompt", "several"),
     [
         ("a", False),
-        ([], False),
+        ([], True),
         ([1, 2], False),
         ([{"role": "user"}], False),
         (["a"], True),
@@ -479,6 +525,7 @@ def test_a_stream_that_has_not_ended_is_waited_for():
         ([[1, 2]], True),
         ([[{"role": "user"}]], True),
         ([(1, 2)], True),
+        ([None, "a"], True),
         (5, False),
         (iter("a"), False),
     ],

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler
-from jllama.errors import JllamaError
+from jllama.errors import JllamaError, PromptTooLongError
 
 MAX_LEN = 128
 
@@ -165,12 +165,29 @@ def test_what_does_not_fit_is_refused_and_nothing_is_queued():
     assert not scheduler.waiting
     with pytest.raises(JllamaError, match="at least one token"):
         scheduler.submit([job()])
-    with pytest.raises(JllamaError, match="0 requests wait already and the queue holds 1"):
+    with pytest.raises(JllamaError, match="the queue holds 1; 0 wait already and 3 more came"):
         scheduler.submit([job(1), job(2), job(3)])
     scheduler.submit([job(1), job(2)])
     scheduler.admit()
-    with pytest.raises(JllamaError, match="1 requests wait already"):
+    with pytest.raises(JllamaError, match="the queue holds 1; 1 wait already and 1 more came"):
         scheduler.submit([job(3)])
+    scheduler = Scheduler(2, 8, max_queue=1)
+    scheduler.submit([job(1), job(2), job(3)])  # two of them have a slot as good as sure
+    with pytest.raises(JllamaError, match="the queue holds 1; 1 wait already"):
+        scheduler.submit([job(4)])
+
+
+@pytest.mark.parametrize(("context", "words"), [(None, "a larger max_seq_len"), (9, "a larger max_seq_len")])
+def test_where_a_longer_slot_would_help_the_message_says_so(context, words):
+    with pytest.raises(PromptTooLongError, match=words) as error:
+        Scheduler(1, 8, context=context).submit([job(*range(8))])
+    assert not error.value.final
+
+
+def test_where_the_model_takes_no_more_nobody_is_sent_to_a_longer_slot():
+    with pytest.raises(PromptTooLongError, match="shorten it; the model's context is no longer") as error:
+        Scheduler(1, 8, context=8).submit([job(*range(8))])
+    assert error.value.final
 
 
 def test_who_still_waits_can_be_released():

@@ -68,11 +68,10 @@ def translated(error: BaseException) -> ApiError:
 
 def too_long(error: PromptTooLongError, param: str | None) -> ApiError:
     """A prompt leaves no room for an answer; `param` holds it."""
-    words = (
-        f"this server's context has {error.limit} tokens, and the prompt has {error.prompt_tokens}: shorten "
-        "it, or start the server with a larger --max_seq_len"
-    )
-    return ApiError(400, words, param=param, code="context_length_exceeded")
+    whose = "the model's" if error.final else "this server's"
+    larger = "" if error.final else ", or start the server with a larger --max_seq_len"
+    words = f"{whose} context has {error.limit} tokens, and the prompt has {error.prompt_tokens}: shorten it"
+    return ApiError(400, words + larger, param=param, code="context_length_exceeded")
 
 
 def unmatched(error: JllamaError, param: str | None) -> ApiError:
