@@ -9,6 +9,7 @@ import numpy as np
 
 from jllama.batching.running import Running, masks_of
 from jllama.batching.stream import Stream
+from jllama.engine.asking import ask
 from jllama.engine.decoder import forced
 from jllama.engine.rows import Piece
 from jllama.engine.scheduler import Job, Scheduler, Stats
@@ -79,8 +80,9 @@ class Loop:
             while self._open(may_wait=running is None):
                 firsts = self._read_prompts() if self._may_read(running) else []
                 come = [ready for ready in (running, *firsts) if ready is not None]
-                come = [ready.followed() for ready in come]
-                ahead = self._run_rows()
+                if len(asking := self._asking()) < 2:
+                    come = [ready.followed() for ready in come]
+                ahead = self._ask(asking, come) if asking else self._run_rows()
                 for ready in come:
                     self._deliver(ready)
                 if ahead is None:
@@ -169,12 +171,31 @@ class Loop:
         self._streams[job].score_prompt(jax.tree.map(np.asarray, scores), job.done, count)
         return logits
 
+    def _running(self) -> dict[int, Stream]:
+        """All rows whose prompts are read, those of this turn too, by their slots."""
+        jobs = (self._scheduler.jobs[slot] for slot in self._scheduler.running())
+        return {job.slot: self._streams[job] for job in jobs if job is not None}
+
+    def _asking(self) -> dict[int, Stream]:
+        """These rows, if their next burst asks for masks."""
+        rows = self._running()
+        held = any(stream.row.constraint is not None for stream in rows.values())
+        return rows if held and self._slots.masked.asks else {}
+
+    def _ask(self, rows: dict[int, Stream], come: Sequence[Running]) -> Running:
+        """A burst of rows that asks for masks. Who answers tells the constraints what came before."""
+        running, streams = tuple(rows), tuple(rows.values())
+        constraints, alone = [stream.row.constraint for stream in streams], len(rows) == 1
+        before = [(ready.burst, ready.constraints) for ready in come if ready.single and not alone]
+        stretch = forced(self._slots, running[0], constraints[0]) if alone else []
+        burst, served = ask(self._slots, running, constraints, before)
+        return Running(burst, streams, forced=tuple(stretch), served=served)
+
     def _run_rows(self) -> Running | None:
-        """A burst of all rows whose prompts are read, those of this turn too."""
-        running = self._scheduler.running()
-        if not running:
+        """A burst of all rows that run."""
+        if not (rows := self._running()):
             return None
-        streams = tuple(self._streams[self._job_in(slot)] for slot in running)
+        running, streams = tuple(rows), tuple(rows.values())
         steps = HURRIED if self._scheduler.hurried else BURST
         stretch = forced(self._slots, running[0], streams[0].row.constraint) if len(running) == 1 else []
         return Running.of(self._slots.run(running, steps, masks_of(streams)), streams, stretch)
@@ -182,7 +203,7 @@ class Loop:
     def _deliver(self, running: Running) -> None:
         """Hands out what a burst gave to whom it still concerns."""
         burst = jax.tree.map(np.asarray, running.burst)
-        all_tokens, done, healthy = burst.tokens, burst.done, burst.healthy
+        all_tokens, done, healthy, columns = burst.tokens, burst.done, burst.healthy, running.columns()
         for row, stream in enumerate(running.streams):
             if stream.ended:
                 continue
@@ -191,17 +212,16 @@ class Loop:
                 self._finish(stream, self._slots.not_finite())
                 self._slots.clear(slot)
                 continue
-            if row in running.failed:
-                assert stream.row.constraint is not None
-                self._finish(stream, stream.row.constraint.error)
-                continue
-            tokens = all_tokens[row]
+            tokens = all_tokens[row, : columns[row]]
             pieces = list(stream.answer.push([*running.forced, *tokens[tokens >= 0].tolist()]))
             if burst.scores is not None:
                 stream.score(burst.scores, row)  # before a reader hears of the text
             for piece in pieces:
                 stream.put(piece)
-            self._settle(stream, ended=bool(done[row]))
+            if columns[row] < all_tokens.shape[1] and not stream.answer.finished:
+                self._finish(stream, running.error(row))
+            else:
+                self._settle(stream, ended=bool(done[row]))
 
     def _settle(self, stream: Stream, ended: bool) -> None:
         if ended and not stream.answer.finished:
@@ -224,8 +244,3 @@ class Loop:
             for stream in list(self._streams.values()):
                 stream.end(error)
             self._streams.clear()
-
-    def _job_in(self, slot: int) -> Job:
-        job = self._scheduler.jobs[slot]
-        assert job is not None
-        return job

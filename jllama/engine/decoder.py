@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama.engine.asking import ask, jump
+from jllama.engine.mask_server import ALL, Constraints, follow
 from jllama.engine.rows import Piece
 from jllama.engine.slots import Slots
 from jllama.engine.state import NO_TOKEN, Burst
@@ -68,7 +70,7 @@ def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[n
         tokens = ready.tokens
         if not ready.healthy.all():
             raise slots.not_finite()
-        yield tokens[:, : max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))]
+        yield tokens[:, : _columns(tokens)]
         if ready.done.all():
             return
         now = time.perf_counter()
@@ -79,7 +81,8 @@ def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[n
 def masked_bursts(
     slots: Slots, first: Burst, constraints: Sequence[Constraint | None], rows: Sequence[int] = (0,)
 ) -> Iterator[np.ndarray]:
-    """`bursts` of one token each, of rows of which some must match; the next logits are under way meanwhile.
+    """`bursts` of rows of which some must match: they ask for masks, or have one token each, where the next
+    logits are under way meanwhile.
 
     Args:
       slots: with the rows' prompts.
@@ -90,14 +93,15 @@ def masked_bursts(
     Raises:
       JllamaError: the logits of a row are not finite, or it can't go on as it must.
     """
+    if slots.masked.asks:
+        yield from _asking_bursts(slots, first, constraints, rows)
+        return
     ready = first
     while True:
         tokens, done = ready.tokens, ready.done
         if not ready.healthy.all():
             raise slots.not_finite()
-        for constraint, row in zip(constraints, tokens.tolist(), strict=True):
-            if constraint is not None:
-                constraint.follow([token for token in row if token != NO_TOKEN])
+        follow(tokens, constraints)
         raise_first(constraints)
         if done.all():
             yield tokens
@@ -108,6 +112,41 @@ def masked_bursts(
         raise_first([each for each, over in zip(constraints, done, strict=True) if not over])
 
 
+def _asking_bursts(
+    slots: Slots, first: Burst, constraints: Sequence[Constraint | None], rows: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """`masked_bursts` that ask, like `bursts` one ahead of the reader. A row that is alone asks for few
+    tokens at once: what comes without a choice behind them is known then.
+    """
+    before: Sequence[tuple[Burst, Constraints]] = [(first, constraints)]
+    ready, served, over = first, None, np.zeros((len(rows),), bool)
+    alone, stretch = len(rows) == 1, list[int]()
+    while True:
+        if alone:
+            follow(first.tokens, constraints) if served is None else served.counts()
+            stretch, before = forced(slots, rows[0], constraints[0]), ()
+        ahead = ask(slots, rows, constraints, before)
+        before, tokens = (), ready.tokens
+        if not ready.healthy.all():
+            raise slots.not_finite()
+        counts = np.full(len(rows), ALL) if served is None else served.counts()
+        stuck = ~over & (counts < tokens.shape[1])
+        if (columns := counts[stuck].min() if stuck.any() else _columns(tokens)) > 0:
+            yield tokens[:, :columns]
+        raise_first([each for each, is_stuck in zip(constraints, stuck, strict=True) if is_stuck])
+        if stretch:
+            yield np.array([stretch], np.int32)
+        if ready.done.all():
+            return
+        over = ready.done[: len(rows)]
+        ready, served = ahead
+
+
+def _columns(tokens: np.ndarray) -> int:
+    """How many columns have a token, one at least."""
+    return max(1, int((tokens != NO_TOKEN).any(axis=0).sum()))
+
+
 def forced(slots: Slots, slot: int, constraint: Constraint | None) -> list[int]:
     """Tokens that must come next in a row that runs alone, taken as one chunk; none, if steps are as fast."""
     if constraint is None:
@@ -115,7 +154,10 @@ def forced(slots: Slots, slot: int, constraint: Constraint | None) -> list[int]:
     stretch = constraint.stretch(slots.masked.most_forced(slot, slots.target))
     if len(stretch) <= slots.target.chunk_steps:
         return []
-    slots.accept(slot, np.array(stretch, np.int32))
+    if slots.masked.asks:
+        jump(slots, slot, constraint.last, stretch)
+    else:
+        slots.accept(slot, np.array(stretch, np.int32))
     constraint.follow(stretch)
     return stretch
 

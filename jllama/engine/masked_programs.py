@@ -96,15 +96,20 @@ def accepter(target: Target) -> Callable[..., tuple[Changing, Array]]:
 
 
 def _accept(changing: Changing, logits: Array, new: Array, numbers: Array) -> tuple[Changing, Array]:
+    return taken(changing, numbers), logits.at[numbers[0]].set(new[0])
+
+
+def taken(changing: Changing, numbers: Array) -> Changing:
+    """With a row's tokens that nothing chose; `numbers` as of `accepter`."""
     slot, count, tokens = numbers[0], numbers[1], numbers[2:]
-    V = logits.shape[1]
+    V = changing["answer"].shape[1]
     places = jnp.where(jnp.arange(tokens.shape[0], dtype=jnp.int32) < count, tokens, V)
     changed = {
         "token": changing["token"].at[slot].set(tokens[count - 1]),
         "generated": changing["generated"].at[slot].add(count),
         "answer": changing["answer"].at[slot, places].add(1, mode="drop"),
     }
-    return changing | changed, logits.at[slot].set(new[0])
+    return changing | changed
 
 
 _NAMES = ("token", "generated", "done", "healthy")

@@ -10,6 +10,7 @@ from jax import Array
 
 from jllama import sharding
 from jllama.config import ModelConfig
+from jllama.engine.mask_server import MaskServer
 from jllama.engine.masked_programs import (
     accepter,
     changing_of,
@@ -29,10 +30,17 @@ OF_THE_WHOLE_TEXT = ("dynamic", "longrope")  # a token's angles depend on how lo
 
 
 class MaskedSteps:
-    """Which slots hold logits of a token that is still to be chosen, and those logits."""
+    """Which slots hold logits of a token that is still to be chosen, and those logits.
 
-    def __init__(self, config: ModelConfig, params: Params, slots: int) -> None:
+    Attributes:
+      asks: bursts ask the host for masks (`asking.py`) instead.
+      server: who answers them, once one has asked.
+    """
+
+    def __init__(self, config: ModelConfig, params: Params, slots: int, *, asks: bool = False) -> None:
         """Allocates nothing yet."""
+        self.asks = asks
+        self.server: MaskServer | None = None
         self._config, self._params = config, params  # prompts' programs take them as they are
         self._leaves, self._weights = jax.tree.flatten(params)
         self._fed = np.zeros((slots,), bool)
@@ -52,6 +60,15 @@ class MaskedSteps:
     def most_forced(self, slot: int, target: Target) -> int:
         """How many tokens `accept` may take of the text there, whose last one is chosen."""
         return min(target.chunk_sizes[0], int(self._left[slot]))
+
+    def length(self, slot: int) -> int:
+        """How many positions of a text that must match are filled, if it goes on."""
+        return int(self._length[slot])
+
+    def ran(self, slots: Sequence[int], steps: int) -> None:
+        """So many tokens were fed and came without `step`, if the texts go on."""
+        self._length[list(slots)] += steps
+        self._left[list(slots)] -= steps
 
     def pending(self, slots: Sequence[int]) -> bool:
         """Whether the last token of one of them was fed already: it can't take part in a burst yet."""

@@ -110,6 +110,14 @@ def stacked(rows: Sequence[Sampling], size: int) -> Sampling:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if size > 1 else rows[0]
 
 
+def bucketed(slots: Sequence[int], buckets: Sequence[int]) -> np.ndarray:
+    """int32 `[b]`: slots, and others that fill the program of the next size; the last size is all slots."""
+    size = next(b for b in buckets if b >= len(slots))
+    taken = frozenset(slots)
+    others = (slot for slot in range(buckets[-1]) if slot not in taken)
+    return np.array([*slots, *others][:size], np.int32)
+
+
 def filled(masks: np.ndarray | None, size: int) -> np.ndarray | None:
     """Masks, int32 `[n, W]`, and for rows up to `size` some that allow all."""
     if masks is None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama.engine import masked_programs, slot_programs
+from jllama.engine import asking, masked_programs, slot_programs
 from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way
 from jllama.grammar.constraint import mask_width
@@ -57,6 +57,9 @@ def _masked_programs(slots: Slots) -> Iterator[Program]:
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     logits = jax.ShapeDtypeStruct((slots.buckets[-1], V), jnp.float32, sharding=sharding)
     yield from _beginnings(slots, masked=True)
+    if slots.masked.asks:
+        yield from _askers(slots)
+        return
     halves = (masked_programs.changing_of(state), masked_programs.kept_of(state))
     leaves, weights = jax.tree.flatten(params)
     forced = np.zeros((2 + slots.target.chunk_sizes[0],), np.int32)
@@ -69,6 +72,16 @@ def _masked_programs(slots: Slots) -> Iterator[Program]:
         yield feed, (leaves, state.cache, logits, state.token, state.done, numbers), {}
         for how in _ways(slots, "scores", "floors"):
             yield masked_programs.chooser(how), (*halves, logits, mask, numbers), {}
+
+
+def _askers(slots: Slots) -> Iterator[Program]:
+    params, state = jax.tree.map(_shape, (slots.params, slots.state))
+    addresses = jax.ShapeDtypeStruct((4,), jnp.int32, sharding=state.cache.length.sharding)
+    forced = np.zeros((2 + slots.target.chunk_sizes[0],), np.int32)
+    yield asking.take, (masked_programs.changing_of(state), forced), {}
+    for bucket, how in itertools.product(slots.buckets, _ways(slots, "scores", "floors")):
+        arguments = (slots.config, params, state, np.zeros((bucket + 2,), np.int32), addresses)
+        yield asking.asker(how, bucket), arguments, {}
 
 
 def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:

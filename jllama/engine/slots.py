@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax import Array
 
-from jllama import sharding
+from jllama import kernels, sharding
 from jllama.config import ModelConfig
 from jllama.engine import leading, slot_programs
 from jllama.engine.masked_steps import MaskedSteps
-from jllama.engine.rows import Piece, Row, chunk_size, filled, packed, stacked
+from jllama.engine.rows import Piece, Row, bucketed, chunk_size, filled, packed, stacked
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
 from jllama.engine.step import HURRIED
 from jllama.engine.turns import turn_tokens
@@ -49,7 +49,7 @@ class Slots:
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self.alone = slots == 1
         self._needs = np.zeros((3, slots), bool)  # of each row: a draw, scores, a floor
-        self.masked = MaskedSteps(config, params, slots)
+        self.masked = MaskedSteps(config, params, slots, asks=kernels.asks_for_masks(self.target))
 
     @classmethod
     def empty(
@@ -203,7 +203,7 @@ class Slots:
             self.masked.begin(slot, row)
             self._needs[:, slot] = not row.sampling.is_greedy(), row.scores, row.floor > 0
         sampling = stacked([row.sampling for _, row, _ in beginnings], size)
-        _, scores, floors = self._any([slot for slot, _, _ in beginnings])
+        _, scores, floors = self.needs([slot for slot, _, _ in beginnings])
         how = self.way(scores=scores, floors=floors)
         arrays = (numbers, keys, stops, prompts, sampling, filled(masks, size))
         self.state, first = slot_programs.begin(self.before, logits, *arrays, how=how)
@@ -220,17 +220,14 @@ class Slots:
           steps: at most `BURST`.
           masks: int32 `[n, ceil(V/32)]`, of each row the tokens that may come; None: any, of all rows.
         """
-        bucket = next(b for b in self.buckets if b >= len(slots))
-        taken = frozenset(slots)
-        others = (slot for slot in range(self.buckets[-1]) if slot not in taken)
-        rows = np.array([*slots, *others][:bucket], np.int32)
-        drawn, scores, floors = self._any(slots)
+        rows = bucketed(slots, self.buckets)
+        drawn, scores, floors = self.needs(slots)
         if masks is not None or self.masked.pending(slots):
             way = self.way(scores=scores, floors=floors)
             self.state, burst = self.masked.step(self.state, rows, len(slots), masks, way)
             return burst
         how = self.way(greedy=not drawn, scores=scores, floors=floors, short=steps <= HURRIED)
-        run = slot_programs.runner(how, bucket > 1)
+        run = slot_programs.runner(how, len(rows) > 1)
         numbers = np.concatenate([rows, np.array([len(slots), steps], np.int32)])
         self.state, burst = run(self.config, self.params, self.state, numbers)
         return burst.underway()
@@ -240,7 +237,7 @@ class Slots:
         """Takes tokens of a row that must come next, int32 `[n]`, as one chunk; `MaskedSteps.accept`."""
         self.state = self.masked.accept(self.state, slot, tokens, self.way())
 
-    def _any(self, slots: Sequence[int]) -> Iterator[bool]:
+    def needs(self, slots: Sequence[int]) -> Iterator[bool]:
         """Whether any of them needs a draw, scores, a floor."""
         return map(bool, np.any(self._needs[:, list(slots)], axis=1))
 

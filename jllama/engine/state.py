@@ -95,6 +95,11 @@ class Burst:
         """bool `[B]`, likewise."""
         return np.asarray(self.told)[:, -1] > 0
 
+    @property
+    def arrived(self) -> bool:
+        """Whether the device has it, or it never will."""
+        return self.told.is_ready()  # type: ignore[attr-defined]
+
     def underway(self) -> "Burst":
         """Itself, on its way to the host as soon as the device has it."""
         for leaf in jax.tree.leaves(self):

@@ -23,6 +23,7 @@ class Constraint:
     """A matcher that has read what came of an answer. Not for several threads at once.
 
     Attributes:
+      last: the token that came last.
       ended: an end token came.
       error: why nothing may come next; the answer can't be completed.
     """
@@ -42,7 +43,7 @@ class Constraint:
         self.matcher, self.width, self.origin = matcher, width, matcher if origin is None else origin
         self._ends, self._banned = frozenset(ends), banned
         self._forced: list[int] = []  # what must come next, the last of it first
-        self.ended = False
+        self.last, self.ended = -1, False
         self.error: JllamaError | None = None
 
     @property
@@ -55,6 +56,7 @@ class Constraint:
         for token in tokens:
             if not self.live:
                 return
+            self.last = token
             if self._forced and self._forced.pop() != token:
                 self._forced.clear()
             if token in self._ends:
@@ -137,14 +139,15 @@ def mask_width(vocab_size: int) -> int:
     return -(-vocab_size // WORD)
 
 
-def masks_for(constraints: Sequence[Constraint | None]) -> np.ndarray:
-    """The tokens that may come next in each row, int32 `[b, ceil(V/32)]`, lowest bit first.
+def masks_for(constraints: Sequence[Constraint | None], out: np.ndarray | None = None) -> np.ndarray:
+    """The tokens that may come next in each row, int32 `[b, ceil(V/32)]`, lowest bit first; `out`, if given.
 
     One row has a constraint at least. All bits are set for rows without one, those that have ended and those
     with an `error`, which this may set.
     """
     width = next(each.width for each in constraints if each is not None)
-    masks = np.full((len(constraints), width), -1, np.int32)
+    masks = np.empty((len(constraints), width), np.int32) if out is None else out
+    masks[...] = -1
     live = [(each, at) for at, each in enumerate(constraints) if each is not None and each.live]
     forced = {at: token for each, at in live if (token := each.forced()) is not None}
     rows, tokens = (np.fromiter(part, np.uint32, len(forced)) for part in (forced, forced.values()))

@@ -152,3 +152,8 @@ def gpu_attention(
 def chooses_tokens(vocab_size: int, target: Target) -> bool:
     """Whether `gpu.sample_rows` takes the place of `jllama.layers.sampling`."""
     return target.on_gpu and target.kernels and gpu.sampling_refusal(vocab_size) is None
+
+
+def asks_for_masks(target: Target) -> bool:
+    """Whether a program can ask the host for masks while it runs."""
+    return target.on_gpu and target.kernels and target.mesh is None and gpu.desk_refusal() is None

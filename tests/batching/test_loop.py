@@ -43,7 +43,7 @@ class Notes:
         self.rows, self.bad, self.first = {}, set(), ord("a")
 
     turn_tokens = property(lambda self: self._chunk)
-    target, masked = CPU, SimpleNamespace(most_forced=lambda slot, target: 5)
+    target, masked = CPU, SimpleNamespace(most_forced=lambda slot, target: 5, asks=False)
 
     def next_chunk(self, left, *, scored):
         return self._chunk if left > self._chunk // 2 else self._chunk // 2

@@ -1,5 +1,6 @@
 """An engine that has warmed up compiles nothing more, whatever it is asked."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -70,6 +71,18 @@ def test_nothing_compiles_behind_the_first_answer_that_must_match(warm, compiled
             for stream in warm.engine.submit_all(requests[:count]):
                 stream.result(WAIT)
     assert compiled == []
+
+
+def test_slots_whose_bursts_ask_need_those_instead_of_steps(warm):
+    slots = warm.engine._slots
+    steps, asking = (
+        Counter(program.__name__ for program, _, _ in slot_warm_up._masked_programs(slots))
+        for slots.masked.asks in (False, True)
+    )
+    slots.masked.asks = False
+    assert set(steps) == {"begin", "accept", "feed", "choose"}
+    ways = 4 if slots.alone else 2
+    assert asking == {"begin": steps["begin"], "taken": 1, "run": ways * len(slots.buckets)}
 
 
 def test_nothing_compiles_behind_a_warm_up(warm, compiled):

@@ -118,7 +118,8 @@ def masked(monkeypatch, given, constraints):
 
     monkeypatch.setattr(decoder, "masks_for", masks_for)
     left, came = iter(given[1:]), []
-    slots = SimpleNamespace(run=lambda rows, steps, masks: next(left), not_finite=lambda: ERROR)
+    how = dict(masked=SimpleNamespace(asks=False), not_finite=lambda: ERROR)
+    slots = SimpleNamespace(run=lambda rows, steps, masks: next(left), **how)
     try:
         for block in decoder.masked_bursts(slots, given[0], constraints, (3, 1)):
             came.append(block.tolist())

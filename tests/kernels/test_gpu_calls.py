@@ -13,6 +13,7 @@ from jllama.kernels.gpu import (
     chunk_attention,
     decode,
     decode_attention,
+    desk,
     exchange,
     launch,
     product,
@@ -46,7 +47,7 @@ def calls(monkeypatch):
     for module, name in (
         *((product, "product_source"), (sample, "sample_source"), (exchange, "exchange_source")),
         *((chunk_attention, "chunk_source"), (decode_attention, "attention_source")),
-        *((exchange, "pull_source"), (exchange, "exchange_norm_source")),
+        *((exchange, "pull_source"), (exchange, "exchange_norm_source"), (desk, "desk_source")),
     ):
         monkeypatch.setattr(module, name, lambda *shape: shape[0] if len(shape) == 1 else shape)
     return seen
@@ -390,6 +391,23 @@ def test_gpus_that_reach_each_other_take_more_rows_together(monkeypatch, tiny_co
     assert reason(17, pair) == "wide 17"
     assert "tokens have shape (17, 1)" in reason(17, None)
     assert "tokens have shape (1, 1)" in reason(1, pair)
+
+
+def test_what_is_said_at_a_desk(calls):
+    addresses, token, told = (jnp.ones(size, jnp.int32) for size in (4, 3, (3, 3)))
+    line = desk.Line(addresses=addresses, turn=jnp.int32(7), last=jnp.int32(9), steps=4)
+    logits = jnp.ones((3, 65))
+    assert desk.tell(line, told, token).shape == (3,)
+    assert desk.hear(line.after(jnp.int32(2)), logits).shape == (3, 3)
+    tell, hear = calls
+    assert (tell.name, tell.shape, tell.grid, hear.name, hear.shape, hear.grid) == (
+        *("jllama_tell", (3, 0), 1),
+        *("jllama_hear", (3, 3), 3),
+    )
+    assert [call.operands[1].tolist() for call in calls] == [[7, 9], [9, 9]]
+    are([*tell.operands[:1], *tell.operands[2:]], addresses, told, token)
+    are([*hear.operands[:1], *hear.operands[2:]], addresses, logits)
+    assert (tell.results[0].dtype, hear.results[0].dtype) == (jnp.int32, jnp.int32)
 
 
 def test_a_kernel_in_use_is_young_again(monkeypatch, tmp_path):

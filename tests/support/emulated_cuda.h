@@ -232,7 +232,14 @@ static void put2_far(unsigned long long* p, float a, float b, unsigned tag) {
 static unsigned long long peek_far(const unsigned long long* p) { return *(volatile const unsigned long long*)p; }
 static void peek2_far(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = peek_far(p), b = peek_far(p + 1); }
 static uint4 load_far(const uint4* p) { return *p; }
+static unsigned load_far(const unsigned* p) { return *(const volatile unsigned*)p; }
+static void store_far(unsigned* p, unsigned v) { *(volatile unsigned*)p = v; }
 static void show_to_all() { __sync_synchronize(); }
+static unsigned long long nanoseconds() {  // as many as it was asked
+  static unsigned long long now = 0;
+  return ++now;
+}
+static void rest() { pause_fiber(); }
 static void patience_far(unsigned& spins) {
   static const double most = getenv("FAR_SECONDS") ? atof(getenv("FAR_SECONDS")) : 40;
   static const time_t begun = time(nullptr);

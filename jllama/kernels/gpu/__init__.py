@@ -9,6 +9,11 @@ from jllama.kernels.gpu.decode import decode_refusal as decode_refusal
 from jllama.kernels.gpu.decode import decode_step as decode_step
 from jllama.kernels.gpu.decode_attention import attention_refusal as attention_refusal
 from jllama.kernels.gpu.decode_attention import decode_attend as decode_attend
+from jllama.kernels.gpu.desk import Desk as Desk
+from jllama.kernels.gpu.desk import Line as Line
+from jllama.kernels.gpu.desk import desk_refusal as desk_refusal
+from jllama.kernels.gpu.desk import hear as hear
+from jllama.kernels.gpu.desk import tell as tell
 from jllama.kernels.gpu.exchange import Peers as Peers
 from jllama.kernels.gpu.family import decode_frequencies as decode_frequencies
 from jllama.kernels.gpu.peers import mailboxes as mailboxes

@@ -60,7 +60,7 @@ def _unreachable(numbers: tuple[int, ...]) -> str | None:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "libcuda.so.1 is missing"
-    contexts = [_context(driver, number) for number in numbers]
+    contexts = [context_of(driver, number) for number in numbers]
     before = ctypes.c_void_p()
     driver.cuCtxGetCurrent(ctypes.byref(before))
     try:
@@ -74,7 +74,7 @@ def _unreachable(numbers: tuple[int, ...]) -> str | None:
     return None
 
 
-def _context(driver: ctypes.CDLL, number: int) -> ctypes.c_void_p:
+def context_of(driver: ctypes.CDLL, number: int) -> ctypes.c_void_p:
     """The context that JAX works in on a GPU: the device's primary one."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     driver.cuDeviceGet(ctypes.byref(device), number)
