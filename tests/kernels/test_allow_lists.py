@@ -87,9 +87,9 @@ def batch_refusal(config, params, batch=2, tokens=1, dtype="bfloat16"):
 
 def test_a_batch_is_refused_what_its_kernels_do_not_know(both):
     params = random_params(CONFIG, dtype="bfloat16")
-    assert batch_refusal(CONFIG, params) is batch_refusal(CONFIG, params, batch=16) is None
-    for shape in (dict(batch=17), dict(tokens=2)):
-        assert "one token of 2 to 16 sequences" in batch_refusal(CONFIG, params, **shape)
+    assert batch_refusal(CONFIG, params) is batch_refusal(CONFIG, params, batch=32) is None
+    for shape in (dict(batch=33), dict(tokens=2)):
+        assert "one token of 2 to 32 sequences" in batch_refusal(CONFIG, params, **shape)
     assert "final_logit_cap=30.0" in batch_refusal(capped(30.0), params)
     assert "layers[1].attention.sinks" in batch_refusal(CONFIG, with_sinks(params))
     assert "16 bits in both" in batch_refusal(CONFIG, params, dtype="float16")

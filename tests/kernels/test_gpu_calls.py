@@ -190,16 +190,20 @@ def test_a_sum_over_gpus(calls, pair):
 
 
 def test_a_sum_over_gpus_and_the_norm_behind_it(calls, pair):
-    x, residual, weight, bias = (jnp.full(shape, 1.0, HALF) for shape in ((3, 8), (3, 8), 8, 8))
+    residual, weight, bias = (jnp.full(shape, 1.0, HALF) for shape in ((3, 8), 8, 8))
+    x = jnp.ones((2, 3, 8), jnp.float32)  # two slices
     out, normed = exchange.exchanged_norm(pair, x, residual, weight, eps=1e-5, offset=1.0, bias=bias, by=0.5)
-    halves = [a.astype(jnp.float16) for a in (x, residual, weight)]
-    exchange.exchanged_norm(pair, *halves, eps=1e-6)
-    first, second = calls
+    halves = [a.astype(jnp.float16) for a in (residual, weight)]
+    exchange.exchanged_norm(pair, x[:1], *halves, eps=1e-6)
+    exchange.exchanged_norm(None, x, residual, weight, eps=1e-5)
+    first, second, alone = calls
     are(first.operands, pair.addresses, "rank", x, residual, weight, bias)
-    are(second.operands, pair.addresses, "rank", *halves, halves[2])
+    are(second.operands[3:], *halves, halves[1])
+    are(alone.operands, weight, weight, x, residual, weight, weight)
     eps, half, one = "1.000000000e-05f", "5.000000000e-01f", "1.000000000e+00f"
-    assert first.shape == exchange.NormShape(2, 3, 8, eps, one, 1, half, 0)
-    assert second.shape == exchange.NormShape(2, 3, 8, "1.000000000e-06f", "0", 0, "1", 1)
+    assert first.shape == exchange.NormShape(2, 3, 8, 2, eps, one, 1, half, 0)
+    assert second.shape == exchange.NormShape(2, 3, 8, 1, "1.000000000e-06f", "0", 0, "1", 1)
+    assert alone.shape == exchange.NormShape(1, 3, 8, 2, eps)
     assert (first.name, first.grid, first.threads, first.shared) == ("jllama_exchange_norm", 3, 512, 64)
     assert [result.dtype for result in second.results] == [jnp.float16] * 2
     assert out.shape == normed.shape == (3, 8)
@@ -388,8 +392,9 @@ def test_gpus_that_reach_each_other_take_more_rows_together(monkeypatch, tiny_co
     def reason(rows, shards):
         return batch.batch_refusal(tiny_config, params, None, np.zeros((rows, 1), np.int32), shards)
 
-    assert reason(17, pair) == "wide 17"
-    assert "tokens have shape (17, 1)" in reason(17, None)
+    assert reason(17, pair) == reason(17, None) == "wide 17"
+    assert reason(33, pair) == "wide 33"
+    assert "tokens have shape (33, 1)" in reason(33, None)
     assert "tokens have shape (1, 1)" in reason(1, pair)
 
 

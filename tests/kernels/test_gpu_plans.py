@@ -238,7 +238,7 @@ def test_what_a_product_takes(gpu, f, columns, words):
         ((1, 1), False, False),
         ((2, 1), False, True),
         ((16, 1), False, True),
-        ((17, 1), False, False),
+        ((33, 1), False, False),
         ((32, 1), True, True),
         ((33, 1), True, False),
         ((2, 2), False, False),

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from jllama import model
-from jllama.checkpoint.random_params import random_params
 from jllama.kernels.gpu import exchange, peers, wide_batch
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import KVCache
 from jllama.layers.norm import rms_norm
-from tests.kernels.test_kernels_gpu import distance, shape
+from tests.kernels.test_kernels_gpu import distance, shape, weights
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 from tests.kernels.test_kernels_gpu_peers import small_boxes as small_boxes
 from tests.support import emulation
@@ -69,12 +68,12 @@ def test_sums_in_one_order_emulated(tmp_path, sizes):
             np.testing.assert_array_equal(result, total)
 
 
-@pytest.mark.parametrize(("gpus", "rows"), [(2, 3), (3, 1)])
+@pytest.mark.parametrize(("gpus", "rows", "slices"), [(1, 2, 3), (2, 3, 1), (3, 1, 2)])
 @pytest.mark.usefixtures("small_boxes")
-def test_sums_and_their_norm_emulated(tmp_path, gpus, rows):
+def test_sums_and_their_norm_emulated(tmp_path, gpus, rows, slices):
     D = 2060
     how = dict(EPS="1e-5f", NORM_OFFSET="1.0f", BIAS=1, RESIDUAL_SCALE="0.5f")
-    shape = exchange.NormShape(gpus, rows, D, **how)
+    shape = exchange.NormShape(gpus, rows, D, slices, **how)
     kernel = emulation.Emulated(
         tmp_path, exchange.exchange_norm_source(shape), "jllama_exchange_norm", 8,
         grid=rows, threads=exchange.NORM_SIZE, shared=64, gpus=gpus,
@@ -84,7 +83,7 @@ def test_sums_and_their_norm_emulated(tmp_path, gpus, rows):
     addresses = np.zeros(gpus, np.int64)
     residual, weight, bias = (random.normal(size=s).astype(jnp.bfloat16) for s in ((rows, D), D, D))
     for _ in range(2):
-        parts = random.normal(size=(gpus, rows, D)).astype(jnp.bfloat16)
+        parts = random.normal(size=(gpus, slices, rows, D)).astype(np.float32)
         out, normed = np.zeros((2, gpus, rows, D), jnp.bfloat16)
         given = [
             [addresses, np.array([r], np.int32), parts[r], residual, weight, bias, out[r], normed[r]]
@@ -92,8 +91,11 @@ def test_sums_and_their_norm_emulated(tmp_path, gpus, rows):
         ]
         kernel([a for one in given for a in one], [(addresses, boxes)])
         total = np.zeros((rows, D), np.float32)
-        for one in parts:
-            total = total + one.astype(np.float32)
+        for own in parts:
+            own_sum = np.zeros((rows, D), np.float32)
+            for one in own:
+                own_sum = own_sum + one
+            total = total + (own_sum if gpus == 1 else own_sum.astype(jnp.bfloat16).astype(np.float32))
         added = (total + bias.astype(np.float32)) * np.float32(0.5) + residual.astype(np.float32)
         np.testing.assert_array_equal(out, [added.astype(jnp.bfloat16)] * gpus)
         np.testing.assert_array_equal(normed, [normed[0]] * gpus)
@@ -101,13 +103,14 @@ def test_sums_and_their_norm_emulated(tmp_path, gpus, rows):
         np.testing.assert_allclose(normed[0].astype(np.float32), exact, rtol=2**-8)
 
 
-def test_a_wide_step_is_the_models(monkeypatch):
+@pytest.mark.parametrize("stored", ["bf16", "int8", "int4"])
+def test_a_wide_step_is_the_models(monkeypatch, stored):
     """Its order of products, sums and norms; with XLA's sums of one device in the kernels' place."""
     config = shape(64, 96, 2, 4, 2, 32, vocab=50, attention_bias=True, mlp_bias=True, residual_multiplier=0.5)
-    params, tokens = random_params(config, "bfloat16"), jnp.array([[3], [7], [9]], jnp.int32)
+    params, tokens = weights(config, stored), jnp.array([[3], [7], [9]], jnp.int32)
 
     def sums(peers, x, residual, weight, *, eps, offset, bias, by):
-        added = (x.astype(jnp.float32) + bias.astype(jnp.float32)[None]) * by + residual.astype(jnp.float32)
+        added = (jnp.sum(x, axis=0) + bias.astype(jnp.float32)[None]) * by + residual.astype(jnp.float32)
         added = added.astype(residual.dtype)
         return added, rms_norm(weight, added, eps, offset)
 

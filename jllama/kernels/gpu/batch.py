@@ -28,13 +28,15 @@ from jllama.layers.rope import Rope
 from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
+MAX_ALONE = 32  # sequences that one GPU takes by `wide_step`: more were not measured
+
 
 def batch_refusal(
     config: ModelConfig, params: Params, cache: KVCache, tokens: Array, shards: Shards | None = None
 ) -> str | None:
     """Why the kernels can't run this step; None if they can. With `shards` all sizes are one device's own."""
     B, T = tokens.shape
-    most = _most(params)
+    most = max(_most(params), MAX_ALONE)
     if T != 1 or not B > 1 or (most < B and not isinstance(shards, Peers)):
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
     others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
@@ -44,7 +46,7 @@ def batch_refusal(
         or refused_field(config, FAMILY_FIELDS)
         or refused_leaf(params, [params.embed_tokens, params.norm, params.peers, *others, *_weights(params)])
     )
-    if reason is not None or most < B:
+    if reason is not None or _most(params) < B:
         return reason or wide_refusal(config, params, cache, B)
     return _config_refusal(config, params, cache) or next(
         filter(None, map(_weight_refusal, _weights(params))), None
@@ -110,7 +112,7 @@ def batch_step(
     """
     with jax.named_scope("batch_step"):
         tokens = readable(tokens, n_valid, cache.length[:, None], cache.max_len)
-        if peers is not None and len(tokens) > _most(params):
+        if len(tokens) > _most(params):
             return wide_step(config, params, tokens, cache, places, peers)
         x = embed(config, params, tokens)[:, 0]
         for i, p in enumerate(params.layers):

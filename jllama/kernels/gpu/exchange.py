@@ -168,6 +168,7 @@ class NormShape:
     gpus: int
     ROWS: int
     D: int
+    SLICES: int
     EPS: str
     NORM_OFFSET: str = "0"
     BIAS: int = 0
@@ -176,7 +177,7 @@ class NormShape:
 
 
 def exchanged_norm(
-    peers: Peers,
+    peers: Peers | None,
     x: Array,
     residual: Array,
     weight: Array,
@@ -189,30 +190,33 @@ def exchanged_norm(
     """`exchanged` with a residual, and `rms_norm(weight, ..., eps, offset)` of what it gives, `[B, D]` both.
 
     Args:
-      x: `[B, D]` in 16 bits: each GPU's part is rounded once before it is sent. No more than `fits`, D a
-        multiple of 4.
+      peers: the GPUs whose sums are added too; None: there are no others.
+      x: float32 `[slices, B, D]`, which are added up; each GPU's sum is rounded to 16 bits before it is sent.
+        No more than `fits`, D a multiple of 4.
       residual: `[B, D]` in 16 bits.
       weight: `[D]` in 16 bits.
       bias: `[D]` in 16 bits, added to the sum before it is multiplied with `by`.
     """
     with jax.named_scope("exchange_norm"):
         shape = NormShape(
-            peers.count,
+            gpus_of(peers),
+            len(residual),
+            x.shape[2],
             len(x),
-            x.shape[1],
             literal(eps),
             NORM_OFFSET=unless(offset, 0),
             BIAS=int(bias is not None),
             RESIDUAL_SCALE=unless(by, 1),
             FP16=int(residual.dtype == jnp.float16),
         )
-        operands = [peers.addresses, peers.rank(), x, residual, weight, weight if bias is None else bias]
+        fleet = (weight, weight) if peers is None else (peers.addresses, peers.rank())
+        operands = [*fleet, x, residual, weight, weight if bias is None else bias]
         out, normed = launch.call(
             exchange_norm_source(shape),
             "jllama_exchange_norm",
             operands,
-            [jax.ShapeDtypeStruct(x.shape, residual.dtype)] * 2,
-            grid=len(x),
+            [jax.ShapeDtypeStruct(residual.shape, residual.dtype)] * 2,
+            grid=len(residual),
             threads=NORM_SIZE,
             shared=4 * NORM_SIZE // 32,
         )
@@ -221,8 +225,9 @@ def exchanged_norm(
 
 @functools.lru_cache(maxsize=64)
 def exchange_norm_source(shape: NormShape) -> str:
-    sizes = dataclasses.asdict(shape) | places(shape.gpus)
+    sizes = dataclasses.asdict(shape) | (places(shape.gpus) if shape.gpus > 1 else dict(GPUS=1))
     sizes |= dict(EACH=-(-shape.D // (4 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
     del sizes["gpus"]
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    return launch.assemble(defines, "primitives.cu", "mailboxes.cu", "exchange_norm.cu")
+    boxes = ("mailboxes.cu",) if shape.gpus > 1 else ()
+    return launch.assemble(defines, "primitives.cu", *boxes, "exchange_norm.cu")

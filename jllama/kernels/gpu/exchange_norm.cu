@@ -1,12 +1,15 @@
 // What `exchange.cu` does with a product of ROWS tokens, D numbers each, and the norm that follows: a block a token.
 //
-// The residual stream goes on to the next sum, its norm into the next product. The parts are 16-bit numbers, two in a
-// word.
+// The residual stream goes on to the next sum, its norm into the next product. `x` is the product in SLICES slices of its
+// columns, float32, which are added up first; that part of the sum goes as 16-bit numbers, two in a word. One GPU
+// has no others to add.
 //
-// The host puts before this text: ROWS, D (a multiple of 4), BLOCK_SIZE, EACH (fours of numbers per thread), the places
-// of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu and mailboxes.cu.
+// The host puts before this text: ROWS, D (a multiple of 4), SLICES, BLOCK_SIZE, EACH (fours of numbers per thread), GPUS,
+// with several the places of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu and, with several,
+// mailboxes.cu.
 
 __device__ __forceinline__ float4 widened(uint2 v) { return make_float4(to_float(v.x), high(v.x), to_float(v.y), high(v.y)); }
+#if GPUS > 1
 // Adds another GPU's part of this thread's numbers; all words are asked for before any is looked at.
 __device__ __forceinline__ void add_far(float4 (&sums)[EACH], const u64* from, u32 tag) {
   u64 a[EACH], b[EACH];
@@ -28,22 +31,48 @@ __device__ __forceinline__ void add_far(float4 (&sums)[EACH], const u64* from, u
     sums[i].x += v.x, sums[i].y += v.y, sums[i].z += v.z, sums[i].w += v.w;
   }
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(BLOCK_SIZE, 1)
-jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16* residual, const u16* weight,
+jllama_exchange_norm(const u64* peers, const int* rank, const float* x, const u16* residual, const u16* weight,
                      const u16* bias, u16* out, u16* normed) {
   const int row = blockIdx.x * D;
-  uint2 mine[EACH], before[EACH], weights[EACH];
+  uint2 before[EACH], weights[EACH];
+  float4 sums[EACH], slices[EACH][SLICES];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
-    if (at < D) mine[i] = *(const uint2*)(x + row + at);
+    if (at >= D) break;
+#pragma unroll
+    for (int k = 0; k < SLICES; k++) slices[i][k] = *(const float4*)(x + (size_t)k * ROWS * D + row + at);
   }
+  auto ask = [&] {
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
+      if (at < D) before[i] = *(const uint2*)(residual + row + at), weights[i] = *(const uint2*)(weight + at);
+    }
+  };
+  if (GPUS == 1) ask();
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    sums[i] = make_float4(0, 0, 0, 0);
+    if ((threadIdx.x + i * BLOCK_SIZE) * 4 >= D) break;
+#pragma unroll
+    for (int k = 0; k < SLICES; k++) {
+      const float4 v = slices[i][k];
+      sums[i].x += v.x, sums[i].y += v.y, sums[i].z += v.z, sums[i].w += v.w;
+    }
+  }
+#if GPUS > 1
+  uint2 mine[EACH];
   const int self = *rank;
   u64* box[GPUS];
   u64* const own = mailboxes(box, peers, self);
   const u32 tag = turn_of(own);
   const int half = half_of(tag);
+#pragma unroll
+  for (int i = 0; i < EACH; i++) mine[i] = make_uint2(pack(sums[i].x, sums[i].y), pack(sums[i].z, sums[i].w));
 #pragma unroll
   for (int p = 0; p < GPUS; p++) {
     if (p == self) continue;
@@ -54,14 +83,9 @@ jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16*
       if (at * 4 < D) put2_far(to + at * 2, __uint_as_float(mine[i].x), __uint_as_float(mine[i].y), tag);
     }
   }
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {  // asked for before the wait
-    const int at = (threadIdx.x + i * BLOCK_SIZE) * 4;
-    if (at < D) before[i] = *(const uint2*)(residual + row + at), weights[i] = *(const uint2*)(weight + at);
-  }
+  ask();  // before the wait
   __syncthreads();
   end_turn(own, tag, ROWS);
-  float4 sums[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) sums[i] = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -76,6 +100,7 @@ jllama_exchange_norm(const u64* peers, const int* rank, const u16* x, const u16*
       sums[i].x += v.x, sums[i].y += v.y, sums[i].z += v.z, sums[i].w += v.w;
     }
   }
+#endif
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
