@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import json
+import os
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -102,14 +103,16 @@ def load_model(quantize: str | None = None, *, tokenizer: bool = True) -> Any:
 
 
 def banner(model: Any) -> str:
-    """Model, device, dtype and versions, in one line."""
+    """Model, device, dtype and versions, in one line; of a CPU the instruction set and the threads, too."""
     import jax
 
     from jllama import __version__
+    from jllama.kernels.cpu.build import describe
     from jllama.machine.devices import describe_device
 
+    device = describe_device() if jax.default_backend() != "cpu" else f"{describe_device()} · {describe()}"
     return (
-        f"{model.name} · {model.dtype} · {describe_device()} · "
+        f"{model.name} · {model.dtype} · {device} · "
         f"jllama {__version__} · jax {jax.__version__} · context {model.config.context_length}"
     )
 
@@ -147,6 +150,7 @@ def _guarded(program: ModuleType) -> int:
         streams.prepare()
         if not _wants_help(program):
             _note_what_is_hidden()
+            _choose_threads()
             code = program.main() or 0
             sys.stdout.flush()
             return code
@@ -187,6 +191,11 @@ def _wants_help(program: ModuleType) -> bool:
 def _note_what_is_hidden() -> None:
     if "model" in FLAGS and ready_made.hidden(FLAGS.model):
         say(f"note: {FLAGS.model} is what has that name in this directory, not the ready-made model")
+
+
+def _choose_threads() -> None:
+    if "threads" in FLAGS and FLAGS.threads is not None:
+        os.environ["JLLAMA_THREADS"] = str(FLAGS.threads)  # read when the kernels are loaded
 
 
 def explanation(error: Exception) -> str | None:

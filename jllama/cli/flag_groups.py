@@ -11,6 +11,14 @@ def define_model_flags() -> None:
     define_sha256_flag()
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "The run dtype.")
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where it runs; auto: a GPU if there is one.")
+    flags.DEFINE_integer(
+        "threads",
+        None,
+        "Threads of the CPU's kernels; else JLLAMA_THREADS, else one for each core that may be used.",
+        lower_bound=1,
+        upper_bound=256,
+        short_name="t",
+    )
     flags.DEFINE_bool("verbose", False, "Say on stderr what is loaded and on which device.")
 
 

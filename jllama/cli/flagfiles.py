@@ -14,7 +14,7 @@ from jllama.errors import JllamaError
 SHARED = frozenset(
     "prompt prompt_file chat_template system stats max_new_tokens min_new_tokens temperature top_k top_p "
     "min_p repetition_penalty presence_penalty frequency_penalty logit_bias seed stop stop_token_ids "
-    "ignore_eos transcript on_overflow max_seq_len dtype device quantize verbose".split()
+    "ignore_eos transcript on_overflow max_seq_len dtype device threads quantize verbose".split()
 )
 
 RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice

@@ -275,9 +275,10 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
 
 def test_a_banner_says_what_runs(monkeypatch):
     monkeypatch.setattr("jllama.machine.devices.describe_device", lambda: "a device")
+    monkeypatch.setattr("jllama.kernels.cpu.build.describe", lambda: "avx2, 3 threads")
     model = SimpleNamespace(name="n", dtype="float32", config=SimpleNamespace(context_length=77))
     assert command_line.banner(model) == (
-        f"n · float32 · a device · jllama {__version__} · jax {jax.__version__} · context 77"
+        f"n · float32 · a device · avx2, 3 threads · jllama {__version__} · jax {jax.__version__} · context 77"
     )
 
 

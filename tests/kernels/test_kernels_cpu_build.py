@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
 from jllama.kernels.cpu import build, packaged
 from tests.support.kernels_cpu import skip_without_kernels
@@ -165,11 +166,16 @@ def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
 def test_threads_follow_the_environment(monkeypatch):
     monkeypatch.setenv("JLLAMA_THREADS", "3")
     assert build.threads() == 3
-    monkeypatch.setenv("JLLAMA_THREADS", "100000")
-    assert build.threads() == 256
-    for none in ("none", "0", "-1"):
-        monkeypatch.setenv("JLLAMA_THREADS", none)
-        assert build.threads() == len(os.sched_getaffinity(0))
+    assert build.describe().endswith("3 threads")
+    monkeypatch.setenv("JLLAMA_THREADS", "")
+    assert build.threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("said", ["none", "0", "-1", "257", "100000", "1.5", "²", "1" * 5000])
+def test_threads_that_are_no_number_or_too_many_are_refused(monkeypatch, said):
+    monkeypatch.setenv("JLLAMA_THREADS", said)
+    with pytest.raises(JllamaError, match="give a number from 1 to 256"):
+        build.load.__wrapped__()
 
 
 def test_where_one_compilation_fails_the_others_are_not_waited_for(monkeypatch):

@@ -50,6 +50,23 @@ def test_the_best_that_the_processor_has_is_taken(built, monkeypatch, processor,
     assert (found and found.read_text()) == wanted
 
 
+def test_an_instruction_set_can_be_chosen(built, monkeypatch):
+    monkeypatch.setattr(packaged, "processor", lambda: AMD + f"{AVX512} avx512_bf16")
+    for name, file in {"avx2": "avx2_amd", "avx512": "avx512", "avx512_bf16": "avx512_bf16_amd"}.items():
+        monkeypatch.setenv("JLLAMA_ISA", name)
+        assert packaged.library().read_text() == file
+        assert build.native_flags() == packaged.suited()[0].flags
+        assert build.describe().startswith(f"{name}, ")
+
+
+@pytest.mark.parametrize("name", ["avx9", "AVX2", "neon", "amx", "avx2_amd"])
+def test_an_instruction_set_that_is_not_there_is_refused(built, monkeypatch, name):
+    monkeypatch.setattr(packaged, "processor", lambda: AMD + AVX512)
+    monkeypatch.setenv("JLLAMA_ISA", name)
+    with pytest.raises(JllamaError, match=r"no instruction set of this processor; use avx512, avx2$"):
+        build.load.__wrapped__()
+
+
 def test_a_library_of_another_source_or_interface_is_none(built, monkeypatch):
     monkeypatch.setattr(packaged, "processor", lambda: INTEL + AVX2)
     assert packaged.library()

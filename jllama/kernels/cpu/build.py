@@ -28,6 +28,7 @@ SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")
+MOST_THREADS = 256
 PATIENCE = 600  # seconds: a busy machine compiles for minutes
 TARGETS = ("jllama_forward", "jllama_product")
 GAIN = "the CPU runs through XLA alone, which is several times slower"
@@ -35,7 +36,12 @@ GAIN = "the CPU runs through XLA alone, which is several times slower"
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library with its FFI targets registered, or in one line why there is none."""
+    """The library with its FFI targets registered, or in one line why there is none.
+
+    Raises:
+      JllamaError: `$JLLAMA_THREADS` or `$JLLAMA_ISA` can't be followed.
+    """
+    threads(), packaged.suited()
     try:
         library = ctypes.CDLL(str(packaged.library() or compiled()))
     except (JllamaError, OSError) as error:
@@ -53,12 +59,23 @@ def register(library: ctypes.CDLL, suffix: str = "") -> None:
 
 
 def threads() -> int:
-    """`$JLLAMA_THREADS`, else the cores that this process may use."""
-    chosen = os.environ.get("JLLAMA_THREADS", "")
-    if chosen.isdecimal() and int(chosen) > 0:
-        return min(int(chosen), 256)
+    """`$JLLAMA_THREADS`, else the cores that this process may use.
+
+    Raises:
+      JllamaError: it is no number from 1 to `MOST_THREADS`.
+    """
+    if chosen := os.environ.get("JLLAMA_THREADS", ""):
+        if not chosen.isascii() or not chosen.isdecimal() or not 0 < int(chosen[:9]) <= MOST_THREADS:
+            raise JllamaError(f"JLLAMA_THREADS={chosen[:80]!r}: give a number from 1 to {MOST_THREADS}")
+        return int(chosen)
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def describe() -> str:
+    """What the kernels run with: `avx512_bf16, 2 threads`."""
+    best, count = packaged.suited()[:1], threads()
+    return ", ".join([*(variant.isa for variant in best), f"{count} thread{'s' * (count != 1)}"])
 
 
 def compiled(machine: tuple[str, ...] | None = None) -> Path:
@@ -132,6 +149,9 @@ def _digest(library: Path) -> str:
 
 
 def native_flags() -> tuple[str, ...]:
+    """The compiler's for this machine, or for the instruction set that `$JLLAMA_ISA` names."""
+    if os.environ.get("JLLAMA_ISA"):
+        return packaged.suited()[0].flags
     return ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 
 

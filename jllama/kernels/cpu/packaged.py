@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from jllama.errors import JllamaError
+
 HERE = Path(__file__).parent
 BUILT = HERE / "built"
 
@@ -29,6 +31,11 @@ class Variant:
         """Of this source and this version of XLA's interface, which refuses libraries of any other."""
         key = hashlib.sha256(source() + _interface())
         return f"{self.name}-{key.hexdigest()[:24]}.so"
+
+    @property
+    def isa(self) -> str:
+        """As `$JLLAMA_ISA` has it: the instruction set, whoever made the processor."""
+        return self.name.removesuffix("_amd")
 
 
 AVX2 = "avx2 fma f16c bmi2 movbe abm"
@@ -59,12 +66,29 @@ def library() -> Path | None:
     """What suits this processor and was compiled from this source.
 
     None where there is no such library, or the user has chosen a compiler or its flags.
+
+    Raises:
+      JllamaError: see `suited`.
     """
     if os.environ.get("CXX") or os.environ.get("JLLAMA_CXXFLAGS") or not BUILT.is_dir():
         return None
+    return next((path for path in (BUILT / variant.file for variant in suited()) if path.is_file()), None)
+
+
+def suited() -> list[Variant]:
+    """Those that this processor can run, the best first; where `$JLLAMA_ISA` names one, that one alone.
+
+    Raises:
+      JllamaError: it names none of them.
+    """
     has = set(processor().split())
-    suited = (variant for variant in variants() if has.issuperset(variant.needs.split()))
-    return next((path for path in (BUILT / variant.file for variant in suited) if path.is_file()), None)
+    found = [variant for variant in variants() if has.issuperset(variant.needs.split())]
+    asked = os.environ.get("JLLAMA_ISA", "")
+    chosen = [variant for variant in found if asked in ("", variant.isa)]
+    if asked and not chosen:
+        known = ", ".join(dict.fromkeys(variant.isa for variant in found)) or "no name at all"
+        raise JllamaError(f"JLLAMA_ISA={asked!r} is no instruction set of this processor; use {known}")
+    return chosen
 
 
 def variants() -> tuple[Variant, ...]:
