@@ -278,7 +278,8 @@ def test_a_banner_says_what_runs(monkeypatch):
     monkeypatch.setattr("jllama.kernels.cpu.build.describe", lambda: "avx2, 3 threads")
     model = SimpleNamespace(name="n", dtype="float32", config=SimpleNamespace(context_length=77))
     assert command_line.banner(model) == (
-        f"n · float32 · a device · avx2, 3 threads · jllama {__version__} · jax {jax.__version__} · context 77"
+        "n · float32 · a device · avx2, 3 threads · "
+        f"jllama {__version__} · jax {jax.__version__} · context 77"
     )
 
 
@@ -1543,7 +1544,8 @@ DEFAULTS = {  # what is neither off nor empty
     | WEIGHTS
     | dict(host="127.0.0.1", port=8000, slots=16, max_queue=1024, grace_seconds=30.0, warm_up=True),
 }
-SEVERAL = dict(num_processes=(2, None), process_id=(0, None))
+THREADS = dict(threads=(1, 256))
+SEVERAL = THREADS | dict(num_processes=(2, None), process_id=(0, None))
 SEED, SLOTS, ROOM = (0, 2**63 - 1), (1, 1024), (2, None)
 BOUNDS = {
     "bench": SEVERAL | dict(repetitions=(1, 1000), seed=SEED),
@@ -1554,8 +1556,8 @@ BOUNDS = {
     "chat": SEVERAL | dict(max_seq_len=ROOM),
     "generate": SEVERAL | dict(max_seq_len=ROOM, slots=SLOTS),
     "inspect": dict(batch=(1, 2**20), tensor_parallel=(1, None)),
-    "perplexity": dict(window=(8, None)),
-    "quantize": {},
+    "perplexity": THREADS | dict(window=(8, None)),
+    "quantize": THREADS,
     "random_checkpoint": dict(seed=(0, None), scale=(0, 1000)),
     "serve": SEVERAL
     | dict(port=(0, 65535), slots=SLOTS, max_queue=(1, 100_000), max_seq_len=ROOM, grace_seconds=(0, None)),
