@@ -60,9 +60,10 @@ def forward(
             config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
         )
     context = cache.length + n_valid if context is None else context
-    if target.on_gpu and tokens.size == 1:
+    one = tokens.size == 1
+    if target.on_gpu and (one or gpu.decode_refusal(config, params, cache, tokens, shards) is None):
         frequencies = gpu.decode_frequencies(config, context)
-        logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies, peers)
+        logits, cache = gpu.decode_step(config, params, tokens, cache, frequencies, peers, n_valid)
         return logits, cache.advance(n_valid)
     positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     places = model.places(config, positions, context)
@@ -78,8 +79,9 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
     if target.on_gpu:
-        reason = gpu.decode_refusal if tokens.shape[0] == 1 else gpu.batch_refusal
-        return reason(config, params, cache, tokens, shards_of(params, target))
+        call: Any = (config, params, cache, tokens, shards_of(params, target))
+        reason = gpu.decode_refusal(*call)
+        return reason if reason is None or tokens.shape[0] == 1 else gpu.batch_refusal(*call)
     if target.mesh is not None:
         return "no kernel here runs a model that lies on several devices"
     if target.platform != "cpu":

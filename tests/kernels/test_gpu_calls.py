@@ -362,8 +362,36 @@ def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
     config = dataclasses.replace(tiny_config, hidden_size=64)
     params = SimpleNamespace(norm=jnp.zeros(1, HALF), layers=(1, 2))
     cache = KVCache.empty(config, batch=1, max_len=2, dtype="bfloat16")
-    reason = decode._array_refusal(config, params, cache, 1)
+    reason = decode._array_refusal(config, params, cache, 1, 1)
     assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(), None),
+        (dict(gpus=2), "several GPUs"),
+        (dict(packed=True), None),
+        (dict(packed=True, texts=8), "8 sequences with weights of fewer bits"),
+        (dict(packed=True, recorded=True), "4 sequences with scales in records"),
+        (dict(packed=True, recorded=True, texts=2), None),
+        (dict(texts=8, blocks=64), None),
+        (dict(texts=8, blocks=63), "more key heads than blocks"),
+        (dict(blocks=31), "more key heads than blocks"),
+        (dict(blocks=32), None),
+        (dict(slots=11), "4 sequences of rows that leave weights no room"),
+        (dict(config=SimpleNamespace(num_key_value_heads=8, hidden_size=8224)), "longer than 8192"),
+    ],
+)
+def test_plans_for_several_texts(changes, words):
+    config = SimpleNamespace(num_key_value_heads=8, hidden_size=8192)
+    plan = dict(gpus=1, blocks=132, texts=4, packed=False, recorded=False, slots=12, slot=8192, config=config)
+    reason = decode._several_refusal(SimpleNamespace(**plan | changes))
+    assert reason is None if words is None else words in reason
+
+
+def test_a_kernel_has_room_for_more_texts_than_there_are():
+    assert [decode.texts_of(rows) for rows in range(1, 9)] == [1, 2, 4, 4, 8, 8, 8, 8]
 
 
 @pytest.mark.parametrize(

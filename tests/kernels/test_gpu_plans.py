@@ -317,6 +317,9 @@ def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
     assert reason(Target("gpu", False)) == reason(Target("cpu", False)) == "JLLAMA_KERNELS=0"
     assert (reason(Target("gpu")), reason(Target("gpu"), token=token[:1])) == ("several", "one")
     assert reason(Target("gpu"), token=np.zeros((1, 3), np.int32)) == "one"
+    monkeypatch.setattr(kernels.gpu, "decode_refusal", lambda *_: None)
+    assert reason(Target("gpu")) is None
+    monkeypatch.setattr(kernels.gpu, "decode_refusal", lambda *_: "one")
     assert reason(Target("metal")) == "no kernels for metal"
     assert reason(Target("cpu")) == "cpu's"
     assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu")) == "cpu's"
@@ -478,7 +481,7 @@ def test_a_size_is_rounded_up(size, unit, whole):
 
 
 def test_parts_of_shared_memory_lie_one_behind_another():
-    places, total = block_map(slots=3, slot=1000, x=129, D=8, H=64, L=2, warps=4)
+    places, total = block_map(slots=3, slot=1000, x=129, kept=8, H=64, L=2, warps=4)
     assert places["OFF_RING"] == 0
     assert places["OFF_X"] == 3000
     assert places["OFF_PART"] == 3000 + 256

@@ -93,6 +93,14 @@ def test_the_kernel_of_a_whole_call(calls, params, target, B, T, name):
         assert cosines.shape == (B, T, CONFIG.head_dim // 2)
 
 
+def test_a_few_texts_go_through_the_kernel_of_one(calls, params):
+    calls.setattr(kernels.gpu, "decode_refusal", lambda *given: None)
+    name, given, _ = called(params, GPU, B=3)
+    assert name == "decode"
+    assert given[4].shape == (3, CONFIG.head_dim // 2)
+    assert given[6].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("target", "fresh", "attend"),
     [

@@ -72,7 +72,7 @@ SHAPES = CONFIGS | {name: shipped(name, 7) for name in SHIPPED}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [3, 20])  # products by our kernel, by cuBLAS
+@pytest.mark.parametrize("rows", [3, 12, 20])  # in one kernel, products by our kernel, by cuBLAS
 @pytest.mark.parametrize("name", SHAPES)
 def test_prompts_and_steps_of_a_family(name, rows):
     """A prompt, a second chunk of it and a token of each row, as near to float32 as the plain model is."""

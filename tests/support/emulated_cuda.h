@@ -213,6 +213,14 @@ static bool last_of(unsigned* counter, unsigned blocks) {
 static void put(unsigned long long* p, unsigned data, unsigned tag) { *p = (unsigned long long)tag << 32 | data; }
 static unsigned long long peek(const unsigned long long* p) { return *p; }
 static void peek2(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = p[0]; b = p[1]; }
+static void put_bare(unsigned* p, unsigned data) {
+  if (*p) { fprintf(stderr, "block %d puts where something lies\n", me->block); abort(); }
+  *p = ~data;
+}
+static uint2 peek_bare(const unsigned* p) { return {p[0], p[1]}; }
+static uint4 peek4_bare(const unsigned* p) { return {p[0], p[1], p[2], p[3]}; }
+static void forget_bare(unsigned* p) { p[0] = p[1] = 0; }
+static void show_forgotten() {}
 static void put_wide(unsigned long long* p, unsigned first, unsigned second, unsigned more, unsigned tag) {
   p[0] = (unsigned long long)second << 32 | first, p[1] = (unsigned long long)tag << 32 | more;
 }

@@ -23,6 +23,7 @@ from jllama.kernels.gpu.family import (
 )
 from jllama.kernels.gpu.layout import TABLE_LAYER, Format
 from jllama.kernels.gpu.plan import (
+    IN_FLIGHT,
     LOGITS_SLOT,
     MAX_FORMATS,
     PEERS_SLOT,
@@ -36,15 +37,22 @@ from jllama.layers import records
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.shards import Shards
-from jllama.model import Params
+from jllama.model import Params, readable
+
+MAX_TEXTS = 8  # decoded together
+MAX_PACKED = 4  # with weights of 8 or 4 bits: of more, `product.cu` is faster
+MAX_RECORDED = 2  # with scales in records, which cost more instructions
+MAX_WIDTH = 8192  # of a row of several texts, which a few threads hold
+MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait
 
 
 def decode_refusal(
     config: ModelConfig, params: Params, cache: KVCache, tokens: Array, shards: Shards | None = None
 ) -> str | None:
     """Why the kernel can't run this step; None if it can. With `shards` all sizes are one device's own."""
-    if tokens.shape != (1, 1):
-        return f"tokens have shape {tokens.shape}; the kernel decodes one token of one sequence"
+    B, T = tokens.shape
+    if T != 1 or not 1 <= B <= MAX_TEXTS:
+        return f"tokens have shape {tokens.shape}; the kernel decodes one token of 1 to {MAX_TEXTS} sequences"
     return (
         launch.refusal()
         or refused_shards(config, shards)
@@ -52,8 +60,13 @@ def decode_refusal(
         or _config_refusal(config)
         or _layer_refusal(params)
         or refused_leaf(params, [params.peers, *(weight for _, weight in _weights(params))])
-        or _array_refusal(config, params, cache, gpus_of(shards))
+        or _array_refusal(config, params, cache, gpus_of(shards), texts_of(B))
     )
+
+
+def texts_of(rows: int) -> int:
+    """How many texts the kernel for so many rows takes: what is left over does not run."""
+    return next(texts for texts in (1, 2, 4, 8) if texts >= rows)
 
 
 def _config_refusal(c: ModelConfig) -> str | None:
@@ -96,11 +109,13 @@ def _layer_refusal(params: Params) -> str | None:
     return None
 
 
-def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) -> str | None:
+def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int, texts: int) -> str | None:
     dtype = params.norm.dtype
     if dtype not in (jnp.bfloat16, jnp.float16) or cache.keys[0].dtype != dtype:
         return f"weights of {dtype} with a cache of {cache.keys[0].dtype}; the kernel wants 16 bits in both"
-    plan = make_plan(c, params, gpus)
+    plan = make_plan(c, params, gpus, texts)
+    if texts > 1 and (reason := _several_refusal(plan)):
+        return reason
     if plan.head_rows % 2:
         return "the kernel does not know a head of an odd number of rows"
     if max(map(len, plan.formats)) > MAX_FORMATS:
@@ -110,6 +125,18 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int) ->
         if reason := _format_refusal(f, width, plan):
             return reason
     return None if plan.slots >= max(3, plan.turn) else "rows too long for the shared memory"
+
+
+def _several_refusal(plan: Plan) -> str | None:
+    checks = (
+        (plan.gpus > 1, "several sequences on several GPUs"),
+        (plan.texts > MAX_PACKED and plan.packed, f"{plan.texts} sequences with weights of fewer bits"),
+        (plan.texts > MAX_RECORDED and plan.recorded, f"{plan.texts} sequences with scales in records"),
+        (plan.blocks < plan.texts * plan.config.num_key_value_heads, "more key heads than blocks"),
+        (plan.slots * plan.slot < MIN_RING, f"{plan.texts} sequences of rows that leave weights no room"),
+        (plan.config.hidden_size > MAX_WIDTH, f"{plan.texts} sequences of rows longer than {MAX_WIDTH}"),
+    )
+    return next((f"the kernel does not know {what}" for bad, what in checks if bad), None)
 
 
 def _format_refusal(f: Format, width: int, plan: Plan) -> str | None:
@@ -129,25 +156,33 @@ def decode_step(
     cache: KVCache,
     frequencies: Array,
     peers: Peers | None = None,
+    n_valid: Array | None = None,
 ) -> tuple[Array, KVCache]:
-    """`forward` of one token of one sequence; asks `decode_refusal` first.
+    """`forward` of one token of each of a few sequences; asks `decode_refusal` first.
 
     Args:
-      tokens: int32 `[1, 1]`.
+      tokens: int32 `[B, 1]`.
       cache: updated in place where XLA may (the caller donates it); `length` is left to the caller.
       frequencies: of the rotation of each kind of layer, `family.decode_frequencies`.
       peers: the GPUs that take this step together, each called with its own part of everything.
+      n_valid: int32 `[B]`, 0 for sequences that are done: nothing of theirs is read or written, their logits
+        mean nothing. None: all run, as a single one always does.
 
     Returns:
-      float32 logits `[1, 1, V]`, all of them on every GPU, and the cache with the token's keys and values.
+      float32 logits `[B, 1, V]`, all of them on every GPU, and the cache with the tokens' keys and values.
     """
     with jax.named_scope("decode_step"):
-        operands, slots = _operands(config, params, tokens, cache, frequencies, peers)
+        B = tokens.shape[0]
+        texts = texts_of(B)
+        given = (tokens, cache, frequencies)
+        if B > 1:
+            given = _filled_up(*given, jnp.ones((B,), jnp.int32) if n_valid is None else n_valid, texts)
+        operands, slots = _operands(config, params, *given, peers)
         first_cache = len(operands) - 2 * len(cache.keys)
-        results = [jax.ShapeDtypeStruct((1, 1, config.vocab_size), jnp.float32)]
+        results = [jax.ShapeDtypeStruct((texts, 1, config.vocab_size), jnp.float32)]
         results += [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*cache.keys, *cache.values)]
         slots += [LOGITS_SLOT] + [-1] * (len(results) - 1)
-        plan = make_plan(config, params, gpus_of(peers))
+        plan = make_plan(config, params, gpus_of(peers), texts)
         logits, *caches = launch.call(
             _source(plan, tuple(slots)),
             "jllama_decode",
@@ -159,7 +194,24 @@ def decode_step(
             aliases={first_cache + i: 1 + i for i in range(len(results) - 1)},
         )
         keys, values = tuple(caches[: len(cache.keys)]), tuple(caches[len(cache.keys) :])
+        logits = logits if texts == B else logits[:B]
         return logits, dataclasses.replace(cache, keys=keys, values=values)
+
+
+def _filled_up(
+    tokens: Array, cache: KVCache, frequencies: Array, n_valid: Array, texts: int
+) -> tuple[Array, KVCache, Array]:
+    """The arrays of `decode_step` for so many texts: those that do not run have a length of -1."""
+    B = tokens.shape[0]
+    tokens = readable(tokens, n_valid, cache.length[:, None], cache.max_len)
+    length = jnp.where(n_valid > 0, cache.length, -1)
+    rows, more = cache.layer(0).places, (0, texts - B)
+    tables = frequencies.reshape(-1, B, frequencies.shape[-1])
+    cache = dataclasses.replace(
+        cache, length=jnp.pad(length, more, constant_values=-1), rows=jnp.pad(rows, more)
+    )
+    tables = jnp.pad(tables, ((0, 0), more, (0, 0)))
+    return jnp.pad(tokens, (more, (0, 0))), cache, tables.reshape(-1, frequencies.shape[-1])
 
 
 @functools.lru_cache(maxsize=32)

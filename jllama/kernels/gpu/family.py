@@ -67,14 +67,16 @@ def rotary_dim(config: ModelConfig) -> int:
 
 
 def decode_frequencies(config: ModelConfig, context: Array) -> Array:
-    """The rotation of each kind of layer, float32 `[kinds, R/2]`: zeros where nothing turns.
+    """The rotation of each kind of layer, float32 `[kinds * B, R/2]`: zeros where nothing turns.
 
     Args:
-      context: int32 `[1]`, the length of the whole text.
+      context: int32 `[B]`, the length of each whole text.
     """
-    still = jnp.zeros((1, rotary_dim(config) // 2), jnp.float32)
+    each = (context.shape[0], rotary_dim(config) // 2)
+    still = jnp.zeros(each, jnp.float32)
     ropes = [kind.rope for kind in distinct_kinds(config)]
-    tables = [still if rope is None else rope_frequencies(rope, config.head_dim, context) for rope in ropes]
+    found = [still if rope is None else rope_frequencies(rope, config.head_dim, context) for rope in ropes]
+    tables = [jnp.broadcast_to(table, each) for table in found]
     return tables[0] if len(tables) == 1 else jnp.concatenate(tables)
 
 

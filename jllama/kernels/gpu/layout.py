@@ -73,6 +73,15 @@ class Activations:
             return 2 * self.stride + self.columns // self.format.group * 8
         return 3 * self.stride
 
+    @property
+    def text(self) -> int:
+        """Bytes between texts, which a load finds on different banks."""
+        return rounded(self.size, 128) + (32 if self.format.group else 64)
+
+    def of(self, texts: int) -> int:
+        """Bytes of so many texts."""
+        return self.size if texts == 1 else texts * self.text
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -82,6 +91,7 @@ class Tile:
     columns: int
     row_bytes: int  # of each row per slot, roughly
     groups: int  # of warps, each of which takes every `groups`-th slot
+    texts: int = 1  # that are decoded together
 
     @property
     def row(self) -> int:
@@ -105,7 +115,8 @@ class Tile:
     @property
     def stride(self) -> int:
         """Bytes between rows; what is added keeps the rows of a load on different banks."""
-        return rounded(self._slice, 128) + (64 if self.format.unit == 64 else 16)
+        by_words = self.texts > 1 and self.format.group  # 4 bytes a lane, not 16
+        return rounded(self._slice, 128) + (64 if self.format.unit == 64 and not by_words else 16)
 
     @property
     def scale_stride(self) -> int:
@@ -162,13 +173,14 @@ def block_map(
     slots: int,
     slot: int,
     x: int,
-    D: int,
+    kept: int,
     H: int,
     L: int,
     warps: int,
     per_layer: int = TABLE_PER_LAYER,
     kinds: int = 1,
     post: bool = False,
+    texts: int = 1,
 ) -> tuple[dict[str, int], int]:
     """Where each part of a block's shared memory begins, and the bytes taken.
 
@@ -176,23 +188,25 @@ def block_map(
       slots: of the ring.
       slot: bytes of each.
       x: the most that activations, attention or the joining of splits take.
-      D: the model's width.
+      kept: numbers of the residual stream.
       H: the width of a head.
       L: layers.
       warps: that compute.
       per_layer: pointers of a layer.
       kinds: of layers.
       post: norms lie behind attention and feed-forward layer.
+      texts: that are decoded together.
     """
+    part = 512 * warps // (2 if texts > 4 else 1) + (16 if texts > 1 else 0)  # the last: on different banks
     return _places(
         dict(
             OFF_RING=slots * slot,
             OFF_X=rounded(x, 128),
-            OFF_PART=512 * warps,
-            OFF_RES=rounded(D * 2, 16),
+            OFF_PART=texts * part,
+            OFF_RES=rounded(kept * 2, 16),
             OFF_ROPE=kinds * H * 4,
             OFF_RED=warps * 4,
-            OFF_MAX=warps * 4 + 16,  # the whole vector's scale lies behind the warps'
+            OFF_MAX=warps * 4 + max(16, texts * 4),  # the whole vectors' scales lie behind the warps'
             OFF_BAR=2 * slots * 8,
             OFF_TABLE=(TABLE_LAYER + L * per_layer) * 8,
             OFF_PAST=kinds * 64,

@@ -65,6 +65,7 @@ class Plan:
     in_flight: int
     head_rows: int  # on this GPU
     gpus: int  # that share a step; the sizes of `config` are one's own
+    texts: int  # that are decoded together: 1, 2 or 4
 
     @property
     def chunk(self) -> int:
@@ -76,7 +77,8 @@ class Plan:
     @property
     def joined(self) -> int:
         """Parts of a text whose heads every block joins itself; of more parts, one block a head does."""
-        return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // self.columns[1], JOINED_PARTS))
+        values = self.texts * self.columns[1]
+        return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // values, JOINED_PARTS))
 
     @property
     def turn(self) -> int:
@@ -101,13 +103,23 @@ class Plan:
         """Of q·k·v, o, gate·up, down and head, in each of their formats."""
         pairs = zip(self.formats, self.columns, strict=True)
         return tuple(
-            tuple(Tile(f, columns, self.row_bytes, self.groups) for f in formats)
+            tuple(Tile(f, columns, self.row_bytes, self.groups, self.texts) for f in formats)
             for formats, columns in pairs
         )
 
     @property
     def every_tile(self) -> list[Tile]:
         return [tile for tiles in self.tiles for tile in tiles]
+
+    @property
+    def packed(self) -> bool:
+        """Some weight has fewer than 16 bits."""
+        return any(tile.format.bits < 16 for tile in self.every_tile)
+
+    @property
+    def recorded(self) -> bool:
+        """Some weight's scales and offsets lie in records."""
+        return any(tile.format.record for tile in self.every_tile)
 
     @property
     def used(self) -> list[tuple[Tile, int]]:
@@ -147,16 +159,23 @@ class Plan:
         """Slots that may be on their way at a time."""
         return max(1, self.in_flight // self.slot)
 
+    @property
+    def kept(self) -> int:
+        """Numbers of the residual stream: whole, or of several texts a block's own rows of o and of down."""
+        D = self.config.hidden_size
+        whole = self.texts == 1 or "attn_post_norm" in self.extras
+        return self.texts * (D if whole else 4 * -(-D // 2 // self.blocks))
+
     def map(self, slots: int) -> tuple[dict[str, int], int]:
         """Where everything lies in shared memory with so many slots, and the bytes taken."""
         c = self.config
         H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
         inner, attention = attention_map(H, G, self.chunk, self.warps)
-        activations = [Activations(tile.format, tile.columns).size for tile in self.every_tile]
+        activations = [Activations(tile.format, tile.columns).of(self.texts) for tile in self.every_tile]
         x = max(*activations, attention, (128 * self.warps // H) * (H + 4) * 4)  # the last: the splits joined
         family = (table_per_layer(self.extras), len(distinct_kinds(c)), "attn_post_norm" in self.extras)
-        sizes = (slots, self.slot, x, c.hidden_size, H, c.num_hidden_layers, self.warps)
-        places, total = block_map(*sizes, *family)
+        sizes = (slots, self.slot, x, self.kept, H, c.num_hidden_layers, self.warps)
+        places, total = block_map(*sizes, *family, self.texts)
         return inner | places, total
 
     @property
@@ -196,6 +215,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
         SHARED=plan.shared,
         SPIN_LIMIT=SPIN_LIMIT,
         JOINED=plan.joined,
+        TEXTS=plan.texts,
         MOST_TURNS=MOST_TURNS,
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
@@ -218,8 +238,8 @@ def _stored(f: Format) -> str:
 
 def _format_type(tile: Tile) -> str:
     lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
-    x_stride = Activations(tile.format, tile.columns).stride
-    return f"Format<{_stored(tile.format)}, {x_stride}, {', '.join(map(str, lies))}>"
+    x = Activations(tile.format, tile.columns)
+    return f"Format<{_stored(tile.format)}, {x.stride}, {x.text}, {', '.join(map(str, lies))}>"
 
 
 def _formats_of_layers(plan: Plan) -> str:
@@ -242,9 +262,9 @@ def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
     return "switch (warp) { " + " ".join(cases) + " }"
 
 
-def make_plan(c: ModelConfig, params: Params, gpus: int = 1) -> Plan:
+def make_plan(c: ModelConfig, params: Params, gpus: int = 1, texts: int = 1) -> Plan:
     """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better."""
-    plan = _plan(c, params, gpus)
+    plan = _plan(c, params, gpus, texts)
     if any(tile.format.bits != 16 for tile in plan.every_tile):
         return plan
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
@@ -276,7 +296,7 @@ def _in_groups(plan: Plan) -> Plan:
     return dataclasses.replace(plan, groups=2 * GROUPS) if even else plan
 
 
-def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:
+def _plan(c: ModelConfig, params: Params, gpus: int, texts: int) -> Plan:
     head = params.embed_tokens if params.lm_head is None else params.lm_head
     layers = [layer_formats(layer) for layer in params.layers]
     formats = tuple(tuple(dict.fromkeys(column)) for column in zip(*layers, strict=True))
@@ -299,6 +319,7 @@ def _plan(c: ModelConfig, params: Params, gpus: int) -> Plan:
         in_flight=IN_FLIGHT,
         head_rows=head.shape[0],
         gpus=gpus,
+        texts=texts,
     )
 
 

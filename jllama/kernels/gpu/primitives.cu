@@ -111,6 +111,24 @@ __device__ __forceinline__ u64 peek(const u64* p) {
 __device__ __forceinline__ void peek2(const u64* p, u64& a, u64& b) {
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
 }
+// Pairs without a tag, in memory that was zero: their complement, so that no pair that there is looks like nothing.
+__device__ __forceinline__ void put_bare(u32* p, u32 data) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(~data) : "memory");
+}
+__device__ __forceinline__ uint2 peek_bare(const u32* p) {
+  uint2 w;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(p) : "memory");
+  return w;
+}
+__device__ __forceinline__ uint4 peek4_bare(const u32* p) {
+  uint4 w;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
+  return w;
+}
+__device__ __forceinline__ void forget_bare(u32* p) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %1};" ::"l"(p), "r"(0) : "memory");
+}
+__device__ __forceinline__ void show_forgotten() { __threadfence(); }
 // Words of 16 bytes, {64 bits of data, 32 more, tag}.
 __device__ __forceinline__ void put_wide(u64* p, u32 first, u32 second, u32 more, u32 tag) {
   asm volatile("{ .reg .b128 w; mov.b128 w, {%1, %2}; st.relaxed.gpu.global.b128 [%0], w; }"

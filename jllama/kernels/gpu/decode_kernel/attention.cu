@@ -244,11 +244,11 @@ struct Attention {
 #pragma unroll
     for (int half = 0; half < ROWS / 8; half++) {
       const int head = half * 8 + g, d = first * 8 + 2 * t, q = p.head * G + head;
-      u64* const whole = ll_mix + (q * H + d) / 2;
-      u64* const part = part_word(q, p.split, d);
+      u64* const part = part_word(p.own() * N + q, p.split, d);
       float sum = l[half] + __shfl_xor_sync(~0u, l[half], 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const float inv = __fdividef(1.0f, sum), weight = m[half] + log2_fast(sum);
+      const float inv = TEXTS > 1 && sum == 0 ? 0.0f : __fdividef(1.0f, sum);  // nothing: a text that does not run
+      const float weight = m[half] + log2_fast(sum);
       u32 mine[TILES], next[TILES];
 #pragma unroll
       for (int j = 0; j < TILES; j++) mine[j] = pack(o[j][2 * half] * inv, o[j][2 * half + 1] * inv);
@@ -257,7 +257,7 @@ struct Attention {
       if (head >= G) continue;
       if (p.splits == 1) {
 #pragma unroll
-        for (int j = 0; j < TILES; j++) put(whole + j * 4, mine[j], tag);
+        for (int j = 0; j < TILES; j++) put_word<N_H>(ll_mix, p.own(), (q * H + d) / 2 + j * 4, mine[j], tag);
       } else if (t % 2 == 0) {
 #pragma unroll
         for (int j = 0; j < TILES; j++) put_wide(part + j * 4, mine[j], next[j], __float_as_uint(weight), tag);
@@ -276,7 +276,7 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
     a.load_past(c);
     if (c == p.begin) {
       STAMP(9)
-      take_heads(ll_qkv + p.head * (G + 2) * (H / 2), fresh, layer, kind, keys + at, values + at, tag);
+      take_heads(ll_qkv + p.own() * (QKV_ROWS / 2) + p.head * (G + 2) * (H / 2), fresh, layer, kind, keys + at, values + at, tag);
       STAMP(10)
       consumers_sync();
     }
@@ -298,12 +298,12 @@ __device__ void attend(Ring& ring, const Past& p, int layer, int kind, char* key
 
 // The mixed heads where up to JOINED blocks have a part of a key head's text each: every block joins their means.
 template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 tag) {
-  constexpr int IT = (N_H / 4 + NT - 1) / NT;
+  constexpr int IT = FOURS<N_H, BY_EIGHT<FM>>;
   const u64* from[IT];  // the words of four dimensions
 #pragma unroll
   for (int i = 0; i < IT; i++) {
-    const int k = min((int)(threadIdx.x + i * NT) * 4, N_H - 4);
-    from[i] = Attention::part_word(k / H, 0, k % H);
+    const int k = min(element<BY_EIGHT<FM>>(i), N_H - 4);
+    from[i] = Attention::part_word(own_text() * N + k / H, 0, k % H);
   }
   u64 data[IT][JOINED], rest[IT][JOINED];
   if ((threadIdx.x & 31) == 31) take(from[0] + (splits - 1) * (H / 2) + 1, tag);  // as `gather`
@@ -344,9 +344,7 @@ template <class FM> __device__ __forceinline__ void load_joined(int splits, u32 
     }
     const float inv = __fdividef(1.0f, sum);
     const u32 lo = pack(e[0] * inv, e[1] * inv), hi = pack(e[2] * inv, e[3] * inv);
-    const int k = (int)(threadIdx.x + i * NT) * 4;
-    if constexpr (FM::KIND == PLAIN) store.words(k, lo, hi);
-    else store.four(i, k, to_float(lo), high(lo), to_float(hi), high(hi));
+    store.words(i, element<BY_EIGHT<FM>>(i), lo, hi);
   }
   store.finish();
 }
@@ -362,27 +360,27 @@ struct Mean {
   }
 };
 
-// Joins the splits of one query head.
-__device__ void combine(const Past& p, int q, u32 tag) {
+// Joins the splits of one query head, counted through all texts.
+__device__ void combine(int splits, int q, u32 tag) {
   constexpr int D4 = H / 4, TEAMS = NT / D4, AT_ONCE = 2;  // splits whose words are asked for together
   const int d = threadIdx.x % D4, team = threadIdx.x / D4;
   float* C = (float*)(smem + OFF_X);
   if (team < TEAMS) {
     Mean mean;
-    for (int s0 = team; s0 < p.splits; s0 += AT_ONCE * TEAMS) {
+    for (int s0 = team; s0 < splits; s0 += AT_ONCE * TEAMS) {
       u64 data[AT_ONCE], rest[AT_ONCE];
       for (u32 spins = 0;; patience(spins)) {
         bool missing = false;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
-          if (s0 + i * TEAMS < p.splits) peek_wide(Attention::part_word(q, s0 + i * TEAMS, d * 4), data[i], rest[i]);
+          if (s0 + i * TEAMS < splits) peek_wide(Attention::part_word(q, s0 + i * TEAMS, d * 4), data[i], rest[i]);
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) missing |= s0 + i * TEAMS < p.splits && (u32)(rest[i] >> 32) != tag;
+        for (int i = 0; i < AT_ONCE; i++) missing |= s0 + i * TEAMS < splits && (u32)(rest[i] >> 32) != tag;
         if (!missing) break;
       }
 #pragma unroll
       for (int i = 0; i < AT_ONCE; i++) {
-        if (s0 + i * TEAMS >= p.splits) break;
+        if (s0 + i * TEAMS >= splits) break;
         const u32 lo = (u32)data[i], hi = (u32)(data[i] >> 32);
         mean.join(__uint_as_float((u32)rest[i]), 1.0f, to_float(lo), high(lo), to_float(hi), high(hi));
       }
@@ -395,14 +393,14 @@ __device__ void combine(const Past& p, int q, u32 tag) {
   consumers_sync();
   if (threadIdx.x < D4) {
     Mean mean;
-    for (int k = 0; k < min(TEAMS, p.splits); k++) {
+    for (int k = 0; k < min(TEAMS, splits); k++) {
       const float* c = C + k * (H + 4);
       const float4 e = *(const float4*)(c + d * 4);
       mean.join(c[H], c[H + 1], e.x, e.y, e.z, e.w);
     }
-    u64* to = ll_mix + (q * H + d * 4) / 2;
-    put(to, pack(mean.o[0] / mean.sum, mean.o[1] / mean.sum), tag);
-    put(to + 1, pack(mean.o[2] / mean.sum, mean.o[3] / mean.sum), tag);
+    const int text = TEXTS == 1 ? 0 : q / N, to = ((q - text * N) * H + d * 4) / 2;
+    put_word<N_H>(ll_mix, text, to, pack(mean.o[0] / mean.sum, mean.o[1] / mean.sum), tag);
+    put_word<N_H>(ll_mix, text, to + 1, pack(mean.o[2] / mean.sum, mean.o[3] / mean.sum), tag);
   }
   consumers_sync();
 }

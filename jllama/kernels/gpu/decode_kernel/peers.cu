@@ -1,6 +1,7 @@
 // ---- other GPUs ----------------------------------------------------------------------------------------
 
 #if GPUS > 1
+static_assert(TEXTS == 1, "words for one text's rows");
 __device__ __forceinline__ int rank() { return __ldg(ptr<const int>(T_RANK)); }
 __device__ __forceinline__ u64* mailbox(int gpu) { return (u64*)__ldg(ptr<const u64>(T_PEERS) + gpu); }
 __device__ __forceinline__ u32* epoch_counter() { return (u32*)(mailbox(rank()) + BOX_EPOCH); }  // the same for all models

@@ -11,76 +11,113 @@ template <class FM> __device__ __forceinline__ int unit_of(int member, int j) {
 
 // A lane's part of the products of its tile's rows g and g + 8 with the activations. `load` takes one unit of all
 // rows, the warp's j-th: at byte u of the slice in `slot` that begins at byte `off` of the rows. `add` multiplies it.
-// `row` is the whole sum of row g + 8 * half over the lanes of a row, right in the first of them.
-template <class FM, int K, int KIND = FM::KIND> struct Sums;
+// `row` is the whole sum of row g + 8 * half over the lanes of a row, in ROUNDS: that of text i in that lane of the row's
+// four whose `text` in that round is i.
+template <class FM, int K, int KIND = (TEXTS > 1 && FM::KIND == GROUPS && !FM::RECORD) ? SIDE_BY_SIDE : FM::KIND> struct Sums;
 
 // The 16-row operand takes two halves of 8 rows' weights: registers a0, a2 hold some of a row's weights, a1, a3
 // others; even columns of the other operand hold the activations of the former, odd columns those of the
-// latter. c[0] and c[3] are the two sums.
+// latter. c[0] and c[3] are the two sums. Each text has two columns: lane t of a row holds the sums of text t. More
+// than four texts take several products.
 template <class FM, int K> struct Sums<FM, K, PLAIN> {
   using R = Rows<FM, K>;
   static constexpr bool SAME = NG % R::S == 0;  // every slot of a group wants the same activations: they stay in registers
   static constexpr int CHAINS = R::MOST > 4 ? 4 : 2;  // a product waits for the one before it in its chain
-  float c[R::HALVES][CHAINS][4] = {};
-  uint2 kept[SAME ? R::MOST : 1];
+  static constexpr int ROUNDS = TEXTS > 4 ? TEXTS / 4 : 1;
+  float c[ROUNDS][R::HALVES][CHAINS][4] = {};
+  uint2 kept[ROUNDS][SAME ? R::MOST : 1];
   __device__ __forceinline__ Sums(int off) {
     const int member = (threadIdx.x >> 5) % WPG;
 #pragma unroll
-    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations(off, (member + WPG * j) * FM::UNIT);
+    for (int j = 0; SAME && j < R::MOST; j++)
+#pragma unroll
+      for (int s = 0; s < ROUNDS; s++) kept[s][j] = activations(off, (member + WPG * j) * FM::UNIT, s);
   }
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < R::HALVES * CHAINS * 4; i++) c[i / 4 / CHAINS][i / 4 % CHAINS][i % 4] = 0;
+    for (int i = 0; i < ROUNDS * R::HALVES * CHAINS * 4; i++)
+      c[i / 4 / CHAINS / R::HALVES][i / 4 / CHAINS % R::HALVES][i / 4 % CHAINS][i % 4] = 0;
   }
   struct Unit {
     uint4 w[R::HALVES];
-    uint2 x;
+    uint2 x[ROUNDS];
   };
-  __device__ __forceinline__ static uint2 activations(int off, int u) {  // `Store` put them in this order
-    return *(const uint2*)(smem + OFF_X + off + u + (threadIdx.x & 3) * 16 + (threadIdx.x >> 2 & 1) * 8);
+  __device__ __forceinline__ static uint2 activations(int off, int u, int s) {  // `Store` put them in this order
+    const int text = TEXTS == 1 ? 0 : 4 * s + (threadIdx.x >> 3 & (TEXTS > 4 ? 3 : TEXTS - 1));
+    return *(const uint2*)(smem + OFF_X + text * X<FM, K>::TEXT + off + u + (threadIdx.x & 3) * 16 + (threadIdx.x >> 2 & 1) * 8);
   }
   __device__ __forceinline__ static Unit load(const char* slot, int off, int u, const char* (&)[2]) {
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
     Unit unit;
-    if (!SAME) unit.x = activations(off, u);
+#pragma unroll
+    for (int s = 0; !SAME && s < ROUNDS; s++) unit.x[s] = activations(off, u, s);
 #pragma unroll
     for (int h = 0; h < R::HALVES; h++) unit.w[h] = *(const uint4*)(slot + (h * 8 + g) * R::STRIDE + u + t * 16);
     return unit;
   }
   __device__ __forceinline__ void add(const Unit& unit, int, int, int j) {
-    const uint2 x = SAME ? kept[j] : unit.x;
 #pragma unroll
-    for (int h = 0; h < R::HALVES; h++) mma(c[h][j % CHAINS], unit.w[h].x, unit.w[h].y, unit.w[h].z, unit.w[h].w, x.x, x.y);
+    for (int i = 0; i < ROUNDS * R::HALVES; i++) {
+      const int s = i / R::HALVES, h = i % R::HALVES;
+      const uint2 x = SAME ? kept[s][j] : unit.x[s];
+      mma(c[s][h][j % CHAINS], unit.w[h].x, unit.w[h].y, unit.w[h].z, unit.w[h].w, x.x, x.y);
+    }
   }
-  __device__ __forceinline__ float row(int half) const {
-    float even = c[half][0][0] + c[half][1][0], odd = c[half][0][3] + c[half][1][3];
-    if (CHAINS > 2) even += c[half][CHAINS - 2][0] + c[half][CHAINS - 1][0], odd += c[half][CHAINS - 2][3] + c[half][CHAINS - 1][3];
+  __device__ __forceinline__ static int text(int t, int s) { return t < TEXTS ? t + 4 * s : -1; }
+  __device__ __forceinline__ float row(int half, int s) const {
+    const auto& of = c[s][half];
+    float even = of[0][0] + of[1][0], odd = of[0][3] + of[1][3];
+    if (CHAINS > 2) even += of[CHAINS - 2][0] + of[CHAINS - 1][0], odd += of[CHAINS - 2][3] + of[CHAINS - 1][3];
     return even + odd;
   }
 };
 
-// One scale a row: columns 0, 1, 2 hold the limbs.
+// One scale a row: columns 0, 1, 2 hold the limbs, of a second text 4, 5, 6; two more texts want products of their own.
 template <class FM, int K> struct Sums<FM, K, WHOLE> {
   using R = Rows<FM, K>;
-  int c[2][4] = {};
+  static constexpr int SETS = (TEXTS + 1) / 2, ROUNDS = (SETS + 1) / 2;  // set s holds texts s and s + SETS
+  int c[SETS][2][4] = {};
   __device__ __forceinline__ Sums(int) {}
   __device__ __forceinline__ void clear() { *this = Sums(0); }
-  struct Unit { uint4 a, b, x; };
+  static constexpr bool EARLY = SETS <= 2;  // activations are read with the weights: of more there are too few registers
+  struct Unit { uint4 a, b, x[EARLY ? SETS : 1]; };
+  __device__ __forceinline__ static uint4 activations(int at, int s) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, second = TEXTS == 1 ? 0 : (g >> 2) * SETS * X<FM, K>::TEXT;
+    return *(const uint4*)(smem + OFF_X + second + min(g & 3, 2) * X<FM, K>::STRIDE + at + t * 16 + s * X<FM, K>::TEXT);
+  }
   __device__ __forceinline__ static Unit load(const char* slot, int off, int u, const char* (&)[2]) {
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
     const char* row = slot + g * R::STRIDE + u + t * 16;
-    const char* x = smem + OFF_X + min(g & 3, 2) * X<FM, K>::STRIDE + off + u + t * 16;
-    return {*(const uint4*)row, *(const uint4*)(row + 8 * R::STRIDE), *(const uint4*)x};
+    Unit unit = {*(const uint4*)row, *(const uint4*)(row + 8 * R::STRIDE)};
+#pragma unroll
+    for (int s = 0; EARLY && s < SETS; s++) unit.x[s] = activations(off + u, s);
+    return unit;
   }
-  __device__ __forceinline__ void add(const Unit& unit, int, int, int) {
-    const uint4 a = unit.a, b = unit.b, x = unit.x;
-    mma_bytes<true>(c[0], a.x, b.x, a.y, b.y, x.x, x.y);
-    mma_bytes<true>(c[1], a.z, b.z, a.w, b.w, x.z, x.w);
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int) {
+    const uint4 a = unit.a, b = unit.b;
+#pragma unroll
+    for (int s = 0; s < SETS; s++) {
+      const uint4 x = EARLY ? unit.x[s] : activations(off + u, s);
+      mma_bytes<true>(c[s][0], a.x, b.x, a.y, b.y, x.x, x.y);
+      mma_bytes<true>(c[s][1], a.z, b.z, a.w, b.w, x.z, x.w);
+    }
   }
-  __device__ __forceinline__ float row(int half) const {
-    const float first = (float)(c[0][2 * half] + c[1][2 * half]), second = (float)(c[0][2 * half + 1] + c[1][2 * half + 1]);
-    const float v = (threadIdx.x & 3) == 0 ? first * 65536.0f + second * 256.0f : first;
-    return (v + __shfl_xor_sync(~0u, v, 1)) * *(const float*)(smem + OFF_MAX + NW * 4);
+  __device__ __forceinline__ static int text(int t, int round) {
+    if (TEXTS == 2) return t & 1 ? -1 : t >> 1;
+    return t < TEXTS ? 2 * round + (t & 1) + (t >> 1) * SETS : -1;
+  }
+  __device__ __forceinline__ float row(int half, int round) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < (SETS < 2 ? 1 : 2); i++) {
+      const int s = 2 * round + i;
+      const float first = (float)(c[s][0][2 * half] + c[s][1][2 * half]), second = (float)(c[s][0][2 * half + 1] + c[s][1][2 * half + 1]);
+      const float v = (threadIdx.x & (TEXTS == 1 ? 3 : 1)) == 0 ? first * 65536.0f + second * 256.0f : first;
+      const float both = v + __shfl_xor_sync(~0u, v, 1);
+      if (i == 0 || threadIdx.x & 1) sum = both;
+    }
+    const int own = TEXTS == 1 ? 0 : TEXTS == 2 ? threadIdx.x >> 1 & 1 : text(threadIdx.x & 3, round);
+    return sum * *(const float*)(smem + OFF_MAX + (NW + own) * 4);
   }
 };
 
@@ -93,21 +130,26 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     uint4 x[CHUNKS][2];
     float2 info;
   };
-  static constexpr bool SAME = R::S == 1 && R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
-  Activations kept[SAME ? R::MOST : 1];
-  float sum[2] = {};
+  static constexpr bool SAME = R::S == 1 && TEXTS * R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
+  Activations kept[TEXTS][SAME ? R::MOST : 1];
+  float sum[TEXTS][2] = {};
   using RecordOf = Record<FM::RECORD ? FM::RECORD : 16>;  // of each row the one whose units are being multiplied
   RecordOf record[2] = {RecordOf({}, 0, 0), RecordOf({}, 0, 0)};
-  float scaled[2], offset[2];
+  float scaled[TEXTS][2], offset[TEXTS][2];
   __device__ __forceinline__ Sums(int) {
     const int member = (threadIdx.x >> 5) % WPG;
 #pragma unroll
-    for (int j = 0; SAME && j < R::MOST; j++) kept[j] = activations(unit_of<FM>(member, j), j);
+    for (int j = 0; SAME && j < R::MOST; j++)
+#pragma unroll
+      for (int text = 0; text < TEXTS; text++) kept[text][j] = activations(unit_of<FM>(member, j), j, text);
   }
-  __device__ __forceinline__ void clear() { sum[0] = sum[1] = 0; }
-  __device__ __forceinline__ static Activations activations(int at, int j) {  // byte `at` of the rows, the j-th unit
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int text = 0; text < TEXTS; text++) sum[text][0] = sum[text][1] = 0;
+  }
+  __device__ __forceinline__ static Activations activations(int at, int j, int text) {  // byte `at` of the rows, the j-th unit
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, group = at * 8 / FM::BITS / FM::GROUP + t;
-    const char* x = smem + OFF_X + (g & 1) * X<FM, K>::STRIDE + group * FM::GROUP;
+    const char* x = smem + OFF_X + text * X<FM, K>::TEXT + (g & 1) * X<FM, K>::STRIDE + group * FM::GROUP;
     Activations a;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
@@ -117,7 +159,7 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
         if (FM::BITS == 4) a.x[i][1] = *(const uint4*)(x + i * FM::X_CHUNK + 16);
       }
     }
-    a.info = *(const float2*)(smem + OFF_X + X<FM, K>::INFO + group * 8);
+    a.info = *(const float2*)(smem + OFF_X + text * X<FM, K>::TEXT + X<FM, K>::INFO + group * 8);
     if (FM::RECORD) a.info.x *= RecordOf::scale_step(j % FM::RUN), a.info.y *= RecordOf::offset_step(j % FM::RUN);
     return a;
   }
@@ -147,8 +189,12 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     return unit;
   }
   __device__ __forceinline__ void add(const Unit& unit, int off, int u, int j) {
+#pragma unroll
+    for (int text = 0; text < TEXTS; text++) add(unit, off, u, j, text);
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int j, int text) {
     const int t = threadIdx.x & 3, group = (off + u) * 8 / FM::BITS / FM::GROUP + t;
-    const Activations& with = SAME ? kept[j] : kept[0] = activations(off + u, j);
+    const Activations& with = SAME ? kept[text][j] : kept[text][0] = activations(off + u, j, text);
     int c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
@@ -171,10 +217,11 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
       const int i = j % FM::RUN;
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        if (i == 0) record[h] = RecordOf::of(unit.records[h], t), scaled[h] = offset[h] = 0;
-        scaled[h] += record[h].scale(i) * (info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]));
-        offset[h] += record[h].offset(i) * info.y;
-        if (i == FM::RUN - 1) sum[h] += record[h].scale_unit * scaled[h] + record[h].offset_unit * offset[h];
+        if (i == 0 && text == 0) record[h] = RecordOf::of(unit.records[h], t);
+        if (i == 0) scaled[text][h] = offset[text][h] = 0;
+        scaled[text][h] += record[h].scale(i) * (info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]));
+        offset[text][h] += record[h].offset(i) * info.y;
+        if (i == FM::RUN - 1) sum[text][h] += record[h].scale_unit * scaled[text][h] + record[h].offset_unit * offset[text][h];
       }
       return;
     }
@@ -182,13 +229,116 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     for (int h = 0; h < 2; h++) {
       float v = info.x * (float)(c[2 * h] * 256 + c[2 * h + 1]);
       if (FM::BITS == 4 && !FM::OFFSETS) v -= 8.0f * info.y;
-      sum[h] += unit.scale[h] * v;
-      if (FM::OFFSETS) sum[h] += unit.offset[h] * info.y;
+      sum[text][h] += unit.scale[h] * v;
+      if (FM::OFFSETS) sum[text][h] += unit.offset[h] * info.y;
     }
   }
-  __device__ __forceinline__ float row(int half) const {
-    const float v = sum[half] + __shfl_xor_sync(~0u, sum[half], 1);
-    return v + __shfl_xor_sync(~0u, v, 2);
+  static constexpr int ROUNDS = TEXTS > 4 ? TEXTS / 4 : 1;
+  __device__ __forceinline__ static int text(int t, int s) { return t < TEXTS ? t + 4 * s : -1; }
+  __device__ __forceinline__ float row(int half, int s) const {
+    float own = 0;
+#pragma unroll
+    for (int i = 0; i < (TEXTS < 4 ? TEXTS : 4); i++) {
+      const int text = i + 4 * s;
+      float v = sum[text][half] + __shfl_xor_sync(~0u, sum[text][half], 1);
+      v += __shfl_xor_sync(~0u, v, 2);
+      if (i == 0 || (threadIdx.x & 3) == i) own = v;
+    }
+    return own;
   }
 };
 
+// Several texts: a product takes one group, whose weights lie in all four lanes of a row, and columns 2 t and 2 t + 1 hold the
+// limbs of text t. So lane t ends up with the sums of text t.
+template <class FM, int K> struct Sums<FM, K, SIDE_BY_SIDE> {
+  using R = Rows<FM, K>;
+  static constexpr int WORDS = FM::GROUP * FM::BITS / 128;  // of a group and row, in each lane
+  static constexpr int ROUNDS = TEXTS > 4 ? TEXTS / 4 : 1;
+  float sum[ROUNDS][2] = {};
+  __device__ __forceinline__ Sums(int) {}
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int s = 0; s < ROUNDS; s++) sum[s][0] = sum[s][1] = 0;
+  }
+  struct Unit {
+    u32 w[4][WORDS][2];  // of rows g and g + 8
+    int scales[2];       // where they lie
+  };
+  __device__ __forceinline__ static Unit load(const char* slot, int, int u, const char* (&scales)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    Unit unit;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const char* row = slot + (h * 8 + g) * R::STRIDE + u + t * 4;
+#pragma unroll
+      for (int i = 0; i < 4 * WORDS; i++) unit.w[i / WORDS][i % WORDS][h] = *(const u32*)(row + i * 16);
+      unit.scales[h] = (int)(scales[h] - smem) + u * 8 / FM::BITS / FM::GROUP * FM::SB;
+    }
+    return unit;
+  }
+  // What the four groups have, of a list: scales or offsets.
+  __device__ __forceinline__ static void read(float (&of)[4], int at) {
+    if constexpr (R::PER_ROW && FM::SB == 4) {
+      const float4 v = *(const float4*)(smem + at);
+      of[0] = v.x, of[1] = v.y, of[2] = v.z, of[3] = v.w;
+    } else if constexpr (R::PER_ROW) {
+      const uint2 v = *(const uint2*)(smem + at);
+      of[0] = half_to_float((u16)v.x), of[1] = half_to_float((u16)(v.x >> 16));
+      of[2] = half_to_float((u16)v.y), of[3] = half_to_float((u16)(v.y >> 16));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; i++) of[i] = scale_at(smem + at, i, FM::SB);
+    }
+  }
+  __device__ __forceinline__ static void multiply(int (&c)[4], const u32 (&w)[WORDS][2], const char* x) {
+    const int t = threadIdx.x & 3;
+    constexpr u32 LOW = 0x0F0F0F0Fu;
+    if constexpr (FM::BITS == 4) {
+#pragma unroll
+      for (int q = 0; q < WORDS; q++) {  // the low halves of a group's bytes are its first half, as `Store` has it
+        const uint2 b = *(const uint2*)(x + q * 32 + t * 8);
+        mma_bytes<false>(c, w[q][0] & LOW, w[q][1] & LOW, w[q][0] >> 4 & LOW, w[q][1] >> 4 & LOW, b.x, b.y);
+      }
+    } else {
+#pragma unroll
+      for (int q = 0; q < WORDS; q += 2) {
+        constexpr bool BOTH = WORDS > 1;
+        const int next = BOTH ? q + 1 : q;
+        const u32 b0 = *(const u32*)(x + q * 16 + t * 4), b1 = BOTH ? *(const u32*)(x + next * 16 + t * 4) : 0;
+        mma_bytes<true>(c, w[q][0], w[q][1], BOTH ? w[next][0] : 0, BOTH ? w[next][1] : 0, b0, b1);
+      }
+    }
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, first = (off + u) * 8 / FM::BITS;  // weight
+    float scale[2][4], offset[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      read(scale[h], unit.scales[h]);
+      if (FM::OFFSETS) read(offset[h], unit.scales[h] + R::SCALE_BYTES);
+    }
+#pragma unroll
+    for (int s = 0; s < ROUNDS; s++) {
+      const int column = 4 * s + (g >> 1 & (TEXTS > 4 ? 3 : TEXTS - 1)), own = 4 * s + (t & (TEXTS > 4 ? 3 : TEXTS - 1));
+      const char* x = smem + OFF_X + column * X<FM, K>::TEXT + (g & 1) * X<FM, K>::STRIDE + first;
+      int c[4][4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; i++) multiply(c[i], unit.w[i], x + i * FM::GROUP);
+      const char* infos = smem + OFF_X + own * X<FM, K>::TEXT + X<FM, K>::INFO + first / FM::GROUP * 8;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (K / FM::GROUP % 4 && first / FM::GROUP + i >= K / FM::GROUP) break;
+        const float2 info = *(const float2*)(infos + i * 8);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          float v = info.x * (float)(c[i][2 * h] * 256 + c[i][2 * h + 1]);
+          if (FM::BITS == 4 && !FM::OFFSETS) v -= 8.0f * info.y;
+          sum[s][h] += scale[h][i] * v;
+          if (FM::OFFSETS) sum[s][h] += offset[h][i] * info.y;
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ static int text(int t, int s) { return t < TEXTS ? t + 4 * s : -1; }
+  __device__ __forceinline__ float row(int half, int s) const { return sum[s][half]; }
+};

@@ -34,15 +34,17 @@ __device__ __forceinline__ uint2 embedding(int token, int k) {
   }
 }
 
-__device__ __forceinline__ float input_scale() { return PRE ? inverse_rms() : 1.0f; }  // of a layer's half
 template <bool BIAS> __device__ __forceinline__ float biased(float v, float bias) { return BIAS ? v + bias : v; }
 
 __device__ void consumer() {
   const u32 epoch = *(volatile u32*)epoch_counter();
-  const int token = past(0).append ? *ptr<const int>(T_TOKEN) : -1;  // in a full cache: not a number
+  // In a full cache: not a number. Of several texts the host says so.
+  const int token = TEXTS > 1 ? ptr<const int>(T_TOKEN)[own_text()] : past(0).append ? *ptr<const int>(T_TOKEN) : -1;
   for (int i = threadIdx.x; i < KINDS * ROTARY; i += NT) {  // cosines, then sines; attention waits behind a barrier
     const int kind = KINDS > 1 ? i / ROTARY : 0, e = KINDS > 1 ? i % ROTARY : i;
-    const float angle = (float)past(0).length * ptr<const float>(T_FREQUENCIES)[kind * (ROTARY / 2) + e % (ROTARY / 2)];
+    const Past& p = past(TEXTS > 1 ? kind : 0);  // of several texts each kind's own
+    const int table = TEXTS > 1 ? kind * TEXTS + p.own() : kind;
+    const float angle = (float)p.length * ptr<const float>(T_FREQUENCIES)[table * (ROTARY / 2) + e % (ROTARY / 2)];
     ((float*)(smem + OFF_ROPE))[kind * H + e] = (e < ROTARY / 2 ? cosf(angle) : sinf(angle)) * ROPE_SCALE(kind);
   }
   Ring ring;
@@ -52,14 +54,14 @@ __device__ void consumer() {
     const u32 tag = epoch + l + 1;
     const Share qkv = share(QKV_ROWS / 2, 4 * l), o = share(D / 2, 4 * l + 1);
     const Share gate_up = share(F / 2, 4 * l + 2), down = share(D / 2, 4 * l + 3);
+    const Added to_o = {o, false}, to_down = {down, true};
     in_format(QKV(), format_of(l, OF_QKV), [&](auto f) {
       using FQ = decltype(f);
-      load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), [&](auto sink) {
-        if (l) return arriving(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
-        constexpr int IT = (D / 4 + NT - 1) / NT;
+      load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), to_o, [&](auto sink) {
+        if (l) return arriving<BY_EIGHT<FQ>>(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
 #pragma unroll
-        for (int i = 0; i < IT; i++) {
-          const int k = (threadIdx.x + i * NT) * 4;
+        for (int i = 0; i < FOURS<D, BY_EIGHT<FQ>>; i++) {
+          const int k = element<BY_EIGHT<FQ>>(i);
           uint2 e = embedding(token, k);
           if (EMBED_SCALE != 1) {
             e.x = pack(to_float(e.x) * EMBED_SCALE, high(e.x) * EMBED_SCALE);
@@ -69,68 +71,76 @@ __device__ void consumer() {
         }
       });
       STAMP(0)
-      const float qkv_scale = input_scale();
+      const Inverse inv(PRE);
       products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
-                                       [&](int row, bool valid, float v, float, float bias, float) {
-        put_pair(ll_qkv, row, valid, biased<QKV_BIAS>(v * qkv_scale, bias), tag);
+                                       [&](int row, int text, bool valid, float v, float, float bias, float) {
+        put_pair<QKV_ROWS>(ll_qkv + text * (QKV_ROWS / 2), text, row, valid, biased<QKV_BIAS>(v * inv.at<PRE>(text), bias), tag);
       });
     });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, y, kind, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
+#if TEXTS > 1
+    for (int q = NCTA - 1 - (int)blockIdx.x; q < TEXTS * N; q += NCTA)
+      if (p.parts(q / N) > JOINED) combine(p.parts(q / N), q, tag);
+#else
     if (p.splits > JOINED)
-      for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p, q, tag);
+      for (int q = NCTA - 1 - (int)blockIdx.x; q < N; q += NCTA) combine(p.splits, q, tag);
+#endif
     STAMP(2)
     in_format(O(), format_of(l, OF_O), [&](auto f) {
       using FO = decltype(f);
-      if (JOINED == 1 || p.splits == 1 || p.splits > JOINED) load_plain<FO, N_H>(ll_mix, tag);
-      else load_joined<FO>(p.splits, tag);
+      const int splits = p.parts(own_text());
+      if (JOINED == 1 || splits == 1 || splits > JOINED) load_plain<FO, N_H>(ll_mix, tag);
+      else load_joined<FO>(splits, tag);
       STAMP(3)
       products<FO, N_H, false, O_BIAS>(ring, o, ptr<const float>(y + Y_O + 1), ptr<const u16>(y + Y_O_BIAS),
-                                       [&](int row, bool valid, float v, float, float bias, float) {
+                                       [&](int row, int text, bool valid, float v, float, float bias, float) {
         const float sum = summed(BOX_O, row, valid, v, tag);
-        put_pair(ll_x1, row, valid, handed_over(row, valid, biased<O_BIAS>(sum, bias)), tag);
+        put_pair<D>(ll_x1, text, row, valid, handed_over(row, text, valid, biased<O_BIAS>(sum, bias), to_o), tag);
       });
     });
     STAMP(4)
     in_format(GU(), format_of(l, OF_GU), [&](auto f) {
       using FG = decltype(f);
-      load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), [&](auto sink) { arriving(ll_x1, y + Y_POST1, tag, sink); });
+      load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), to_down, [&](auto sink) { arriving<BY_EIGHT<FG>>(ll_x1, y + Y_POST1, tag, sink); });
       STAMP(5)
-      const float inv = input_scale();
+      const Inverse inv(PRE);
       products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
-                                     [&](int row, bool valid, float gate, float up, float gate_bias, float up_bias) {
-        const float gr = rounded(biased<GU_BIAS>(gate * inv, gate_bias)), ur = rounded(biased<GU_BIAS>(up * inv, up_bias));
-        put_pair(ll_h, row, valid, activated<ACTIVATION>(gr) * ur, tag);
+                                     [&](int row, int text, bool valid, float gate, float up, float gate_bias, float up_bias) {
+        const float by = inv.at<PRE>(text);
+        const float gr = rounded(biased<GU_BIAS>(gate * by, gate_bias)), ur = rounded(biased<GU_BIAS>(up * by, up_bias));
+        put_pair<F>(ll_h, text, row, valid, activated<ACTIVATION>(gr) * ur, tag);
       });
     });
     STAMP(6)
+    forget_layer(tag);
     in_format(DOWN(), format_of(l, OF_DOWN), [&](auto f) {
       using FD = decltype(f);
       load_plain<FD, F>(ll_h, tag);
       STAMP(7)
       products<FD, F, false, DOWN_BIAS>(ring, down, ptr<const float>(y + Y_DOWN + 1), ptr<const u16>(y + Y_DOWN_BIAS),
-                                        [&](int row, bool valid, float v, float, float bias, float) {
+                                        [&](int row, int text, bool valid, float v, float, float bias, float) {
         const float sum = summed(BOX_DOWN, row, valid, v, tag);
-        put_pair(ll_x2, row, valid, handed_over(row, valid, biased<DOWN_BIAS>(sum, bias)), tag);
+        put_pair<D>(ll_x2, text, row, valid, handed_over(row, text, valid, biased<DOWN_BIAS>(sum, bias), to_down), tag);
       });
     });
     STAMP(8)
   }
-  load_normed<FH, true>(ptr<const u16>(T_NORM), [&](auto sink) {
-    arriving(ll_x2, T_LAYERS + (L - 1) * Y_COUNT + Y_POST2, epoch + L, sink);
+  load_normed<FH, true>(ptr<const u16>(T_NORM), Added(), [&](auto sink) {
+    arriving<BY_EIGHT<FH>>(ll_x2, T_LAYERS + (L - 1) * Y_COUNT + Y_POST2, epoch + L, sink);
   });
-  const float inv = inverse_rms();
+  const Inverse inv(true);
   float* logits = ptr<float>(T_LOGITS);
-  const u32 last_tag = epoch + L + 1;
+  const u32 last_tag = epoch + L + (TEXTS == 1);  // several texts: no turn of their buffers is left out
   const int first = first_logit();
   products<FH, D, false, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), nullptr,
-                                [&](int row, bool valid, float v, float, float, float) {
-    float logit = v * inv;
+                                [&](int row, int text, bool valid, float v, float, float, float) {
+    float logit = v * inv.at<true>(text);
     if (LOGIT_SCALE != 1) logit *= LOGIT_SCALE;
     if (FINAL_CAP > 0) logit = soft_capped(logit, FINAL_CAP);
 #ifndef PROFILE
     if (valid && threadIdx.x % TPO == 0) {
-      logits[first + row] = logit;
+      logits[(size_t)text * V + first + row] = logit;
       send_logit(first + row, logit, last_tag);
     }
 #endif
