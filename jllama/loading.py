@@ -15,7 +15,7 @@ from jllama.files.json_files import read_object
 from jllama.files.model_files import ModelFiles
 from jllama.hub import ready_made
 from jllama.hub.references import resolve
-from jllama.machine import devices
+from jllama.machine import devices, processes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -220,7 +220,7 @@ def _load_weights(
     mesh: "Mesh | None",
 ) -> "Params":
     from jllama import kernels
-    from jllama.checkpoint import automatic_mode, load_params, memory
+    from jllama.checkpoint import automatic_mode, likeness, load_params, memory
     from jllama.checkpoint.formats.saved import is_saved
     from jllama.kernels.target import of_platform
 
@@ -229,6 +229,9 @@ def _load_weights(
     target = of_platform(devices.platform(), mesh)
     if quantize == "auto":
         quantize = automatic_mode(files, config, dtype, target)
+    if processes.group() is not None:
+        own: Any = dict(dtype=dtype, storage=quantize, devices=target.devices)
+        processes.agree(likeness.marks(config, likeness.sampled(files), **own))
     memory.check_weights(files, config, dtype, quantize, devices=target.devices)
     params = load_params(files, config, dtype, progress=progress, quantize=quantize, mesh=mesh)
     return kernels.joined(params)

@@ -4,7 +4,10 @@ from typing import Any
 
 from absl import flags
 
+from jllama.cli import interrupts
 from jllama.cli.numbers import positive
+from jllama.cli.streams import say
+from jllama.errors import JllamaError
 
 FLAGS = flags.FLAGS
 
@@ -17,13 +20,23 @@ def join_processes() -> None:
     """Before JAX's first use: joins the other processes, if the flags or Slurm say that there are any.
 
     Raises:
-      JllamaError: they don't say all of it, or nobody is there.
+      JllamaError: they don't say all of it, or one device would hold the whole model in each of them.
     """
-    if "num_processes" in FLAGS:
-        from jllama.machine import processes
+    if "num_processes" not in FLAGS:
+        return
+    from jllama.machine import joining, processes
 
-        who = FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
-        processes.start(*who, device=FLAGS.device)
+    if FLAGS.num_processes is not None and devices() == 1:
+        raise JllamaError(f"--num_processes={FLAGS.num_processes} wants --tensor_parallel=2 or more, or auto")
+    who = FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+    try:
+        joining.start(*who, device=FLAGS.device, say=say)
+    except joining.NobodyCameError as error:
+        say(f"error: {error}")
+        interrupts.leave(2)
+    group = processes.group()
+    if group is not None and devices() == 1:
+        say(f"note: each of {group.count} processes holds the whole model: give --tensor_parallel")
 
 
 def follow(config: Any, params: Any, dtype: str) -> None:

@@ -6,7 +6,7 @@ process 0: plans go along it, and its end is how the others learn that a process
 
 import atexit
 import contextlib
-import ctypes
+import hashlib
 import os
 import queue
 import secrets
@@ -14,18 +14,17 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from jllama.errors import JllamaError
-from jllama.machine import devices
 
 SILENCE = 20.0  # seconds after which a process that says nothing is taken for dead
 BEAT = 4.0  # seconds between two signs of life
 START = 120  # seconds for all processes to appear
 END_SECONDS = 15  # for all to end
+_MARK = 16  # bytes of a digest
 END = -1  # a plan: nothing follows
 _HELLO = struct.Struct("<16sI")
 _SIZE = struct.Struct("<I")
@@ -86,6 +85,11 @@ class Group:
                 link.shutdown(socket.SHUT_WR)
         for listener in self._listeners if self.rank == 0 else ():
             listener.join(END_SECONDS)
+
+    def part(self) -> None:
+        """All end, each for a reason that it has said itself. All call it together."""
+        self._ended.set()
+        self.tell(np.array([END], np.int32))
 
     def _accepted(self) -> list[socket.socket]:
         with socket.create_server(("", 0), backlog=self.count) as server:
@@ -187,62 +191,43 @@ def group() -> Group | None:
     return _group
 
 
-def start(coordinator: str | None, count: int | None, rank: int | None, *, device: str = "auto") -> None:
-    """Joins this process to others, before JAX's first use; does nothing where there are none.
-
-    Args:
-      coordinator: `HOST:PORT` of process 0; None: Slurm or Open MPI says it.
-      count: how many processes there are; likewise.
-      rank: which of them this one is, from 0; likewise.
-      device: see `devices.configure`, which this calls between two steps.
+def form(rank: int, count: int) -> None:
+    """Joins this process to the others, once JAX's runtime has.
 
     Raises:
-      JllamaError: a number is missing or makes no sense, or the processes don't find each other.
+      JllamaError: process 0 can't be reached.
     """
     global _group
-    given = [value is not None for value in (coordinator, count, rank)]
-    if not any(given) and not _under_a_launcher():
+    _group = Group(rank, count)
+    _group.connect()
+    atexit.register(_group.end)
+
+
+def agree(marks: Mapping[str, str]) -> None:
+    """Compares what the processes are about to run; alone, does nothing. All call it together.
+
+    Args:
+      marks: by what they are called, the same names in the same order everywhere.
+
+    Raises:
+      JllamaError: a process has another one than process 0; raised in all of them.
+    """
+    if _group is None:
         return
-    if any(given) and not all(given):
-        raise JllamaError("give --coordinator_address, --num_processes and --process_id, all or none of them")
-    if rank is not None and count is not None and not 0 <= rank < count:
-        raise JllamaError(
-            f"--process_id={rank} of --num_processes={count}: there must be 2 or more, counted from 0"
-        )
-    import jax
-
-    # Else JAX ends a process whose neighbour has died before it can say why.
-    jax.config.update("jax_enable_recoverability", True)
-    times: Any = dict(initialization_timeout=START, shutdown_timeout_seconds=END_SECONDS)
-    try:
-        jax.distributed.initialize(coordinator, count, rank, **times)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise JllamaError(f"the processes did not find each other: {reason}") from None
-    with _quiet():
-        devices.configure(device)
-        if jax.process_count() > 1:
-            _group = Group(jax.process_index(), jax.process_count())
-            _group.connect()
-            atexit.register(_group.end)
+    own = b"".join(hashlib.sha256(mark.encode()).digest()[:_MARK] for mark in marks.values())
+    first, *rest = _gathered(np.frombuffer(own, np.uint8)).reshape(_group.count, len(marks), _MARK)
+    for rank, theirs in enumerate(rest, 1):
+        others = [name for name, differ in zip(marks, (first != theirs).any(-1), strict=True) if differ]
+        if others:
+            _group.part()
+            raise JllamaError(
+                f"process {rank} has another {', another '.join(others)} than process 0: "
+                "give all processes the same model and flags"
+            )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What native code writes to stdout (Gloo says whom it knows) goes to stderr: stdout is the answer's."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+def _gathered(words: np.ndarray) -> np.ndarray:
+    """uint8 `[n]` of each process, as int32 `[processes, n]`."""
+    from jax.experimental import multihost_utils
 
-
-def _under_a_launcher() -> bool:
-    """Whether this is one of several tasks that Slurm or Open MPI has started."""
-    slurm = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
-    counts = (slurm, os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    return any(count.isdecimal() and int(count) > 1 for count in counts)
+    return np.asarray(multihost_utils.process_allgather(words.astype(np.int32)))

@@ -35,6 +35,7 @@ from jllama.cli.numbers import positive
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.llama import LLAMA
+from jllama.machine import joining
 from jllama.settings import CHOICES, GenerationSettings
 from tests.support.programs import DEFINED, bounds_of, defaults_of, flags_of, program_module
 
@@ -216,16 +217,54 @@ def test_no_number_of_devices(monkeypatch, given):
         parallel.devices()
 
 
+WHO = dict(coordinator_address="h:1", num_processes=2, process_id=1)
+
+
 def test_other_processes_are_joined_where_flags_may_name_them(monkeypatch):
     joined = []
-    monkeypatch.setattr("jllama.machine.processes.start", lambda *who, device: joined.append((*who, device)))
+    monkeypatch.setattr("jllama.machine.joining.start", lambda *who, **how: joined.append((*who, how)))
     monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu"))
     parallel.join_processes()
     assert joined == []
-    who = dict(coordinator_address="h:1", num_processes=2, process_id=1)
-    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", **who))
+    for count in ("2", "auto"):
+        monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", tensor_parallel=count, **WHO))
+        parallel.join_processes()
+    assert joined == [("h:1", 2, 1, dict(device="cpu", say=parallel.say))] * 2
+
+
+def test_several_processes_want_several_devices(monkeypatch):
+    monkeypatch.setattr("jllama.machine.joining.start", None)
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", tensor_parallel="1", **WHO))
+    words = "^--num_processes=2 wants --tensor_parallel=2 or more, or auto$"
+    with pytest.raises(JllamaError, match=words):
+        parallel.join_processes()
+
+
+@pytest.mark.parametrize(("count", "noted"), [("1", True), ("2", False), ("auto", False)])
+def test_where_a_launcher_started_several_that_hold_all_of_it_this_is_noted(
+    monkeypatch, capsys, count, noted
+):
+    nothing = dict.fromkeys(WHO)
+    monkeypatch.setattr("jllama.machine.joining.start", lambda *who, **how: None)
+    monkeypatch.setattr("jllama.machine.processes.group", lambda: SimpleNamespace(count=4))
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", tensor_parallel=count, **nothing))
     parallel.join_processes()
-    assert joined == [("h:1", 2, 1, "cpu")]
+    note = "note: each of 4 processes holds the whole model: give --tensor_parallel\n"
+    assert capsys.readouterr().err == note * noted
+
+
+def test_who_waits_in_vain_leaves_at_once(monkeypatch, capsys):
+    """Python's own end would wait for the thread that waits."""
+
+    def start(*who, **how):
+        raise joining.NobodyCameError("nobody")
+
+    monkeypatch.setattr("jllama.machine.joining.start", start)
+    monkeypatch.setattr(parallel.interrupts, "leave", sys.exit)
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", tensor_parallel="2", **WHO))
+    with pytest.raises(SystemExit) as end:
+        parallel.join_processes()
+    assert (end.value.code, capsys.readouterr().err) == (2, "error: nobody\n")
 
 
 @pytest.mark.parametrize(("rank", "follows"), [(None, False), (0, False), (1, True)])

@@ -1,8 +1,7 @@
 """What processes that hold one model together say to each other: along a pair of sockets, in this process."""
 
 import contextlib
-import ctypes
-import os
+import hashlib
 import socket
 import struct
 import threading
@@ -215,58 +214,55 @@ def test_where_process_0_is_to_be_found(monkeypatch, here):
     assert processes._announced() == (hosts, 4321, bytes(range(16)))
 
 
+@pytest.fixture
+def group_of(monkeypatch):
+    """`group_of(*marks)`: process 0 of a group that has these marks, its own first."""
+
+    def make(*marks):
+        def gathered(own):
+            rows = []
+            for one in marks:
+                digests = [hashlib.sha256(value.encode()).digest()[:16] for value in one.values()]
+                rows.append(np.frombuffer(b"".join(digests), np.uint8).astype(np.int32))
+            assert np.array_equal(own, rows[0])
+            return np.stack(rows)
+
+        group = Group(0, len(marks))
+        monkeypatch.setattr(processes, "_group", group)
+        monkeypatch.setattr(processes, "_gathered", gathered)
+        return group
+
+    return make
+
+
+def test_processes_that_run_the_same_agree(group_of):
+    marks = {"model": "a", "dtype": "b"}
+    group = group_of(marks, marks, marks)
+    processes.agree(marks)
+    assert not group._ended.is_set()
+
+
 @pytest.mark.parametrize(
-    ("variables", "several"),
+    ("other", "words"),
     [
-        ({}, False),
-        ({"SLURM_NTASKS": "4"}, False),  # sbatch's own shell: no task yet
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, False),
-        ({"SLURM_STEP_ID": "0"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "two"}, False),
+        ({"model": "x", "dtype": "b"}, "process 2 has another model than process 0"),
+        ({"model": "a", "dtype": "x"}, "process 2 has another dtype than process 0"),
+        ({"model": "b", "dtype": "a"}, "process 2 has another model, another dtype than process 0"),
     ],
 )
-def test_a_launcher_of_several_tasks_is_seen(monkeypatch, variables, several):
-    for name in ("SLURM_NTASKS", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert processes._under_a_launcher() is several
+def test_who_runs_something_else_is_named_and_all_end(group_of, other, words):
+    marks = {"model": "a", "dtype": "b"}
+    here, there = socket.socketpair()
+    group = group_of(marks, marks, other)
+    group._links = [here]
+    with here, there:
+        with pytest.raises(JllamaError, match=f"^{words}: "):
+            processes.agree(marks)
+        assert struct.unpack("<Ii", there.recv(99)) == (4, END), "else the first to end is taken for dead"
+    assert group._ended.is_set()
 
 
-@pytest.mark.parametrize("given", [(None, 2, 0), ("a:1", None, 0), ("a:1", 2, None), ("a:1", None, None)])
-def test_some_of_the_flags_are_not_enough(given):
-    with pytest.raises(JllamaError, match="all or none of them"):
-        processes.start(*given)
-
-
-@pytest.mark.parametrize("rank", [-1, 2, 3])
-def test_a_rank_is_one_of_them(rank):
-    with pytest.raises(JllamaError, match=f"process_id={rank} of --num_processes=2: .* counted from 0"):
-        processes.start("a:1", 2, rank)
-
-
-def test_native_buffers_are_emptied_before_stdout_is_back(monkeypatch, capfd):
-    def is_stderr():
-        return os.fstat(1).st_ino == os.fstat(2).st_ino
-
-    seen = []
-    library = SimpleNamespace(fflush=lambda stream: seen.append((stream, is_stderr())))
-    monkeypatch.setattr(processes.ctypes, "CDLL", lambda name: library)
-    with processes._quiet():
-        assert is_stderr()
-    assert seen == [(None, True)]
-    assert not is_stderr()
-
-
-def test_what_native_code_writes_meanwhile_is_not_the_answers(capfd):
-    print("before")
-    with processes._quiet():
-        ctypes.CDLL(None).puts(b"native")
-        os.write(1, b"raw\n")
-    print("behind", flush=True)
-    out, err = capfd.readouterr()
-    assert out == "before\nbehind\n"
-    assert sorted(err.split()) == ["native", "raw"]
+def test_alone_one_agrees(monkeypatch):
+    monkeypatch.setattr(processes, "_group", None)
+    monkeypatch.setattr(processes, "_gathered", None)
+    processes.agree({"model": "a"})

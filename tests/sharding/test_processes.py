@@ -1,6 +1,7 @@
 """Two processes that hold one model together, on one machine."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,6 @@ import pytest
 from jllama.engine.leading import OPERATIONS
 from jllama.engine.plans import packed_call, unpacked_call
 from jllama.engine.rows import Piece
-from jllama.errors import JllamaError
-from jllama.machine import processes
 from tests.support.decoding import row_of
 
 
@@ -26,6 +25,7 @@ def started(rank, port, model, *arguments):
     flags = ["--tensor_parallel=2", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
     command = [sys.executable, "-m", "jllama", "generate", f"--model={model}", "--dtype=float32", *flags]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX sets it, in this process too
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([*command, f"--process_id={rank}", *arguments], env=environment, **pipes)
 
@@ -42,6 +42,32 @@ def test_two_processes_stream_the_text_of_one(plain_dir):
     two = both(plain_dir, *arguments)
     (text, errors), (nothing, more) = [process.communicate() for process in two]
     assert (text, nothing, [process.returncode for process in two]) == (wanted, "", [0, 0]), errors + more
+    noise = [line for line in (errors + more).splitlines() if not line.startswith("note: ")]
+    assert noise == []
+
+
+def test_two_processes_with_different_weights_refuse(plain_dir, tmp_path):
+    """Of the same shape: else the text would be garbage."""
+    other = tmp_path / "other"
+    shutil.copytree(plain_dir, other)
+    file = other / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + data[len(data) // 2 :].translate(bytes(range(256))[::-1]))
+    port = free_port()
+    two = [started(rank, port, model, "Once") for rank, model in enumerate((plain_dir, other))]
+    for process in two:
+        text, said = process.communicate()
+        assert (process.returncode, text) == (2, "")
+        assert "error: process 1 has another model than process 0" in said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_waits_for_another_can_be_ended(plain_dir, number, code):
+    alone = started(1, free_port(), plain_dir, "Once")
+    assert "waiting for process 0 at 127.0.0.1:" in alone.stderr.readline()
+    alone.send_signal(number)
+    text, said = alone.communicate(timeout=30)
+    assert (alone.returncode, text, said) == (code, "", "")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -75,12 +101,3 @@ def test_a_plan_says_what_it_was_made_of(tiny_config):
         assert np.array_equal(getattr(again.sampling, name), value), name
     assert (pieces[0].slot, pieces[0].start, pieces[0].context) == (1, 6, 8)
     assert np.array_equal(pieces[0].tokens, piece.tokens)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [(("a:1", 2, None), "all or none of them"), (("a:1", 2, 2), "process_id=2 of --num_processes=2")],
-)
-def test_flags_that_do_not_say_who_is_who(given, words):
-    with pytest.raises(JllamaError, match=words):
-        processes.start(*given)

@@ -1,0 +1,143 @@
+"""How several processes begin: what flags must say, and the wait for the others."""
+
+import ctypes
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from jllama.errors import JllamaError
+from jllama.machine import joining, processes
+
+WAIT = 60
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # sbatch's own shell: no task yet
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, False),
+        ({"SLURM_STEP_ID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "two"}, False),
+    ],
+)
+def test_a_launcher_of_several_tasks_is_seen(monkeypatch, variables, several):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert joining.under_a_launcher() is several
+
+
+@pytest.mark.parametrize("given", [(None, 2, 0), ("a:1", None, 0), ("a:1", 2, None), ("a:1", None, None)])
+def test_some_of_the_flags_are_not_enough(given):
+    with pytest.raises(JllamaError, match="all or none of them"):
+        joining.start(*given)
+
+
+@pytest.mark.parametrize("rank", [-1, 2, 3])
+def test_a_rank_is_one_of_them(rank):
+    with pytest.raises(JllamaError, match=f"--process_id={rank}: of --num_processes=2 it is one from 0 to 1"):
+        joining.start("a:1", 2, rank)
+
+
+@pytest.mark.parametrize(
+    "given", ["nonsense", "", ":1", "host:", "host:x", "host:0", "host:65536", "host:-1", "host:\u0661"]
+)
+def test_an_address_has_a_host_and_a_port(given):
+    with pytest.raises(JllamaError, match=r"^--coordinator_address=.*: give HOST:PORT of process 0"):
+        joining.start(given, 2, 0)
+
+
+@pytest.mark.parametrize("given", ["host:1", "10.0.0.1:9911", "[::1]:65535"])
+def test_addresses(monkeypatch, given):
+    waited = []
+    monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: waited.append(waits))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    joining.start(given, 2, 1)
+    assert waited == [f"waiting for process 0 at {given} (this is process 1 of 2)"]
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+
+
+def test_who_joins_at_once_says_nothing():
+    said, joined = [], []
+    joining._awaited(lambda: joined.append(1), "waiting", said.append)
+    assert (joined, said) == ([1], [])
+
+
+def test_an_error_of_the_thread_that_joins_is_this_ones():
+    def fail():
+        raise JllamaError("can't")
+
+    with pytest.raises(JllamaError, match=r"^can't$"):
+        joining._awaited(fail, "waiting", print)
+
+
+def test_what_is_waited_for_is_said(monkeypatch):
+    monkeypatch.setattr(joining, "SOON", 0.01)
+    said, told = [], threading.Event()
+
+    def say(line):
+        said.append(line)
+        told.set()
+
+    joining._awaited(lambda: told.wait(WAIT), "waiting for x", say)
+    assert said == ["note: waiting for x"]
+
+
+def test_nobody_comes(monkeypatch):
+    monkeypatch.setattr(joining, "SOON", 0.01)
+    monkeypatch.setattr(processes, "START", 0.01)
+    never = threading.Event()
+    with pytest.raises(joining.NobodyCameError, match=r"^waiting for x: nobody came within 0\.01 seconds$"):
+        joining._awaited(lambda: never.wait(WAIT), "waiting for x", lambda line: None)
+    never.set()
+
+
+def test_a_signal_ends_the_wait(monkeypatch):
+    """The thread that joins stands for native code, which notices none."""
+    monkeypatch.setattr(joining, "SOON", 0.01)
+    never = threading.Event()
+
+    def say(line):
+        threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        joining._awaited(lambda: never.wait(WAIT), "waiting", say)
+    never.set()
+
+
+def test_native_buffers_are_emptied_before_stdout_is_back(monkeypatch, capfd):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+
+    def is_stderr():
+        return os.fstat(1).st_ino == os.fstat(2).st_ino
+
+    seen = []
+    library = SimpleNamespace(fflush=lambda stream: seen.append((stream, is_stderr())))
+    monkeypatch.setattr(joining.ctypes, "CDLL", lambda name: library)
+    with joining._quiet():
+        assert is_stderr()
+    assert seen == [(None, True)]
+    assert not is_stderr()
+
+
+@pytest.mark.parametrize("nccl", [False, True])
+def test_what_native_code_writes_meanwhile_is_not_the_answers(monkeypatch, capfd, nccl):
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    if nccl:
+        monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    print("before")
+    with joining._quiet():
+        ctypes.CDLL(None).puts(b"native")
+        os.write(1, b"raw\n")
+    print("behind", flush=True)
+    out, err = capfd.readouterr()
+    assert out == "before\nbehind\n"
+    assert sorted(err.split()) == ["native", "raw"] * nccl
