@@ -325,7 +325,8 @@ template <class FM, bool NORM, class Load> __device__ __forceinline__ void load_
   store.finish();
 }
 template <class FM, int K> __device__ __forceinline__ void load_plain(const Word* from, u32 tag) {
-  Store<FM, K, (TEXTS > (FM::KIND == GROUPS ? 2 : 4))> store;
+  constexpr bool HALF = TEXTS > 1 && (FM::KIND == GROUPS || FOURS<K, BY_EIGHT<FM>> > 24);  // too many for registers
+  Store<FM, K, HALF> store;
   int i = 0;
   gather<K, BY_EIGHT<FM>>(from, tag, [&](int k, u32 lo, u32 hi) { store.words(i++, k, lo, hi); });
   store.finish();
