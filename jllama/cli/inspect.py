@@ -11,6 +11,7 @@ from absl import flags
 
 from jllama.cli import flag_groups, ready_made
 from jllama.cli.command_line import FLAGS
+from jllama.cli.numbers import positive
 from jllama.errors import JllamaError, escaped
 
 flags.DEFINE_string(
@@ -24,10 +25,11 @@ flags.DEFINE_bool("tensors", True, "List every tensor.")
 flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 flags.DEFINE_integer("max_seq_len", None, "Positions of the planned cache. Default: the model's context.")
 flags.DEFINE_integer("batch", 1, "Rows of the planned cache.", lower_bound=1, upper_bound=2**20)
-flags.DEFINE_integer("tensor_parallel", 1, "Also plans what each of so many GPUs takes.", lower_bound=1)
+flags.DEFINE_string("tensor_parallel", "1", "Also plans what each of so many devices takes.")
+flag_groups.define_quantize_flag()
 
 PLACES = ("model",)
-HELP = {"What is shown": ("model", "tensors", "batch", "max_seq_len", "tensor_parallel", "json")}
+HELP = {"What is shown": ("model", "tensors", "batch", "max_seq_len", "tensor_parallel", "quantize", "json")}
 MIB = 2**20
 
 
@@ -37,11 +39,14 @@ def main() -> None:
         raise JllamaError("no model: give --model=REFERENCE, --model=config.json or smollm2 as a word")
     if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
         raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
+    devices = positive(FLAGS.tensor_parallel, "--tensor_parallel", ": no device is looked at here")
     config, tensors, source, kept = read_model(FLAGS.model, FLAGS.model_sha256)
     report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
     report["parameter_bytes"] |= {} if kept is None else {"auto": kept}
-    if FLAGS.tensor_parallel > 1:
-        report["each_gpu"] = each_gpu(config, report["kv_cache"], FLAGS.tensor_parallel)
+    report["parameter_bytes"] |= quantized(config, FLAGS.quantize, 1)
+    if devices > 1:
+        stored = kept if FLAGS.quantize == "auto" else None
+        report["each_device"] = each_device(config, report["kv_cache"], devices, FLAGS.quantize, stored)
     report = {"model": FLAGS.model, "tensors_from": source, **report}
     print(json.dumps(report, indent=2) if FLAGS.json else as_text(report, FLAGS.tensors))
 
@@ -112,8 +117,28 @@ def describe(config: Any, tensors: list[dict[str, Any]], max_seq_len: int, batch
     }
 
 
-def each_gpu(config: Any, cache: dict[str, Any], devices: int) -> dict[str, Any]:
-    """Bytes of weights and cache that each of several GPUs takes, in bfloat16.
+def quantized(config: Any, storage: str, devices: int) -> dict[str, int]:
+    """Bytes of the weights on each of several devices, if `storage` quantises them; else nothing."""
+    from jllama.layers.quantization import SCHEMES
+
+    if storage not in SCHEMES:
+        return {}
+    from jllama.checkpoint.leaves.choose import quantized_bytes
+
+    return {storage: quantized_bytes(config, storage, devices)}
+
+
+def each_device(
+    config: Any, cache: dict[str, Any], devices: int, storage: str, kept: int | None
+) -> dict[str, Any]:
+    """Bytes of weights and cache that each of several devices takes, in bfloat16 or as `storage` says.
+
+    Args:
+      config: the checkpoint's.
+      cache: its `batch` and `max_seq_len`.
+      devices: how many there are.
+      storage: what `--quantize` says.
+      kept: bytes of a GGUF file's weights that are kept as they are; None: they are not.
 
     Raises:
       JllamaError: the model's sizes can't be cut for so many.
@@ -125,9 +150,13 @@ def each_gpu(config: Any, cache: dict[str, Any], devices: int) -> dict[str, Any]
     sharding.check(config, devices)
     wide = sharding.widened(config, devices)
     room = dict(batch=cache["batch"], max_len=cache["max_seq_len"], dtype="bfloat16")
-    weights = round(parameter_bytes(config, "bfloat16") * device_share(config, devices))
-    kept = cache_bytes(wide, **room) // devices
-    return dict(gpus=devices, weights=weights, kv_cache=kept, together=weights + kept)
+    stored = parameter_bytes(config, "bfloat16") if kept is None else kept
+    share = round(stored * device_share(config, devices))
+    weights = quantized(config, storage, devices).get(storage, share)
+    places = cache_bytes(wide, **room) // devices
+    as_stored = "bfloat16" if storage == "none" or (storage == "auto" and kept is None) else storage
+    sizes = dict(weights=weights, kv_cache=places, together=weights + places)
+    return dict(devices=devices, stored=as_stored, **sizes)
 
 
 def as_text(report: dict[str, Any], with_tensors: bool) -> str:
@@ -145,8 +174,9 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     plan = report["kv_cache"]
     lines += ["", f"KV cache     batch {plan['batch']} × {plan['max_seq_len']:,} positions"]
     lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in plan["bytes"].items()]
-    if each := report.get("each_gpu"):
-        lines += ["", f"each of {each['gpus']} GPUs, in bfloat16"]
+    if each := report.get("each_device"):
+        kind = "" if each["stored"] == "bfloat16" else f", weights {each['stored']}"
+        lines += ["", f"each of {each['devices']} devices, in bfloat16{kind}"]
         lines += [f"  {name:<10} {mib(each[name])}" for name in ("weights", "kv_cache", "together")]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from jllama.checkpoint.formats.saved_check import leaf_name
 from jllama.checkpoint.formats.saved_parts import read_part, stored_name
 from jllama.checkpoint.formats.stored import PLAIN, Encoding, Stored
 from jllama.checkpoint.layout import layout, parts
+from jllama.checkpoint.leaves.choose import quantized_bytes
 from jllama.checkpoint.shards import device_share, each_leaf, leaf_rows, numbers, shard_layout
 from jllama.errors import JllamaError
 
@@ -94,6 +95,28 @@ def test_each_device_takes_its_heads_and_rows(tiny_config, changes, devices):
                 flat = before.reshape(-1, before.shape[-1] if source.is_matrix else 1)
                 rows = leaf_rows(source, leaf)
                 np.testing.assert_array_equal(flat[rows].reshape(found.shape), found, name)
+
+
+@pytest.mark.parametrize(("mode", "devices"), [(m, t) for m in ("int8", "int4") for t in (1, 2, 4)])
+def test_what_quantised_weights_take_of_each_device(tiny_config, mode, devices):
+    """Counted by hand: 4 query heads on 2 key heads, which four devices repeat; the table lies on each."""
+    sizes = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32, hidden_size=64)
+    config = sized(tiny_config, **sizes, intermediate_size=256, vocab_size=40)
+    t, K = devices, max(2, devices)
+    matrices = [((4 + 2 * K) * 32 // t, 64), (64, 4 * 32 // t), (2 * 256 // t, 64), (64, 256 // t)]
+    tables = [(40, 64), (40 // t, 64)]
+    rows = matrices if mode == "int4" else []
+    eight = tables if mode == "int4" else tables + matrices
+    size = sum(out * (width + 4) for out, width in eight)  # a float32 scale a row
+    size += sum(out * width // 32 * (16 + 2 + 2) for out, width in rows)  # float16 scale and offset
+    assert quantized_bytes(config, mode, devices) == size + 3 * 64 * 2, "and three norms"
+
+
+def test_groups_that_share_a_scale_are_not_planned_apart(tiny_config):
+    config = sized(tiny_config, head_dim=32, num_key_value_heads=2, hidden_size=64, intermediate_size=96)
+    assert quantized_bytes(config, "int8", 2)
+    with pytest.raises(JllamaError, match="rows of 48 weights can't be cut into groups of 32: use int8"):
+        quantized_bytes(config, "int4", 2)
 
 
 def test_how_many_numbers_a_process_and_a_device_make(tiny_config):

@@ -414,8 +414,9 @@ def test_a_perplexity_needs_a_text(monkeypatch, tmp_path, text):
 @pytest.mark.parametrize(
     ("flags_", "listed", "each"),
     [
-        (dict(max_seq_len=None, tensor_parallel=1), (77, 2), False),
-        (dict(max_seq_len=1, tensor_parallel=2), (1, 2), True),
+        (dict(max_seq_len=None, tensor_parallel="1", quantize="auto"), (77, 2), False),
+        (dict(max_seq_len=1, tensor_parallel="2", quantize="auto"), (1, 2), [9]),
+        (dict(max_seq_len=1, tensor_parallel="2", quantize="none"), (1, 2), [None]),
     ],
 )
 def test_what_is_inspected(monkeypatch, capsys, flags_, listed, each):
@@ -429,33 +430,39 @@ def test_what_is_inspected(monkeypatch, capsys, flags_, listed, each):
         "kv_cache": [length, batch],
     }
     monkeypatch.setattr(inspect, "describe", describe)
-    monkeypatch.setattr(inspect, "each_gpu", lambda config, cache, devices: [cache, devices])
+    monkeypatch.setattr(inspect, "each_device", lambda config, *given: [*given])
     inspect.main()
     report = dict(model="m", tensors_from="files", tensors=["m", "d"], kv_cache=[*listed])
     report |= dict(parameter_bytes={"float32": 4, "auto": 9})
-    report |= dict(each_gpu=[[*listed], 2]) if each else {}
+    report |= dict(each_device=[[*listed], 2, flags_["quantize"], *each]) if each else {}
     assert json.loads(capsys.readouterr().out) == report
     monkeypatch.setattr(inspect, "as_text", lambda report, tensors: f"{report['model']} {tensors}")
     monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual | dict(json=False)))
     inspect.main()
     assert capsys.readouterr().out == "m False\n"
-    refused = ((dict(model=""), "no model: give"), (dict(max_seq_len=0), "--max_seq_len=0 must be"))
+    refused = (
+        (dict(model=""), "no model: give"),
+        (dict(max_seq_len=0), "--max_seq_len=0 must be"),
+        (dict(tensor_parallel="auto"), "--tensor_parallel=auto: give a whole number .*: no device is looked"),
+    )
     for wrong, words in refused:
         monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual | wrong))
         with pytest.raises(JllamaError, match=words):
             inspect.main()
 
 
-def test_what_each_of_several_gpus_takes(monkeypatch):
+def test_what_each_of_several_devices_takes(monkeypatch):
     config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
     monkeypatch.setattr("jllama.checkpoint.shards.device_share", lambda config, devices: 0.25)
-    told = inspect.each_gpu(config, {"batch": 2, "max_seq_len": 16}, 2)
+    cache = {"batch": 2, "max_seq_len": 16}
+    told = inspect.each_device(config, cache, 2, "none", None)
     kept = 2 * 2 * 16 * 32 * 128 * 2 // 2  # keys and values of 32 heads of 128, two bytes each, on two
     weights = round(parameter_bytes(config, "bfloat16") / 4)
     assert told["kv_cache"] == pytest.approx(kept, abs=64)  # and a few lengths
-    assert (told["gpus"], told["weights"], told["together"]) == (2, weights, weights + told["kv_cache"])
+    assert (told["devices"], told["weights"], told["together"]) == (2, weights, weights + told["kv_cache"])
+    assert inspect.each_device(config, cache, 2, "auto", 1000)["weights"] == 250, "a file's own blocks"
     with pytest.raises(JllamaError):
-        inspect.each_gpu(config, {"batch": 2, "max_seq_len": 16}, 3)
+        inspect.each_device(config, cache, 3, "none", None)
 
 
 # Words and flags.
@@ -1575,7 +1582,7 @@ DEFAULTS = {  # what is neither off nor empty
     | dict(prompt_tokens="128", answer_tokens="128", ignore_eos=True, stream=True),
     "chat": RUNS | WEIGHTS | ANSWER | dict(markdown=True, on_overflow="drop_oldest"),
     "generate": RUNS | WEIGHTS | ANSWER | NEUTRAL | dict(slots=16),
-    "inspect": dict(batch=1, tensor_parallel=1, tensors=True),
+    "inspect": WEIGHTS | dict(batch=1, tensors=True),
     "perplexity": RUNS | dict(modes=["none", "int8", "int4"], window=512),
     "quantize": RUNS | dict(quantize="auto"),
     "random_checkpoint": dict(dtype="bfloat16", scale=0.02),
@@ -1594,7 +1601,7 @@ BOUNDS = {
     | dict(temperature=(0, None), idle_connections=(0, 100_000), warm_up=(0, None), timeout=(0.001, None)),
     "chat": SEVERAL | dict(max_seq_len=ROOM),
     "generate": SEVERAL | dict(max_seq_len=ROOM, slots=SLOTS),
-    "inspect": dict(batch=(1, 2**20), tensor_parallel=(1, None)),
+    "inspect": dict(batch=(1, 2**20)),
     "perplexity": THREADS | dict(window=(8, None)),
     "quantize": THREADS,
     "random_checkpoint": dict(seed=(0, None), scale=(0, 1000)),

@@ -106,15 +106,24 @@ def test_a_tool_that_is_stopped_gives_that():
     assert said == [('call: slow({"x": 1})', "dim"), (f"gave: {given}", "error")]
 
 
-def test_what_each_gpu_takes_is_a_part_of_the_report(tiny_config):
+@pytest.mark.parametrize(
+    ("storage", "kept", "words"),
+    [
+        ("auto", None, ""),
+        ("none", None, ""),
+        ("int8", 9999, ", weights int8"),
+        ("auto", 9999, ", weights auto"),
+    ],
+)
+def test_what_each_device_takes_is_a_part_of_the_report(tiny_config, storage, kept, words):
     report = inspect.describe(tiny_config, inspect.planned_tensors(tiny_config, LLAMA), 16, 2) | {
         "model": "m"
     }
-    report["each_gpu"] = inspect.each_gpu(tiny_config, report["kv_cache"], 2)
+    report["each_device"] = inspect.each_device(tiny_config, report["kv_cache"], 2, storage, kept)
     lines = inspect.as_text(report, with_tensors=False).splitlines()
-    at = lines.index("each of 2 GPUs, in bfloat16")
+    at = lines.index(f"each of 2 devices, in bfloat16{words}")
     assert lines[at - 1] == ""
-    told = report["each_gpu"]
+    told = report["each_device"]
     assert lines[at + 1 :] == [
         f"  {name:<10} {inspect.mib(told[name])}" for name in ("weights", "kv_cache", "together")
     ]

@@ -1,6 +1,7 @@
 """Which converter makes a leaf: dense, kept in GGUF's blocks, or quantised while it is loaded."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,10 @@ from jax.sharding import Mesh
 
 from jllama import kernels, sharding
 from jllama.checkpoint.formats.stored import Checkpoint, Reader
-from jllama.checkpoint.layout import Leaf
+from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.dense import DenseConverter
 from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter, form_of
-from jllama.checkpoint.shards import split_layout
+from jllama.checkpoint.shards import shard_layout, split_layout
 from jllama.config import ModelConfig
 from jllama.families.tensor_names import EMBED, HEAD
 from jllama.kernels.target import of_platform
@@ -102,6 +103,26 @@ def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
     if not leaf.is_matrix:
         return None
     return tables if leaf.parts[0].name in (EMBED, HEAD) else matrices
+
+
+def quantized_bytes(config: ModelConfig, mode: str, devices: int) -> int:
+    """What each of several devices, or the only one, takes of weights that a mode quantises.
+
+    Args:
+      config: the checkpoint's.
+      mode: a key of `SCHEMES`; what it leaves alone is bfloat16.
+
+    Raises:
+      JllamaError: groups that share a scale can't be cut into so many parts.
+    """
+    tree = layout(config) if devices == 1 else shard_layout(config, devices, 0)
+
+    def stored(leaf: Leaf) -> Any:
+        scheme, whole = scheme_for(leaf, mode), jax.ShapeDtypeStruct(leaf.shape, jax.numpy.bfloat16)
+        return whole if scheme is None else jax.eval_shape(lambda w: quantize(w, scheme), whole)
+
+    arrays = jax.tree.leaves([stored(leaf) for leaf in jax.tree.leaves(tree)])
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
 
 
 def placed(leaf: Any, where: Any = None, *, pack: bool = True, alone: bool = True) -> Any:
