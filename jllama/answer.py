@@ -32,6 +32,7 @@ class Result:
     finish_reason: str = "interrupted"  # "stop", "length" or "interrupted"
     stop_string: str | None = None  # the one that fired
     stop_token: int | None = None  # the token that ended it
+    stop_reason: str | int | None = None  # the stop string, or which of `stop_token_ids`; None: neither
     seed: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt: already in the cache
@@ -43,6 +44,15 @@ class Result:
     @property
     def generated_tokens(self) -> int:
         return len(self.token_ids) - self.begun_tokens
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens: of the prompt, those of them that a slot held already, and of the answer."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.reused_tokens,
+            "completion_tokens": self.generated_tokens,
+        }
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -120,7 +130,7 @@ class Answer:
         if settings.constraint is not None:
             self._detokenizer.keep_blanks()  # what must match is each byte
         self._matcher = StopMatcher(settings.stop)
-        self._floor = settings.min_new_tokens
+        self._floor, self._asked_ends = settings.min_new_tokens, settings.stop_token_ids
         self.result.token_ids, self.result.begun_tokens = list(begun), len(begun)
         text = "".join(map(self._detokenizer.push, begun))
         self.result.text = self._matcher.follow(text)
@@ -174,6 +184,7 @@ class Answer:
             ended = last in self._ends
             self.result.finish_reason, self.result.stop_token = ("stop", last) if ended else ("length", None)
             self.result.stop_string = self._ends.get(last)
+            self.result.stop_reason = self.result.stop_string or (last if last in self._asked_ends else None)
         yield from self._show(tail)
 
     def _take_time(self) -> None:
@@ -183,7 +194,8 @@ class Answer:
 
     def _show(self, text: str) -> Iterator[str]:
         if self.finished:
-            self.result.finish_reason, self.result.stop_string = "stop", self._matcher.matched
+            self.result.finish_reason = "stop"
+            self.result.stop_string = self.result.stop_reason = self._matcher.matched
         new = text[max(self._shown - len(self.result.text), 0) :]
         self.result.text += text
         if new:

@@ -219,12 +219,23 @@ def build_settings(settings: GenerationSettings | None = None, /, **changes: Any
     known = GenerationSettings.__dataclass_fields__
     for name in changes.keys() - known.keys():
         shown = name[:80]
-        raise JllamaError(f"unknown setting {shown}{nearest(shown, known)}; there are {', '.join(known)}")
+        hint = f" ({_ELSEWHERE[name]})" if name in _ELSEWHERE else nearest(shown, known)
+        raise JllamaError(f"unknown setting {shown}{hint}; there are {', '.join(known)}")
     if settings is None:
         return GenerationSettings(**changes)
     return dataclasses.replace(settings, **changes) if changes else settings
 
 
+# What other calls take, or other libraries call so.
+_ELSEWHERE = {
+    "n": "`jllama.complete` takes it",
+    "logprobs": "`jllama.complete` and `Engine.submit` take it",
+    "prompt_logprobs": "`jllama.complete` and `Engine.submit` take it",
+    "echo": "prompt_logprobs=0 of `jllama.complete` and `Engine.submit` scores the prompt",
+    "max_tokens": "here max_new_tokens",
+    "max_completion_tokens": "here max_new_tokens",
+    "do_sample": "here temperature=0 takes the likeliest token",
+}
 # name, smallest, largest, kind
 _RANGES = (
     ("max_new_tokens", 1, 10_000_000, int),

@@ -49,7 +49,7 @@ def generate_all(
     for at, prompt in enumerate(prompts):
         with _place(at):
             requests.append((encode_prompt(tokenizer, prompt, **words), chosen))
-    return [result.text for result in _together(model, requests, max_seq_len, named=True)]
+    return [result.text for result in _together(model, requests, max_seq_len)]
 
 
 def complete(
@@ -59,6 +59,7 @@ def complete(
     *,
     n: int = 1,
     logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
     chat: bool | None = None,
     system: Content | None = None,
     chat_template_kwargs: Variables | None = None,
@@ -73,15 +74,14 @@ def complete(
       settings: how to generate; None: `GenerationSettings()`.
       n: how many answers. Answer i is what the seed plus i gives alone.
       logprobs: tell the log-probability of each token, and of so many of the likeliest (0 to 20).
-      chat: put a text into the chat template; None: where the model has one.
-      system: a system message, for the chat template.
-      chat_template_kwargs: more variables for it.
+      prompt_logprobs: likewise of the prompt's tokens.
+      chat, system, chat_template_kwargs: as in `jllama.generate`.
       max_seq_len: positions of a slot; None: as many as the request needs.
       **changes: fields of `GenerationSettings` that are to differ from `settings`.
 
     Returns:
-      Of each answer its text, token ids, why and by which stop string it ended, its seed, counts and times,
-      and `logprobs`.
+      Of each answer `text`, `token_ids`, why it ended (`finish_reason`, `stop_reason`), `seed`, `usage`,
+      counts and times, `logprobs` and `prompt_logprobs`.
 
     Raises:
       JllamaError: a setting or the prompt can't be used, or `n` is out of range.
@@ -97,7 +97,11 @@ def complete(
     ids = encode_prompt(tokenizer_of(model), prompt, **words)
     first = chosen.seed or 0
     each = [dataclasses.replace(chosen, seed=(first + i) % 2**63) for i in range(n)]
-    return _together(model, [(ids, settings) for settings in each], max_seq_len, logprobs)
+    scores = [dict(logprobs=logprobs, prompt_logprobs=prompt_logprobs), *[dict(logprobs=logprobs)] * (n - 1)]
+    results = _together(model, [(ids, settings) for settings in each], max_seq_len, scores)
+    for result in results[1:]:
+        result.prompt_logprobs = results[0].prompt_logprobs  # it is one prompt
+    return results
 
 
 def room_for_all(model: Model, requests: Sequence[tuple[Sequence[int], GenerationSettings]]) -> int:
@@ -110,11 +114,9 @@ def _together(
     model: Model,
     requests: Sequence[tuple[list[int], GenerationSettings]],
     max_seq_len: int | None,
-    logprobs: int | None = None,
-    *,
-    named: bool = False,
+    scores: Sequence[dict[str, int | None]] = (),
 ) -> list[Result]:
-    """`named`: each is a prompt of its own, and a mistake says which."""
+    """The results; `scores`: of one prompt, which are asked for. Else a mistake says which prompt it is."""
     if not requests:
         return []
     length = room_for_all(model, requests) if max_seq_len is None else max_seq_len
@@ -122,8 +124,8 @@ def _together(
     with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
         streams = []
         for at, (ids, settings) in enumerate(requests):
-            with _place(at) if named else nullcontext():
-                streams.append(engine.submit(ids, settings, logprobs=logprobs))
+            with nullcontext() if scores else _place(at):
+                streams.append(engine.submit(ids, settings, **(scores[at] if scores else {})))
         return [stream.result() for stream in streams]
 
 

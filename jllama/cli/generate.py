@@ -1,12 +1,13 @@
 """Continues or answers one prompt. The text goes to standard output, and nothing else does."""
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
-from jllama.cli import command_line, flag_groups, prompts, streams
+from jllama.cli import answers, command_line, flag_groups, flagfiles, prompts, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
@@ -31,7 +32,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output",
     None,
-    "Where the answers to --prompts_file go, a JSON object a line. What is there is not done again.",
+    "Where the answers to --prompts_file go, a JSON object a line. What is there is not done again, but for "
+    "errors.",
 )
 flags.DEFINE_integer("slots", 16, "Texts of --prompts_file at once.", lower_bound=1, upper_bound=1024)
 flags.DEFINE_bool(
@@ -53,6 +55,7 @@ HELP = {
 
 def main() -> int:
     """Text goes to stdout and nothing else does."""
+    check_file_flags()
     settings = command_line.sampling_settings()
     words = dict(
         chat=FLAGS.chat_template,
@@ -87,17 +90,45 @@ def main() -> int:
 
 
 def answer_file(settings: Any, words: dict[str, Any]) -> int:
-    """All requests of `--prompts_file` into `--output`."""
+    """All requests of `--prompts_file` into `--output`; 1 if some could not be answered."""
+    model = (FLAGS.model or "").rstrip("/").rpartition("/")[2]
+    common = [model, FLAGS.dtype, FLAGS.quantize, words]
+    requests = prompts.read_requests(FLAGS.prompts_file, settings, common)
+    with answers.own(expanded(FLAGS.output)) as output:  # refuses another file before the model is loaded
+        left = output.left({request.id: request.mark for request in requests})
+        todo = [request for request in requests if request.id in left]
+        try:
+            if todo:
+                sizes = dict(max_seq_len=FLAGS.max_seq_len, slots=FLAGS.slots)
+                prompts.run(command_line.load_model(), todo, output, words, **sizes)
+        except (KeyboardInterrupt, SystemExit):
+            say(f"ended early: {output.count} answers are in {FLAGS.output}; the same command goes on")
+            raise
+    kept = len(requests) - len(todo)
+    say(f"{output.answered} answers written to {FLAGS.output}" + (f", {kept} were there" if kept else ""))
+    if output.failed:
+        say(f"{output.failed} requests could not be answered: their lines hold the `error`")
+    return 1 if output.failed else 0
+
+
+def check_file_flags() -> None:
+    """Refuses flags beside `--prompts_file` that it leaves no use for, and those that need it.
+
+    Raises:
+      JllamaError: says which to drop.
+    """
+    if FLAGS.prompts_file is None:
+        if FLAGS.output:
+            raise JllamaError(
+                "--output takes the answers to --prompts_file, and there is none; the answer to one prompt "
+                "goes to standard output: > FILE keeps it"
+            )
+        return
     if not FLAGS.output:
         raise JllamaError("--prompts_file needs --output=FILE for the answers")
-    requests = prompts.read_requests(FLAGS.prompts_file, settings)
-    held = prompts.finished(expanded(FLAGS.output))  # refuses another file before the model is loaded
-    todo = [request for request in requests if request.id not in held]
-    model = command_line.load_model()
-    options = dict(max_seq_len=FLAGS.max_seq_len, slots=FLAGS.slots)
-    count, kept = prompts.run(model, todo, FLAGS.output, words, **options), len(requests) - len(todo)
-    say(f"{count} answers written to {FLAGS.output}" + (f", {kept} were there" if kept else ""))
-    return 0
+    # A model's own flagfile may hold a prompt to try, which is no mistake of who typed the command.
+    if flagfiles.RIVALS & flagfiles.typed_names(FLAGS, sys.argv[1:], PLACES):
+        raise JllamaError("--prompts_file brings the prompts: drop it, or the prompt beside it")
 
 
 def show(pieces: Iterator[str]) -> int:

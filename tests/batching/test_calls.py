@@ -123,7 +123,7 @@ def noted(model, monkeypatch):
         def submit(self, ids, settings, **more):
             asked.append((ids, settings, more))
             text = next(self.answers)
-            return SimpleNamespace(result=lambda: SimpleNamespace(text=text))
+            return SimpleNamespace(result=lambda: SimpleNamespace(text=text, prompt_logprobs=None))
 
     monkeypatch.setattr(calls, "Engine", Played)
     return asked
@@ -144,7 +144,8 @@ def test_what_is_said_of_prompts_is_handed_on(model, noted, monkeypatch, words):
     assert said == [(model.tokenizer, prompt, wanted) for prompt in "xyz"]
     ids = [entry[0] if entry != "closed" else entry for entry in noted]
     assert ids == [[1], [2], "closed", [3], [3], "closed"]
-    assert [entry[2]["logprobs"] for entry in noted if entry != "closed"] == [None, None, 4, 4]
+    scores = [dict(logprobs=4, prompt_logprobs=None), dict(logprobs=4)]
+    assert [entry[2] for entry in noted if entry != "closed"] == [{}, {}, *scores]
 
 
 def test_several_answers_draw_a_first_seed(model, noted):
@@ -179,6 +180,42 @@ def test_a_stop_string_ends_the_log_probabilities_too(model):
     assert answer.finish_reason == "stop"
     assert [score.token for score in answer.logprobs] == answer.token_ids
     assert all(score.likeliest == {} and score.logprob < 0 for score in answer.logprobs)
+
+
+def test_a_prompt_of_several_answers_is_scored_once(model):
+    prompt = model.tokenizer.encode("One and two and three and four and five and six and seven " * 3)
+    first, second = jllama.complete(model, prompt, n=2, prompt_logprobs=1, temperature=1.0, max_new_tokens=2)
+    assert [score and score.token for score in first.prompt_logprobs] == [None, *prompt[1:]]
+    assert second.prompt_logprobs == first.prompt_logprobs
+    assert second.reused_tokens > 0
+
+
+def test_an_answer_tells_its_use_of_tokens_and_why_it_ended(model):
+    prompt, options = [5, 6, 7], dict(max_new_tokens=20, ignore_eos=True)
+    (whole,) = jllama.complete(model, prompt, **options)
+    assert whole.usage == dict(prompt_tokens=3, cached_tokens=0, completion_tokens=20)
+    assert (whole.finish_reason, whole.stop_reason) == ("length", None)
+    token = whole.token_ids[6]
+    (by_token,) = jllama.complete(model, prompt, stop_token_ids=[token], **options)
+    assert (by_token.finish_reason, by_token.stop_reason) == ("stop", token)
+    (by_text,) = jllama.complete(model, prompt, stop=whole.text[5:8], **options)
+    assert (by_text.finish_reason, by_text.stop_reason) == ("stop", whole.text[5:8])
+    (end,) = model.tokenizer.eos_ids
+    (by_itself,) = jllama.complete(model, prompt, logit_bias={end: 1000.0}, max_new_tokens=20)
+    assert (by_itself.finish_reason, by_itself.stop_token, by_itself.stop_reason) == ("stop", end, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "hint"),
+    [
+        ("complete", "echo", "prompt_logprobs=0"),
+        ("generate", "logprobs", "`jllama.complete`"),
+        ("generate", "n", "`jllama.complete`"),
+    ],
+)
+def test_what_other_calls_take_is_told(model, call, name, hint):
+    with pytest.raises(JllamaError, match=rf"unknown setting {name} \({hint}"):
+        getattr(jllama, call)(model, "One", **{name: 1})
 
 
 def test_without_being_asked_for_there_are_none(model):

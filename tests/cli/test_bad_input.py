@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jllama.cli import prompts, streams
+from jllama.cli import answers, streams
 from jllama.cli.load import models, reply
 from jllama.cli.terminal import attachments, clipboard, wrap
 from jllama.errors import JllamaError
@@ -36,28 +36,33 @@ def test_a_window_s_width(monkeypatch, columns, width):
 ANSWER = b'{"id": 1}\n'
 
 
+def finished(path):
+    with answers.own(path) as output:
+        return set(output.kept)
+
+
 @pytest.mark.parametrize("line", [b"nope\n", b"{}\n", b"[1]\n", b"3\n", b'{"id": [1]}\n', b"\xff\n", b"\n"])
 def test_answers_of_another_run_are_not_gone_on_with(tmp_path, line):
     path = tmp_path / "out"
     path.write_bytes(ANSWER + line)
     with pytest.raises(JllamaError, match="holds other things than answers of such a run"):
-        prompts.finished(path)
+        finished(path)
     assert path.read_bytes() == ANSWER + line
 
 
-@pytest.mark.parametrize("size", range(len(prompts.BEGINS) + 1))
+@pytest.mark.parametrize("size", range(len(answers.BEGINS) + 1))
 def test_a_line_that_was_cut_is_taken_off(tmp_path, size):
     path = tmp_path / "out"
-    path.write_bytes(ANSWER + prompts.BEGINS[:size])
-    assert prompts.finished(path) == {1}
+    path.write_bytes(ANSWER + answers.BEGINS[:size])
+    assert finished(path) == {1}
     assert path.read_bytes() == ANSWER
-    path.write_bytes(ANSWER + b"x" + prompts.BEGINS[:size])
+    path.write_bytes(ANSWER + b"x" + answers.BEGINS[:size])
     with pytest.raises(JllamaError, match="holds other things"):
-        prompts.finished(path)
+        finished(path)
 
 
 def test_where_nothing_was_written_nothing_is_finished(tmp_path):
-    assert prompts.finished(tmp_path / "out") == set()
+    assert finished(tmp_path / "out") == set()
     assert not (tmp_path / "out").exists()
 
 

@@ -7,8 +7,10 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import jax
@@ -18,6 +20,7 @@ from absl import flags
 from jllama import __version__
 from jllama.checkpoint.sizes import parameter_bytes
 from jllama.cli import (
+    answers,
     bench_tests,
     command_line,
     flagfiles,
@@ -898,22 +901,107 @@ def test_a_line_that_is_no_request(tmp_path, line, words):
 )
 def test_answers_that_are_there(tmp_path, data, ids, kept):
     (tmp_path / "out").write_bytes(data)
-    assert prompts.finished(tmp_path / "out") == ids
-    assert (tmp_path / "out").read_bytes() == (data if kept is None else kept)
-    assert prompts.finished(tmp_path / "absent") == set()
-    assert not (tmp_path / "absent").exists()
+    with answers.own(tmp_path / "out") as output:
+        assert output.kept.keys() == ids
+    wanted = data if kept is None else kept
+    assert (tmp_path / "out").exists() == bool(wanted)
+    assert not wanted or (tmp_path / "out").read_bytes() == wanted
 
 
 @pytest.mark.parametrize(
-    "data", [b"text\n", b'{"x": 1}\n', b"[1]\n", b'{"id": 1}\ntext', b"\xff\n", b'{"idea": 1']
+    "data",
+    [b"text\n", b'{"x": 1}\n', b"[1]\n", b'{"id": 1}\ntext', b"\xff\n", b'{"idea": 1', b'{"id": 1.5}\n'],
 )
 def test_another_file_is_left_alone(tmp_path, data):
     (tmp_path / "out").write_bytes(data)
-    with pytest.raises(
-        JllamaError, match="holds other things than answers of such a run: give another --output"
+    with (
+        pytest.raises(
+            JllamaError, match="holds other things than answers of such a run: give another --output"
+        ),
+        answers.own(tmp_path / "out"),
     ):
-        prompts.finished(tmp_path / "out")
+        pass
     assert (tmp_path / "out").read_bytes() == data
+
+
+def test_an_output_is_one_runs_at_a_time(tmp_path):
+    with answers.own(tmp_path / "out") as output:
+        for _ in range(2):
+            words = rf"another run( \(process {os.getpid()}\))? writes to"
+            with pytest.raises(JllamaError, match=words), answers.own(tmp_path / "out"):
+                pass
+        output.write(1, "m", {"error": "no"})
+    with answers.own(tmp_path / "out") as output:
+        output.left({1: "m"})  # the file is another one now
+        with pytest.raises(JllamaError, match="another run"), answers.own(tmp_path / "out"):
+            pass
+    assert not (tmp_path / "out").exists()
+    with answers.own(tmp_path / "out"):
+        pass
+
+
+def test_two_lines_with_one_id_are_told(tmp_path):
+    (tmp_path / "out").write_text('{"id": 1}\n{"id": "a"}\n{"id": 1}\n')
+    words = "holds two lines with the id 1, as two runs at once"
+    with pytest.raises(JllamaError, match=words), answers.own(tmp_path / "out"):
+        pass
+
+
+def test_where_nothing_is_written_no_file_stays(tmp_path):
+    for act in (lambda: None, lambda: 1 / 0):
+        with contextlib.suppress(ZeroDivisionError), answers.own(tmp_path / "out"):
+            act()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["absent/out", "."])
+def test_an_output_that_can_not_be_written(tmp_path, name):
+    words = r"cannot write .*: (No such file|Is a directory)"
+    with pytest.raises(JllamaError, match=words), answers.own(tmp_path / name):
+        pass
+
+
+def test_what_is_left_of_an_output(tmp_path, capsys):
+    lines = [
+        '{"id": 1, "request": "m1", "text": "é"}\n',
+        '{"id": 2, "request": "m2", "error": "no"}\n',
+        '{"id": 3, "text": "of an older run"}\n',
+        '{"id": 9, "request": "m9", "error": "nobody asks"}\n',
+    ]
+    (tmp_path / "out").write_text("".join(lines))
+    with answers.own(tmp_path / "out") as output:
+        with pytest.raises(JllamaError, match="the answer to another request under the id 1 "):
+            output.left({1: "other", 2: "m2"})
+        assert (tmp_path / "out").read_text() == "".join(lines)
+        assert output.left({1: "m1", 2: "now", 3: "m3", 4: "m4"}) == {2, 4}
+        assert "has 1 answers that do not tell what was asked" in capsys.readouterr().err
+        assert output.count == 2
+        output.write(4, "m4", {"text": "d"})
+        output.write(2, "now", {"error": "still"})
+        assert (output.count, output.answered, output.failed) == (3, 1, 1)
+    del lines[1]
+    lines += ['{"id": 4, "request": "m4", "text": "d"}\n', '{"id": 2, "request": "now", "error": "still"}\n']
+    assert (tmp_path / "out").read_text() == "".join(lines)
+
+
+def test_a_request_is_known_by_what_its_answer_depends_on(tmp_path):
+    def mark(line, common=None, **settings):
+        (tmp_path / "in").write_text(json.dumps(line))
+        (made,) = prompts.read_requests(str(tmp_path / "in"), GenerationSettings(**settings), common)
+        return made.mark
+
+    plain = mark({"prompt": "a"})
+    assert re.fullmatch("[0-9a-f]{12}", plain)
+    assert mark({"prompt": "a", "id": "x", "temperature": 0.0}) == plain
+    others = [
+        mark({"prompt": "b"}),
+        mark({"messages": [{"role": "user", "content": "a"}]}),
+        mark({"prompt": "a", "temperature": 1}),
+        mark({"prompt": "a"}, seed=1),
+        mark({"prompt": "a", "logprobs": 0}),
+        mark({"prompt": "a"}, ["other model"]),
+    ]
+    assert len({plain, *others}) == 7
 
 
 class Later:
@@ -926,36 +1014,27 @@ class Later:
         return SimpleNamespace(summary=lambda: {"text": self.text})
 
 
-def test_answers_are_written_in_order_and_an_interrupt_keeps_what_came():
-    asked = [SimpleNamespace(id=n) for n in range(5)]
-    answers = [
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143)])
+def test_answers_are_written_in_order_and_an_interrupt_keeps_what_came(tmp_path, ending):
+    asked = [SimpleNamespace(id=n, mark=f"m{n}", where=f"line {n}") for n in range(5)]
+    given = [
         Later("é"),
         Later(error=JllamaError("no")),
-        Later(error=KeyboardInterrupt()),
+        Later(error=ending),
         Later("d", ended=False),
         Later("e"),
     ]
-    file, steps = io.StringIO(), []
-    with pytest.raises(KeyboardInterrupt):
-        prompts._write(file, zip(asked, answers, strict=True), SimpleNamespace(advance=steps.append))
-    assert file.getvalue().splitlines() == [
-        '{"id": 0, "text": "é"}',
-        '{"id": 1, "error": "no"}',
-        '{"id": 4, "text": "e"}',
+    steps, bar = [], SimpleNamespace(advance=lambda count: steps.append(count))
+    with answers.own(tmp_path / "out") as output:
+        with pytest.raises(type(ending)):
+            prompts._write(output, zip(asked, given, strict=True), bar)
+        assert (output.answered, output.failed) == (2, 1)
+    assert (tmp_path / "out").read_text("utf-8").splitlines() == [
+        '{"id": 0, "request": "m0", "text": "é"}',
+        '{"id": 1, "request": "m1", "error": "line 1: no"}',
+        '{"id": 4, "request": "m4", "text": "e"}',
     ]
     assert steps == [1, 1]
-    file = io.StringIO()
-    assert (
-        prompts._write(file, zip(asked[:2], answers[:2], strict=True), SimpleNamespace(advance=steps.append))
-        == 2
-    )
-
-
-def test_an_error_of_a_request_names_its_line_and_keeps_its_advice():
-    asked = prompts.Request("in, line 3", 1, "x", GenerationSettings())
-    with pytest.raises(JllamaError) as error, prompts._named(asked):
-        raise JllamaError("too long", "shorten it")
-    assert str(error.value) == "in, line 3: too long\nshorten it"
 
 
 class Answering:
@@ -972,36 +1051,50 @@ class Answering:
     def __exit__(self, *_):
         pass
 
-    def submit(self, ids, settings):
-        return Later(f"{ids} s{settings.seed}")
+    def submit(self, ids, settings, **scores):
+        if "refuse" in ids:
+            raise JllamaError("not this one")
+        return Later(f"{ids} s{settings.seed} {scores}")
 
 
 @pytest.mark.parametrize(
     ("max_seq_len", "slots", "sizes"),
     [
-        (None, 2, dict(slots=2, max_seq_len=77, max_queue=3)),
-        (9, 16, dict(slots=3, max_seq_len=9, max_queue=3)),
+        (None, 2, dict(slots=2, max_seq_len=77, max_queue=4)),
+        (9, 16, dict(slots=4, max_seq_len=9, max_queue=4)),
     ],
 )
 def test_requests_are_answered_on_an_engine_for_so_many(monkeypatch, tmp_path, max_seq_len, slots, sizes):
-    config = SimpleNamespace(vocab_size=9)
+    config = SimpleNamespace(vocab_size=9, context_length=100)
     model = SimpleNamespace(need_tokenizer=lambda: "tokenizer", config=config)
     monkeypatch.setattr("jllama.batching.calls.room_for_all", lambda *asked: 77)  # imports the real engine
     monkeypatch.setattr("jllama.batching.engine.Engine", Answering)
     monkeypatch.setattr("jllama.text.prompt.encode_prompt", lambda _, prompt, **words: [*prompt, *words])
     monkeypatch.setattr(Answering, "made", None)
-    asked = [prompts.Request(f"line {n}", n, "ab", GenerationSettings(seed=n)) for n in range(3)]
-    options = dict(max_seq_len=max_seq_len, slots=slots)
-    assert prompts.run(model, [], str(tmp_path / "out"), {}, **options) == 0
-    assert Answering.made is None
-    (tmp_path / "out").write_text("before\n")
-    assert prompts.run(model, asked, str(tmp_path / "out"), {"w": 1}, **options) == 3
-    assert Answering.made == (model, sizes)
-    before, *lines = (tmp_path / "out").read_text().splitlines()
-    assert before == "before"
-    assert [json.loads(line) for line in lines] == [
-        {"id": n, "text": f"['a', 'b', 'w'] s{n}"} for n in range(3)
+    asked = [
+        prompts.Request(f"line {n}", n, "ab", GenerationSettings(seed=n), dict(logprobs=n), f"m{n}")
+        for n in range(3)
     ]
+    long = prompts.Request("line 3", 3, "a" * 100, GenerationSettings(), mark="m3")
+    bad = prompts.Request("line 4", 4, ["refuse"], GenerationSettings(), mark="m4")
+    options = dict(max_seq_len=max_seq_len, slots=slots)
+    (tmp_path / "out").write_text('{"id": "before"}\n')
+    with answers.own(tmp_path / "out") as output:
+        prompts.run(model, [long], output, {}, **options)
+        assert Answering.made is None
+        prompts.run(model, [*asked, bad], output, {"w": 1}, **options)
+        assert (output.answered, output.failed) == (3, 2)
+    assert Answering.made == (model, sizes)
+    before, refused, *lines, last = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    assert before == {"id": "before"}
+    assert (refused["id"], refused["request"]) == (3, "m3")
+    assert refused["error"].startswith(
+        f"line 3: the prompt has 100 tokens and max_seq_len is {max_seq_len or 100}"
+    )
+    assert lines == [
+        {"id": n, "request": f"m{n}", "text": f"['a', 'b', 'w'] s{n} {{'logprobs': {n}}}"} for n in range(3)
+    ]
+    assert last == {"id": 4, "request": "m4", "error": "line 4: not this one"}
 
 
 def test_an_answer_is_in_the_file_before_the_next_is_waited_for(tmp_path):
@@ -1012,11 +1105,11 @@ def test_an_answer_is_in_the_file_before_the_next_is_waited_for(tmp_path):
             held.append((tmp_path / "out").read_text())
             return super().result()
 
-    asked = [SimpleNamespace(id=n) for n in range(2)]
-    with (tmp_path / "out").open("w") as file:
+    asked = [SimpleNamespace(id=n, mark="m") for n in range(2)]
+    with answers.own(tmp_path / "out") as output:
         bar = SimpleNamespace(advance=lambda count: None)
-        prompts._write(file, zip(asked, [Next("a"), Next("b")], strict=True), bar)
-    assert held == ["", '{"id": 0, "text": "a"}\n']
+        prompts._write(output, zip(asked, [Next("a"), Next("b")], strict=True), bar)
+    assert held == ["", '{"id": 0, "request": "m", "text": "a"}\n']
 
 
 # One prompt.
@@ -1121,6 +1214,7 @@ class Talked:
 def one_prompt(monkeypatch):
     """`generate.main` on parts that only note what they are asked."""
     held = dict(prompts_file=None, prompt="x", prompt_file=None, max_seq_len=None, chat_template=True)
+    held |= dict(output=None, model="some/where", dtype="float32", quantize="none")
     held = SimpleNamespace(**held, system="s", json=False, stats=False)
     held.settings, held.rooms = "settings", []
 
@@ -1142,7 +1236,7 @@ def one_prompt(monkeypatch):
         "jllama.text.prompt.encode_prompt",
         lambda *given, **how: [5, 6, 7] if given == ("tokenizer", "x") and how == WORDS else None,
     )
-    held.model = model
+    held.model_made = model
     return held
 
 
@@ -1153,9 +1247,9 @@ WORDS = {"chat": True, "system": "s", "chat_template_kwargs": {"t": 1}}
 def test_a_cache_has_room_for_the_prompt_and_its_answer(one_prompt, asked, length, rooms):
     one_prompt.max_seq_len = asked
     assert generate.main() == 0
-    assert Talked.last.made == (one_prompt.model, length)
+    assert Talked.last.made == (one_prompt.model_made, length)
     assert Talked.last.asked == ([5, 6, 7], "settings", "bar")
-    assert one_prompt.rooms == [(one_prompt.model, 3, "settings")] * rooms
+    assert one_prompt.rooms == [(one_prompt.model_made, 3, "settings")] * rooms
 
 
 @pytest.mark.parametrize(("settings", "code"), [("settings", 0), ("interrupted", 130)])
@@ -1174,25 +1268,77 @@ def test_what_is_told_of_an_answer(one_prompt, capsys, settings, code):
     assert err == ""
 
 
-@pytest.mark.parametrize(
-    ("there", "told"), [(set(), ""), ({1}, ", 1 were there"), ({1, 9}, ", 1 were there")]
-)
-def test_what_is_told_of_a_file_of_prompts(one_prompt, monkeypatch, capsys, there, told):
-    one_prompt.prompts_file = "in"
-    for output in (None, ""):
-        one_prompt.output = output
-        with pytest.raises(JllamaError, match="--prompts_file needs --output=FILE"):
-            generate.main()
-    one_prompt.output, one_prompt.slots, one_prompt.max_seq_len = "out", 3, 9
-    asked = [SimpleNamespace(id=1), SimpleNamespace(id=2)]
-    monkeypatch.setattr(prompts, "read_requests", lambda *given: asked)
-    monkeypatch.setattr(prompts, "finished", lambda path: there)
-    ran = []
-    monkeypatch.setattr(prompts, "run", lambda *given, **how: ran.append((given, how)) or 5)
+@pytest.fixture
+def file_of_prompts(one_prompt, monkeypatch, tmp_path):
+    """Two requests, of which `made.there` are answered already; `made.ran` tells what is asked then."""
+    one_prompt.prompts_file, one_prompt.prompt = "in", None
+    one_prompt.output, one_prompt.slots, one_prompt.max_seq_len = str(tmp_path / "out"), 3, 9
+    made = SimpleNamespace(flags=one_prompt, ran=[], act=lambda output: None)
+    made.asked = [SimpleNamespace(id=n, mark=f"m{n}") for n in (1, 2)]
+    monkeypatch.setattr(sys, "argv", ["generate"])
+
+    def run(*given, **how):
+        made.ran.append((given[0], given[1], given[3], how))
+        made.act(given[2])
+
+    def read(name, settings, common):
+        made.common = common
+        return made.asked
+
+    monkeypatch.setattr(prompts, "read_requests", read)
+    monkeypatch.setattr(prompts, "run", run)
+    return made
+
+
+@pytest.mark.parametrize(("there", "told"), [((), ""), ((1,), ", 1 were there"), ((1, 9), ", 1 were there")])
+def test_what_is_told_of_a_file_of_prompts(file_of_prompts, capsys, there, told):
+    made = file_of_prompts
+    Path(made.flags.output).write_text("".join(f'{{"id": {n}, "request": "m{n}"}}\n' for n in there))
+    made.act = lambda output: output.write(2, "m2", {"text": "b"})
     assert generate.main() == 0
-    left = [request for request in asked if request.id not in there]
-    assert ran == [((one_prompt.model, left, "out", WORDS), dict(max_seq_len=9, slots=3))]
-    assert capsys.readouterr().err == f"5 answers written to out{told}\n"
+    left = [request for request in made.asked if request.id not in there]
+    assert made.ran == [(made.flags.model_made, left, WORDS, dict(max_seq_len=9, slots=3))]
+    assert made.common == ["where", "float32", "none", WORDS]
+    assert capsys.readouterr().err == f"1 answers written to {made.flags.output}{told}\n"
+
+
+def test_requests_that_fail_are_counted_at_the_end(file_of_prompts, capsys):
+    file_of_prompts.act = lambda output: output.write(2, "m2", {"error": "no"})
+    assert generate.main() == 1
+    assert "1 requests could not be answered: their lines hold the `error`\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143)])
+def test_who_ends_a_run_hears_what_is_there(file_of_prompts, capsys, ending):
+    def act(output):
+        output.write(1, "m1", {"text": "a"})
+        raise ending
+
+    file_of_prompts.act = act
+    with pytest.raises(type(ending)):
+        generate.main()
+    path = file_of_prompts.flags.output
+    assert capsys.readouterr().err == f"ended early: 1 answers are in {path}; the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "typed", "words"),
+    [
+        (dict(output=None), [], "--prompts_file needs --output=FILE"),
+        (dict(output=""), [], "--prompts_file needs --output=FILE"),
+        ({}, ["--prompt=x"], "--prompts_file brings the prompts"),
+        ({}, ["--prompt_file", "x"], "--prompts_file brings the prompts"),
+        (dict(prompts_file=None, prompt="x"), [], "--output takes the answers to --prompts_file"),
+    ],
+)
+def test_flags_that_do_not_go_with_a_file_of_prompts(file_of_prompts, monkeypatch, flags, typed, words):
+    vars(file_of_prompts.flags).update(flags)
+    monkeypatch.setattr(
+        generate.flagfiles, "typed_names", lambda *given: {w.strip("-").partition("=")[0] for w in typed}
+    )
+    with pytest.raises(JllamaError, match=words):
+        generate.main()
+    assert not file_of_prompts.ran
 
 
 # Ready-made names.
