@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -60,6 +61,21 @@ def _check(coordinator: str, count: int, rank: int) -> None:
         raise JllamaError(f"--coordinator_address={coordinator}: give HOST:PORT of process 0")
     if not 0 <= rank < count:
         raise JllamaError(f"--process_id={rank}: of --num_processes={count} it is one from 0 to {count - 1}")
+    if rank == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_free(int(port))
+
+
+def _check_free(port: int) -> None:
+    """JAX's service listens there, on all addresses: its native code crashes where it can't."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise JllamaError(
+            f"process 0 can't listen on port {port} of --coordinator_address: {reason}"
+        ) from None
 
 
 def _waits(coordinator: str | None, count: int | None, rank: int | None) -> str:

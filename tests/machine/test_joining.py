@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -63,6 +64,22 @@ def test_addresses(monkeypatch, given):
     joining.start(given, 2, 1)
     assert waited == [f"waiting for process 0 at {given} (this is process 1 of 2)"]
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+
+
+def test_process_0_needs_its_port(monkeypatch):
+    """Native code would crash there. The others only call it."""
+    monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: None)
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        words = f"^process 0 can't listen on port {port} of --coordinator_address: Address already in use$"
+        with pytest.raises(JllamaError, match=words):
+            joining.start(f"127.0.0.1:{port}", 2, 0)
+        joining.start(f"127.0.0.1:{port}", 2, 1)
+        monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"10.0.0.1:{port}")
+        joining.start(f"127.0.0.1:{port}", 2, 0)
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS")
+    joining.start(f"127.0.0.1:{port}", 2, 0)
 
 
 def test_who_joins_at_once_says_nothing():
