@@ -150,6 +150,7 @@ def _guarded(program: ModuleType) -> int:
         streams.prepare()
         if not _wants_help(program):
             _note_what_is_hidden()
+            parallel.prepare()
             _choose_threads()
             code = program.main() or 0
             sys.stdout.flush()

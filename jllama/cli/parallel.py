@@ -16,6 +16,15 @@ class Followed(Exception):  # noqa: N818
     """The end of a process that follows another one: its work is done."""
 
 
+def prepare() -> None:
+    """Before anything imports JAX: of several processes no line of JAX's own hides what is said."""
+    if "num_processes" in FLAGS:
+        from jllama.machine import joining
+
+        if FLAGS.num_processes is not None or joining.under_a_launcher():
+            joining.hush()
+
+
 def join_processes() -> None:
     """Before JAX's first use: joins the other processes, if the flags or Slurm say that there are any.
 

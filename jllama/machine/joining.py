@@ -48,11 +48,14 @@ def start(
         raise JllamaError("give --coordinator_address, --num_processes and --process_id, all or none of them")
     if coordinator is not None and rank is not None and count is not None:
         _check(coordinator, count, rank)
-    # Read when JAX is first imported: each process would warn that recoverability is experimental.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax  # noqa: F401  # here: it takes a second that is no wait for others
 
     _awaited(lambda: _join(coordinator, count, rank, device), _waits(coordinator, count, rank), say)
+
+
+def hush() -> None:
+    """Before JAX is imported: else each process warns that recoverability is experimental."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def _check(coordinator: str, count: int, rank: int) -> None:

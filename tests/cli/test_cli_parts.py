@@ -223,6 +223,28 @@ def test_no_number_of_devices(monkeypatch, given):
 WHO = dict(coordinator_address="h:1", num_processes=2, process_id=1)
 
 
+@pytest.mark.parametrize(
+    ("given", "launched", "level"),
+    [
+        ({}, True, None),
+        (dict(num_processes=2), False, "2"),
+        (dict(num_processes=None), True, "2"),
+        (dict(num_processes=None), False, None),
+    ],
+)
+def test_jax_is_told_to_say_less_where_there_are_several_processes(monkeypatch, given, launched, level):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # so that it is put back
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(joining, "under_a_launcher", lambda: launched)
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(**given))
+    parallel.prepare()
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+    if level is not None:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+        parallel.prepare()
+        assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0", "as the user has it"
+
+
 def test_other_processes_are_joined_where_flags_may_name_them(monkeypatch):
     joined = []
     monkeypatch.setattr("jllama.machine.joining.start", lambda *who, **how: joined.append((*who, how)))
