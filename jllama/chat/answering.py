@@ -77,6 +77,7 @@ class Answering(Branches):
             size=self.max_seq_len,
             policy=self.on_overflow,
             what="the message and its answer are" if ids else "the message is",
+            may_grow=self.max_seq_len < branch.session.model.config.context_length,
         )
         prompt = prompt[: len(prompt) - len(ids)]
         free = settings.constraint is None  # else its end is the text's, and each blank counts

@@ -24,6 +24,7 @@ def fit(
     size: int,
     policy: str,
     what: str = "the message is",
+    may_grow: bool = True,
 ) -> tuple[list[int], int]:
     """The prompt, and how many of the oldest turns it leaves out so that an answer has room.
 
@@ -37,6 +38,7 @@ def fit(
       size: of the context.
       policy: `drop_oldest`, or `stop` to refuse instead.
       what: is said to be too long if it is.
+      may_grow: whether the model takes a longer context.
 
     Raises:
       JllamaError: there is no room.
@@ -46,7 +48,7 @@ def fit(
     if len(prompt) + reserve <= size:
         return prompt, dropped
     if policy == "stop":
-        _check_room(len(prompt), size, what, has_history=dropped < turns)
+        _check_room(len(prompt), size, what, has_history=dropped < turns, may_grow=may_grow)
         return prompt, dropped
     room = size - reserve - size // 4
 
@@ -55,11 +57,11 @@ def fit(
 
     dropped = min(bisect.bisect_left(range(turns), True, lo=dropped, key=fits), turns)
     prompt = encode(dropped)
-    _check_room(len(prompt), size, what, has_history=False)
+    _check_room(len(prompt), size, what, has_history=False, may_grow=may_grow)
     return prompt, dropped
 
 
-def _check_room(count: int, size: int, what: str, *, has_history: bool) -> None:
+def _check_room(count: int, size: int, what: str, *, has_history: bool, may_grow: bool) -> None:
     if count < size:
         return
     if has_history:
@@ -67,6 +69,5 @@ def _check_room(count: int, size: int, what: str, *, has_history: bool) -> None:
             f"the context is full: the conversation would have {count} tokens of {size}; "
             "undo turns, clear it, or drop the oldest turns (on_overflow=drop_oldest)"
         )
-    raise JllamaError(
-        f"{what} too long: {count} tokens, the context has {size}: shorten it or raise max_seq_len"
-    )
+    advice = "shorten it or raise max_seq_len" if may_grow else "shorten it"
+    raise JllamaError(f"{what} too long: {count} tokens, the context has {size}: {advice}")

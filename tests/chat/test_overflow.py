@@ -55,6 +55,16 @@ def test_or_it_is_refused_with_what_would_help():
         fit(prompt_of(10), turns=10, dropped=0, wanted=5, size=SIZE, policy="stop")
 
 
+@pytest.mark.parametrize(
+    ("may_grow", "advice"), [(True, "shorten it or raise max_seq_len$"), (False, "has 100: shorten it$")]
+)
+def test_a_longer_context_is_advised_where_the_model_takes_one(may_grow, advice):
+    whole = dict(turns=0, dropped=0, wanted=9, size=SIZE, may_grow=may_grow)
+    for policy in ("drop_oldest", "stop"):
+        with pytest.raises(JllamaError, match=advice):
+            fit(prompt_of(0, question=SIZE), policy=policy, **whole)
+
+
 @pytest.fixture
 def overflown(tmp_path):
     """A conversation that has just left out its oldest turns."""

@@ -46,7 +46,8 @@ class Talk:
         self.result, self.transcript = result(**fields), SimpleNamespace(turn_ends=("<|end|>",))
         encode = lambda text, add_special=True: [0] * (len(text) + add_special)  # noqa: E731
         tokenizer = SimpleNamespace(encode=encode)
-        self.model = SimpleNamespace(need_tokenizer=lambda: tokenizer, dtype="float32", name="tiny")
+        words = dict(dtype="float32", name="tiny", config=SimpleNamespace(context_length=9))
+        self.model = SimpleNamespace(need_tokenizer=lambda: tokenizer, **words)
         self.answers, self.asked = [], []
 
     @property
@@ -346,9 +347,14 @@ def test_a_file_leaves_room_for_a_token(tmp_path, size, fits):
         file = Attachment.read(str(tmp_path / "a"), file_talk(size), [])
         assert (file.name, file.text, file.tokens) == (str(tmp_path / "a"), "12345", 5)
     else:
-        with pytest.raises(JllamaError, match="has 5 tokens: too long for the context of 8; give a part"):
+        with pytest.raises(
+            JllamaError,
+            match="has 5 tokens: too long for the context of 8; give a part of it, or start with a larger",
+        ):
             Attachment.read(str(tmp_path / "a"), file_talk(size), [])
-    with pytest.raises(JllamaError, match="too long behind the other files for the context of 11"):
+    with pytest.raises(
+        JllamaError, match=r"too long behind the other files for the context of 11; give a part of it$"
+    ):
         Attachment.read(str(tmp_path / "a"), file_talk(11), [Attachment("b", "x", 1)])
 
 

@@ -133,7 +133,8 @@ def test_statistics_and_banner_go_to_stderr(generate, base):
     outcome = generate("--stats", "--verbose", "--seed=3")
     assert outcome.out == generate().out
     banner, statistics = outcome.err.splitlines()
-    assert banner.startswith(f"{base} · float32 · cpu · jllama 0.1.0 · jax ")
+    assert banner.startswith(f"{base} · float32 · cpu · ")
+    assert " threads · jllama 0.1.0 · jax " in banner
     assert "prompt 4 tokens in" in statistics
     assert "answer 24 tokens in" in statistics
     assert "length · seed 3 ·" in statistics

@@ -41,9 +41,10 @@ class Attachment:
         whole = len(conversation.encode([Message("user", message)]))
         if whole >= size:
             behind = " behind the other files" if others else ""
+            may_grow = size < conversation.model.config.context_length
             raise JllamaError(
                 f"{name} has {tokens:,} tokens: too long{behind} for the context of {size:,}; "
-                "give a part of it, or start with a larger --max_seq_len"
+                f"give a part of it{', or start with a larger --max_seq_len' if may_grow else ''}"
             )
         return cls(name, text, tokens)
 
