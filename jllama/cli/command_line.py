@@ -167,6 +167,7 @@ def _guarded(program: ModuleType) -> int:
     except BrokenPipeError:
         return PIPE_CLOSED
     except Exception as error:
+        parallel.settle()
         message = explanation(error)
         if message is None:
             raise

@@ -64,6 +64,14 @@ def follow(config: Any, params: Any, dtype: str) -> None:
         raise Followed
 
 
+def settle() -> None:
+    """Behind an error that another process's end may have brought: where it has, this one ends here."""
+    if "num_processes" in FLAGS:
+        from jllama.machine import processes
+
+        processes.settle()
+
+
 def devices() -> int | str:
     """What `--tensor_parallel` says; 1 in programs that lack it.
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +26,7 @@ BEAT = 4.0  # seconds between two signs of life
 START = 120  # seconds for all processes to appear
 END_SECONDS = 15  # for all to end
 _MARK = 16  # bytes of a digest
+SETTLE = 2  # seconds in which the end of a process is known to all
 END = -1  # a plan: nothing follows
 _HELLO = struct.Struct("<16sI")
 _SIZE = struct.Struct("<I")
@@ -189,6 +191,14 @@ _group: Group | None = None
 def group() -> Group | None:
     """The processes that this one runs a model with; None: it is alone."""
     return _group
+
+
+def settle() -> None:
+    """Behind an error that the end of another process may have brought: its listener gets the time to say so,
+    which ends this one.
+    """
+    if group() is not None:
+        time.sleep(SETTLE)
 
 
 def form(rank: int, count: int) -> None:

@@ -20,6 +20,7 @@ class Told:
     """A session that says these pieces; an exception among them is raised."""
 
     max_seq_len, ids = 64, ()
+    model = SimpleNamespace(config=SimpleNamespace(context_length=64))
 
     def __init__(self, *pieces, fork=None):
         self.pieces, self.asked, self.result = pieces, [], Result(text="earlier", finish_reason="stop")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jllama.cli import command_line
 from jllama.errors import JllamaError
 from jllama.machine import processes
 from jllama.machine.processes import END, Group
@@ -266,3 +267,22 @@ def test_alone_one_agrees(monkeypatch):
     monkeypatch.setattr(processes, "_group", None)
     monkeypatch.setattr(processes, "_gathered", None)
     processes.agree({"model": "a"})
+
+
+@pytest.mark.parametrize(("joined", "waited"), [(None, []), ("a group", [processes.SETTLE])])
+def test_an_error_waits_for_who_may_have_ended(monkeypatch, joined, waited):
+    slept = []
+    monkeypatch.setattr(processes, "_group", joined)
+    monkeypatch.setattr(processes.time, "sleep", slept.append)
+    processes.settle()
+    assert slept == waited
+
+
+def test_an_error_of_a_command_settles_first(monkeypatch, capsys):
+    order = []
+    monkeypatch.setattr(command_line.parallel, "settle", lambda: order.append("settled"))
+    monkeypatch.setattr(command_line, "explanation", lambda error: order.append(str(error)))
+    monkeypatch.setattr(command_line, "_wants_help", lambda program: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        command_line._guarded(None)
+    assert order == ["settled", "integer division or modulo by zero"]
