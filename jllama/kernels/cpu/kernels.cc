@@ -289,8 +289,10 @@ struct Step : Spec {
       }
     });
     const int64_t queries = T * G;
-    // Queries at a time: a panel of them, or up to four in parts that are as equal as can be.
-    const int64_t few = (queries + 3) / 4, most = queries >= PANEL / 2 ? PANEL : (queries + few - 1) / few,
+    const int64_t most = queries >= PANEL / 2 ? PANEL
+                         : queries % 4 == 0   ? 4
+                         : queries % 2 == 0   ? 2
+                                              : 1,
                   parts = (queries + most - 1) / most;
     each_row(B * K * parts, [&](int64_t task) {
       static thread_local std::vector<float> q, out, scratch;
@@ -320,7 +322,7 @@ struct Step : Spec {
           for (int64_t h = 0; h < H; h++) result(i)[h] = out[h * PANEL + i - begin];
         return;
       }
-      by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
+      by_rows<4, 2, 1>(begin, end, [&](auto N, int64_t i) {
         int64_t first[N()], last[N()];
         for (int64_t j = 0; j < N(); j++)
           memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
