@@ -80,9 +80,11 @@ class Loop:
             while self._open(may_wait=running is None):
                 firsts = self._read_prompts() if self._may_read(running) else []
                 come = [ready for ready in (running, *firsts) if ready is not None]
-                if len(asking := self._asking()) < 2:
+                rows = self._running()
+                asks = self._asks(rows)
+                if not asks or len(rows) == 1:
                     come = [ready.followed() for ready in come]
-                ahead = self._ask(asking, come) if asking else self._run_rows()
+                ahead = self._ask(rows, come) if asks else self._run_rows(rows)
                 for ready in come:
                     self._deliver(ready)
                 if ahead is None:
@@ -176,11 +178,9 @@ class Loop:
         jobs = (self._scheduler.jobs[slot] for slot in self._scheduler.running())
         return {job.slot: self._streams[job] for job in jobs if job is not None}
 
-    def _asking(self) -> dict[int, Stream]:
-        """These rows, if their next burst asks for masks."""
-        rows = self._running()
-        held = any(stream.row.constraint is not None for stream in rows.values())
-        return rows if held and self._slots.masked.asks else {}
+    def _asks(self, rows: dict[int, Stream]) -> bool:
+        """Whether the next burst of these rows asks for masks."""
+        return self._slots.masked.asks and any(stream.row.constraint is not None for stream in rows.values())
 
     def _ask(self, rows: dict[int, Stream], come: Sequence[Running]) -> Running:
         """A burst of rows that asks for masks. Who answers tells the constraints what came before."""
@@ -191,9 +191,9 @@ class Loop:
         burst, served = ask(self._slots, running, constraints, before)
         return Running(burst, streams, forced=tuple(stretch), served=served)
 
-    def _run_rows(self) -> Running | None:
-        """A burst of all rows that run."""
-        if not (rows := self._running()):
+    def _run_rows(self, rows: dict[int, Stream]) -> Running | None:
+        """A burst of rows that ask for nothing, if there are any."""
+        if not rows:
             return None
         running, streams = tuple(rows), tuple(rows.values())
         steps = HURRIED if self._scheduler.hurried else BURST

@@ -35,6 +35,11 @@ class Answering(Branches):
         return self.branch.session.max_seq_len
 
     @property
+    def may_grow(self) -> bool:
+        """Whether the model takes a longer context than this one."""
+        return self.max_seq_len < self.model.config.context_length
+
+    @property
     def context_used(self) -> int:
         """Tokens in the current branch's cache."""
         return len(self.branch.session.ids)
@@ -77,7 +82,7 @@ class Answering(Branches):
             size=self.max_seq_len,
             policy=self.on_overflow,
             what="the message and its answer are" if ids else "the message is",
-            may_grow=self.max_seq_len < branch.session.model.config.context_length,
+            may_grow=self.may_grow,
         )
         prompt = prompt[: len(prompt) - len(ids)]
         free = settings.constraint is None  # else its end is the text's, and each blank counts

@@ -16,8 +16,9 @@ from jllama import kernels
 from jllama.config import ModelConfig
 from jllama.engine.mask_server import Constraints, MaskServer, Served
 from jllama.engine.masked_programs import changing_of, joined, taken
-from jllama.engine.rows import Piece, bucketed, packed
-from jllama.engine.slot_programs import STATE, compiled, on_rows, reader
+from jllama.engine.masked_steps import forced_numbers, read_forced
+from jllama.engine.rows import Piece, bucketed
+from jllama.engine.slot_programs import STATE, compiled, on_rows
 from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState, Way
 from jllama.engine.step import HURRIED, decode_steps
@@ -58,13 +59,10 @@ def ask(
 
 def jump(slots: Slots, slot: int, last: int, tokens: Sequence[int]) -> None:
     """Takes tokens of a row that must come next, after its `last` one, as the shortest chunk."""
-    size, start, count = slots.target.chunk_sizes[0], slots.masked.length(slot), len(tokens)
-    read = np.array([last, *tokens[:-1]], np.int32)
-    chunk = packed([Piece(slot, read, start, start + count)], size, size)
-    _, cache = reader(slots.target, size)(slots.config, slots.params, slots.state.cache, chunk)
-    numbers = np.zeros((2 + size,), np.int32)
-    numbers[0], numbers[1], numbers[2 : 2 + count] = slot, count, tokens
-    changing = take(changing_of(slots.state), numbers)
+    start, count = slots.masked.length(slot), len(tokens)
+    piece = Piece(slot, np.array([last, *tokens[:-1]], np.int32), start, start + count)
+    _, cache = read_forced(slots.target, slots.config, slots.params, slots.state.cache, piece)
+    changing = take(changing_of(slots.state), forced_numbers(slots.target, slot, tokens))
     slots.state = joined(dataclasses.replace(slots.state, cache=cache), changing)
     slots.masked.ran([slot], count)
 

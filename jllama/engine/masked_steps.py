@@ -24,6 +24,7 @@ from jllama.engine.slot_programs import reader
 from jllama.engine.state import Burst, DecodeState, Way
 from jllama.grammar.constraint import mask_width
 from jllama.kernels.target import Target
+from jllama.layers.cache import KVCache
 from jllama.model import Params
 
 OF_THE_WHOLE_TEXT = ("dynamic", "longrope")  # a token's angles depend on how long the text was when it came
@@ -132,12 +133,10 @@ class MaskedSteps:
         """
         if not self._fed[slot]:
             state = self.feed(state, np.array([slot], np.int32), 1, how)
-        size = how.target.chunk_sizes[0]
         start, count = int(self._length[slot]), len(tokens)
-        chunk = packed([Piece(slot, tokens, start, start + count)], size, size)
-        new, cache = reader(how.target, size)(self._config, self._params, state.cache, chunk)
-        numbers = np.zeros((2 + size,), np.int32)
-        numbers[0], numbers[1], numbers[2 : 2 + count] = slot, count, tokens
+        piece = Piece(slot, tokens, start, start + count)
+        new, cache = read_forced(how.target, self._config, self._params, state.cache, piece)
+        numbers = forced_numbers(how.target, slot, tokens)
         changing, self._logits = accepter(how.target)(changing_of(state), self._room(), new, numbers)
         self._length[slot] += count
         self._left[slot] -= count
@@ -157,6 +156,21 @@ class MaskedSteps:
             numbers = sharding.beside(self._leaves[0], numbers)
             self._order = Order(rows, live, how, places, numbers, feed, chooser(how))
         return self._order
+
+
+def read_forced(
+    target: Target, config: ModelConfig, params: Params, cache: KVCache, piece: Piece
+) -> tuple[Array, KVCache]:
+    """Reads a row's tokens as the shortest chunk: float32 logits `[1, V]` behind them, and the cache."""
+    size = target.chunk_sizes[0]
+    return reader(target, size)(config, params, cache, packed([piece], size, size))
+
+
+def forced_numbers(target: Target, slot: int, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`numbers` of `masked_programs.accepter`."""
+    numbers = np.zeros((2 + target.chunk_sizes[0],), np.int32)
+    numbers[0], numbers[1], numbers[2 : 2 + len(tokens)] = slot, len(tokens), tokens
+    return numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ class Told:
     """A session that says these pieces; an exception among them is raised."""
 
     max_seq_len, ids = 64, ()
-    model = SimpleNamespace(config=SimpleNamespace(context_length=64))
 
     def __init__(self, *pieces, fork=None):
         self.pieces, self.asked, self.result = pieces, [], Result(text="earlier", finish_reason="stop")
@@ -55,7 +54,8 @@ def conversation(*pieces, messages=TURN):
     branch = Branch(session=Told(*pieces), messages=messages, streams=Ends())
     made.branches, made.current = {"main": branch}, "main"
     tokenizer = SimpleNamespace(encode=lambda text, **_: [*text.encode()])
-    made.model = SimpleNamespace(need_tokenizer=lambda: tokenizer)
+    config = SimpleNamespace(context_length=64)
+    made.model = SimpleNamespace(need_tokenizer=lambda: tokenizer, config=config)
     made.transcript = SimpleNamespace(
         stops=("User:",),
         shown=lambda tools: (7,),

@@ -40,7 +40,7 @@ class Scripted:
     """A session that says what it is told, by pieces of three letters, and keeps the prompts."""
 
     def __init__(self, model, *answers):
-        self.model, self.tokenizer, self.answers, self.prompts = model, model.tokenizer, list(answers), []
+        self.tokenizer, self.answers, self.prompts = model.tokenizer, list(answers), []
         self.ids, self.max_seq_len, self.result = [], 4096, Result()
 
     def stream(self, prompt, settings, *, begun=(), **_):

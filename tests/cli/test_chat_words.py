@@ -10,6 +10,7 @@ from prompt_toolkit.document import Document
 
 from jllama.answer import Result
 from jllama.chat.branches import Branch, Message, Round, TreeNode
+from jllama.chat.conversation import Conversation
 from jllama.cli.terminal import batch, clipboard, keeping, loop, tool_calls, wording
 from jllama.cli.terminal import settings as chat_settings
 from jllama.cli.terminal.attachments import Attachment, file_and_words, with_files
@@ -336,6 +337,7 @@ def test_files_stand_before_the_words():
 def file_talk(max_seq_len):
     talk = Talk()
     talk.max_seq_len = max_seq_len
+    talk.may_grow = Conversation.may_grow.fget(talk)
     talk.encode = lambda messages: [0] * sum(len(message.content) + 3 for message in messages)
     return talk
 

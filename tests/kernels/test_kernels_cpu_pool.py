@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from jllama.kernels.cpu import build
+from jllama.kernels.cpu import packaged
 
 PROGRAM = """
 #include "pool.h"
@@ -55,7 +55,7 @@ def library(tmp_path_factory):
         pytest.skip("no C++ compiler")
     place = tmp_path_factory.mktemp("pool")
     (place / "pool.cc").write_text(PROGRAM)
-    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", f"-I{build.DIRECTORY}"]
+    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", f"-I{packaged.HERE}"]
     subprocess.run([compiler, *options, "-o", place / "pool.so", place / "pool.cc"], check=True)
     return ctypes.CDLL(str(place / "pool.so"))
 

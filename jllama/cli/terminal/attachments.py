@@ -41,10 +41,10 @@ class Attachment:
         whole = len(conversation.encode([Message("user", message)]))
         if whole >= size:
             behind = " behind the other files" if others else ""
-            may_grow = size < conversation.model.config.context_length
+            larger = ", or start with a larger --max_seq_len" if conversation.may_grow else ""
             raise JllamaError(
                 f"{name} has {tokens:,} tokens: too long{behind} for the context of {size:,}; "
-                f"give a part of it{', or start with a larger --max_seq_len' if may_grow else ''}"
+                f"give a part of it{larger}"
             )
         return cls(name, text, tokens)
 

@@ -23,8 +23,7 @@ from jllama.files.paths import cache_dir, locked
 from jllama.kernels import kept
 from jllama.kernels.cpu import packaged
 
-DIRECTORY = Path(__file__).parent
-SOURCES = tuple(sorted(DIRECTORY.glob("*.cc")))  # compiled at the same time
+SOURCES = tuple(sorted(packaged.HERE.glob("*.cc")))  # compiled at the same time
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
 COMPILERS = ("c++", "g++", "clang++")

@@ -4,6 +4,7 @@ A source tree has none. `hatch_build.py` makes them where `JLLAMA_WHEEL_KERNELS`
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import platform
@@ -101,6 +102,7 @@ def source() -> bytes:
     return b"".join(path.read_bytes() for path in [*sorted(HERE.glob("*.h")), *sorted(HERE.glob("*.cc"))])
 
 
+@functools.cache
 def processor() -> str:
     """What tells this processor's instruction set from another's: lines of /proc/cpuinfo."""
     try:

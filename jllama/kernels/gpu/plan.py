@@ -65,7 +65,7 @@ class Plan:
     in_flight: int
     head_rows: int  # on this GPU
     gpus: int  # that share a step; the sizes of `config` are one's own
-    texts: int  # that are decoded together: 1, 2 or 4
+    texts: int  # that are decoded together: 1, 2, 4 or 8
 
     @property
     def chunk(self) -> int:
