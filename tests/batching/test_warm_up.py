@@ -134,3 +134,26 @@ def test_only_a_gpu_runs_them(monkeypatch, on_gpu):
     monkeypatch.setattr(engine, "_run_once", lambda: ran.append("once"))
     assert engine.warm_up() == 7
     assert ran == (["once"] if on_gpu else [])
+
+
+def test_no_two_texts_of_a_warm_up_begin_alike(monkeypatch):
+    """Else one would copy what another has computed, and a program would not run."""
+    asked, ends = [], []
+
+    def submitted(requests):
+        asked.append(requests)
+        return [SimpleNamespace(result=lambda: ends.append(0))] * len(requests)
+
+    engine = Engine.__new__(Engine)
+    engine.model, engine.max_seq_len = SimpleNamespace(config=SimpleNamespace(vocab_size=40)), 41
+    engine._slots = SimpleNamespace(target=SimpleNamespace(chunk_sizes=(8, 64)), buckets=[1, 2, 3])
+    monkeypatch.setattr(engine, "submit_all", submitted)
+    engine._run_once()
+    one = dict(max_new_tokens=1, ignore_eos=True, settings=None)
+    many = dict(max_new_tokens=32, ignore_eos=True)
+    assert asked == [
+        [one | dict(prompt=[8] * 8)],
+        [one | dict(prompt=[24] * 40)],
+        *([many | dict(prompt=[row]) for row in range(count)] for count in (1, 2, 3)),
+    ]
+    assert len(ends) == 2 + 1 + 2 + 3  # all are waited for

@@ -962,6 +962,18 @@ def test_an_output_is_one_runs_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(("lines", "told"), [(5, " (process 99)"), (4, ""), (0, "")])
+def test_who_holds_an_output_as_linux_tells_it(tmp_path, monkeypatch, lines, told):
+    with (tmp_path / "out").open("w+b") as file:
+        inode = os.fstat(file.fileno()).st_ino
+        held = [f"POSIX 77 08:01:{inode}", f"FLOCK -1 08:01:{inode}", f"FLOCK 0 08:01:{inode}"]
+        held += [f"FLOCK 88 08:01:9{inode}", f"FLOCK 99 08:01:{inode}"]
+        fields = (each.split() for each in held[:lines])
+        text = "".join(f"1: {kind} ADVISORY WRITE {pid} {where} 0 EOF\n" for kind, pid, where in fields)
+        monkeypatch.setattr(Path, "read_text", lambda path, *_: text if str(path) == "/proc/locks" else "")
+        assert answers._holder(file) == told
+
+
 def test_two_lines_with_one_id_are_told(tmp_path):
     (tmp_path / "out").write_text('{"id": 1}\n{"id": "a"}\n{"id": 1}\n')
     words = "holds two lines with the id 1, as two runs at once"

@@ -542,6 +542,7 @@ LISTED = b'{"data": [{"id": "one"}, {"id": "two"}]}'
         ((404, LISTED), "any", "any", ""),
         ((200, b"no JSON"), "any", "any", ""),
         ((200, b'{"data": [1]}'), None, None, "lists no model"),
+        ((200, b'{"models": []}'), None, None, "lists no model"),
         ((200, b"\xff"), None, None, "lists no model"),
         ((401, b'{"error": "no"}'), "two", None, r"--api_key=KEY \(HTTP 401: no\)"),
         ((403, b'{"error": "no"}'), None, None, r"--api_key=KEY \(HTTP 403: no\)"),

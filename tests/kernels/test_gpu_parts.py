@@ -4,11 +4,12 @@ import dataclasses
 import re
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.kernels.gpu import constants, exchange, family, launch, peers, wide_batch
+from jllama.kernels.gpu import constants, desk, exchange, family, launch, peers, wide_batch
 from jllama.kernels.gpu.constants import Constants
 from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind, ScoreRule
@@ -22,6 +23,15 @@ MOST = peers.MAX_SUMS
 )
 def test_an_even_number_that_fits_goes_as_words(count, fit):
     assert exchange.fits(count) is fit
+
+
+def test_mailboxes_are_told_by_their_addresses():
+    mesh = jax.make_mesh((1,), ("model",), devices=jax.devices()[:1])
+    (box,) = peers._boxes(tuple(mesh.devices.flat))
+    assert not np.asarray(box).any()
+    told = np.asarray(peers.mailboxes(mesh))
+    assert told.shape == (1, 2)
+    assert told.view(np.int64).tolist() == [[box.unsafe_buffer_pointer()]]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +135,42 @@ def test_every_gpu_is_made_to_reach_every_other(monkeypatch, answers, words):
     assert told[:3] == [("device", 3), ("device", 5), ("device", 9)]
     whole = ["set", "enable", "enable"]
     assert told[3:] == ([*whole * 3, "set"] if words is None else [*whole, "set", "enable", "set"])
+
+
+@pytest.mark.parametrize(("codes", "words"), [((0, 0), None), ((2, 0), "error 2"), ((0, 801), "error 801")])
+def test_memory_that_a_gpu_reaches(monkeypatch, codes, words):
+    """Made in the GPU's own context; the one that was there before is there again, whatever comes of it."""
+    told = []
+
+    class Driver:
+        def cuDeviceGet(self, device, number):  # noqa: N802
+            device._obj.value = 10 + number
+
+        def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+            context._obj.value = 100 + device.value
+
+        def cuCtxGetCurrent(self, context):  # noqa: N802
+            context._obj.value = 7
+
+        def cuCtxSetCurrent(self, context):  # noqa: N802
+            told.append(context.value)
+
+        def cuMemHostAlloc(self, here, size, flags):  # noqa: N802
+            told.append((size.value, flags.value))
+            here._obj.value = 4096
+            return codes[0]
+
+        def cuMemHostGetDevicePointer_v2(self, there, here, flags):  # noqa: N802
+            there._obj.value = here.value + 5
+            return codes[1]
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    if words is None:
+        assert desk._mapped(3, 640) == (4096, 4101)
+    else:
+        with pytest.raises(MemoryError, match=words):
+            desk._mapped(3, 640)
+    assert told == [113, (640, desk.PORTABLE | desk.MAPPED), 7]
 
 
 def test_without_a_driver_it_is_said(monkeypatch):

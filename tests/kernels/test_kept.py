@@ -44,6 +44,7 @@ def test_what_is_useless_goes_at_once_and_a_directory_whole(tmp_path):
     (tmp_path / "b.so").touch()
     (tmp_path / "target").mkdir()
     os.symlink(tmp_path / "target", tmp_path / "compile-link")
+    os.symlink(tmp_path / "nowhere", tmp_path / "compile-gone")
     kept.sweep(tmp_path, useless=iter([tmp_path / "a.so"]))
     assert sorted(os.listdir(tmp_path)) == ["b.so", "target"]
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -156,3 +157,11 @@ def test_what_native_code_writes_meanwhile_is_not_the_answers(monkeypatch, capfd
     out, err = capfd.readouterr()
     assert out == "before\nbehind\n"
     assert sorted(err.split()) == ["native", "raw"] * nccl
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells which descriptors are open")
+def test_no_descriptor_stays_open(capfd):
+    before = os.listdir("/proc/self/fd")
+    with joining._quiet():
+        pass
+    assert os.listdir("/proc/self/fd") == before

@@ -77,6 +77,7 @@ def test_the_shape_of_an_error(status, kind, code):
             "the model's context has 8 tokens, and the prompt has 9: shorten it",
         ),
         (JllamaError("top_k=-3 must be"), 400, "top_k", None, "top_k=-3 must be"),
+        (JllamaError("top_k=-3 goes with top_p=1"), 400, "top_k", None, "top_k=-3 goes with top_p=1"),
         (JllamaError("no such thing"), 400, None, None, "no such thing"),
         (ValueError("a secret"), 500, None, None, "the server made a mistake; its log says which"),
     ],
