@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,3 +135,21 @@ def test_on_a_gpu_a_host_that_is_away_ends_what_must_match_and_nothing_else(monk
     burst = slots.run([1], 16)  # the desk is at nobody's service now, and the device at everybody's
     assert burst.tokens.shape == (1, 16)
     desk.desk_source.cache_clear()
+
+
+def test_a_burst_that_can_not_be_launched_is_over(monkeypatch):
+    """Else the thread that answers would wait for it for ever."""
+    served, ran = [], []
+
+    def fails(*_):
+        raise RuntimeError("no memory")
+
+    server = SimpleNamespace(serve=lambda one, *_: served.append(one), addresses=None)
+    masked = SimpleNamespace(server=server, ran=lambda *given: ran.append(given))
+    how = dict(needs=lambda rows: (False, False, False), way=lambda **_: None, buckets=[1])
+    slots = SimpleNamespace(masked=masked, config=None, params=None, state=None, **how)
+    monkeypatch.setattr(asking, "asker", lambda how, b: fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        asking.ask(slots, [0], [None])
+    assert served[0].over()
+    assert ran == []

@@ -138,3 +138,20 @@ def test_rows_that_must_match_follow_what_comes_and_its_error_comes_behind_the_t
     assert masked(monkeypatch, [one, burst([9], [7])], [Held(), Held()]) == [[[5], [6]], ERROR]
     assert masked(monkeypatch, [burst([9], [7], done=(0, 1))], [Held(), Held()]) == [ERROR]
     assert masked(monkeypatch, [one, over], [Held(), Held(stuck=1)]) == [[[5], [6]], ERROR]
+
+
+@pytest.mark.parametrize(("chunk_steps", "taken"), [(2, True), (3, False), (4, False)])
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_stretch_is_read_at_once_where_that_is_faster_than_steps(monkeypatch, chunk_steps, taken, asks):
+    """Then what must match hears of it; else its tokens come one by one, and it hears of them then."""
+    notes, target = [], SimpleNamespace(chunk_steps=chunk_steps)
+    held = SimpleNamespace(last=8, follow=lambda tokens: notes.append(("follow", tokens)))
+    held.stretch = lambda most: [4, 5, 6][:most]
+    masked = SimpleNamespace(asks=asks, most_forced=lambda slot, given: 9 if given is target else 0)
+    accept = lambda slot, tokens: notes.append(("accept", slot, tokens.tolist()))  # noqa: E731
+    slots = SimpleNamespace(target=target, masked=masked, accept=accept)
+    monkeypatch.setattr(decoder, "jump", lambda *given: notes.append(("jump", *given)))
+    assert decoder.forced(slots, 7, held) == ([4, 5, 6] if taken else [])
+    read = ("jump", slots, 7, 8, [4, 5, 6]) if asks else ("accept", 7, [4, 5, 6])
+    assert notes == ([read, ("follow", [4, 5, 6])] if taken else [])
+    assert decoder.forced(slots, 7, None) == []

@@ -121,6 +121,21 @@ def test_the_plain_model_gets_the_gpu_s_attention_there_alone(calls, params, tar
     assert called(params, target, fresh=fresh)[2]["attend_fn"] is append_and_attend
 
 
+@pytest.mark.parametrize(
+    ("target", "B", "few"), [(GPU, 1, False), (GPU, 2, True), (GPU, 2, False), (CPU, 2, False)]
+)
+def test_what_a_kernel_has_read_is_valid_behind_it(calls, params, target, B, few):
+    twins = ((kernels.cpu, "forward"), (kernels.gpu, "decode_step"), (kernels.gpu, "batch_step"))
+    for module, name in twins:
+        calls.setattr(module, name, lambda *given, **_: ("logits", given[3]))
+    calls.setattr(kernels.gpu, "decode_refusal", lambda *_: None if few else "many")
+    cache = KVCache.empty(CONFIG, batch=B, max_len=16, dtype="float32").holding(np.full(B, 3, np.int32))
+    n_valid = np.array([1, 0], np.int32)[:B]
+    given = (CONFIG, params, jnp.zeros((B, 1), jnp.int32), cache)
+    logits, cache = kernels.forward(*given, n_valid=n_valid, target=target)
+    assert (logits, cache.length.tolist()) == ("logits", [4, 3][:B])
+
+
 GROWING = Rope(rope_type="dynamic", factor=2.0, original_max_position_embeddings=4)
 
 

@@ -124,6 +124,19 @@ def test_what_killed_compilations_and_earlier_versions_left_is_swept(compiler, t
     assert left == {"tmpnew", "cpu-other.so", "new.ptx", "notes.txt"}
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_who_is_alone_sweeps(monkeypatch, tmp_path, alone):
+    """Where a file system has no locks, what lies there may be another's that compiles."""
+    swept = []
+    monkeypatch.setattr(build, "locked", lambda name: contextlib.nullcontext(alone))
+    monkeypatch.setattr(build, "cache_dir", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(build.kept, "sweep", lambda directory, useless: swept.append((directory, [*useless])))
+    monkeypatch.setattr(build, "_compile", lambda *given: given)
+    (tmp_path / "name-damaged.so").touch()
+    assert build._compiled_alone(["c++"], ("-O2",), "name") == (["c++"], ("-O2",), "name", tmp_path)
+    assert swept == [(tmp_path, [tmp_path / "name-damaged.so"])] * alone
+
+
 def test_a_library_in_use_stays(compiler, tmp_path):
     library = build.compiled()
     os.utime(library, (1, 1))
