@@ -426,6 +426,16 @@ def test_what_is_not_worth_writing_is_not(quantizing, held, words, last):
 
 
 @pytest.mark.parametrize(
+    ("count", "words"), [(3, "can't be cut into 3 equal parts"), ("auto", "needs --model")]
+)
+def test_random_weights_for_devices_that_can_not_share_them(given, monkeypatch, tiny_config, count, words):
+    given()
+    monkeypatch.setattr(parallel, "devices", lambda: count)
+    with pytest.raises(JllamaError, match=words):
+        bench.random_weights(tiny_config, "none")
+
+
+@pytest.mark.parametrize(
     ("changes", "shard", "tokenizer"),
     [({}, None, None), (dict(shard_size="2KB", tokenizer="~/t"), 2000, Path("~/t").expanduser())],
 )

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import stat
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -879,6 +880,11 @@ def requests(tmp_path, *lines):
     return prompts.read_requests(str(tmp_path / "in"), GenerationSettings(top_k=3))
 
 
+def test_scores_that_are_null_are_not_asked_for(tmp_path):
+    given = '{"prompt": "a", "logprobs": null, "prompt_logprobs": 0}', '{"prompt": "a", "logprobs": 5}'
+    assert [r.scores for r in requests(tmp_path, *given)] == [{"prompt_logprobs": 0}, {"logprobs": 5}]
+
+
 def test_requests_of_each_kind(tmp_path):
     made = requests(
         tmp_path,
@@ -1003,6 +1009,7 @@ def test_what_is_left_of_an_output(tmp_path, capsys):
         '{"id": 9, "request": "m9", "error": "nobody asks"}\n',
     ]
     (tmp_path / "out").write_text("".join(lines))
+    (tmp_path / "out").chmod(0o640)
     with answers.own(tmp_path / "out") as output:
         with pytest.raises(JllamaError, match="the answer to another request under the id 1 "):
             output.left({1: "other", 2: "m2"})
@@ -1016,6 +1023,7 @@ def test_what_is_left_of_an_output(tmp_path, capsys):
     del lines[1]
     lines += ['{"id": 4, "request": "m4", "text": "d"}\n', '{"id": 2, "request": "now", "error": "still"}\n']
     assert (tmp_path / "out").read_text() == "".join(lines)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
 
 
 def test_a_request_is_known_by_what_its_answer_depends_on(tmp_path):
@@ -2119,6 +2127,7 @@ def test_a_server_prepares_its_programs_unless_told_not_to(serving, monkeypatch,
             order.append("closed")
 
         def warm_up(self):
+            assert "preparing the model's programs" in capsys.readouterr().err  # said before it takes long
             order.append("warm")
 
     class Server:

@@ -135,6 +135,15 @@ def test_what_is_no_rule_at_all_is_blamed_on_who_gave_it(asked, message):
     assert (error.value.status, error.value.param) == (400, asked[1])
 
 
+@pytest.mark.parametrize(
+    ("regex", "rule"), [("a/b", r"/a\/b/"), (r"a\/b", r"/a\/b/"), (r"\d+/\d", r"/\d+\/\d/"), ("a", "/a/")]
+)
+def test_a_regex_beside_tools_is_a_rule_of_a_grammar(regex, rule):
+    """Where a slash ends it, whether it was written so or not."""
+    made = Calling(SERVICE, ToolUse((GOOD,), "auto"), ({"regex": regex}, "structured_outputs"))
+    assert made._body() == rule
+
+
 def service_with(template):
     made = Service.__new__(Service)
     made._manner, made.asked = None, []

@@ -300,6 +300,18 @@ def test_what_a_template_is_given(begun, asks, asked):
     assert (template.asks, template.variables) == (asked, {"y": 1})
 
 
+def test_tools_and_calls_go_into_the_template_that_knows_them():
+    class Manner:
+        def prepared(self, given, tools):
+            return [*given, "prepared"], {"tools": [*tools]}
+
+    template = Template()
+    template.template_for_tools = lambda: "the tools' own"
+    messages.encode_messages(template, read(USER), begun=False, manner=Manner(), tools=["f"])
+    assert template.given == [USER, "prepared"]
+    assert template.variables == {"tools": ["f"], "template": "the tools' own"}
+
+
 def test_an_answer_s_own_tokens_come_before_its_text():
     talk = read(USER, ASSISTANT | dict(token_ids=[7, 8]))
     assert messages.encode_messages(Template(), talk, begun=True) == ([1, 2], [7, 8])
@@ -557,3 +569,12 @@ def test_what_is_shown_decides_which_scores_are():
     assert [one.start for one in placing.within(1)] == [0]
     assert [one.start for one in placing.within(2)] == [1]
     assert [(one.start, one.score.token) for one in placing.within(None)] == [(2, 99)]
+
+
+@pytest.mark.parametrize(("byte", "start"), [(0x7F, 1), (0x80, 0), (0xBF, 0), (0xC0, 1), (0xF0, 1)])
+def test_a_token_that_does_not_go_on_with_a_character_begins_behind_it(byte, start):
+    begun = SimpleNamespace(push=lambda token: "", pending=lambda: "\ufffd")
+    tokenizer = SimpleNamespace(stream=lambda prompt, shown: begun, token_bytes=lambda token: bytes([token]))
+    placing = scores.Placing(tokenizer, [], hidden=())
+    placing.push([TokenScore(byte, -1.0, {})])
+    assert [one.start for one in placing.within(None)] == [start]
