@@ -36,6 +36,7 @@ MODELS = {
     "biases_tanh": dict(attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh"),
     "window": dict(sliding_window=5),
     "window_of_single_queries": dict(sliding_window=5, num_key_value_heads=6),
+    "half_a_panel_of_gates": dict(hidden_size=592, intermediate_size=176),  # thrice as deep as a panel
     "odd_sizes": dict(hidden_size=70, intermediate_size=51, head_dim=18, hidden_act="relu"),
     "large_epsilon": dict(rms_norm_eps=0.1),
     "one_head": dict(num_attention_heads=1, num_key_value_heads=1, head_dim=96),
@@ -96,15 +97,16 @@ def test_gates_and_scores_that_are_far_from_0(changes):
 @every_machine
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.04), ("float16", 0.005)])
 def test_step_in_16_bits(machine, dtype, bound):
-    for lengths, T in (((7, 3), 1), ((2,), 40)):
-        assert_same_step(
-            BASE, random_params(BASE, dtype=dtype), lengths, T, 48, suffix_of(machine), dtype, bound
-        )
+    for changes in ({}, MODELS["half_a_panel_of_gates"]):
+        config = dataclasses.replace(BASE, **changes)
+        params = random_params(config, dtype=dtype)
+        for lengths, T in (((7, 3), 1), ((2,), 40)):
+            assert_same_step(config, params, lengths, T, 48, suffix_of(machine), dtype, bound)
 
 
 @every_machine
 def test_keys_are_those_of_activations_in_float32(machine):
-    """Many rows meet bfloat16 weights in bfloat16 where the machine multiplies pairs; q·k·v does not."""
+    """Many rows meet bfloat16 weights in bfloat16 where the machine multiplies pairs; k and v in two."""
     config = dataclasses.replace(BASE, num_hidden_layers=1)
     params, rng = random_params(config, dtype="bfloat16"), np.random.default_rng(0)
     cache = KVCache.empty(config, batch=1, max_len=64, dtype="bfloat16")

@@ -39,28 +39,6 @@ static void soft_cap(float* x, int64_t n, float scale, float cap) {
   for (; c < n; c++) x[c] = std::tanh(x[c] * inner) * cap;
 }
 
-enum Act : int64_t { SILU, GELU, GELU_TANH, RELU };
-static void gated(int64_t act, const float* gate, const float* up, int64_t n, float* y) {
-  int64_t c = 0;
-  if (act == SILU)
-    for (; c + LANES <= n; c += LANES) {
-      F g = load(gate + c);
-      *(F*)(y + c) = g / (vexp(-g) + 1.f) * load(up + c);
-    }
-  if (act == GELU_TANH)
-    for (; c + LANES <= n; c += LANES) {
-      F g = load(gate + c);
-      *(F*)(y + c) = g * 0.5f * (vtanh((g * g * g * 0.044715f + g) * 0.79788456f) + 1.f) * load(up + c);
-    }
-  for (; c < n; c++) {
-    const float g = gate[c];
-    y[c] = up[c] * (act == SILU   ? g / (1 + std::exp(-g))
-                    : act == RELU ? (g < 0 ? 0 : g)
-                    : act == GELU ? g * 0.5f * std::erfc(g * -0.70710678f)
-                                  : 0.5f * g * (1 + std::tanh(0.79788456f * (g + 0.044715f * g * g * g))));
-  }
-}
-
 // The weighted sum of n values for M queries: P vectors of the H elements.
 template <class T, int M, int P>
 static void mix(const T* values, int64_t n, int64_t H, const float* s, int64_t stride, const float* norm,
@@ -130,38 +108,89 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
     }
 }
 
+// Rows of H numbers, one a lane of `to` [H, PANEL], and back.
+template <class Row>
+static void to_lanes(const Row& row, int64_t H, float* to) {
+  for (int v = 0; v < PANEL; v += LANES) {
+    int64_t h = 0;
+    for (; h + LANES <= H; h += LANES) {
+      F block[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) block[i] = load(row(v + i) + h);
+      transpose(block);
+      UNROLL for (int i = 0; i < LANES; i++) *(F*)(to + (h + i) * PANEL + v) = block[i];
+    }
+    for (; h < H; h++)
+      for (int i = 0; i < LANES; i++) to[h * PANEL + v + i] = row(v + i)[h];
+  }
+}
+template <class Row>
+static void from_lanes(const float* from, int64_t H, int64_t rows, const Row& row) {
+  for (int64_t v = 0; v < rows; v += LANES) {
+    const int64_t some = std::min<int64_t>(LANES, rows - v);
+    int64_t h = 0;
+    for (; h + LANES <= H; h += LANES) {
+      F block[LANES];
+      UNROLL for (int i = 0; i < LANES; i++) block[i] = load(from + (h + i) * PANEL + v);
+      transpose(block);
+      for (int64_t i = 0; i < some; i++) *(F*)(row(v + i) + h) = block[i];
+    }
+    for (; h < H; h++)
+      for (int64_t i = 0; i < some; i++) row(v + i)[h] = from[h * PANEL + v + i];
+  }
+}
+template <class T>
+static void widened(const T* from, int64_t n, int64_t H, float* to, int64_t stride) {
+  for (int64_t j = 0; j < n; j++)
+    for (int64_t h = 0; h < H; h++) to[j * stride + h] = one(from[j * H + h]);
+}
+
+// Scores [n, PANEL] of positions from `lo` on become weights: their exponentials, 0 where a lane's query does
+// not look. `norm` is one over their sums. Almost all positions are seen by all lanes: they are not asked.
+static void weights(float* s, int64_t n, const int32_t* first, const int32_t* last, int64_t lo, float scale,
+                    F (&norm)[VECTORS]) {
+  const int64_t begin = std::min(n, *std::max_element(first, first + PANEL) - lo),
+                end = std::max(begin, *std::min_element(last, last + PANEL) + 1 - lo);
+  F top[VECTORS], total[VECTORS] = {};
+  auto each = [&](int64_t j, int64_t stop, const auto& work) {
+    for (; j < stop; j++) UNROLL for (int v = 0; v < VECTORS; v++) work(j, v, *(F*)(s + j * PANEL + v * LANES));
+  };
+  auto hide = [&](int64_t j, int v, F& x) {
+    const I from = loadi(first + v * LANES) - int32_t(lo), to = loadi(last + v * LANES) - int32_t(lo);
+    x = (int32_t(j) >= from) & (int32_t(j) <= to) ? x : F{} - INFINITY;
+  };
+  auto raise = [&](int64_t, int v, F& x) { top[v] = x > top[v] ? x : top[v]; };
+  auto weigh = [&](int64_t, int v, F& x) { total[v] += x = vexp((x - top[v]) * scale); };
+  auto weigh_seen = [&](int64_t, int v, F& x) {  // exp is clamped: unseen positions weigh nothing at all
+    total[v] += x = x == -INFINITY ? F{} : vexp((x - top[v]) * scale);
+  };
+  UNROLL for (int v = 0; v < VECTORS; v++) top[v] = F{} - INFINITY;
+  each(0, begin, hide), each(end, n, hide), each(0, n, raise);
+  each(0, begin, weigh_seen), each(begin, end, weigh), each(end, n, weigh_seen);
+  UNROLL for (int v = 0; v < VECTORS; v++) norm[v] = 1.f / total[v];
+}
+
 // The same for PANEL queries at once, one a lane: q [H, PANEL], out [H, PANEL]. For prompts.
 template <class T>
 static void attend_many(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
                         const int32_t* first, const int32_t* last, std::vector<float>& scratch, float* out) {
   const int64_t lo = *std::min_element(first, first + PANEL),
                 n = *std::max_element(last, last + PANEL) + 1 - lo;
-  scratch.assign(n * (PANEL + H), 0.f);
+  const int64_t stride = H + 16;  // a power of two apart they would fight for the same lines
+  scratch.resize(std::max<int64_t>(scratch.size(), n * (PANEL + stride)));
   float *s = scratch.data(),
-        *wide = s + n * PANEL;  // scores [n, PANEL]; keys, then values, in float32 [n, H]
-  for (int64_t i = 0; i < n * H; i++) wide[i] = one(keys[lo * H + i]);
+        *wide = s + n * PANEL;  // scores [n, PANEL]; keys, then values, in float32 [n, stride]
+  widened(keys + lo * H, n, H, wide, stride);
   by_rows<MANY_DENSE, 4, 1>(
-      0, n, [&](auto M, int64_t m) { panel<M()>(q, H, wide + m * H, H, 1, s + m * PANEL, PANEL); });
+      0, n, [&](auto M, int64_t m) { panel<M()>(q, H, wide + m * stride, stride, 1, s + m * PANEL, true); });
   const float scale = capped(s, n * PANEL, rule);
-  for (int64_t i = 0; i < n * H; i++) wide[i] = one(values[lo * H + i]);
-  std::fill(out, out + H * PANEL, 0.f);
+  widened(values + lo * H, n, H, wide, stride);
   F norm[VECTORS];
-  for (int v = 0; v < VECTORS; v++) {
-    const I begin = loadi(first + v * LANES) - int32_t(lo), end = loadi(last + v * LANES) - int32_t(lo);
-    F top = F{} - INFINITY, total = {};
-    for (int32_t j = 0; j < n; j++) {
-      F x = load(s + j * PANEL + v * LANES);
-      top = ((j >= begin) & (j <= end) & (x > top)) ? x : top;
-    }
-    for (int32_t j = 0; j < n; j++) {
-      F x = load(s + j * PANEL + v * LANES), e = ((j >= begin) & (j <= end)) ? vexp((x - top) * scale) : F{};
-      *(F*)(s + j * PANEL + v * LANES) = e;
-      total += e;
-    }
-    norm[v] = 1.f / total;
-  }
-  by_rows<MANY_DENSE, 4, 1>(
-      0, H, [&](auto M, int64_t h) { panel<M()>(s, n, wide + h, 1, H, out + h * PANEL, PANEL); });
+  weights(s, n, first, last, lo, scale, norm);
+  for (int64_t j = 0; j < n; j += DEPTH)  // so many weights stay in the first-level cache
+    by_rows<MANY_DENSE, 4, 1>(0, H, [&](auto M, int64_t h) {
+      const int64_t some = std::min<int64_t>(DEPTH, n - j);
+      panel<M()>(s + j * PANEL, some, wide + j * stride + h, 1, stride, out + h * PANEL, j == 0);
+    });
   for (int64_t h = 0; h < H; h++)
     for (int v = 0; v < VECTORS; v++)
       *(F*)(out + h * PANEL + v * LANES) = load(out + h * PANEL + v * LANES) * norm[v];

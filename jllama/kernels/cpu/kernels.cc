@@ -104,12 +104,14 @@ struct Step : Spec {
   Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
   std::unique_ptr<Room<Block>> blocks;
   std::unique_ptr<Room<char>> tiles;
+  std::unique_ptr<Room<float>> passed;  // as `a`: of layers whose products gate
 
   Step(Pool& p, Reader& r) : Spec(r.sizes<Spec>()), pool(p), in(r), layers(L) {
     table = in.weight();
     for (auto& l : layers)
       l.qkv = in.weight(), l.o = in.weight(), l.gate_up = in.weight(), l.down = in.weight();
-    for (auto& l : layers) l.qkv.exact = true;  // the error of a key that most queries look at is everywhere
+    // The error of a key that most queries look at is everywhere; that of a query is its own row's.
+    for (auto& l : layers) l.qkv.exact = true, l.qkv.period = (G + 2) * H, l.qkv.loose = G * H;
     head = in.weight();
     for (auto& l : layers) {
       l.window = in.next();
@@ -131,6 +133,8 @@ struct Step : Spec {
       }
     blocks = std::make_unique<Room<Block>>(most_blocks);
     tiles = std::make_unique<Room<char>>(most_bytes);
+    const bool gates = std::any_of(layers.begin(), layers.end(), [&](auto& l) { return l.gate_up.gates(M); });
+    if (gates) passed = std::make_unique<Room<float>>(M * padded(std::max({D, K * G * H, F})));
   }
   // Where last logits alone are asked for, tokens that count: the padding is not computed, nor a text without any.
   void take(const int32_t* n_valid) {
@@ -167,7 +171,7 @@ struct Step : Spec {
   // Readies row m of `a` for w.
   void ready(const Weight& w, int64_t m, int64_t rows) {
     if (w.tiled(rows)) return to_tiles(w, &a[m * padded(w.cols)], m, tiles->data());
-    if (w.paired(rows)) to_pairs(&a[m * padded(w.cols)], w.cols);
+    if (w.paired(rows)) to_pairs(w, &a[m * padded(w.cols)]);
     if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &(*blocks)[m * (w.cols / BLOCK)]);
   }
   void apply(const Weight& w, int64_t rows, int64_t like, float* y, const float* bias, bool add,
@@ -221,11 +225,7 @@ struct Step : Spec {
         normed(m, p.norm2, &a[m * padded(D)]);
         ready(p.gate_up, m, M);
       });
-      apply(p.gate_up, taken(), M, wide.data(), p.gate_up_bias, false, p.down);
-      each_row(taken(), [&](int64_t m) {
-        gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
-        ready(p.down, m, M);
-      });
+      gate(p);
       add(p.down, p.down_bias, p.post2, l + 1 < L ? layers[l + 1].qkv : head);
     }
     const int64_t rows = head_rows(), like = like_head();
@@ -239,6 +239,22 @@ struct Step : Spec {
     apply(head, rows, like, logits, nullptr, false, layers[0].qkv);
     if (logit_scale != 1 || logit_cap) finish(logits, rows * head.rows);
     spread(logits);
+  }
+  // `a` becomes what the gates let pass, ready for `down`: the product gates it, or writes both to `wide`.
+  void gate(const Layer& p) {
+    if (!p.gate_up.gates(M) || p.gate_up_bias) {
+      apply(p.gate_up, taken(), M, wide.data(), p.gate_up_bias, false, p.down);
+      return each_row(taken(), [&](int64_t m) {
+        gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
+        ready(p.down, m, M);
+      });
+    }
+    const bool pairs = p.down.paired(M);
+    const Rows ready{a.data(), padded(D), nullptr, nullptr, M};
+    pool.expect(p.down.values, p.down.tiles(), grain(pool, p.down, M), p.down.tile_bytes());
+    product(pool, p.gate_up, ready, taken(), {passed->data(), padded(F), nullptr, false, F, act, pairs});
+    std::swap(a, *passed);
+    if (!pairs) each_row(taken(), [&](int64_t m) { this->ready(p.down, m, M); });
   }
   void finish(float* logits, int64_t n) {
     constexpr int64_t PIECE = 4096;  // that a thread takes at a time
@@ -312,15 +328,11 @@ struct Step : Spec {
       };
       if (most == PANEL) {
         int32_t first[PANEL], last[PANEL];
-        for (int64_t j = 0; j < PANEL; j++) {
-          const int64_t i = std::min(begin + j, end - 1);
-          range(i, &first[j], &last[j]);
-          for (int64_t h = 0; h < H; h++) q[h * PANEL + j] = query(i)[h];
-        }
+        auto at = [&](int64_t j) { return std::min(begin + j, end - 1); };
+        for (int64_t j = 0; j < PANEL; j++) range(at(j), &first[j], &last[j]);
+        to_lanes([&](int64_t j) { return query(at(j)); }, H, q.data());
         attend_many(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
-        for (int64_t i = begin; i < end; i++)
-          for (int64_t h = 0; h < H; h++) result(i)[h] = out[h * PANEL + i - begin];
-        return;
+        return from_lanes(out.data(), H, end - begin, [&](int64_t j) { return result(begin + j); });
       }
       by_rows<4, 2, 1>(begin, end, [&](auto N, int64_t i) {
         int64_t first[N()], last[N()];
@@ -363,7 +375,7 @@ extern "C" XLA_FFI_Error* jllama_product(
   if (w.paired(rows)) {
     pairs.assign(x, x + rows * w.cols);
     x = pairs.data();
-    for (int64_t m = 0; m < rows; m++) to_pairs(&pairs[m * w.cols], w.cols);
+    for (int64_t m = 0; m < rows; m++) to_pairs(w, &pairs[m * w.cols]);
   }
   Room<Block> blocks(w.room_in_blocks(rows));
   Room<char> tiles(w.room_in_tiles(rows));

@@ -87,6 +87,24 @@ static void store_rows(const Out& out, int64_t m0, int64_t m1, int64_t row, int6
   }
 }
 
+// Likewise what gates [m1 - m0, PANEL] let pass of others.
+static void store_gated(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* gates,
+                        const float* others) {
+  for (int64_t m = m0; m < m1; m++, gates += PANEL, others += PANEL) {
+    float* y = out.y + m * out.stride;
+    if (!out.pairs) {
+      gated(out.act, gates, others, wide, y + row);
+      continue;
+    }
+    float passed[PANEL];
+    gated(out.act, gates, others, wide, passed);
+    for (int64_t i = 0; i < wide; i += LANES) {
+      const U16 high = __builtin_convertvector(rounded(load(passed + i)) >> 16, U16);
+      memcpy((uint16_t*)y + row + i, &high, sizeof high);
+    }
+  }
+}
+
 // M rows of x times the 16 rows of one tile.
 template <Form FORM, int M>
 static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Out& out) {
@@ -137,17 +155,6 @@ static void few(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, i
   }
 }
 
-INLINE void transpose(F (&r)[LANES]) {
-  UNROLL for (int s = 1; s < LANES; s *= 2) {
-    I low, high;
-    for (int j = 0; j < LANES; j++) low[j] = j & s ? LANES + (j ^ s) : j, high[j] = j & s ? LANES + j : j ^ s;
-    UNROLL for (int i = 0; i < LANES; i++) if (!(i & s)) {
-      F a = r[i], b = r[i | s];
-      r[i] = shuffled(a, b, low);
-      r[i | s] = shuffled(a, b, high);
-    }
-  }
-}
 template <class T>
 static void pack(const T* w, int64_t n, int64_t rows, int64_t depth,
                  float* out) {  // [rows, depth] -> [depth, PANEL]
@@ -155,10 +162,7 @@ static void pack(const T* w, int64_t n, int64_t rows, int64_t depth,
   for (; rows == PANEL && c + LANES <= depth; c += LANES)
     for (int v = 0; v < VECTORS; v++) {
       F block[LANES];
-      UNROLL for (int i = 0; i < LANES; i++) {
-        block[i] = load(w + (v * LANES + i) * n + c);
-        __builtin_prefetch(w + (v * LANES + i) * n + c + DEPTH);
-      }
+      UNROLL for (int i = 0; i < LANES; i++) block[i] = load(w + (v * LANES + i) * n + c);
       transpose(block);
       UNROLL for (int i = 0; i < LANES; i++) * (F*)(out + (c + i) * PANEL + v * LANES) = block[i];
     }
@@ -166,35 +170,42 @@ static void pack(const T* w, int64_t n, int64_t rows, int64_t depth,
     for (int64_t i = 0; i < PANEL; i++) out[c * PANEL + i] = i < rows ? one(w[i * n + c]) : 0.f;
 }
 // Many rows: PANEL rows of the weight, DEPTH columns at a time, are turned into float32 [DEPTH, PANEL] that
-// stays in the first-level cache, and all activations pass by it. y holds the sums so far.
+// stays in the first-level cache, and all activations pass by it: these columns of theirs stay in the second
+// level for all panels of a piece. The sums so far lie close together: rows of y a power of two apart would fight
+// for the same lines. What is packed next, and where sums go, is fetched bit by bit meanwhile. Panels of gates
+// and of what they let pass take turns.
 template <class T>
-static void many(const T* w, int64_t n, int64_t r0, int64_t r1, const float* x, int64_t stride, int64_t rows,
-                 const Out& out) {
-  static thread_local std::vector<float> packed, sums;
+static void many(const Weight& whole, const T* w, int64_t n, int64_t r0, int64_t r1, const Rows& in,
+                 int64_t rows, const Out& out) {
+  static thread_local std::vector<float> packed, sums;  // [DEPTH, PANEL], [panels, rows, PANEL]
+  constexpr int64_t WIDE = DEPTH * sizeof(T) / 64, LINES = PANEL * WIDE;
+  const int64_t halves = out.half ? 2 : 1, panels = (r1 - r0 + PANEL - 1) / PANEL * halves;
+  auto row = [&](int64_t p) { return r0 + p / halves * PANEL + p % halves * out.half; };
   packed.resize(PANEL * DEPTH);
-  sums.assign(rows * PANEL, 0.f);
-  for (int64_t r = r0; r < r1; r += PANEL) {
-    const int64_t wide = std::min<int64_t>(PANEL, r1 - r);
-    const bool direct = wide == PANEL;
-    float* y = direct ? out.y + r : sums.data();
-    const int64_t ldy = direct ? out.stride : PANEL;
-    if (direct && (out.bias || !out.add))
-      for (int64_t m = 0; m < rows; m++)
-        for (int64_t i = 0; i < PANEL; i++) {
-          float& v = y[m * ldy + i];
-          v = (out.add ? v : 0.f) + (out.bias ? out.bias[r + i] : 0.f);
-        }
-    for (int64_t c0 = 0; c0 < n; c0 += DEPTH) {
-      const int64_t depth = std::min<int64_t>(DEPTH, n - c0);
-      pack(w + r * n + c0, n, wide, depth, packed.data());
-      by_rows<MANY_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
-        panel<M(), T>(packed.data(), depth, x + m * stride + c0, stride, 1, y + m * ldy, ldy);
+  sums.resize(panels * rows * PANEL);
+  for (int64_t c = 0; c < n; c += DEPTH)
+    for (int64_t p = 0; p < panels; p++) {
+      const int64_t r = row(p), wide = std::min<int64_t>(PANEL, r1 - row(p / halves * halves));
+      const int64_t depth = std::min<int64_t>(DEPTH, n - c);
+      const bool last = c + DEPTH >= n, rests = std::is_same_v<T, pair> && whole.rests(r, r + wide);
+      const char* next = (const char*)(p + 1 < panels ? w + row(p + 1) * n + c
+                                       : last         ? w + r1 * n
+                                                      : w + r0 * n + c + DEPTH);
+      float* y = &sums[p * rows * PANEL];
+      pack(w + r * n + c, n, wide, depth, packed.data());
+      by_rows<MANY_DENSE, SOME_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
+        for (int64_t i = m * LINES / rows; i < (m + M()) * LINES / rows; i++)
+          __builtin_prefetch(next + i / WIDE * n * sizeof(T) + i % WIDE * 64, 0, 2);
+        for (int64_t i = m + M(); last && !out.half && i < std::min(rows, m + 2 * M()); i++)
+          for (int64_t k = 0; k < PANEL; k += 16) __builtin_prefetch(out.y + i * out.stride + r + k, 1);
+        const float* x = in.x + m * in.stride + c;
+        float* to = y + m * PANEL;
+        panel<M(), T>(packed.data(), depth, x, in.stride, 1, to, c == 0);
+        if (rests) panel<M(), T>(packed.data(), depth, x + n, in.stride, 1, to, false);
+        if (last && !out.half) store_rows(out, m, m + M(), r, wide, to, PANEL);
+        if (last && p % halves) store_gated(out, m, m + M(), r - out.half, wide, to - rows * PANEL, to);
       });
     }
-    if (!direct)
-      for (int64_t m = 0; m < rows; m++)
-        for (int64_t i = 0; i < wide; i++) store(out, m, r + i, sums[m * PANEL + i]);
-  }
 }
 
 // Quantised weights likewise, in 16 bits: k [spans, words, PANEL] with scales and offsets [spans, PANEL].
@@ -438,11 +449,12 @@ static void tiled(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_
 
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   const bool is_many = !w.few(in.like);
-  pool.run(w.tiles(), grain(pool, w, in.like), [&](int64_t t0, int64_t t1) {
+  const int64_t count = out.half ? w.tiles() / 2 : w.tiles(), most = grain(pool, w, in.like);
+  pool.run(count, out.half ? std::max<int64_t>(most / 2, PANEL / TILE) : most, [&](int64_t t0, int64_t t1) {
     if (w.tiled(in.like)) return tiled(w, t0, t1, in.tiles, rows, out);
     auto dense = [&](auto* p, int64_t cols) {
-      const int64_t r0 = t0 * TILE, r1 = std::min(t1 * TILE, w.rows);
-      if (is_many) return many(p, cols, r0, r1, in.x, in.stride, rows, out);
+      const int64_t r0 = t0 * TILE, r1 = std::min(t1 * TILE, out.half ? out.half : w.rows);
+      if (is_many) return many(w, p, cols, r0, r1, in, rows, out);
       few(p, cols, r0, r1, in.x, in.stride, rows, in.like <= 2, out);
     };
     if (w.paired(in.like)) return dense((const pair*)w.values, w.cols / 2);

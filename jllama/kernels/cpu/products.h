@@ -56,7 +56,8 @@ enum Scales : int64_t { WIDE, HALF, UNITS };  // float32, float16, int8 times a 
 struct Weight {
   int64_t kind, rows, cols, group, scale_kind;
   const void *values, *scales, *offsets, *scale_units, *offset_units;
-  bool exact = false;  // activations are never rounded to bfloat16
+  bool exact = false;              // activations are not rounded to bfloat16, nor are two of it taken for less
+  int64_t period = 0, loose = 0;  // but where pairs are multiplied, for the first `loose` of each `period` rows
   bool quantised() const { return kind >= Q8; }
   // Scales or offsets of LANES rows: place i among them, u among their units.
   F scale(const void* p, const void* units, int64_t i, int64_t u) const {
@@ -79,10 +80,14 @@ struct Weight {
     return tiled(m) ? (m + TILE - 1) / TILE * tile_columns() * tile_parts() * TILE_BYTES : 0;
   }
   int64_t room_in_blocks(int64_t m) const { return quantised() && !tiled(m) ? m * (cols / BLOCK) : 0; }
-  // Elsewhere they are rounded to bfloat16 too where an instruction multiplies pairs of them.
+  // Elsewhere they are rounded to bfloat16 too where an instruction multiplies pairs of them; exact ones are two.
   bool paired(int64_t m) const {
-    return PAIRS && !exact && kind == BF16 && !few(m) && cols % 2 == 0 && !tiled(m);
+    return PAIRS && kind == BF16 && !few(m) && cols % 2 == 0 && !tiled(m);
   }
+  // Whether the product can gate what it makes.
+  bool gates(int64_t m) const { return !quantised() && !few(m) && !tiled(m) && rows % (2 * TILE) == 0; }
+  // Whether some of these rows meet what rounding activations left as well, a second bfloat16 of each.
+  bool rests(int64_t r0, int64_t r1) const { return exact && !(period && r0 % period + (r1 - r0) <= loose); }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
   int64_t tile_bytes() const {
     return cols * TILE / 2 * (kind == F32 ? 8 : kind == Q8 ? 2 : kind == Q4 ? 1 : 4);
@@ -166,21 +171,59 @@ static void to_tiles(const Weight& w, const float* x, int64_t m, char* out) {
     }
   }
 }
-static void to_pairs(float* x, int64_t n) {  // in place: n numbers in the first half of their memory
-  bf16 out[LANES];
-  for (int64_t c = 0; c < n; c += LANES) {
-    const int64_t some = std::min<int64_t>(LANES, n - c);
-    for (int64_t i = 0; i < some; i++) put(out + i, x[c + i]);
-    memcpy((char*)x + 2 * c, out, 2 * some);
+// In place: the row's numbers in the first half of their memory, what rounding left of them in the second.
+static void to_pairs(const Weight& w, float* x) {
+  static thread_local std::vector<uint16_t> left;
+  left.resize(w.cols + LANES);
+  uint16_t *firsts = (uint16_t*)x, *rests = left.data();
+  auto some = [&](F v, int64_t c) {
+    const I first = rounded(v);
+    if (w.exact) *(U16*)(rests + c) = __builtin_convertvector(rest(v, first) >> 16, U16);
+    return __builtin_convertvector(first >> 16, U16);
+  };
+  int64_t c = 0;
+  for (; c + LANES <= w.cols; c += LANES) *(U16*)(firsts + c) = some(load(x + c), c);
+  if (c < w.cols) {
+    F last{};
+    memcpy(&last, x + c, 4 * (w.cols - c));
+    const U16 high = some(last, c);
+    memcpy(firsts + c, &high, 2 * (w.cols - c));
+  }
+  if (w.exact) memcpy(firsts + w.cols, rests, 2 * w.cols);
+}
+
+enum Act : int64_t { SILU, GELU, GELU_TANH, RELU };
+static void gated(int64_t act, const float* gate, const float* up, int64_t n, float* y) {
+  int64_t c = 0;
+  if (act == SILU)
+    for (; c + LANES <= n; c += LANES) {
+      F g = load(gate + c);
+      *(F*)(y + c) = g / (vexp(-g) + 1.f) * load(up + c);
+    }
+  if (act == GELU_TANH)
+    for (; c + LANES <= n; c += LANES) {
+      F g = load(gate + c);
+      *(F*)(y + c) = g * 0.5f * (vtanh((g * g * g * 0.044715f + g) * 0.79788456f) + 1.f) * load(up + c);
+    }
+  for (; c < n; c++) {
+    const float g = gate[c];
+    y[c] = up[c] * (act == SILU   ? g / (1 + std::exp(-g))
+                    : act == RELU ? (g < 0 ? 0 : g)
+                    : act == GELU ? g * 0.5f * std::erfc(g * -0.70710678f)
+                                  : 0.5f * g * (1 + std::tanh(0.79788456f * (g + 0.044715f * g * g * g))));
   }
 }
 
+// y (+)= product + bias. Or, of a weight whose rows are `half` gates and as many others: what gates let pass, as
+// float32 or, `pairs`, as bfloat16 in the first half of a row's memory.
 struct Out {
   float* y;
   int64_t stride;
   const float* bias;
   bool add;
-};  // y (+)= product + bias
+  int64_t half = 0, act = SILU;
+  bool pairs = false;
+};
 INLINE void store(const Out& o, int64_t m, int64_t row, float v) {
   float* y = o.y + m * o.stride + row;
   *y = (o.add ? *y : 0.f) + (o.bias ? v + o.bias[row] : v);
@@ -214,14 +257,15 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
 }
 
 constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES, DEPTH = 256,
-              MANY_DENSE = LANES == 16 ? 12 : LANES == 8 ? 6 : 4;
-// y[m][i] += the sum over c of x[m][c] * w[c][i]. Pairs of bfloat16 travel as if each were one float32.
+              MANY_DENSE = LANES == 16 ? 12 : LANES == 8 ? 6 : 4, SOME_DENSE = LANES == 16 ? 8 : 4;
+// y[m][i] = the sum over c of x[m][c] * w[c][i], added to what was there unless `fresh`; y is [M, PANEL]. Pairs of
+// bfloat16 travel as if each were one float32.
 template <int M, class T = float>
-static void panel(const float* w, int64_t depth, const float* x, int64_t stride, int64_t next, float* y,
-                  int64_t ldy) {
-  F acc[M][VECTORS];
-  for (int i = 0; i < M; i++)
-    UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * ldy + v * LANES);
+static __attribute__((noinline)) void panel(const float* w, int64_t depth, const float* x, int64_t stride,
+                                            int64_t next, float* y, bool fresh) {
+  F acc[M][VECTORS] = {};
+  if (!fresh) UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * PANEL + v * LANES);
   for (int64_t c = 0; c < depth; c++) {
     F k[VECTORS];
     UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -235,8 +279,8 @@ static void panel(const float* w, int64_t depth, const float* x, int64_t stride,
           std::is_same_v<T, pair> ? dot2(acc[i][v], k[v], b) : acc[i][v] + k[v] * b;
     }
   }
-  for (int i = 0; i < M; i++)
-    UNROLL for (int v = 0; v < VECTORS; v++) * (F*)(y + i * ldy + v * LANES) = acc[i][v];
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * PANEL + v * LANES) = acc[i][v];
 }
 struct Rows {
   const float* x;
@@ -255,10 +299,20 @@ static int64_t tiled_grain(int64_t tiles, int64_t threads) {
   }
   return best;
 }
+// The same for a dense weight and many rows: tiles of whole panels.
+static int64_t panels_grain(int64_t tiles, int64_t threads) {
+  int64_t best = 0, least = INT64_MAX;
+  for (int64_t grain = 4 * PANEL / TILE; grain >= PANEL / TILE; grain /= 2) {
+    const int64_t turns = (tiles + grain * threads - 1) / (grain * threads), time = turns * (16 * grain + 1);
+    if (time < least) least = time, best = grain;
+  }
+  return best;
+}
 // Tiles that a thread takes at a time: long runs read faster, short ones end together; `few` takes three rows
 // at once, `many` a panel.
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
   if (w.tiled(rows)) return tiled_grain(w.tiles(), pool.threads());
+  if (!w.few(rows) && !w.quantised()) return panels_grain(w.tiles(), pool.threads());
   const int64_t even = !w.few(rows) ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }

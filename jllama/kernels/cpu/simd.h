@@ -210,6 +210,17 @@ INLINE auto fold(V v, const Op& op) {  // over the lanes
   }
   return v[0];
 }
+INLINE void transpose(F (&r)[LANES]) {
+  UNROLL for (int s = 1; s < LANES; s *= 2) {
+    I low, high;
+    for (int j = 0; j < LANES; j++) low[j] = j & s ? LANES + (j ^ s) : j, high[j] = j & s ? LANES + j : j ^ s;
+    UNROLL for (int i = 0; i < LANES; i++) if (!(i & s)) {
+      F a = r[i], b = r[i | s];
+      r[i] = shuffled(a, b, low);
+      r[i | s] = shuffled(a, b, high);
+    }
+  }
+}
 INLINE float sum(F v) {
   return fold(v, [](F a, F b) { return a + b; });
 }
