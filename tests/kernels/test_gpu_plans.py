@@ -14,6 +14,7 @@ from jllama import kernels
 from jllama.checkpoint.random_params import random_params
 from jllama.cli import ready_made
 from jllama.config import ModelConfig
+from jllama.errors import JllamaError
 from jllama.kernels.gpu import (
     batch,
     chunk_attention,
@@ -80,7 +81,8 @@ def test_how_fast_a_memory_is(monkeypatch):
     [
         ("NVIDIA H100", "9.0", (0, 11, 0), object(), None),
         ("nvidia h100", "10.0", (0, 12, 1), object(), None),
-        ("NVIDIA A100", "8.9", (0, 11, 0), object(), "compute capability 8.9; the kernels need 9.0"),
+        ("NVIDIA A100", "8.0", (0, 11, 0), object(), None),
+        ("NVIDIA T4", "7.5", (0, 11, 0), object(), "compute capability 7.5; the kernels need 8.0"),
         ("NVIDIA H100", "9.0", (0, 10, 9), object(), "is older than 0.11.0"),
         ("NVIDIA H100", "9.0", (0, 11, 0), None, "libnvrtc is missing"),
         ("AMD", "9.0", (0, 11, 0), object(), "no NVIDIA GPU"),
@@ -93,7 +95,7 @@ def test_on_which_machine_kernels_run(monkeypatch, kind, capability, version, nv
     monkeypatch.setattr(jax, "devices", lambda: [found])
     monkeypatch.setattr(jax, "__version_info__", version)
     monkeypatch.setattr(launch, "_nvrtc", lambda: nvrtc)
-    for function in (launch.device, launch.refusal):
+    for function in (launch.device, launch.capability, launch.refusal):
         monkeypatch.setattr(launch, function.__name__, function.__wrapped__)
     reason = launch.refusal()
     assert reason is None if words is None else words in reason
@@ -103,11 +105,44 @@ def test_on_which_machine_kernels_run(monkeypatch, kind, capability, version, nv
 
 
 @pytest.mark.parametrize(
-    ("capability", "room"), [((9, 0), 232448), ((10, 0), 232448), ((12, 0), 101376), ((8, 9), 101376)]
+    ("capability", "room"),
+    [
+        *(((9, 0), 232448), ((10, 0), 232448), ((12, 0), 101376)),
+        *(((8, 0), 166912), ((8, 6), 101376), ((8, 7), 166912), ((8, 9), 101376)),
+    ],
 )
 def test_how_much_memory_a_block_may_share(monkeypatch, capability, room):
     monkeypatch.setattr(launch, "capability", lambda: capability)
     assert launch.shared_memory() == room
+    assert launch.engine() == (capability >= (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "taken"),
+    [
+        ("9.0", "", (9, 0)),
+        ("9.0", "9.0", None),
+        ("9.0", "8.0", (8, 0)),
+        ("9.0", "8.6", (8, 6)),
+        ("8.6", "8.0", (8, 0)),
+        ("10.0", "9.0", None),  # its code runs on no other GPU
+        ("8.6", "8.9", None),
+        ("9.0", "8.1", None),
+        ("9.0", "8", None),
+        ("9.0", " 8.0", None),
+        ("7.5", "8.0", None),
+    ],
+)
+def test_code_of_an_earlier_compute_capability_can_be_asked_for(monkeypatch, own, asked, taken):
+    monkeypatch.setenv("JLLAMA_GPU_ARCH", asked)
+    monkeypatch.setattr(launch, "device", lambda: SimpleNamespace(compute_capability=own))
+    if taken is None:
+        with pytest.raises(JllamaError, match=r"JLLAMA_GPU_ARCH='.*' is no compute capability"):
+            launch.capability.__wrapped__()
+    else:
+        assert launch.capability.__wrapped__() == taken
+    monkeypatch.setattr(launch, "device", lambda: None)
+    assert launch.capability.__wrapped__() == (0, 0)
 
 
 def test_a_kernel_is_called_with_its_sizes(monkeypatch):

@@ -93,8 +93,15 @@ def test_attention_emulated(
 ):
     multiprocessors[0] = count
     case = attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part)
+    emulated_attention(tmp_path, case, scores)
+
+
+def emulated_attention(tmp_path, case, scores) -> None:
+    """The kernel for a case, run twice."""
     qkv, rope, cache = case
-    sizes = (batch, kv_heads, group, head_dim, max_len, scores.window, qkv.dtype)
+    batch, kv_heads, width, head_dim = qkv.shape[0], *qkv.shape[2:]
+    group = width - 2
+    sizes = (batch, kv_heads, group, head_dim, cache.max_len, scores.window, qkv.dtype)
     shape = decode_attention.make_shape(*sizes, constants(scores, rope))
     kernel = emulation.Emulated(
         tmp_path,

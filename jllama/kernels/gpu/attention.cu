@@ -12,7 +12,7 @@
 //
 // The host puts before this text: B K G H S, P (blocks per kv head), WARPS, STAGES, RESIDENT (blocks that share
 // a multiprocessor), WINDOW (0: none), ROTARY (how many elements of a head turn), SCALE (of scores), CAP (of
-// scores; 0: none), FP16, primitives.cu.
+// scores; 0: none), FP16, ENGINE (0: no copy engine, whose copies a warp's lanes then make), primitives.cu.
 
 constexpr int ROWS = 16, ROW = H * 2, TILE = 2 * ROWS * ROW;  // a tile: keys, then values
 constexpr int SH_NEW = WARPS * STAGES * TILE;                 // rotated queries [G][H], rotated key, value
@@ -21,6 +21,7 @@ constexpr int SH_M = SH_BARS + WARPS * STAGES * 8, SH_L = SH_M + WARPS * 64, SH_
 constexpr int STEP = P * WARPS;         // tiles between two of a warp
 constexpr int PART = G * (H + 2);       // floats of a block's share: O, then maxima, then sums
 constexpr bool WIDE = H > 128;
+enum { FETCHERS = ENGINE ? 1 : 32 };  // lanes of a warp
 using Pieces = Pairs<H, ROTARY>;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -54,15 +55,27 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
   auto fetch = [&](int n, int place) {
     if (n >= tiles) return;
     const u32 bytes = min(ROWS, used - n * ROWS) * ROW, bar = bars + place * 8, to = saddr(ring) + place * TILE;
+#if ENGINE
     mbar_expect(bar, 2 * bytes);
     bulk_copy(to, keys + (size_t)n * ROWS * H, bytes, bar, policy);
     bulk_copy(to + TILE / 2, values + (size_t)n * ROWS * H, bytes, bar, policy);
+#else
+    for (u32 at = lane * 16; at < bytes; at += 512) {
+      copy_16_once(to + at, (const char*)(keys + (size_t)n * ROWS * H) + at, policy);
+      copy_16_once(to + TILE / 2 + at, (const char*)(values + (size_t)n * ROWS * H) + at, policy);
+    }
+    arrive_with_copies(bar);
+#endif
   };
   if (lane == 0) {
-    for (int i = 0; i < STAGES; i++) mbar_init(bars + i * 8, 1);
+    for (int i = 0; i < STAGES; i++) mbar_init(bars + i * 8, FETCHERS);
     show_barriers();
-    for (int i = 0; i < STAGES; i++) fetch(start + i * STEP, i);
   }
+#if !ENGINE
+  __syncwarp();
+#endif
+  if (lane < FETCHERS)
+    for (int i = 0; i < STAGES; i++) fetch(start + i * STEP, i);
 
   u16* fresh = (u16*)(smem + SH_NEW);
   const u16* projected = qkv + (size_t)bk * (G + 2) * H;
@@ -112,7 +125,7 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     };
     auto done = [&] {  // with what lies in the ring
       __syncwarp();
-      if (lane == 0) fetch(n + STAGES * STEP, place);
+      if (lane < FETCHERS) fetch(n + STAGES * STEP, place);
       if (++place == STAGES) place = 0, phase ^= 1;
     };
     if (!WIDE) {

@@ -48,14 +48,19 @@ def batch_refusal(
     )
     if reason is not None or _most(params) < B:
         return reason or wide_refusal(config, params, cache, B)
-    return _config_refusal(config, params, cache) or next(
-        filter(None, map(_weight_refusal, _weights(params))), None
+    return _config_refusal(config, params, cache) or (
+        next(filter(None, map(_weight_refusal, _weights(params))), None) if launch.engine() else None
     )
 
 
 def _most(params: Params) -> int:
-    """Sequences that `product.cu` is the faster way for."""
-    return MAX_TOKENS if isinstance(_weights(params)[0], QTensor) else MAX_PLAIN
+    """Sequences that `product.cu` is the faster way for; without clusters, those that a block has room for."""
+    weights = _weights(params)
+    most = MAX_TOKENS if isinstance(weights[0], QTensor) else MAX_PLAIN
+    if launch.engine():
+        return most
+    fits = (B for B in range(most, 0, -8) if not any(_weight_refusal(w, B) for w in weights))
+    return next(fits, 0)
 
 
 def _config_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
@@ -81,11 +86,11 @@ def _weights(params: Params) -> list[Array | QTensor]:
     return [*found, params.embed_tokens if params.lm_head is None else params.lm_head]
 
 
-def _weight_refusal(w: Array | QTensor) -> str | None:
+def _weight_refusal(w: Array | QTensor, tokens: int = MAX_TOKENS) -> str | None:
     rows = 1
     for size in w.shape[:-1]:
         rows *= size
-    return product_refusal(weight_format(w), rows, w.shape[-1])
+    return product_refusal(weight_format(w), rows, w.shape[-1], tokens)
 
 
 def batch_step(

@@ -37,6 +37,7 @@ class Shape:
     ROTARY: int
     SCALE: str
     CAP: str
+    ENGINE: int = 1  # the copy engine streams
 
     @property
     def shared(self) -> int:
@@ -99,7 +100,7 @@ def make_shape(
     alone, most = (WARPS, WIDE_RESIDENT) if H > WIDE else (WARPS_ALONE, MAX_RESIDENT)
     splits = max(1, min(multiprocessors // heads, S // (2 * ROWS * alone), MAX_SPLITS))
     resident = min(most, -(-heads * splits // multiprocessors))
-    more = dataclasses.astuple(source or Constants.of(H))
+    more = (*dataclasses.astuple(source or Constants.of(H)), int(launch.engine()))
 
     def cut(resident: int) -> Shape:
         warps, fp16 = alone if resident == 1 else WARPS, int(dtype == jnp.float16)

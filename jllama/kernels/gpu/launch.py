@@ -19,10 +19,13 @@ import jax
 import numpy as np
 from jax import Array
 
+from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
 from jllama.kernels import kept
 
 MEMORY_CLOCK, BUS_WIDTH = 36, 37  # CU_DEVICE_ATTRIBUTE_...: kHz, bits
+MINIMUM = (8, 0)  # compute capability
+ARCHS = ("8.0", "8.6", "8.9")  # that `$JLLAMA_GPU_ARCH` may name: their code runs on every later GPU
 MINIMUM_JAX = (0, 11, 0)  # the first with this custom call as it is used here, as far as we have tried
 
 
@@ -35,10 +38,31 @@ def device() -> jax.Device | None:
     return found if "NVIDIA" in found.device_kind.upper() else None
 
 
+@functools.cache
 def capability() -> tuple[int, int]:
-    """The compute capability, (0, 0) without an NVIDIA GPU."""
+    """What kernels are compiled for: the GPU's compute capability, or an earlier one that `$JLLAMA_GPU_ARCH`
+    names, with its code and its shared memory; (0, 0) without an NVIDIA GPU.
+
+    Raises:
+      JllamaError: the variable names none that this GPU can follow.
+    """
     gpu = device()
-    major, minor = gpu.compute_capability.split(".") if gpu else (0, 0)
+    if gpu is None:
+        return 0, 0
+    own, asked = _numbers(gpu.compute_capability), os.environ.get("JLLAMA_GPU_ARCH", "")
+    if not asked:
+        return own
+    known = [arch for arch in ARCHS if _numbers(arch) <= own]
+    if asked not in known:
+        raise JllamaError(
+            f"JLLAMA_GPU_ARCH={asked!r} is no compute capability whose code this GPU runs; use "
+            + (", ".join(known) or "none")
+        )
+    return _numbers(asked)
+
+
+def _numbers(capability: str) -> tuple[int, int]:
+    major, minor = capability.split(".")
     return int(major), int(minor)
 
 
@@ -47,8 +71,8 @@ def refusal() -> str | None:
     """Why no kernel can be launched here; None if one can."""
     if device() is None:
         return "there is no NVIDIA GPU"
-    if capability() < (9, 0):
-        return f"the GPU has compute capability {'.'.join(map(str, capability()))}; the kernels need 9.0"
+    if capability() < MINIMUM:
+        return f"the GPU has compute capability {'.'.join(map(str, capability()))}; the kernels need 8.0"
     if jax.__version_info__ < MINIMUM_JAX:
         return f"jax {jax.__version__} is older than {'.'.join(map(str, MINIMUM_JAX))}"
     return None if _nvrtc() else "libnvrtc is missing; install jax[cuda13] (or jax[cuda12])"
@@ -78,9 +102,17 @@ def _attribute(driver: ctypes.CDLL, number: ctypes.c_int, which: int) -> int:
     return value.value
 
 
+def engine() -> bool:
+    """There is a copy engine, and blocks form clusters: since compute capability 9.0."""
+    return capability()[0] != 8
+
+
 def shared_memory() -> int:
     """The most bytes of shared memory that a block may ask for."""
-    return 232448 if capability()[0] in (9, 10) else 101376
+    small = 101376
+    if capability()[0] == 8:
+        return 166912 if capability() in ((8, 0), (8, 7)) else small
+    return 232448 if capability()[0] in (9, 10) else small
 
 
 def assemble(defines: str, *files: str) -> str:

@@ -49,6 +49,8 @@ def peers_refusal(devices: Sequence[jax.Device]) -> str | None:
         return f"{len(devices)} GPUs (at most {MAX_GPUS} exchange words)"
     if any(device.process_index != jax.process_index() for device in devices):
         return "some GPUs belong to other processes"
+    if not launch.engine():
+        return "words between GPUs of compute capability 8 were never tried"
     reason = launch.refusal()
     return reason or _unreachable(tuple(device.local_hardware_id for device in devices))
 

@@ -29,8 +29,8 @@ MOST_TURNS = 2  # of a block, rather than more parts than that
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
 MAX_FORMATS = 4  # of a weight, which may differ from layer to layer: two bits of a table say which
-# The kernel's text, in this order.
-PARTS = ("layout", "products", "shares", "peers", "producer", "consumers", "attention", "step")
+# The kernel's text, in this order; {} makes the copies.
+PARTS = "layout products shares peers ring {} producer consumers attention step"
 
 
 def weight_format(w: Array | QTensor) -> Format:
@@ -66,6 +66,7 @@ class Plan:
     head_rows: int  # on this GPU
     gpus: int  # that share a step; the sizes of `config` are one's own
     texts: int  # that are decoded together: 1, 2, 4 or 8
+    engine: bool  # the copy engine streams, else the lanes of the warps that would tell it to
 
     @property
     def chunk(self) -> int:
@@ -229,7 +230,8 @@ def source(plan: Plan, pointers: list[int]) -> str:
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
     sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
     defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
-    return launch.assemble(defines, "primitives.cu", *(f"decode_kernel/{part}.cu" for part in PARTS))
+    parts = PARTS.format("bulk" if plan.engine else "lanes").split()
+    return launch.assemble(defines, "primitives.cu", *(f"decode_kernel/{part}.cu" for part in parts))
 
 
 def _stored(f: Format) -> str:
@@ -320,6 +322,7 @@ def _plan(c: ModelConfig, params: Params, gpus: int, texts: int) -> Plan:
         head_rows=head.shape[0],
         gpus=gpus,
         texts=texts,
+        engine=launch.engine(),
     )
 
 

@@ -88,10 +88,15 @@ __device__ __forceinline__ void mbar_expect(u32 bar, u32 bytes) {
 __device__ __forceinline__ void mbar_arrive(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+#if __CUDA_ARCH__ >= 900
+#define MBAR_ASK "try_wait"  // the hardware waits for a while
+#else
+#define MBAR_ASK "test_wait"
+#endif
 __device__ __forceinline__ void mbar_wait(u32 bar, u32 parity) {
   u32 done = 0;
   while (!done)
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+    asm volatile("{ .reg .pred p; mbarrier." MBAR_ASK ".parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                  : "=r"(done) : "r"(bar), "r"(parity) : "memory");
 }
 __device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
@@ -184,6 +189,8 @@ __device__ __forceinline__ bool last_of(u32* counter, u32 blocks) {
   return last;
 }
 // Blocks of a cluster: each arrives, then waits for all others; where `p` in this block's shared memory lies in that of another.
+// Below compute capability 9.0 a cluster is one block.
+#if __CUDA_ARCH__ >= 900
 #define IN_CLUSTERS __cluster_dims__(CLUSTER, 1, 1)
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
@@ -192,6 +199,12 @@ template <class T> __device__ __forceinline__ T* peer(T* p, u32 rank) {
   asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
   return (T*)there;
 }
+#else
+#define IN_CLUSTERS
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+template <class T> __device__ __forceinline__ T* peer(T* p, u32) { return p; }
+#endif
 // Four tiles of 8 rows of 16 bytes, whose addresses lanes 0-7, 8-15, ... have: lane (g, t) gets column g of rows 2 t and 2 t + 1.
 __device__ __forceinline__ void load_columns(u32 (&v)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -203,8 +216,10 @@ __device__ __forceinline__ u64 read_once_policy() {
   return policy;
 }
 __device__ __forceinline__ void show_barriers() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 // Warpgroups: 128 threads multiply tiles in shared memory. A product is in flight until `wgmma_wait`; its
 // operands must not change before.
@@ -217,6 +232,9 @@ __device__ __forceinline__ void arrive_with_copies(u32 bar) {  // once this thre
 __device__ __forceinline__ void copy_16_of_256(u32 dst, const void* src) {  // their neighbours will be asked for too
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
+__device__ __forceinline__ void copy_16_once(u32 dst, const void* src, u64 policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(policy) : "memory");
+}
 __device__ __forceinline__ void copy_4(u32 dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
 }
@@ -227,8 +245,10 @@ __device__ __forceinline__ u32 minus_pair(u32 a, u32 b) {  // of 16-bit floats
   u32 r;
 #if FP16
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-#else
+#elif __CUDA_ARCH__ >= 900
   asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#else
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(b), "r"(0xBF80BF80u), "r"(a));
 #endif
   return r;
 }

@@ -71,13 +71,14 @@ class Shape:
         return self.x_bytes + self.WARPS * (sums + self.STAGES * slot) + squares
 
 
-def product_refusal(f: Format, rows: int, columns: int) -> str | None:
-    """Why the kernel can't multiply with such a weight; None if it can."""
+def product_refusal(f: Format, rows: int, columns: int, tokens: int = MAX_TOKENS) -> str | None:
+    """Why the kernel can't multiply so many tokens with such a weight; None if it can."""
     if f.refusal is not None:
         return f.refusal
     if columns % records.UNIT if f.record else columns * f.bits % 512 or f.row_scales(columns) % 4:
         return f"rows of {columns} weights of {f.bits} bits"
-    fits = make_shape(MAX_TOKENS, rows, columns, f, NOTHING).x_bytes <= X_BYTES
+    shape = make_shape(tokens, rows, columns, f, NOTHING)
+    fits = shape.x_bytes <= X_BYTES and shape.shared <= launch.shared_memory()
     return None if fits else f"rows of {columns} weights are too long for the shared memory"
 
 
@@ -185,7 +186,8 @@ def make_shape(
         **more,
     )
     room = launch.shared_memory()
-    cuts = [_cut(plain, warps, share) for share in (1, 2, 4, 8) for warps in (16, 8)[B > 16 :]]
+    shares = (1, 2, 4, 8) if launch.engine() else (1,)
+    cuts = [_cut(plain, warps, share) for share in shares for warps in (16, 8)[B > 16 :]]
     shape = next((cut for cut in cuts if cut.x_bytes <= X_BYTES and cut.shared <= room), cuts[-1])
     while shape.STAGES < MAX_STAGES:
         deeper = dataclasses.replace(shape, STAGES=shape.STAGES + 1)

@@ -106,8 +106,8 @@ def make_shape(B: int, V: int, stops: int) -> Shape:
     def cut(cluster: int) -> Shape:
         return Shape(V, cluster, SMALL if SMALL_SLICE * cluster >= V else LARGE, stops)
 
-    cluster = 1
-    while cluster < MAX_CLUSTER and (
+    cluster, most = 1, MAX_CLUSTER if launch.engine() else 1
+    while cluster < most and (
         (B * cluster * 2 <= launch.blocks_at_once() and MIN_SLICE * cluster * 2 <= V)
         or cut(cluster).shared > launch.shared_memory()
     ):

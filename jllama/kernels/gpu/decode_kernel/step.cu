@@ -159,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(NT + 32 * PW, 1) jllama_decode(KERN
   if (threadIdx.x == NT) {
 #pragma unroll 1
     for (int i = 0; i < NSLOT; i++) {
-      mbar_init(saddr(smem + OFF_BAR) + i * 8, PW);
+      mbar_init(saddr(smem + OFF_BAR) + i * 8, PW * ARRIVALS);
       mbar_init(saddr(smem + OFF_BAR) + (NSLOT + i) * 8, WPG);
     }
     show_barriers();
