@@ -1,6 +1,7 @@
 """The CUDA kernel that chooses tokens against `take_token`: emulated on a CPU, on a GPU with `-m gpu`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -147,12 +148,14 @@ def no_gpu(monkeypatch):
 class Emulated:
     """`take_token` by the emulated kernel."""
 
-    def __init__(self, monkeypatch, directory, cluster: int, threads: int = 32):
+    def __init__(self, monkeypatch, directory, cluster: int, threads: int = 32, apart: int = 0):
         self.monkeypatch, self.directory, self.cut = monkeypatch, directory, (cluster, threads)
+        self.apart = apart
         self.kernels: dict = {}
 
     def __call__(self, state: DecodeState, logits: np.ndarray) -> DecodeState:
-        self.monkeypatch.setattr(sample, "make_shape", lambda B, V, stops: sample.Shape(V, *self.cut, stops))
+        shape = functools.partial(sample.Shape, APART=self.apart)
+        self.monkeypatch.setattr(sample, "make_shape", lambda B, V, stops: shape(V, *self.cut, stops))
         self.monkeypatch.setattr(launch, "call", self.call)
         return decode_state._take_by_kernel(state, jnp.asarray(logits))
 
@@ -165,17 +168,18 @@ class Emulated:
             )
             self.kernels[source] = kernel
         arrays = [np.array(a) for a in operands]  # copies, changed in place
-        kernel([*arrays, *(arrays[operand] for operand in aliases)])
-        return [jnp.asarray(arrays[operand]) for operand in aliases]
+        others = [np.full(result.shape, np.nan, result.dtype) for result in results[len(aliases) :]]
+        kernel([*arrays, *(arrays[operand] for operand in aliases), *others])
+        return [jnp.asarray(array) for array in (*(arrays[operand] for operand in aliases), *others)]
 
 
 KINDS = ("peaked", "spread", "flat", "rounded", "equal")
 ALL = [*SETTINGS, dict(temperature=1.0)]  # the last row is done
 
 
-@pytest.mark.parametrize(("vocab", "cluster"), [(500, 1), (2500, 8)])
-def test_sample_emulated(no_gpu, monkeypatch, tmp_path, vocab, cluster):
-    take = Emulated(monkeypatch, tmp_path, cluster)
+@pytest.mark.parametrize(("vocab", "cluster", "apart"), [(500, 1, 0), (2500, 8, 0), (499, 1, 1)])
+def test_sample_emulated(no_gpu, monkeypatch, tmp_path, vocab, cluster, apart):
+    take = Emulated(monkeypatch, tmp_path, cluster, apart=apart)
     for seed, kind in enumerate(KINDS):
         state = state_of(ALL, vocab, seed)
         logits = logits_of(kind, np.random.default_rng(seed), (len(ALL), vocab))
@@ -213,6 +217,18 @@ def test_a_shape_fits_the_shared_memory(no_gpu):
     assert sample.make_shape(1, 32000, 1).CLUSTER == 8
     assert sample.sampling_refusal(32000) is None
     assert "too large" in sample.sampling_refusal(1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("room", "vocab", "apart"), [(166912, 8000, 0), (166912, 32000, 1), (101376, 262144, 1)]
+)
+def test_without_clusters_a_block_may_have_its_logits_apart(no_gpu, monkeypatch, room, vocab, apart):
+    monkeypatch.setattr(launch, "capability", lambda: (8, 0))
+    monkeypatch.setattr(launch, "shared_memory", lambda: room)
+    shape = sample.make_shape(1, vocab, 32)
+    assert (1, apart) == (shape.CLUSTER, shape.APART)
+    assert shape.shared <= room
+    assert sample.sampling_refusal(vocab) is None
 
 
 @jax.jit

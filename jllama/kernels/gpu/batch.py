@@ -54,7 +54,7 @@ def batch_refusal(
 
 
 def _most(params: Params) -> int:
-    """Sequences that `product.cu` is the faster way for; without clusters, those that a block has room for."""
+    """Sequences that `product.cu` is the faster way for; without clusters those that a block has room for."""
     weights = _weights(params)
     most = MAX_TOKENS if isinstance(weights[0], QTensor) else MAX_PLAIN
     if launch.engine():

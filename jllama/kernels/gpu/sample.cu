@@ -12,9 +12,16 @@
 // on how many blocks share a row; less than half of a unit counts as nothing.
 //
 // The host puts before this text: V, CLUSTER (blocks a row), NT (threads a block), STOPS (how many stop ids),
-// SHARED (bytes), FP16 (any), primitives.cu.
+// SHARED (bytes), APART (1: one block has more logits than room for them: they lie in an array of their own), FP16 (any),
+// primitives.cu.
 
 typedef unsigned char u8;
+
+#if APART
+#define LOGITS_APART , float* apart
+#else
+#define LOGITS_APART
+#endif
 
 constexpr int DIGIT = 11, BINS = 1 << DIGIT;
 constexpr int LIMB = 14, LIMBS = 3;    // bits of a weight in each of the words that hold it
@@ -31,7 +38,7 @@ struct __align__(16) Candidate { u64 weight; float distance; u32 id; };
 struct Place { u64 before, mass; u32 id; };  // of a candidate: mass before it and its own
 
 constexpr int up16(int n) { return (n + 15) / 16 * 16; }
-constexpr int SH_HISTOGRAM = up16(SLICE * 4);                              // [BINS][LIMBS + 1], see `word_of`
+constexpr int SH_HISTOGRAM = up16(APART ? 8 : SLICE * 4);                  // [BINS][LIMBS + 1], see `word_of`
 constexpr int SH_BINS = SH_HISTOGRAM + BINS * (LIMBS + 1) * 4;             // this block's share, summed over the row
 constexpr int SH_BEFORE = SH_BINS + SHARE * 16;                            // what lies before each thread's bins
 constexpr int SH_WARPS = SH_BEFORE + NT * 16;
@@ -45,6 +52,8 @@ constexpr int SH_UNIFORM = SH_LENGTH + 4, SH_END = SH_UNIFORM + 12;
 static_assert(SH_END <= SHARED, "sample.py asks for too little shared memory");
 
 template <class T> __device__ __forceinline__ T* shared(int at) { return (T*)(smem + at); }
+// This block's logits, then distances: in shared memory, or where a pointer there says.
+__device__ __forceinline__ float* slice() { return APART ? *shared<float*>(0) : shared<float>(0); }
 template <class T> __device__ __forceinline__ void tell_all(T* where, const T& what) {
 #pragma unroll
   for (int r = 0; r < CLUSTER; r++) *peer(where, r) = what;
@@ -169,7 +178,7 @@ __device__ __forceinline__ void add_to(u32 bin, u64 w) {
 
 // Turns this block's logits into distances, and counts all candidates.
 __device__ __forceinline__ void count_all(const Path& path, float top, float temperature) {
-  float* values = shared<float>(0);
+  float* values = slice();
   constexpr int TOGETHER = 4;
   for (int i0 = threadIdx.x, size = slice_size(); i0 < size; i0 += NT * TOGETHER) {
     u64 w[TOGETHER];
@@ -189,7 +198,7 @@ __device__ __forceinline__ void count_all(const Path& path, float top, float tem
 
 // Counts those below the path.
 __device__ void count_below(const Path& path, int level) {
-  const float* distances = shared<const float>(0);
+  const float* distances = slice();
   for (int i = threadIdx.x, size = slice_size(); i < size; i += NT)
     if (!level || path.holds(level - 1, distances[i], id_at(i)))
       add_to(path.digit(level, distances[i], id_at(i)), weight(distances[i]));
@@ -276,7 +285,7 @@ __device__ __noinline__ Found find(bool by_count, u64 target, u32 turn) {
 
 // Every block gets the candidates below the path, those of block r from place r * FEW on.
 __device__ __noinline__ void gather(const Path& path, int level) {
-  const float* distances = shared<const float>(0);
+  const float* distances = slice();
   Candidate *own = shared<Candidate>(SH_OWN), *list = shared<Candidate>(SH_LIST) + my_rank() * FEW;
   u32* const length = shared<u32>(SH_LENGTH);
 #pragma unroll 4
@@ -375,7 +384,7 @@ __device__ __forceinline__ float changed(float v, const Row& r, size_t at, const
 
 // Puts the row's changed logits into shared memory, a slice a block; this thread's extremes.
 __device__ Extremes load(const Row& r, const float* logits, const float* bias, const u8* prompt, const int* answer) {
-  float* values = shared<float>(0);
+  float* values = slice();
   const size_t start = (size_t)(blockIdx.x / CLUSTER) * V + my_rank() * SLICE;
   const int size = slice_size();
   Extremes all = {0, ~0u, ~0u, 1};
@@ -401,7 +410,7 @@ __device__ Extremes load(const Row& r, const float* logits, const float* bias, c
 
 // The mass of the candidates that are at least `least` times as probable as the first one.
 __device__ u64 mass_from(float least) {
-  const float* distances = shared<const float>(0);
+  const float* distances = slice();
   u64 sum = 0;
   for (int i = threadIdx.x, size = slice_size(); i < size; i += NT)
     if (expf(-distances[i]) >= least) sum += weight(distances[i]);
@@ -446,13 +455,17 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(NT, 1024 / NT)
 jllama_sample(const float* logits, const float* temperature, const int* top_k, const float* top_p, const float* min_p,
               const float* repetition, const float* presence, const float* frequency, const float* bias, const u8* biased,
               const u8* prompt, const u32* keys, const int* limit, const int* stop_ids, const int*, const int*, const u8*,
-              const u8*, const int*, int* token, int* generated, u8* done, u8* healthy, int* answer) {
+              const u8*, const int*, int* token, int* generated, u8* done, u8* healthy, int* answer LOGITS_APART) {
   const int row = (int)blockIdx.x / CLUSTER;
   const bool penalized = repetition[row] != 1.0f || presence[row] != 0.0f || frequency[row] != 0.0f;
   const Row r = {temperature[row], top_p[row], min_p[row], repetition[row], presence[row], frequency[row],
                  top_k[row], biased[row] != 0, penalized};
   const int position = generated[row];
   if (done[row]) return;
+#if APART
+  *shared<float*>(0) = apart + (size_t)row * V;
+  __syncthreads();
+#endif
   cluster_arrive();
   const Extremes mine = load(r, logits, bias, prompt, answer);
   const bool draws = r.temperature > 0.0f;

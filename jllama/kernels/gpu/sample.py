@@ -24,11 +24,12 @@ class Shape:
     CLUSTER: int
     NT: int
     STOPS: int
+    APART: int = 0  # logits do not fit into the shared memory
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory, the same sum as in sample.cu."""
-        slice_bytes = -(-(-(-self.V // self.CLUSTER) * 4) // 16) * 16
+        slice_bytes = 16 if self.APART else -(-(-(-self.V // self.CLUSTER) * 4) // 16) * 16
         bins = BINS * 16 + BINS // self.CLUSTER * 16 + self.NT * 16
         extremes = (self.NT // 32 + 2 * self.CLUSTER) * 16
         lists = 2 * 48 + (1 + self.CLUSTER) * FEW * 16 + -(-self.CLUSTER * 4 // 16) * 16
@@ -86,11 +87,13 @@ def sample_rows(
         numbers = (s.temperature, s.top_k, s.top_p, s.min_p)
         penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
         read = (logits, *numbers, *penalties, s.logit_bias, s.biased, counts.prompt, keys, limit, stop_ids)
-        token, generated, done, healthy, answer = launch.call(
+        results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in changed]
+        results += [jax.ShapeDtypeStruct(logits.shape, logits.dtype)] * shape.APART
+        token, generated, done, healthy, answer, *_ = launch.call(
             sample_source(shape),
             "jllama_sample",
             [*read, *changed],
-            [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in changed],
+            results,
             grid=B * shape.CLUSTER,
             threads=shape.NT,
             shared=shape.shared,
@@ -112,7 +115,8 @@ def make_shape(B: int, V: int, stops: int) -> Shape:
         or cut(cluster).shared > launch.shared_memory()
     ):
         cluster *= 2
-    return cut(cluster)
+    apart = cluster == most == 1 and cut(1).shared > launch.shared_memory()
+    return dataclasses.replace(cut(cluster), APART=int(apart))
 
 
 @functools.lru_cache(maxsize=32)
