@@ -182,7 +182,6 @@ static void copy_16(unsigned dst, const void* src, bool there) {
   if (dst % 16 || (uintptr_t)src % 16) { fprintf(stderr, "copy to %u\n", dst); abort(); }
   me->asked.push_back({me->block, dst, there ? 16u : 0u, 0, (const char*)src});
 }
-static void copy_16_once(unsigned dst, const void* src, unsigned long long) { copy_16(dst, src, true); }
 static void copy_16_of_256(unsigned dst, const void* src) { copy_16(dst, src, true); }
 static void arrive_with_copies(unsigned bar) {
   copies.push_back({me->block, 0, 0, bar, nullptr, std::move(me->asked)});

@@ -232,9 +232,6 @@ __device__ __forceinline__ void arrive_with_copies(u32 bar) {  // once this thre
 __device__ __forceinline__ void copy_16_of_256(u32 dst, const void* src) {  // their neighbours will be asked for too
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
-__device__ __forceinline__ void copy_16_once(u32 dst, const void* src, u64 policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(policy) : "memory");
-}
 __device__ __forceinline__ void copy_4(u32 dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
 }
