@@ -17,6 +17,7 @@ from jllama.model import Block, Params
 WARPS, GROUPS = 8, 2  # warps that compute; groups of them, each of which takes every second slot of the ring
 PRODUCERS = 2  # warps that stream: 1, 2 or 4
 IN_FLIGHT = 49152  # bytes on their way to a block, at most: more would hold up the hand-overs
+LANE_PRODUCERS = 4  # where lanes copy
 # On a bus of more bytes a second a warp's copies hold all up, not weights that words wait behind. There:
 FAST, FAST_PRODUCERS, FAST_IN_FLIGHT = 4e12, 4, 65536
 ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB leaves much of the slots empty
@@ -302,6 +303,7 @@ def _plan(c: ModelConfig, params: Params, gpus: int, texts: int) -> Plan:
     head = params.embed_tokens if params.lm_head is None else params.lm_head
     layers = [layer_formats(layer) for layer in params.layers]
     formats = tuple(tuple(dict.fromkeys(column)) for column in zip(*layers, strict=True))
+    producers = PRODUCERS if launch.engine() else LANE_PRODUCERS
     return Plan(
         config=c,
         dtype=jnp.dtype(params.norm.dtype).name,
@@ -316,8 +318,8 @@ def _plan(c: ModelConfig, params: Params, gpus: int, texts: int) -> Plan:
         row_bytes=ROW_BYTES,
         warps=WARPS,
         groups=GROUPS,
-        producers=PRODUCERS,
-        team=PRODUCERS,
+        producers=producers,
+        team=producers,
         in_flight=IN_FLIGHT,
         head_rows=head.shape[0],
         gpus=gpus,
