@@ -507,6 +507,37 @@ def test_a_fast_memory_is_asked_by_more_warps(gpu, monkeypatch, name, cut):
     assert made.slots >= made.groups + made.lag
 
 
+@pytest.mark.parametrize(("capability", "room"), [((8, 0), 166912), ((8, 6), 101376), ((8, 9), 101376)])
+@pytest.mark.parametrize("name", ["tinyllama-1.1b", "qwen3-0.6b", "gemma-3-1b", "smollm3-3b", "llama-3.1-8b"])
+def test_a_plan_without_copy_engine_fits_its_card(gpu, name, capability, room):
+    gpu.capability, gpu.room, gpu.blocks = capability, room, 82
+    config = dataclasses.replace(ModelConfig.from_hf(ready_made.shape(name)), num_hidden_layers=2)
+    params = jax.eval_shape(functools.partial(random_params, config))
+    cache = jax.eval_shape(lambda: kernels.KVCache.empty(config, batch=1, max_len=64, dtype="bfloat16"))
+    assert decode.decode_refusal(config, params, cache, np.zeros((1, 1), np.int32)) is None
+    made = plan.make_plan(config, params)
+    assert (made.engine, made.producers) == (False, 4)
+    assert made.shared <= room < made.map(made.slots + made.groups)[1]
+    assert made.slots >= made.turn
+    assert "copy_pieces" in plan.source(made, [0])
+    assert "copy_pieces" not in plan.source(dataclasses.replace(made, engine=True), [0])
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 9, 16, 32])
+def test_without_clusters_a_product_takes_what_a_block_has_room_for(gpu, monkeypatch, batch_size):
+    gpu.capability, gpu.room = (8, 0), 166912
+    f, most = Format(16, 0, 0), 8
+    shape = product.make_shape(batch_size, 2048, 5632, f, product.NOTHING)
+    fits = product.product_refusal(f, 2048, 5632, batch_size) is None
+    assert shape.CL == 1
+    assert fits == (batch_size <= most) == (shape.shared <= gpu.room)
+    weight = jax.ShapeDtypeStruct((2048, 5632), jnp.bfloat16)
+    monkeypatch.setattr(batch, "_weights", lambda params: [weight])
+    assert batch._most(None) == most
+    gpu.capability = (9, 0)
+    assert batch._most(None) == product.MAX_PLAIN
+
+
 # Where things lie.
 
 

@@ -22,6 +22,7 @@ from tests.kernels.test_kernels_gpu import (
     emulate,
     filled,
     rope_of,
+    shape,
     weights,
 )
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
@@ -30,6 +31,7 @@ from tests.kernels.test_kernels_gpu_attention import multiprocessors as multipro
 from tests.kernels.test_kernels_gpu_several import Emulated, all_agree, texts
 from tests.kernels.test_kernels_gpu_several import eight_blocks as eight_blocks
 
+WIDE = shape(512, 768, 1, 4, 1, 256)  # 32 tokens a turn where a block has little room
 LARGE, SHARED = (8, 0), {(8, 0): 166912, (8, 6): 101376}  # bytes that a block may have
 
 
@@ -51,6 +53,7 @@ CASES = [
     ((8, 0), NARROW, "q4", 40, (33,)),  # a tile's scales in one piece
     ((8, 6), BLOCKS, "q4_k_m", 40, (37,)),
     ((8, 0), MANY_HEADS, "q8", 320, (300,)),
+    ((8, 6), WIDE, "bf16", 120, (100,)),
 ]
 
 

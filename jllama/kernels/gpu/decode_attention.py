@@ -110,6 +110,8 @@ def make_shape(
 
     while resident > 1 and cut(resident).STAGES < MIN_STAGES:
         resident -= 1
+    if cut(resident).STAGES < MIN_STAGES:  # little memory: fewer warps, which ask further ahead
+        alone = WARPS
     return cut(resident)
 
 

@@ -24,6 +24,7 @@ ROW_SIZES = range(640, 1345, 64)  # of a weight row per ring slot, where 1 KB le
 WORTH = 1.05  # so much better filled
 SMALL_LAYER, FAST_LAYER = 64 << 20, 96 << 20  # bytes that take less than the waits
 WIDE_GROUP = 1024  # query elements of a key head
+SMALL_ROOM = 128 << 10  # bytes of shared memory, of which compute capability 8.6, 8.9 and 12 have fewer
 JOINED_TOKENS, JOINED_VALUES, JOINED_PARTS = 640, 8192, 5  # of a text that every block joins itself
 RUNS = 128  # bytes of a slot between runs of cached tokens
 MOST_TURNS = 2  # of a block, rather than more parts than that
@@ -71,9 +72,10 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Tokens that a block attends to at a time: 16 KB of keys, or 64 tokens of few wide heads."""
+        """Tokens that a block attends to at a time: 16 KB of keys, or, with room, 64 of few wide heads."""
         c = self.config
         few = c.head_dim * c.num_attention_heads // c.num_key_value_heads <= WIDE_GROUP
+        few = few and self.shared_bytes > SMALL_ROOM
         return 64 if c.head_dim > 128 and few else min(128, 8192 // c.head_dim // 32 * 32)
 
     @property
