@@ -67,8 +67,9 @@ def test_decode_by_lanes_emulated(four_blocks, older, tmp_path, capability, conf
     emulate(tmp_path, config, params, max_len, lengths)
 
 
-def test_several_texts_by_lanes_emulated(eight_blocks, older, tmp_path):
-    older()
+@pytest.mark.parametrize("capability", SHARED)
+def test_several_texts_by_lanes_emulated(eight_blocks, older, tmp_path, capability):
+    older(capability)
     lengths, params = (64, 300), weights(HALVES, "bf16")
     cache, tokens, runs = texts(HALVES, 320, lengths)
     logits, new = Emulated(tmp_path, HALVES, params, 2, 320)(cache, tokens, runs)

@@ -183,6 +183,7 @@ static void copy_16(unsigned dst, const void* src, bool there) {
   me->asked.push_back({me->block, dst, there ? 16u : 0u, 0, (const char*)src});
 }
 static void copy_16_of_256(unsigned dst, const void* src) { copy_16(dst, src, true); }
+static void copy_16_of_128(unsigned dst, const void* src) { copy_16(dst, src, true); }
 static void arrive_with_copies(unsigned bar) {
   copies.push_back({me->block, 0, 0, bar, nullptr, std::move(me->asked)});
   me->asked.clear();

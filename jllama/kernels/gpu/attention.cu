@@ -61,8 +61,8 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     bulk_copy(to + TILE / 2, values + (size_t)n * ROWS * H, bytes, bar, policy);
 #else
     for (u32 at = lane * 16; at < bytes; at += 512) {
-      copy_16_of_256(to + at, (const char*)(keys + (size_t)n * ROWS * H) + at);
-      copy_16_of_256(to + TILE / 2 + at, (const char*)(values + (size_t)n * ROWS * H) + at);
+      copy_16_of_128(to + at, (const char*)(keys + (size_t)n * ROWS * H) + at);
+      copy_16_of_128(to + TILE / 2 + at, (const char*)(values + (size_t)n * ROWS * H) + at);
     }
     arrive_with_copies(bar);
 #endif

@@ -43,7 +43,10 @@ MAX_TEXTS = 8  # decoded together
 MAX_PACKED = 4  # with weights of 8 or 4 bits: of more, `product.cu` is faster
 MAX_RECORDED = 2  # with scales in records, which cost more instructions
 MAX_WIDTH = 8192  # of a row of several texts, which a few threads hold
-MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait
+MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait;
+MOST_BESIDE = (
+    98304  # but where a block has less shared memory it is enough that all else takes no more than this
+)
 
 
 def decode_refusal(
@@ -128,12 +131,13 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int, te
 
 
 def _several_refusal(plan: Plan) -> str | None:
+    room = min(MIN_RING, plan.shared_bytes - MOST_BESIDE)
     checks = (
         (plan.gpus > 1, "several sequences on several GPUs"),
         (plan.texts > MAX_PACKED and plan.packed, f"{plan.texts} sequences with weights of fewer bits"),
         (plan.texts > MAX_RECORDED and plan.recorded, f"{plan.texts} sequences with scales in records"),
         (plan.blocks < plan.texts * plan.config.num_key_value_heads, "more key heads than blocks"),
-        (plan.slots * plan.slot < MIN_RING, f"{plan.texts} sequences of rows that leave weights no room"),
+        (plan.slots * plan.slot < room, f"{plan.texts} sequences of rows that leave weights no room"),
         (plan.config.hidden_size > MAX_WIDTH, f"{plan.texts} sequences of rows longer than {MAX_WIDTH}"),
     )
     return next((f"the kernel does not know {what}" for bad, what in checks if bad), None)

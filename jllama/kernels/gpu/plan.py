@@ -283,7 +283,7 @@ def make_plan(c: ModelConfig, params: Params, gpus: int = 1, texts: int = 1) -> 
     layer = sum(rows * tile.row for tile, rows in plan.used[:4])
     if layer < SMALL_LAYER:
         plan = _for_small_layers(plan)
-    return _in_groups(plan) if layer < (FAST_LAYER if fast else SMALL_LAYER) else plan
+    return _in_groups(plan) if layer < (FAST_LAYER if fast or not plan.engine else SMALL_LAYER) else plan
 
 
 def _for_small_layers(plan: Plan) -> Plan:
@@ -296,9 +296,10 @@ def _for_small_layers(plan: Plan) -> Plan:
 
 
 def _in_groups(plan: Plan) -> Plan:
-    """More of them, so that a warp takes more of a slot, where they find as much to do."""
+    """More of them, so that a warp takes more of a slot, where they find as much to do, and as many slots."""
     even = all(tile.slices == 2 or tile.slices > 3 for tile in plan.every_tile)
-    return dataclasses.replace(plan, groups=2 * GROUPS) if even else plan
+    more = dataclasses.replace(plan, groups=2 * GROUPS)
+    return more if even and (plan.engine or more.slots == plan.slots) else plan
 
 
 def _plan(c: ModelConfig, params: Params, gpus: int, texts: int) -> Plan:

@@ -232,6 +232,9 @@ __device__ __forceinline__ void arrive_with_copies(u32 bar) {  // once this thre
 __device__ __forceinline__ void copy_16_of_256(u32 dst, const void* src) {  // their neighbours will be asked for too
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
+__device__ __forceinline__ void copy_16_of_128(u32 dst, const void* src) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+}
 __device__ __forceinline__ void copy_4(u32 dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
 }

@@ -17,7 +17,7 @@ template <int COUNT, int MOST, class Which> __device__ __forceinline__ void copy
     const u32 at = (i + lane) % EACH * 16;
     if (of >= COUNT) break;
     const Piece piece = which(of);
-    if (at < piece.bytes) copy_16_of_256(piece.dst + at, piece.src + at);
+    if (at < piece.bytes) copy_16_of_128(piece.dst + at, piece.src + at);
   }
 }
 
