@@ -43,10 +43,8 @@ MAX_TEXTS = 8  # decoded together
 MAX_PACKED = 4  # with weights of 8 or 4 bits: of more, `product.cu` is faster
 MAX_RECORDED = 2  # with scales in records, which cost more instructions
 MAX_WIDTH = 8192  # of a row of several texts, which a few threads hold
-MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait;
-MOST_BESIDE = (
-    98304  # but where a block has less shared memory it is enough that all else takes no more than this
-)
+MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait
+MOST_BESIDE = 98304  # without copy engine, with less shared memory: bytes that all but the ring takes
 
 
 def decode_refusal(
@@ -131,7 +129,7 @@ def _array_refusal(c: ModelConfig, params: Params, cache: KVCache, gpus: int, te
 
 
 def _several_refusal(plan: Plan) -> str | None:
-    room = min(MIN_RING, plan.shared_bytes - MOST_BESIDE)
+    room = MIN_RING if plan.engine else min(MIN_RING, plan.shared_bytes - MOST_BESIDE)
     checks = (
         (plan.gpus > 1, "several sequences on several GPUs"),
         (plan.texts > MAX_PACKED and plan.packed, f"{plan.texts} sequences with weights of fewer bits"),
