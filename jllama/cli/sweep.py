@@ -93,7 +93,7 @@ class Record:
                     f"{self.path} holds points of {name} {self.run.get(name)}, this run has {run[name]}: "
                     "give another file"
                 )
-        self.run = self.run or run
+        self.run = self.run if self.points else run  # one that measured nothing may have been another
         self._write()
 
     def add(self, point: dict[str, Any]) -> None:
@@ -104,9 +104,11 @@ class Record:
     def _write(self) -> None:
         fresh = self.path.with_name(f"{self.path.name}.tmp")
         text = json.dumps({"run": self.run, "points": self.points}, indent=1)
-        with file_errors(self.path):
+        try:
             fresh.write_text(text + "\n", "utf-8")
             os.replace(fresh, self.path)
+        except OSError as error:
+            raise JllamaError(f"cannot write {self.path}: {error.strerror or error}") from None
 
 
 def key_of(point: dict[str, Any]) -> tuple[str, str, int, str]:

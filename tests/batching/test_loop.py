@@ -241,6 +241,12 @@ def test_nobody_goes_on_from_a_row_that_was_not_finite(make):
     assert ask(loop, prompt)[0].result(WAIT).reused_tokens == 0
 
 
+def test_what_a_slot_holds_is_gone_on_with_in_its_place(make):
+    loop, notes = make(slots=1)
+    assert [ask(loop, list(range(1, 40)))[0].result(WAIT).reused_tokens for _ in range(2)] == [0, 38]
+    assert not any(entry[0] == "copy" for entry in notes.asked)
+
+
 def test_a_stop_string_ends_a_row_that_was_not_done(make):
     loop, notes = make()
     (one,) = ask(loop, [1], limit=20, stop="de")
@@ -417,10 +423,15 @@ def test_who_hears_of_the_end_finds_the_result(make, bad):
     ends = queue.SimpleQueue()
     notes.bad = {0} if bad else set()
     one = stream(loop, [1])
-    one.listener = lambda who, item: isinstance(item, str) or ends.put((item, who.ended, who._error))
+
+    def listener(who, item):
+        if not isinstance(item, str):
+            ends.put((item, who.ended, who._error, loop.stats.running))
+
+    one.listener = listener
     loop.submit([one])
     error = notes.error if bad else None
-    assert ends.get(timeout=WAIT) == (error, True, error)
+    assert ends.get(timeout=WAIT) == (error, True, error, 0)  # its slot is free by then
 
 
 def test_who_reads_again_or_beside_another_ends_with_the_stream(make):

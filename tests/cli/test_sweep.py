@@ -1,7 +1,9 @@
 """`bench.py --sweep`: the grid, the file that it goes on with, shares of the limit, and the picture."""
 
+import errno
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +66,29 @@ def test_a_record_keeps_each_point_and_refuses_another_run(tmp_path):
         with pytest.raises(JllamaError, match=f"holds points of {name} .*, this run has other: give another"):
             sweep.Record(record.path).begin(RUN | {name: "other"})
     assert [*tmp_path.iterdir()] == [record.path]
+
+
+def test_a_record_is_of_the_run_that_gave_its_first_point(tmp_path):
+    sweep.Record(tmp_path / "s.json").begin(RUN | {"model": "other"})  # and is interrupted
+    record = sweep.Record(tmp_path / "s.json")
+    record.begin(RUN)
+    record.add(point())
+    assert json.loads(record.path.read_text()) == {"run": RUN, "points": [point()]}
+
+
+def test_a_record_that_can_not_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    record, write = sweep.Record(tmp_path / "s.json"), Path.write_text
+    record.begin(RUN)
+    before = record.path.read_text()
+
+    def full(path, text, encoding):
+        write(path, text[:20], encoding)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(JllamaError, match="cannot write"):
+        record.add(point())
+    assert record.path.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,31 @@ def test_a_stretch_is_read_at_once_where_that_is_faster_than_steps(monkeypatch, 
     read = ("jump", slots, 7, 8, [4, 5, 6]) if asks else ("accept", 7, [4, 5, 6])
     assert notes == ([read, ("follow", [4, 5, 6])] if taken else [])
     assert decoder.forced(slots, 7, None) == []
+
+
+@pytest.mark.parametrize(("start", "told"), [(0, [10, 4, 4, 2]), (3, [7, 4, 3]), (6, []), (7, [])])
+def test_a_bar_counts_what_is_left_of_a_prompt_in_several_chunks(start, told):
+    notes, read = [], []
+
+    class Bar:
+        def __init__(self, total):
+            notes.append(total)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def advance(self, count):
+            notes.append(count)
+
+    def read_together(pieces, size):
+        read.extend((piece.slot, piece.start, piece.tokens.tolist(), piece.context) for piece in pieces)
+        return np.zeros((1, 3), np.float32)
+
+    slots = SimpleNamespace(next_chunk=lambda left: min(left, 4), read_together=read_together)
+    decoder.read_prompt(slots, np.arange(10, dtype=np.int32), start, slot=2, progress=Bar)
+    assert notes == told
+    assert [token for _, _, tokens, _ in read for token in tokens] == list(range(start, 10))
+    assert {(slot, context) for slot, _, _, context in read} == {(2, 10)}

@@ -94,3 +94,14 @@ def test_what_is_no_number_ends_its_row_alone(tiny_config, slots):
     assert burst.healthy.tolist() == [True, True, False]
     assert new.healthy.tolist() == [True, False, True]
     assert new.done.tolist() == [False, True, False]
+
+
+def test_what_a_stretch_changes_is_updated_in_place(tiny_config, slots):
+    steps, before = slots.masked, changing_of(slots.state)
+    steps._fed[:], steps._logits = True, jnp.zeros((3, tiny_config.vocab_size))
+    logits, cache = steps._logits, slots.state.cache
+    new = steps.accept(slots.state, 1, rows(4, 5), WAY)
+    assert logits.is_deleted()
+    assert all(leaf.is_deleted() for leaf in (*before.values(), *cache.keys, *cache.values))
+    assert (new.token.tolist()[1], new.generated.tolist()) == (5, [1, 3, 1])
+    assert np.asarray(steps._logits).any(axis=1).tolist() == [False, True, False]

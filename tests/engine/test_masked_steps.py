@@ -95,6 +95,16 @@ def test_all_slots_stand_in_their_own_order(steps):
     assert steps.notes[-1][2:] == (words, [[0, 1, 2, 3, 4], [0, 1, 0, 1, 1], [3, 1, 4, 0, 2]])
 
 
+def test_choices_read_the_settings_of_the_texts_that_are_there(steps):
+    """They are taken out of the state once, until another text begins: then its keys are others."""
+    one, mask, kept = state(0), np.zeros((1, 2), np.int32), []
+    for given in (one, dataclasses.replace(one, cache=7), dataclasses.replace(one, keys="others")):
+        steps.choose(given, rows(1), 1, mask, WAY)
+        kept.append(steps._kept)
+    assert kept[0] is kept[1]
+    assert [each.keys for each in kept] == ["keys", "keys", "others"]
+
+
 def test_without_masks_any_token_may_come(steps):
     steps.choose(state(0), rows(2), 1, None, WAY)
     numbers = [[2], [1], [0]]

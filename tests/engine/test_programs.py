@@ -190,6 +190,19 @@ def test_what_a_beginning_leaves_in_its_slot_and_nowhere_else(tiny_config, tiny_
     assert (slots.state.floor.tolist(), slots.state.limit.tolist()) == ([0] * 4, [1, 0, 3, 0])
 
 
+def test_beginnings_that_are_nobodys_have_places_of_their_own(tiny_config, tiny_params, monkeypatch):
+    """Behind all slots, and no two the same: what writes there is told that none are."""
+    slots, seen = Slots.empty(tiny_config, tiny_params, slots=2, max_len=16, dtype="float32", stops=3), []
+
+    def begin(state, logits, numbers, *_, how):
+        seen.append(numbers[:, 0].tolist())
+        return state, SimpleNamespace(underway=lambda: None)
+
+    monkeypatch.setattr(slot_programs, "begin", begin)
+    slots.begin_together([(1, row_of(tiny_config, [5], limit=3), 0)], np.zeros((4, 61), np.float32))
+    assert seen == [[1, 3, 4, 5]]
+
+
 def test_the_longest_prompt_of_those_that_begin_together_has_room(tiny_config, tiny_params):
     slots = Slots.empty(tiny_config, tiny_params, slots=2, max_len=700, dtype="float32", stops=3)
     prompts = [[5], [*range(40)] * 15]

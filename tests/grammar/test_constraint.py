@@ -48,6 +48,17 @@ def made(matcher, banned=None):
     return Constraint(matcher, 2, [END], None if banned is None else np.array(banned, np.int32))
 
 
+@pytest.mark.parametrize(
+    ("came", "left"),
+    [([1], [3, 2]), ([1, 2], [3]), ([1, 2, 3], []), ([4], []), ([1, 4], [])],
+)
+def test_what_must_come_is_forgotten_once_another_token_comes(came, left):
+    held = made(Matcher(1, 2))
+    held._forced = [3, 2, 1]
+    held.follow(came)
+    assert (held._forced, held.last, held.matcher.consumed) == (left, came[-1], came)
+
+
 def test_what_came_is_followed_up_to_the_end_or_a_mistake():
     good, ended, bad = (made(Matcher(1, 2)) for _ in range(3))
     good.follow([3, 4])

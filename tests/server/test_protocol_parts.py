@@ -10,6 +10,7 @@ from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, Qu
 from jllama.server import scores
 from jllama.server.chat_completions import ChatTask
 from jllama.server.choice import Choice, Delta
+from jllama.server.completions import CompletionTask
 from jllama.server.envelope import Envelope
 from jllama.server.protocol import completions, errors, messages
 from jllama.server.protocol.chat import ChatRequest
@@ -339,6 +340,26 @@ def test_what_a_conversation_is_refused_for():
         with pytest.raises(ApiError, match=words) as error:
             messages.encode_messages(tokenizer, read(USER), begun=False, variables=variables, name="input")
         assert (error.value.status, error.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (dict(), dict(logprobs=None, prompt_logprobs=None)),
+        (dict(logprobs=2), dict(logprobs=2, prompt_logprobs=None)),
+        (dict(logprobs=0, echo=True), dict(logprobs=0, prompt_logprobs=0)),
+        (dict(echo=True), dict(logprobs=None, prompt_logprobs=None)),
+    ],
+)
+def test_a_prompt_is_scored_where_it_is_said_alone(given, told):
+    """To score it costs all of it, whatever a slot holds."""
+    service = SimpleNamespace(check_model=print, check_count=print, vocab_size=9, tokenizer=None)
+    service.options, service.fingerprint = SimpleNamespace(sampling={}, names=("m",)), "f"
+    task = CompletionTask(service, json.dumps(dict(prompt=[[1, 2], [3]], n=2, seed=5, **given)).encode())
+    assert [(each.pop("prompt"), each.pop("settings").seed) for each in task.requests] == [
+        *(([1, 2], 5), ([1, 2], 6), ([3], 5), ([3], 6))
+    ]
+    assert task.requests == [told] * 4
 
 
 # Choices.

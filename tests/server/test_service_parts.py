@@ -119,6 +119,8 @@ def test_the_model_s_names(made):
         made.check_model(name)
     with pytest.raises(ApiError, match="the model 'c' does not exist; here is a, b") as error:
         made.check_model("c")
+    with pytest.raises(ApiError, match="the model '' does not exist"):
+        made.check_model("")
     assert (error.value.status, error.value.param, error.value.code) == (404, "model", "model_not_found")
     with pytest.raises(ApiError, match=rf"the model '{'x' * 200}' does"):
         made.check_model("x" * 201)
@@ -254,6 +256,21 @@ def test_seeds_of_choices():
     assert [one.seed for one in seeded(GenerationSettings(seed=2**63 - 2), 4)] == [2**63 - 2, 2**63 - 1, 0, 1]
     one = GenerationSettings(seed=7)
     assert seeded(one, 1) == [one]
+
+
+def test_a_socket_that_can_not_have_its_address_is_closed(monkeypatch):
+    made = []
+
+    class Noted(socket.socket):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(run.socket, "socket", Noted)
+        with pytest.raises(JllamaError, match="is in use"):
+            run.bind("127.0.0.1", taken.getsockname()[1])
+    assert [each.fileno() for each in made] == [-1]
 
 
 def test_a_socket_listens_when_it_is_told_to():
