@@ -68,6 +68,20 @@ def test_short_prompts_overtake_a_long_one_which_gets_every_second_chunk():
     assert order == [True, False] * 6
 
 
+def test_of_slots_that_hold_the_same_a_free_one_needs_no_copy():
+    scheduler = Scheduler(2, MAX_LEN)
+    first, second, third = long(500), long(500), long(500)
+    for each in (first, second):
+        scheduler.submit([each])
+        read_all(scheduler)
+    free = second.slot
+    scheduler.release(second, [7])
+    scheduler.submit([third])
+    (admission,) = scheduler.admit()
+    assert first.slot != free
+    assert (admission.source, third.slot, admission.count) == (free, free, len(third.prompt) - 1)
+
+
 def test_what_a_running_slot_holds_is_copied_and_one_token_is_always_read():
     scheduler = Scheduler(2, MAX_LEN)
     first, second = long(500), long(500)

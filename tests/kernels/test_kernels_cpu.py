@@ -180,6 +180,9 @@ def test_a_full_cache_drops_what_does_not_fit(machine):
     params = random_params(BASE)
     assert_same_step(BASE, params, (6, 5, 2), 1, 6, suffix_of(machine))
     assert_same_step(BASE, params, (6, 5, 2), 3, 6, suffix_of(machine))
+    narrow = dataclasses.replace(BASE, sliding_window=2)
+    for T in (9, 70):  # the last ones look at nothing that is there
+        assert_same_step(narrow, params, (3, 6), T, 6, suffix_of(machine))
 
 
 @every_machine

@@ -70,6 +70,7 @@ def test_tokens_are_counted_in_the_prompt_and_the_answer():
         ({"frequency_penalty": -0.1}, False),
         ({"logit_bias": {1: 0.0}}, True),
         ({"logit_bias": {1: 0.5}}, False),
+        ({"logit_bias": {1: -0.5, 3: 0.0}}, False),
         ({"logit_bias": {}}, True),
     ],
 )
