@@ -636,6 +636,21 @@ def test_a_crowd_is_there_when_each_was_tried_once_and_not_one_of_them_twice(mon
     asyncio.run(run())
 
 
+def test_who_is_refused_once_is_not_waited_for_again(monkeypatch):
+    monkeypatch.setattr(idle, "SECONDS", 3600.0)
+
+    async def refused(*_, **__):
+        raise OSError(111, "refused")
+
+    async def run():
+        monkeypatch.setattr(asyncio, "open_connection", refused)
+        crowd = Crowd(Target("http://127.0.0.1:9", "", 60), 2)
+        async with crowd.around():
+            return crowd.open, crowd.closed
+
+    assert asyncio.run(run()) == (0, 0)
+
+
 def test_idle_connections_that_are_refused_are_tried_again(monkeypatch):
     monkeypatch.setattr(idle, "SECONDS", 0.0)
     tried = []

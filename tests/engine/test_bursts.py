@@ -183,3 +183,17 @@ def test_a_bar_counts_what_is_left_of_a_prompt_in_several_chunks(start, told):
     assert notes == told
     assert [token for _, _, tokens, _ in read for token in tokens] == list(range(start, 10))
     assert {(slot, context) for slot, _, _, context in read} == {(2, 10)}
+
+
+def test_what_comes_of_no_row_that_is_stuck_is_handed_out(monkeypatch):
+    """The columns before the first of them; then why it is."""
+    second = burst([5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8])
+    served = SimpleNamespace(counts=lambda: np.array([3, decoder.ALL, 1]))
+    held = [SimpleNamespace(error=JllamaError(f"row {row}") if row != 1 else None) for row in range(3)]
+    left = iter([(second, served), (burst([9] * 4), served)])
+    monkeypatch.setattr(decoder, "ask", lambda *_: next(left))
+    slots, came = SimpleNamespace(masked=SimpleNamespace(asks=True)), []
+    blocks = decoder.masked_bursts(slots, burst([1], [2], [3]), held, (0, 1, 2))
+    with pytest.raises(JllamaError, match="row 0"):
+        came.extend(block.tolist() for block in blocks)
+    assert came == [[[1], [2], [3]], [[5]] * 3]

@@ -87,6 +87,16 @@ def test_who_joins_at_once_says_nothing():
     assert (joined, said) == ([1], [])
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("no")])
+def test_whatever_ends_the_wait_is_raised(error):
+    def join():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        joining._awaited(join, "waiting", print)
+    assert raised.value is error
+
+
 def test_an_error_of_the_thread_that_joins_is_this_ones():
     def fail():
         raise JllamaError("can't")
