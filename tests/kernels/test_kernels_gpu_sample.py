@@ -44,7 +44,7 @@ def rows_of(settings: list[dict], vocab: int) -> Sampling:
 
 
 def logits_of(kind: str, rng, shape) -> np.ndarray:
-    """Peaked like a model's, spread, nearly flat, with many equals, or all equal."""
+    """Peaked like a model's, spread, nearly flat, with many equals, all equal, or some sixty alone."""
     noise = rng.standard_normal(shape)
     logits = {
         "peaked": noise * 3 + 6 * (rng.random(shape) < 0.005),
@@ -52,6 +52,7 @@ def logits_of(kind: str, rng, shape) -> np.ndarray:
         "flat": noise * 1e-3,
         "rounded": np.round(noise * 2) / 2,
         "equal": np.zeros(shape),
+        "few": np.where(rng.random(shape) * shape[-1] < 60, 0.0, -20.0),  # cuts and draws among the same ones
     }[kind]
     return logits.astype(np.float32)
 
@@ -173,7 +174,7 @@ class Emulated:
         return [jnp.asarray(array) for array in (*(arrays[operand] for operand in aliases), *others)]
 
 
-KINDS = ("peaked", "spread", "flat", "rounded", "equal")
+KINDS = ("peaked", "spread", "flat", "rounded", "equal", "few")
 ALL = [*SETTINGS, dict(temperature=1.0)]  # the last row is done
 
 
