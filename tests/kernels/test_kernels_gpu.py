@@ -35,6 +35,7 @@ def shape(hidden, ffn, layers, heads, kv_heads, head_dim, vocab=130, **more) -> 
 
 
 SMALL = shape(256, 704, 1, 8, 2, 32)
+ODD = shape(288, 352, 1, 4, 2, 32)  # rows that end within a unit of 64
 TIED = shape(512, 1408, 1, 4, 4, 128, tie_word_embeddings=True)
 SLIDING = shape(256, 320, 1, 4, 2, 64, sliding_window=50)
 NARROW = shape(576, 1536, 1, 9, 3, 64, tie_word_embeddings=True)  # rows of scales of 36 bytes
@@ -198,6 +199,7 @@ CASES = [
     (SMALL, "bf16", "bfloat16", 300, (0, 128, 299, 300)),
     (SMALL, "int4", "bfloat16", 40, (37,)),
     (SMALL, "int8", "float16", 40, (37,)),
+    (ODD, "int8", "bfloat16", 40, (37,)),
     (SLIDING, "q4", "bfloat16", 200, (170,)),
     (MANY_HEADS, "q8", "bfloat16", 320, (300,)),  # three parts, which every block joins
     (NARROW, "q4", "bfloat16", 40, (33,)),
