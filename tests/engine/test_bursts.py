@@ -197,3 +197,16 @@ def test_what_comes_of_no_row_that_is_stuck_is_handed_out(monkeypatch):
     with pytest.raises(JllamaError, match="row 0"):
         came.extend(block.tolist() for block in blocks)
     assert came == [[[1], [2], [3]], [[5]] * 3]
+
+
+def test_who_is_over_can_not_be_stuck_any_more(monkeypatch):
+    """A row that its limit has ended may have nothing that could come next."""
+    first, second = burst([1], [2], done=(0,)), burst([NO_TOKEN] * 2, [5, 6], done=(0,))
+    last = burst([NO_TOKEN], [7], done=(0, 1))
+    counts = iter([[decoder.ALL, decoder.ALL], [0, decoder.ALL]])
+    left = iter([(each, SimpleNamespace(counts=lambda: np.array(next(counts)))) for each in (second, last)])
+    monkeypatch.setattr(decoder, "ask", lambda *_: next(left, (None, None)))
+    held = [SimpleNamespace(error=JllamaError("nothing may come")), SimpleNamespace(error=None)]
+    slots = SimpleNamespace(masked=SimpleNamespace(asks=True))
+    came = [block.tolist() for block in decoder.masked_bursts(slots, first, held, (0, 1))]
+    assert came == [[[1], [2]], [[NO_TOKEN] * 2, [5, 6]], [[NO_TOKEN], [7]]]
