@@ -18,12 +18,14 @@ from jllama.kernels.gpu import (
     launch,
     product,
     sample,
+    stream,
 )
 from jllama.kernels.gpu.constants import Constants
 from jllama.kernels.gpu.layout import Format
 from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind, ScoreRule
 from jllama.layers.qtensor import QTensor
+from jllama.layers.quantization import SCHEMES, quantize
 from jllama.layers.rope import Rope
 from jllama.layers.sampling import Sampling, TokenCounts
 from tests.support.helpers import random_params
@@ -48,6 +50,7 @@ def calls(monkeypatch):
         *((product, "product_source"), (sample, "sample_source"), (exchange, "exchange_source")),
         *((chunk_attention, "chunk_source"), (decode_attention, "attention_source")),
         *((exchange, "pull_source"), (exchange, "exchange_norm_source"), (desk, "desk_source")),
+        *((stream, "stream_source"), (stream, "norm_source")),
     ):
         monkeypatch.setattr(module, name, lambda *shape: shape[0] if len(shape) == 1 else shape)
     return seen
@@ -207,6 +210,51 @@ def test_a_sum_over_gpus_and_the_norm_behind_it(calls, pair):
     assert (first.name, first.grid, first.threads, first.shared) == ("jllama_exchange_norm", 3, 512, 64)
     assert [result.dtype for result in second.results] == [jnp.float16] * 2
     assert out.shape == normed.shape == (3, 8)
+
+
+def test_a_product_of_many_tokens(calls, pair):
+    """Of 32 tokens and 4,096 rows 128 blocks; what is sent is told with its turn."""
+    x, weight = jnp.ones((32, 512), HALF), jnp.ones((64, 64, 512), HALF)
+    bias = jnp.ones((64, 64), HALF)
+    (y,) = stream.streamed(weight, x, bias=bias)
+    sums, turn = stream.streamed(
+        weight.reshape(4096, 512).astype(jnp.float16), x.astype(jnp.float16), peers=pair
+    )
+    plain, sent = calls
+    are(plain.operands, weight, weight, x, weight, bias)
+    assert (plain.shape, plain.name) == (stream.Shape(32, 4096, 512, MT=4, BIAS=1), "jllama_stream")
+    assert (plain.grid, plain.threads, plain.shared) == (128, 256, 8 * 3 * 6144 + 8192)
+    assert (y.shape, y.dtype) == ((32, 4096), HALF)
+    are(sent.operands[:2], pair.addresses, "rank")
+    assert sent.shape == stream.Shape(32, 4096, 512, MT=4, GPUS=2, FP16=1)
+    assert [(a.shape, a.dtype) for a in (sums, turn)] == [((32, 4096), jnp.float16), ((1,), jnp.uint32)]
+
+
+def test_products_that_are_left_to_others(calls):
+    many, few = jnp.ones((33, 512), HALF), jnp.ones((32, 512), HALF)
+    weight = jnp.ones((4096, 512), HALF)
+    assert stream.streamed(weight, many) is None
+    assert stream.streamed(quantize(weight, SCHEMES["int8"][0]), few) is None
+    assert stream.streamed(weight[:, :480], few[:, :480]) is None  # columns
+    assert stream.streamed(jnp.ones((4104, 512), HALF), few) is None  # rows that are no tiles
+    assert stream.streamed(jnp.ones((3136, 512), HALF), few) is None  # 98 blocks of 132
+    assert calls == []
+
+
+def test_sums_that_were_sent(calls, pair):
+    x, residual = (jnp.ones((3, 16), HALF) for _ in range(2))
+    weight, bias, turn = jnp.ones(16, HALF), jnp.ones(16, HALF), jnp.ones(1, jnp.uint32)
+    stream.taken_norm(pair, x, turn, residual, weight, eps=1e-5, offset=1.0, bias=bias, by=0.5)
+    halves = [a.astype(jnp.float16) for a in (x, residual, weight)]
+    out, normed = stream.taken_norm(pair, halves[0], turn, *halves[1:], eps=1e-6)
+    first, second = calls
+    are(first.operands, pair.addresses, "rank", turn, x, residual, weight, bias)
+    are(second.operands[3:], *halves, halves[2])
+    numbers = ("1.000000000e-05f", "1.000000000e+00f", 1, "5.000000000e-01f")
+    assert first.shape == stream.NormShape(2, 16, *numbers)
+    assert second.shape == stream.NormShape(2, 16, "1.000000000e-06f", FP16=1)
+    assert (first.name, first.grid, first.threads, first.shared) == ("jllama_take_norm", 3, 512, 64)
+    assert [a.dtype for a in (out, normed)] == [jnp.float16] * 2
 
 
 @pytest.mark.parametrize("peers", [None, "peers"])

@@ -66,6 +66,7 @@ def test_parts_of_a_mailbox_lie_behind_one_another(gpus):
         BOX_LOGITS=peers.MAX_VOCABULARY,
         BOX_PULL=4 * peers.MAX_BLOCKS,
         BOX_SUMS=2 * gpus * found["MAX_SUMS"],
+        BOX_BARE=2 * gpus * found["MAX_SUMS"] // 4,
     )
     at = peers.HEAD
     for name, size in sizes.items():

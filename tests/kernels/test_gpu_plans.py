@@ -386,6 +386,7 @@ def test_blocks_share_a_head_only_where_most_would_be_idle(gpu, batch_size, leng
     assert shape.RESIDENT * (shape.shared + 1024) <= ROOM + 1024
     assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).WINDOW == 7
     assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).FP16 == 1
+    assert decode_attention.make_shape(32, 4, 4, 128, 768, None, jnp.bfloat16).STAGES == 2  # 128 KB
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_shape_fits_its_share_of_a_multiprocessor(multiprocessors):
     for batch in (1, 2, 8, 16, 32, 33, 64, 128, 512):
         for group, head_dim in ((8, 64), (4, 128), (16, 32), (16, 128), (4, 256), (16, 256)):
             shape = decode_attention.make_shape(batch, 4, group, head_dim, 768, None, jnp.bfloat16)
-            assert shape.STAGES >= 3
+            assert shape.STAGES >= 2
             assert shape.RESIDENT * (shape.shared + 1024) <= 232448 + 1024
 
 

@@ -9,6 +9,7 @@ from jllama import model
 from jllama.kernels.gpu import exchange, peers, wide_batch
 from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import KVCache
+from jllama.layers.linear import linear
 from jllama.layers.norm import rms_norm
 from tests.kernels.test_kernels_gpu import distance, shape, weights
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
@@ -103,8 +104,10 @@ def test_sums_and_their_norm_emulated(tmp_path, gpus, rows, slices):
         np.testing.assert_allclose(normed[0].astype(np.float32), exact, rtol=2**-8)
 
 
-@pytest.mark.parametrize("stored", ["bf16", "int8", "int4"])
-def test_a_wide_step_is_the_models(monkeypatch, stored):
+@pytest.mark.parametrize(
+    ("stored", "peers"), [("bf16", None), ("int8", None), ("int4", None), ("bf16", "all")]
+)
+def test_a_wide_step_is_the_models(monkeypatch, stored, peers):
     """Its order of products, sums and norms; with XLA's sums of one device in the kernels' place."""
     config = shape(64, 96, 2, 4, 2, 32, vocab=50, attention_bias=True, mlp_bias=True, residual_multiplier=0.5)
     params, tokens = weights(config, stored), jnp.array([[3], [7], [9]], jnp.int32)
@@ -114,11 +117,21 @@ def test_a_wide_step_is_the_models(monkeypatch, stored):
         added = added.astype(residual.dtype)
         return added, rms_norm(weight, added, eps, offset)
 
-    monkeypatch.setattr(wide_batch, "exchanged_norm", sums)
+    def streamed(weight, x, *, bias=None, peers=None):
+        made = linear(weight, x, bias).reshape(len(x), -1)
+        return [made] if peers is None else [made, "turn"]
+
+    def taken(peers, x, turn, *given, **how):
+        assert (peers, turn) == ("all", "turn")
+        return sums(peers, x[None].astype(jnp.float32), *given, **how)
+
+    monkeypatch.setattr(wide_batch, "exchanged_norm", None if peers else sums)
+    monkeypatch.setattr(wide_batch, "streamed", streamed)
+    monkeypatch.setattr(wide_batch, "taken_norm", taken)
     monkeypatch.setattr(wide_batch, "decode_attend", lambda *given: append_and_attend(*given, None))
     cache = KVCache.empty(config, batch=3, max_len=16, dtype="bfloat16")
     places = model.places(config, jnp.zeros((3, 1), jnp.int32), jnp.ones((3,), jnp.int32))
-    logits, new = wide_batch.wide_step(config, params, tokens, cache, places, None)
+    logits, new = wide_batch.wide_step(config, params, tokens, cache, places, peers)
     twin, twin_cache = model.forward(config, params, tokens, cache)
     assert distance(logits, twin) < 0.01
     for ours, its in zip(new.keys + new.values, twin_cache.keys + twin_cache.values, strict=True):

@@ -243,6 +243,14 @@ static void put2_far(unsigned long long* p, float a, float b, unsigned tag) {
 static unsigned long long peek_far(const unsigned long long* p) { return *(volatile const unsigned long long*)p; }
 static void peek2_far(const unsigned long long* p, unsigned long long& a, unsigned long long& b) { a = peek_far(p), b = peek_far(p + 1); }
 static uint4 load_far(const uint4* p) { return *p; }
+static void put2_bare_far(unsigned* p, unsigned a, unsigned b) {
+  if (p[0] || p[1]) { fprintf(stderr, "block %d puts where something lies\n", me->block); abort(); }
+  ((volatile unsigned*)p)[0] = ~a, ((volatile unsigned*)p)[1] = ~b;
+}
+static uint4 peek4_bare_far(const unsigned* at) {
+  const volatile unsigned* p = at;
+  return {p[0], p[1], p[2], p[3]};
+}
 static unsigned load_far(const unsigned* p) { return *(const volatile unsigned*)p; }
 static void store_far(unsigned* p, unsigned v) { *(volatile unsigned*)p = v; }
 static void show_to_all() { __sync_synchronize(); }

@@ -16,6 +16,7 @@ from jllama.layers.kind import ScoreRule
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32
 WIDE, WIDE_RESIDENT = 128, 2  # heads beyond take twice the registers and shared memory
+ON_THEIR_WAY = 1 << 17  # bytes of a block that has a multiprocessor for itself, at most: more were slower
 ROWS = 16  # positions of a tile, as in attention.cu
 
 
@@ -112,7 +113,10 @@ def make_shape(
         resident -= 1
     if cut(resident).STAGES < MIN_STAGES:  # little memory: fewer warps, which ask further ahead
         alone = WARPS
-    return cut(resident)
+    shape = cut(resident)
+    if shape.RESIDENT > 1 or H > WIDE:
+        return shape
+    return dataclasses.replace(shape, STAGES=min(shape.STAGES, ON_THEIR_WAY // (shape.WARPS * _tile(H))))
 
 
 def _tile(H: int) -> int:

@@ -17,6 +17,10 @@ __device__ __forceinline__ u64* mailboxes(u64* (&box)[GPUS], const u64* peers, i
 // The tag of this turn's words, and where they lie.
 __device__ __forceinline__ u32 turn_of(const u64* own) { return *(const volatile u32*)(own + BOX_TURNS) + 1; }
 __device__ __forceinline__ int half_of(u32 tag) { return BOX_SUMS + (tag & 1) * GPUS * MAX_SUMS; }
+// Where numbers of a GPU lie that come without tags (`take_norm.cu`), two of 16 bits in each.
+__device__ __forceinline__ u32* bare_of(u64* box, u32 tag, int gpu) {
+  return (u32*)(box + BOX_BARE) + (size_t)((tag & 1) * GPUS + gpu) * (MAX_SUMS / 2);
+}
 // The last of so many blocks counts the turn: all of them have read its number.
 __device__ __forceinline__ void end_turn(u64* own, u32 tag, u32 blocks) {
   if (threadIdx.x == 0 && last_of(&g_count, blocks)) *(volatile u32*)(own + BOX_TURNS) = tag;

@@ -33,6 +33,7 @@ def places(gpus: int) -> dict[str, int]:
         BOX_LOGITS=MAX_VOCABULARY,
         BOX_PULL=4 * MAX_BLOCKS,
         BOX_SUMS=2 * gpus * MAX_SUMS,  # used in turn
+        BOX_BARE=2 * gpus * MAX_SUMS // 4,  # so are these: four numbers of 16 bits in each
     )
     found, at = (
         dict(GPUS=gpus, MAX_ROW=MAX_ROW, MAX_SUMS=MAX_SUMS, BOX_EPOCH=0, BOX_TURNS=1, BOX_PULLS=2),

@@ -181,6 +181,11 @@ __device__ __forceinline__ void put2_far(u64* p, float a, float b, u32 tag) {
 __device__ __forceinline__ void peek2_far(const u64* p, u64& a, u64& b) {
   asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p) : "memory");
 }
+// Words of 32 bits without tags, in the memory of another GPU; 0: nothing has come. Two 16-bit floats, not both negative NaNs.
+__device__ __forceinline__ void put2_bare_far(u32* p, u32 a, u32 b) {
+  asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(~a), "r"(~b) : "memory");
+}
+__device__ __forceinline__ uint4 peek4_bare_far(const u32* p) { return load_far((const uint4*)p); }
 // Counts a block in; true for the last of `blocks`, which sees what the others wrote and resets the count.
 __device__ __forceinline__ bool last_of(u32* counter, u32 blocks) {
   __threadfence();

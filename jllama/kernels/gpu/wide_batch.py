@@ -1,6 +1,7 @@
 """One decoding step of more sequences than `product.cu` takes, on one GPU or on several that add up by words.
 
 The products are cuBLAS's; between them one kernel adds up, adds the residual stream, and takes the next norm.
+On several GPUs up to 32 have products of our own (`stream.py`), all but gate and up, which send their sums.
 """
 
 from functools import partial
@@ -14,7 +15,8 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu.constants import rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged_norm, fits
-from jllama.layers.attention import normed_heads, scaled_queries
+from jllama.kernels.gpu.stream import streamed, taken_norm
+from jllama.layers.attention import Attention, normed_heads, scaled_queries
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.kind import LayerKind
 from jllama.layers.linear import linear
@@ -88,10 +90,28 @@ def _layer(
     """`model.block` on `x` `[B, D]` and its norm; gives both behind the layer, the norm by `after`."""
     a, m = p.attention, p.mlp
     sums: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset, by=c.residual_multiplier)
-    y = normed_heads(a, linear(a.qkv_proj, normed[:, None], a.qkv_bias), _norm(c), peers)
+    y = normed_heads(a, _projected(a, normed, peers), _norm(c), peers)
     mixed, cache = decode_attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
-    part = _sliced(a.o_proj, mixed.reshape(len(x), -1))
     ffn_norm: Any = p.ffn_norm
-    x, normed = exchanged_norm(peers, part, x, ffn_norm, bias=a.o_bias, **sums)
-    part = _sliced(m.down_proj, gated(m, normed[:, None], c.hidden_act)[:, 0])
-    return *exchanged_norm(peers, part, x, after, bias=m.down_bias, **sums), cache
+    x, normed = _added(peers, a.o_proj, mixed.reshape(len(x), -1), x, ffn_norm, bias=a.o_bias, **sums)
+    h = gated(m, normed[:, None], c.hidden_act)[:, 0]
+    return *_added(peers, m.down_proj, h, x, after, bias=m.down_bias, **sums), cache
+
+
+def _projected(a: Attention, x: Array, peers: Peers | None) -> Array:
+    """Queries, keys and values `[B, 1, K, G + 2, H]` of `[B, D]`."""
+    made = None if peers is None else streamed(a.qkv_proj, x, bias=a.qkv_bias)
+    if made is None:
+        return linear(a.qkv_proj, x[:, None], a.qkv_bias)
+    return made[0].reshape(len(x), 1, *a.qkv_proj.shape[:-1])
+
+
+def _added(
+    peers: Peers | None, weight: Array | QTensor, y: Array, x: Array, norm: Array, **sums: Any
+) -> tuple[Array, Array]:
+    """`exchanged_norm` of a product."""
+    made = None if peers is None else streamed(weight, y, peers=peers)
+    if peers is None or made is None:
+        return exchanged_norm(peers, _sliced(weight, y), x, norm, **sums)
+    part, turn = made
+    return taken_norm(peers, part, turn, x, norm, **sums)
