@@ -215,3 +215,9 @@ def test_control_characters_that_no_escape_writes_are_refused_wherever_they_must
 def test_patterns_that_name_them_are_refused(pattern):
     with pytest.raises(JllamaError, match="names control characters, which never come"):
         prepared({"pattern": f"a{pattern}"})
+
+
+@pytest.mark.parametrize("schema", ["{", '{"a": ' * 100_000], ids=["cut", "deep"])
+def test_a_schema_inside_a_grammar_that_is_no_json(schema):
+    with pytest.raises(JllamaError, match=r"it is no JSON .*, at %json: write a schema behind %json"):
+        source._with_prepared(f"start: %json {{}}\na: %json {schema}")

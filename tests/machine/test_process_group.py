@@ -286,3 +286,11 @@ def test_an_error_of_a_command_settles_first(monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
         command_line._guarded(None)
     assert order == ["settled", "integer division or modulo by zero"]
+
+
+def test_signs_of_life_are_given_from_the_beginning(monkeypatch):
+    begun = threading.Event()
+    monkeypatch.setattr(processes.Group, "_accepted", lambda group: [])
+    monkeypatch.setattr(processes.Group, "_beat", lambda group: begun.set())
+    processes.Group(0, 1).connect()
+    assert begun.wait(WAIT)

@@ -7,7 +7,7 @@ import pytest
 
 from jllama.answer import TokenScore
 from jllama.errors import EngineFailedError, JllamaError, PromptTooLongError, QueueFullError
-from jllama.server import scores
+from jllama.server import scores, tokens
 from jllama.server.chat_completions import ChatTask
 from jllama.server.choice import Choice, Delta
 from jllama.server.completions import CompletionTask
@@ -599,3 +599,14 @@ def test_a_token_that_does_not_go_on_with_a_character_begins_behind_it(byte, sta
     placing = scores.Placing(tokenizer, [], hidden=())
     placing.push([TokenScore(byte, -1.0, {})])
     assert [one.start for one in placing.within(None)] == [start]
+
+
+@pytest.mark.parametrize("given", [dict(), dict(add_special_tokens=False), dict(parse_special=True)])
+def test_how_a_text_is_tokenized(given):
+    asked = []
+    tokenizer = SimpleNamespace(encode=lambda text, **how: asked.append((text, how)) or [3, 4])
+    service = SimpleNamespace(tokenizer=tokenizer, check_model=print, engine=SimpleNamespace(max_seq_len=7))
+    told = tokens._tokenized(service, json.dumps(dict(prompt="a", **given)).encode())
+    assert told == dict(count=2, max_model_len=7, tokens=[3, 4], token_strs=None)
+    add, parse_special = given.get("add_special_tokens", True), given.get("parse_special", False)
+    assert asked == [("a", dict(add_special=add, parse_special=parse_special))]
