@@ -13,7 +13,7 @@ from jllama.checkpoint import load_params, read_config
 from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.hub.references import resolve
 from jllama.kernels import cpu
-from jllama.kernels.gpu import decode, product
+from jllama.kernels.gpu import decode, launch, product
 from jllama.kernels.gpu.plan import weight_format
 from jllama.layers.qtensor import QTensor, recorded
 from tests.support.block_files import numbers_of, random_blocks, weight_of, write_mixed_gguf
@@ -131,7 +131,8 @@ def test_rows_behind_the_last_and_memory_behind_the_end_spoil_nothing(machine, k
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_gpu_s_kernels_know_every_type_in_the_layout_that_they_read(kind):
+def test_a_gpu_s_kernels_know_every_type_in_the_layout_that_they_read(kind, monkeypatch):
+    monkeypatch.setattr(launch, "shared_memory", lambda: 232448)
     rows = weight_of(random_blocks(np.random.default_rng(0), kind, 64, 1024), kind)
     reasons = {"rows": "but in records" if rows.scale_units is not None else None, "records": None}
     for w in (rows, recorded(rows)):
