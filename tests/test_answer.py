@@ -27,8 +27,10 @@ class Bytes:
 
     eos_ids = frozenset({EOS})
 
-    def __init__(self):
-        self._detokenizer = Detokenizer(lambda token: bytes([token]), skipped=[EOS, EOT], drop_blanks=0)
+    def __init__(self, drop_blanks=0):
+        self._detokenizer = Detokenizer(
+            lambda token: bytes([token]), skipped=[EOS, EOT], drop_blanks=drop_blanks
+        )
 
     def special_id(self, text):
         return EOT if text == "<eot>" else None
@@ -169,6 +171,12 @@ def test_leaving_early_closes_what_is_below():
     next(words)
     words.close()
     assert (log, list(below)) == (["closed"], [])
+
+
+@pytest.mark.parametrize(("settings", "text"), [({}, "{}"), ({"json_object": True}, " {}")])
+def test_a_blank_that_must_match_is_kept(settings, text):
+    answer = Answer(Bytes(drop_blanks=1), [], GenerationSettings(**settings))
+    assert "".join(answer.push(list(b" {}"))) == text
 
 
 @pytest.mark.parametrize(

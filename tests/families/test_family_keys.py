@@ -147,6 +147,7 @@ def test_the_defaults_of_each_family():
         (["sliding_attention"] * 2, False),
         (["sliding_attention", "full_attention"], True),
         (["chunked_attention"], True),
+        ([3, "chunked_attention", None], True),
     ],
 )
 def test_layers_are_of_one_kind(kinds, refused):

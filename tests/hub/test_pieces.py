@@ -152,6 +152,7 @@ def test_a_start_that_is_killed_amid_a_piece(links, fetches, cache):
         '{"count": 1.5, "size": 100000, "piece": "tiny.gguf.part00"}',
         '{"count": true, "size": 100000, "piece": "tiny.gguf.part00"}',
         "[" * 100_000,
+        '{"more": ' + "[" * 100_000,
     ],
 )
 def test_a_record_that_says_nothing_sound_is_not_believed(links, fetches, cache, record):

@@ -1099,6 +1099,23 @@ def test_no_rule_replaces_a_character_by_a_whole_text(monkeypatch, long):
         assert CharsMap(blob)("cab") == "cxxxxxxxx"
 
 
+def test_a_replacement_that_is_no_text_is_damage():
+    units = [0] * 256
+    units[97], units[200] = (200 ^ 97) << 10 | 1 << 8 | 97, 1 << 31
+    trie = struct.pack("<I256I", 1024, *units)
+    assert CharsMap(trie + "é\0".encode())("ab") == "éb"
+    with pytest.raises(JllamaError, match="its replacements are no UTF-8"):
+        CharsMap(trie + "é".encode()[:1] + b"\0")
+
+
+def test_an_offset_may_count_in_steps_of_256():
+    """A bit of the unit says so: what is far away would not fit otherwise."""
+    units = [0] * 1024
+    units[97] = 3 << 10 | 1 << 9 | 1 << 8 | 97
+    units[97 ^ 768] = 1 << 31
+    assert CharsMap(struct.pack("<I1024I", 4096, *units) + b"x\0")("ab") == "xb"
+
+
 def test_rules_that_change_nothing():
     rules = CharsMap(struct.pack("<II", 4, 0))
     assert rules("aé你😀") == "aé你😀"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jllama.tools import formats
-from jllama.tools.call_objects import read_call
+from jllama.tools.call_objects import named_call, read_call
 from jllama.tools.definitions import Call
 from jllama.tools.events import Arguments, Begin, End, calls_of
 from jllama.tools.parser import CallParser
@@ -30,6 +30,7 @@ CASES = [
     ("hermes", f"<tool_call> <tool_call>\n{F}\n</tool_call>", "<tool_call>", [("f", "{}")]),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1', None, []),
     ("hermes", "3 < 4, <tool> and <tool_cal", None, []),
+    ("hermes", "<tool_call>] said he", None, []),
     ("hermes", '{"name": "f", "arguments": {}}', None, []),
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [("f", "{}")]),
@@ -220,3 +221,8 @@ def test_what_a_call_says(text, found):
 )
 def test_what_is_no_call(text):
     assert read_call(text) is None
+
+
+def test_arguments_with_half_a_letter_are_no_call():
+    assert named_call("f", '{"a": "\ud800"}') is None
+    assert named_call("f", '{"a": "é"}') == ("f", '{"a": "é"}')
