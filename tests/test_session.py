@@ -91,6 +91,20 @@ def test_a_long_prompt_is_counted_chunk_by_chunk(session, model):
     assert len(bars) == 2  # one chunk: nothing to count
 
 
+def test_words_of_a_chat_template_reach_the_prompt(tmp_path):
+    """`chat`, `system` and variables: what is read is told by the ids that the cache holds."""
+    template = "{{ odd }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    model = jllama.load(str(write_tiny_model(tmp_path / "chat", template=template)), dtype="float32")
+    for words, text in [
+        (dict(system="S", chat_template_kwargs={"odd": "O"}), "O<system>S<user>Hi"),
+        (dict(chat=False), "Hi"),
+        ({}, "<user>Hi"),
+    ]:
+        session = Session(model, max_seq_len=96)
+        list(session.stream("Hi", max_new_tokens=1, **words))
+        assert model.tokenizer.decode(session.ids).removeprefix("<s>") == text
+
+
 def test_another_prompt_reuses_the_common_part(session, model):
     run(session, PROMPT)
     other = [*PROMPT[:9], 90, 91, 92]
@@ -275,6 +289,15 @@ def test_a_cache_that_may_hold_nan_is_forgotten(session, model):
     session.model = model
     assert run(session, PROMPT).token_ids == fresh(model, PROMPT).token_ids
     assert session.result.reused_tokens == 0
+
+
+def test_a_cache_has_to_fit_on_each_of_the_devices_that_hold_the_weights(session, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("jllama.sharding.devices_under", lambda params: 3 if params is model.params else 0)
+    monkeypatch.setattr("jllama.session.check_cache", lambda *given, **named: asked.append((given, named)))
+    run(session, PROMPT)
+    run(session, PROMPT)
+    assert asked == [((model.config, "float32"), dict(batch=1, max_len=96, devices=3))]
 
 
 def test_a_fork_is_copied_once(session):

@@ -90,7 +90,7 @@ def _write_shards(
     if len(shards) > 1:
         places = {spell(part.name): name for name, shard in zip(names, shards, strict=True) for part in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (directory / INDEX).write_text(json.dumps(index, indent=2))
+        (directory / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
 
 
 def _write_header(file: BinaryIO, shard: list[Part], spell: Spell, dtype: str, size: int) -> int:

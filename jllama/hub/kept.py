@@ -22,7 +22,7 @@ def cached(home: Path, sha256: str | None) -> Path | None:
     record = home / _RECORD
     if len(ggufs) != 1 or not os.path.isfile(record):
         return None
-    digest = record.read_text(errors="replace")
+    digest = record.read_text(encoding="utf-8", errors="replace")
     pinned = re.fullmatch("[0-9a-f]{64}", digest) if sha256 is None else digest == sha256.lower()
     return ggufs[0] if pinned else None
 
@@ -36,7 +36,7 @@ def keep(fresh: Path, digest: str, home: Path) -> Path:
       home: where it goes.
     """
     fresh_record, record = fresh.with_name(_RECORD), home / _RECORD
-    fresh_record.write_text(digest)
+    fresh_record.write_text(digest, "utf-8")
     for file in (fresh, fresh_record):
         with file.open("rb") as written:
             os.fsync(written.fileno())

@@ -1,7 +1,9 @@
 """Reading files: one exception whatever happens, and what a file costs is known before it is paid."""
 
+import ast
 import json
 import zlib
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -10,6 +12,8 @@ from jllama.errors import JllamaError
 from jllama.files import json_files
 from jllama.files.errors import file_errors
 
+SOURCES = sorted(Path(json_files.__file__).parents[1].rglob("*.py"))
+TEXT_MODES = {"", "r", "w", "a", "x", "r+", "w+"}
 PanicException = type("PanicException", (BaseException,), {})  # as pyo3 makes it: no Exception
 
 
@@ -72,3 +76,33 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(tmp_path, monkey
 def test_json_that_nests_too_deeply_is_told_whoever_reads_it():
     with pytest.raises(JllamaError, match=r"^x.json is not JSON of a model \(it nests too deeply\)"):
         json_files.parse_object("x.json", b'{"a": ' + b"[" * 100_000)
+
+
+def names_its_encoding(call):
+    """Whether a call that opens a text says how it is written; of other calls, True."""
+    named, given = {word.arg: word.value for word in call.keywords}, list(call.args)
+    called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if called in ("read_text", "write_text") and isinstance(call.func, ast.Attribute):
+        return "encoding" in named or len(given) > (called == "write_text")
+    if called != "open" or getattr(getattr(call.func, "value", None), "id", "path") not in (
+        "io",
+        "path",
+        "file",
+    ):
+        return True
+    mode = named.get("mode", next(iter(given[isinstance(call.func, ast.Name) :]), ast.Constant("")))
+    return "encoding" in named or getattr(mode, "value", "b") not in TEXT_MODES
+
+
+def test_files_of_text_are_utf_8_whatever_the_locale():
+    for path in SOURCES:
+        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        assert [call.lineno for call in calls if not names_its_encoding(call)] == [], path
+
+
+@pytest.mark.parametrize(
+    "text", ["p.read_text()", "p.write_text(t)", "open(p)", "path.open()", "path.open('w')"]
+)
+def test_what_names_no_encoding(text):
+    assert not names_its_encoding(ast.parse(text, mode="eval").body)

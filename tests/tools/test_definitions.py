@@ -60,6 +60,27 @@ ONE = '<tool_call>\n{"name": "NAME", "arguments": {"PARAMETER": VALUE}}\n</tool_
 
 
 @pytest.mark.parametrize(
+    ("format", "two"),
+    [
+        ("hermes", "<tool_call>\n@\n</tool_call>\n<tool_call>\n@\n</tool_call>"),
+        ("hermes-tight", "<tool_call>@</tool_call>\n<tool_call>@</tool_call>"),
+        ("smollm2", "<tool_call>[@, @]</tool_call>"),
+        ("llama", '{"name": "f", "parameters": {}}\n{"name": "f", "parameters": {}}'),
+        ("mistral-list", "[TOOL_CALLS] [@, @]"),
+        ("mistral-tight", "[TOOL_CALLS][@, @]"),
+        ("mistral-args", "[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]f[ARGS]{}"),
+        ("phi", "<|tool_call|>[@, @]<|/tool_call|>"),
+        ("phi-each", "<|tool_call|>@<|/tool_call|><|tool_call|>@<|/tool_call|>"),
+        ("generic", "@\n@"),
+    ],
+)
+def test_two_calls_as_each_format_writes_them(format, two):
+    (one,) = (each for each in formats.ALL if each.name == format)
+    written = one.written([Call("i", "f", "{}"), Call("j", "f", "{}")])
+    assert str.__str__(written) == two.replace("@", '{"name": "f", "arguments": {}}')
+
+
+@pytest.mark.parametrize(
     ("format", "how"),
     [
         (HERMES, f"{ONE}\nSeveral calls at once are written so:\n{ONE}\n{ONE}\n"),

@@ -96,6 +96,8 @@ def test_tools_calls_and_results_reach_the_model(name):
     text = rendered(name, talk)
     for wanted in ("Is it up?", "city", "Tromsø", *(f"gave {call.name}" for call in calls)):
         assert wanted in text, wanted
+    ready, _ = Manner.of(template(name)).prepared(talk, TOOLS)
+    assert any("tool_calls" in message for message in ready) is MANNERS[name][2]
     assert text.index("Is it up?") < text.rindex("Tromsø") < text.index("gave sun")
     assert "Is it up?" not in rendered(name, talk, tools=())
 

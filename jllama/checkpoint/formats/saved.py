@@ -58,7 +58,7 @@ def save(files: ModelFiles, config: ModelConfig, params: Params, output: Path, m
     with appearing(output) as directory:
         _copy_tokenizer(files, directory)
         keys = _config_keys(config, _model_type(files), mode) | _tokenizer_keys(files)
-        (directory / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
+        (directory / "config.json").write_text(json.dumps(keys, indent=2) + "\n", "utf-8")
         save_file(_arrays(params), directory / WEIGHTS, metadata={"format": METHOD, "version": "1"})
         # safetensors lets its owner alone read the file.
         shutil.copymode(directory / "config.json", directory / WEIGHTS)

@@ -176,7 +176,7 @@ def compiled(source: str) -> str:
     path = cache_dir("kernels", writable=False) / f"{key}.ptx"
     if path.exists():
         kept.touch(path)
-        return path.read_text()
+        return path.read_text("utf-8")
     code = _compile(source, options)
     # Whole or not at all, whoever else writes it. Where there is no room, the next start compiles again.
     with (
@@ -184,7 +184,7 @@ def compiled(source: str) -> str:
         tempfile.TemporaryDirectory(prefix=kept.SCRATCH, dir=path.parent) as scratch,
     ):
         fresh = Path(scratch, path.name)
-        fresh.write_text(code)
+        fresh.write_text(code, "utf-8")
         os.replace(fresh, path)
     return code
 
