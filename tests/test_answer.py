@@ -104,6 +104,22 @@ def test_an_answer_that_goes_on_yields_what_is_new(begun, burst, stop, new, text
     assert result.generated_tokens == len(burst)
 
 
+@pytest.mark.parametrize(
+    ("ids", "settings", "token", "reason"),
+    [
+        (b"a\0", {}, EOS, None),
+        (b"ab", {"stop_token_ids": [98]}, 98, 98),
+        (b"a\0", {"stop_token_ids": [EOS]}, EOS, EOS),
+        (b"a\1", {"stop": ["<eot>"]}, EOT, "<eot>"),
+        (b"ab", {"stop": ["b"]}, None, "b"),
+        (b"ab", {}, None, None),
+    ],
+)
+def test_what_ended_an_answer_and_whether_it_was_asked_for(ids, settings, token, reason):
+    _, result = run(ids, **settings)
+    assert (result.stop_token, result.stop_reason) == (token, reason)
+
+
 def test_times_are_told_apart(monkeypatch):
     clock = iter([10.0, 12.0, 15.0, 20.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))

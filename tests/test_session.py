@@ -300,6 +300,28 @@ def test_a_cache_has_to_fit_on_each_of_the_devices_that_hold_the_weights(session
     assert asked == [((model.config, "float32"), dict(batch=1, max_len=96, devices=3))]
 
 
+def test_what_reads_the_prompt_has_the_session_s_name(session, monkeypatch):
+    """By which the other processes know the cache."""
+    names, read = [], jllama.session.read_prompt
+    monkeypatch.setattr(
+        "jllama.session.read_prompt",
+        lambda slots, *a, **k: (names.append(slots.name), read(slots, *a, **k))[1],
+    )
+    run(session, PROMPT)
+    assert names == [session._name]
+
+
+def test_a_fork_has_a_result_and_ids_of_its_own(session):
+    run(session, PROMPT)
+    twin = session.fork()
+    assert twin.result == session.result
+    assert twin.result is not session.result
+    given = [1, 2, 3]
+    session.adopt(given, twin.snapshot())
+    given.append(4)
+    assert session.ids == [1, 2, 3]
+
+
 def test_a_fork_is_copied_once(session):
     """By who goes on first; from then on each has arrays of its own."""
     run(session, PROMPT)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jllama.answer import Result
+from jllama.answer import OneAtATime, Result
 from jllama.chat import answering
 from jllama.chat.branches import Branch, Message
 from jllama.chat.conversation import Conversation
@@ -93,6 +93,80 @@ def test_whatever_changes_a_branch_ends_the_answer_that_is_being_read(name):
     streams = made.branch.streams
     CHANGES[name](made)
     assert streams.ended == 1
+
+
+REFUSED = {
+    "ask": lambda made: [*made.ask(" ", SETTINGS)],
+    "ask so": lambda made: [*made.ask("Why?", top_p=7)],
+    "retry so": lambda made: [*made.retry(top_p=7)],
+    "resume so": lambda made: [*made.resume(top_p=7)],
+    "reply so": lambda made: [*made.reply(["1"], top_p=7)],
+    "edit": lambda made: [*made.edit(1, "", SETTINGS)],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_asked_does_not_end_the_answer_that_is_being_read(name):
+    made = conversation("a")
+    with pytest.raises(JllamaError):
+        REFUSED[name](made)
+    assert (made.branch.streams.ended, made.messages) == (0, TURN)
+
+
+NEXT = {
+    "retry": lambda made: [*made.retry(SETTINGS)],
+    "resume": lambda made: [*made.resume(SETTINGS)],
+    "edit": lambda made: [*made.edit(1, "What?", SETTINGS)],
+    "undo": lambda made: made.undo(),
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_a_first_answer_that_is_being_read_is_a_turn_for_what_comes_next(name, monkeypatch):
+    monkeypatch.setattr(answering, "kept", lambda *given: Message("assistant", given[3].text, cut=True))
+    made = conversation("a", "b", messages=())
+    made.branch.streams = OneAtATime()
+    pieces = made.ask("Why?", SETTINGS)
+    assert (next(pieces), made.turns) == ("a", 0)
+    NEXT[name](made)
+    assert made.turns == (0 if name == "undo" else 1)
+    assert [*pieces] == []
+
+
+def test_turns_that_were_left_out_stay_so_until_they_are_taken_back():
+    made = conversation(messages=TURN * 3)
+    made.branch.dropped, left = 2, []
+    for _ in range(3):
+        made.undo()
+        left.append(made.branch.dropped)
+    assert left == [2, 1, 0]
+
+
+def test_how_many_turns_an_answer_left_out_is_kept_with_it(monkeypatch):
+    monkeypatch.setattr(answering, "fit", lambda encode, **_: (encode(1), 1))
+    made = conversation("a")
+    [*made.ask("Why?", SETTINGS)]
+    assert (made.branch.dropped, made.turns) == (1, 2)
+
+
+@pytest.mark.parametrize(("size", "grows"), [(63, True), (64, False)])
+def test_a_context_may_grow_up_to_the_model_s(size, grows):
+    made = conversation()
+    made.branch.session.max_seq_len = size
+    assert made.may_grow is grows
+
+
+def test_a_system_message_that_is_refused_leaves_the_one_before():
+    made = conversation()
+    made.set_system("Be kind.")
+
+    def refuses(told, tools):
+        raise JllamaError("no system message")
+
+    made.transcript.encode = refuses
+    with pytest.raises(JllamaError):
+        made.set_system("Be rude.")
+    assert made.branch.system == "Be kind."
 
 
 def test_a_branch_that_is_forgotten_ends_its_answer():

@@ -94,6 +94,16 @@ def test_special_files_are_neither_read_nor_replaced(talk, tmp_path):
             archive.save(talk, SHORT, tmp_path / name)
 
 
+def test_a_save_that_is_refused_does_not_end_the_answer_that_is_being_read(talk, path):
+    archive.cache_path(path).write_text("no cache")
+    pieces = talk.ask("And?", SHORT)
+    assert next(pieces)
+    with pytest.raises(JllamaError, match="is no saved cache"):
+        archive.save(talk, SHORT, path, cache=True)
+    assert "".join(pieces)
+    assert (talk.turns, talk.result.generated_tokens) == (3, 6)
+
+
 def test_a_full_disk_is_one_error_and_both_old_files_stay(talk, path, monkeypatch):
     archive.save(talk, SHORT, path, cache=True)
     files = (path, archive.cache_path(path))

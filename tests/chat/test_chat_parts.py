@@ -245,6 +245,8 @@ def test_the_models_own_template_is_taken_and_its_ends_count():
     assert (transcript.source, transcript.stops, transcript.turn_ends) == (None, (), ())
     assert transcript.encode(TALK) == []
     assert Transcript(tokenizer, PLAIN).stops == ("\nUser:",)
+    assert Transcript(tokenizer, "{user}\n{ai}\n \n").stops == ("\n \n",)
+    assert Transcript(tokenizer, "{user}\n{ai}  ").stops == ()
 
 
 def test_a_format_without_a_beginning_token():

@@ -63,6 +63,9 @@ def test_what_config_json_says_of_tokens_is_kept(sound, tmp_path, keys):
     save(files, config, load_params(files, config, "float32"), tmp_path / "saved", "int8")
     kept = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert {name: kept[name] for name in ("bos_token_id", "eos_token_id") if name in kept} == keys
+    assert kept["quantization_config"] == {"quant_method": "jllama", "mode": "int8", "version": 1}
+    readable = [(tmp_path / "saved" / name).stat().st_mode for name in ("config.json", "model.safetensors")]
+    assert readable[0] == readable[1]
 
 
 def test_a_configuration_of_several_layer_kinds_is_kept(sound, tmp_path):

@@ -14,7 +14,7 @@ from jllama.checkpoint.formats.saved_check import leaf_name
 from jllama.checkpoint.formats.saved_parts import read_part, stored_name
 from jllama.checkpoint.formats.stored import PLAIN, Encoding, Stored
 from jllama.checkpoint.layout import layout, parts
-from jllama.checkpoint.leaves.choose import quantized_bytes
+from jllama.checkpoint.leaves.choose import check_cuts, quantized_bytes
 from jllama.checkpoint.shards import device_share, each_leaf, leaf_rows, numbers, shard_layout
 from jllama.errors import JllamaError
 
@@ -117,6 +117,22 @@ def test_groups_that_share_a_scale_are_not_planned_apart(tiny_config):
     assert quantized_bytes(config, "int8", 2)
     with pytest.raises(JllamaError, match="rows of 48 weights can't be cut into groups of 32: use int8"):
         quantized_bytes(config, "int4", 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "devices", "asked"),
+    [
+        ("int4", 2, [("o_proj", 32, [1]), ("down_proj", 48, [1])] * 2),
+        ("int8", 2, [("o_proj", 32, []), ("down_proj", 48, [])] * 2),
+        ("none", 2, []),
+        ("int4", 1, []),
+    ],
+)
+def test_what_is_cut_along_its_rows_must_not_part_groups(tiny_config, mode, devices, asked, monkeypatch):
+    found = []
+    monkeypatch.setattr(sharding, "check_groups", lambda *given: found.append(given))
+    check_cuts(mode, tiny_config, None, SimpleNamespace(size=devices) if devices > 1 else None)
+    assert found == [(*one, devices) for one in asked]
 
 
 def test_how_many_numbers_a_process_and_a_device_make(tiny_config):

@@ -72,6 +72,13 @@ def test_through_the_real_pip(links, cache, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_a_record_is_written_when_what_it_tells_of_lies_on_the_disk(fetches, monkeypatch):
+    lies, settle = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (lies.append(os.fstat(file).st_size), settle(file)))
+    resolve(REFERENCE)
+    assert lies[:3] == [100_000, 200_000, len(WHOLE)]
+
+
 def test_is_joined_once(fetches, cache):
     for pin in (sha256_of(WHOLE), None, sha256_of(WHOLE).upper()):
         assert resolve(REFERENCE, sha256=pin).gguf.read_bytes() == WHOLE

@@ -97,6 +97,8 @@ BODIES = [
     "{% macro m() %}" + "y" * 500 + "{% endmacro %}" + "{% set a = m() %}" * 20,
     "{% macro m() %}{{ caller() }}{% endmacro %}" + ("{% call m() %}" + "y" * 500 + "{% endcall %}") * 20,
     "{% for i in range(20) %}{% if true %}" + "y" * 500 + "{% endif %}{% endfor %}",
+    "{% for i in range(20) %}" + "y" * 500 + "{% continue %}{% endfor %}",
+    "{% for i in range(20) %}{% for j in 'a' %}" + "y" * 500 + "{% break %}{% endfor %}{% endfor %}",
 ]
 
 

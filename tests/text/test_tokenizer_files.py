@@ -237,6 +237,14 @@ def numbered(*specials, special=False, begins=""):
     return json.loads(inner.to_str())
 
 
+@pytest.mark.parametrize("name", ["bos", "eos"])
+def test_what_a_tokenizer_has_not_is_not_put_around_a_text(tmp_path, name):
+    config = {f"{name}_token": None, f"add_{name}_token": True}
+    state = numbered("<b>", "<e>", special=True)
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=state, tokenizer_config=config))
+    assert made.encode("a") == made.encode("a", add_special=False)
+
+
 @pytest.mark.parametrize("order", [("<b>", "<e>"), ("<e>", "<b>")])
 def test_the_first_token_of_all_may_begin_or_end_a_text(tmp_path, order):
     """Named by its number alone, 0."""
