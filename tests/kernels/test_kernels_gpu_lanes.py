@@ -67,6 +67,16 @@ def test_decode_by_lanes_emulated(four_blocks, older, tmp_path, capability, conf
     emulate(tmp_path, config, params, max_len, lengths)
 
 
+@pytest.mark.parametrize(("stored", "room"), [("int4", 70000), ("q4_k_m", 60000)])
+def test_decode_of_shorter_slices_emulated(four_blocks, older, monkeypatch, tmp_path, stored, room):
+    older()
+    monkeypatch.setattr(launch, "shared_memory", lambda: room)
+    params = weights(BLOCKS, stored)
+    assert plan.make_plan(BLOCKS, params).row_bytes == 512
+    assert decode.decode_refusal(BLOCKS, params, filled(BLOCKS, 40, 0), jnp.array([[7]], jnp.int32)) is None
+    emulate(tmp_path, BLOCKS, params, 40, (37,))
+
+
 @pytest.mark.parametrize("capability", SHARED)
 def test_several_texts_by_lanes_emulated(eight_blocks, older, tmp_path, capability):
     older(capability)

@@ -268,10 +268,14 @@ def _load_table(pointers: list[int], tied: bool, warps: int) -> str:
 
 
 def make_plan(c: ModelConfig, params: Params, gpus: int = 1, texts: int = 1) -> Plan:
-    """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better."""
+    """1 KB of each row per ring slot, or, of rows in 16 bits, what fills the slots much better.
+
+    Of packed rows 512 bytes, where a card without copy engine would have room for too few slots.
+    """
     plan = _plan(c, params, gpus, texts)
-    if any(tile.format.bits != 16 for tile in plan.every_tile):
-        return plan
+    if plan.packed:
+        few = not plan.engine and plan.slots < 2 * plan.groups
+        return dataclasses.replace(plan, row_bytes=ROW_BYTES // 2) if few else plan
     others = (dataclasses.replace(plan, row_bytes=size) for size in ROW_SIZES)
     best = max(others, key=lambda other: other.filled)
     plan = best if best.filled > WORTH * plan.filled else plan
