@@ -48,9 +48,9 @@ __device__ __forceinline__ void wait_for_all() {
 __device__ __forceinline__ int x_at(int token, int piece) {
   return token * X_STRIDE + (BITS == 4 ? piece ^ (piece >> 3 & 1) : piece) * 16;
 }
-// Four-bit weights come out of their words in the order 0 2 1 3.
+// Weights of 4 and 8 bits come out of their words in the order 0 2 1 3.
 __device__ __forceinline__ uint4 in_order(uint4 x) {
-  if (BITS != 4) return x;
+  if (BITS == 16) return x;
   return make_uint4(__byte_perm(x.x, x.y, 0x5410), __byte_perm(x.x, x.y, 0x7632), __byte_perm(x.z, x.w, 0x5410), __byte_perm(x.z, x.w, 0x7632));
 }
 
@@ -277,7 +277,7 @@ jllama_product(const u16* x, const u16* norm, const u16* residual, const u16* bi
               lo[j] = scaled(v >> 4 * half & 0x000f000f | MAGIC, scale[j], offset[j]);
               hi[j] = scaled(v >> (8 + 4 * half) & 0x000f000f | MAGIC, scale[j], offset[j]);
             } else {
-              lo[j] = signed_pair(__byte_perm(v, 0, 0x4140)), hi[j] = signed_pair(__byte_perm(v, 0, 0x4342));
+              lo[j] = signed_pair(v), hi[j] = signed_pair(v >> 8);
               if (GROUP) lo[j] = scaled(lo[j], scale[j], offset[j]), hi[j] = scaled(hi[j], scale[j], offset[j]);
             }
           }
