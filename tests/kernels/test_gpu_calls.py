@@ -420,7 +420,9 @@ def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
         (dict(), None),
         (dict(gpus=2), "several GPUs"),
         (dict(packed=True), None),
-        (dict(packed=True, texts=8), "8 sequences with weights of fewer bits"),
+        (dict(packed=True, texts=8), None),
+        (dict(packed=True, texts=8, engine=False), "8 sequences with weights of fewer bits"),
+        (dict(packed=True, engine=False), None),
         (dict(packed=True, recorded=True), "4 sequences with scales in records"),
         (dict(packed=True, recorded=True, texts=2), None),
         (dict(texts=8, blocks=64), None),
@@ -434,6 +436,7 @@ def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
 def test_plans_for_several_texts(changes, words):
     config = SimpleNamespace(num_key_value_heads=8, hidden_size=8192)
     plan = dict(gpus=1, blocks=132, texts=4, packed=False, recorded=False, slots=12, slot=8192, config=config)
+    plan |= dict(engine=True, shared_bytes=232448)
     reason = decode._several_refusal(SimpleNamespace(**plan | changes))
     assert reason is None if words is None else words in reason
 

@@ -51,6 +51,7 @@ STORED = {
     "int8": (ROW8, ROW8),
     "q8": (BLOCKS8, BLOCKS8),
     "int4": (BLOCKS4, ROW8),
+    "int4, by 64": (Scheme(bits=4, group=64), ROW8),
     "q4": (BLOCKS4,) * 2,
 }
 # GGUF's types of q·k·v, o, gate·up, down and the tables in a file, by layers in turn. A leaf may have two.

@@ -19,12 +19,14 @@ from tests.kernels.test_kernels_gpu import (
     SMALL,
     TINYLLAMA,
     agree,
+    shape,
 )
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 from tests.kernels.test_kernels_gpu_families import FAMILIES, family_weights
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
 
+ODD = shape(288, 352, 1, 9, 1, 32)  # rows of half a unit more
 IDLE = -1  # instead of a length: a row that does not run
 
 
@@ -110,7 +112,17 @@ CASES = {
     "phi3": (FAMILIES["phi3"][0], "bf16", (20, 61)),  # the rotation depends on the length
     "int8 two": (SMALL, "int8", (5, 200)),
     "int8 four": (SMALL, "int8", (5, 200, 0, 37)),
-    "int4": (SMALL, "int4", (5, 200, 0)),
+    "int8 eight": (MANY_HEADS, "int8", (300, 0, IDLE, 180, 7, 320)),
+    "int8 eight, half a unit left": (ODD, "int8", (5, 37, 200, 0, 64)),
+    "int4 two": (SMALL, "int4", (5, 200)),
+    "int4 four": (SMALL, "int4", (5, 200, 0)),
+    "int4 eight": (MANY_HEADS, "int4", (300, 0, IDLE, 180, 7, 320)),
+    "int4 four, by 64": (SMALL, "int4, by 64", (5, 200, 0)),
+    "q4 four": (SMALL, "q4", (5, 200, 0)),
+    "q8 four": (SMALL, "q8", (5, 200, 0)),
+    "q8 eight": (MANY_HEADS, "q8", (5, 200, 0, 37, 319)),
+    "gemma3 int4": (FAMILIES["gemma3"][0], "int4", (61, 19, IDLE)),
+    "exaone4 q4": (FAMILIES["exaone4"][0], "q4", (61, 19, 3)),  # nothing normalised in front of products
     "q4_k_m": (BLOCKS, "q4_k_m", (200, 37)),
 }
 
@@ -134,6 +146,10 @@ ON_GPU = {
     **{
         f"tinyllama {stored}": (TINYLLAMA, stored, (300, 3, 320, 130))
         for stored in ("bf16", "int8", "int4", "q4")
+    },
+    **{
+        f"tinyllama {stored}, eight": (TINYLLAMA, stored, (300, 3, 320, 130, 17, IDLE, 250))
+        for stored in ("bf16", "int8", "int4", "q4", "q8")
     },
     "8b": (LLAMA_8B, "bf16", (290, 17)),
     **{name: (config, "bf16", (61, 19, IDLE, 0)) for name, (config, _) in FAMILIES.items()},

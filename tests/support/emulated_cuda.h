@@ -202,6 +202,15 @@ template <int LEFT> static void copies_wait() {  // as late as may be
     me->groups.erase(me->groups.begin());
   }
 }
+static unsigned pack_half(float lo, float hi) {
+  const _Float16 pair[2] = {(_Float16)lo, (_Float16)hi};
+  unsigned bits;
+  memcpy(&bits, pair, 4);
+  return bits;
+}
+static unsigned minus_half(unsigned a, unsigned b) {
+  return pack_half(half_to_float((unsigned short)a) - half_to_float((unsigned short)b), half_to_float(a >> 16) - half_to_float(b >> 16));
+}
 static unsigned minus_pair(unsigned a, unsigned b) {
   return pack(to_float(a) - to_float(b), to_float(a >> 16) - to_float(b >> 16));
 }
@@ -279,7 +288,8 @@ static Meeting& operands_of_all(unsigned a0, unsigned a1, unsigned a2, unsigned 
   meet(m, 32);
   return m;
 }
-static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+template <bool HALF> static void mma_of(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  const auto value = [](unsigned bits) { return HALF ? half_to_float((unsigned short)bits) : to_float(bits); };
   Meeting& m = operands_of_all(a0, a1, a2, a3, b0, b1);
   const int lane = me->thread % 32, g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; i++) {
@@ -289,11 +299,17 @@ static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
       const int from = k % 8 / 2, upper = k / 8, shift = k % 2 * 16;
       const unsigned a = m.u[row % 8 * 4 + from][upper * 2 + row / 8] >> shift & 0xffff;
       const unsigned b = m.u[column * 4 + from][4 + upper] >> shift & 0xffff;
-      sum += to_float(a) * to_float(b);
+      sum += value(a) * value(b);
     }
     c[i] = sum;
   }
   meet(m, 32);
+}
+static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  mma_of<FP16>(c, a0, a1, a2, a3, b0, b1);
+}
+static void mma_half(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  mma_of<true>(c, a0, a1, a2, a3, b0, b1);
 }
 
 template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {

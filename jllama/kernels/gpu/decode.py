@@ -40,7 +40,7 @@ from jllama.layers.shards import Shards
 from jllama.model import Params, readable
 
 MAX_TEXTS = 8  # decoded together
-MAX_PACKED = 4  # with weights of 8 or 4 bits: of more, `product.cu` is faster
+MAX_PACKED = 4  # with weights of 8 or 4 bits, without copy engine: more were not measured
 MAX_RECORDED = 2  # with scales in records, which cost more instructions
 MAX_WIDTH = 8192  # of a row of several texts, which a few threads hold
 MIN_RING = 2 * IN_FLIGHT  # bytes that several texts leave: those on their way, and as many that wait
@@ -132,7 +132,10 @@ def _several_refusal(plan: Plan) -> str | None:
     room = MIN_RING if plan.engine else min(MIN_RING, plan.shared_bytes - MOST_BESIDE)
     checks = (
         (plan.gpus > 1, "several sequences on several GPUs"),
-        (plan.texts > MAX_PACKED and plan.packed, f"{plan.texts} sequences with weights of fewer bits"),
+        (
+            plan.texts > MAX_PACKED and plan.packed and not plan.engine,
+            f"{plan.texts} sequences with weights of fewer bits",
+        ),
         (plan.texts > MAX_RECORDED and plan.recorded, f"{plan.texts} sequences with scales in records"),
         (plan.blocks < plan.texts * plan.config.num_key_value_heads, "more key heads than blocks"),
         (plan.slots * plan.slot < room, f"{plan.texts} sequences of rows that leave weights no room"),

@@ -58,6 +58,7 @@ class Activations:
 
     format: Format
     columns: int
+    floats: bool = False  # whatever the weights' bits
 
     @property
     def stride(self) -> int:
@@ -69,6 +70,8 @@ class Activations:
         """Two limbs and 8 bytes a group of weights, or three limbs."""
         if self.format.bits == 16:
             return 2 * self.columns
+        if self.floats:
+            return rounded(2 * self.columns, 128)
         if self.format.group:
             return 2 * self.stride + self.columns // self.format.group * 8
         return 3 * self.stride
@@ -76,7 +79,7 @@ class Activations:
     @property
     def text(self) -> int:
         """Bytes between texts, which a load finds on different banks."""
-        return rounded(self.size, 128) + (32 if self.format.group else 64)
+        return rounded(self.size, 128) + (32 if self.format.group and not self.floats else 64)
 
     def of(self, texts: int) -> int:
         """Bytes of so many texts."""

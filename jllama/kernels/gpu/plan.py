@@ -30,6 +30,8 @@ RUNS = 128  # bytes of a slot between runs of cached tokens
 MOST_TURNS = 2  # of a block, rather than more parts than that
 LOGITS_SLOT, PEERS_SLOT = 6, 13  # of the pointer table
 SPIN_LIMIT = 1 << 27
+# From so many texts on, weights of so many bits become 16-bit floats; with fewer, activations integers.
+FLOAT_TEXTS = {8: 8, 4: 4}
 MAX_FORMATS = 4  # of a weight, which may differ from layer to layer: two bits of a table say which
 # The kernel's text, in this order; {} makes the copies.
 PARTS = "layout products shares peers ring {} producer consumers attention step"
@@ -121,6 +123,12 @@ class Plan:
         return any(tile.format.bits < 16 for tile in self.every_tile)
 
     @property
+    def floats(self) -> bool:
+        """Activations are 16-bit floats whatever the weights' bits."""
+        bits = {tile.format.bits for tile in self.every_tile} & FLOAT_TEXTS.keys()
+        return any(self.texts >= FLOAT_TEXTS[b] for b in bits)
+
+    @property
     def recorded(self) -> bool:
         """Some weight's scales and offsets lie in records."""
         return any(tile.format.record for tile in self.every_tile)
@@ -175,7 +183,8 @@ class Plan:
         c = self.config
         H, G = c.head_dim, c.num_attention_heads // c.num_key_value_heads
         inner, attention = attention_map(H, G, self.chunk, self.warps)
-        activations = [Activations(tile.format, tile.columns).of(self.texts) for tile in self.every_tile]
+        tiles = ((tile.format, tile.columns, self.floats) for tile in self.every_tile)
+        activations = [Activations(*tile).of(self.texts) for tile in tiles]
         x = max(*activations, attention, (128 * self.warps // H) * (H + 4) * 4)  # the last: the splits joined
         family = (table_per_layer(self.extras), len(distinct_kinds(c)), "attn_post_norm" in self.extras)
         sizes = (slots, self.slot, x, self.kept, H, c.num_hidden_layers, self.warps)
@@ -221,12 +230,13 @@ def source(plan: Plan, pointers: list[int]) -> str:
         JOINED=plan.joined,
         TEXTS=plan.texts,
         MOST_TURNS=MOST_TURNS,
+        TO_FLOATS=int(plan.floats),
     )
     sizes |= family_defines(c, plan.dtype, plan.extras, plan.normed)
     sizes |= places(plan.gpus)
     sizes["FORMAT_EMBED"] = f"Format<{_stored(plan.embed)}>"
     for name, tiles in zip(("QKV", "O", "GU", "DOWN", "HEAD"), plan.tiles, strict=True):
-        sizes[f"FORMATS_{name}"] = ", ".join(map(_format_type, tiles))
+        sizes[f"FORMATS_{name}"] = ", ".join(_format_type(tile, plan.floats) for tile in tiles)
     sizes["MIXED"] = int(any(len(formats) > 1 for formats in plan.formats))
     sizes["FORMATS_OF_LAYERS"] = _formats_of_layers(plan)
     sizes |= plan.map(plan.slots)[0]
@@ -241,9 +251,9 @@ def _stored(f: Format) -> str:
     return f"{f.bits}, {f.group}, {f.scale_bytes}, {str(f.offsets).lower()}, {f.record}"
 
 
-def _format_type(tile: Tile) -> str:
+def _format_type(tile: Tile, floats: bool) -> str:
     lies = (tile.units, tile.rows, tile.stride, tile.scale_stride, tile.second)
-    x = Activations(tile.format, tile.columns)
+    x = Activations(tile.format, tile.columns, floats)
     return f"Format<{_stored(tile.format)}, {x.stride}, {x.text}, {', '.join(map(str, lies))}>"
 
 

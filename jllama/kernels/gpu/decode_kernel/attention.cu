@@ -360,6 +360,43 @@ struct Mean {
   }
 };
 
+#if TEXTS > 4
+// Joins the parts, which are few, of the query heads of all texts: a team of threads a head, all of a block's heads at once.
+__device__ void combine(const Past& p, u32 tag) {
+  constexpr int D4 = H / 4, TEAMS = NT / D4;
+  const int d = threadIdx.x % D4, team = threadIdx.x / D4;
+  for (int q = NCTA - 1 - (int)blockIdx.x + NCTA * team; team < TEAMS && q < TEXTS * N; q += NCTA * TEAMS) {
+    const int text = q / N, parts = p.parts(text);
+    if (parts <= JOINED) continue;
+    u64 data[MAXP], rest[MAXP];
+    for (u32 spins = 0;; patience(spins)) {
+      bool missing = false;
+#pragma unroll
+      for (int i = 0; i < MAXP; i++)
+        if (i < parts) peek_wide(Attention::part_word(q, i, d * 4), data[i], rest[i]);
+#pragma unroll
+      for (int i = 0; i < MAXP; i++) missing |= i < parts && (u32)(rest[i] >> 32) != tag;
+      if (!missing) break;
+    }
+    float top = MINUS_INF, sum = 0, o[4] = {};
+#pragma unroll
+    for (int i = 0; i < MAXP; i++)
+      if (i < parts) top = fmaxf(top, __uint_as_float((u32)rest[i]));
+#pragma unroll
+    for (int i = 0; i < MAXP; i++) {
+      if (i >= parts) break;
+      const float weight = exp2_fast(__uint_as_float((u32)rest[i]) - top);
+      const u32 lo = (u32)data[i], hi = (u32)(data[i] >> 32);
+      sum += weight;
+      o[0] += weight * to_float(lo), o[1] += weight * high(lo), o[2] += weight * to_float(hi), o[3] += weight * high(hi);
+    }
+    const int to = ((q - text * N) * H + d * 4) / 2;
+    const float inv = 1.0f / sum;
+    put_word<N_H>(ll_mix, text, to, pack(o[0] * inv, o[1] * inv), tag);
+    put_word<N_H>(ll_mix, text, to + 1, pack(o[2] * inv, o[3] * inv), tag);
+  }
+}
+#else
 // Joins the splits of one query head, counted through all texts.
 __device__ void combine(int splits, int q, u32 tag) {
   constexpr int D4 = H / 4, TEAMS = NT / D4, AT_ONCE = 2;  // splits whose words are asked for together
@@ -404,4 +441,4 @@ __device__ void combine(int splits, int q, u32 tag) {
   }
   consumers_sync();
 }
-
+#endif

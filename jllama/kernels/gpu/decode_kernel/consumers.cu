@@ -11,7 +11,7 @@ __device__ __forceinline__ void await(const u32* p, u32) {
 }
 
 // The activations that a thread takes together: four, or eight side by side.
-template <class FM> constexpr bool BY_EIGHT = TEXTS > 1 && FM::KIND != GROUPS;
+template <class FM> constexpr bool BY_EIGHT = TEXTS > 1 && (FM::KIND != GROUPS || FM::AS_FLOATS);
 template <int K, bool EIGHT> constexpr int FOURS = (EIGHT ? 2 : 1) * ((K / (EIGHT ? 8 : 4) + XT - 1) / XT);  // of a thread
 // The first element of a thread's i-th four.
 template <bool EIGHT> __device__ __forceinline__ int element(int i) {
@@ -88,7 +88,7 @@ template <int K, bool EIGHT, class Sink> __device__ __forceinline__ void gather(
 
 // Stores activations for weights of format FM, four at a time as `gather` hands them out, of all threads alike;
 // `finish` makes them visible to the whole block. HALF: `words` alone hands them over, and they are kept as they are.
-template <class FM, int K, bool HALF = false, int KIND = FM::KIND> struct Store;
+template <class FM, int K, bool HALF = false, int KIND = FM::AS_FLOATS ? FLOATS : FM::KIND> struct Store;
 
 // 16-bit floats, the pairs of each eight in the order 0 2 1 3.
 template <class FM, int K, bool HALF> struct Store<FM, K, HALF, PLAIN> {
@@ -104,6 +104,35 @@ template <class FM, int K, bool HALF> struct Store<FM, K, HALF, PLAIN> {
     words(i, k, pack(e0, e1), pack(e2, e3));
   }
   __device__ __forceinline__ void finish() { consumers_sync(); }
+};
+
+// 16-bit floats for weights that become some: elements 0, 2, 1, 3 of each four, where the lane that multiplies them finds
+// eight together: of 16 bytes of weights, or of two chunks of 16 weights, which are halves of a group of 4 bits.
+template <class FM, int K, bool HALF> struct Store<FM, K, HALF, FLOATS> {
+  u32 first[2];  // pairs of an eight
+  static __device__ __forceinline__ int at(int k) {  // byte
+    if (!FM::GROUP) return k / 64 * 128 + k / 8 % 2 * 64 + k / 16 % 4 * 16 + k / 4 % 2 * 8;
+    constexpr int FAR = FM::BITS == 4 ? FM::GROUP / 32 : 1;  // chunks apart
+    const int chunk = k / 16;
+    return chunk / (2 * FAR) * (FAR * 64) + chunk % FAR * 64 + k / 4 % 4 * 16 + chunk / FAR % 2 * 8;
+  }
+  __device__ __forceinline__ void put(int i, int k, u32 even, u32 odd) {
+    char* to = smem + OFF_X + own_text() * X<FM, K>::TEXT;
+    if (k >= K) return;
+    if (FM::GROUP) *(uint2*)(to + at(k)) = make_uint2(even, odd);
+    else if (i % 2 == 0) first[0] = even, first[1] = odd;
+    else *(uint4*)(to + at(k - 4)) = make_uint4(first[0], first[1], even, odd);
+  }
+  __device__ __forceinline__ void words(int i, int k, u32 lo, u32 hi) { put(i, k, __byte_perm(lo, hi, 0x5410), __byte_perm(lo, hi, 0x7632)); }
+  __device__ __forceinline__ void four(int i, int k, float e0, float e1, float e2, float e3) {
+    if constexpr (FM::NORMED) put(i, k, pack_half(e0, e2), pack_half(e1, e3));
+    else put(i, k, pack(e0, e2), pack(e1, e3));
+  }
+  __device__ __forceinline__ void finish() {
+    if (!FM::GROUP && K % 64 && own_place() < 8)  // a unit's rest
+      *(uint2*)(smem + OFF_X + own_text() * X<FM, K>::TEXT + at(K + (int)own_place() * 4)) = make_uint2(0, 0);
+    consumers_sync();
+  }
 };
 
 constexpr float ROUNDS = 12582912.0f;  // 1.5 * 2^23: in the low bits of ROUNDS + v stands the integer next to v
@@ -297,8 +326,17 @@ __device__ __forceinline__ float handed_over(int row, int text, bool valid, floa
   return valid ? to.residual(row, text) + lessened(rounded(v)) : 0.0f;
 }
 
+// What a norm multiplies a text's products with. One text: known beforehand; several: looked up by who finishes an output.
+struct Inverse {
+  float one = 1.0f;
+  __device__ __forceinline__ static float of(int text) { return rsqrtf(block_sum(OFF_RED, text) * (1.0f / D) + EPS); }
+  __device__ __forceinline__ Inverse(bool normed) { if (TEXTS == 1 && normed) one = of(0); }
+  template <bool NORMED> __device__ __forceinline__ float at(int text) const { return TEXTS > 1 && NORMED ? of(text) : one; }
+};
+
 // The residual stream: kept as it is for what will be added `later`, stored times the norm's weight; its mean square
-// is applied after the product. The weight is read before the wait for the data. NORM false: it goes on as it is.
+// is applied after the product, or before it is stored (NORMED). The weight is read before the wait for the data. NORM false: it
+// goes on as it is.
 template <class FM, bool NORM, class Load> __device__ __forceinline__ void load_normed(const u16* weight, const Added& later, Load load) {
   constexpr int IT = FOURS<D, BY_EIGHT<FM>>;
   uint2 g[IT];
@@ -310,11 +348,16 @@ template <class FM, bool NORM, class Load> __device__ __forceinline__ void load_
   Store<FM, D> store;
   float squares = 0;
   int i = 0;
+  uint2 kept[FM::NORMED ? IT : 1];
   load([&](int k, u32 lo, u32 hi) {
     const float e0 = to_float(lo), e1 = high(lo), e2 = to_float(hi), e3 = high(hi);
     if (k < D) {
       squares += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3);
       later.keep(k, lo, hi);
+    }
+    if constexpr (FM::NORMED) {
+      kept[i++] = make_uint2(lo, hi);
+      return;
     }
     const uint2 w = g[i];
     if (NORM) store.four(i++, k, e0 * gain(to_float(w.x)), e1 * gain(high(w.x)), e2 * gain(to_float(w.y)), e3 * gain(high(w.y)));
@@ -322,23 +365,25 @@ template <class FM, bool NORM, class Load> __device__ __forceinline__ void load_
   });
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) ((float*)(smem + OFF_RED))[threadIdx.x >> 5] = squares;
+  if constexpr (FM::NORMED) {
+    if (NW > TEXTS) consumers_sync();  // else a text is a warp's
+    const float by = NW > TEXTS ? Inverse::of(own_text()) : rsqrtf(squares * (1.0f / D) + EPS);
+#pragma unroll
+    for (int i = 0; i < IT; i++) {
+      const uint2 v = kept[i], w = g[i];
+      store.four(i, element<BY_EIGHT<FM>>(i), to_float(v.x) * by * gain(to_float(w.x)), high(v.x) * by * gain(high(w.x)),
+                 to_float(v.y) * by * gain(to_float(w.y)), high(v.y) * by * gain(high(w.y)));
+    }
+  }
   store.finish();
 }
 template <class FM, int K> __device__ __forceinline__ void load_plain(const Word* from, u32 tag) {
-  constexpr bool HALF = TEXTS > 1 && (FM::KIND == GROUPS || FOURS<K, BY_EIGHT<FM>> > 24);  // too many for registers
+  constexpr bool HALF = TEXTS > 1 && !FM::AS_FLOATS && (FM::KIND == GROUPS || FOURS<K, BY_EIGHT<FM>> > 24);  // too many for registers
   Store<FM, K, HALF> store;
   int i = 0;
   gather<K, BY_EIGHT<FM>>(from, tag, [&](int k, u32 lo, u32 hi) { store.words(i++, k, lo, hi); });
   store.finish();
 }
-// What a norm multiplies a text's products with. One text: known beforehand; several: looked up by who finishes an output.
-struct Inverse {
-  float one = 1.0f;
-  __device__ __forceinline__ static float of(int text) { return rsqrtf(block_sum(OFF_RED, text) * (1.0f / D) + EPS); }
-  __device__ __forceinline__ Inverse(bool normed) { if (TEXTS == 1 && normed) one = of(0); }
-  template <bool NORMED> __device__ __forceinline__ float at(int text) const { return TEXTS > 1 && NORMED ? of(text) : one; }
-};
-
 // The sum over COLUMNS * 4 partial sums of a text's row; TPO neighbouring threads share one row.
 template <int COLUMNS> __device__ __forceinline__ float across_warps(int row, int text) {
   const int mine = threadIdx.x % TPO;
@@ -359,9 +404,9 @@ struct Output {
   __device__ __forceinline__ static Output at(int i, int first, int end) {
     const int e = (int)(threadIdx.x / TPO) + i * OUTPUTS, rows = end - first;
     if (TEXTS == 1) return {first + e, 0, first + e < end};
-    int text = 0;
+    int text = TEXTS > 4 ? min((int)__fdividef(e + 0.5f, (float)rows), TEXTS - 1) : 0;
 #pragma unroll
-    for (int i = 1; i < TEXTS; i++) text += e >= i * rows;
+    for (int i = 1; i < TEXTS && TEXTS <= 4; i++) text += e >= i * rows;
     return {first + min(e - text * rows, rows - 1), text, e < TEXTS * rows};
   }
   __device__ __forceinline__ static bool none(int i, int first, int end) {  // for this warp
@@ -424,19 +469,26 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
         if (!R::PER_ROW)  // the address of the tile's first scale, modulo 16, is where its copy begins
           scales[h] += (up ? R::SECOND : 0) + (int)((long long)(seg + (int)tile * TP + (up ? F : 0)) * R::SCALES & 15);
       }
-      typename Sums<FM, K>::Unit units[R::MOST];
-#pragma unroll
-      for (int j = 0; j < R::MOST; j++) {
-        if (j >= R::SURE && unit(j) >= bytes) break;
-        units[j] = sums.load(slot, off, unit(j), scales);
-      }
       const u32 empty = turn.full + NSLOT * 8;
-      turn.next();
-      if (NG % R::S == 0) sums.clear();
+      if constexpr (FM::AS_FLOATS && FM::GROUP) {  // rolled: the instructions of four units, in each product, have no room in their cache
+        turn.next();
+        if (NG % R::S == 0) sums.clear();
+#pragma unroll 1
+        for (int j = 0; j < R::MOST && unit(j) < bytes; j++) sums.add(sums.load(slot, off, unit(j), scales), off, unit(j), j);
+      } else {
+        typename Sums<FM, K>::Unit units[R::MOST];
 #pragma unroll
-      for (int j = 0; j < R::MOST; j++) {
-        if (j >= R::SURE && unit(j) >= bytes) break;
-        sums.add(units[j], off, unit(j), j);
+        for (int j = 0; j < R::MOST; j++) {
+          if (j >= R::SURE && unit(j) >= bytes) break;
+          units[j] = sums.load(slot, off, unit(j), scales);
+        }
+        turn.next();
+        if (NG % R::S == 0) sums.clear();
+#pragma unroll
+        for (int j = 0; j < R::MOST; j++) {
+          if (j >= R::SURE && unit(j) >= bytes) break;
+          sums.add(units[j], off, unit(j), j);
+        }
       }
       __syncwarp();
       if (lane == 0) mbar_arrive(empty);

@@ -86,7 +86,7 @@ __device__ __forceinline__ void stamp(int which);
 // BITS 16: plain. 8 or 4: GROUP weights share a scale of SB bytes; GROUP 0: the whole row does (float32).
 // OFFSETS: weights are value * scale + offset; without, those of 4 bits are (value - 8) * scale. RECORD: so many bytes hold
 // both for 256 weights (`layers/records.py`); 0: arrays of their own do.
-enum { PLAIN, WHOLE, GROUPS, SIDE_BY_SIDE };  // the last: several texts' products with groups
+enum { PLAIN, WHOLE, GROUPS, SIDE_BY_SIDE, FLOATS, FLOAT_GROUPS };  // the last three: several texts' products
 // The rest, of rows of K weights, is summed up in layout.py: how their activations and their slices lie.
 template <int BITS_, int GROUP_, int SB_, bool OFFSETS_, int RECORD_, int X_STRIDE_ = 0, int X_TEXT_ = 0, int NU_ = 0, int TR_ = 0, int STRIDE_ = 0,
           int SSTRIDE_ = 0, int SECOND_ = 0>
@@ -95,12 +95,17 @@ struct Format {
   static constexpr bool OFFSETS = OFFSETS_;
   static constexpr int RECORD = RECORD_, LISTS = !GROUP_ ? 0 : OFFSETS_ && !RECORD_ ? 2 : 1;  // arrays beside the values
   static constexpr int KIND = BITS == 16 ? PLAIN : GROUP ? GROUPS : WHOLE;
+  static constexpr bool AS_FLOATS = TO_FLOATS && BITS < 16, NORMED = false, HALF = FP16;
   static constexpr int UNIT = GROUP ? GROUP * BITS / 2 : 64;  // bytes of a row that a warp takes at a time
   static constexpr int RUN = RECORD ? IN_RECORD * BITS / 8 / UNIT : 1;  // units of a record, which one warp takes
   static constexpr int X_CHUNK = 128 / BITS;                  // activations for 16 bytes of weights
   static constexpr int X_STRIDE = X_STRIDE_, X_TEXT = X_TEXT_, NU = NU_, TR = TR_, STRIDE = STRIDE_, SSTRIDE = SSTRIDE_, SECOND = SECOND_;
 };
-using FH = FORMATS_HEAD;
+// Where weights become floats, what a norm gave them to multiply is stored normalised: float16 has room for it, and 11 bits.
+template <class FM, bool AFTER_NORM> struct Behind : FM {
+  static constexpr bool NORMED = AFTER_NORM && FM::AS_FLOATS, HALF = FP16 || NORMED;
+};
+using FH = Behind<FORMATS_HEAD, true>;
 
 // A layer's weight is in one of these formats: `go` is called with that one.
 template <class... EACH> struct Formats {};

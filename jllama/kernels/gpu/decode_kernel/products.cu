@@ -13,7 +13,8 @@ template <class FM> __device__ __forceinline__ int unit_of(int member, int j) {
 // rows, the warp's j-th: at byte u of the slice in `slot` that begins at byte `off` of the rows. `add` multiplies it.
 // `row` is the whole sum of row g + 8 * half over the lanes of a row, in ROUNDS: that of text i in that lane of the row's
 // four whose `text` in that round is i.
-template <class FM, int K, int KIND = (TEXTS > 1 && FM::KIND == GROUPS && !FM::RECORD) ? SIDE_BY_SIDE : FM::KIND> struct Sums;
+template <class FM, int K, int KIND = FM::AS_FLOATS ? (FM::GROUP ? FLOAT_GROUPS : FLOATS) :
+                                    (TEXTS > 1 && FM::KIND == GROUPS && !FM::RECORD) ? SIDE_BY_SIDE : FM::KIND> struct Sums;
 
 // The 16-row operand takes two halves of 8 rows' weights: registers a0, a2 hold some of a row's weights, a1, a3
 // others; even columns of the other operand hold the activations of the former, odd columns those of the
@@ -72,15 +73,15 @@ template <class FM, int K> struct Sums<FM, K, PLAIN> {
   }
 };
 
-// One scale a row: columns 0, 1, 2 hold the limbs, of a second text 4, 5, 6; two more texts want products of their own.
+// One scale a row: columns 0, 1, 2 hold the limbs, of a second text 4, 5, 6; two more texts want products of their own. Of eight,
+// weights become floats.
 template <class FM, int K> struct Sums<FM, K, WHOLE> {
   using R = Rows<FM, K>;
-  static constexpr int SETS = (TEXTS + 1) / 2, ROUNDS = (SETS + 1) / 2;  // set s holds texts s and s + SETS
+  static constexpr int SETS = (TEXTS + 1) / 2, ROUNDS = 1;  // set s holds texts s and s + SETS
   int c[SETS][2][4] = {};
   __device__ __forceinline__ Sums(int) {}
   __device__ __forceinline__ void clear() { *this = Sums(0); }
-  static constexpr bool EARLY = SETS <= 2;  // activations are read with the weights: of more there are too few registers
-  struct Unit { uint4 a, b, x[EARLY ? SETS : 1]; };
+  struct Unit { uint4 a, b, x[SETS]; };
   __device__ __forceinline__ static uint4 activations(int at, int s) {
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, second = TEXTS == 1 ? 0 : (g >> 2) * SETS * X<FM, K>::TEXT;
     return *(const uint4*)(smem + OFF_X + second + min(g & 3, 2) * X<FM, K>::STRIDE + at + t * 16 + s * X<FM, K>::TEXT);
@@ -90,14 +91,14 @@ template <class FM, int K> struct Sums<FM, K, WHOLE> {
     const char* row = slot + g * R::STRIDE + u + t * 16;
     Unit unit = {*(const uint4*)row, *(const uint4*)(row + 8 * R::STRIDE)};
 #pragma unroll
-    for (int s = 0; EARLY && s < SETS; s++) unit.x[s] = activations(off + u, s);
+    for (int s = 0; s < SETS; s++) unit.x[s] = activations(off + u, s);
     return unit;
   }
-  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int) {
+  __device__ __forceinline__ void add(const Unit& unit, int, int, int) {
     const uint4 a = unit.a, b = unit.b;
 #pragma unroll
     for (int s = 0; s < SETS; s++) {
-      const uint4 x = EARLY ? unit.x[s] : activations(off + u, s);
+      const uint4 x = unit.x[s];
       mma_bytes<true>(c[s][0], a.x, b.x, a.y, b.y, x.x, x.y);
       mma_bytes<true>(c[s][1], a.z, b.z, a.w, b.w, x.z, x.w);
     }
@@ -341,4 +342,114 @@ template <class FM, int K> struct Sums<FM, K, SIDE_BY_SIDE> {
   }
   __device__ __forceinline__ static int text(int t, int s) { return t < TEXTS ? t + 4 * s : -1; }
   __device__ __forceinline__ float row(int half, int s) const { return sum[s][half]; }
+};
+
+// ---- several texts: weights become 16-bit floats -------------------------------------------------------
+
+// Bytes 0 and 2 of a word, signed, as float16 (HALF) or bfloat16.
+template <bool HALF> __device__ __forceinline__ u32 signed_bytes(u32 w) {
+  if constexpr (HALF) return minus_half(w & 0x00ff00ffu ^ 0x64806480u, 0x64806480u);
+  else return minus_pair(w & 0x007f007fu | 0x43004300u, w & 0x00800080u | 0x43004300u);
+}
+// The I-th lowest four bits of a word's halves, and 16.
+template <bool HALF, int I> __device__ __forceinline__ u32 nibbles(u32 w) {
+  constexpr int LEFT = (HALF ? 6 : 3) - 4 * I;
+  return (LEFT < 0 ? w >> cmax(-LEFT, 0) : w << cmax(LEFT, 0)) & (HALF ? 0x03c003c0u : 0x00780078u) | (HALF ? 0x4c004c00u : 0x41804180u);
+}
+template <bool HALF> __device__ __forceinline__ void mma_as(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  if constexpr (HALF) mma_half(c, a0, a1, a2, a3, b0, b1);
+  else mma(c, a0, a1, a2, a3, b0, b1);
+}
+
+// Each text has a column, of fewer than eight several: lane t of a row ends up with the sums of texts 2 t and 2 t + 1.
+struct ByColumn {
+  static constexpr int ROUNDS = 2;
+  __device__ __forceinline__ static int text(int t, int s) { return 2 * t + s < TEXTS ? 2 * t + s : -1; }
+  __device__ __forceinline__ static int column() { return threadIdx.x >> 2 & 7 & (TEXTS - 1); }  // the text of this lane's
+};
+
+// One scale a row: a lane has 16 bytes of a row's unit.
+template <class FM, int K> struct Sums<FM, K, FLOATS> : ByColumn {
+  using R = Rows<FM, K>;
+  float c[2][4] = {};  // two chains
+  __device__ __forceinline__ Sums(int) {}
+  __device__ __forceinline__ void clear() { *this = Sums(0); }
+  struct Unit { uint4 a, b; };
+  __device__ __forceinline__ static Unit load(const char* slot, int, int u, const char* (&)[2]) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    const char* row = slot + g * R::STRIDE + u + t * 16;
+    return {*(const uint4*)row, *(const uint4*)(row + 8 * R::STRIDE)};
+  }
+  __device__ __forceinline__ void word(int chain, u32 a, u32 b, u32 x, u32 y) {
+    constexpr bool HALF = FM::HALF;
+    mma_as<HALF>(c[chain], signed_bytes<HALF>(a), signed_bytes<HALF>(b), signed_bytes<HALF>(a >> 8), signed_bytes<HALF>(b >> 8), x, y);
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int) {
+    const char* from = smem + OFF_X + column() * X<FM, K>::TEXT + (off + u) * 2 + (threadIdx.x & 3) * 16;
+    const uint4 x = *(const uint4*)from, y = *(const uint4*)(from + 64);
+    word(0, unit.a.x, unit.b.x, x.x, x.y), word(1, unit.a.y, unit.b.y, x.z, x.w);
+    word(0, unit.a.z, unit.b.z, y.x, y.y), word(1, unit.a.w, unit.b.w, y.z, y.w);
+  }
+  __device__ __forceinline__ float row(int half, int s) const { return c[0][2 * half + s] + c[1][2 * half + s]; }
+};
+
+// A unit is four groups; a lane has a few weights of each. Products with ones are the sums of a group's activations, which offsets want.
+template <class FM, int K> struct Sums<FM, K, FLOAT_GROUPS> : ByColumn {
+  static_assert(!FM::RECORD, "eight texts' records are slower than product.cu");
+  using R = Rows<FM, K>;
+  using Beside = Sums<FM, K, SIDE_BY_SIDE>;  // has a unit's weights in the same lanes
+  using Unit = typename Beside::Unit;
+  static constexpr bool SUMMED = FM::BITS == 4 || FM::OFFSETS;
+  float sum[2][2] = {};
+  __device__ __forceinline__ Sums(int) {}
+  __device__ __forceinline__ void clear() { *this = Sums(0); }
+  __device__ __forceinline__ static Unit load(const char* slot, int off, int u, const char* (&scales)[2]) { return Beside::load(slot, off, u, scales); }
+  // What the four groups have: scale, and what their activations' sum is to be multiplied with.
+  __device__ __forceinline__ static void read(float (&scale)[4], float (&offset)[4], int at) {
+    constexpr float BASE = FM::BITS == 8 ? 0.0f : FM::OFFSETS ? 16.0f : 24.0f;
+    Beside::read(scale, at);
+    if (FM::OFFSETS) Beside::read(offset, at + R::SCALE_BYTES);
+#pragma unroll
+    for (int i = 0; i < 4; i++) offset[i] = (FM::OFFSETS ? offset[i] : 0.0f) - BASE * scale[i];
+  }
+  __device__ __forceinline__ static void multiply(float (&c)[4], float (&ones)[4], const u32 (&w)[Beside::WORDS][2], const char* x) {
+    constexpr bool HALF = FM::HALF;
+    constexpr u32 ONES = HALF ? 0x3c003c00 : 0x3f803f80;
+    const auto with = [&](u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+      mma_as<HALF>(c, a0, a1, a2, a3, b0, b1);
+      if (SUMMED) mma_as<HALF>(ones, ONES, ONES, ONES, ONES, b0, b1);
+    };
+#pragma unroll
+    for (int q = 0; q < Beside::WORDS; q++) {
+      const u32 a = w[q][0], b = w[q][1];
+      if constexpr (FM::BITS == 4) {
+        const uint4 v = *(const uint4*)(x + q * 64);
+        with(nibbles<HALF, 0>(a), nibbles<HALF, 0>(b), nibbles<HALF, 2>(a), nibbles<HALF, 2>(b), v.x, v.y);
+        with(nibbles<HALF, 1>(a), nibbles<HALF, 1>(b), nibbles<HALF, 3>(a), nibbles<HALF, 3>(b), v.z, v.w);
+      } else {
+        const uint2 v = *(const uint2*)(x + q / 2 * 64 + q % 2 * 8);
+        with(signed_bytes<HALF>(a), signed_bytes<HALF>(b), signed_bytes<HALF>(a >> 8), signed_bytes<HALF>(b >> 8), v.x, v.y);
+      }
+    }
+  }
+  __device__ __forceinline__ void add(const Unit& unit, int off, int u, int) {
+    const int first = (off + u) * 8 / FM::BITS;  // weight
+    float scale[2][4], offset[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) read(scale[h], offset[h], unit.scales[h]);
+    const char* x = smem + OFF_X + column() * X<FM, K>::TEXT + (threadIdx.x & 3) * 16;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int k = first + i * FM::GROUP;
+      if (K / FM::GROUP % 4 && k >= K) break;
+      float c[4] = {}, ones[4] = {};
+      multiply(c, ones, unit.w[i], x + (FM::GROUP == 16 ? k / 32 * 64 + k / 16 % 2 * 8 : k * 2));
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        sum[e / 2][e % 2] += scale[e / 2][i] * c[e];
+        if (SUMMED) sum[e / 2][e % 2] += offset[e / 2][i] * ones[e % 2];
+      }
+    }
+  }
+  __device__ __forceinline__ float row(int half, int s) const { return sum[half][s]; }
 };

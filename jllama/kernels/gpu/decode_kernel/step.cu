@@ -56,7 +56,7 @@ __device__ void consumer() {
     const Share gate_up = share(F / 2, 4 * l + 2), down = share(D / 2, 4 * l + 3);
     const Added to_o = {o, false}, to_down = {down, true};
     in_format(QKV(), format_of(l, OF_QKV), [&](auto f) {
-      using FQ = decltype(f);
+      using FQ = Behind<decltype(f), PRE>;
       load_normed<FQ, PRE>(ptr<const u16>(y + Y_NORM1), to_o, [&](auto sink) {
         if (l) return arriving<BY_EIGHT<FQ>>(ll_x2, y - Y_COUNT + Y_POST2, tag - 1, sink);
 #pragma unroll
@@ -74,12 +74,14 @@ __device__ void consumer() {
       const Inverse inv(PRE);
       products<FQ, D, false, QKV_BIAS>(ring, qkv, ptr<const float>(y + Y_QKV + 1), ptr<const u16>(y + Y_QKV_BIAS),
                                        [&](int row, int text, bool valid, float v, float, float bias, float) {
-        put_pair<QKV_ROWS>(ll_qkv + text * (QKV_ROWS / 2), text, row, valid, biased<QKV_BIAS>(v * inv.at<PRE>(text), bias), tag);
+        put_pair<QKV_ROWS>(ll_qkv + text * (QKV_ROWS / 2), text, row, valid, biased<QKV_BIAS>(v * inv.at<PRE && !FQ::NORMED>(text), bias), tag);
       });
     });
     STAMP(1)
     if (p.head >= 0) attend(ring, p, y, kind, ptr<char>(y + Y_KEYS), ptr<char>(y + Y_VALUES), tag);
-#if TEXTS > 1
+#if TEXTS > 4
+    combine(p, tag);
+#elif TEXTS > 1
     for (int q = NCTA - 1 - (int)blockIdx.x; q < TEXTS * N; q += NCTA)
       if (p.parts(q / N) > JOINED) combine(p.parts(q / N), q, tag);
 #else
@@ -101,13 +103,13 @@ __device__ void consumer() {
     });
     STAMP(4)
     in_format(GU(), format_of(l, OF_GU), [&](auto f) {
-      using FG = decltype(f);
+      using FG = Behind<decltype(f), PRE>;
       load_normed<FG, PRE>(ptr<const u16>(y + Y_NORM2), to_down, [&](auto sink) { arriving<BY_EIGHT<FG>>(ll_x1, y + Y_POST1, tag, sink); });
       STAMP(5)
       const Inverse inv(PRE);
       products<FG, D, true, GU_BIAS>(ring, gate_up, ptr<const float>(y + Y_GU + 1), ptr<const u16>(y + Y_GU_BIAS),
                                      [&](int row, int text, bool valid, float gate, float up, float gate_bias, float up_bias) {
-        const float by = inv.at<PRE>(text);
+        const float by = inv.at<PRE && !FG::NORMED>(text);
         const float gr = rounded(biased<GU_BIAS>(gate * by, gate_bias)), ur = rounded(biased<GU_BIAS>(up * by, up_bias));
         put_pair<F>(ll_h, text, row, valid, activated<ACTIVATION>(gr) * ur, tag);
       });
@@ -135,7 +137,7 @@ __device__ void consumer() {
   const int first = first_logit();
   products<FH, D, false, false>(ring, share(V / 2, 4 * L), ptr<const float>(T_HEAD + 1), nullptr,
                                 [&](int row, int text, bool valid, float v, float, float, float) {
-    float logit = v * inv.at<true>(text);
+    float logit = v * inv.at<!FH::NORMED>(text);
     if (LOGIT_SCALE != 1) logit *= LOGIT_SCALE;
     if (FINAL_CAP > 0) logit = soft_capped(logit, FINAL_CAP);
 #ifndef PROFILE
