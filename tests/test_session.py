@@ -1,6 +1,8 @@
 """A session's promises: what is reused, what an interruption keeps, when and why an answer ends."""
 
 import dataclasses
+import gc
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -320,6 +322,27 @@ def test_a_fork_has_a_result_and_ids_of_its_own(session):
     session.adopt(given, twin.snapshot())
     given.append(4)
     assert session.ids == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["keys", "values"])
+def test_a_cache_of_which_a_part_is_gone_is_forgotten(session, kind):
+    """As a step leaves it that was interrupted."""
+    run(session, PROMPT)
+    cache = session.snapshot()
+    session._cache, session.ids = None, []
+    getattr(cache, kind)[0].delete()
+    session._keep(SimpleNamespace(state=SimpleNamespace(cache=cache)), PROMPT)
+    assert (session.ids, session.snapshot()) == ([], None)
+
+
+def test_other_processes_forget_what_a_session_held_when_it_goes(model, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr("jllama.engine.leading.forget", forgotten.append)
+    session = Session(model, max_seq_len=96)
+    name = session._name
+    del session
+    gc.collect()
+    assert name in forgotten
 
 
 def test_a_fork_is_copied_once(session):

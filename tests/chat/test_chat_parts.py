@@ -249,6 +249,16 @@ def test_the_models_own_template_is_taken_and_its_ends_count():
     assert Transcript(tokenizer, "{user}\n{ai}  ").stops == ()
 
 
+def test_of_two_variables_of_a_name_the_one_that_tells_of_tools_counts():
+    told, tokenizer = [], Letters()
+    tokenizer.encode_chat = lambda messages, template, **variables: told.append(variables) or []
+    transcript = Transcript(tokenizer, "{{ messages[0].content }}", {"xml_tools": 1, "odd": 2})
+    transcript.manner = SimpleNamespace(prepared=lambda messages, tools: (messages, {"xml_tools": tools}))
+    transcript.encode(TALK, ["f"])
+    transcript.encode(TALK)
+    assert told == [{"xml_tools": ["f"], "odd": 2}, {"xml_tools": 1, "odd": 2}]
+
+
 def test_a_format_without_a_beginning_token():
     tokenizer = Letters()
     tokenizer.bos_id = None
@@ -508,7 +518,8 @@ def test_a_quotation_of_a_file_is_short(tmp_path):
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_a_file_has_a_size_at_most(tmp_path, monkeypatch, over):
-    (tmp_path / "a").write_text(json.dumps(SOUND))
+    """In bytes, of which a letter may be several."""
+    (tmp_path / "a").write_text(json.dumps(SOUND | {"model": "ü你"}))
     read, _ = read_document(tmp_path / "a")
     write_document(read, tmp_path / "b")
     size = (tmp_path / "b").stat().st_size

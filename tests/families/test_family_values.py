@@ -223,6 +223,7 @@ def test_metadata_come_to(architecture, changes, field, value):
             [LayerKind(None, Rope()), LayerKind(7, Rope(rope_theta=5.0))],
         ),
         ("gemma3", {}, [LayerKind(None, Rope())]),
+        ("gemma3", dict(attention__sliding_window=0), [LayerKind(None, Rope())]),
         ("exaone4", {}, [LayerKind(None, Rope())]),
         ("exaone4", dict(block_count=64), [LayerKind(4096, Rope())] * 3 + [LayerKind(None, None)]),
         ("exaone4", dict(block_count=64, attention__sliding_window=0), [LayerKind(None, Rope())]),

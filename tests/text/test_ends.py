@@ -9,6 +9,7 @@ import jllama
 from jllama.answer import Answer, Result
 from jllama.chat.conversation import Conversation
 from jllama.chat.transcript import Transcript, kept_ids
+from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from jllama.text.tokenizer import Tokenizer
@@ -90,6 +91,16 @@ def test_a_format_ends_turns_as_well(tokenizer):
 def test_the_models_own_template_counts(tmp_path, tokenizer):
     write_directory(tmp_path, chat_template__jinja=TURN.replace("ENDS", "<|x|>"))
     assert Tokenizer.from_dir(tmp_path).eos_ids == {256}
+
+
+def test_a_broken_template_does_not_stop_plain_text(tmp_path):
+    state = byte_level_json(added=[("<e>", True)])
+    config = {"eos_token": "<e>", "chat_template": "{% if"}
+    made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer__json=state, tokenizer_config=config))
+    assert made.eos_ids == {256}
+    assert made.decode(made.encode("a")) == "a"
+    with pytest.raises(JllamaError, match="does not compile"):
+        made.encode_chat([{"role": "user", "content": "a"}])
 
 
 @pytest.mark.parametrize(("ids", "stop", "kept"), [([65, 256], "<|x|>", (65,)), ([65, 256], None, (65, 256))])

@@ -139,6 +139,18 @@ def test_every_operation_looks_at_the_clock_and_pays(source, monkeypatch):
         template.render(**X)
 
 
+@pytest.mark.parametrize(("later", "refused"), [(2.0, False), (2.1, True)])
+def test_a_template_has_two_seconds_of_its_thread(monkeypatch, later, refused):
+    now = iter([100.0, 100.0 + later])
+    monkeypatch.setattr("time.thread_time", lambda: next(now))
+    meter = Meter()
+    if refused:
+        with pytest.raises(TemplateRefused, match="more than 2 seconds"):
+            meter.look()
+    else:
+        meter.look()
+
+
 def test_what_costs_nothing_needs_no_clock(monkeypatch):
     monkeypatch.setattr(metering_module, "SECONDS", -1.0)
     with metering(None):

@@ -1,5 +1,6 @@
 """Python functions as tools: what a model is told, which arguments fit, what comes back."""
 
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -420,6 +421,16 @@ def test_a_file_gives_its_own_functions(tmp_path):
     assert [function.__name__ for function in functions] == ["first", "second"]
     assert Toolbox(functions).run(Call("", "first", '{"pair": {"a": 3}}')) == ("3", True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("source", [FILE, "1 / 0"])
+def test_a_file_leaves_the_way_of_importing_as_it_was(tmp_path, monkeypatch, before, source):
+    monkeypatch.setattr(sys, "dont_write_bytecode", before)
+    (tmp_path / "mine.py").write_text(source)
+    with contextlib.suppress(JllamaError):
+        load_functions(tmp_path / "mine.py")
+    assert sys.dont_write_bytecode is before
 
 
 @pytest.mark.parametrize(
