@@ -4,9 +4,14 @@ import shutil
 
 import pytest
 
+from jllama import loading
 from jllama.checkpoint import likeness
+from jllama.checkpoint.formats.gguf import read_gguf_header
 from jllama.checkpoint.formats.safetensors import read_header
+from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
+from tests.support.checkpoint_files import KEYS, write_gguf
+from tests.support.checkpoint_generator import random_tensors
 
 
 @pytest.fixture
@@ -21,6 +26,21 @@ def test_the_same_files_elsewhere_are_alike(plain_dir, copied):
     assert likeness.sampled(ModelFiles(description="x", directory=plain_dir)) == likeness.sampled(copied[0])
 
 
+def test_processes_of_a_group_agree_on_their_files_before_they_read_them(copied, tiny_config, monkeypatch):
+    agreed = []
+
+    def agree(marks):
+        agreed.append(marks)
+        raise JllamaError("they differ")
+
+    monkeypatch.setattr(loading.processes, "group", object)
+    monkeypatch.setattr(loading.processes, "agree", agree)
+    with pytest.raises(JllamaError, match="they differ"):
+        loading._load_weights(copied[0], tiny_config, "float32", "none", False, None)
+    own = dict(dtype="float32", storage="none", devices=1)
+    assert agreed == [likeness.marks(tiny_config, likeness.sampled(copied[0]), **own)]
+
+
 def test_each_tensor_counts(copied):
     """By its first byte, and by one in its middle."""
     files, path = copied
@@ -31,6 +51,15 @@ def test_each_tensor_counts(copied):
             data[stored.offset + start] ^= 1
             path.write_bytes(data)
             assert likeness.sampled(files) != before, (stored.name, start)
+
+
+def test_tensors_of_a_gguf_count_too(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", KEYS, random_tensors(KEYS))
+    files, data = ModelFiles(description="x", gguf=path), bytearray(path.read_bytes())
+    before = likeness.sampled(files)
+    data[read_gguf_header(path).tensors[0].offset] ^= 1
+    path.write_bytes(data)
+    assert likeness.sampled(files) != before
 
 
 def test_what_must_be_the_same_has_a_name(tiny_config):

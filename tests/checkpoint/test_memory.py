@@ -19,6 +19,15 @@ from tests.support.checkpoint_files import KEYS, write_gguf
 from tests.support.checkpoint_generator import random_tensors
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), FileNotFoundError(2, "no")])
+def test_where_nobody_tells_what_is_left_nothing_is_refused(monkeypatch, error):
+    def read_text(self, *_, **__):
+        raise error
+
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    assert memory.available_bytes() is None
+
+
 def test_weights_that_do_not_fit_are_refused(tiny_config, monkeypatch, tmp_path):
     huge = dataclasses.replace(tiny_config, vocab_size=2**30, hidden_size=2**12)
     files = ModelFiles(description="huge", directory=tmp_path)
