@@ -293,10 +293,130 @@ static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, 
     store_rows(out, 0, rows, t * TILE, wide, sums.data(), PANEL);
   }
 }
+// Weights as bytes, two tiles at a time: each activation is loaded for both, which for one tile is as much as a core
+// can load. The sums of high and of low bytes of 4 rows stay in registers; 20 KB of weights stay in the first-level
+// cache while all rows pass by.
+constexpr int PAIR_ROWS = 4;
+constexpr int64_t PAIR_BYTES = 20 << 10;
+struct Pair {
+  static constexpr int SPANS = PAIR_BYTES / 256;
+  const char *p, *next;           // the first tile's values, and those that are fetched meanwhile
+  int64_t apart, across, blocks;  // bytes from either to the second tile
+  bool cold;                      // nothing fetched these before
+  int64_t row, wide;              // rows of the weight
+  bool first, last;               // of the pieces of a row
+  F scales[SPANS][VECTORS], offsets[SPANS][VECTORS];
+};
+// Span h of M rows' blocks, `stride` apart, for both tiles.
+template <Form FORM, int M>
+INLINE void both_spans(const Pair& pair, const char* p, int h, const Block* x, int64_t stride,
+                       I (&d)[M][VECTORS]) {
+  constexpr int WORDS = BLOCK / 4 / spans(FORM);
+  I low[M][VECTORS];
+  UNROLL for (int i = 0; i < M; i++) {
+    const Block& b = x[i * stride];
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      d[i][v] = I{};
+      low[i][v] = I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
+    }
+  }
+  UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
+    I k[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      k[v] = word<FORM>(p + v * pair.apart, j);
+      IN_REGISTER(k[v]);
+    }
+    UNROLL for (int i = 0; i < M; i++) {
+      I high_x = I{} + x[i * stride].q[j];
+      IN_REGISTER(high_x);
+      UNROLL for (int v = 0; v < VECTORS; v++) d[i][v] = dot4(d[i][v], k[v], high_x);
+      I low_x = I{} + x[i * stride].q[BLOCK / 4 + j];
+      IN_REGISTER(low_x);
+      UNROLL for (int v = 0; v < VECTORS; v++) low[i][v] = dot4(low[i][v], k[v], low_x);
+    }
+  }
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) d[i][v] = (d[i][v] << 8) + low[i][v];
+}
+// M of `rows` rows, from row m on: x are their blocks, y [M, PANEL] their sums so far.
+template <Form FORM, int M>
+static void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int64_t m, int64_t rows, float* y,
+                          const Out& out) {
+  constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = BYTES / 64;
+  const int64_t stride = w.cols / BLOCK, lines = (m + M) * LINES / rows - m * LINES / rows;
+  const char *p = pair.p, *next = pair.next + m * LINES / rows * 64;
+  F acc[M][VECTORS];
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = pair.first ? F{} : load(y + i * PANEL + v * LANES);
+  for (int64_t s = 0; s < pair.blocks * spans(FORM); p += BYTES, next += BYTES, x++) {
+    for (int64_t i = 0; i < lines; i++)  // each rows' share of what comes next
+      __builtin_prefetch(next + i * 64), __builtin_prefetch(next + pair.across + i * 64);
+    if (pair.cold && m == 0) UNROLL for (int i = 0; i < LINES; i++)
+      __builtin_prefetch(p + 2048 + i * 64), __builtin_prefetch(p + pair.apart + 2048 + i * 64);
+    UNROLL for (int h = 0; h < spans(FORM); h++, s++) {
+      I d[M][VECTORS];
+      both_spans<FORM, M>(pair, p, h, x, stride, d);
+      UNROLL for (int v = 0; v < VECTORS; v++) {
+        const F scale = pair.scales[s][v];
+        UNROLL for (int i = 0; i < M; i++)
+          acc[i][v] += __builtin_convertvector(d[i][v], F) * (scale * x[i * stride].scale);
+      }
+      if (w.offsets) UNROLL for (int v = 0; v < VECTORS; v++) {
+        const F offset = pair.offsets[s][v];
+        UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<FORM>(x[i * stride], h);
+      }
+    }
+  }
+  if (pair.last) return store_rows(out, m, m + M, pair.row, pair.wide, (const float*)acc, PANEL);
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * PANEL + v * LANES) = acc[i][v];
+}
+template <Form FORM>
+static void scales_of(const Weight& w, int64_t t, int64_t first, int v, Pair* out) {
+  const int64_t n = out->blocks * spans(FORM);
+  if (w.scale_kind == HALF && w.group == BLOCK) {  // most files
+    const int64_t at = (t * (w.cols / BLOCK) + first) * TILE;
+    for (int64_t s = 0; s < n; s++) out->scales[s][v] = load((const half*)w.scales + at + s * TILE);
+    for (int64_t s = 0; w.offsets && s < n; s++) out->offsets[s][v] = load((const half*)w.offsets + at + s * TILE);
+    return;
+  }
+  Groups groups(w, t, first);
+  for (int64_t s = 0; s < n; groups.next()) UNROLL for (int h = 0; h < spans(FORM); h++, s++) {
+      out->scales[s][v] = groups.scale(h, 0);
+      out->offsets[s][v] = groups.offset(h, 0);
+    }
+}
+template <Form FORM>
+static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
+  static thread_local std::vector<float> sums;
+  alignas(64) static thread_local Pair pair;
+  constexpr int64_t BYTES = words(FORM) * TILE * 4;
+  const int64_t blocks = w.cols / BLOCK, pieces = (2 * blocks * BYTES + PAIR_BYTES - 1) / PAIR_BYTES,
+                per = (blocks + pieces - 1) / pieces;
+  sums.resize(std::max<int64_t>(sums.size(), rows * PANEL));
+  for (int64_t t = t0; t < t1; t += 2) {
+    const int64_t other = std::min(t + 1, t1 - 1);  // a tile behind the last: the last again, for nothing
+    pair.cold = t == t0;
+    pair.row = t * TILE, pair.wide = std::min((other + 1) * TILE, w.rows) - pair.row;
+    pair.apart = (other - t) * blocks * BYTES, pair.across = blocks * BYTES;
+    for (int64_t b = 0; b < blocks; b += per) {
+      pair.first = b == 0, pair.last = b + per >= blocks;
+      pair.blocks = std::min(per, blocks - b);
+      pair.p = (const char*)w.values + (t * blocks + b) * BYTES;
+      pair.next = pair.p + (pair.last ? 2 * blocks - b : per) * BYTES;
+      scales_of<FORM>(w, t, b, 0, &pair), scales_of<FORM>(w, other, b, 1, &pair);
+      by_rows<PAIR_ROWS, 3, 2, 1>(0, rows, [&](auto M, int64_t m) {
+        pair_of_tiles<FORM, M()>(w, pair, x + m * blocks + b, m, rows, &sums[m * PANEL], out);
+      });
+    }
+  }
+}
 template <Form FORM>
 static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, bool is_many,
                   const Out& out) {
   if (is_many) return many_tiles<FORM>(w, t0, t1, x, rows, out);
+  if constexpr (SPLIT && LANES == 16)
+    if (by_pairs(rows)) return pairs_of_tiles<FORM>(w, t0, t1, x, rows, out);
   for (int64_t t = t0; t < t1; t++)
     by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
 }

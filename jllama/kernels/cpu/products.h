@@ -15,12 +15,15 @@
 #include "tiles.h"
 
 constexpr int64_t FEW_ROWS = 16;   // up to which activations meet weights as dot products
-// The same for quantised weights. Up to Zen 4 an AMD core has 32 KB of first-level cache, where a panel of widened
-// weights leaves little room, and starts as many products of bytes in a cycle as of 16 bits.
+// Whether bytes of two tiles are multiplied at a time: up to 8 rows wait for the weights, which one tile after the
+// other reads faster.
+constexpr bool by_pairs(int64_t m) { return SPLIT && LANES == 16 && m > 8; }
+// The same for quantised weights. An AMD core starts as many products of bytes in a cycle as of 16 bits, so widening
+// weights brings nothing. Measured up to 32 rows on Zen 4, which like those before has 32 KB of first-level cache.
 inline int64_t few_quantised() {
 #if defined(__linux__)
-  static const bool more = SPLIT && AMD && sysconf(_SC_LEVEL1_DCACHE_SIZE) == 32 << 10;
-  return more ? 32 : FEW_ROWS;
+  static const bool amd = SPLIT && AMD, old = sysconf(_SC_LEVEL1_DCACHE_SIZE) == 32 << 10;
+  return !amd ? FEW_ROWS : old ? 32 : LANES == 16 ? INT64_MAX : FEW_ROWS;
 #else
   return FEW_ROWS;
 #endif
@@ -313,7 +316,8 @@ static int64_t panels_grain(int64_t tiles, int64_t threads) {
 static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
   if (w.tiled(rows)) return tiled_grain(w.tiles(), pool.threads());
   if (!w.few(rows) && !w.quantised()) return panels_grain(w.tiles(), pool.threads());
-  const int64_t even = !w.few(rows) ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
+  const bool wide = !w.few(rows) || (w.quantised() && by_pairs(rows));
+  const int64_t even = wide ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out);
