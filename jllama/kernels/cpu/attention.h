@@ -65,6 +65,36 @@ static float capped(float* s, int64_t n, const Rule& rule) {
   return 1;
 }
 
+// The sums of LANES vectors, one a lane, each added up in the order of `sum`.
+template <int S = LANES / 2>
+INLINE F sums(F (&r)[LANES]) {
+  I low, high;
+  for (int j = 0; j < LANES; j++) low[j] = j & S ? LANES + (j ^ S) : j, high[j] = j & S ? LANES + j : j ^ S;
+  UNROLL for (int i = 0; i < S; i++) r[i] = shuffled(r[i], r[i + S], low) + shuffled(r[i], r[i + S], high);
+  if constexpr (S > 1) return sums<S / 2>(r);
+  return r[0];
+}
+// Products of a query with the first keys [n, H], as many as are a multiple of LANES; how many. Adding up the lanes
+// of one product after the other takes longer than the products. The next keys, and the values that these will weigh,
+// are fetched meanwhile.
+template <class T>
+static int64_t products(const float* q, const T* keys, const T* values, int64_t n, int64_t H, float* s) {
+  constexpr int64_t AHEAD = 2048;
+  int64_t r = 0;
+  for (; H % LANES == 0 && r + LANES <= n; r += LANES) {
+    const char *next = (const char*)(keys + r * H) + AHEAD, *weighed = (const char*)(values + r * H);
+    for (int64_t i = 0; i < LANES * H * (int64_t)sizeof(T); i += 64)
+      __builtin_prefetch(next + i), __builtin_prefetch(weighed + i);
+    F acc[LANES] = {};
+    for (int64_t h = 0; h < H; h += LANES) {
+      const F v = load(q + h);
+      UNROLL for (int k = 0; k < LANES; k++) acc[k] += load(keys + (r + k) * H + h) * v;
+    }
+    *(F*)(s + r) = sums(acc);
+  }
+  return r;
+}
+
 // M queries [M, H] of one key-value head over its cache [S, H]; row i sees positions first[i]..last[i].
 template <class T, int M>
 static void attend(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
@@ -73,7 +103,8 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
                 stride = (n + 15) / 16 * 16;
   if ((int64_t)scratch.size() < M * stride) scratch.resize(M * stride * 2);
   float* s = scratch.data();
-  by_rows<4, 1>(0, n, [&](auto R, int64_t r) {
+  const int64_t done = M == 1 ? products(q, keys + lo * H, values + lo * H, n, H, s) : 0;
+  by_rows<4, 1>(done, n, [&](auto R, int64_t r) {
     float y[R()][M];
     dots<T, R(), M, 1>(keys + (lo + r) * H, H, q, H, y);
     for (int k = 0; k < R(); k++)
@@ -85,9 +116,9 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
     float* p = s + i * stride;
     std::fill(p, p + (first[i] - lo), -INFINITY);
     std::fill(p + (last[i] + 1 - lo), p + stride, -INFINITY);
-    float top = -INFINITY;
-    for (int64_t j = 0; j < n; j++) top = p[j] > top ? p[j] : top;
-    F total = {};
+    F highest = F{} - INFINITY, total = {};
+    for (int64_t j = 0; j < stride; j += LANES) highest = load(p + j) > highest ? load(p + j) : highest;
+    const float top = fold(highest, [](F a, F b) { return a > b ? a : b; });
     for (int64_t j = 0; j < stride; j += LANES) {
       F v = load(p + j), e = vexp((v - top) * scale);
       e = v == -INFINITY ? F{} : e;  // exp is clamped: unseen positions weigh nothing at all
