@@ -7,13 +7,16 @@ from typing import Any
 
 from jllama.answer import Result
 from jllama.batching.engine import Engine
+from jllama.checkpoint.memory import available_bytes
+from jllama.checkpoint.sizes import cache_bytes
 from jllama.errors import JllamaError, about
 from jllama.loading import Model, tokenizer_of
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, Variables, encode_prompt
 
-SLOTS = 16  # texts at once; more wait for a slot
+SLOTS = 32  # texts at once; more wait for a slot
+FEWER = 16  # where the cache of so many would take more than half of the memory that is left
 PAGE = 256  # cache lengths are multiples of it: each is compiled anew
 MOST = 128  # answers to one prompt
 
@@ -120,13 +123,20 @@ def _together(
     if not requests:
         return []
     length = room_for_all(model, requests) if max_seq_len is None else max_seq_len
-    slots = min(SLOTS, 1 << (len(requests) - 1).bit_length())
-    with Engine(model, slots=slots, max_seq_len=length, max_queue=max(1, len(requests))) as engine:
+    slots = min(_most_slots(model, length), 1 << (len(requests) - 1).bit_length())
+    room: Any = dict(slots=slots, max_seq_len=length, max_queue=max(1, len(requests)))
+    with Engine(model, **room, patient=True) as engine:
         streams = []
         for at, (ids, settings) in enumerate(requests):
             with nullcontext() if scores else _place(at):
                 streams.append(engine.submit(ids, settings, **(scores[at] if scores else {})))
         return [stream.result() for stream in streams]
+
+
+def _most_slots(model: Model, length: int) -> int:
+    there = available_bytes()
+    need = cache_bytes(model.config, batch=SLOTS, max_len=length, dtype=model.dtype)
+    return SLOTS if there is None or need <= there // 2 else FEWER
 
 
 def _place(at: int) -> AbstractContextManager[None]:

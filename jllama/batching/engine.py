@@ -41,6 +41,7 @@ class Engine:
         max_seq_len: int | None = None,
         max_queue: int = 1024,
         share_prefixes: bool = True,
+        patient: bool = False,
     ) -> None:
         """Allocates the slots and starts the thread.
 
@@ -51,6 +52,8 @@ class Engine:
             2048 when None.
           max_queue: how many requests may wait for a slot.
           share_prefixes: a prompt that begins as another text in a slot copies what that has computed.
+          patient: answers are wanted whole: prompts are read before any row goes on, so more tokens come in a
+            second, but the first ones later.
 
         Raises:
           JllamaError: a number is out of range, or the slots do not fit in the device's memory.
@@ -64,7 +67,9 @@ class Engine:
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         whole: Any = dict(advice=advice, devices=sharding.devices_under(model.params))
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, **whole)
-        rules: Any = dict(max_queue=max_queue, share=share_prefixes, context=config.context_length)
+        rules: Any = dict(
+            max_queue=max_queue, share=share_prefixes, patient=patient, context=config.context_length
+        )
         scheduler = Scheduler(slots, self.max_seq_len, **rules)
         room = dict(slots=slots, max_len=self.max_seq_len)
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)

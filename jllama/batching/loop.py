@@ -1,12 +1,12 @@
 """What an engine's thread does: turns of the scheduler on the slots, one burst ahead of the readers."""
 
-import itertools
 import threading
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from jllama.batching.groups import group_of, next_size
 from jllama.batching.running import Running, masks_of
 from jllama.batching.stream import Stream
 from jllama.engine.asking import ask
@@ -117,7 +117,8 @@ class Loop:
         left = self._slots.turn_tokens
         self._admit()
         while left > 0 and (reader := self._scheduler.next_reader()) is not None:
-            left -= self._read(self._group(reader), firsts)
+            group = group_of(self._slots, self._streams, reader, self._scheduler.readers())
+            left -= self._read(group, firsts)
             self._admit()  # who came meanwhile, or waited for what was just read
         return firsts
 
@@ -131,25 +132,9 @@ class Loop:
             stream.answer.result.reused_tokens = admission.count
             stream.queued_seconds = stream.answer.elapsed
 
-    def _group(self, first: Job) -> list[Job]:
-        """Whose chunks are read by one program: those of the same size, or the first one's alone."""
-        if self._streams[first].scores_prompt:
-            return [first]
-        size = self._next_size(first)
-        others = (job for job in self._scheduler.readers() if job is not first)
-        alike = (
-            job for job in others if self._next_size(job) == size and not self._streams[job].scores_prompt
-        )
-        group = [first, *itertools.islice(alike, self._slots.group(size) - 1)]
-        return group if len(group) == self._slots.group(size) else [first]
-
-    def _next_size(self, job: Job) -> int:
-        left, scored = len(job.prompt) - job.done, self._streams[job].scores_prompt
-        return self._slots.next_chunk(left, scored=scored)
-
     def _read(self, jobs: Sequence[Job], firsts: list[Running]) -> int:
-        """A chunk of each prompt, behind the last one a first token; the sizes of the chunks' program."""
-        size = self._next_size(jobs[0])
+        """A chunk of each prompt, behind the last one a first token; how many tokens that computes."""
+        size = max(next_size(self._slots, self._streams, job) for job in jobs)
         pieces = [
             Piece(job.slot, job.prompt[job.done : job.done + size], job.done, len(job.prompt)) for job in jobs
         ]
@@ -165,7 +150,7 @@ class Loop:
             streams = tuple(stream for _, _, stream in ended)
             first = self._slots.begin_together(beginnings, logits, masks_of(streams))
             firsts.append(Running.of(first, streams))
-        return size * len(jobs)
+        return sum(len(piece.tokens) for piece in pieces) if self._slots.packs else size * len(jobs)
 
     def _read_scored(self, job: Job, size: int) -> jax.Array:
         logits, scores = self._slots.read_scored(job.slot, job.prompt, job.done, size)

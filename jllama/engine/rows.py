@@ -94,12 +94,13 @@ def check_ids(prompt: Sequence[int], settings: GenerationSettings, vocab_size: i
             raise JllamaError(f"{name} holds token {foreign[0]}; the vocabulary goes from 0 to {last}")
 
 
-def chunk_size(left: int, sizes: Sequence[int]) -> int:
+def chunk_size(left: int, sizes: Sequence[int], *, pads_freely: bool = False) -> int:
     """Of the given sizes that of the chunk which begins a prompt's last `left` tokens; it may be padded.
 
-    Padding up to twice the rest beats several small calls; beyond that the next smaller size goes first.
+    Padding up to twice the rest beats several small calls; beyond that the next smaller size goes first,
+    where padding costs something.
     """
-    above = [size for size in sizes if left <= size <= 2 * left]
+    above = [size for size in sizes if left <= size and (size <= 2 * left or pads_freely)]
     below = [size for size in sizes if size <= left]
     return min(above) if above else max(below) if below else min(sizes)
 
@@ -125,10 +126,13 @@ def filled(masks: np.ndarray | None, size: int) -> np.ndarray | None:
     return np.concatenate([masks, np.full((size - len(masks), masks.shape[1]), -1, np.int32)])
 
 
-def packed(pieces: Sequence[Piece], size: int, width: int) -> np.ndarray:
-    """The `chunk` of programs that read `size` tokens, with room for `width`."""
-    chunk = np.zeros((len(pieces), 4 + width), np.int32)
-    for row, piece in zip(chunk, pieces, strict=True):
+def packed(pieces: Sequence[Piece], size: int, width: int, others: Sequence[int] = ()) -> np.ndarray:
+    """The `chunk` of programs that read `size` tokens, with room for `width`; behind the pieces nothing for
+    `others`, numbers of no slots.
+    """
+    chunk = np.zeros((len(pieces) + len(others), 4 + width), np.int32)
+    chunk[len(pieces) :, 0] = others
+    for row, piece in zip(chunk, pieces, strict=False):
         row[:4] = piece.slot, piece.start, min(len(piece.tokens), size), piece.context
         row[4 : 4 + len(piece.tokens)] = piece.tokens
     return chunk

@@ -29,6 +29,11 @@ class Job:
         """Whether a part of its prompt is still to be read."""
         return self.done < len(self.prompt)
 
+    @property
+    def left(self) -> int:
+        """How many of its tokens are still to be read."""
+        return len(self.prompt) - self.done
+
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
@@ -62,6 +67,7 @@ class Scheduler:
         *,
         max_queue: int = 1024,
         share: bool = True,
+        patient: bool = False,
         context: int | None = None,
     ) -> None:
         """All slots are free.
@@ -71,10 +77,12 @@ class Scheduler:
           max_len: positions of a slot.
           max_queue: how many more may wait.
           share: begin with what a slot holds already, where a prompt begins with the same tokens.
+          patient: nobody reads answers as they grow, so rows wait until all prompts that have a slot are
+            read: a step of few rows takes nearly as long as one of many.
           context: positions that a slot could have at most, by the model; None: not known.
         """
         self.max_len, self._max_queue, self._share = max_len, max_queue, share
-        self._context = context
+        self._patient, self._context = patient, context
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
         self._held = Beginnings(slots)  # the tokens that a slot holds
@@ -136,8 +144,10 @@ class Scheduler:
         return tuple(self._admissions())
 
     def running(self) -> tuple[int, ...]:
-        """Slots whose prompts are read."""
-        return tuple(job.slot for job in self._live() if not job.reads)
+        """Slots whose prompts are read; none yet, if they are patient while another one reads."""
+        live = self._live()
+        waits = self._patient and any(job.reads for job in live)
+        return () if waits else tuple(job.slot for job in live if not job.reads)
 
     def readers(self) -> list[Job]:
         """Whose prompts are not read yet, who has his slot for longest first."""
@@ -148,7 +158,7 @@ class Scheduler:
         readers = self.readers()
         if self._reads % 2 == 0:
             return readers[0] if readers else None
-        return min(readers, key=lambda job: len(job.prompt) - job.done, default=None)
+        return min(readers, key=lambda job: job.left, default=None)
 
     def read(self, job: Job, count: int, *, together: bool = False) -> None:
         """`count` more tokens of a prompt lie in its slot; `together`: more follow that were read with it."""

@@ -48,6 +48,7 @@ class Slots:
         self.state, self.target, slots = state, target_of(params), state.cache.batch
         self.buckets = [b for b in (1 << n for n in range(slots.bit_length())) if b < slots] + [slots]
         self.alone = slots == 1
+        self.packs = not self.alone and kernels.skips_padding(config, params, state.cache, self.target)
         self._needs = np.zeros((3, slots), bool)  # of each row: a draw, scores, a floor
         self.masked = MaskedSteps(config, params, slots, asks=kernels.asks_for_masks(self.target))
 
@@ -58,7 +59,7 @@ class Slots:
         """Slots that hold nothing, each of `max_len` positions, in a cache of `dtype`."""
         name = leading.number()
         leading.tell(name, leading.NEW, slots, max_len, stops)
-        cache = sharding.empty_cache(config, params, batch=slots, max_len=max_len, dtype=dtype)
+        cache = kernels.empty_cache(config, params, batch=slots, max_len=max_len, dtype=dtype)
         state = slot_programs.empty(cache, config.vocab_size, stops)
         # Bound to the device from the beginning, as what programs return is: else each is compiled twice.
         state = sharding.beside(params, state)
@@ -96,26 +97,29 @@ class Slots:
 
     def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
-        sizes = self.target.chunk_sizes
-        return chunk_size(left, [size for size in sizes if size <= SCORED] if scored else sizes)
+        sizes = [size for size in self.target.chunk_sizes if size <= SCORED or not scored]
+        return chunk_size(left, sizes, pads_freely=self.packs and not scored)
 
     def group(self, size: int) -> int:
         """How many chunks of that size one call of `read_together` takes."""
-        return min(slot_programs.GROUP, self.target.chunk_sizes[-1] // size, self.buckets[-1])
+        most = slot_programs.GROUP if self.packs else self.target.chunk_sizes[-1] // size
+        return min(slot_programs.GROUP, most, self.buckets[-1])
 
     @leading.told
     def read_together(self, pieces: Sequence[Piece], size: int) -> Array:
         """Puts tokens of prompts into their slots.
 
         Args:
-          pieces: one of them, or `group(size)`; each has at most `size` tokens.
+          pieces: one of them, or `group(size)`, or fewer if it `packs`; each has at most `size` tokens.
           size: of the program: `next_chunk` says it.
 
         Returns:
           float32 `[1, V]`, or `[GROUP, V]` of several in their order: the logits behind their last tokens.
         """
         program = slot_programs.reader(self.target, size, self.fresh(pieces[0].start))
-        logits, cache = program(self.config, self.params, self.state.cache, packed(pieces, size, size))
+        rows = range(self.buckets[-1] + len(pieces), self.buckets[-1] + self.group(size))  # of no slot
+        chunk = packed(pieces, size, size, rows if len(pieces) > 1 else ())
+        logits, cache = program(self.config, self.params, self.state.cache, chunk)
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits
 

@@ -159,3 +159,16 @@ def chooses_tokens(vocab_size: int, target: Target) -> bool:
 def asks_for_masks(target: Target) -> bool:
     """Whether a program can ask the host for masks while it runs."""
     return target.on_gpu and target.kernels and target.mesh is None and gpu.desk_refusal() is None
+
+
+def skips_padding(config: ModelConfig, params: Params, cache: KVCache, target: Target) -> bool:
+    """Whether what pads a chunk, and chunks that pad a program, cost nothing: no kernel computes them."""
+    return target.platform == "cpu" and refusal(config, params, None, cache, target) is None
+
+
+def empty_cache(config: ModelConfig, params: Params, **room: Any) -> KVCache:
+    """`sharding.empty_cache`, by memory that is zero without being written where the target's kernels run."""
+    target = target_of(params)
+    if target.platform == "cpu" and target.mesh is None and target.kernels and cpu.refusal() is None:
+        return cpu.empty_cache(config, **room)
+    return sharding.empty_cache(config, params, **room)

@@ -9,6 +9,7 @@ import pytest
 
 import jllama
 from jllama.batching import calls
+from jllama.checkpoint.sizes import cache_bytes
 from jllama.errors import JllamaError, PromptTooLongError
 
 PROMPTS = ["One", "Two and", "Three and four and five", "Six"]
@@ -84,17 +85,17 @@ class AskedError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("count", "slots"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 16), (128, 16)]
+    ("count", "slots"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 32), (128, 32)]
 )
 def test_an_engine_for_so_many(model, monkeypatch, count, slots):
-    """Slots are a power of two, few sizes of program, and no more than 16; the rest waits."""
+    """Slots are a power of two, few sizes of program, and no more than 32; the rest waits."""
 
     def engine(given, **options):
         assert given is model
         raise AskedError(options)
 
     monkeypatch.setattr(calls, "Engine", engine)
-    room = dict(slots=slots, max_queue=count)
+    room = dict(slots=slots, max_queue=count, patient=True)
     for ask in (
         lambda **given: jllama.complete(model, [1, 2], n=count, max_new_tokens=200, **given),
         lambda **given: jllama.generate(model, [[1, 2]] * count, max_new_tokens=200, **given),
@@ -103,6 +104,19 @@ def test_an_engine_for_so_many(model, monkeypatch, count, slots):
             with pytest.raises(AskedError) as asked:
                 ask(**given)
             assert asked.value.args == (room | dict(max_seq_len=length),)
+
+
+@pytest.mark.parametrize(("there", "slots"), [(None, 32), (2.0, 32), (1.9, 16)])
+def test_fewer_slots_where_the_cache_would_fill_the_memory(model, monkeypatch, there, slots):
+    def engine(given, **options):
+        raise AskedError(options["slots"])
+
+    need = cache_bytes(model.config, batch=32, max_len=256, dtype=model.dtype)
+    monkeypatch.setattr(calls, "available_bytes", lambda: there and int(there * need))
+    monkeypatch.setattr(calls, "Engine", engine)
+    with pytest.raises(AskedError) as asked:
+        jllama.generate(model, [[1, 2]] * 40, max_new_tokens=200)
+    assert asked.value.args == (slots,)
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ class Bytes:
 class Notes:
     """Slots that note what is asked of them: every text goes on with `a`, `b`, `c`, … up to its limit."""
 
-    def __init__(self, chunk=8, gate=None, group=1):
-        self.asked, self._chunk, self.gate, self._group = [], chunk, gate, group
+    def __init__(self, chunk=8, gate=None, group=1, packs=False):
+        self.asked, self._chunk, self.gate, self._group, self.packs = [], chunk, gate, group, packs
         self.rows, self.bad, self.first = {}, set(), ord("a")
 
     turn_tokens = property(lambda self: self._chunk)
@@ -61,7 +61,8 @@ class Notes:
         return self._group
 
     def read_together(self, pieces, size):
-        assert len(pieces) in (1, self._group)  # for any other number no program is there
+        # For any other number no program is there.
+        assert len(pieces) in (1, self._group) or (self.packs and len(pieces) < self._group)
         for piece in pieces:
             self.asked.append(("read", piece.slot, len(piece.tokens), piece.start, size, piece.context))
         return [piece.slot for piece in pieces]
@@ -106,8 +107,8 @@ class Notes:
 def make():
     loops = []
 
-    def make(slots=2, max_len=64, gate=None, group=1, **options):
-        notes = Notes(gate=gate, group=group)
+    def make(slots=2, max_len=64, gate=None, group=1, packs=False, **options):
+        notes = Notes(gate=gate, group=group, packs=packs)
         loop = Loop(notes, Scheduler(slots, max_len, **options))
         loops.append(loop)
         return loop, notes
@@ -174,6 +175,31 @@ def test_chunks_of_one_size_are_read_by_one_program(make):
     kinds = [entry[:2] for entry in notes.asked if entry[0] in ("read", "begin")]
     assert kinds[4:6] == [("read", 4), ("begin", 4)]  # the shortest, which nothing else is like
     assert kinds[6:] == [("read", 1), ("read", 3), ("begin", 1), ("begin", 3)]
+
+
+def test_chunks_of_all_sizes_are_packed_until_a_turn_is_full(make):
+    loop, notes = make(slots=6, group=4, packs=True)
+    streams = ask(loop, [1, 1], [2] * 5, [3] * 4, [4], [5], [6], limit=2)
+    assert [one.result(WAIT).text for one in streams] == ["ab"] * 6
+    first = [("read", 0, 2), ("read", 1, 5), ("read", 3, 1)]  # of eight tokens: four more are too many
+    assert [entry[:3] for entry in notes.asked[:3]] == first
+    assert {entry[4] for entry in notes.asked[:3]} == {8}  # the longest one's program
+    assert [entry[:2] for entry in notes.asked[3:7]] == [
+        *[("begin", slot) for slot in (0, 1, 3)],
+        ("run", (0, 1, 3)),
+    ]
+    then = [entry[1:3] for entry in notes.asked[7:] if entry[0] == "read"]
+    assert sorted(then) == [(2, 4), (4, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_patient_rows_run_when_all_prompts_are_read(make, packs):
+    loop, notes = make(slots=3, group=3, packs=packs, patient=True)
+    streams = ask(loop, [1] * 20, [2] * 3, [3] * 9, limit=2)
+    assert [one.result(WAIT).text for one in streams] == ["ab"] * 3
+    kinds = [entry[0] for entry in notes.asked]
+    assert "read" not in kinds[kinds.index("run") :]
+    assert notes.asked[kinds.index("run")][1:] == ((0, 1, 2), BURST)
 
 
 def test_fewer_than_a_program_takes_are_read_one_by_one(make):

@@ -58,6 +58,11 @@ def test_what_a_program_is_told_of_pieces():
     assert packed(pieces, 3, 3).tolist() == [[5, 16, 3, 40, 7, 8, 9], [2, 0, 1, 1, 4, 0, 0]]
     assert packed(pieces[:1], 2, 3).tolist() == [[5, 16, 2, 40, 7, 8, 9]]
     assert packed(pieces[1:], 2, 3).tolist() == [[2, 0, 1, 1, 4, 0, 0]]
+    assert packed(pieces[1:], 2, 2, range(9, 11)).tolist() == [
+        [2, 0, 1, 1, 4, 0],
+        [9, 0, 0, 0, 0, 0],  # nothing, in no slot
+        [10, 0, 0, 0, 0, 0],
+    ]
 
 
 def test_settings_of_fewer_rows_than_a_program_has():

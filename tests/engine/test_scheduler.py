@@ -28,6 +28,25 @@ def read_all(scheduler):
         scheduler.admit()
 
 
+def test_patient_rows_wait_until_all_prompts_in_slots_are_read():
+    scheduler = Scheduler(2, MAX_LEN, patient=True)
+    jobs = [job(n, n, n) for n in range(1, 4)]
+    scheduler.submit(jobs)
+    scheduler.admit()
+    scheduler.read(jobs[0], 3)
+    assert scheduler.running() == ()
+    scheduler.read(jobs[1], 3)
+    assert scheduler.running() == (0, 1)  # the third has no slot yet
+    scheduler.release(jobs[0], [7])
+    scheduler.admit()
+    assert scheduler.running() == ()
+    assert jobs[2].left == 3
+    scheduler.read(jobs[2], 2)
+    assert (scheduler.running(), jobs[2].left) == ((), 1)
+    scheduler.read(jobs[2], 1)
+    assert scheduler.running() == (0, 1)
+
+
 def test_first_come_first_served():
     scheduler = Scheduler(2, MAX_LEN)
     jobs = [job(n, n, n) for n in range(1, 4)]

@@ -13,8 +13,8 @@ from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target
 from tests.support.decoding import CPU, GPU, empty_slots
 
 
-def on(target, made):
-    made.target = target
+def on(target, made, packs=False):
+    made.target, made.packs = target, packs
     return made
 
 
@@ -48,6 +48,17 @@ def test_as_many_prompts_are_read_together_as_a_long_chunk_and_the_slots_hold(
 ):
     slots = on(target, empty_slots(tiny_config, tiny_params, count, max_len=4))
     assert {size: slots.group(size) for size in groups} == groups
+
+
+def test_where_padding_costs_nothing_a_program_takes_chunks_of_all_sizes(tiny_config, tiny_params):
+    slots = on(CPU, empty_slots(tiny_config, tiny_params, 3, max_len=4), packs=True)
+    assert [slots.group(size) for size in (32, 128, 512)] == [3, 3, 3]
+    assert [slots.next_chunk(left) for left in (1, 32, 33, 129, 513)] == [32, 32, 128, 512, 512]
+    assert [slots.next_chunk(left, scored=True) for left in (1, 129, 513)] == [
+        32,
+        128,
+        128,
+    ]  # all is computed
 
 
 @pytest.mark.parametrize(("target", "count", "fresh"), [(CPU, 1, False), (GPU, 1, True), (GPU, 2, False)])

@@ -294,3 +294,20 @@ def test_refusals():
     assert "a cache of" in str(cpu.forward_refusal(BASE, params, last))
     mixed = dataclasses.replace(params, norm=params.norm.astype(jnp.bfloat16))
     assert "dtypes" in str(cpu.forward_refusal(BASE, mixed, cache))
+
+
+def test_an_empty_cache_reads_as_zeros_where_memory_was_written_before():
+    skip_without_kernels()
+    for dtype, max_len in (("float32", 3), ("bfloat16", 4000), ("float16", 1111)):
+        for _ in range(3):
+            cache = cpu.empty_cache(BASE, batch=3, max_len=max_len, dtype=dtype)
+            assert all(
+                leaf.dtype == dtype and not np.asarray(leaf).any() for leaf in (*cache.keys, *cache.values)
+            )
+            used = jax.tree.map(lambda leaf: leaf + 1, (cache.keys, cache.values))  # of the same sizes
+            jax.block_until_ready(used)
+            del cache, used
+    plain = KVCache.empty(BASE, batch=3, max_len=9, dtype="float32")
+    cache = cpu.empty_cache(BASE, batch=3, max_len=9, dtype="float32")
+    assert jax.tree.map(jnp.shape, cache) == jax.tree.map(jnp.shape, plain)
+    np.testing.assert_array_equal(cache.length, plain.length)

@@ -4,6 +4,9 @@ XLA's own matrix-vector products reach a fraction of the memory's speed on anyth
 model spends half of a step between operations. See docs/performance.md.
 """
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +23,7 @@ from jllama.model import Params
 
 __all__ = [
     "decode_refusal",
+    "empty_cache",
     "forward",
     "forward_refusal",
     "prepare",
@@ -41,6 +45,20 @@ def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: 
     if tokens.shape[1] != 1:
         return f"{tokens.shape[1]} tokens a row"
     return forward_refusal(config, params, cache)
+
+
+def empty_cache(config: ModelConfig, *, batch: int, max_len: int, dtype: str) -> KVCache:
+    """`KVCache.empty` in memory that reads as zeros but was never written."""
+    shapes = jax.eval_shape(partial(KVCache.empty, config, batch=batch, max_len=max_len, dtype=dtype))
+    keys, values = _zeros(shapes.keys[0].shape, jnp.dtype(dtype), len(shapes.keys))
+    return KVCache(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, layers: int) -> tuple[tuple[Array, ...], ...]:
+    call = jax.ffi.ffi_call("jllama_zeros", [jax.ShapeDtypeStruct(shape, dtype)] * 2 * layers)
+    leaves = tuple(call(spec=np.array([math.prod(shape) * dtype.itemsize], np.int64)))
+    return leaves[:layers], leaves[layers:]
 
 
 def quantized_linear(w: Array | QTensor, x: Array, *, target: str = "jllama_product") -> Array:

@@ -392,6 +392,28 @@ extern "C" XLA_FFI_Error* jllama_product(
   return nullptr;
 }
 
+// Memory that reads as zeros. Its pages are given back to the system, which clears those that are written or read,
+// large ones where it can: by then several threads write, and of a cache of many rows much never is.
+static void clear(char* p, int64_t bytes) {
+#if defined(__linux__)
+  const int64_t page = sysconf(_SC_PAGESIZE), before = std::min(-int64_t(p) & (page - 1), bytes),
+                whole = (bytes - before) & -page;
+  if (whole && madvise(p + before, whole, MADV_DONTNEED) == 0) {
+    madvise(p + before, whole, MADV_HUGEPAGE);
+    memset(p, 0, before), memset(p + before + whole, 0, bytes - before - whole);
+    return;
+  }
+#endif
+  memset(p, 0, bytes);
+}
+extern "C" XLA_FFI_Error* jllama_zeros(XLA_FFI_CallFrame* call) {  // results of so many bytes each
+  if (metadata(call)) return nullptr;
+  Reader in(call);
+  const int64_t bytes = in.next();
+  for (int64_t i = 0; i < call->rets.size; i++) clear((char*)in.ret(i), bytes);
+  return nullptr;
+}
+
 extern "C" void jllama_threads(int n) { thread_count = n; }
 extern "C" int jllama_pairs() { return PAIRS; }                     // for the tests
 extern "C" int jllama_tiles() { return TILES && tiles_allowed(); }  // likewise
