@@ -8,13 +8,13 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import quick_compiling
 
 ROOT = Path(__file__).resolve().parent.parent
 # The files that take longest begin first, so that no process has one left when the others are done.
@@ -33,13 +33,6 @@ LONG = (
     *("test_precision", "test_engine", "test_chat", "test_chat_terminal", "test_prompts"),
     *("test_scripts_errors", "test_goldens", "test_scripts_streams", "test_scripts_flags"),
     *("test_kernels_cpu_build", "test_layers", "test_page_hostile", "test_fuzz"),
-)
-# Two thirds of the time would go into making programs fast that run once. Tests about what XLA makes of a
-# program, or how precise it is, compile `AS_FOR_USERS`; `XLA_FLAGS= pytest` compiles so for all of them.
-# In one piece, not in 32 for as many cores: a fifth less of a small program's time.
-QUICKLY_COMPILED = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
 )
 # Of the 65,530 that Linux gives a process: each compiled program takes some, and XLA dies without one.
 MANY_MAPPINGS = 20_000
@@ -60,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         if "XLA_FLAGS" not in os.environ:  # child processes have it too
-            os.environ["XLA_FLAGS"] = QUICKLY_COMPILED if _xla_knows(QUICKLY_COMPILED) else ""
+            os.environ["XLA_FLAGS"] = quick_compiling.flags()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.jllama_cache = tempfile.mkdtemp(prefix="jllama-xla-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.jllama_cache  # child processes share it
@@ -77,12 +70,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.support.mlir_contexts import shared
 
         mlir.make_ir_context = shared(mlir.make_ir_context)
-
-
-def _xla_knows(flags: str) -> bool:
-    """One that it does not know ends the process."""
-    program = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
-    return not subprocess.run(program, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

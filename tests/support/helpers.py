@@ -12,10 +12,11 @@ from jllama.layers.cache import KVCache
 from jllama.layers.mlp import MLP
 from jllama.layers.qtensor import dequantize
 from jllama.model import Block, Params, forward
+from tests.support import quick_compiling
 from tests.support.checkpoint_generator import random_tensors
 
 # As XLA compiles for users: for tests about what it makes of a program, or how precise that is.
-AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+AS_FOR_USERS = quick_compiling.as_for_users()
 # One program, where each of its steps would be one.
 whole = jax.jit(dequantize)
 _forward = jax.jit(forward, static_argnums=0)

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import QUICKLY_COMPILED
-
+from . import quick_compiling
 from .coverage_map import ROOT
 
 
@@ -22,6 +21,7 @@ class Tree:
 
     def __init__(self, directory: Path, cache: Path) -> None:
         self.root, self._directory, self._cache = directory / "tree", directory, cache
+        self._flags = quick_compiling.flags()
         command = ["git", "ls-files", "-coz", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
         for name in filter(None, listed.split("\0")):
@@ -91,8 +91,8 @@ class Tree:
         # Most faults leave most programs as they were: their compilation, most of a test's time, is shared.
         kept |= {"JAX_COMPILATION_CACHE_DIR": str(self._cache)}
         kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        # Said here, the test run need not ask XLA in a process of its own whether it knows these.
-        return {"XLA_FLAGS": QUICKLY_COMPILED} | os.environ | kept
+        # Said here, each test run need not ask XLA in a process of its own which it knows.
+        return {"XLA_FLAGS": self._flags} | os.environ | kept
 
 
 def _kill_group(process: subprocess.Popen) -> None:
