@@ -141,7 +141,7 @@ def test_product_emulated(
         threads=32 * shape.WARPS,
         shared=shape.shared,
     )
-    values, scales, offsets = (np.array(a) for a in products._parts(weight))
+    values, scales, offsets = (np.array(a) for a in products.weight_parts(weight))
     results = []
     for _ in range(2):
         out = np.full(products.result_shape(shape), np.nan, x.dtype)

@@ -160,19 +160,22 @@ static void settle(Barrier& b) {
   if (b.pending == 0 && b.bytes == 0) { b.turn++; b.pending = b.count; }
 }
 static void mbar_init(unsigned at, unsigned count) { barrier(at).count = barrier(at).pending = (int)count; }
-static void mbar_arrive(unsigned at) {
-  Barrier& b = barrier(at);
+static void mbar_arrive(Barrier& b) {
   if (b.pending <= 0) { fprintf(stderr, "an arrival too many\n"); abort(); }
   b.pending--;
   settle(b);
 }
+static void mbar_arrive(unsigned at) { mbar_arrive(barrier(at)); }
 static void mbar_expect(unsigned at, unsigned bytes) { barrier(at).bytes += bytes; mbar_arrive(at); }
 static void mbar_wait(unsigned at, unsigned parity) {
   while ((barrier(at).turn & 1) == parity) pause_fiber();
 }
-static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned bar, unsigned long long) {
+static void bulk_copy_to(int block, unsigned dst, const void* src, unsigned bytes, unsigned bar) {
   if (dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes) { fprintf(stderr, "copy of %u bytes to %u\n", bytes, dst); abort(); }
-  copies.push_back({me->block, dst, bytes, bar, (const char*)src});
+  copies.push_back({block, dst, bytes, bar, (const char*)src});
+}
+static void bulk_copy(unsigned dst, const void* src, unsigned bytes, unsigned bar, unsigned long long = 0) {
+  bulk_copy_to(me->block, dst, src, bytes, bar);
 }
 template <int THREADS> static void some_sync() { meet(groups[me->block * BARRIERS + 1], THREADS); }
 static void group_sync(int id) { meet(groups[me->block * BARRIERS + id], 128); }
@@ -347,6 +350,7 @@ static unsigned tile_columns(unsigned at) { return at; }
 static void wgmma_begin() {}
 static void wgmma_commit() {}
 template <int LEFT, class Sums> static void wgmma_wait(Sums&) {}
+static void wgmma_wait_for_others() {}
 static int sum_row(int i) { return me->thread / 32 % 4 * 16 + me->thread % 32 / 4 + (i & 2) * 4; }
 static int sum_column(int i) { return i / 4 * 8 + me->thread % 4 * 2 + i % 2; }
 template <int COUNT> static void wgmma_rows(float (&d)[COUNT], unsigned a, unsigned b, bool add) {
@@ -363,6 +367,19 @@ static void wgmma_64(float (&d)[32], unsigned a0, unsigned a1, unsigned a2, unsi
     for (int k = 0; k < 16; k++) {
       const unsigned a = m.u[me->thread % 32 / 4 * 4 + k % 8 / 2][k / 8 * 2 + (i >> 1 & 1)] >> k % 2 * 16 & 0xffff;
       d[i] += to_float(a) * tile_element(b + k * 128 + sum_column(i) * 2);
+    }
+  meet(m, 32);
+}
+
+// Rows of two pieces, so many bytes apart: eight rows lie behind one another.
+static unsigned long long pieces_of(unsigned at, unsigned apart) { return (unsigned long long)apart << 32 | at; }
+template <int COUNT> static void wgmma_by_rows(float (&d)[COUNT], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned long long b) {
+  Meeting& m = operands_of_all(a0, a1, a2, a3, 0, 0);
+  for (int i = 0; i < COUNT; i++)
+    for (int k = 0; k < 16; k++) {
+      const unsigned a = m.u[me->thread % 32 / 4 * 4 + k % 8 / 2][k / 8 * 2 + (i >> 1 & 1)] >> k % 2 * 16 & 0xffff;
+      const char* piece = smem + (unsigned)b + k / 8 * (b >> 32) + sum_column(i) * 16;
+      d[i] += to_float(a) * to_float(((const unsigned short*)piece)[k % 8]);
     }
   meet(m, 32);
 }

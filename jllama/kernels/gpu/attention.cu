@@ -12,7 +12,9 @@
 //
 // The host puts before this text: B K G H S, P (blocks per kv head), WARPS, STAGES, RESIDENT (blocks that share
 // a multiprocessor), WINDOW (0: none), ROTARY (how many elements of a head turn), SCALE (of scores), CAP (of
-// scores; 0: none), FP16, ENGINE (0: no copy engine, whose copies a warp's lanes then make), primitives.cu.
+// scores; 0: none), FP16, ENGINE (0: no copy engine, whose copies a warp's lanes then make), ARRANGED (bits of the weights
+// that the results meet; 0: results lie as they come), ROOM (of arranged tokens), SLICES (0: `qkv` is 16 bits; else
+// float32, so many slices that are to be added up), primitives.cu.
 
 constexpr int ROWS = 16, ROW = H * 2, TILE = 2 * ROWS * ROW;  // a tile: keys, then values
 constexpr int SH_NEW = WARPS * STAGES * TILE;                 // rotated queries [G][H], rotated key, value
@@ -78,11 +80,22 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     for (int i = 0; i < STAGES; i++) fetch(start + i * STEP, i);
 
   u16* fresh = (u16*)(smem + SH_NEW);
-  const u16* projected = qkv + (size_t)bk * (G + 2) * H;
+  auto projected = [&](int at) {  // eight numbers of the product
+    const size_t begin = (size_t)bk * (G + 2) * H + at;
+    if (SLICES == 0) return *(const uint4*)(qkv + begin);
+    float4 a = make_float4(0, 0, 0, 0), b = a;
+#pragma unroll
+    for (int i = 0; i < SLICES; i++) {
+      const float4* more = (const float4*)((const float*)qkv + (size_t)i * B * K * (G + 2) * H + begin);
+      const float4 c = more[0], d = more[1];
+      a.x += c.x, a.y += c.y, a.z += c.z, a.w += c.w, b.x += d.x, b.y += d.y, b.z += d.z, b.w += d.w;
+    }
+    return make_uint4(pack(a.x, a.y), pack(a.z, a.w), pack(b.x, b.y), pack(b.z, b.w));
+  };
   for (int e = threadIdx.x; e < (G + 2) * (H / 16); e += WARPS * 32) {
     const int i = e % (H / 16), at = e / (H / 16) * H + Pieces::first(i) * 8, partner = at + Pieces::apart(i) * 8;
     const int angle = (bk / K) * (ROTARY / 2) + i * 8;
-    uint4 x = *(const uint4*)(projected + at), y = *(const uint4*)(projected + partner);
+    uint4 x = projected(at), y = projected(partner);
     if (e < (G + 1) * (H / 16) && Pieces::turns(i)) rotate(x, y, cosines + angle, sines + angle);
     *(uint4*)(fresh + at) = x;
     *(uint4*)(fresh + partner) = y;
@@ -216,7 +229,9 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
     }
   __syncthreads();
 
-  u32* out = (u32*)(mixed + (size_t)bk * G * H);
+  auto where = [&](int e) {  // a pair of results goes
+    return ARRANGED ? arranged<ARRANGED>(bk % K * G * H + 2 * e, bk / K, ROOM) : (size_t)bk * (G * H / 2) + e;
+  };
 #if P > 1
   float* share = shares + ((size_t)bk * P + p) * PART;
   if (t == 0 && warp == 0) {
@@ -263,6 +278,6 @@ jllama_attention(const u16* qkv, const float* cosines, const float* sines, const
       total += weights[i * G + h] * __ldcg(all + i * PART + G * H + G + h);
     }
 #endif
-    out[e] = pack(sum.x / total, sum.y / total);
+    ((u32*)mixed)[where(e)] = pack(sum.x / total, sum.y / total);
   }
 }

@@ -15,9 +15,11 @@ from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged, refused_shards
 from jllama.kernels.gpu.family import layer_extras, layer_leaf
+from jllama.kernels.gpu.few_bits import few_bits_step
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
 from jllama.kernels.gpu.wide_batch import wide_refusal, wide_step
+from jllama.kernels.gpu.wide_product import arrangement
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
@@ -28,7 +30,8 @@ from jllama.layers.rope import Rope
 from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
-MAX_ALONE = 32  # sequences that one GPU takes by `wide_step`: more were not measured
+# Sequences that one GPU takes by `wide_step` and by `few_bits_step`: more were not measured.
+MAX_ALONE, MAX_FEW_BITS = 32, 128
 
 
 def batch_refusal(
@@ -36,7 +39,8 @@ def batch_refusal(
 ) -> str | None:
     """Why the kernels can't run this step; None if they can. With `shards` all sizes are one device's own."""
     B, T = tokens.shape
-    most = max(_most(params), MAX_ALONE)
+    few_bits = shards is None and _few_bits(config, params)
+    most = max(_most(params, few_bits), MAX_FEW_BITS if few_bits else MAX_ALONE)
     if T != 1 or not B > 1 or (most < B and not isinstance(shards, Peers)):
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
     others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
@@ -46,21 +50,30 @@ def batch_refusal(
         or refused_field(config, FAMILY_FIELDS)
         or refused_leaf(params, [params.embed_tokens, params.norm, params.peers, *others, *_weights(params)])
     )
-    if reason is not None or _most(params) < B:
+    if reason is not None or _most(params, few_bits) < B:
         return reason or wide_refusal(config, params, cache, B)
     return _config_refusal(config, params, cache) or (
         next(filter(None, map(_weight_refusal, _weights(params))), None) if launch.engine() else None
     )
 
 
-def _most(params: Params) -> int:
-    """Sequences that `product.cu` is the faster way for; without clusters those that a block has room for."""
+def _most(params: Params, few_bits: bool = False) -> int:
+    """Sequences that `product.cu` is the faster way for; without clusters those that a block has room for.
+    `few_bits`: `few_bits_step` takes more.
+    """
     weights = _weights(params)
-    most = MAX_TOKENS if isinstance(weights[0], QTensor) else MAX_PLAIN
+    most = MAX_TOKENS if isinstance(weights[0], QTensor) and not few_bits else MAX_PLAIN
     if launch.engine():
         return most
     fits = (B for B in range(most, 0, -8) if not any(_weight_refusal(w, B) for w in weights))
     return next(fits, 0)
+
+
+def _few_bits(config: ModelConfig, params: Params) -> bool:
+    """Whether `few_bits_step` knows all weights, and where norms are."""
+    return config.norm_placement == "pre" and all(
+        isinstance(w, QTensor) and arrangement(w, 1).bits for w in _weights(params)
+    )
 
 
 def _config_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | None:
@@ -117,7 +130,10 @@ def batch_step(
     """
     with jax.named_scope("batch_step"):
         tokens = readable(tokens, n_valid, cache.length[:, None], cache.max_len)
-        if len(tokens) > _most(params):
+        few_bits = peers is None and _few_bits(config, params)
+        if len(tokens) > _most(params, few_bits):
+            if few_bits:
+                return few_bits_step(config, params, tokens, cache, places)
             return wide_step(config, params, tokens, cache, places, peers)
         x = embed(config, params, tokens)[:, 0]
         for i, p in enumerate(params.layers):

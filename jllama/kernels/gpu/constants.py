@@ -9,6 +9,7 @@ from jllama.config import ModelConfig
 from jllama.layers.attention import PLAIN_SCORES
 from jllama.layers.kind import ScoreRule
 
+PANEL = 64  # columns of the activations that `wide_product.cu` copies together
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")  # as primitives.cu counts them
 
 
@@ -30,6 +31,21 @@ class Constants:
 def constants(scores: ScoreRule, rope: tuple[Array, Array] | None) -> Constants:
     """Of a call: `rope` is cosines and sines `[B, T, R/2]`, or None where nothing turns."""
     return Constants.of(0 if rope is None else 2 * rope[0].shape[-1], scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """How activations lie that `wide_product.cu` multiplies: in pieces, for weights of so many bits."""
+
+    bits: int = 0  # 0: as any array `[tokens, columns]`
+    room: int = 0  # tokens that there is room for: those of a batch, to a multiple of 8
+
+    def shape(self, tokens: int, columns: int) -> tuple[int, ...]:
+        """Of the array that holds them."""
+        return (columns // PANEL, 8, self.room, 8) if self.bits else (tokens, columns)
+
+
+PLAIN = Arrangement()
 
 
 def literal(value: float) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.constants import Constants, constants, rotary_refusal
+from jllama.kernels.gpu.constants import PLAIN, Arrangement, Constants, constants, rotary_refusal
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import ScoreRule
 
@@ -39,6 +39,9 @@ class Shape:
     SCALE: str
     CAP: str
     ENGINE: int = 1  # the copy engine streams
+    ARRANGED: int = 0  # as `Arrangement` has it
+    ROOM: int = 0
+    SLICES: int = 0  # of the product q·k·v, in float32; 0: it is one, of the run dtype
 
     @property
     def shared(self) -> int:
@@ -64,17 +67,24 @@ def decode_attend(
     rope: tuple[Array, Array] | None,
     scores: ScoreRule,
     only: Array | None = None,
+    *,
+    arrangement: Arrangement = PLAIN,
 ) -> tuple[Array, LayerCache]:
     """`layers.attention.append_and_attend` for T = 1; asks `attention_refusal` first.
 
     It reads only what is filled, and updates the cache in place where XLA may (the caller donates it).
+    With an `arrangement` the mixed values come as it says, not as `[B, T, K, G, H]`. `qkv` may be several
+    float32 arrays, `[slices, B, T, K, G + 2, H]`, whose sum is meant.
     """
     with jax.named_scope("decode_attend"):
-        B, T, K, G, H = (*qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4])
-        shape = make_shape(B, K, G, H, cache.max_len, scores.window, qkv.dtype, constants(scores, rope))
+        dtype, slices = cache.keys.dtype, len(qkv) if qkv.ndim == 6 else 0
+        B, T, K, G, H = (*qkv.shape[-5:-2], qkv.shape[-2] - 2, qkv.shape[-1])
+        shape = make_shape(B, K, G, H, cache.max_len, scores.window, dtype, constants(scores, rope))
+        shape = dataclasses.replace(shape, ARRANGED=arrangement.bits, ROOM=arrangement.room, SLICES=slices)
         angles = rope or (cache.length, cache.length)  # nobody reads them where nothing turns
+        mixed_shape = arrangement.shape(B, K * G * H) if arrangement.bits else (B, T, K, G, H)
         results = [
-            jax.ShapeDtypeStruct((B, T, K, G, H), qkv.dtype),
+            jax.ShapeDtypeStruct(mixed_shape, dtype),
             jax.ShapeDtypeStruct(cache.keys.shape, cache.keys.dtype),
             jax.ShapeDtypeStruct(cache.values.shape, cache.values.dtype),
         ]

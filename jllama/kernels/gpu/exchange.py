@@ -10,7 +10,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
-from jllama.kernels.gpu.constants import literal, unless
+from jllama.kernels.gpu.constants import PLAIN, Arrangement, literal, unless
 from jllama.kernels.gpu.peers import MAX_BLOCKS, MAX_ROW, MAX_SUMS, MAX_VOCABULARY, places
 from jllama.layers.shards import Shards
 
@@ -174,6 +174,8 @@ class NormShape:
     BIAS: int = 0
     RESIDUAL_SCALE: str = "1"
     FP16: int = 0
+    ARRANGED: int = 0
+    ROOM: int = 0
 
 
 def exchanged_norm(
@@ -186,6 +188,7 @@ def exchanged_norm(
     offset: float = 0.0,
     bias: Array | None = None,
     by: float = 1.0,
+    arrangement: Arrangement = PLAIN,
 ) -> tuple[Array, Array]:
     """`exchanged` with a residual, and `rms_norm(weight, ..., eps, offset)` of what it gives, `[B, D]` both.
 
@@ -196,6 +199,7 @@ def exchanged_norm(
       residual: `[B, D]` in 16 bits.
       weight: `[D]` in 16 bits.
       bias: `[D]` in 16 bits, added to the sum before it is multiplied with `by`.
+      arrangement: of the norm.
     """
     with jax.named_scope("exchange_norm"):
         shape = NormShape(
@@ -208,19 +212,27 @@ def exchanged_norm(
             BIAS=int(bias is not None),
             RESIDUAL_SCALE=unless(by, 1),
             FP16=int(residual.dtype == jnp.float16),
+            ARRANGED=arrangement.bits,
+            ROOM=arrangement.room,
         )
         fleet = (weight, weight) if peers is None else (peers.addresses, peers.rank())
         operands = [*fleet, x, residual, weight, weight if bias is None else bias]
-        out, normed = launch.call(
-            exchange_norm_source(shape),
-            "jllama_exchange_norm",
-            operands,
-            [jax.ShapeDtypeStruct(residual.shape, residual.dtype)] * 2,
-            grid=len(residual),
-            threads=NORM_SIZE,
-            shared=4 * NORM_SIZE // 32,
-        )
-        return out, normed
+        return _normed(shape, operands, residual)
+
+
+def _normed(shape: NormShape, operands: list[Array], like: Array) -> tuple[Array, Array]:
+    """The sum, of the shape and dtype of `like`, and its norm."""
+    to = Arrangement(shape.ARRANGED, shape.ROOM).shape(*like.shape)
+    out, normed = launch.call(
+        exchange_norm_source(shape),
+        "jllama_exchange_norm",
+        operands,
+        [jax.ShapeDtypeStruct(s, like.dtype) for s in (like.shape, to)],
+        grid=shape.ROWS,
+        threads=NORM_SIZE,
+        shared=4 * NORM_SIZE // 32,
+    )
+    return out, normed
 
 
 @functools.lru_cache(maxsize=64)

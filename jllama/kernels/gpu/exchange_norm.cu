@@ -5,7 +5,8 @@
 // has no others to add.
 //
 // The host puts before this text: ROWS, D (a multiple of 4), SLICES, BLOCK_SIZE, EACH (fours of numbers per thread), GPUS,
-// with several the places of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, then primitives.cu and, with several,
+// with several the places of a mailbox, EPS, NORM_OFFSET, BIAS, RESIDUAL_SCALE, ARRANGED (bits of the weights that the norm
+// meets; 0: it lies as it comes), ROOM (of arranged tokens), then primitives.cu and, with several,
 // mailboxes.cu.
 
 __device__ __forceinline__ float4 widened(uint2 v) { return make_float4(to_float(v.x), high(v.x), to_float(v.y), high(v.y)); }
@@ -133,6 +134,10 @@ jllama_exchange_norm(const u64* peers, const int* rank, const float* x, const u1
     float4 n = widened(weights[i]);
     if (NORM_OFFSET != 0) n.x += NORM_OFFSET, n.y += NORM_OFFSET, n.z += NORM_OFFSET, n.w += NORM_OFFSET;
     const float4 v = widened(before[i]);
-    *(uint2*)(normed + row + at) = make_uint2(pack(v.x * by * n.x, v.y * by * n.y), pack(v.z * by * n.z, v.w * by * n.w));
+    const uint2 four = make_uint2(pack(v.x * by * n.x, v.y * by * n.y), pack(v.z * by * n.z, v.w * by * n.w));
+    if (ARRANGED) {
+      ((u32*)normed)[arranged<ARRANGED>(at, blockIdx.x, ROOM)] = four.x;
+      ((u32*)normed)[arranged<ARRANGED>(at + 2, blockIdx.x, ROOM)] = four.y;
+    } else *(uint2*)(normed + row + at) = four;
   }
 }

@@ -119,6 +119,10 @@ __device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
 }
+__device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar) {  // to be read again by others
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(dst), "l"(src), "r"(bytes), "r"(bar) : "memory");
+}
 template <int THREADS> __device__ __forceinline__ void some_sync() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
 __device__ __forceinline__ void put(u64* p, u32 data, u32 tag) {
@@ -295,6 +299,10 @@ template <int LEFT, class Sums> __device__ __forceinline__ void wgmma_wait(Sums&
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
   hold(sums);
 }
+// Until all groups of products but the last have ended.
+__device__ __forceinline__ void wgmma_wait_for_others() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
+// Rows of 16 columns: two pieces of 16 bytes a row, so many bytes apart, each in groups of eight rows behind one another.
+__device__ __forceinline__ u64 pieces_of(u32 at, u32 apart) { return (u64)(at >> 4) | (u64)(apart >> 4) << 16 | 8ull << 32; }
 #define SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_8(d, i), SUMS_8(d, i + 8), SUMS_8(d, i + 16), SUMS_8(d, i + 24)
 // d [64][64 or 128] = (add ? d : 0) + a [64][16] times b [64 or 128][16], both by rows.
@@ -406,6 +414,15 @@ template <int WIDTH, int RO> struct Pairs {
 // No result lies beyond `cap`: cap * tanh(v / cap), wrong by a few 1e-7 of `cap`.
 __device__ __forceinline__ float soft_capped(float v, float cap) {
   return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(v * (2.8853900817779268f / cap)));
+}
+
+// Activations as `wide_product.cu` reads them against weights of WIDTH bits: [piece][one of `room` tokens][8 numbers], eight
+// pieces a panel of 64 columns. Where the pair that begins with an even column lies, in words.
+template <int WIDTH> __device__ __forceinline__ size_t arranged(int column, int token, int room) {
+  constexpr int LANE = WIDTH == 16 ? 3 : WIDTH == 8 ? 4 : 5;  // 2^LANE columns lie beside each other in a lane
+  const int panel = WIDTH == 4 ? (column >> 7) * 2 + (column >> 4 & 1) : column >> 6;
+  const int step = WIDTH == 16 ? (column >> 5 & 1) * 2 + (column >> 2 & 1) : column >> 2 & 3;
+  return ((size_t)(panel * 8 + step * 2 + (column >> 1 & 1)) * room + token) * 4 + (column >> LANE & 3);
 }
 
 // Eight pairs (x, y) of 16-bit numbers turned by the angles of `cosines` and `sines`.

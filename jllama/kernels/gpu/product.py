@@ -110,7 +110,7 @@ def product(
       `[B, R]`, rounded once.
     """
     with jax.named_scope("product"):
-        values, scales, offsets = _parts(weight)
+        values, scales, offsets = weight_parts(weight)
         after = GATED if gated is not None else NOTHING if residual is None else RESIDUAL
         rows = values.size // x.shape[-1] if values is weight else values.shape[0]
         how = family(bias is not None, offset, by, gated) | dict(wide=wide, fp16=x.dtype == jnp.float16)
@@ -144,7 +144,7 @@ def result_shape(shape: Shape) -> tuple[int, int]:
     return shape.TOKENS, shape.ROWS // 2 if shape.AFTER == GATED else shape.ROWS
 
 
-def _parts(weight: Array | QTensor) -> tuple[Array, Array, Array]:
+def weight_parts(weight: Array | QTensor) -> tuple[Array, Array, Array]:
     """Values, scales and offsets; the values stand for what there is not."""
     if not isinstance(weight, QTensor):
         return weight, weight, weight
