@@ -230,6 +230,21 @@ def test_a_product_of_many_tokens(calls, pair):
     assert [(a.shape, a.dtype) for a in (sums, turn)] == [((32, 4096), jnp.float16), ((1,), jnp.uint32)]
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "gpus", "cut"),
+    [
+        (4096, 2048, 2, dict(MT=2, CL=1, WARPS=16)),  # Llama-3.1-8B's o on two GPUs,
+        (4096, 7168, 2, dict(MT=4)),  # down
+        (3072, 4096, 1, dict(MT=3, STAGES=5)),  # and q·k·v, which sends nothing
+        (2048, 1024, 2, dict(MT=2)),  # TinyLlama's o
+    ],
+)
+def test_how_a_product_of_many_tokens_is_cut(calls, rows, columns, gpus, cut):
+    assert stream.make_shape(32, rows, columns, GPUS=gpus) == stream.Shape(
+        32, rows, columns, GPUS=gpus, **cut
+    )
+
+
 def test_products_that_are_left_to_others(calls):
     many, few = jnp.ones((33, 512), HALF), jnp.ones((32, 512), HALF)
     weight = jnp.ones((4096, 512), HALF)

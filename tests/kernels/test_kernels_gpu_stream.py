@@ -26,6 +26,8 @@ def emulated(directory, shape):
 PLAIN = {
     "two blocks a tile": stream.Shape(19, 96, 1536, MT=3, BIAS=1, STAGES=4),
     "one": stream.Shape(32, 64, 768, MT=1, CL=1),
+    "one, many warps": stream.Shape(32, 64, 2048, MT=2, CL=1, WARPS=16),
+    "deep": stream.Shape(32, 96, 2048, MT=3, STAGES=5),
     "four": stream.Shape(18, 256, 512, MT=4, CL=4, WARPS=4, STAGES=2),
 }
 
@@ -40,11 +42,13 @@ def test_products_emulated(tmp_path, shape):
     np.testing.assert_allclose(out.astype(np.float32), exact, rtol=2**-8, atol=2e-3)
 
 
-@pytest.mark.parametrize("gpus", [2, 3])
+@pytest.mark.parametrize(
+    ("gpus", "columns", "way"), [(2, 1024, {}), (3, 1024, {}), (2, 512, dict(CL=1, WARPS=16))]
+)
 @pytest.mark.usefixtures("small_boxes")
-def test_sums_that_a_product_sends_emulated(tmp_path, gpus):
+def test_sums_that_a_product_sends_emulated(tmp_path, gpus, columns, way):
     """Turn after turn, each GPU gets the others' sums and adds them in one order."""
-    shape = stream.Shape(17, 64, 1024, MT=1, GPUS=gpus)
+    shape = stream.Shape(17, 64, columns, MT=1, GPUS=gpus, **way)
     norm_shape = stream.NormShape(gpus, shape.ROWS, "1e-5f", BIAS=1)
     product = emulated(tmp_path, shape)
     norm = emulation.Emulated(

@@ -15,7 +15,9 @@ from jllama.kernels.gpu.peers import places
 from jllama.layers.qtensor import QTensor
 
 MAX_TOKENS, MAX_TILES = 32, 8
-CLUSTER, WARPS, STAGES = 2, 8, 3  # more stages, on their way at once, were slower
+CLUSTER, WARPS, STAGES = 2, 8, 3
+DEEP = 5  # stages of a product that sends nothing; more on their way keep sums from being sent
+SHORT, MANY = 2048, 16  # columns that a block takes alone, by so many warps: no cluster has to add up
 NORM_SIZE = 512  # threads of a block
 BUSY = 0.9  # of the multiprocessors, at least: other sizes are left to cuBLAS
 
@@ -53,13 +55,25 @@ class Shape:
 
 def make_shape(tokens: int, rows: int, columns: int, **more: int) -> Shape | None:
     """All rows at once on nearly all multiprocessors; None where that is not to be had."""
-    if tokens > MAX_TOKENS or rows % 16 or columns % (32 * WARPS * CLUSTER):
+    if tokens > MAX_TOKENS or rows % 16:
         return None
-    at_once, room = launch.blocks_at_once(), launch.shared_memory()
     tiles = [tiles for tiles in range(1, MAX_TILES + 1) if rows // 16 % tiles == 0]
-    cuts = [Shape(tokens, rows, columns, number, **more) for number in tiles]
-    fit = [cut for cut in cuts if BUSY * at_once <= cut.blocks <= at_once and cut.shared <= room]
-    return fit[0] if fit else None
+    ways = _ways(columns, sends=more.get("GPUS", 1) > 1)
+    cuts = [Shape(tokens, rows, columns, number, **more, **way) for way in ways for number in tiles]
+    return next(filter(_fits, cuts), None)
+
+
+def _ways(columns: int, sends: bool) -> list[dict[str, int]]:
+    """How a block may go about it, the best first."""
+    alone = [dict(CL=1, WARPS=MANY)] if sends and columns == SHORT else []
+    deep = [] if sends else [dict(STAGES=DEEP)]
+    return [*alone, *deep, {}]
+
+
+def _fits(cut: Shape) -> bool:
+    at_once = launch.blocks_at_once()
+    busy = BUSY * at_once <= cut.blocks <= at_once
+    return busy and cut.shared <= launch.shared_memory() and cut.COLUMNS % (32 * cut.WARPS * cut.CL) == 0
 
 
 def streamed(
