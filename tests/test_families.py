@@ -163,3 +163,39 @@ def test_the_text_part_of_a_model_that_sees(name, outer, prefix, tmp_path):
     wrapped, others = load(directory)
     assert wrapped == config
     jax.tree.map(np.testing.assert_array_equal, others, params)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "has_head", "tied"),
+    [
+        (True, False, False, True),  # as transformers 5 saves Mistral 3 by default
+        (False, True, True, False),
+        (None, None, True, False),
+        (None, False, False, True),
+        (True, False, True, False),  # transformers ties no matrix that differs
+        (True, True, False, True),
+        (False, False, True, False),
+    ],
+)
+@pytest.mark.parametrize(("name", "model_type"), [("gemma3", "gemma3"), ("ministral3", "mistral3")])
+def test_the_whole_models_tie_rules_over_its_text_parts(
+    name, model_type, outer, inner, has_head, tied, tmp_path
+):
+    """With neither key, Gemma 3's text would be tied, Mistral's would not: the tensors say it."""
+    tensors = dict(named_tensors(MODELS[name]["shapes"]))
+    head = tensors.pop("lm_head.weight", tensors["model.embed_tokens.weight"] + np.float32(0.5))
+    tensors |= {"lm_head.weight": head} if has_head else {}
+    save_file(
+        {f"language_model.{key}": value for key, value in tensors.items()}, tmp_path / "model.safetensors"
+    )
+    text = {key: value for key, value in MODELS[name]["config"].items() if key != "tie_word_embeddings"}
+    text |= {} if inner is None else {"tie_word_embeddings": inner}
+    keys = dict(model_type=model_type, text_config=text)
+    keys |= {} if outer is None else {"tie_word_embeddings": outer}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    config, params = load(tmp_path)
+    assert config.tie_word_embeddings is tied
+    if has_head:
+        np.testing.assert_array_equal(params.lm_head, head)
+    else:
+        assert params.lm_head is None

@@ -1,7 +1,9 @@
 """Model files -> `ModelConfig`, and -> `Params` on a device."""
 
 import contextlib
+import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +21,9 @@ from jllama.checkpoint.shards import each_leaf, numbers
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.families.known import family_of
+from jllama.families.known import family_of, tie_left_open
 from jllama.families.tensor_names import EMBED, GGUF_ROPE_FACTORS, HEAD
+from jllama.files.json_files import read_object
 from jllama.files.model_files import ModelFiles
 from jllama.machine.devices import DTYPES
 from jllama.machine.progress import ByteBar
@@ -34,12 +37,20 @@ def read_config(files: ModelFiles) -> ModelConfig:
       JllamaError: unreadable, or not supported.
     """
     if files.directory is not None:
-        return saved_config(files.directory) or ModelConfig.from_hf(files.config_path)
+        return saved_config(files.directory) or _of_directory(files, files.directory)
     assert files.gguf is not None
     header = read_gguf_header(files.gguf)
     tensors = {stored.name: stored for stored in header.tensors}
     factors = {name: _vector(tensors[name]) for name in GGUF_ROPE_FACTORS if name in tensors}
     return ModelConfig.from_gguf(header.fields, tensors, factors)
+
+
+def _of_directory(files: ModelFiles, directory: Path) -> ModelConfig:
+    """As `config.json` states it, but for a tie that it leaves to the tensors."""
+    config = ModelConfig.from_hf(files.config_path)
+    if not tie_left_open(read_object(files.config_path)) or not any(directory.glob("*.safetensors*")):
+        return config
+    return dataclasses.replace(config, tie_word_embeddings=HEAD not in open_checkpoint(files).tensors)
 
 
 def _vector(stored: Stored) -> tuple[float, ...]:

@@ -34,13 +34,28 @@ def text_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
       JllamaError: there is no such object.
     """
     outer = keys.get("model_type")
-    if outer not in _TEXT_OF:
+    if not isinstance(outer, str) or outer not in _TEXT_OF:
         return dict(keys)
     text = keys.get("text_config")
     if not isinstance(text, Mapping):
         raise JllamaError(f"config.json: model_type {outer} without a text_config; download it again")
-    shared = {key: keys[key] for key in ("quantization_config", "tie_word_embeddings") if key in keys}
-    return {"model_type": _TEXT_OF[outer], **shared, **text}
+    shared = {key: keys[key] for key in ("quantization_config",) if key in keys}
+    tied = keys.get("tie_word_embeddings")  # the whole model's, which rules over its text part's
+    ruled = {} if tied is None else {"tie_word_embeddings": tied}
+    return {"model_type": _TEXT_OF[outer], **shared, **text, **ruled}
+
+
+def tie_left_open(keys: Mapping[str, Any]) -> bool:
+    """Whether the tensors themselves say if the embeddings are tied.
+
+    The key of a whole model that sees is true by default, whatever its text part says, and transformers
+    ties nothing that has an output matrix of its own.
+    """
+    text = keys.get("text_config")
+    if not isinstance(text, Mapping) or keys.get("model_type") not in _TEXT_OF:
+        return False
+    outer, inner = keys.get("tie_word_embeddings", True), text.get("tie_word_embeddings", False)
+    return outer in (None, True) and inner in (None, False)
 
 
 def of_model_type(model_type: Any) -> Family:
