@@ -158,7 +158,7 @@ def test_every_key_is_read():
             Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
         ),
         (
-            {"rope_scaling": {"type": "yarn"}, "original_max_position_embeddings": 32},
+            {"rope_scaling": {"type": "yarn", "factor": None}, "original_max_position_embeddings": 32},
             Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
         ),
         (
@@ -237,7 +237,7 @@ def test_rope_spellings(spelling, rope):
         ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor"),
         ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor"),
         (
-            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 32, "truncate": 1}},
+            {"rope_scaling": {**YARN, "original_max_position_embeddings": 32, "truncate": 1}},
             "truncate",
         ),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
@@ -249,7 +249,7 @@ def test_rope_spellings(spelling, rope):
         ({"rope_scaling": {"rope_type": "yarn"}}, "original_max_position_embeddings"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}, "rope_theta": 1}, "rope_theta"),
         (
-            {"rope_scaling": {"rope_type": "yarn"}, "original_max_position_embeddings": 0},
+            {"rope_scaling": {"rope_type": "yarn", "factor": None}, "original_max_position_embeddings": 0},
             "original_max_position_embeddings=0",
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim"),

@@ -5,7 +5,7 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.families.family import POST_NORMS, Family
 from jllama.families.keys import GgufKeys, HfKeys
-from jllama.families.kinds import alternating, every, gguf_slides, layer_types
+from jllama.families.kinds import alternating, check_window, every, gguf_slides, layer_types
 from jllama.families.rope import rope_from_gguf, rope_from_hf
 
 _PATTERN = 4
@@ -26,7 +26,8 @@ def _slides(keys: HfKeys) -> list[bool]:
 def _exaone4(keys: HfKeys) -> dict[str, Any]:
     rope, window = rope_from_hf(keys), keys.nullable("sliding_window")
     if window is None:
-        keys.ignore("sliding_window_pattern", "layer_types")
+        keys.ignore("sliding_window_pattern")
+        check_window(layer_types(keys, ()), None)
         return dict(rope=rope)
     return alternating(layer_types(keys, _slides(keys)), window, None, rope)
 

@@ -47,7 +47,7 @@ def _soft_caps(keys: HfKeys) -> dict[str, Any]:
 
 def _gemma2(keys: HfKeys) -> dict[str, Any]:
     slides, rope = layer_types(keys, every(2, keys.layers())), rope_from_hf(keys)
-    window = keys.get("sliding_window")
+    window = keys.nullable("sliding_window")
     return _common(keys) | _soft_caps(keys) | alternating(slides, window, rope, rope)
 
 
@@ -57,7 +57,7 @@ def _gemma3(keys: HfKeys) -> dict[str, Any]:
     slides = layer_types(keys, every(period, keys.layers()))
     full = rope_from_hf(keys, "full_attention")
     local = rope_from_hf(keys, "sliding_attention", theta_key="rope_local_base_freq", theta=_LOCAL_THETA)
-    window = keys.get("sliding_window")
+    window = keys.nullable("sliding_window")
     return _common(keys) | _soft_caps(keys) | alternating(slides, window, full, local)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jllama.errors import JllamaError
+from jllama.families.checks import check_size
 from jllama.families.keys import GgufKeys, HfKeys
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
@@ -33,9 +34,30 @@ def _period(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 def alternating(
     slides: Sequence[bool], window: Any, full: Rope | None, sliding: Rope | None
 ) -> dict[str, Any]:
-    """The fields where some layers slide and others see everything, each with a rotary embedding."""
+    """The fields where some layers slide and others see everything, each with a rotary embedding.
+
+    Raises:
+      JllamaError: see `check_window`.
+    """
+    check_window(slides, window)
     kinds = [LayerKind(window, sliding) if slide else LayerKind(None, full) for slide in slides]
     return kind_fields(kinds)
+
+
+def check_window(slides: Sequence[bool], window: Any) -> None:
+    """Refuses layers that slide over a window of no size.
+
+    Raises:
+      JllamaError: says what fits.
+    """
+    if window is not None:
+        check_size("sliding_window", window, "below 2^31, or null")
+    elif any(slides):
+        raise JllamaError(
+            f"config.json: {sum(slides)} of {len(slides)} layers are of {SLIDING}, and there is no window: "
+            f"state sliding_window (and use_sliding_window, where the family has it), or {FULL} as all "
+            "layer_types"
+        )
 
 
 def layer_types(keys: HfKeys, otherwise: Sequence[bool]) -> list[bool]:

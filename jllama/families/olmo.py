@@ -17,7 +17,7 @@ def _olmo3(keys: HfKeys) -> dict[str, Any]:
     slides = layer_types(keys, every(_PATTERN, keys.layers()))
     full = rope_from_hf(keys, "full_attention")
     local = rope_from_hf(keys, "sliding_attention", theta=full.rope_theta)
-    return alternating(slides, keys.get("sliding_window"), full, local)
+    return alternating(slides, keys.nullable("sliding_window"), full, local)
 
 
 def _olmo_gguf(keys: GgufKeys) -> dict[str, Any]:

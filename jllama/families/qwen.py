@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jllama.errors import JllamaError
 from jllama.families.family import Family
 from jllama.families.keys import HfKeys
 from jllama.families.kinds import alternating, layer_types
@@ -18,9 +19,11 @@ _DEFAULTS = dict(
 
 def _qwen(keys: HfKeys) -> dict[str, Any]:
     """Layers from `max_window_layers` on slide, and only with `use_sliding_window`."""
-    stated = keys.get("sliding_window")
+    stated = keys.nullable("sliding_window")
     window = stated if keys.get("use_sliding_window", False) else None
     first, layers = keys.get("max_window_layers", 28), keys.layers()
+    if type(first) is not int:
+        raise JllamaError(f"config.json: max_window_layers={first!r} must be a whole number")
     slides = layer_types(keys, [window is not None and layer >= first for layer in range(layers)])
     rope = rope_from_hf(keys)
     return alternating(slides, window, rope, rope)

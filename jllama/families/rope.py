@@ -73,8 +73,8 @@ def rope_from_hf(
     Raises:
       JllamaError: an unknown type, a missing, unknown or non-numeric setting.
     """
-    settings = _settings(keys, layer_type)
-    settings = {key: value for key, value in settings.items() if value is not None and key not in _IGNORED}
+    stated = _settings(keys, layer_type)
+    settings = {key: value for key, value in stated.items() if value is not None and key not in _IGNORED}
     typed = "rope_type" in settings or "type" in settings
     rope_type = settings.pop("rope_type", settings.pop("type", "default"))
     base = settings.pop("rope_theta", keys.get(theta_key, theta))
@@ -89,6 +89,8 @@ def rope_from_hf(
     longest = longest_text(keys)
     _set_original_length(rope_type, settings, keys.get("original_max_position_embeddings"), longest)
     missing = [key for key in _REQUIRED[rope_type] if key not in settings]
+    if rope_type == "yarn" and "factor" not in stated:
+        missing.append("factor (null: the longest text by that of the training)")
     if missing:
         raise JllamaError(f"config.json: RoPE type {rope_type} lacks {', '.join(missing)}")
     if settings and not typed:

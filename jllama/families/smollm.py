@@ -5,7 +5,7 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.families.family import Family
 from jllama.families.keys import GgufKeys, HfKeys
-from jllama.families.kinds import every, kind_fields, layer_types
+from jllama.families.kinds import check_window, every, kind_fields, layer_types
 from jllama.families.rope import rope_from_gguf, rope_from_hf
 from jllama.layers.kind import LayerKind
 
@@ -24,6 +24,7 @@ def _smollm3(keys: HfKeys) -> dict[str, Any]:
             f"config.json: no_rope_layers={rotates!r} must be a list of {layers} numbers, 0 or 1"
         )
     slides = layer_types(keys, [window is not None and not turned for turned in rotates])
+    check_window(slides, window)
     return kind_fields(
         [
             LayerKind(window if slide else None, rope if turned else None)

@@ -16,6 +16,8 @@ from tests.test_families import load
 
 DEFAULTS = json.loads((GOLDENS / "family_defaults.json").read_text())
 FULL, SLIDING = "full_attention", "sliding_attention"
+# Of which some layers slide, as `layer_types` says.
+WINDOWED = [name for name, model in MODELS.items() if SLIDING in (model["config"].get("layer_types") or ())]
 
 
 def keys(name: str, **changes) -> dict:
@@ -58,7 +60,19 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("exaone4", dict(layer_types=None, sliding_window_pattern="XYZ"), "sliding_window_pattern='XYZ'"),
         ("gemma3", dict(sliding_window=0), "sliding_window=0"),
         ("gemma3", dict(sliding_window="512"), "sliding_window='512'"),
+        ("gemma3", dict(sliding_window=[4, 4]), r"sliding_window=\[4, 4\] must be"),
+        ("smollm3_list", dict(sliding_window=[4, 4]), r"sliding_window=\[4, 4\] must be"),
+        *[
+            (name, dict(sliding_window=None), "layers are of sliding_attention, and there is no window")
+            for name in WINDOWED
+        ],
+        ("qwen2", dict(layer_types=[SLIDING] * 4), "4 of 4 layers .* use_sliding_window"),
         # Rotations.
+        (
+            "mistral",
+            dict(rope_parameters=dict(rope_type="yarn", original_max_position_embeddings=32)),
+            "RoPE type yarn lacks factor",
+        ),
         (
             "phi3_longrope",
             dict(rope_parameters=dict(rope_type="longrope")),
@@ -88,7 +102,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("gemma2", dict(final_logit_softcapping=-1.0), "final_logit_softcapping=-1.0"),
         ("gemma2", dict(query_pre_attn_scalar=0), "wrong type or size"),
         ("gemma2", dict(hidden_activation="swiglu"), "hidden_act='swiglu'"),
-        ("qwen2_window", dict(layer_types=None, max_window_layers="a"), "wrong type"),
+        ("qwen2_window", dict(layer_types=None, max_window_layers="2"), "max_window_layers='2' must be"),
     ],
     ids=str,
 )
