@@ -73,18 +73,23 @@ def _cut(stored: Stored, rows: list[int]) -> list[Stored]:
 def _with_zeros(
     checkpoint: Checkpoint, tensors: dict[str, Stored], wanted: dict[str, Part]
 ) -> dict[str, Stored]:
-    """With the biases that a format may leave out."""
+    """With the biases that a format may leave out: of all layers, for one that only some lack is lost."""
     first = next(iter(tensors.values()), None)
     if not checkpoint.optional_biases or first is None:
         return tensors
+    held = {_of_any_layer(name) for name in tensors}
     absent = {
         name: dataclasses.replace(
             first, name=checkpoint.spell(name), offset=0, nbytes=0, shape=part.shape, encoding=ZERO
         )
         for name, part in wanted.items()
-        if part.is_bias and name not in tensors
+        if part.is_bias and _of_any_layer(name) not in held
     }
     return tensors | absent
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"^layers\.\d+", "layers", name)
 
 
 def _readable(part: Part, stored: Stored) -> bool:

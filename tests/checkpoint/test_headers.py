@@ -406,8 +406,9 @@ def test_a_tensor_that_holds_several_has_the_rows_of_all(rows, fits):
 
 def test_a_bias_may_be_left_out_where_the_format_says_so():
     biased = dataclasses.replace(SMALL, attention_bias=True)
-    held = checkpoint(biased, **{"layers.1.self_attn.k_proj.bias": None})
-    with pytest.raises(JllamaError, match=r"missing: file.layers.1.self_attn.k_proj.bias$"):
+    left_out = {f"layers.{layer}.self_attn.k_proj.bias": None for layer in (0, 1)}
+    held = checkpoint(biased, **left_out)
+    with pytest.raises(JllamaError, match=r"missing: .*file.layers.1.self_attn.k_proj.bias$"):
         verified(held, biased)
     zero = verified(dataclasses.replace(held, optional_biases=True), biased).tensors[
         "layers.1.self_attn.k_proj.bias"
@@ -417,6 +418,14 @@ def test_a_bias_may_be_left_out_where_the_format_says_so():
     empty = Checkpoint(description="it", tensors={}, spell=str, optional_biases=True)
     with pytest.raises(JllamaError, match=r"missing: embed_tokens.weight"):
         verified(empty, biased)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_bias_that_only_some_layers_have_is_missing_in_the_others(layer):
+    biased, name = dataclasses.replace(SMALL, attention_bias=True), f"layers.{layer}.self_attn.q_proj.bias"
+    held = dataclasses.replace(checkpoint(biased, **{name: None}), optional_biases=True)
+    with pytest.raises(JllamaError, match=rf"missing: file.{name}$"):
+        verified(held, biased)
 
 
 def test_where_rows_lie_in_a_leaf():
