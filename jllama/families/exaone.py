@@ -37,6 +37,7 @@ def _exaone4_gguf(keys: GgufKeys) -> dict[str, Any]:
     rope, layers = rope_from_gguf(keys), keys.layers()
     window = keys.get("attention.sliding_window", 4096 if layers == 64 else None) or None
     if window is None:
+        keys.ignore("attention.sliding_window_pattern")
         return dict(rope=rope)
     return alternating(gguf_slides(keys, _PATTERN, window), window, None, rope)
 

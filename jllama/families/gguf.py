@@ -6,6 +6,7 @@ The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jllama.families.gguf_unread import refuse_unread
 from jllama.families.keys import GgufKeys
 from jllama.families.known import of_architecture
 from jllama.families.rope import rope_from_gguf
@@ -32,6 +33,7 @@ def gguf_fields(
     fields.setdefault("num_key_value_heads", keys.get("attention.head_count_kv", heads))
     if "rope" not in fields:
         fields["rope"] = rope_from_gguf(keys)
+    refuse_unread(keys, fields)
     return fields
 
 

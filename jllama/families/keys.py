@@ -50,6 +50,7 @@ class GgufKeys:
         factors: Mapping[str, tuple[float, ...]],
     ) -> None:
         self.metadata, self.prefix, self.tensors, self.factors = metadata, architecture, tensors, factors
+        self.read = set[str]()
 
     def layers(self) -> int:
         """The number of layers.
@@ -72,12 +73,28 @@ class GgufKeys:
         Raises:
           JllamaError: the list does not fit the layers, or its numbers differ.
         """
-        value = self.metadata.get(f"{self.prefix}.{key}", default)
+        value = self._value(key, default)
         return self._of_all_layers(key, value) if isinstance(value, list) else value
 
     def each(self, key: str) -> Any:
         """The key's value as it is: a list may say something of each layer."""
-        return self.metadata.get(f"{self.prefix}.{key}")
+        return self._value(key, None)
+
+    def _value(self, key: str, default: Any) -> Any:
+        self.read.add(key)
+        return self.metadata.get(f"{self.prefix}.{key}", default)
+
+    def ignore(self, *keys: str) -> None:
+        """These change nothing in the file."""
+        self.read.update(keys)
+
+    def unread(self) -> dict[str, Any]:
+        """The keys of the architecture, without its prefix, that nothing has asked for."""
+        start = f"{self.prefix}."
+        stated = {
+            key.removeprefix(start): value for key, value in self.metadata.items() if key.startswith(start)
+        }
+        return {key: value for key, value in stated.items() if key not in self.read}
 
     def _of_all_layers(self, key: str, values: list[Any]) -> Any:
         layers = self.metadata.get(f"{self.prefix}.block_count")

@@ -80,10 +80,14 @@ def layer_types(keys: HfKeys, otherwise: Sequence[bool]) -> list[bool]:
     return [kind == SLIDING for kind in types]
 
 
-def every(period: int, layers: int) -> list[bool]:
-    """All layers slide but for each `period`-th one."""
+def every(period: int, layers: int, stated: str = "config.json") -> list[bool]:
+    """All layers slide but for each `period`-th one.
+
+    Raises:
+      JllamaError: the period is none; names where it was `stated`.
+    """
     if type(period) is not int or period < 1:
-        raise JllamaError(f"config.json: a pattern of {period!r} layers must be a whole number from 1")
+        raise JllamaError(f"{stated}: a pattern of {period!r} layers must be a whole number from 1")
     return [(layer + 1) % period != 0 for layer in range(layers)]
 
 
@@ -93,13 +97,14 @@ def gguf_slides(keys: GgufKeys, period: int, window: Any) -> list[bool]:
     Without a `window` none does.
 
     Raises:
-      JllamaError: a list that does not fit the layers.
+      JllamaError: a list that does not fit the layers, or no period.
     """
-    pattern, layers = keys.each("attention.sliding_window_pattern"), keys.layers()
+    key, layers = "attention.sliding_window_pattern", keys.layers()
+    pattern = keys.each(key)
     if window is None:
         return [False] * layers
     if not isinstance(pattern, list):
-        return every(period if pattern is None else pattern, layers)
+        return every(period if pattern is None else pattern, layers, f"GGUF: {keys.prefix}.{key}")
     if len(pattern) != layers:
         raise JllamaError(f"GGUF: sliding_window_pattern has {len(pattern)} values for {layers} layers")
     return [bool(slide) for slide in pattern]

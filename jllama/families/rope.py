@@ -176,18 +176,14 @@ def rope_from_gguf(keys: GgufKeys) -> Rope:
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     settings: dict[str, Any] = {"factor": 1.0 if factor == 0 else factor}
     trained = keys.get("rope.scaling.original_context_length") or longest
-    if keys.factors.get(LONG_FACTORS) or keys.factors.get(SHORT_FACTORS):
+    if kind == "longrope" or LONG_FACTORS in keys.factors or SHORT_FACTORS in keys.factors:
         kind, settings = "longrope", _longrope(keys, trained)
-    elif kind == "longrope":
-        raise JllamaError(
-            f"GGUF: RoPE scaling type longrope without the tensors {LONG_FACTORS}, {SHORT_FACTORS}"
-        )
     elif kind == "none" or (kind == "linear" and settings["factor"] == 1):
         kind, settings = "default", {}
     if kind == "yarn":
         settings |= _yarn(keys, trained)
-    if kind != "longrope" and keys.get("rope.scaling.attn_factor", 1.0) != 1.0:
-        raise JllamaError("GGUF: rope.scaling.attn_factor is not supported but for longrope")
+    if kind not in ("yarn", "longrope"):
+        keys.allow_only({"rope.scaling.attn_factor": 1.0})
     rope = _build(kind, keys.get("rope.freq_base", 10000.0), settings, longest, _partial(keys))
     return dataclasses.replace(rope, frequency_factors=keys.factors.get(FACTORS))
 
@@ -199,20 +195,35 @@ def _partial(keys: GgufKeys) -> float:
 
 
 def _longrope(keys: GgufKeys, trained: Any) -> dict[str, Any]:
-    long, short = keys.factors.get(LONG_FACTORS), keys.factors.get(SHORT_FACTORS)
-    settings = dict(long_factor=long or short, short_factor=short or long)
+    if missing := [name for name in (LONG_FACTORS, SHORT_FACTORS) if name not in keys.factors]:
+        raise JllamaError(
+            f"GGUF: RoPE scaling type longrope without the tensors {', '.join(missing)}; download it again"
+        )
+    settings: dict[str, Any] = dict(
+        long_factor=keys.factors[LONG_FACTORS], short_factor=keys.factors[SHORT_FACTORS]
+    )
     stated = keys.get("rope.scaling.attn_factor")
     factor = {} if stated is None else {"attention_factor": stated}
     return {**settings, **factor, "original_max_position_embeddings": trained}
 
 
 def _yarn(keys: GgufKeys, trained: Any) -> dict[str, Any]:
-    """A logarithmic multiplier is `mscale_all_dim` beside an `mscale` of 1."""
+    """A logarithmic multiplier is `mscale_all_dim` beside an `mscale` of 1.
+
+    Some converters write Hugging Face's `attention_factor` under the name that LongRoPE has for it, others 1
+    there for what YaRN does anyway.
+    """
     settings: dict[str, Any] = {"original_max_position_embeddings": trained}
-    names = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "attn_factor": "attention_factor"}
+    names = {
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+        "attn_factor": "attention_factor",
+        "yarn_attn_factor": "attention_factor",
+    }
     for key, field in names.items():
-        if keys.get(f"rope.scaling.yarn_{key}") is not None:
-            settings[field] = keys.get(f"rope.scaling.yarn_{key}")
+        value = keys.get(f"rope.scaling.{key}")
+        if value is not None and (key, value) != ("attn_factor", 1.0):
+            settings[field] = value
     if multiplier := keys.get("rope.scaling.yarn_log_multiplier"):
         settings |= dict(mscale=1.0, mscale_all_dim=multiplier)
     if beta := keys.get("attention.temperature_scale"):

@@ -34,6 +34,7 @@ def _smollm3(keys: HfKeys) -> dict[str, Any]:
 
 
 def _smollm3_gguf(keys: GgufKeys) -> dict[str, Any]:
+    keys.allow_only({"attention.sliding_window": 0})
     rope = rope_from_gguf(keys)
     rotates = every(_INTERVAL, keys.layers())
     return kind_fields([LayerKind(None, rope if turned else None) for turned in rotates])

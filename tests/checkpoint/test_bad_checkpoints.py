@@ -341,6 +341,7 @@ def test_numbers_too_large_for_the_run_dtype(tmp_path, tensors):
     load(directory, "float32")
 
 
+@pytest.mark.filterwarnings("ignore:GGUF. keys that jllama does not know")
 @pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
 def test_random_damage_is_a_clean_error_or_harmless(tmp_path, tensors, suffix):
     """Any byte of the header changed: an error of ours or numbers, never another exception."""

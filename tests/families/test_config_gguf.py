@@ -52,22 +52,23 @@ def test_what_only_the_tensors_tell():
     assert read(factors=factors).rope == Rope(rope_theta=500000.0, frequency_factors=factors)
 
 
-@pytest.mark.parametrize(
-    ("lists", "long", "short"),
-    [
-        ({LONG_FACTORS: (2.0,) * 4, SHORT_FACTORS: (1.0,) * 4}, 2.0, 1.0),
-        ({LONG_FACTORS: (2.0,) * 4}, 2.0, 2.0),  # one serves for both
-        ({SHORT_FACTORS: (1.0,) * 4}, 1.0, 1.0),
-    ],
-)
-def test_factors_for_long_and_for_short_texts(lists, long, short):
+def test_factors_for_long_and_for_short_texts():
     fields = METADATA | {"llama.rope.scaling.original_context_length": 64}
+    lists = {LONG_FACTORS: (2.0,) * 4, SHORT_FACTORS: (1.0,) * 4}
     for attention in (None, 1.25):
         more = {} if attention is None else {"llama.rope.scaling.attn_factor": attention}
         rope = ModelConfig.from_gguf(fields | more, TENSORS, lists).rope
         assert (rope.rope_type, rope.original_max_position_embeddings) == ("longrope", 64)
-        assert (rope.long_factor, rope.short_factor) == ((long,) * 4, (short,) * 4)
+        assert (rope.long_factor, rope.short_factor) == ((2.0,) * 4, (1.0,) * 4)
         assert rope.attention_factor == attention
+
+
+@pytest.mark.parametrize("kind", [None, "longrope"])
+@pytest.mark.parametrize(("held", "missing"), [(LONG_FACTORS, SHORT_FACTORS), (SHORT_FACTORS, LONG_FACTORS)])
+def test_one_list_of_longrope_does_not_serve_for_both(kind, held, missing):
+    fields = METADATA | ({} if kind is None else {"llama.rope.scaling.type": kind})
+    with pytest.raises(JllamaError, match=f"longrope without the tensors {missing}; download"):
+        ModelConfig.from_gguf(fields, TENSORS, {held: (2.0,) * 4})
 
 
 def test_head_width_and_window():
@@ -127,6 +128,24 @@ def test_head_width_and_window():
                 beta_fast=16.0,
                 beta_slow=2.0,
             ),
+        ),
+        *(
+            (
+                {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, **stated},
+                Rope(
+                    rope_type="yarn",
+                    rope_theta=5e5,
+                    factor=4.0,
+                    original_max_position_embeddings=128,
+                    attention_factor=factor,
+                ),
+            )
+            for factor, stated in (
+                (1.25, {"rope__scaling__attn_factor": 1.25}),
+                (1.25, {"rope__scaling__yarn_attn_factor": 1.25}),
+                (1.25, {"rope__scaling__attn_factor": 1.5, "rope__scaling__yarn_attn_factor": 1.25}),
+                (None, {"rope__scaling__attn_factor": 1.0}),
+            )
         ),
     ],
     ids=str,

@@ -101,8 +101,10 @@ def test_what_a_config_json_of_the_smallest_size_says(name):
     assert differing(ModelConfig.from_hf(SMALL | dict(model_type=name))) == OF_CONFIG[name]
 
 
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("name", OF_METADATA)
+@pytest.mark.parametrize(
+    ("name", "window"),  # SmolLM3's files with one are refused
+    [(name, window) for name in OF_METADATA for window in (None, 7) if (name, window) != ("smollm3", 7)],
+)
 def test_what_metadata_of_the_smallest_size_say(name, window):
     plain, with_window = OF_METADATA[name]
     given = {"attention__sliding_window": window} | (SCALED if name == "granite" else {})
