@@ -13,17 +13,20 @@ from jllama.families.rope import longest_text, rope_from_hf
 # Keys of config.json that do not change what inference computes.
 _NEUTRAL = frozenset(
     """_name_or_path architectures attention_dropout auto_map bad_words_ids bos_token_id
-    chunk_size_feed_forward dtype eos_token_id hidden_dropout id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id max_length min_length
-    model_type num_labels output_attentions output_hidden_states pad_token_id pretraining_tp
-    problem_type return_dict rope_interleaved task_specific_params tokenizer_class torch_dtype
-    torchscript transformers_version transformers.js_config unk_token_id unsloth_fixed
-    unsloth_version use_bfloat16 use_cache use_return_dict""".split()
+    cache_implementation chunk_size_feed_forward dtype eos_token_id hidden_dropout id2label
+    initializer_range is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference
+    label2id max_length max_window_layers min_length model_type num_labels output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict rope_interleaved
+    sliding_window_size task_specific_params tokenizer_class torch_dtype torchscript
+    transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version
+    use_bfloat16 use_cache use_return_dict""".split()
 )
 # Keys that would change it, with the values that leave it alone.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "num_local_experts": (None, 0, 1),
+    "num_experts": (None, 0, 1),
+    "vision_config": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "query_pre_attn_scalar": (None,),
@@ -35,7 +38,17 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logit_scale": (None, 1, 1.0),
     "use_qk_norm": (None, False),
     "qk_norm": (None, False),
+    "qk_layernorm": (None, False),
     "no_rope_layers": (None, [], ()),
+    "no_rope_layer_interval": (None, 0),
+    "position_embedding_type": (None, "rope", "rotary"),
+    "rope_local_base_freq": (None,),
+    "sliding_window_pattern": (None, 0, 1),
+    "_sliding_window_pattern": (None, 0, 1),
+    "use_mrope": (None, False),
+    "lm_head_bias": (None, False),
+    "full_attn_mod": (None, 1),
+    "interpolate_factor": (None, 1),
     "use_sliding_window": (None, False),
     "sliding_window": (None,),
     "use_bidirectional_attention": (None, False),
@@ -43,6 +56,24 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
     "pruned_heads": (None, {}),
+}
+# Whose fields some of them are.
+_OF_OTHERS = {
+    "attn_logit_softcapping": "gemma2",
+    "final_logit_softcapping": "gemma2, gemma3_text",
+    "query_pre_attn_scalar": "gemma2, gemma3_text",
+    "embedding_multiplier": "granite",
+    "residual_multiplier": "granite",
+    "attention_multiplier": "granite",
+    "logits_scaling": "granite",
+    "no_rope_layers": "smollm3",
+    "no_rope_layer_interval": "smollm3",
+    "rope_local_base_freq": "gemma3_text",
+    "sliding_window_pattern": "gemma3_text, exaone4",
+    "_sliding_window_pattern": "gemma3_text",
+    "use_sliding_window": "qwen2, qwen3",
+    "sliding_window": "mistral, qwen2, phi3",
+    "vision_config": "gemma3, mistral3",
 }
 
 
@@ -56,7 +87,11 @@ def refuse_unsupported(keys: HfKeys) -> None:
             continue
         if key == "quantization_config":
             raise JllamaError(_quantized_by_others(keys.all[key]))
-        raise JllamaError(f"config.json: {key}={keys.all[key]!r} is not supported")
+        owners = f", or set the model_type that it is of ({_OF_OTHERS[key]})" if key in _OF_OTHERS else ""
+        raise JllamaError(
+            f"config.json: {key}={keys.all[key]!r} is not supported: it would change the model, and "
+            f"model_type {keys.all.get('model_type')} has none; remove it if the weights do without{owners}"
+        )
     if "layer_types" not in keys.read and len(set(layer_types(keys, ()))) > 1:
         raise JllamaError(
             f"config.json: layer_types of kinds {FULL}, {SLIDING} are not supported by its family"

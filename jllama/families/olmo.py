@@ -14,6 +14,7 @@ _PATTERN = 4
 
 def _olmo3(keys: HfKeys) -> dict[str, Any]:
     """Stretched rotations on full layers only."""
+    keys.ignore("rope_local_base_freq")  # transformers 4 writes it, and no code reads it
     slides = layer_types(keys, every(_PATTERN, keys.layers()))
     full = rope_from_hf(keys, "full_attention")
     local = rope_from_hf(keys, "sliding_attention", theta=full.rope_theta)

@@ -29,6 +29,8 @@ _OPTIONAL = {
     ),
     "longrope": ("factor", "attention_factor"),
 }
+# What no default rotation has, and would turn or scale otherwise.
+_OF_OTHER_TYPES = {"llama_4_scaling_beta", "mscale", "mscale_all_dim", "mrope_section"}
 _ALIASES = {"su": "longrope"}  # what Phi-3's first files call it
 # YaRN's first models state `finetuned`, Ministral 3 its longest text again, and no code reads them.
 _IGNORED = ("finetuned", "max_position_embeddings")
@@ -96,9 +98,19 @@ def rope_from_hf(
     if settings and not typed:
         raise JllamaError(f"config.json: RoPE settings {', '.join(settings)} without a rope_type")
     if rope_type == "default" and settings:
-        warnings.warn(escaped(f"config.json: RoPE type default ignores {', '.join(settings)}"), stacklevel=4)
+        _tell_of_unread(settings)
         settings = {}
     return _build(rope_type, base, settings, longest, partial)
+
+
+def _tell_of_unread(settings: Mapping[str, Any]) -> None:
+    """The default rotation has no settings: what another would turn or scale by is refused."""
+    if of_others := sorted(_OF_OTHER_TYPES & set(settings)):
+        raise JllamaError(
+            f"config.json: RoPE type default has no {', '.join(of_others)}; remove it, or set "
+            "the type that has it"
+        )
+    warnings.warn(escaped(f"config.json: RoPE type default ignores {', '.join(settings)}"), stacklevel=5)
 
 
 def _settings(keys: HfKeys, layer_type: str | None) -> Mapping[str, Any]:

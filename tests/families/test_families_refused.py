@@ -50,6 +50,19 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("qwen3", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         ("gemma3", dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
         ("mistral", dict(rope_parameters={FULL: {"rope_type": "default"}}), "each layer type"),
+        ("llama_biases", dict(no_rope_layer_interval=4), "no_rope_layer_interval=4 .*of \\(smollm3\\)"),
+        ("llama_biases", dict(num_experts=8, num_experts_per_tok=2), "num_experts=8 .*do without$"),
+        ("llama_biases", dict(qk_layernorm=True), "qk_layernorm=True"),
+        ("llama_biases", dict(vision_config={}), "vision_config={} .* model_type llama has none"),
+        ("llama_biases", dict(rope_local_base_freq=1e4), "rope_local_base_freq=10000.0 .*gemma3_text"),
+        ("qwen2", dict(sliding_window_pattern=6), "sliding_window_pattern=6 .*gemma3_text, exaone4"),
+        ("qwen2", dict(use_mrope=True), "use_mrope=True"),
+        ("phi3", dict(lm_head_bias=True), "lm_head_bias=True"),
+        ("granite", dict(position_embedding_type="nope"), "position_embedding_type='nope'"),
+        *[
+            ("mistral", dict(rope_parameters={"rope_type": "default", key: value}), f"default has no {key}")
+            for key, value in dict(llama_4_scaling_beta=0.1, mscale=0.7, mrope_section=[2, 3, 3]).items()
+        ],
         # Patterns that do not fit the layers.
         ("qwen2_window", dict(layer_types=[FULL] * 3), "3 layer_types for num_hidden_layers=4"),
         ("gemma2", dict(layer_types=[FULL, "chunked_attention"] * 2), "chunked_attention"),
@@ -109,6 +122,23 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
 def test_configurations_are_refused_by_name(name, changes, words):
     with pytest.raises(JllamaError, match=words):
         ModelConfig.from_hf(keys(name, **changes))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "leftovers"),
+    [
+        ("gemma2", dict(cache_implementation="hybrid", sliding_window_size=4096)),
+        ("gemma3", dict(cache_implementation="hybrid")),
+        ("smollm3", dict(max_window_layers=28)),
+        ("phi3_partial", dict(full_attn_mod=1, interpolate_factor=1, lm_head_bias=False)),
+        ("qwen2", dict(use_mrope=False, sliding_window=131072, max_window_layers=28)),
+        ("olmo3", dict(rope_local_base_freq=None)),
+        ("granite", dict(position_embedding_type="rope", num_experts=0)),
+    ],
+)
+def test_what_published_files_state_besides_changes_nothing(name, leftovers):
+    assert ModelConfig.from_hf(keys(name, **leftovers)) == ModelConfig.from_hf(keys(name))
 
 
 @pytest.mark.parametrize("given", DEFAULTS, ids=lambda given: given["model_type"])
