@@ -12,6 +12,8 @@ def _granite(keys: HfKeys) -> dict[str, Any]:
 
 
 def _granite_gguf(keys: GgufKeys) -> dict[str, Any]:
+    """In these files `finetuned` says whether queries and keys rotate at all."""
+    keys.allow_only({"rope.scaling.finetuned": True})
     return dict(
         attention_multiplier=keys.get("attention.scale") or None,
         embedding_multiplier=keys.get("embedding_scale") or 1.0,

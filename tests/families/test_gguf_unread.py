@@ -44,7 +44,6 @@ CHANGES = [
     ("qwen3", dict(rope__freq_base_swa=5000.0)),
     ("qwen3", dict(attention__key_length_swa=8)),
     ("phi3", dict(use_parallel_residual=True)),
-    ("qwen3", dict(ssm__state_size=16)),
     ("qwen3", dict(logit_scale="x")),
 ]
 
@@ -67,7 +66,7 @@ def test_what_would_change_the_logits_is_refused_by_name(name, changes):
         dict(attention__sliding_window_pattern=[False] * 4, attention__shared_kv_layers=0),
         dict(attention__scale=0.28867512941360474, rope__freq_base_swa=10000.0),  # 12 ** -0.5 in float32
         dict(attention__key_length_swa=12, attention__value_length_swa=12, rope__dimension_count_swa=12),
-        dict(embedding_length_out=48, nextn_predict_layers=0, ssm__state_size=0),
+        dict(embedding_length_out=48, nextn_predict_layers=0, ssm__state_size=16),
         dict(vocab_size=97, tensor_data_layout="Meta AI original pth", expert_count=0, expert_used_count=2),
         dict(rope__scaling__finetuned=True, rope__scaling__yarn_beta_fast=32.0),
     ],
@@ -90,6 +89,17 @@ def test_keys_that_nobody_knows_are_named_once():
     with pytest.warns(UserWarning, match=r"GGUF: keys .* not know: qwen2\.a\.x, qwen2\.flux$") as caught:
         assert read("qwen2", flux=3, a__x=0) == read("qwen2")
     assert len(caught) == 1
+
+
+def test_a_dense_granite_4_as_the_converter_of_its_hybrids_writes_it():
+    state_space = dict(conv_kernel=4, state_size=128, group_count=1, inner_size=96, time_step_rank=48)
+    more = {f"ssm__{key}": value for key, value in state_space.items()}
+    more |= dict(attention__head_count_kv=[2] * 4, rope__scaling__finetuned=True, expert_count=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read("granite", expert_shared_feed_forward_length=80, **more) == read("granite")
+    with pytest.raises(JllamaError, match=r"granite\.rope\.scaling\.finetuned=False is not supported"):
+        read("granite", rope__scaling__finetuned=False)
 
 
 def test_smollm3_has_no_windows_in_these_files():
