@@ -163,7 +163,11 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     """The report for a person."""
     lines = [f"{report['model']}", "", "configuration"]
     rope = report["config"].pop("rope")
-    report["config"]["layer_kinds"] = kinds_text(report["config"]["layer_kinds"])
+    layers, kinds = report["config"]["num_hidden_layers"], report["config"]["layer_kinds"]
+    if kinds:
+        del report["config"]["sliding_window"]  # of models whose layers are all alike
+    repeated = f"; repeated over {layers} layers" if 0 < len(kinds) < layers else ""
+    report["config"]["layer_kinds"] = kinds_text(kinds) + repeated
     settings = report["config"] | {name: rope[name] for name in rope if rope[name] is not None}
     lines += [f"  {name:<32} {shortened(value)}" for name, value in settings.items()]
     if with_tensors:

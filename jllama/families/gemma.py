@@ -37,10 +37,9 @@ def _common(keys: HfKeys) -> dict[str, Any]:
     )
 
 
-def _soft_caps(keys: HfKeys) -> dict[str, Any]:
+def _scale_and_cap(keys: HfKeys) -> dict[str, Any]:
     return dict(
         attention_multiplier=keys.get("query_pre_attn_scalar", 256) ** -0.5,
-        attn_logit_softcapping=keys.nullable("attn_logit_softcapping"),
         final_logit_softcapping=keys.nullable("final_logit_softcapping"),
     )
 
@@ -48,17 +47,21 @@ def _soft_caps(keys: HfKeys) -> dict[str, Any]:
 def _gemma2(keys: HfKeys) -> dict[str, Any]:
     slides, rope = layer_types(keys, every(2, keys.layers())), rope_from_hf(keys)
     window = keys.nullable("sliding_window")
-    return _common(keys) | _soft_caps(keys) | alternating(slides, window, rope, rope)
+    cap = dict(attn_logit_softcapping=keys.nullable("attn_logit_softcapping"))
+    return _common(keys) | _scale_and_cap(keys) | cap | alternating(slides, window, rope, rope)
 
 
 def _gemma3(keys: HfKeys) -> dict[str, Any]:
-    """Full layers have a longer rotation and its stretching, sliding ones their own."""
+    """Full layers have a longer rotation and its stretching, sliding ones their own.
+
+    A cap of scores is left unread, and so refused: transformers takes it and never uses it.
+    """
     period = keys.get("sliding_window_pattern", keys.get("_sliding_window_pattern", _PATTERN))
     slides = layer_types(keys, every(period, keys.layers()))
     full = rope_from_hf(keys, "full_attention")
     local = rope_from_hf(keys, "sliding_attention", theta_key="rope_local_base_freq", theta=_LOCAL_THETA)
     window = keys.nullable("sliding_window")
-    return _common(keys) | _soft_caps(keys) | alternating(slides, window, full, local)
+    return _common(keys) | _scale_and_cap(keys) | alternating(slides, window, full, local)
 
 
 def _common_gguf(keys: GgufKeys) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from typing import Any
 
+from jllama.errors import JllamaError
 from jllama.families.family import GGUF_LAYER, Family
 from jllama.families.keys import HfKeys
 from jllama.families.rope import rope_from_hf
 
 
 def _phi3(keys: HfKeys) -> dict[str, Any]:
+    if keys.get("attention_bias", False) is not False:
+        raise JllamaError(
+            f"config.json: attention_bias={keys.get('attention_bias')!r} is not supported: model_type phi3 "
+            "has no biases; set it to false"
+        )
     keys.ignore("resid_pdrop", "embd_pdrop")
     return dict(rope=rope_from_hf(keys, partly=True), sliding_window=keys.nullable("sliding_window"))
 

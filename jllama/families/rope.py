@@ -121,6 +121,11 @@ def _settings(keys: HfKeys, layer_type: str | None) -> Mapping[str, Any]:
         raise JllamaError(f"config.json: RoPE settings {settings!r} must be an object or null")
     by_layer = [str(key) for key, value in settings.items() if isinstance(value, Mapping)]
     if not by_layer:
+        if layer_type is not None and settings and not keys.all.get("rope_scaling"):
+            raise JllamaError(
+                "config.json: rope_parameters must hold full_attention and sliding_attention, each with the "
+                f"settings of those layers, not {', '.join(map(str, settings))}, which transformers ignores"
+            )
         return {} if layer_type == "sliding_attention" else settings
     if layer_type is None or not set(by_layer) <= {"full_attention", "sliding_attention"}:
         raise JllamaError(

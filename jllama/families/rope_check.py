@@ -92,7 +92,8 @@ def _check_list(name: str, factors: Any, width: int) -> None:
     if len(factors) != width // 2:
         raise JllamaError(
             f"RoPE has {len(factors)} factors ({name}, of the tensor {_TENSORS[name]} in GGUF files), and "
-            f"heads that rotate {width} elements need {width // 2}; download the file again"
+            f"heads that rotate {width} elements need {width // 2}; correct "
+            "the list, or download the file again"
         )
     for factor in factors:
         check_settings({f"{name} ({_TENSORS[name]})": factor})

@@ -2193,4 +2193,4 @@ def test_kinds_of_layers_are_told_in_words():
         "5 × sees 512 positions, default rotation of base 10000; "
         "1 × sees everything, default rotation of base 1e+06"
     )
-    assert printed("smollm3-3b").endswith("1 × sees everything, without positions")
+    assert printed("smollm3-3b").endswith("1 × sees everything, without positions; repeated over 36 layers")

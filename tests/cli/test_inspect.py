@@ -195,3 +195,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, config_file):
     assert "cannot write" in message
     assert "nothing was left there" in message
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_inspect_says_over_how_many_layers_a_pattern_repeats(server, tmp_path):
+    """Eight layers whose pattern is of six: it is said that it repeats, and over how many."""
+    keys = TINYLLAMA | dict(model_type="gemma3_text", num_hidden_layers=8, sliding_window=512)
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    text = server.run(INSPECT, f"--model={tmp_path}", "--notensors").out
+    kinds = next(line.split(maxsplit=1)[1] for line in text.splitlines() if "layer_kinds" in line)
+    assert [run.partition(",")[0] for run in kinds.split("; ")] == [
+        "5 × sees 512 positions",
+        "1 × sees everything",
+        "repeated over 8 layers",
+    ]
+    assert "sliding_window " not in text

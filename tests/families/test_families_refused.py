@@ -63,6 +63,13 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
             ("mistral", dict(rope_parameters={"rope_type": "default", key: value}), f"default has no {key}")
             for key, value in dict(llama_4_scaling_beta=0.1, mscale=0.7, mrope_section=[2, 3, 3]).items()
         ],
+        ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0 .*gemma3_text has none"),
+        (
+            "phi3",
+            dict(attention_bias=True),
+            "attention_bias=True is not supported: model_type phi3 has no biases",
+        ),
+        ("phi3", dict(model_type=["phi3"]), r"model_type \['phi3'\] is not supported"),
         # Patterns that do not fit the layers.
         ("qwen2_window", dict(layer_types=[FULL] * 3), "3 layer_types for num_hidden_layers=4"),
         ("gemma2", dict(layer_types=[FULL, "chunked_attention"] * 2), "chunked_attention"),
@@ -94,7 +101,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         (
             "phi3_longrope",
             dict(rope_parameters=dict(rope_type="longrope", short_factor=[1.0] * 6, long_factor=[1.0] * 5)),
-            r"5 factors \(long_factor, .*need 6",
+            r"5 factors \(long_factor, .*need 6; correct the list",
         ),
         (
             "phi3_longrope",
@@ -109,6 +116,18 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("phi3", dict(partial_rotary_factor=0.6, rope_parameters=None), "rotates 7 of 12 elements"),
         ("phi3", dict(partial_rotary_factor=1.5, rope_parameters=None), "rotates 18 of 12 elements"),
         ("phi3", dict(partial_rotary_factor=0.05, rope_parameters=None), "rotates 0 of 12 elements"),
+        *[
+            (
+                name,
+                dict(rope_parameters=flat),
+                "full_attention and sliding_attention, .* not rope_type, rope_theta",
+            )
+            for name in ("gemma3", "olmo3")
+            for flat in (
+                dict(rope_type="default", rope_theta=1e5),
+                dict(rope_type="linear", rope_theta=1e5, factor=2.0),
+            )
+        ],
         # Numbers.
         ("granite", dict(logits_scaling=0.0), "logits_scaling=0.0 must be a positive number"),
         ("granite", dict(residual_multiplier="x"), "wrong type"),
