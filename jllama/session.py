@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from jllama import sharding
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
 from jllama.engine import leading
-from jllama.engine.beginnings import common_prefix
-from jllama.engine.decoder import Progress, bursts, masked_bursts, raise_first, read_prompt
+from jllama.engine.borders import Borders
+from jllama.engine.decoder import Progress, raise_first, read_prompt
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import check_fits
 from jllama.engine.slots import STOPS, Slots
@@ -62,6 +62,7 @@ class Session:
         self._cache: KVCache | None = None
         self._name = leading.number()  # by which other processes know the cache
         weakref.finalize(self, leading.forget, self._name)
+        self._borders = Borders.of(model.config)
         self._streams = OneAtATime()
         self._sharers: weakref.WeakSet[Session] = weakref.WeakSet([self])  # who holds these very arrays
 
@@ -125,7 +126,7 @@ class Session:
         self.result = answer.result
         sound, (slots, first) = True, self._start(row, progress)
         try:
-            for burst in self._bursts(slots, first, row):
+            for burst in self._borders.bursts(slots, first, row):
                 yield from answer.push(burst[0].tolist())
                 if answer.finished:
                     return
@@ -137,11 +138,6 @@ class Session:
             if sound:
                 new = answer.result.token_ids[answer.result.begun_tokens : -1]
                 self._keep(slots, [*row.prompt.tolist(), *new])
-
-    def _bursts(self, slots: Slots, first: Burst, row: Row) -> Iterator[np.ndarray]:
-        if row.constraint is None:
-            return bursts(slots, first)
-        return masked_bursts(slots, first, [row.constraint])
 
     def fork(self) -> "Session":
         """An independent copy: both go on from here, neither sees the other.
@@ -177,13 +173,13 @@ class Session:
 
     def _start(self, row: Row, progress: Progress | None) -> tuple[Slots, Burst]:
         """Reads what the cache does not hold yet and samples the first token."""
-        # At least one token is computed anew: its logits are where the answer starts.
-        reused = common_prefix(np.asarray(self.ids, np.int32), row.prompt[:-1])
+        reused = self._borders.reusable(self.ids, row.prompt)
         state = DecodeState.of_one(self._take_cache(reused))
         slots = Slots(self.model.config, self.model.params, state)
         slots.name = self._name
         logits = read_prompt(slots, row.prompt, reused, progress=progress)
         self.result.reused_tokens = reused
+        row = self._borders.stopping(row)
         if row.constraint is None:
             return slots, slots.begin_together([(0, row, 0)], logits)
         masks = masks_for([row.constraint])
@@ -220,6 +216,8 @@ class Session:
         cache = slots.state.cache
         if any(array.is_deleted() for array in jax.tree.leaves(cache)):
             return  # Ctrl-C fell between a step and the assignment of its result: start from nothing
+        if len(ids) in self._borders.lengths:
+            return  # it may just have been read anew, as a longer text, and whatever goes on from it will be
         self._cache, self.ids = cache, ids
 
     def _leave_sharers(self) -> None:

@@ -10,6 +10,7 @@ from jllama.answer import Answer, ending_ids
 from jllama.batching.loop import Loop
 from jllama.batching.stream import Item, Listener, Stream
 from jllama.checkpoint.memory import check_cache
+from jllama.engine.borders import Borders
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import Scheduler, Stats
 from jllama.engine.slot_warm_up import compile_all
@@ -67,13 +68,18 @@ class Engine:
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         whole: Any = dict(advice=advice, devices=sharding.devices_under(model.params))
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, **whole)
+        borders = Borders.of(config)
         rules: Any = dict(
-            max_queue=max_queue, share=share_prefixes, patient=patient, context=config.context_length
+            max_queue=max_queue,
+            share=share_prefixes,
+            patient=patient,
+            context=config.context_length,
+            side=borders.side,
         )
         scheduler = Scheduler(slots, self.max_seq_len, **rules)
         room = dict(slots=slots, max_len=self.max_seq_len)
         self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
-        self._loop = Loop(self._slots, scheduler)
+        self._loop = Loop(self._slots, scheduler, borders)
         self._masked, self._compiles_masked = threading.Lock(), False
 
     def submit(self, prompt: Prompt, settings: GenerationSettings | None = None, **options: Any) -> Stream:

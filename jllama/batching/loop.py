@@ -10,6 +10,7 @@ from jllama.batching.groups import group_of, next_size
 from jllama.batching.running import Running, masks_of
 from jllama.batching.stream import Stream
 from jllama.engine.asking import ask
+from jllama.engine.borders import NONE, Borders
 from jllama.engine.decoder import forced
 from jllama.engine.rows import Piece
 from jllama.engine.scheduler import Job, Scheduler, Stats
@@ -21,9 +22,9 @@ from jllama.errors import EngineFailedError, JllamaError
 class Loop:
     """Requests of any thread on slots that one thread owns."""
 
-    def __init__(self, slots: Slots, scheduler: Scheduler) -> None:
+    def __init__(self, slots: Slots, scheduler: Scheduler, borders: Borders = NONE) -> None:
         """Starts the thread."""
-        self._slots, self._scheduler = slots, scheduler
+        self._slots, self._scheduler, self._borders = slots, scheduler, borders
         self._streams: dict[Job, Stream] = {}
         self._cancelled: list[Stream] = []
         self._wake = threading.Condition()
@@ -146,7 +147,7 @@ class Loop:
             self._scheduler.read(job, len(piece.tokens), together=job is not jobs[-1])
         ended = [(at, job, self._streams[job]) for at, job in enumerate(jobs) if not job.reads]
         if ended:
-            beginnings = [(job.slot, stream.row, at) for at, job, stream in ended]
+            beginnings = [(job.slot, self._borders.stopping(stream.row), at) for at, job, stream in ended]
             streams = tuple(stream for _, _, stream in ended)
             first = self._slots.begin_together(beginnings, logits, masks_of(streams))
             firsts.append(Running.of(first, streams))
@@ -205,8 +206,19 @@ class Loop:
                 stream.put(piece)
             if columns[row] < all_tokens.shape[1] and not stream.answer.finished:
                 self._finish(stream, running.error(row))
+            elif done[row] and not stream.answer.finished and self._stops(stream):
+                if tokens[0] >= 0:  # else it stopped before, and has gone on since this burst began
+                    self._cross(stream)
             else:
                 self._settle(stream, ended=bool(done[row]))
+
+    def _stops(self, stream: Stream) -> bool:
+        return self._borders.stops(stream.row, len(stream.answer.result.token_ids))
+
+    def _cross(self, stream: Stream) -> None:
+        slot = stream.job.slot
+        self._borders.cross(self._slots, stream.row, stream.answer.result.token_ids, slot)
+        self._scheduler.cross(stream.job)
 
     def _settle(self, stream: Stream, ended: bool) -> None:
         if ended and not stream.answer.finished:

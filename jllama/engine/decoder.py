@@ -22,7 +22,13 @@ Progress = Callable[[int], Bar]  # makes a bar for that many tokens
 
 
 def read_prompt(
-    slots: Slots, prompt: np.ndarray, start: int = 0, *, slot: int = 0, progress: Progress | None = None
+    slots: Slots,
+    prompt: np.ndarray,
+    start: int = 0,
+    *,
+    slot: int = 0,
+    progress: Progress | None = None,
+    context: int | None = None,
 ) -> Array:
     """Puts a prompt, int32 `[n]`, into a slot that holds its first `start` tokens, fewer than n.
 
@@ -32,6 +38,7 @@ def read_prompt(
       start: how many of its tokens are there.
       slot: which one.
       progress: makes a bar for so many tokens; not asked if one chunk holds them.
+      context: the length of the whole text, if the prompt is a part of it.
 
     Returns:
       float32 `[1, V]`, the logits behind the last token.
@@ -41,7 +48,7 @@ def read_prompt(
         while start < len(prompt):
             size = slots.next_chunk(len(prompt) - start)
             tokens = prompt[start : start + size]
-            logits = slots.read_together([Piece(slot, tokens, start, len(prompt))], size)
+            logits = slots.read_together([Piece(slot, tokens, start, context or len(prompt))], size)
             start += len(tokens)
             if bar is not None:
                 jax.block_until_ready(logits)  # else it would count what was asked for, not what is done

@@ -58,6 +58,10 @@ class MaskedSteps:
         self._fed[slot], self._length[slot] = False, len(row.prompt)
         self._left[slot] = row.limit - 2 if self._exact and not row.scores else 0
 
+    def forget(self, slot: int) -> None:
+        """The last token there is still to be fed, whatever was said: the row was done."""
+        self._fed[slot], self._kept = False, None
+
     def most_forced(self, slot: int, target: Target) -> int:
         """How many tokens `accept` may take of the text there, whose last one is chosen."""
         return min(target.chunk_sizes[0], int(self._left[slot]))

@@ -11,6 +11,9 @@ from jllama.grammar.constraint import Constraint
 from jllama.layers.sampling import Sampling
 from jllama.settings import CHOICES, GenerationSettings
 
+# Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
+PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -103,6 +106,11 @@ def chunk_size(left: int, sizes: Sequence[int], *, pads_freely: bool = False) ->
     above = [size for size in sizes if left <= size and (size <= 2 * left or pads_freely)]
     below = [size for size in sizes if size <= left]
     return min(above) if above else max(below) if below else min(sizes)
+
+
+def prompt_places(count: int, max_len: int) -> int:
+    """Of these sizes that for a prompt of `count` tokens."""
+    return min(next(size for size in PROMPT_SIZES if size >= count), max_len)
 
 
 def stacked(rows: Sequence[Sampling], size: int) -> Sampling:

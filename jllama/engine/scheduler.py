@@ -5,7 +5,7 @@ Plain Python about numbers, without jax: what it says depends on what was submit
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class Scheduler:
         share: bool = True,
         patient: bool = False,
         context: int | None = None,
+        side: Callable[[int], int] = lambda count: 0,
     ) -> None:
         """All slots are free.
 
@@ -80,9 +81,11 @@ class Scheduler:
           patient: nobody reads answers as they grow, so rows wait until all prompts that have a slot are
             read: a step of few rows takes nearly as long as one of many.
           context: positions that a slot could have at most, by the model; None: not known.
+          side: of a text's length; texts of different sides share nothing (`Borders.side`).
         """
         self.max_len, self._max_queue, self._share = max_len, max_queue, share
-        self._patient, self._context = patient, context
+        self._patient, self._context, self._side = patient, context, side
+        self._sides = [0] * slots  # of what a slot holds
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
         self._held = Beginnings(slots)  # the tokens that a slot holds
@@ -166,6 +169,10 @@ class Scheduler:
         self._reads += not together
         self._held[job.slot] = job.prompt[: job.done]
 
+    def cross(self, job: Job) -> None:
+        """Its text was read anew beyond a border."""
+        self._sides[job.slot] += 1
+
     def release(self, job: Job, answer: Iterable[int], *, sound: bool = True) -> None:
         """A job ended, whatever its state. What its slot holds stays, for others that begin alike.
 
@@ -203,6 +210,7 @@ class Scheduler:
             held_here = source in free and count > 0
             job.slot = source if held_here else free[0]
             job.done = count if held_here or count >= WORTH_COPYING else 0
+            self._sides[job.slot] = self._side(len(job.prompt))
             self._placed += 1
             self.jobs[job.slot], self._used[job.slot] = job, self._placed
             self._held[job.slot], self._prompts[job.slot] = job.prompt[: job.done], job.prompt
@@ -211,7 +219,9 @@ class Scheduler:
 
     def _soon(self, prompt: np.ndarray) -> int:
         """The longest beginning of a prompt that some slot will hold once it has read its own."""
-        reading = [job.slot for job in self._live() if job.reads and self._share]
+        side = self._side(len(prompt))
+        live = [job for job in self._live() if self._sides[job.slot] == side]
+        reading = [job.slot for job in live if job.reads and self._share]
         return max(self._prompts.shared(prompt[:-1], reading), default=0)
 
     def _best_source(self, prompt: np.ndarray) -> tuple[int, int]:
@@ -219,6 +229,7 @@ class Scheduler:
         if not self._share:
             return -1, 0
         shared = self._held.shared(prompt[:-1], range(len(self.jobs)))
+        shared = [n * (at == self._side(len(prompt))) for n, at in zip(shared, self._sides, strict=True)]
         longest = max(shared)
         equal = [slot for slot, count in enumerate(shared) if count == longest]
         # Of equal ones a free slot, which needs no copy.

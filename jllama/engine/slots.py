@@ -16,8 +16,8 @@ from jllama import kernels, sharding
 from jllama.config import ModelConfig
 from jllama.engine import leading, slot_programs
 from jllama.engine.masked_steps import MaskedSteps
-from jllama.engine.rows import Piece, Row, bucketed, chunk_size, filled, packed, stacked
-from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite
+from jllama.engine.rows import Piece, Row, bucketed, chunk_size, filled, packed, prompt_places, stacked
+from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, not_finite, reopened
 from jllama.engine.step import HURRIED
 from jllama.engine.turns import turn_tokens
 from jllama.errors import JllamaError
@@ -26,8 +26,6 @@ from jllama.layers.sampling import Scores
 from jllama.model import Params
 
 STOPS = 32  # ids that may end a row
-# Programs that sample a first token count the prompt's tokens: few sizes, because each is compiled anew.
-PROMPT_SIZES = tuple(512 * 8**n for n in range(8))
 SCORED = 128  # tokens of a chunk, at most, where the logits behind each are kept: V floats a token
 
 
@@ -143,12 +141,8 @@ class Slots:
         return self.alone and self.target.on_gpu and start == 0
 
     def prompt_size(self, count: int) -> int:
-        """For the penalties: places for the tokens of a prompt of `count`; of a single text, which grows
-        from turn to turn, for all that it may have.
-        """
-        if self.alone:
-            return self.max_len
-        return min(next(size for size in PROMPT_SIZES if size >= count), self.max_len)
+        """For the penalties: places for a prompt of `count` tokens; a single text grows from turn to turn."""
+        return self.max_len if self.alone else prompt_places(count, self.max_len)
 
     def way(
         self, *, greedy: bool = False, scores: bool = False, floors: bool = False, short: bool = False
@@ -240,6 +234,12 @@ class Slots:
     def accept(self, slot: int, tokens: np.ndarray) -> None:
         """Takes tokens of a row that must come next, int32 `[n]`, as one chunk; `MaskedSteps.accept`."""
         self.state = self.masked.accept(self.state, slot, tokens, self.way())
+
+    @leading.told
+    def go_on(self, slot: int, limit: int) -> None:
+        """A row that is done by its limit has another one, and is not done."""
+        self.state = reopened(self.state, np.array([slot, limit], np.int32))
+        self.masked.forget(slot)
 
     def needs(self, slots: Sequence[int]) -> Iterator[bool]:
         """Whether any of them needs a draw, scores, a floor."""

@@ -113,6 +113,17 @@ def not_finite(dtype: jnp.dtype) -> JllamaError:
     return JllamaError(f"the model's logits are not finite in {dtype}: {advice}")
 
 
+def reopened(state: DecodeState, numbers: np.ndarray) -> DecodeState:
+    """The state in which row `numbers[0]` is not done, and has the limit `numbers[1]`."""
+    limit, done = _reopened(state.limit, state.done, numbers)
+    return dataclasses.replace(state, limit=limit, done=done)
+
+
+@jax.jit
+def _reopened(limit: Array, done: Array, numbers: Array) -> tuple[Array, Array]:
+    return limit.at[numbers[0]].set(numbers[1]), done.at[numbers[0]].set(False)
+
+
 def take_token(
     state: DecodeState,
     logits: Array,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jllama.engine import following, slot_warm_up, state
-from jllama.engine.rows import chunk_size
-from jllama.engine.slots import PROMPT_SIZES, SCORED, Slots
+from jllama.engine.rows import PROMPT_SIZES, chunk_size
+from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way, largest_of_all, take_token
 from jllama.layers.cache import KVCache
 from jllama.layers.shards import AXIS, Shards
