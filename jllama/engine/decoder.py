@@ -144,6 +144,7 @@ def _asking_bursts(
         if stretch:
             yield np.array([stretch], np.int32)
         if ready.done.all():
+            ahead[1].counts()  # then the thread has let go of the constraints
             return
         over = ready.done[: len(rows)]
         ready, served = ahead

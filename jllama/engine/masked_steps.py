@@ -82,10 +82,10 @@ class MaskedSteps:
     def step(
         self, state: DecodeState, rows: np.ndarray, live: int, masks: np.ndarray | None, how: Way
     ) -> tuple[DecodeState, Burst]:
-        """`choose`, its token on the way to the host; where there are masks, the next logits under way."""
+        """`choose`, its token on the way to the host; where masks are given for each, the next logits too."""
         state, burst = self.choose(state, rows, live, masks, how)
         burst = burst.underway()
-        if masks is not None:  # else a burst follows, which feeds the tokens itself
+        if masks is not None and not self.asks:  # else a burst follows, which feeds the tokens itself
             state = self.feed(state, rows, live, how)
         return state, burst
 

@@ -205,8 +205,11 @@ def test_who_is_over_can_not_be_stuck_any_more(monkeypatch):
     last = burst([NO_TOKEN], [7], done=(0, 1))
     counts = iter([[decoder.ALL, decoder.ALL], [0, decoder.ALL]])
     left = iter([(each, SimpleNamespace(counts=lambda: np.array(next(counts)))) for each in (second, last)])
-    monkeypatch.setattr(decoder, "ask", lambda *_: next(left, (None, None)))
+    waited = []
+    beyond = (None, SimpleNamespace(counts=lambda: waited.append("counts")))
+    monkeypatch.setattr(decoder, "ask", lambda *_: next(left, beyond))
     held = [SimpleNamespace(error=JllamaError("nothing may come")), SimpleNamespace(error=None)]
     slots = SimpleNamespace(masked=SimpleNamespace(asks=True))
     came = [block.tolist() for block in decoder.masked_bursts(slots, first, held, (0, 1))]
     assert came == [[[1], [2]], [[NO_TOKEN] * 2, [5, 6]], [[NO_TOKEN], [7]]]
+    assert waited == ["counts"], "the constraints are the thread's until it has served the last burst"

@@ -111,17 +111,25 @@ def test_without_masks_any_token_may_come(steps):
     assert steps.notes == [("feed", False, (5, 40), numbers), ("choose", "logits 1", [[-1, -1]], numbers)]
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_the_next_logits_are_under_way_where_masks_follow(steps, masks):
+@pytest.mark.parametrize(("masks", "asks"), [(True, False), (False, False), (True, True)])
+def test_the_next_logits_are_under_way_where_masks_follow(steps, masks, asks):
     """Else a burst follows, which feeds the tokens itself."""
+    steps.asks = asks
     steps.feed(state(0), rows(3, 1), 2, WAY)
     steps.notes.clear()
     given = np.zeros((2, 2), np.int32) if masks else None
     new, burst = steps.step(state(1), rows(3, 1), 2, given, WAY)
     assert burst == "burst"
-    assert new.cache == (2 if masks else 1)
-    assert [note[0] for note in steps.notes] == (["choose", "feed"] if masks else ["choose"])
-    assert steps.pending([3, 1]) is masks
+    feeds = masks and not asks
+    assert new.cache == (2 if feeds else 1)
+    assert [note[0] for note in steps.notes] == (["choose", "feed"] if feeds else ["choose"])
+    assert steps.pending([3, 1]) is feeds
+
+
+def test_a_row_that_goes_on_behind_a_border_is_fed_anew(steps):
+    steps.feed(state(0), rows(3, 1), 2, WAY)
+    steps.forget(3)
+    assert [steps.pending([slot]) for slot in (1, 3)] == [True, False]
 
 
 def test_how_many_tokens_may_come_without_a_choice(steps):
