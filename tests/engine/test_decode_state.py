@@ -12,13 +12,14 @@ from jllama.engine.state import NO_TOKEN, Way, not_finite, take_token
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import JllamaError
 from tests.support.decoding import CPU, as_on_a_gpu, empty_slots, row_of, started
+from tests.support.helpers import random_params
 
 V, S, HOW = 61, 16, Way(CPU)
 
 
 def begin(config, params=None, *, batch=1, logits=0.0, limit=9, **options):
     """Slots that hold three tokens each and whose first new one came from the same logits, and that one."""
-    slots = empty_slots(config, params if params is not None else [jnp.zeros(1)], batch, S)
+    slots = empty_slots(config, random_params(config) if params is None else params, batch, S)
     held = dataclasses.replace(slots.state.cache, length=jnp.full((batch,), 3, jnp.int32))
     slots.state = dataclasses.replace(slots.state, cache=held)
     keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)

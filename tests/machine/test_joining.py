@@ -134,9 +134,13 @@ def test_a_signal_ends_the_wait(monkeypatch):
     def say(line):
         threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        joining._awaited(lambda: never.wait(WAIT), "waiting", say)
-    never.set()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            joining._awaited(lambda: never.wait(WAIT), "waiting", say)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        never.set()
 
 
 def test_native_buffers_are_emptied_before_stdout_is_back(monkeypatch, capfd):
