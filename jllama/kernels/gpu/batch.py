@@ -19,6 +19,7 @@ from jllama.kernels.gpu.few_bits import few_bits_step
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
 from jllama.kernels.gpu.wide_batch import wide_refusal, wide_step
+from jllama.kernels.gpu.wide_product import MAX_TOKENS as MAX_FEW_BITS
 from jllama.kernels.gpu.wide_product import arrangement
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.attention import normed_heads, scaled_queries, soft_capped
@@ -30,8 +31,7 @@ from jllama.layers.rope import Rope
 from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
-# Sequences that one GPU takes by `wide_step` and by `few_bits_step`: more were not measured.
-MAX_ALONE, MAX_FEW_BITS = 32, 128
+MAX_ALONE = 32  # sequences that one GPU takes by `wide_step`: more were not measured
 
 
 def batch_refusal(

@@ -163,5 +163,5 @@ def make_shape(
 
 @functools.lru_cache(maxsize=64)
 def chunk_source(shape: Shape) -> str:
-    defines = "".join(f"#define {name} {value}\n" for name, value in dataclasses.asdict(shape).items())
+    defines = launch.define(dataclasses.asdict(shape))
     return launch.assemble(defines, "primitives.cu", "chunk.cu")

@@ -135,5 +135,5 @@ def _tile(H: int) -> int:
 
 @functools.lru_cache(maxsize=32)
 def attention_source(shape: Shape) -> str:
-    defines = "".join(f"#define {name} {value}\n" for name, value in dataclasses.asdict(shape).items())
+    defines = launch.define(dataclasses.asdict(shape))
     return launch.assemble(defines, "primitives.cu", "attention.cu")

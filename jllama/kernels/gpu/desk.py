@@ -173,5 +173,5 @@ def _turns(line: Line) -> Array:
 def desk_source(rows: int, width: int) -> str:
     sizes = dict(ROWS=rows, W=width, BLOCK_SIZE=BLOCK_SIZE, FP16=0, PATIENCE=f"{PATIENCE * 10**9}ull")
     sizes |= dict(READY=READY, TOLD_TURN=TOLD_TURN, GIVEN_UP=GIVEN_UP, TOLD=TOLD, LINE=LINE)
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return launch.assemble(defines, "primitives.cu", "desk.cu")

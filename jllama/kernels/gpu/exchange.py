@@ -134,7 +134,7 @@ def exchange_source(shape: Shape) -> str:
     sizes = dataclasses.asdict(shape) | places(shape.gpus)
     sizes |= dict(BLOCKS=shape.blocks, EACH=shape.each, BLOCK_SIZE=BLOCK_SIZE)
     del sizes["gpus"]
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return launch.assemble(defines, "primitives.cu", "mailboxes.cu", "exchange.cu")
 
 
@@ -157,7 +157,7 @@ def pulled(peers: Peers, x: Array) -> Array:
 @functools.lru_cache(maxsize=64)
 def pull_source(count: int, blocks: int, fp16: bool) -> str:
     sizes = dict(NUMBERS=count, BLOCKS=blocks, BLOCK_SIZE=PULL_SIZE, FP16=int(fp16)) | places(2)
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return launch.assemble(defines, "primitives.cu", "pull.cu")
 
 
@@ -240,6 +240,6 @@ def exchange_norm_source(shape: NormShape) -> str:
     sizes = dataclasses.asdict(shape) | (places(shape.gpus) if shape.gpus > 1 else dict(GPUS=1))
     sizes |= dict(EACH=-(-shape.D // (4 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
     del sizes["gpus"]
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     boxes = ("mailboxes.cu",) if shape.gpus > 1 else ()
     return launch.assemble(defines, "primitives.cu", *boxes, "exchange_norm.cu")

@@ -3,7 +3,6 @@
 Products are `wide_product.cu`'s; between them go slices of their sums, which the next kernel adds up.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +12,11 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.gpu.decode_attention import decode_attend
 from jllama.kernels.gpu.exchange import exchanged_norm
+from jllama.kernels.gpu.wide_batch import norm_of
 from jllama.kernels.gpu.wide_product import arranged, arrangement, wide_product
 from jllama.layers.attention import Attention, normed_heads, scaled_queries, soft_capped
 from jllama.layers.cache import KVCache, LayerCache
 from jllama.layers.kind import LayerKind
-from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Block, Params, Places, embed, scaled
@@ -30,7 +29,7 @@ def few_bits_step(
     with jax.named_scope("few_bits_step"):
         x = embed(config, params, tokens)[:, 0]
         first, B = params.layers[0], len(x)
-        normed = arranged(_norm(config)(first.attn_norm, x), arrangement(first.attention.qkv_proj, B))
+        normed = arranged(norm_of(config)(first.attn_norm, x), arrangement(first.attention.qkv_proj, B))
         for i, p in enumerate(params.layers):
             kind = config.kind_of(i)
             call = (cache.layer(i), places[kind.rope], kind, *_behind(params, i))
@@ -39,10 +38,6 @@ def few_bits_step(
         (logits,) = wide_product(_head(params), normed, B, most=1)
         logits = scaled(logits, 1 / config.logits_scaling)
         return soft_capped(logits, config.final_logit_softcapping)[:, None], cache
-
-
-def _norm(c: ModelConfig) -> Any:
-    return partial(rms_norm, eps=c.rms_norm_eps, offset=c.norm_offset)
 
 
 def _head(params: Params) -> Array | QTensor:
@@ -76,7 +71,7 @@ def _layer(
     for_o, for_gate, for_down, for_next = (
         arrangement(w, B) for w in (a.o_proj, m.gate_up_proj, m.down_proj, following)
     )
-    y = _queries(a, normed, B, places, _norm(c))
+    y = _queries(a, normed, B, places, norm_of(c))
     mixed, cache = decode_attend(y, cache, places[0], c.score_rule(kind), arrangement=for_o)
     between: Any = p.ffn_norm
     part = wide_product(a.o_proj, mixed, B)

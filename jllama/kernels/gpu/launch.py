@@ -115,6 +115,11 @@ def shared_memory() -> int:
     return 232448 if capability()[0] in (9, 10) else small
 
 
+def define(sizes: Mapping[str, object]) -> str:
+    """A source's constants, for `assemble`."""
+    return "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+
+
 def assemble(defines: str, *files: str) -> str:
     """CUDA C++ of files beside this one, one after another, behind `defines`."""
     here = Path(__file__).parent

@@ -242,7 +242,7 @@ def source(plan: Plan, pointers: list[int]) -> str:
     sizes |= plan.map(plan.slots)[0]
     sizes["KERNEL_PARAMS"] = ", ".join(f"const void* a{i}" for i in range(len(pointers)))
     sizes["LOAD_TABLE"] = _load_table(pointers, plan.tied, plan.warps + plan.producers)
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     parts = PARTS.format("bulk" if plan.engine else "lanes").split()
     return launch.assemble(defines, "primitives.cu", *(f"decode_kernel/{part}.cu" for part in parts))
 

@@ -212,5 +212,5 @@ def _cut(shape: Shape, warps: int, share: int) -> Shape:
 @functools.lru_cache(maxsize=64)
 def product_source(shape: Shape) -> str:
     sizes = dataclasses.asdict(shape) | {"PADDED": shape.padded, "CLUSTER": shape.CL}
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return launch.assemble(defines, "primitives.cu", "product.cu")

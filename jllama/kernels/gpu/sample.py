@@ -122,5 +122,5 @@ def make_shape(B: int, V: int, stops: int) -> Shape:
 @functools.lru_cache(maxsize=32)
 def sample_source(shape: Shape) -> str:
     sizes = dataclasses.asdict(shape) | {"FP16": 0, "SHARED": shape.shared}
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return launch.assemble(defines, "primitives.cu", "sample.cu")

@@ -118,7 +118,7 @@ def stream_source(shape: Shape) -> str:
     sizes = dataclasses.asdict(shape) | dict(PADDED=shape.padded, CLUSTER=shape.CL)
     sizes |= places(shape.GPUS) if shape.GPUS > 1 else {}
     boxes = ("mailboxes.cu",) if shape.GPUS > 1 else ()
-    return launch.assemble(_defines(sizes), "primitives.cu", *boxes, "stream.cu")
+    return launch.assemble(launch.define(sizes), "primitives.cu", *boxes, "stream.cu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +173,4 @@ def taken_norm(
 def norm_source(shape: NormShape) -> str:
     sizes = dataclasses.asdict(shape) | places(shape.GPUS)
     sizes |= dict(EACH=-(-shape.D // (8 * NORM_SIZE)), BLOCK_SIZE=NORM_SIZE)
-    return launch.assemble(_defines(sizes), "primitives.cu", "mailboxes.cu", "take_norm.cu")
-
-
-def _defines(sizes: dict[str, int | str]) -> str:
-    return "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    return launch.assemble(launch.define(sizes), "primitives.cu", "mailboxes.cu", "take_norm.cu")

@@ -53,7 +53,7 @@ def wide_step(
     """`batch.batch_step`, of `readable` tokens int32 `[B, 1]`; asks `wide_refusal` first."""
     with jax.named_scope("wide_step"):
         x = embed(config, params, tokens)[:, 0]
-        normed = _norm(config)(params.layers[0].attn_norm, x)
+        normed = norm_of(config)(params.layers[0].attn_norm, x)
         for i, p in enumerate(params.layers):
             kind, last = config.kind_of(i), i == len(params.layers) - 1
             after: Any = params.norm if last else params.layers[i + 1].attn_norm
@@ -72,7 +72,8 @@ def _sliced(weight: Array | QTensor, x: Array) -> Array:
     return jax.lax.dot_general(columns, rows, slice_by_slice, preferred_element_type=jnp.float32)
 
 
-def _norm(c: ModelConfig) -> Any:
+def norm_of(c: ModelConfig) -> Any:
+    """`rms_norm` as all norms of a model are."""
     return partial(rms_norm, eps=c.rms_norm_eps, offset=c.norm_offset)
 
 
@@ -90,7 +91,7 @@ def _layer(
     """`model.block` on `x` `[B, D]` and its norm; gives both behind the layer, the norm by `after`."""
     a, m = p.attention, p.mlp
     sums: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset, by=c.residual_multiplier)
-    y = normed_heads(a, _projected(a, normed, peers), _norm(c), peers)
+    y = normed_heads(a, _projected(a, normed, peers), norm_of(c), peers)
     mixed, cache = decode_attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
     ffn_norm: Any = p.ffn_norm
     x, normed = _added(peers, a.o_proj, mixed.reshape(len(x), -1), x, ffn_norm, bias=a.o_bias, **sums)

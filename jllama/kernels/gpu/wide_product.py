@@ -15,10 +15,7 @@ from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import weight_parts
 from jllama.layers.qtensor import QTensor
 
-MAX_SLICES = 8
-MAX_STAGES = 10
-MOST = 256  # tokens of a block
-MAX_TOKENS = 128
+MAX_TOKENS = 128  # more were not measured
 MAX_SLICES = 8
 MAX_STAGES = 16
 
@@ -185,7 +182,7 @@ def _filled(shape: Shape, room: int) -> Shape:
 @functools.lru_cache(maxsize=64)
 def wide_source(shape: Shape) -> str:
     sizes = dataclasses.asdict(shape) | dict(N=shape.padded)
-    defines = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
+    defines = launch.define(sizes)
     return (
         launch.assemble(defines, "primitives.cu")
         + instruction(shape.padded)
