@@ -257,19 +257,20 @@ def test_nothing_compiles_once_each_program_ran(model):
     compiled = []
     with Engine(model, slots=2, max_seq_len=256) as engine:
 
-        def both(first, second, **settings):
-            for stream in [engine.submit(text, **settings) for text in (first, second)]:
+        def together(*prompts, **settings):  # they come at one time, so that the same programs run in each run
+            for stream in engine.submit_all([dict(prompt=prompt, **settings) for prompt in prompts]):
                 stream.result(WAIT)
 
-        both([1] * 100, [2] * 100, max_new_tokens=30, ignore_eos=True)
-        both([1] * 20, [2] * 20, max_new_tokens=30, ignore_eos=True)
-        both([1] * 90 + [3], [1] * 90 + [4], max_new_tokens=30, ignore_eos=True)
+        together([1] * 100, [2] * 100, max_new_tokens=30, ignore_eos=True)
+        together([1] * 20, [2] * 20, max_new_tokens=30, ignore_eos=True)
+        together([1] * 90 + [3], [1] * 90 + [4], max_new_tokens=30, ignore_eos=True)
+        together([6] * 40, max_new_tokens=30, ignore_eos=True)
         jax.monitoring.register_event_duration_secs_listener(
             lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
         )
         try:
-            both([7] * 97, [8] * 31, temperature=0.7, seed=3, max_new_tokens=17)
-            both([7] * 25, [8] * 99, top_k=4, repetition_penalty=1.1, stop="x")
+            together([7] * 97, [8] * 31, temperature=0.7, seed=3, max_new_tokens=17)
+            together([7] * 25, [8] * 99, top_k=4, repetition_penalty=1.1, stop="x")
         finally:
             jax.monitoring.clear_event_listeners()
     assert compiled == []
