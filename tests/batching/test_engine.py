@@ -257,7 +257,7 @@ def test_nothing_compiles_once_each_program_ran(model):
     compiled = []
     with Engine(model, slots=2, max_seq_len=256) as engine:
 
-        def together(*prompts, **settings):  # they come at one time, so that the same programs run in each run
+        def together(*prompts, **settings):  # at one time, so that each run runs the same programs
             for stream in engine.submit_all([dict(prompt=prompt, **settings) for prompt in prompts]):
                 stream.result(WAIT)
 
