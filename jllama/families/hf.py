@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jllama.errors import JllamaError, escaped
 from jllama.families.keys import HfKeys
@@ -21,59 +21,49 @@ _NEUTRAL = frozenset(
     transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version
     use_bfloat16 use_cache use_return_dict""".split()
 )
-# Keys that would change it, with the values that leave it alone.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,),
-    "num_local_experts": (None, 0, 1),
-    "num_experts": (None, 0, 1),
-    "vision_config": (None,),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "query_pre_attn_scalar": (None,),
-    "clip_qkv": (None,),
-    "embedding_multiplier": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0),
-    "attention_multiplier": (None,),
-    "logits_scaling": (None, 1, 1.0),
-    "logit_scale": (None, 1, 1.0),
-    "use_qk_norm": (None, False),
-    "qk_norm": (None, False),
-    "qk_layernorm": (None, False),
-    "no_rope_layers": (None, [], ()),
-    "no_rope_layer_interval": (None, 0),
-    "position_embedding_type": (None, "rope", "rotary"),
-    "rope_local_base_freq": (None,),
-    "sliding_window_pattern": (None, 0, 1),
-    "_sliding_window_pattern": (None, 0, 1),
-    "use_mrope": (None, False),
-    "lm_head_bias": (None, False),
-    "full_attn_mod": (None, 1),
-    "interpolate_factor": (None, 1),
-    "use_sliding_window": (None, False),
-    "sliding_window": (None,),
-    "use_bidirectional_attention": (None, False),
-    "is_causal": (None, True),
-    "tie_encoder_decoder": (None, False),
-    "add_cross_attention": (None, False),
-    "pruned_heads": (None, {}),
-}
-# Whose fields some of them are.
-_OF_OTHERS = {
-    "attn_logit_softcapping": "gemma2",
-    "final_logit_softcapping": "gemma2, gemma3_text",
-    "query_pre_attn_scalar": "gemma2, gemma3_text",
-    "embedding_multiplier": "granite",
-    "residual_multiplier": "granite",
-    "attention_multiplier": "granite",
-    "logits_scaling": "granite",
-    "no_rope_layers": "smollm3",
-    "no_rope_layer_interval": "smollm3",
-    "rope_local_base_freq": "gemma3_text",
-    "sliding_window_pattern": "gemma3_text, exaone4",
-    "_sliding_window_pattern": "gemma3_text",
-    "use_sliding_window": "qwen2, qwen3",
-    "sliding_window": "mistral, qwen2, phi3",
-    "vision_config": "gemma3, mistral3",
+
+
+class _Unsupported(NamedTuple):
+    """A key that would change what inference computes."""
+
+    harmless: tuple[Any, ...] = ()  # values that leave it alone, beside null
+    families: str = ""  # whose field it is, of those that are supported
+
+
+_UNSUPPORTED = {
+    "quantization_config": _Unsupported(),
+    "num_local_experts": _Unsupported((0, 1)),
+    "num_experts": _Unsupported((0, 1)),
+    "vision_config": _Unsupported(families="gemma3, mistral3"),
+    "attn_logit_softcapping": _Unsupported(families="gemma2"),
+    "final_logit_softcapping": _Unsupported(families="gemma2, gemma3_text"),
+    "query_pre_attn_scalar": _Unsupported(families="gemma2, gemma3_text"),
+    "clip_qkv": _Unsupported(),
+    "embedding_multiplier": _Unsupported((1,), "granite"),
+    "residual_multiplier": _Unsupported((1,), "granite"),
+    "attention_multiplier": _Unsupported(families="granite"),
+    "logits_scaling": _Unsupported((1,), "granite"),
+    "logit_scale": _Unsupported((1,)),
+    "use_qk_norm": _Unsupported((False,)),
+    "qk_norm": _Unsupported((False,)),
+    "qk_layernorm": _Unsupported((False,)),
+    "no_rope_layers": _Unsupported(([], ()), "smollm3"),
+    "no_rope_layer_interval": _Unsupported((0,), "smollm3"),
+    "position_embedding_type": _Unsupported(("rope", "rotary")),
+    "rope_local_base_freq": _Unsupported(families="gemma3_text"),
+    "sliding_window_pattern": _Unsupported((0, 1), "gemma3_text, exaone4"),
+    "_sliding_window_pattern": _Unsupported((0, 1), "gemma3_text"),
+    "use_mrope": _Unsupported((False,)),
+    "lm_head_bias": _Unsupported((False,)),
+    "full_attn_mod": _Unsupported((1,)),
+    "interpolate_factor": _Unsupported((1,)),
+    "use_sliding_window": _Unsupported((False,), "qwen2, qwen3"),
+    "sliding_window": _Unsupported(families="mistral, qwen2, phi3"),
+    "use_bidirectional_attention": _Unsupported((False,)),
+    "is_causal": _Unsupported((True,)),
+    "tie_encoder_decoder": _Unsupported((False,)),
+    "add_cross_attention": _Unsupported((False,)),
+    "pruned_heads": _Unsupported(({},)),
 }
 
 
@@ -82,12 +72,12 @@ def refuse_unsupported(keys: HfKeys) -> None:
 
     What the family has read by now it understands.
     """
-    for key, harmless in _UNSUPPORTED.items():
-        if key in keys.read or keys.all.get(key) in (None, *harmless):
+    for key, known in _UNSUPPORTED.items():
+        if key in keys.read or keys.all.get(key) in (None, *known.harmless):
             continue
         if key == "quantization_config":
             raise JllamaError(_quantized_by_others(keys.all[key]))
-        owners = f", or set the model_type that it is of ({_OF_OTHERS[key]})" if key in _OF_OTHERS else ""
+        owners = f", or set the model_type that it is of ({known.families})" if known.families else ""
         raise JllamaError(
             f"config.json: {key}={keys.all[key]!r} is not supported: it would change the model, and "
             f"model_type {keys.all.get('model_type')} has none; remove it if the weights do without{owners}"
