@@ -419,9 +419,9 @@ __device__ __forceinline__ float soft_capped(float v, float cap) {
 // Activations as `wide_product.cu` reads them against weights of WIDTH bits: [piece][one of `room` tokens][8 numbers], eight
 // pieces a panel of 64 columns. Where the pair that begins with an even column lies, in words.
 template <int WIDTH> __device__ __forceinline__ size_t arranged(int column, int token, int room) {
-  constexpr int LANE = WIDTH == 16 ? 3 : WIDTH == 8 ? 4 : 5;  // 2^LANE columns lie beside each other in a lane
+  constexpr int LANE = WIDTH == 8 ? 4 : 5;  // 2^LANE columns lie beside each other in a lane
   const int panel = WIDTH == 4 ? (column >> 7) * 2 + (column >> 4 & 1) : column >> 6;
-  const int step = WIDTH == 16 ? (column >> 5 & 1) * 2 + (column >> 2 & 1) : column >> 2 & 3;
+  const int step = column >> 2 & 3;
   return ((size_t)(panel * 8 + step * 2 + (column >> 1 & 1)) * room + token) * 4 + (column >> LANE & 3);
 }
 

@@ -18,10 +18,10 @@
 
 constexpr int GROUPS = WM * WK;
 constexpr int THREADS = 128 * GROUPS + 32;
-constexpr int HALVES = BITS == 4 ? 2 : 1, PIECES = BITS == 16 ? 2 : 1;  // panels of a unit; 16 bytes of a row that a lane takes
-constexpr int UNIT_BYTES = 64 * PIECES, ROW_BYTES = COLUMNS * BITS / 8, UNITS = ROW_BYTES / UNIT_BYTES;
+constexpr int HALVES = BITS == 4 ? 2 : 1;  // panels of a unit
+constexpr int UNIT_BYTES = 64, ROW_BYTES = COLUMNS * BITS / 8, UNITS = ROW_BYTES / UNIT_BYTES;
 constexpr int OUT = GATED ? ROWS / 2 : ROWS, PER_TILE = (GATED ? 32 : 64) * WM, TILES = (OUT + PER_TILE - 1) / PER_TILE;
-constexpr int LISTS = GROUP ? 1 + OFFSETS : 0, SLOT = 2 * PIECES * 512 + LISTS * 256;  // of a warp's ring
+constexpr int LISTS = GROUP ? 1 + OFFSETS : 0, SLOT = 1024 + LISTS * 256;  // of a warp's ring
 constexpr int X_PANEL = N * 128;
 constexpr int SH_W = X_STAGES * X_PANEL, SH_RINGS = SH_W + 4 * GROUPS * W_STAGES * SLOT;
 constexpr int SUMS = WK > 1 ? N * 64 * 4 * GROUPS : 0;  // bytes
@@ -32,7 +32,6 @@ static_assert(1 + (WK - 1) * HALVES < X_STAGES, "a panel is free again once the 
 // The column of number `e` (0 to 7) of a piece in activations that meet weights of so many bits.
 template <int WIDTH> __device__ __forceinline__ int column(int piece, int e) {
   const int panel = piece >> 3, s = piece >> 1 & 3, in_pair = (piece & 1) * 2 + (e & 1), t = e >> 1;
-  if (WIDTH == 16) return panel * 64 + (s >> 1) * 32 + t * 8 + (s & 1) * 4 + in_pair;
   if (WIDTH == 8) return panel * 64 + t * 16 + s * 4 + in_pair;
   return (panel >> 1) * 128 + t * 32 + (panel & 1) * 16 + s * 4 + in_pair;
 }
@@ -55,30 +54,22 @@ __device__ __forceinline__ u32 scaled_pair(u32 w, float scale, float above15, fl
 __device__ __forceinline__ void unpack(u32 (&a)[16], const char* from, int half, int lane) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
-    if constexpr (BITS == 16) {
+    const uint4 v = *(const uint4*)(from + j * 512 + lane * 16);
+    const u32 w[4] = {v.x, v.y, v.z, v.w};
+    if constexpr (BITS == 8) {
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint4 v = *(const uint4*)(from + (j * 2 + i) * 512 + lane * 16);
-        a[8 * i + j] = v.x, a[8 * i + 2 + j] = v.y, a[8 * i + 4 + j] = v.z, a[8 * i + 6 + j] = v.w;
+      for (int s = 0; s < 4; s++) {
+        a[4 * s + j] = signed_pair(__byte_perm(w[s], 0, 0x4140));
+        a[4 * s + 2 + j] = signed_pair(__byte_perm(w[s], 0, 0x4342));
       }
-    } else {
-      const uint4 v = *(const uint4*)(from + j * 512 + lane * 16);
-      const u32 w[4] = {v.x, v.y, v.z, v.w};
-      if constexpr (BITS == 8) {
+    } else {  // a lane has a group
+      const char* at = from + 1024 + j * 128 + lane * 4;
+      const float scale = scale_of(at, lane & 1), offset = OFFSETS ? scale_of(at + 256, lane & 1) : -8.0f * scale;
+      const float above15 = offset - 32768.0f * scale, above7 = offset - 128.0f * scale;
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-          a[4 * s + j] = signed_pair(__byte_perm(w[s], 0, 0x4140));
-          a[4 * s + 2 + j] = signed_pair(__byte_perm(w[s], 0, 0x4342));
-        }
-      } else {  // a lane has a group
-        const char* at = from + 1024 + j * 128 + lane * 4;
-        const float scale = scale_of(at, lane & 1), offset = OFFSETS ? scale_of(at + 256, lane & 1) : -8.0f * scale;
-        const float above15 = offset - 32768.0f * scale, above7 = offset - 128.0f * scale;
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-          a[4 * s + j] = scaled_pair(half ? w[s] << 4 : w[s] << 8, scale, above15, above7);
-          a[4 * s + 2 + j] = scaled_pair(half ? w[s] >> 12 : w[s] >> 8, scale, above15, above7);
-        }
+      for (int s = 0; s < 4; s++) {
+        a[4 * s + j] = scaled_pair(half ? w[s] << 4 : w[s] << 8, scale, above15, above7);
+        a[4 * s + 2 + j] = scaled_pair(half ? w[s] >> 12 : w[s] >> 8, scale, above15, above7);
       }
     }
   }
@@ -126,9 +117,7 @@ jllama_wide_product(const u16* x, const u16* bias, const char* weights, const ch
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const size_t row = j ? place1 : place0;
-#pragma unroll
-        for (int i = 0; i < PIECES; i++)
-          copy_16_of_256(to + (j * PIECES + i) * 512 + lane * 16, weights + row * ROW_BYTES + fetch_unit * UNIT_BYTES + i * 64 + t * 16);
+        copy_16_of_256(to + j * 512 + lane * 16, weights + row * ROW_BYTES + fetch_unit * UNIT_BYTES + t * 16);
         if (GROUP) {  // of two groups whose scales share four bytes, both
           const size_t at = (row * (COLUMNS / 32) + fetch_unit * 4 + t) * SCALE_BYTES / 4 * 4;
           copy_4(to + 1024 + j * 128 + lane * 4, scales + at);

@@ -50,7 +50,7 @@ class Shape:
     @property
     def shared(self) -> int:
         """Bytes of shared memory, the same sum as in wide_product.cu."""
-        slot = 1024 * (2 if self.BITS == 16 else 1) + 256 * (1 + self.OFFSETS) * bool(self.GROUP)
+        slot = 1024 + 256 * (1 + self.OFFSETS) * bool(self.GROUP)
         groups = self.WM * self.WK
         rings = self.X_STAGES * self.padded * 128 + 4 * groups * self.W_STAGES * slot
         sums = self.padded * 256 * groups if self.WK > 1 else 0
@@ -95,7 +95,6 @@ def arranged(x: Array, to: Arrangement) -> Array:
     (B, C), bits, room = x.shape, to.bits, to.room
     # For each step of 16 columns a lane has two pairs, beside those for the next step.
     cut, order = {
-        16: ((2, 4, 2, 2, 2), (1, 2, 4, 5, 0, 3, 6)),  # half, lane, step, pair, column
         8: ((4, 4, 2, 2), (1, 3, 4, 0, 2, 5)),  # lane, step, pair, column
         4: ((4, 2, 4, 2, 2), (1, 3, 4, 5, 0, 2, 6)),  # lane, half, step, pair, column
     }[bits]
