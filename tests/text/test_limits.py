@@ -69,7 +69,9 @@ def replaced(pattern, content):
     ("step", "growth"),
     [
         ({"type": "NFC"}, 1),
-        ({"type": "Prepend", "prepend": "▁"}, 256 / 4096),
+        ({"type": "Prepend", "prepend": ""}, 1),
+        ({"type": "Prepend", "prepend": "▁" * 16}, 1),
+        ({"type": "Prepend", "prepend": "▁" * 64}, 4),
         (replaced({"String": " "}, "▁▁▁"), 3),
         (replaced({"String": "abcd"}, "ab"), 1),  # what it shortens may not be there
         (replaced({"String": "ab"}, "abc"), 1.5),

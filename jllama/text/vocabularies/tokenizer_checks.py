@@ -122,7 +122,7 @@ def _growth(step: dict) -> float:
     if step.get("type") == "Precompiled":
         CharsMap(base64.b64decode(step["precompiled_charsmap"], validate=True))
     if step.get("type") == "Prepend":
-        return len(step["prepend"]) / MAX_PIECE * MAX_GROWTH
+        return max(1, len(step["prepend"]) / MAX_PIECE * MAX_GROWTH)  # a short one makes no room for others
     if step.get("type") != "Replace":
         return 1
     pattern, content = step["pattern"], step["content"]
