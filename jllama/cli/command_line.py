@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +19,7 @@ from jllama.errors import JllamaError, escaped
 FLAGS = flags.FLAGS
 
 
-# When garbage is looked for. As Python has it, after 700 new objects, an eighth of a start's work is to look
-# through modules, traces and programs, which stay.
+# When garbage is looked for. As Python has it, after 700 new objects, it looks through traces all the time.
 GARBAGE = (50_000, 20, 100)
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = interrupts.EXIT_CODE, 2, 141
 
@@ -78,18 +77,19 @@ def load_model(quantize: str | None = None, *, tokenizer: bool = True) -> Any:
         raise JllamaError("no model: give --model=REFERENCE, or smollm2 as a word")
     ready_made.check(FLAGS.model)
     parallel.join_processes()
-    from jllama.loading import load
+    with _nothing_is_garbage():
+        from jllama.loading import load
 
-    model = load(
-        FLAGS.model,
-        dtype=FLAGS.dtype,
-        device=FLAGS.device,
-        quantize=quantize or FLAGS.quantize,
-        sha256=FLAGS.model_sha256,
-        tokenizer=tokenizer,
-        progress=True,
-        tensor_parallel=parallel.devices(),
-    )
+        model = load(
+            FLAGS.model,
+            dtype=FLAGS.dtype,
+            device=FLAGS.device,
+            quantize=quantize or FLAGS.quantize,
+            sha256=FLAGS.model_sha256,
+            tokenizer=tokenizer,
+            progress=True,
+            tensor_parallel=parallel.devices(),
+        )
     parallel.follow(model.config, model.params, model.dtype)
     from jllama import kernels
     from jllama.kernels.target import target_of
@@ -100,6 +100,19 @@ def load_model(quantize: str | None = None, *, tokenizer: bool = True) -> Any:
     if FLAGS.verbose:
         say(banner(model))
     return model
+
+
+@contextlib.contextmanager
+def _nothing_is_garbage() -> Iterator[None]:
+    """What comes while a model is loaded stays, modules above all: looking for garbage in it was a twentieth
+    of a start, and would take as much again in each later search.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def banner(model: Any) -> str:
@@ -142,7 +155,7 @@ def run(program: ModuleType) -> None:
     if code in (INTERRUPTED, interrupts.TERMINATED):
         interrupts.leave(code)
     streams.settle()
-    sys.exit(code)
+    interrupts.end(code)
 
 
 def _guarded(program: ModuleType) -> int:

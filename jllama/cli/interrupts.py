@@ -1,9 +1,11 @@
 """Ctrl-C and SIGTERM at any moment: an exception where that is safe, or else a quiet end."""
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,6 +30,23 @@ def leave(code: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         sys.stdout.flush()
+    os._exit(code)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process as `sys.exit` does, but leaves its memory to the system: Python would take down module
+    after module, and XLA program after program, for a quarter of a second.
+
+    Threads are waited for, and what was registered for the end is done. A profiler or a debugger, which wants
+    to hear of it, sees an ordinary end.
+    """
+    if sys.gettrace() is not None or sys.getprofile() is not None:
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            stream.flush()
     os._exit(code)
 
 

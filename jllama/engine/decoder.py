@@ -59,8 +59,9 @@ def read_prompt(
 def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[np.ndarray]:
     """New tokens, int32 `[b, up to BURST]`, until all rows are done; `NO_TOKEN` fills those that are before.
 
-    Always one burst ahead of the reader: the device never waits for the host. Bursts grow until one takes
-    about `BURST_SECONDS`; on a GPU all have the same length.
+    One burst ahead of the reader: the device never waits for the host. Bursts grow until one takes about
+    `BURST_SECONDS`; on a GPU all have the same length. Elsewhere the first token is handed out before the
+    steps are asked for: to make their program ready takes longer than that token did.
 
     Args:
       slots: with the rows' prompts.
@@ -73,13 +74,14 @@ def bursts(slots: Slots, first: Burst, rows: Sequence[int] = (0,)) -> Iterator[n
     fixed, before, ready = slots.target.on_gpu, time.perf_counter(), first
     steps = BURST if fixed else 1
     while True:
-        ahead = slots.run(rows, steps)
+        ahead = slots.run(rows, steps) if fixed or ready is not first else None
         tokens = ready.tokens
         if not ready.healthy.all():
             raise slots.not_finite()
         yield tokens[:, : _columns(tokens)]
         if ready.done.all():
             return
+        ahead = ahead or slots.run(rows, steps)
         now = time.perf_counter()
         steps = BURST if fixed else _next_steps(steps, now - before, BURST_SECONDS)
         ready, before = ahead, now

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -123,18 +124,31 @@ def test_help_runs_nothing(monkeypatch):
     assert command_line._guarded(program(lambda: 1 / 0)) == 0
 
 
-@pytest.mark.parametrize(("code", "left"), [(0, None), (2, None), (130, 130), (143, 143), (141, None)])
-def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
-    seen = []
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        (0, ["settled", "end"]),
+        (2, ["settled", "end"]),
+        (130, ["leave"]),
+        (143, ["leave"]),
+        (141, ["settled", "end"]),
+    ],
+)
+def test_an_interrupted_program_leaves_at_once(monkeypatch, code, seen):
+    came = []
 
-    def leave(code):
-        seen.append(code)
-        raise SystemExit(f"left {code}")
+    def leaving(how):
+        def leave(code):
+            came.append(how)
+            raise SystemExit(code)
+
+        return leave
 
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     hook = sys.unraisablehook
-    monkeypatch.setattr(interrupts, "leave", leave)
-    monkeypatch.setattr(streams, "settle", lambda: seen.append("settled"))
+    monkeypatch.setattr(interrupts, "leave", leaving("leave"))
+    monkeypatch.setattr(interrupts, "end", leaving("end"))
+    monkeypatch.setattr(streams, "settle", lambda: came.append("settled"))
     before, thresholds = gc.get_threshold(), []
     monkeypatch.setattr(
         command_line, "_guarded", lambda program: thresholds.append(gc.get_threshold()) or code
@@ -146,8 +160,38 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, left):
         sys.unraisablehook = hook
         gc.set_threshold(*before)
     assert thresholds == [command_line.GARBAGE]  # before a program imports or traces anything
-    assert ended.value.code == (code if left is None else f"left {left}")
-    assert seen == (["settled"] if left is None else [left])
+    assert ended.value.code == code
+    assert came == seen
+
+
+ENDING = """
+import atexit, os, sys, threading
+from jllama.cli import interrupts
+
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"taken down")
+
+def thread():
+    threading.main_thread().join(0.01)
+    sys.stdout.write("thread, ")
+
+kept = Kept()
+atexit.register(sys.stdout.write, "registered, ")
+threading.Thread(target=thread).start()
+if "watched" in sys.argv:
+    sys.setprofile(lambda *event: None)
+interrupts.end(7)
+"""
+
+
+@pytest.mark.parametrize(("words", "taken_down"), [([], ""), (["watched"], "taken down")])
+def test_an_end_waits_for_threads_and_what_was_registered_and_takes_nothing_down(words, taken_down):
+    """Unless somebody watches. What was written is flushed."""
+    command = [sys.executable, "-c", ENDING, *words]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert ended.stdout == f"thread, registered, {taken_down}"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +366,9 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
     monkeypatch.setattr(parallel, "join_processes", lambda: order.append("joined"))
     monkeypatch.setattr(parallel, "devices", lambda: 2)
     monkeypatch.setattr(parallel, "follow", lambda *held: order.append(("follows", *held)))
-    monkeypatch.setattr("jllama.loading.load", lambda *what, **how: order.append((what, how)) or model)
+    loads = lambda *what, **how: gc.isenabled() or order.append((what, how)) or model  # noqa: E731
+    monkeypatch.setattr("jllama.loading.load", loads)
+    monkeypatch.setattr(gc, "freeze", lambda: order.append("frozen"))
     monkeypatch.setattr("jllama.kernels.target.target_of", lambda params: f"target of {params}")
     notice = lambda *held: reason if held == ("c", "p", "float32", "target of p") else 1 / 0  # noqa: E731
     monkeypatch.setattr("jllama.kernels.notice", notice)
@@ -331,7 +377,8 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
     how = dict(dtype="float32", device="cpu", quantize=stored, sha256="d", progress=True, tensor_parallel=2)
     how |= dict(tokenizer=False)
     loaded = (("m",), how)
-    assert order == [("checked", "m"), "joined", loaded, ("follows", "c", "p", "float32")]
+    assert order == [("checked", "m"), "joined", loaded, "frozen", ("follows", "c", "p", "float32")]
+    assert gc.isenabled()
     assert capsys.readouterr().err.splitlines() == said
     monkeypatch.setattr(command_line, "FLAGS", flags_of(**given | {"model": None}))
     with pytest.raises(JllamaError, match="no model: give --model=REFERENCE, or smollm2 as a word"):

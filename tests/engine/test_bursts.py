@@ -65,6 +65,14 @@ def test_the_device_is_one_burst_ahead_of_the_reader(monkeypatch):
     assert notes == [run, "waited", [[5], [6]], run, [[7], [8]], run, [[9], [9]]]
 
 
+def test_without_a_gpu_the_first_token_comes_before_steps_are_asked_for(monkeypatch):
+    first, second, last = burst([5], [6]), burst([7], [8]), burst([9], [9], done=(0, 1))
+    run, more = ("run", (3, 1), 1), ("run", (3, 1), 2)
+    notes = read(monkeypatch, [first, second, last], seconds=[FAST, FINE])
+    assert notes == ["waited", [[5], [6]], run, more, [[7], [8]], more, [[9], [9]]]
+    assert read(monkeypatch, [burst([5], done=(0,))]) == ["waited", [[5]]]  # none, if it is the only one
+
+
 def test_columns_in_which_no_row_has_a_token_are_not_handed_out(monkeypatch):
     gap = NO_TOKEN
     given = [burst([0, gap, gap], [3, 4, gap], done=(0,)), burst([gap] * 3, [gap] * 3, done=(0, 1))]
