@@ -5,7 +5,7 @@ from typing import Any, overload
 
 from jllama.batching import calls
 from jllama.loading import Model, tokenizer_of
-from jllama.session import Session
+from jllama.session import Session, room_for
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, Variables, encode_prompt
@@ -90,12 +90,3 @@ def stream(
     ids = encode_prompt(tokenizer_of(model), prompt, **words)
     room = room_for(model, len(ids), chosen) if max_seq_len is None else max_seq_len
     return Session(model, max_seq_len=room).stream(ids, chosen)
-
-
-def room_for(model: Model, prompt_tokens: int, settings: GenerationSettings) -> int:
-    """Cache positions for a request: a power of two from 2048 on, within the model's context.
-
-    Few sizes, because each is compiled anew.
-    """
-    need = max(2048, prompt_tokens + settings.max_new_tokens)
-    return min(1 << (need - 1).bit_length(), model.config.context_length)

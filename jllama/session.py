@@ -223,3 +223,12 @@ class Session:
     def _leave_sharers(self) -> None:
         self._sharers.discard(self)
         self._sharers = weakref.WeakSet([self])
+
+
+def room_for(model: Model, prompt_tokens: int, settings: GenerationSettings) -> int:
+    """Cache positions for a request: a power of two from 2048 on, within the model's context.
+
+    Few sizes, because each is compiled anew.
+    """
+    need = max(2048, prompt_tokens + settings.max_new_tokens)
+    return min(1 << (need - 1).bit_length(), model.config.context_length)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jllama
-from jllama.api import room_for
 from jllama.grammar import library
+from jllama.session import room_for
 from jllama.text.prompt import encode_prompt
 from tests.support.scripts_helpers import ROOT
 from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model

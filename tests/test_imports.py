@@ -33,7 +33,7 @@ RANKS = (
     ("scripts",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(RANKS) for room in rooms}
-BY_NAME = ("jllama.cli.main",)  # modules that import what a word names
+BY_NAME = ("jllama.cli.main", "jllama.kernels.gpu")  # modules that import what a word names
 TEXT_ONLY = (
     *("jllama.text", "jllama.tools", "jllama.grammar", "jllama.hub", "jllama.files"),
     "jllama.families.tensor_names",

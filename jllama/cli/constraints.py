@@ -6,7 +6,6 @@ from typing import Any
 from jllama.cli import streams
 from jllama.errors import JllamaError
 from jllama.grammar.library import library
-from jllama.grammar.source import is_gbnf
 from jllama.settings import CONSTRAINTS
 
 GRAMMARS = (".lark", ".gbnf")
@@ -40,6 +39,8 @@ def _grammar(name: str) -> str:
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in GRAMMARS:
         raise JllamaError(f"--grammar={name[:80]}: give the name of a .lark or a .gbnf file")
+    from jllama.grammar.source import is_gbnf
+
     text = streams.read_text(name)
     if (suffix == ".gbnf") != is_gbnf(text):
         raise JllamaError(

@@ -67,9 +67,8 @@ def main() -> int:
     prompt = read_prompt()
     model = command_line.load_model()
     preparation = command_line.count_compile_seconds()
-    from jllama.api import room_for
     from jllama.machine.devices import describe_device
-    from jllama.session import Session
+    from jllama.session import Session, room_for
     from jllama.text.prompt import encode_prompt
 
     tokenizer = model.need_tokenizer()

@@ -23,7 +23,6 @@ from jllama.engine.slots import Slots
 from jllama.engine.state import Burst, DecodeState, Way
 from jllama.engine.step import HURRIED, decode_steps
 from jllama.grammar.constraint import mask_width
-from jllama.kernels.gpu import Line
 from jllama.model import Params
 from jllama.sharding import WHOLE
 
@@ -81,7 +80,7 @@ def asker(how: Way, b: int) -> Callable[..., tuple[DecodeState, Burst]]:
         config: ModelConfig, params: Params, state: DecodeState, numbers: Array, addresses: Array
     ) -> tuple[DecodeState, Burst]:
         rows, live, turn = numbers[:-2], *numbers[-2:]
-        line = Line(addresses=addresses, turn=turn, last=turn + np.int32(steps - 1), steps=steps)
+        line = kernels.gpu.Line(addresses=addresses, turn=turn, last=turn + np.int32(steps - 1), steps=steps)
         burst = functools.partial(decode_steps, config, params, steps=jnp.int32(steps), how=how, line=line)
         return on_rows(state, rows, live, how, burst)
 

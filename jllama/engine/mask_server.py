@@ -63,7 +63,7 @@ class Served:
 class MaskServer:
     """A desk at which bursts of some slots ask, and the thread that answers there, burst after burst."""
 
-    def __init__(self, desk: kernels.gpu.Desk) -> None:
+    def __init__(self, desk: "kernels.gpu.Desk") -> None:
         """The desk is left once nobody needs the server, and its last burst has run."""
         self._desk = desk
         self._thread = ThreadPoolExecutor(1, "jllama masks")
@@ -90,7 +90,7 @@ class MaskServer:
         served.begin(turn, self._thread, functools.partial(task.run, tuple(before)))
 
 
-def _leave(desk: kernels.gpu.Desk, thread: ThreadPoolExecutor) -> None:
+def _leave(desk: "kernels.gpu.Desk", thread: ThreadPoolExecutor) -> None:
     thread.submit(desk.leave)
     thread.shutdown(wait=False)
 
@@ -98,7 +98,7 @@ def _leave(desk: kernels.gpu.Desk, thread: ThreadPoolExecutor) -> None:
 class _Task:
     """A burst to be served."""
 
-    def __init__(self, desk: kernels.gpu.Desk, served: Served, turn: int, constraints: Constraints) -> None:
+    def __init__(self, desk: "kernels.gpu.Desk", served: Served, turn: int, constraints: Constraints) -> None:
         self._desk, self._served, self._turn = desk, served, turn
         self._last = turn + served.steps - 1
         self._constraints = list(constraints)

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,18 @@ from jax import Array
 from jllama import kernels
 from jllama.config import ModelConfig
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
-from jllama.kernels.gpu import Line
 from jllama.layers.sampling import Scores
 from jllama.model import Params
+
+if TYPE_CHECKING:
+    from jllama.kernels.gpu import Line
 
 BURST = 16
 HURRIED = 4  # steps of a burst while someone waits
 
 
 def decode_step(
-    config: ModelConfig, params: Params, state: DecodeState, how: Way, line: Line | None = None
+    config: ModelConfig, params: Params, state: DecodeState, how: Way, line: "Line | None" = None
 ) -> DecodeState:
     """Feeds each row's last token and samples its next one; rows that are done stay as they are. With a line
     to the host it is asked for masks.
@@ -44,7 +47,7 @@ def decode_steps(
     steps: Array,
     *,
     how: Way,
-    line: Line | None = None,
+    line: "Line | None" = None,
 ) -> tuple[DecodeState, Burst]:
     """Up to `steps` (int32 scalar, at most `BURST`) decode steps, fewer once all rows are done.
 
@@ -88,7 +91,7 @@ def _one_step(
     state: DecodeState,
     out: _Out,
     how: Way,
-    line: Line | None,
+    line: "Line | None",
 ) -> tuple[DecodeState, _Out]:
     """The state after one more step, and what it hands out in column `step`."""
     active = ~state.done
@@ -104,7 +107,7 @@ def _one_step(
 
 
 def _open_loop(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way, line: Line | None
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way, line: "Line | None"
 ) -> tuple[DecodeState, _Out]:
     """Ends after `steps` or with the last row."""
     Carry = tuple[Array, DecodeState, _Out]  # the step, the state, what came
@@ -120,7 +123,7 @@ def _open_loop(
 
 
 def _fixed_loop(
-    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way, line: Line | None
+    config: ModelConfig, params: Params, state: DecodeState, steps: Array, how: Way, line: "Line | None"
 ) -> tuple[DecodeState, _Out]:
     """Always `BURST` steps, `HURRIED` ones, or those of the line: on a GPU a condition that the device
     computes costs a round trip to the host, a third of a step, and one around the loop a copy of the cache.

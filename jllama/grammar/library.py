@@ -1,6 +1,5 @@
 """The library that masks are made by; it is an extra."""
 
-import importlib.metadata
 import importlib.util
 import re
 from types import ModuleType
@@ -28,7 +27,9 @@ def library() -> ModuleType:
             f"what an answer must match is enforced by llguidance, which can't be imported ({error}): "
             "pip install jllama[grammar]"
         ) from None
-    found = importlib.metadata.version("llguidance")
+    from importlib.metadata import version
+
+    found = version("llguidance")
     if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
         raise JllamaError(f"llguidance {found} is too old: pip install --upgrade jllama[grammar]")
     return llguidance

@@ -52,7 +52,7 @@ def forward(
     model.check_room(cache, n_valid)
     config = config if target.mesh is None else sharding.local(config, target.devices)
     shards = shards_of(params, target)
-    peers = shards if isinstance(shards, gpu.Peers) else None
+    peers = shards if target.on_gpu and isinstance(shards, gpu.Peers) else None
     if refusal(config, params, tokens, cache, target) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only, shards=shards)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jllama.checkpoint import load_params, open_checkpoint, read_config, read_gguf_fields
+from jllama.checkpoint.formats.gguf import USUAL, _encoding
+from jllama.checkpoint.formats.stored import PLAIN
 from jllama.errors import JllamaError
 from jllama.families.tensor_names import from_hf, to_gguf
 from jllama.files.gguf_files import part_names
@@ -179,3 +181,15 @@ def test_a_gguf_is_known_by_its_magic(tmp_path, tensors, name):
     (tmp_path / "README.md").write_text("A model.")
     (tmp_path / "empty").touch()
     assert resolve(str(tmp_path)).gguf == path
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_a_usual_type_is_the_one_that_the_library_knows_by_its_number(kind):
+    name, block, size = USUAL[kind]
+    known = gguf.GGMLQuantizationType(kind)
+    assert (known.name, gguf.GGML_QUANT_SIZES[known]) == (name, (block, size))
+    if name in PLAIN:
+        return
+    raw = np.arange(2 * size, dtype=np.uint8).reshape(2, size)
+    raw[:, 1::2] &= 0x3F  # scales that are numbers
+    np.testing.assert_array_equal(_encoding(kind).numbers(raw), gguf.dequantize(raw, known))

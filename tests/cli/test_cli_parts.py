@@ -1319,7 +1319,7 @@ def one_prompt(monkeypatch):
     monkeypatch.setattr(command_line, "template_variables", lambda: {"t": 1})
     monkeypatch.setattr(streams, "prompt_bar", lambda: "bar")
     monkeypatch.setattr(streams, "holds_unread", lambda: False)
-    monkeypatch.setattr("jllama.api.room_for", room_for)
+    monkeypatch.setattr("jllama.session.room_for", room_for)
     monkeypatch.setattr("jllama.session.Session", Talked)
     monkeypatch.setattr(
         "jllama.text.prompt.encode_prompt",

@@ -1,13 +1,13 @@
 """GGUF files as checkpoints: where the tensors of a file, or of all parts of a split one, lie.
 
-The tables of types and the dequantisation are the `gguf` package's.
+The dequantisation, and what is known of seldom types, is the `gguf` package's.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import mmap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,23 @@ from jllama.files.errors import file_errors, refuse_stand_in
 from jllama.files.gguf_files import part_names, parts
 from jllama.files.gguf_header import RawHeader, TensorInfo, parse_header
 from jllama.files.paths import check_file
+
+# ggml's number of a type -> its name, numbers in a block, bytes of one.
+USUAL = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    28: ("F64", 1, 8),
+    30: ("BF16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    20: ("IQ4_NL", 32, 18),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +177,13 @@ def _check_order(path: Path, tensors: tuple[Stored, ...], start: int, alignment:
 
 @functools.lru_cache(maxsize=64)
 def _encoding(kind: int) -> Encoding:
+    """Of one of the file's types. The library that knows all of them takes longer to import than the header
+    to read, so that it is asked for seldom ones alone.
+    """
+    if kind in USUAL:
+        name, block, size = USUAL[kind]
+        decode = functools.partial(_decoded, kind)
+        return PLAIN.get(name) or Encoding(name=name, block=block, size=size, decode=decode)
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
@@ -167,20 +191,19 @@ def _encoding(kind: int) -> Encoding:
     except (ValueError, KeyError):
         return Encoding(name=f"type {kind}")
     name = GGMLQuantizationType(kind).name
-    decode = None if name in PLAIN else _decoder(kind, size)
-    return PLAIN.get(name) or Encoding(name=name, block=block, size=size, decode=decode)
+    decode = functools.partial(_decoded, kind)
+    with contextlib.suppress(NotImplementedError):
+        decode(np.zeros((1, size), np.uint8))
+        return Encoding(name=name, block=block, size=size, decode=decode)
+    return Encoding(name=name, block=block, size=size)
 
 
-def _decoder(kind: int, size: int) -> Callable[[np.ndarray], np.ndarray] | None:
+def _decoded(kind: int, raw: np.ndarray) -> np.ndarray:
+    """Blocks, uint8 `[rows, bytes]`, as float32 `[rows, numbers]`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    decode = functools.partial(dequantize, qtype=GGMLQuantizationType(kind))
-    try:
-        decode(np.zeros((1, size), np.uint8))
-    except NotImplementedError:
-        return None
-    return decode
+    return dequantize(raw, GGMLQuantizationType(kind))
 
 
 def open_gguf(path: Path) -> Checkpoint:
