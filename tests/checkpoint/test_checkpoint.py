@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as GgmlType
 
-from jllama.checkpoint import load_params, read_config, read_gguf_fields
+from jllama.checkpoint import load_params, read_config, read_gguf_fields, reading
 from jllama.checkpoint.formats.gguf import open_gguf
 from jllama.checkpoint.leaves.choose import placed
 from jllama.checkpoint.leaves.dense import aligned_empty
@@ -148,6 +149,44 @@ def test_a_tie_is_compared_to_its_last_number(tmp_path):
     tensors["lm_head.weight"][-1, -1] += 1
     with pytest.raises(JllamaError, match="differs from"):
         load(write_directory(tmp_path / "other", keys, tensors))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_an_end_of_a_tie_is_compared_in_a_file_that_holds_nothing_else(tmp_path, other):
+    keys, tensors = KEYS | dict(tie_word_embeddings=True), random_tensors(KEYS)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + other
+    directory, names = tmp_path / "m", [name for name in tensors if name != "lm_head.weight"]
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(keys))
+    write_safetensors(directory / "a.safetensors", {name: tensors[name] for name in names})
+    write_safetensors(directory / "b.safetensors", {"lm_head.weight": tensors["lm_head.weight"]})
+    places = dict.fromkeys(names, "a.safetensors") | {"lm_head.weight": "b.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(JllamaError, match="differs from") if other else contextlib.nullcontext():
+        load(directory)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bar_ends_where_the_weights_do(tmp_path, monkeypatch, dtype):
+    told = {}
+
+    class Bar:
+        def __init__(self, label, total, *, enabled):
+            told.update(label=label, total=total, enabled=enabled, came=0)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            told["closed"] = True
+
+        def advance(self, count):
+            told["came"] += count
+
+    monkeypatch.setattr(reading, "ByteBar", Bar)
+    _, params = load(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS)), dtype)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert told == dict(label="loading weights", total=size, enabled=True, came=size, closed=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts with Linux's /proc")

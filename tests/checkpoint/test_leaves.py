@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import mmap
 import os
 import struct
 from pathlib import Path
@@ -265,7 +264,8 @@ def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
     monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
     assert placed(leaf).layout == "tiles"
     assert placed(leaf, pack=False).layout == "rows"
-    assert placed(leaf, jax.devices()[0]).layout == "tiles"
+    bound = placed(leaf, jax.devices()[0])
+    assert (bound.layout, bound.values.committed, placed(leaf).values.committed) == ("tiles", True, False)
     assert placed(leaf, alone=False).layout == "rows"
     monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: "no compiler")
     assert placed(leaf).layout == "rows"
@@ -443,7 +443,6 @@ def test_metadata_are_copied_without_tensors(tmp_path):
     header = gguf.read_gguf_header(tmp_path / "b.gguf")
     assert (header.fields, header.tensors) == ({"one": 1, "two": 2}, ())
     assert gguf.read_gguf_fields(str(tmp_path / "b.gguf")) == {"one": 1, "two": 2}
-    assert isinstance(mmap.ACCESS_READ, int)
 
 
 def test_a_header_is_read_again_where_the_file_changed(tmp_path):
@@ -463,8 +462,10 @@ def test_a_vector_in_a_gguf(tmp_path):
     for wrong in (dict(encoding=Encoding(name="Q", size=2)), dict(nbytes=reading.CHUNK + 1)):
         with pytest.raises(JllamaError, match="f: t makes no sense; download it again"):
             reading._vector(dataclasses.replace(stored, **wrong))
-    assert len(os.listdir("/proc/self/fd")) < 500
-    assert isinstance(Reader(), Reader)
+    longest = np.arange(reading.CHUNK // 4, dtype=np.float32)
+    (tmp_path / "f").write_bytes(longest.tobytes())
+    whole = dataclasses.replace(stored, offset=0, nbytes=longest.nbytes)
+    assert reading._vector(whole) == tuple(longest.tolist())
 
 
 # Quantised directories.
