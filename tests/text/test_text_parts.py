@@ -289,6 +289,9 @@ def test_blanks_beside_a_token_that_swallows_them():
     assert both.split("x \n<a>\t y <a> <a>") == ["x", 1, "y", 1, 1]
     left = SpecialTokens([Special(text="<a>", id=1, lstrip=True)])
     assert left.split(" <a> ") == [1, " "]
+    assert left.split(" x <a> y ") == [" x", 1, " y "]
+    right = SpecialTokens([Special(text="<a>", id=1, rstrip=True)])
+    assert right.split(" x <a> y ") == [" x ", 1, "y "]
 
 
 @pytest.mark.parametrize(
