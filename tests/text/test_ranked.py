@@ -125,9 +125,10 @@ def test_other_models_tables_are_named(llama3, config):
         llama3(config)
 
 
-def test_a_table_of_another_size_is_named(llama3):
-    with pytest.raises(JllamaError, match="tiktoken table of 267 tokens"):
-        llama3(pieces=PIECES[:-1])
+@pytest.mark.parametrize("pieces", [PIECES[:-1], [*PIECES, b"longer"]], ids=len)
+def test_a_table_of_another_size_is_named(llama3, pieces):
+    with pytest.raises(JllamaError, match=f"tiktoken table of {len(pieces)} tokens"):
+        llama3(pieces=pieces)
 
 
 @pytest.mark.parametrize("damage", ["IQ== \n", "IQ 5\n", "nonsense\n", "IQ== 5"])

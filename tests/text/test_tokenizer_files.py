@@ -272,6 +272,25 @@ def test_the_first_token_of_all_is_put_around_a_text(tmp_path, order):
     assert made.encode("a") == [bos, *plain, bos]
 
 
+@pytest.mark.parametrize(
+    ("said", "begins", "ends"),
+    [
+        ({}, 1, 1),
+        ({"add_bos_token": False}, 0, 1),
+        ({"add_eos_token": False}, 1, 0),
+        ({"bos_token": None, "add_bos_token": True}, 0, 1),
+        ({"eos_token": None, "add_eos_token": True}, 1, 0),
+    ],
+    ids=str,
+)
+def test_what_a_tokenizer_puts_around_a_text_is_left_out_where_it_is_said(tmp_path, said, begins, ends):
+    names = {"bos_token": "<b>", "eos_token": "<e>"}
+    state = numbered("<b>", "<e>", special=True, begins="<b>")
+    files = dict(tokenizer=state, tokenizer_config=names | said)
+    made = Tokenizer.from_dir(write_directory(tmp_path, **files))
+    assert made.encode("a") == [0] * begins + made.encode("a", add_special=False) + [0] * ends
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize(("bos", "eos"), [(0, 1), (1, 0)])
 def test_the_first_token_of_a_gguf_may_begin_or_end_a_text(kind, bos, eos):
