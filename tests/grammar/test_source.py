@@ -96,6 +96,13 @@ def test_schemas_inside_a_grammar_are_prepared_where_they_stand(handed_on):
     assert text[end:] == "\n"
 
 
+def test_a_schema_may_be_the_first_or_follow_another_at_once(handed_on):
+    _, text = source.library_grammar("grammar", '%json {"enum": [1]}%json {"enum": [2]}')
+    empty, *parts = text.split("%json ")
+    assert empty == ""
+    assert [json.loads(part) for part in parts] == [{"enum": [at], "x-guidance": PLAIN} for at in (1, 2)]
+
+
 # Schemas as they are given to the library.
 
 
@@ -210,11 +217,19 @@ def test_control_characters_that_no_escape_writes_are_refused_wherever_they_must
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"\x00", r"\x1f", r"\x7f", r"\x7F", r"\x{1}", r"\u0001", r"\u007f", r"\cA", r"\v", r"\0", r"\a"],
+    [
+        *(r"\x00", r"\x1f", r"\x7f", r"\x7F", r"\x{1}", r"\u0001", r"\u007f", r"\u{1}", r"\cA", r"\v", r"\0"),
+        *(r"\a", r"\e", r"\pC", r"\PC", r"\p{Cc}", r"\P{C}", "[[:cntrl:]]", "[[:^cntrl:]]"),
+    ],
 )
 def test_patterns_that_name_them_are_refused(pattern):
     with pytest.raises(JllamaError, match="names control characters, which never come"):
         prepared({"pattern": f"a{pattern}"})
+
+
+@pytest.mark.parametrize("pattern", [r"\x20\u0041\n\t\d\w\s\pL\p{Lu}\b\\", "[[:alpha:]]", "c0vae"])
+def test_patterns_of_other_letters_are_taken(pattern):
+    assert prepared({"pattern": pattern})["pattern"] == pattern
 
 
 @pytest.mark.parametrize("schema", ["{", '{"a": ' * 100_000], ids=["cut", "deep"])
