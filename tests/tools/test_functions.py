@@ -252,9 +252,40 @@ def terminated():
     raise interrupts.Terminated(143)
 
 
-def test_sigterm_is_no_tools_mistake():
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_signals_are_no_tools_mistake(tmp_path):
     with pytest.raises(SystemExit):
         Toolbox([terminated]).run(Call("", "terminated", "{}"))
+    with pytest.raises(KeyboardInterrupt):
+        Toolbox([interrupted]).run(Call("", "interrupted", "{}"))
+    path = tmp_path / "tools.py"
+    path.write_text("from jllama.cli import interrupts\nraise interrupts.Terminated(143)\n")
+    with pytest.raises(interrupts.Terminated):
+        load_functions(path)
+    path.write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_functions(path)
+
+
+def noted(
+    a: Annotated[int, "one", 5, "two"], b: Annotated[str, 5], c: Annotated[int | None, ""] = None
+) -> None:
+    pass
+
+
+def test_texts_beside_a_hint_are_told_and_nothing_else_is():
+    made = tool_of(noted).parameters
+    assert made["required"] == ["a", "b"]
+    assert made["properties"] == {
+        "a": {"type": "integer", "description": "one two"},
+        "b": {"type": "string"},
+        "c": {"anyOf": [{"type": "integer"}, {"type": "null"}], "description": ""},
+    }
+    assert Toolbox([noted]).problem(Call("", "noted", '{"a": 1, "b": "x"}')) is None
+    assert run(noted, a=1, b="x", c=None) == ("null", True)
 
 
 def made():
@@ -400,6 +431,7 @@ def test_names_are_their_own():
 FILE = """
 from dataclasses import dataclass
 from math import sqrt
+from textwrap import dedent
 
 @dataclass
 class Pair:
@@ -437,6 +469,10 @@ def test_a_file_leaves_the_way_of_importing_as_it_was(tmp_path, monkeypatch, bef
     ("source", "words"),
     [
         ("x = 1\ny = 1 / 0\n", "fails in line 2: ZeroDivisionError"),
+        ("def f():\n    return 1 / 0\n\nf()", "fails in line 2: ZeroDivisionError"),
+        ("import json\njson.loads('{')", "fails in line 2: JSONDecodeError"),
+        ("from textwrap import dedent", "defines no function"),
+        ("def _f():\n    pass", "defines no function"),
         ("def f(:\n", "fails in line 1: SyntaxError"),
         ("raise SystemExit(3)", "fails in line 1: SystemExit"),
         ("from math import sqrt", "defines no function"),
