@@ -65,8 +65,8 @@ class Program:
             self.desk.put(turn, np.array(told, np.int32))
 
 
-def asked(server, rows, before=()):
-    served = Served(4)
+def asked(server, rows, before=(), steps=4):
+    served = Served(steps)
     server.serve(served, rows, before)
     return served
 
@@ -90,6 +90,15 @@ def test_each_mask_is_made_behind_the_tokens_before_it(desk):
         assert program.heard == [[begun + step, -1, begun + step] for step in range(4)]
     assert rows[0].came == [1, *[10, 20, 30, 40] * 2]
     assert rows[2].came == [3, *[12, 22, 32, 42] * 2]
+
+
+def test_turns_count_the_steps_of_each_burst(desk):
+    server, rows = MaskServer(desk), [Held()]
+    for steps, turn in ((8, 2), (4, 10), (4, 14)):
+        served = asked(server, rows, steps=steps)
+        assert served.turn == turn
+        assert results(served, Program(desk, served, [[1]] * steps)) == [ALL]
+    assert rows[0].came == [1] * 16
 
 
 def test_tokens_count_up_to_where_a_row_can_go_no_further(desk):

@@ -127,9 +127,54 @@ def test_the_next_logits_are_under_way_where_masks_follow(steps, masks, asks):
 
 
 def test_a_row_that_goes_on_behind_a_border_is_fed_anew(steps):
+    """And its other limit is read."""
+    steps.choose(dataclasses.replace(state(0), limit=5), rows(3), 1, None, WAY)
     steps.feed(state(0), rows(3, 1), 2, WAY)
     steps.forget(3)
     assert [steps.pending([slot]) for slot in (1, 3)] == [True, False]
+    steps.choose(dataclasses.replace(state(1), limit=9), rows(3), 1, None, WAY)
+    assert steps._kept.limit == 9
+
+
+def test_the_same_rows_may_run_in_another_number_and_another_way(steps):
+    for live, how in ((2, WAY), (2, WAY), (1, WAY), (1, Way(GPU, scores=True))):
+        steps.feed(state(0), rows(4, 1), live, how)
+    assert [note[-1][1] for note in steps.notes] == [[1, 1], [1, 1], [1, 0], [1, 0]]
+    assert steps._order.how.scores
+
+
+def test_what_came_without_a_choice_is_counted(steps, monkeypatch):
+    """Of each row by itself: the positions that are filled, and how many more tokens may be forced."""
+    noted = []
+
+    def accept(changing, logits, new, numbers):
+        noted.append((new, numbers[:4].tolist()))
+        return changing, "behind them"
+
+    def read_forced(target, config, params, cache, piece):
+        noted.append((cache, piece.slot, piece.tokens.tolist(), piece.start, piece.context))
+        return "new", cache + 1
+
+    monkeypatch.setattr(masked_steps, "accepter", lambda target: accept)
+    monkeypatch.setattr(masked_steps, "read_forced", read_forced)
+    for slot in (0, 1):
+        steps.begin(slot, SimpleNamespace(prompt=[1, 2], limit=22, scores=False))
+
+    def counts():
+        return [(steps.length(slot), steps.most_forced(slot, GPU)) for slot in (0, 1)]
+
+    steps.feed(state(0), rows(0, 1), 1, WAY)
+    assert counts() == [(3, 20), (2, 20)]
+    steps.choose(state(1), rows(0, 1), 1, None, WAY)
+    assert counts() == [(3, 19), (2, 20)]
+    steps.ran([1], 5)
+    assert counts() == [(3, 19), (7, 15)]
+    assert steps.accept(state(10), 0, np.array([8, 9], np.int32), WAY).cache == 12  # fed first, then read
+    assert noted == [(11, 0, [8, 9], 4, 6), ("new", [0, 2, 8, 9])]
+    assert counts() == [(6, 17), (7, 15)]
+    steps.accept(state(10), 0, np.array([7], np.int32), WAY)
+    assert noted[2:] == [(10, 0, [7], 6, 7), ("new", [0, 1, 7, 0])]  # what was fed needs no more
+    assert steps._logits == "behind them"
 
 
 def test_how_many_tokens_may_come_without_a_choice(steps):

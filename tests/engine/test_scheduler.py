@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jllama.engine.beginnings import HEAD, Beginnings
 from jllama.engine.scheduler import WORTH_COPYING, Job, Scheduler
 from jllama.errors import JllamaError, PromptTooLongError
 
@@ -123,6 +124,15 @@ def test_who_begins_as_a_prompt_that_is_being_read_waits_for_it():
     admitted = scheduler.admit()
     assert [admission.job for admission in admitted] == [second, third]
     assert (admitted[0].source, admitted[0].count) == (first.slot, len(first.prompt) - 1)
+
+
+@pytest.mark.parametrize("shared", [WORTH_COPYING - 1, WORTH_COPYING])
+def test_only_a_beginning_that_is_worth_copying_is_waited_for(shared):
+    scheduler = Scheduler(2, MAX_LEN)
+    first, second = long(500, shared), long(501, shared)
+    scheduler.submit([first, second])
+    waits = shared == WORTH_COPYING
+    assert [admission.job for admission in scheduler.admit()] == ([first] if waits else [first, second])
 
 
 def test_a_free_slot_is_gone_on_with_in_place_however_little_it_shares():
@@ -318,6 +328,22 @@ def test_a_prefix_that_is_not_worth_copying_is_not_counted():
     scheduler.submit([second])
     scheduler.admit()
     assert (scheduler.stats.asked_tokens, scheduler.stats.reused_tokens, second.done) == (8, 0, 0)
+
+
+@pytest.mark.parametrize("count", [HEAD - 1, HEAD, HEAD + 1, HEAD + 9])
+def test_how_many_first_tokens_are_those_of_a_text(count):
+    """Whether they end among the first that are compared at once, with them, or behind."""
+    texts, held = Beginnings(3), np.arange(HEAD + 10, dtype=np.int32)
+    texts[0], texts[2] = held, held[:count]
+    differs = held.copy()
+    differs[count] = -5
+    assert texts.shared(differs, range(3)) == [count, 0, count]
+    assert texts.shared(held[:count], [2, 0]) == [count, count]
+    assert texts.shared(held, [2]) == [count]
+    texts[0] = held[:3]  # a shorter text: nothing of the longer one is left
+    assert texts.shared(held, [0]) == [3]
+    assert len(texts[0]) == 3
+    assert texts.shared(held[:0], [0, 1]) == [0, 0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -419,7 +419,7 @@ def test_a_step_of_one_text(calls, pair, monkeypatch, tiny_config, tied, several
 )
 def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
     f = Format(16, 0, 0)
-    made = dict(slots=8, turn=5, head_rows=132, embed=f, formats=((f,),) * 5, columns=(64,) * 5)
+    made = dict(slots=8, turn=5, head_rows=130, embed=f, formats=((f,),) * 5, columns=(64,) * 5)
     made |= dict(row_bytes=1024)
     monkeypatch.setattr(decode, "make_plan", lambda *_: SimpleNamespace(**made | changes))
     config = dataclasses.replace(tiny_config, hidden_size=64)

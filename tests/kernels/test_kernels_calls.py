@@ -181,6 +181,57 @@ def test_only_gpus_that_reach_each_other_get_mailboxes(params, monkeypatch, on_g
     assert kernels.peers_refusal(GPU) is None
 
 
+class TwoDevices:
+    size = 2
+
+
+@pytest.mark.parametrize(
+    ("target", "refused", "asks"),
+    [
+        (GPU, None, True),
+        (GPU, "no pinned memory", False),
+        (CPU, None, False),
+        (Target("gpu", False), None, False),
+        (Target("gpu", True, TwoDevices()), None, False),
+    ],
+)
+def test_which_programs_ask_for_masks(monkeypatch, target, refused, asks):
+    monkeypatch.setattr(kernels.gpu, "desk_refusal", lambda: refused)
+    assert kernels.asks_for_masks(target) is asks
+
+
+@pytest.mark.parametrize(
+    ("target", "refused", "whose"),
+    [
+        (CPU, None, "the kernels'"),
+        (CPU, "no compiler", "anyone's"),
+        (Target("cpu", False), None, "anyone's"),
+        (Target("cpu", True, TwoDevices()), None, "anyone's"),
+        (GPU, None, "anyone's"),
+    ],
+)
+def test_whose_memory_a_cache_begins_in(monkeypatch, target, refused, whose):
+    monkeypatch.setattr(kernels, "target_of", lambda tree: target)
+    monkeypatch.setattr(kernels.cpu, "refusal", lambda: refused)
+    monkeypatch.setattr(kernels.cpu, "empty_cache", lambda config, **room: ("the kernels'", room))
+    monkeypatch.setattr(kernels.sharding, "empty_cache", lambda config, params, **room: ("anyone's", room))
+    assert kernels.empty_cache(CONFIG, "params", batch=2, max_len=9) == (whose, dict(batch=2, max_len=9))
+
+
+@pytest.mark.parametrize(
+    ("target", "layout"),
+    [
+        (CPU, "tiles"),
+        (Target("cpu", True, TwoDevices()), "rows"),
+        (Target("metal"), "rows"),
+        (GPU, "records"),
+        (Target("gpu", True, TwoDevices()), "records"),
+    ],
+)
+def test_how_quantised_weights_lie_for_a_target(target, layout):
+    assert target.layout == layout
+
+
 @pytest.mark.parametrize("target", [CPU, GPU])
 def test_what_does_not_fit_is_refused_before_a_kernel_runs(calls, params, target):
     cache = KVCache.empty(CONFIG, batch=1, max_len=2, dtype="float32")

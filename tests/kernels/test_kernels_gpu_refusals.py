@@ -52,11 +52,32 @@ def test_shapes_that_the_kernel_does_not_know(four_blocks, changes, words):
     assert words in str(decode.decode_refusal(config, weights(SMALL, "bf16"), cache, TOKEN))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(head_dim=256),
+        dict(num_attention_heads=32, num_key_value_heads=2),
+        dict(num_attention_heads=8, num_key_value_heads=4),  # of four blocks
+        dict(hidden_size=288, intermediate_size=736),
+        dict(hidden_size=32768),
+        dict(intermediate_size=32768),
+        dict(vocab_size=130),
+        dict(rope=Rope(partial_rotary_factor=12 / 32)),
+        dict(num_hidden_layers=9, layer_kinds=tuple(map(LayerKind, range(1, 9)))),
+    ],
+    ids=str,
+)
+def test_shapes_at_the_borders_are_taken(four_blocks, changes):
+    assert SMALL.head_dim == 32
+    assert decode._config_refusal(dataclasses.replace(SMALL, **changes)) is None
+
+
 def test_arrays_that_the_kernel_does_not_know(four_blocks):
     cache, params = filled(SMALL, 64, 0), weights(SMALL, "bf16")
     assert decode.decode_refusal(SMALL, params, cache, TOKEN) is None
     assert "one token" in decode.decode_refusal(SMALL, params, cache, jnp.zeros((1, 2), jnp.int32))
     assert "one token" in decode.decode_refusal(SMALL, params, cache, jnp.zeros((9, 1), jnp.int32))
+    assert "one token" not in str(decode.decode_refusal(SMALL, params, cache, jnp.zeros((8, 1), jnp.int32)))
     for narrow in ("float32", "float16"):
         reason = decode.decode_refusal(SMALL, params, filled(SMALL, 64, 0, narrow), TOKEN)
         assert f"bfloat16 with a cache of {narrow}" in reason
