@@ -165,7 +165,7 @@ def _cut(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], text: str)
     """The longest run of `ids` whose text begins `text`, and the ids of the rest."""
     stream = tokenizer.stream(prompt)
     sizes = [0, *itertools.accumulate(len(stream.push(token)) for token in ids)]
-    for count in range(len(ids), -1, -1):
+    for count in range(len(ids), 0, -1):
         if sizes[count] > len(text):
             continue
         stream = tokenizer.stream(prompt)
@@ -173,4 +173,4 @@ def _cut(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], text: str)
         if text.startswith(start):
             rest = text[len(start) :]
             return (*ids[:count], *tokenizer.encode(rest, add_special=False, begins=False))
-    return ()
+    return tuple(tokenizer.encode(text, add_special=False, begins=False))

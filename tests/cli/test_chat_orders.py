@@ -331,6 +331,12 @@ def test_leaving_and_what_is_no_mistake_of_the_user(chat):
     with pytest.raises(ZeroDivisionError):
         loop.handle(chat, "hello")
 
+    def full(*_):
+        raise MemoryError
+
+    chat.conversation.ask = full
+    assert said(chat, "hello")[0].startswith("error: out of memory: choose ")
+
     def pressed(*_):
         raise KeyboardInterrupt
 

@@ -85,6 +85,7 @@ def raising(error):
         (raising(KeyboardInterrupt()), 130, ""),
         (raising(SystemExit(7)), 143, ""),
         (raising(BrokenPipeError()), 141, ""),
+        (raising(parallel.Followed()), 0, ""),
         (raising(MemoryError()), 2, "error: out of memory: choose --dtype=bfloat16 or a smaller model\n"),
         (raising(OSError(errno.ENOSPC, "full")), 2, "error: cannot write the output: full\n"),
         (raising(OSError(errno.EIO, "broken")), 2, "error: cannot write the output: broken\n"),
@@ -434,6 +435,15 @@ def test_a_file_that_hides_a_ready_made_model_is_noted(monkeypatch, capsys, valu
     command_line._note_what_is_hidden()
     said = "note: y is what has that name in this directory, not the ready-made model\n"
     assert capsys.readouterr().err == said * noted
+
+
+@pytest.mark.parametrize(("values", "chosen"), [({}, None), ({"threads": None}, None), ({"threads": 3}, "3")])
+def test_threads_of_the_flag_are_the_kernels_(monkeypatch, values, chosen):
+    monkeypatch.setenv("JLLAMA_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("JLLAMA_THREADS")
+    monkeypatch.setattr(command_line, "FLAGS", flags_of(**values))
+    command_line._choose_threads()
+    assert os.environ.get("JLLAMA_THREADS") == chosen
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
@@ -1013,6 +1023,31 @@ def test_an_output_is_one_runs_at_a_time(tmp_path):
     assert not (tmp_path / "out").exists()
     with answers.own(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_an_output_that_went_away_before_it_was_locked_is_another_run_s(monkeypatch, tmp_path, another):
+    def lock(path, file):
+        path.rename(tmp_path / "gone")
+        if another:
+            path.write_text("theirs")
+
+    monkeypatch.setattr(answers, "_lock", lock)
+    words = "^another run writes to .*/out: wait for its end, or give another --output$"
+    with pytest.raises(JllamaError, match=words), answers.own(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").exists() == another
+    assert not another or (tmp_path / "out").read_text() == "theirs"
+
+
+def test_where_a_file_system_has_no_locks_an_output_is_written_all_the_same(monkeypatch, tmp_path):
+    def refuse(file, how):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(answers.fcntl, "flock", refuse)
+    with answers.own(tmp_path / "out") as output:
+        output.write(1, "m", {"text": "a"})
+    assert json.loads((tmp_path / "out").read_text()) == {"id": 1, "request": "m", "text": "a"}
 
 
 @pytest.mark.parametrize(("lines", "told"), [(5, " (process 99)"), (4, ""), (0, "")])
@@ -2203,6 +2238,22 @@ def test_a_server_prepares_its_programs_unless_told_not_to(serving, monkeypatch,
         "closed",
     ]
     assert capsys.readouterr().err.splitlines()[-2:] == ["url", "9.0 False"]
+
+
+def test_a_server_or_a_client_without_its_packages_says_what_to_install(serving, monkeypatch):
+    for missing, started in (("jllama.server", serve), ("h11", bench_serve)):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(JllamaError, match=r"needs more packages: pip install 'jllama\[server\]'$"):
+            started.main()
+
+
+def test_what_a_model_s_makers_say_wrongly_is_told(serving, capsys):
+    model = SimpleNamespace(generation_config={"temperature": "hot", "top_k": 7})
+    assert serve._sampling(model) == {"temperature": 1.0, "top_k": 7}
+    warning = (
+        "warning: generation_config.json: temperature='hot' must be a number from 0 to 100; it is left out"
+    )
+    assert capsys.readouterr().err == warning + "\n"
 
 
 def test_flags_stand_before_what_a_model_s_makers_say(serving):

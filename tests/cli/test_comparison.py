@@ -1,6 +1,9 @@
 """`compare_cpu.py` part by part: which sides there are, what they are asked, and what is made of it."""
 
+import contextlib
+import ctypes
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -92,6 +95,33 @@ def test_each_side_that_is_asked_for_is_tried_first(given, monkeypatch, flags, t
     given(**flags)
     compare_cpu.check_request()
     assert seen == tried
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (dict(formats=["F32", "F33"]), "--formats: 'F33' is none of F32, F16, BF16, Q8_0"),
+        (dict(formats=[]), "nothing to compare: give --formats=F32 and --tests=decode1, for instance"),
+        (dict(tests=[]), "nothing to compare: give --formats=F32 and --tests=decode1, for instance"),
+        (dict(tests=["decode1", "x"]), "--tests: 'x' is no test"),
+        (dict(tree=SCRIPTS), f"--tree={SCRIPTS} is no checkout of jllama"),
+        (dict(llama_bench="/no/such"), "--llama_bench=/no/such is no program"),
+        (
+            dict(llama_bench="/bin/true", tests=["decode2", "decode1", "prefill2", "decode8"]),
+            "--llama_bench decodes one row: leave out decode2, decode8 of --tests",
+        ),
+        (dict(peer_python="/no/such"), "--peer_python=/no/such: No such file or directory"),
+        (
+            dict(tree=str(Path(SCRIPTS).parent), transformers_python="/no/such"),
+            "--transformers_python=/no/such: ",
+        ),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_first(given, flags, words):
+    given(**flags)
+    with pytest.raises(JllamaError) as error:
+        compare_cpu.check_request()
+    assert str(error.value).startswith(words)
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -296,6 +326,163 @@ def test_seconds_of_our_own_side(monkeypatch):
     assert (jllama_side.decode("c", "p", 8, 5), jllama_side.prefill("c", "p", 64)) == (2.0, 7.0)
     kinds = [(slots, test.kind, test.count, test.batch, test.depth) for slots, test in seen]
     assert kinds == [(("c", "p", 8, 1024), "tg", 5, 8, 0), (("c", "p", 1, 1024), "pp", 64, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("m-F32", "float32"), ("m-Q8_0", "bfloat16"), ("F32-x", "bfloat16")]
+)
+def test_our_own_side_loads_its_file_and_answers(monkeypatch, name, dtype):
+    order, told = [], []
+    monkeypatch.setattr(sys, "argv", ["side", f"/d/{name}.gguf", "3"])
+    monkeypatch.setattr(jllama_side.devices, "configure", lambda device: order.append(device))
+    monkeypatch.setattr(jllama_side, "resolve", lambda path: order.append(path) or "files")
+    monkeypatch.setattr(jllama_side, "read_config", lambda files: f"config of {files}")
+    monkeypatch.setattr(
+        jllama_side, "load_params", lambda *what, **how: order.append((*what, how)) or "params"
+    )
+    monkeypatch.setattr(jllama_side, "answer", lambda *both: told.extend(both))
+    monkeypatch.setattr(jllama_side, "decode", lambda *given: given)
+    monkeypatch.setattr(jllama_side, "prefill", lambda *given: given)
+    jllama_side.main()
+    how = dict(progress=False, quantize="auto")
+    assert order == ["cpu", f"/d/{name}.gguf", ("files", "config of files", dtype, how)]
+    decode, prefill = told
+    assert decode(8, 5) == ("config of files", "params", 8, 5)
+    assert prefill(64) == ("config of files", "params", 64)
+
+
+def side_with(monkeypatch, name, **modules):
+    """A side of another library, on what stands for that here."""
+    for module, made in modules.items():
+        monkeypatch.setitem(sys.modules, module.replace("__", "."), made)
+    monkeypatch.setattr(sys, "argv", ["side", "/d/m-F32.gguf", "3"])
+    try:
+        return importlib.import_module(f"cpu_comparison.{name}")
+    finally:
+        sys.modules.pop(f"cpu_comparison.{name}", None)
+
+
+class Llama:
+    """llama.cpp as far as a side calls it: of each row the token behind the last one is the likeliest."""
+
+    VOCAB = 20
+
+    def __init__(self):
+        self.decoded, self.freed, self.cleared, self.asked, self.code = [], 0, [], [], 0
+
+    def __getattr__(self, name):
+        return lambda *given: name.removeprefix("llama_")
+
+    def llama_model_load_from_file(self, path, settings):
+        assert (path, settings) == (b"/d/m-F32.gguf", "model_default_params")
+        return "model"
+
+    def llama_vocab_n_tokens(self, vocab):
+        return self.VOCAB
+
+    def llama_context_default_params(self):
+        return SimpleNamespace()
+
+    def llama_init_from_model(self, model, settings):
+        assert (settings.n_batch, settings.n_ubatch) == (512, 512)
+        assert (settings.n_threads, settings.n_threads_batch) == (3, 3)
+        self.asked.append((settings.n_ctx, settings.n_seq_max))
+        return f"{settings.n_seq_max} rows"
+
+    def llama_get_memory(self, context):
+        return f"memory of {context}"
+
+    def llama_memory_clear(self, memory, data):
+        self.cleared.append((memory, data))
+
+    def llama_batch_init(self, count, width, sequences):
+        assert (width, sequences) == (0, 1)
+        names = ("token", "n_seq_id", "pos", "logits")
+        return SimpleNamespace(
+            seq_id=[[None] for _ in range(count)], **{each: [None] * count for each in names}
+        )
+
+    def llama_decode(self, context, batch):
+        assert (batch.n_tokens, set(batch.n_seq_id)) == (len(batch.token), {1})
+        rows = zip(batch.token, batch.pos, (each[0] for each in batch.seq_id), batch.logits, strict=True)
+        self.decoded.append([(*numbers, bool(last)) for *numbers, last in rows])
+        return self.code
+
+    def llama_batch_free(self, batch):
+        self.freed += 1
+
+    def llama_get_logits_ith(self, context, place):
+        logits = [0.0] * self.VOCAB
+        logits[self.decoded[-1][place][0] + 1] = 1.0
+        return ctypes.cast((ctypes.c_float * self.VOCAB)(*logits), ctypes.POINTER(ctypes.c_float))
+
+
+def test_llama_cpp_s_side_decodes_rows_and_reads_prompts(monkeypatch):
+    library, told = Llama(), []
+    made = side_with(monkeypatch, "llama_side", llama_cpp=library)
+    monkeypatch.setattr(made, "answer", lambda *both: told.extend(both))
+    clock = iter([1.0, 7.0, 10.0, 14.0, 20.0, 25.0, 30.0, 32.0])
+    monkeypatch.setattr(made.time, "perf_counter", lambda: next(clock))
+    made.main()
+    decode, prefill = told
+    assert decode(2, 3) == 2.0  # 6 seconds of three steps
+    both = [[(token, at, row, True) for row in range(2)] for at, token in enumerate((1, 2, 3, 4))]
+    assert library.decoded == both
+    library.decoded.clear()
+    assert decode(1, 2) == 2.0
+    assert library.decoded == [[(1, 0, 0, True)], [(2, 1, 0, True)], [(3, 2, 0, True)]]
+    library.decoded.clear()
+    assert prefill(4) == 5.0
+    assert library.decoded == [[(0, 0, 0, False), (7, 1, 0, False), (14, 2, 0, False), (1, 3, 0, True)]]
+    assert library.asked == [(2048, 2), (1024, 1)]  # a context for each number of rows
+    assert library.cleared == [(f"memory of {rows} rows", True) for rows in (2, 1, 1)]
+    assert library.freed == 8
+    library.code = 1
+    with pytest.raises(SystemExit, match="llama_decode failed"):
+        prefill(4)
+
+
+def test_transformers_side_decodes_rows_and_reads_prompts(monkeypatch):
+    """NumPy stands for torch."""
+    seen, told, threads = [], [], []
+
+    class Model:
+        config = SimpleNamespace(vocab_size=20)
+
+        def eval(self):
+            seen.append("eval")
+
+        def __call__(self, tokens, past_key_values, use_cache, logits_to_keep):
+            assert (use_cache, logits_to_keep) == (True, 1)
+            seen.append((tokens.tolist(), past_key_values))
+            logits = np.eye(20)[(tokens[:, -1:] + 1) % 20]
+            return SimpleNamespace(logits=logits, past_key_values=(past_key_values or 0) + tokens.shape[1])
+
+    def load(directory, gguf_file, dtype):
+        seen.append((str(directory), gguf_file, dtype))
+        return Model()
+
+    torch = SimpleNamespace(Tensor=np.ndarray, ones=np.ones, arange=np.arange, long=np.int64)
+    torch.float32, torch.bfloat16, torch.inference_mode = "f32", "bf16", contextlib.nullcontext
+    torch.set_num_threads = threads.append
+    transformers = SimpleNamespace(AutoModelForCausalLM=SimpleNamespace(from_pretrained=load))
+    logging = SimpleNamespace(disable_progress_bar=lambda: None)
+    modules = dict(
+        torch=torch, transformers=transformers, transformers__utils=SimpleNamespace(logging=logging)
+    )
+    made = side_with(monkeypatch, "transformers_side", **modules)
+    monkeypatch.setattr(made, "answer", lambda *both: told.extend(both))
+    clock = iter([1.0, 7.0, 10.0, 14.0])
+    monkeypatch.setattr(made.time, "perf_counter", lambda: next(clock))
+    made.main()
+    assert (seen, threads) == ([("/d", "m-F32.gguf", "f32"), "eval"], [3])
+    decode, prefill = told
+    assert decode(2, 3) == 2.0
+    assert seen[2:] == [([[token]] * 2, read) for token, read in ((1, None), (2, 1), (3, 2), (4, 3))]
+    assert prefill(4) == 4.0
+    assert seen[-1] == ([[0, 7, 14, 1]], None)
+    made.Peer(Path("/d/m-BF16.gguf"), 2)
+    assert seen[-2] == ("/d", "m-BF16.gguf", "bf16")
 
 
 @pytest.mark.parametrize(("head", "size"), [(True, 70), (False, 90)])

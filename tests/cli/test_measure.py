@@ -12,6 +12,7 @@ from jllama.cli.bench_tests import Test as BenchTest
 from jllama.cli.bench_tests import parse_tests
 from jllama.config import ModelConfig
 from jllama.engine.state import DecodeState
+from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.quantization import SCHEMES, quantize
 from jllama.text.tokenizer import Tokenizer
@@ -130,9 +131,15 @@ def test_a_generation_is_read_as_its_kind_says(monkeypatch, kind, seconds):
     monkeypatch.setattr(measure.measure_matching, "arrivals", each(2.0))
     cache = SimpleNamespace(holding=lambda lengths: None)
     state = DecodeState.of_one(KVCache.empty(CONFIG, batch=1, max_len=16, dtype="float32"))
-    slots = SimpleNamespace(config=CONFIG, state=dataclasses.replace(state, cache=cache))
+    state = dataclasses.replace(state, cache=cache)
+    slots = SimpleNamespace(config=CONFIG, state=state)
     found = measure.generation_seconds(slots, bench_test(kind=kind), np.random.default_rng(0))
     assert found == pytest.approx(seconds)
+    for module, name in ((measure, "_arrivals"), (measure.measure_matching, "arrivals")):
+        monkeypatch.setattr(module, name, lambda *_: [(0.0, 1), (1.0, 16)])  # nothing behind the first block
+    slots.state = state
+    with pytest.raises(JllamaError, match=f"^{kind}40: too few tokens to time; ask for at least 32$"):
+        measure.generation_seconds(slots, bench_test(kind=kind), np.random.default_rng(0))
 
 
 def test_what_a_test_takes_is_asked_of_memory_as_it_will_be_taken(monkeypatch):

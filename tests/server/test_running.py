@@ -117,10 +117,12 @@ class Place:
 def responded(place, task, leaves=False):
     """The response, and what it streams: each write, and whether more follow."""
 
+    messages = [{"type": "http.disconnect"}, {"type": "http.request"}]  # the first one last
+
     async def receive():
-        if not leaves:
+        if not leaves and len(messages) == 1:
             await asyncio.Event().wait()
-        return {"type": "http.disconnect"}
+        return messages.pop()
 
     async def stream():
         yield b"{}"

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from jllama import __version__
 from jllama.errors import EngineFailedError, JllamaError
-from jllama.server import bodies, connection, run, service
+from jllama.server import bodies, connection, models, page, run, service, tokens
 from jllama.server.app import create_app
 from jllama.server.envelope import seeded, usage
 from jllama.server.metrics import Metrics
@@ -441,3 +444,99 @@ def test_what_is_no_http_is_told_so_in_json_and_that_is_the_end():
     told = {"message": "Ünread", "type": "invalid_request_error", "param": None, "code": None}
     assert json.loads(body) == {"error": told}
     assert sent[1:] == ["closed"]
+
+
+def test_who_has_left_with_half_a_body_is_told_nothing(engine):
+    app = create_app(engine)
+    app.state.service.close()
+    handle = app.exception_handlers[ClientDisconnect]
+    assert asyncio.run(handle(None, ClientDisconnect())).status_code == 499
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
+@pytest.mark.parametrize("present", [True, False])
+def test_the_page_is_read_alone_and_may_be_absent(tmp_path, method, present):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    (tmp_path / "index.html").write_text("the page")
+    made = page.Page(tmp_path if present else tmp_path / "absent")
+    assert asyncio.run(made({"type": "websocket"}, None, send)) is None
+    scope = {"type": "http", "method": method, "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+    if method in ("POST", "PUT") or not present:
+        with pytest.raises(HTTPException) as error:
+            asyncio.run(made(scope, None, send))
+        assert (error.value.status_code, sent) == (404, [])
+        return
+    asyncio.run(made(scope, None, send))
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    assert sent[0]["status"] == 200
+    assert {name.lower(): value for name, value in page.HEADERS.items()}.items() <= headers.items()
+    assert b"".join(message.get("body", b"") for message in sent) == b"the page" * (method == "GET")
+
+
+class Spelling:
+    """A tokenizer whose tokens are letters; 0 is special."""
+
+    chat_template = "made"
+
+    def encode(self, text, *, add_special=True, parse_special=False, begins=True):
+        return [0] * add_special + [0 if parse_special and letter == "^" else ord(letter) for letter in text]
+
+    def encode_chat(self, messages, add_generation_prompt, **variables):
+        return [1, *(ord(letter) for one in messages for letter in one["content"]), 2 + add_generation_prompt]
+
+    def decode(self, ids, *, skip_special=True):
+        return "".join("" if skip_special and token == 0 else chr(token) for token in ids)
+
+    def token_bytes(self, token, skip_special=True):
+        return bytes([token])
+
+
+def asked_of_tokens(work, **given):
+    checked = []
+    place = SimpleNamespace(tokenizer=Spelling(), engine=SimpleNamespace(max_seq_len=77))
+    place.check_model = checked.append
+    told = work(place, json.dumps(given).encode())
+    assert checked == [given.get("model")]
+    return told
+
+
+HELLO = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "ids", "told"),
+    [
+        (dict(prompt="a^"), [0, 97, 94], None),
+        (dict(prompt=""), [0], None),
+        (dict(prompt="a^", model="m", add_special_tokens=False), [97, 94], None),
+        (dict(prompt="a^", parse_special=True, return_token_strs=True), [0, 97, 0], ["\0", "a", "\0"]),
+        (dict(messages=HELLO), [1, 97, 3], None),
+        (dict(messages=HELLO, add_generation_prompt=False, model="m"), [1, 97, 2], None),
+        (
+            dict(messages=[*HELLO, {"role": "assistant", "content": "b"}], return_token_strs=True),
+            [1, 97, 3, 98],
+            ["\1", "a", "\3", "b"],
+        ),
+    ],
+)
+def test_tokens_of_texts_and_conversations(given, ids, told):
+    found = asked_of_tokens(tokens._tokenized, **given)
+    assert found == {"count": len(ids), "max_model_len": 77, "tokens": ids, "token_strs": told}
+    given.pop("return_token_strs", None)
+    if "messages" in given:
+        found = asked_of_tokens(tokens._templated, **given)
+        assert found == {"prompt": "".join(map(chr, ids)), "tokens": ids}
+
+
+def test_texts_of_tokens():
+    for given, text in ((dict(skip_special_tokens=True), "ab"), (dict(model="m"), "a\0b")):
+        told = asked_of_tokens(tokens._detokenized, tokens=[97, 0, 98], **given)
+        assert told == {"prompt": text}
+
+
+def test_the_version_is_told():
+    assert json.loads(asyncio.run(models.version(None)).body) == {"version": __version__}
