@@ -182,6 +182,14 @@ def test_an_error_in_a_stream_is_told_behind_what_was_said():
     assert reported.status == 500
 
 
+def test_an_error_is_that_of_its_choice_and_what_the_others_say_is_lost():
+    failing, other = Said("a", JllamaError("not finite")), Said("b", "c", "d")
+    place = Place(failing, other)
+    responded(place, Asked(True, 2))
+    assert place.told == [(failing, "error"), (other, "abort")]
+    assert other.cancelled
+
+
 def test_an_error_of_a_whole_answer_is_raised_and_reported():
     died = EngineFailedError("dead")
     place = Place(Said("a", died))
@@ -249,7 +257,10 @@ def test_a_mistake_of_ours_is_logged_and_no_word_of_it_told(caplog):
     (record,) = caplog.records
     assert record.exc_info[0] is ValueError
     caplog.clear()
-    frames(Place(Said()), Asked(True, 1), mistake=JllamaError("known"))
+    for known in (JllamaError("known"), EngineFailedError("dead"), ApiError(503, "ends")):
+        place = Place(Said())
+        frames(place, Asked(True, 1), mistake=known)
+        assert len(place.reported) == 1
     assert not caplog.records
 
 

@@ -1,6 +1,7 @@
 """Parts of the server, each by itself: settings, hosts and keys, and what becomes of a client that leaves."""
 
 import asyncio
+import collections
 import json
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from jllama.server.protocol.parsing import parse
 from jllama.server.reading import Answers, Mailbox, Piece
 from jllama.server.running import GoneError, while_there
 from jllama.server.security import HostCheck, KeyCheck, _key_of
+from jllama.server.sse import Events, frame
 
 
 def settings(defaults=(), **given):
@@ -205,3 +207,155 @@ def test_an_error_for_the_reader_ends_what_runs():
         return told
 
     assert asyncio.run(run()) == []
+
+
+class Waker:
+    """A loop that is woken from another thread, and goes on when a test says so."""
+
+    def __init__(self):
+        self.woken = []
+
+    def call_soon_threadsafe(self, call):
+        self.woken.append(call)
+
+    def run(self):
+        while self.woken:
+            self.woken.pop(0)()
+
+
+class Looked(collections.deque):
+    """What a mailbox holds; another thread adds to it just when the loop has found it empty."""
+
+    late = ()
+
+    def __bool__(self):
+        if not len(self) and self.late:
+            late, self.late = self.late, ()
+            late()
+            return False
+        return len(self) > 0
+
+
+def test_one_wake_up_hands_out_all_that_lies_there_and_nothing_is_left_lying():
+    loop, taken = Waker(), []
+    box = Mailbox(loop)
+
+    def take(stream, event):
+        taken.append((stream, event))
+        if event == 3:
+            box.put(answers, "s", 4)  # while the loop hands out
+
+    answers = SimpleNamespace(take=take)
+    box.put(answers, "s", 1)
+    box.put(answers, "t", 2)
+    assert (len(loop.woken), taken) == (1, [])
+    loop.run()
+    assert taken == [("s", 1), ("t", 2)]
+    box._items = Looked()
+    box._items.late = lambda: box.put(answers, "t", 5)
+    box.put(answers, "s", 3)
+    loop.run()
+    assert taken[2:] == [("s", 3), ("s", 4), ("t", 5)]
+
+
+def test_nobody_listens_where_the_loop_is_closed():
+    loop = asyncio.new_event_loop()
+    loop.close()
+    box = Mailbox(loop)
+    for event in (1, 2):
+        box.put(SimpleNamespace(take=None), "s", event)
+
+
+class WireError(Exception):
+    """The client has gone."""
+
+
+@pytest.mark.parametrize("breaks_at", [None, 0, 1, 2])
+def test_a_stream_that_ends_anyhow_is_closed_first_and_then_forgotten(breaks_at):
+    order = []
+
+    async def frames():
+        try:
+            yield b"a", True
+            yield b"b", False
+        finally:
+            order.append("closed")
+
+    async def send(message):
+        if len(order) == breaks_at:
+            raise WireError
+        order.append(message)
+
+    async def run():
+        await Events(frames(), lambda: order.append("finished"))({}, None, send)
+
+    if breaks_at is None:
+        asyncio.run(run())
+    else:
+        with pytest.raises(WireError):
+            asyncio.run(run())
+    bodies = [
+        {"type": "http.response.body", "body": b"a", "more_body": True},
+        {"type": "http.response.body", "body": b"b", "more_body": False},
+    ]
+    ends = ["finished"] if breaks_at == 0 else ["closed", "finished"]  # what has not begun needs no end
+    sent = order[: -len(ends)]
+    assert (order[-len(ends) :], len(sent)) == (ends, 3 if breaks_at is None else breaks_at)
+    assert sent[1:] == bodies[: max(len(sent) - 1, 0)]
+    if sent:
+        headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        assert (sent[0]["type"], sent[0]["status"]) == ("http.response.start", 200)
+        assert headers == {
+            "cache-control": "no-cache",
+            "connection": "keep-alive",
+            "x-accel-buffering": "no",
+            "content-type": "text/event-stream; charset=utf-8",
+        }
+
+
+def test_a_frame_is_one_event_of_json():
+    assert frame({"a": "x\ny"}) == b'data: {"a":"x\\ny"}\n\n'
+    assert frame([1], event="e.f") == b"event: e.f\ndata: [1]\n\n"
+
+
+def let_through(check, kind="http", **headers):
+    """What the application sees of a request, or what is answered in its place."""
+    seen, sent = [], []
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+
+    async def app(scope, receive, send):
+        seen.append((scope["type"], receive, send))
+
+    async def send(message):
+        sent.append(message)
+
+    check.app = app
+    asyncio.run(check({"type": kind, "headers": raw}, "receive", send))
+    assert seen in ([], [(kind, "receive", send)])
+    return sent if not seen else None
+
+
+def test_who_calls_the_server_by_another_name_is_refused():
+    check = HostCheck(None, ["own"])
+    for headers in ({}, {"host": "own"}, {"host": "127.0.0.1:80"}):
+        assert let_through(check, **headers) is None
+    assert let_through(check, kind="websocket", host="evil") is None  # no route takes it
+    start, body = let_through(check, host="evil")
+    assert start["status"] == 403
+    error = json.loads(body["body"])["error"]
+    assert (error["type"], error["code"]) == ("permission_error", "host_not_allowed")
+    assert "--allowed_host=NAME" in error["message"]
+
+
+def test_who_has_no_key_is_refused_where_there_are_keys():
+    assert let_through(KeyCheck(None, [])) is None
+    check = KeyCheck(None, ["one", "schlüssel"])
+    for key in ("one", "schlüssel"):
+        assert let_through(check, authorization=f"Bearer {key}") is None
+        assert let_through(check, x_api_key=key) is None
+    for headers in ({}, {"authorization": "Bearer two"}, {"x_api_key": "schluessel"}):
+        with pytest.raises(ApiError) as error:
+            let_through(check, **headers)
+        told = error.value
+        assert (told.status, told.code) == (401, "invalid_api_key")
+        assert told.headers == {"WWW-Authenticate": "Bearer"}

@@ -199,6 +199,7 @@ def test_a_server_for_one_user_on_one_machine():
     options = Options()
     assert (options.names, options.keys, options.hosts, options.origins) == (("model",), (), (), ())
     assert (options.sampling, options.largest_body) == ({"temperature": 1.0}, 16 * 2**20)
+    assert options.heartbeat == 10.0
 
 
 def test_figures_of_answers():
