@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import jllama
+from jllama.engine import leading
+from jllama.engine.slots import STOPS
 from jllama.errors import JllamaError
 from jllama.session import Session
 from jllama.settings import GenerationSettings
@@ -358,3 +360,47 @@ def test_a_fork_is_copied_once(session):
         run(one, PROMPT)
         assert held.is_deleted()
         assert one.snapshot().keys[0].unsafe_buffer_pointer() == place
+
+
+def test_other_processes_do_with_a_session_s_cache_what_it_does(session, model, monkeypatch):
+    told, tell = [], leading.tell
+    monkeypatch.setattr(leading, "tell", lambda *given: (told.append(given), tell(*given)))
+
+    def ones():
+        """Those on caches alone."""
+        found = [
+            (name, operation, *given) for name, operation, *given in told if operation <= leading.FORGOTTEN
+        ]
+        told.clear()
+        return found
+
+    size, name = (0, 96, STOPS), session._name
+    Session(model, max_seq_len=96).fork()
+    assert ones() == []  # there is none yet
+    run(session, PROMPT)
+    assert ones() == [(name, leading.NEW, *size)]
+    run(session, PROMPT)
+    assert ones() == [(name, leading.RESUMED, name, *size)]
+    twin = session.fork()
+    assert ones() == [(twin._name, leading.RESUMED, name, *size)]
+    run(twin, PROMPT)
+    copied = [(twin._name, operation, twin._name, *size) for operation in (leading.COPIED, leading.RESUMED)]
+    assert ones() == copied
+    run(session, PROMPT)
+    assert ones() == [(name, leading.RESUMED, name, *size)]
+    other = session.fork()
+    ones()
+    run(session, [200, 201])  # it begins with nothing of the cache, which is the other's from now on
+    assert ones() == [(name, leading.FORGOTTEN, name, *size), (name, leading.NEW, *size)]
+    assert other.ids[: len(PROMPT)] == PROMPT
+
+
+def test_a_cache_that_several_processes_hold_leaves_them_not_and_none_comes_from_outside(
+    session, monkeypatch
+):
+    run(session, PROMPT)
+    held, cache = list(session.ids), session.snapshot()
+    monkeypatch.setattr(leading, "followed", lambda: True)
+    assert session.snapshot() is None
+    session.adopt([1, 2], cache)
+    assert session.ids == held
