@@ -257,6 +257,8 @@ def test_a_prompt_is_counted_by_an_answer_of_one_token():
         async def exchange(self, method, path, body, answer):
             given.append((method, path, json.loads(body)))
             answer.status, answer.data = 200, b'{"usage": {"prompt_tokens": 9}}'
+            if len(given) > 1:
+                answer.status, answer.data = 401, b'{"error": "who?"}'
 
     async def count():
         return await prompts._prompt_tokens(Asked(), Workload(model="m"), "Hello")
@@ -267,6 +269,8 @@ def test_a_prompt_is_counted_by_an_answer_of_one_token():
     assert (method, path) == ("POST", "/v1/chat/completions")
     assert (body["max_tokens"], body["messages"][0]["content"]) == (1, "Hello")
     assert "stream" not in body
+    with pytest.raises(JllamaError, match=r"^the server wants another key: .* \(HTTP 401: who\?\)$"):
+        asyncio.run(count())
 
 
 @pytest.mark.parametrize(
