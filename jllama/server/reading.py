@@ -70,8 +70,8 @@ class Answers:
 
     @property
     def at_hand(self) -> bool:
-        """Whether there is more to say at once: other events, or that nothing more comes."""
-        return bool(self._items) or not self.left
+        """Whether there is more to say at once."""
+        return bool(self._items)
 
     def start(self, engine: Engine, requests: Sequence[Mapping[str, Any]]) -> None:
         """Submits the requests, all or none; blocks for as long as the engine's lock is held.
@@ -106,7 +106,7 @@ class Answers:
         loop = self._mailbox.loop
         quiet = loop.time() - self._heard
         if quiet >= seconds:
-            self._heard, quiet = loop.time(), 0.0
+            quiet = 0.0
             self._wake()
         self._timer = loop.call_later(seconds - quiet, self.be_patient, seconds)
 
