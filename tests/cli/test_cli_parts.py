@@ -119,6 +119,38 @@ def test_a_bug_is_shown_whole(monkeypatch, error):
         command_line._guarded(program(raising(error)))
 
 
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (JllamaError("mend it"), False),
+        (KeyboardInterrupt(), False),
+        (BrokenPipeError(), False),
+        (MemoryError(), True),
+        (OSError(errno.EIO, "broken"), True),
+        (ValueError("a bug"), True),
+    ],
+)
+def test_behind_what_nobody_foresaw_another_process_may_have_ended(monkeypatch, capsys, error, waits):
+    """It says so itself, if it gets the time, before this one says anything."""
+    said = []
+    for module, name in ((streams, "prepare"), (command_line, "_note_what_is_hidden")):
+        monkeypatch.setattr(module, name, lambda: None)
+    monkeypatch.setattr(command_line, "_wants_help", lambda program: False)
+    monkeypatch.setattr(parallel, "settle", lambda: said.append(capsys.readouterr().err))
+    with contextlib.suppress(ValueError):
+        command_line._guarded(program(raising(error)))
+    assert said == [""] * waits
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_who_is_alone_waits_for_no_other_process(monkeypatch, several):
+    waited = []
+    monkeypatch.setattr("jllama.machine.processes.settle", lambda: waited.append(True))
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(**(WHO if several else {})))
+    parallel.settle()
+    assert waited == [True] * several
+
+
 def test_help_runs_nothing(monkeypatch):
     monkeypatch.setattr(streams, "prepare", lambda: None)
     monkeypatch.setattr(command_line, "_wants_help", lambda program: True)
@@ -384,6 +416,15 @@ def test_a_model_is_loaded_as_the_flags_say(monkeypatch, capsys, quantize, store
     monkeypatch.setattr(command_line, "FLAGS", flags_of(**given | {"model": None}))
     with pytest.raises(JllamaError, match="no model: give --model=REFERENCE, or smollm2 as a word"):
         command_line.load_model()
+
+
+def test_garbage_is_looked_for_again_behind_a_model_that_does_not_load(monkeypatch):
+    looked = []
+    monkeypatch.setattr(gc, "freeze", lambda: looked.append(gc.isenabled()))
+    with contextlib.suppress(JllamaError), command_line._nothing_is_garbage():
+        looked.append(gc.isenabled())
+        raise JllamaError("no such model")
+    assert (looked, gc.isenabled()) == ([False, False], True)
 
 
 def test_a_banner_says_what_runs(monkeypatch):
@@ -2102,11 +2143,22 @@ def test_amid_an_import_the_process_ends(monkeypatch, number, code):
 )
 def test_what_a_destructor_swallows_comes_once_more(monkeypatch, kind, asked):
     seen = []
-    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: seen.append("again"))
+    soon = lambda which, seconds: which == signal.ITIMER_REAL and 0 < seconds < 1  # noqa: E731
+    monkeypatch.setattr(signal, "setitimer", lambda *when: seen.append("again" if soon(*when) else when))
     monkeypatch.setattr(os, "_exit", lambda code: seen.append(f"left {code}"))
     monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: seen.append("shown"))
     interrupts._again(SimpleNamespace(exc_type=kind))
     assert seen == asked
+
+
+@pytest.mark.parametrize("asks", ["gettrace", "getprofile"])
+def test_who_watches_a_program_sees_an_ordinary_end(monkeypatch, asks):
+    for name in ("gettrace", "getprofile"):
+        monkeypatch.setattr(sys, name, lambda name=name: print if name == asks else None)
+    monkeypatch.setattr(os, "_exit", None)
+    with pytest.raises(SystemExit) as ended:
+        interrupts.end(7)
+    assert ended.value.code == 7
 
 
 def test_leaving_flushes_first(monkeypatch):
