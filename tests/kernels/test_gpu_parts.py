@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.kernels.gpu import constants, desk, exchange, family, launch, peers, wide_batch
+from jllama.kernels.gpu import batch, constants, desk, exchange, family, launch, peers, wide_batch
 from jllama.kernels.gpu.constants import Constants
 from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind, ScoreRule
+from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 
 MOST = peers.MAX_SUMS
@@ -232,6 +233,10 @@ def test_kinds_of_layers_in_the_decode_kernel(kinds, tiny_config):
     tables = family.decode_frequencies(kinds, jnp.array([3], jnp.int32))
     np.testing.assert_allclose(tables, [[1.0, 0.01], [0.0, 0.0]], rtol=1e-6)
     assert family.decode_frequencies(tiny_config, jnp.array([3], jnp.int32)).shape == (1, 4)
+    slow = LayerKind(6, dataclasses.replace(HALF, rope_theta=16.0))
+    three = dataclasses.replace(kinds, layer_kinds=(*kinds.layer_kinds, slow))
+    tables = family.decode_frequencies(three, jnp.array([3, 4], jnp.int32))  # of both texts, kind by kind
+    np.testing.assert_allclose(tables, [[1.0, 0.01]] * 2 + [[0.0, 0.0]] * 2 + [[1.0, 0.25]] * 2, rtol=1e-6)
 
 
 def test_constants_of_a_family(kinds, tiny_config):
@@ -320,3 +325,65 @@ def test_a_cache_of_other_numbers_is_refused(monkeypatch, tiny_config):
     cache = KVCache.empty(tiny_config, batch=1, max_len=2, dtype="float16")
     params = SimpleNamespace(norm=jnp.zeros(1, jnp.bfloat16))
     assert "with a cache of float16" in wide_batch.wide_refusal(tiny_config, params, cache, 8)
+
+
+@pytest.mark.parametrize(("columns", "slices"), [(32, 2), (48, 2), (24, 1)])
+def test_the_columns_of_a_product_are_cut_into_whole_pieces_of_16_bytes(columns, slices):
+    w, x = (np.arange(rows * columns, dtype=np.float32).reshape(rows, columns) % 7 for rows in (5, 3))
+    made = wide_batch._sliced(jnp.asarray(w), jnp.asarray(x))
+    cut = columns // slices
+    wanted = [x[:, i : i + cut] @ w[:, i : i + cut].T for i in range(0, columns, cut)]
+    np.testing.assert_array_equal(made, wanted)
+
+
+class Taken(Exception):  # noqa: N818
+    """A way that a step goes."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "few_bits", "peers", "way"),
+    [
+        (16, False, None, "product"),
+        (17, False, None, "wide"),
+        (16, True, None, "product"),
+        (17, True, None, "few bits"),
+        (17, True, "peers", "wide"),
+    ],
+)
+def test_which_way_a_step_of_many_rows_goes(monkeypatch, tiny_config, rows, few_bits, peers, way):
+    def raising(name):
+        def call(*given):
+            raise Taken(name)
+
+        return call
+
+    monkeypatch.setattr(batch, "_few_bits", lambda *_: few_bits)
+    monkeypatch.setattr(batch, "_most", lambda params, few: 16)
+    for name, said in (("embed", "product"), ("wide_step", "wide"), ("few_bits_step", "few bits")):
+        monkeypatch.setattr(batch, name, raising(said))
+    monkeypatch.setattr(batch, "readable", lambda tokens, *_: tokens)
+    cache = SimpleNamespace(length=np.zeros(rows, np.int32), max_len=2)
+    with pytest.raises(Taken, match=f"^{way}$"):
+        batch.batch_step(tiny_config, None, np.zeros((rows, 1), np.int32), cache, None, {}, peers)
+
+
+@pytest.mark.parametrize(
+    ("placement", "weights", "known"),
+    [
+        ("pre", ["known", "known"], True),
+        ("post", ["known", "known"], False),
+        ("both", ["known", "known"], False),
+        ("pre", ["known", "strange"], False),
+        ("pre", ["known", np.zeros((2, 4))], False),
+    ],
+)
+def test_where_weights_of_few_bits_are_known(monkeypatch, tiny_config, placement, weights, known):
+    made = [
+        QTensor(values=w, scales=0, offsets=None, shape=(2, 4), bits=8) if isinstance(w, str) else w
+        for w in weights
+    ]
+    monkeypatch.setattr(batch, "_weights", lambda params: made)
+    bits = {"known": 8, "strange": 0}
+    monkeypatch.setattr(batch, "arrangement", lambda w, rows: SimpleNamespace(bits=bits[w.values]))
+    config = dataclasses.replace(tiny_config, norm_placement=placement)
+    assert batch._few_bits(config, None) is known

@@ -339,6 +339,15 @@ def test_how_large_a_vocabulary_is_sampled(gpu, vocab, fits):
     assert (sample.sampling_refusal(vocab) is None) == fits
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("jax_threefry_partitionable", False), ("jax_default_prng_impl", "rbg")]
+)
+def test_other_random_numbers_than_the_kernels_are_left_to_jax(gpu, monkeypatch, name, value):
+    assert sample.sampling_refusal(1000) is None
+    monkeypatch.setattr(sample.jax, "config", SimpleNamespace(values=jax.config.values | {name: value}))
+    assert "random numbers" in sample.sampling_refusal(1000)
+
+
 def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
     cache = kernels.KVCache.empty(tiny_config, batch=2, max_len=8, dtype="float32")
     token = np.zeros((2, 1), np.int32)
@@ -387,6 +396,20 @@ def test_blocks_share_a_head_only_where_most_would_be_idle(gpu, batch_size, leng
     assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).WINDOW == 7
     assert decode_attention.make_shape(1, 4, 4, 64, 99, 7, jnp.float16).FP16 == 1
     assert decode_attention.make_shape(32, 4, 4, 128, 768, None, jnp.bfloat16).STAGES == 2  # 128 KB
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "head_dim", "cut"),
+    [
+        (512, 128, dict(RESIDENT=2, WARPS=4, STAGES=3)),  # four would have room for one stage each
+        (1, 256, dict(RESIDENT=1, WARPS=4, STAGES=3)),  # all that there is room for
+        (512, 256, dict(RESIDENT=1, WARPS=4, STAGES=3)),
+        (1, 32, dict(RESIDENT=1, WARPS=8, STAGES=8)),
+    ],
+)
+def test_wide_heads_leave_room_for_fewer_blocks(gpu, batch_size, head_dim, cut):
+    shape = decode_attention.make_shape(batch_size, 4, 4, head_dim, 4096, None, jnp.bfloat16)
+    assert {name: getattr(shape, name) for name in cut} == cut
 
 
 @pytest.mark.parametrize(
@@ -459,6 +482,8 @@ def test_every_row_of_a_product_has_a_block(gpu, rows, tokens, f):
         (67, 32000, 1, 1024),
         (200, 8192, 1, 512),
         (200, 8193, 1, 1024),
+        (1, 65536, 8, 512),
+        (1, 65537, 8, 1024),
     ],
 )
 def test_how_many_blocks_sample_a_row(gpu, batch_size, vocab, cluster, threads):
@@ -559,6 +584,12 @@ def test_parts_of_shared_memory_lie_one_behind_another():
     assert places["OFF_TABLE"] == places["OFF_BAR"] + 2 * 3 * 8
     assert places["OFF_PAST"] == places["OFF_TABLE"] + (16 + 2 * 16) * 8
     assert total == places["OFF_PAST"] + 64
+    many, total = block_map(3, 1000, 129, 8, 64, 2, 4, per_layer=24, kinds=3, post=True, texts=8)
+    assert many["OFF_RES"] == many["OFF_PART"] + 8 * (512 * 4 // 2 + 16)
+    assert many["OFF_RED"] == many["OFF_ROPE"] + 3 * 64 * 4
+    assert many["OFF_BAR"] == many["OFF_MAX"] + 4 * 4 + 8 * 4  # a scale of each text behind the warps'
+    assert many["OFF_PAST"] == many["OFF_TABLE"] + (16 + 2 * 24) * 8
+    assert (many["OFF_POST"], total) == (many["OFF_PAST"] + 3 * 64, many["OFF_POST"] + 4 * 4)
     inner, total = attention_map(H=64, G=4, chunk=128, warps=8)
     assert (inner["QS"], inner["TW"], inner["AW"]) == (144, 16, 8)
     assert total == inner["A_S"] + 2 * 8 * (128 + 8) * 4
