@@ -72,6 +72,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("phi3", dict(model_type=["phi3"]), r"model_type \['phi3'\] is not supported"),
         # Patterns that do not fit the layers.
         ("qwen2_window", dict(layer_types=[FULL] * 3), "3 layer_types for num_hidden_layers=4"),
+        ("qwen2_window", dict(layer_types=[FULL] * 5), "5 layer_types for num_hidden_layers=4"),
         ("gemma2", dict(layer_types=[FULL, "chunked_attention"] * 2), "chunked_attention"),
         ("gemma2", dict(layer_types="full_attention"), "layer_types"),
         ("gemma3", dict(layer_types=None, sliding_window_pattern=0), "pattern of 0 layers"),

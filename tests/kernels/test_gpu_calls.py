@@ -237,6 +237,7 @@ def test_a_product_of_many_tokens(calls, pair):
         (4096, 7168, 2, dict(MT=4)),  # down
         (3072, 4096, 1, dict(MT=3, STAGES=5)),  # and q·k·v, which sends nothing
         (2048, 1024, 2, dict(MT=2)),  # TinyLlama's o
+        (2048, 2048, 1, dict(MT=2, STAGES=5)),  # what sends nothing has clusters, however short
     ],
 )
 def test_how_a_product_of_many_tokens_is_cut(calls, rows, columns, gpus, cut):

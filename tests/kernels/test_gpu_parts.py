@@ -15,6 +15,7 @@ from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind, ScoreRule
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
+from jllama.layers.shards import Shards
 
 MOST = peers.MAX_SUMS
 
@@ -56,6 +57,20 @@ def test_in_which_numbers_parts_are_sent(dtype, count, parts):
 def test_how_an_exchange_is_cut(numbers, blocks, each):
     shape = exchange.Shape(2, numbers, 64)
     assert (shape.blocks, shape.each) == (blocks, each)
+
+
+@pytest.mark.parametrize(
+    ("more_hidden", "more_vocab", "words"), [(0, 0, None), (2, 0, "too long"), (0, 2, "too long")]
+)
+def test_on_which_parts_of_a_model_kernels_work(more_hidden, more_vocab, words):
+    sizes = dict(hidden_size=peers.MAX_ROW + more_hidden, vocab_size=peers.MAX_VOCABULARY + more_vocab)
+    config, two = SimpleNamespace(**sizes), jnp.zeros((2, 2), jnp.int32)
+    reason = exchange.refused_shards(config, exchange.Peers(count=2, addresses=two))
+    assert reason is None if words is None else words in reason
+    assert exchange.refused_shards(config, None) is None
+    assert "do not reach" in exchange.refused_shards(config, Shards(count=2))
+    assert [exchange.gpus_of(each) for each in (None, Shards(count=2))] == [1, 1]
+    assert exchange.gpus_of(exchange.Peers(count=2, addresses=two)) == 2
 
 
 @pytest.mark.parametrize("gpus", [2, 4, 8])

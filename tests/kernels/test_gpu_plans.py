@@ -125,6 +125,7 @@ def test_how_much_memory_a_block_may_share(monkeypatch, capability, room):
         ("9.0", "8.0", (8, 0)),
         ("9.0", "8.6", (8, 6)),
         ("8.6", "8.0", (8, 0)),
+        ("8.6", "8.6", (8, 6)),
         ("10.0", "9.0", None),  # its code runs on no other GPU
         ("8.6", "8.9", None),
         ("9.0", "8.1", None),

@@ -149,6 +149,7 @@ def test_who_adds_up_long_prompts(monkeypatch):
     assert two.total(jax.ShapeDtypeStruct((3, 5), jnp.bfloat16)) == four.total(long) == "psum"
     assert two.total(jax.ShapeDtypeStruct((2048, 4096), jnp.float32)) == "psum"
     assert two.total(jax.ShapeDtypeStruct((64, 4096), jnp.float32)) == "words"
+    assert two.total(jax.ShapeDtypeStruct((64, 8), jnp.bfloat16)) == "pulled"  # words are of float32
 
 
 @pytest.mark.usefixtures("small_boxes")

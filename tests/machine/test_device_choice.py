@@ -53,6 +53,16 @@ def test_a_cpu_asked_for_too_late_is_told(asked, platform, error):
         devices.configure("cpu")
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "false"), ("true", "true")])
+def test_memory_of_a_gpu_is_taken_as_it_is_needed_unless_the_user_says_otherwise(
+    asked, monkeypatch, given, kept
+):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.delenv(name) if given is None else monkeypatch.setenv(name, given)
+    devices.configure()
+    assert os.environ[name] == kept
+
+
 def test_an_unknown_device_changes_nothing(asked):
     with pytest.raises(JllamaError, match="device 'tpu' is unknown; use auto, cpu, gpu"):
         devices.configure("tpu")
@@ -101,6 +111,18 @@ def test_a_damaged_program_is_dropped_from_our_cache_alone(asked, warning, ours,
     asked.values["jax_compilation_cache_dir"] = str(place) if ours else "/elsewhere"
     devices.drop_damaged_programs(warning)
     assert sorted(path.name for path in place.iterdir()) == left
+
+
+def test_a_damaged_program_that_can_not_be_removed_stays(asked, monkeypatch):
+    def refuse(path):
+        raise PermissionError
+
+    place = devices.cache_dir("xla")
+    (place / "jit_f-0-cache").touch()
+    asked.values["jax_compilation_cache_dir"] = str(place)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    devices.drop_damaged_programs(READING)
+    assert (place / "jit_f-0-cache").exists()
 
 
 def test_what_a_model_runs_on(asked):

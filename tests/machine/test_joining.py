@@ -65,6 +65,15 @@ def test_addresses(monkeypatch, given):
     assert waited == [f"waiting for process 0 at {given} (this is process 1 of 2)"]
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launcher_says_what_no_flag_does(monkeypatch, launched):
+    waited = []
+    monkeypatch.setattr(joining, "under_a_launcher", lambda: launched)
+    monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: waited.append(waits))
+    joining.start(None, None, None)
+    assert waited == (["waiting for the other processes"] if launched else [])
+
+
 def test_process_0_needs_its_port(monkeypatch):
     """Native code would crash there. The others only call it."""
     monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: None)

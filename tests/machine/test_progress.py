@@ -155,9 +155,10 @@ def test_a_log_file_gets_nothing_not_even_an_empty_line(monkeypatch, variables):
     assert not progress.shown()
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_nothing(screen, monkeypatch):
+@pytest.mark.parametrize("name", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_nothing(screen, monkeypatch, name):
     terminal = screen()
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", name)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     with ByteBar("loading", 10) as bar:
         bar.advance(10)

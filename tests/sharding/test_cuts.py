@@ -14,6 +14,7 @@ from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 from jllama.layers.shards import AXIS, Shards
 from jllama.sharding import mesh as meshes
+from jllama.sharding import split
 from jllama.sharding.cuts import array_spec, check_groups, cut_axis, spec_of, with_own_scales
 from jllama.sharding.split import _by_rows, _device_by_device, _with_repeated_keys
 
@@ -154,6 +155,51 @@ def test_fewer_devices_than_keys_repeat_nothing(tiny_config, name, shape):
     leaf = jnp.arange(float(np.prod(shape))).reshape(shape)
     made = sharding.split_leaf(path(name), leaf, tiny_config, sharding.mesh_of(1))
     np.testing.assert_array_equal(made, leaf)
+
+
+@pytest.fixture
+def four(monkeypatch):
+    """Four devices; what would lie on them is given back whole."""
+    monkeypatch.setattr(split, "spec_of", lambda path, leaf, devices: leaf)
+    monkeypatch.setattr(split, "on_mesh", lambda mesh, leaf: leaf)
+    monkeypatch.setattr(split, "put", lambda _, leaf: leaf)
+    return SimpleNamespace(size=4)
+
+
+def test_norms_over_all_heads_follow_the_keys_that_are_repeated(tiny_config, four):
+    """Two keys of two queries each, on four devices: two devices have the same key."""
+    assert (tiny_config.num_attention_heads, tiny_config.num_key_value_heads) == (4, 2)
+    q_norm, k_norm = np.arange(4.0).reshape(2, 2, 1), np.array([[1.0], [2.0]])
+    made = sharding.split_leaf(path("q_norm"), q_norm, tiny_config, four)
+    np.testing.assert_array_equal(made, np.arange(4.0).reshape(4, 1, 1))
+    made = sharding.split_leaf(path("k_norm"), k_norm, tiny_config, four)
+    np.testing.assert_array_equal(made, [[1.0], [1.0], [2.0], [2.0]])
+    for name, norm in (("q_norm", q_norm[0, :, 0]), ("k_norm", k_norm[:, 0])):  # of each head alone
+        assert sharding.split_leaf(path(name), norm, tiny_config, four) is norm
+
+
+@pytest.mark.parametrize(("name", "scales"), [("o_proj", 4), ("down_proj", 4), ("lm_head", 1)])
+def test_rows_that_are_cut_have_a_scale_for_each_device(tiny_config, four, name, scales):
+    assert sharding.split_leaf(path(name), quantised(), tiny_config, four).scales.shape == (4, scales)
+
+
+@pytest.mark.parametrize(
+    ("tied", "vocab", "devices", "keys", "still_tied"),
+    [
+        (True, 64, 2, 2, False),
+        (True, 63, 2, 2, True),  # a head that can't be cut lies whole on each
+        (False, 63, 2, 2, False),
+        (False, 64, 4, 4, False),
+    ],
+)
+def test_a_model_as_several_devices_hold_it(tiny_config, tied, vocab, devices, keys, still_tied):
+    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied, vocab_size=vocab)
+    made = sharding.widened(config, devices)
+    assert (made.num_key_value_heads, made.tie_word_embeddings) == (keys, still_tied)
+    own = sharding.local(made, devices)
+    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    assert [getattr(own, name) * devices for name in sizes] == [getattr(made, name) for name in sizes]
+    assert dataclasses.replace(own, **{name: getattr(made, name) for name in sizes}) == made
 
 
 def test_gate_and_up_rows_of_a_device_follow_one_another():
