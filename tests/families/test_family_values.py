@@ -273,6 +273,9 @@ YARN = dict(rope__scaling__type="yarn", rope__scaling__factor=4.0)
     [
         ({}, {}),
         (dict(rope__scaling__yarn_attn_factor=0.5), dict(attention_factor=0.5)),
+        (dict(rope__scaling__yarn_attn_factor=1.0), dict(attention_factor=1.0)),
+        (dict(rope__scaling__attn_factor=1.0), {}),  # what some converters write for nothing
+        (dict(rope__scaling__yarn_beta_fast=1.0), dict(beta_fast=1.0)),
         (dict(rope__scaling__yarn_log_multiplier=0.1), dict(mscale=1.0, mscale_all_dim=0.1)),
         (dict(attention__temperature_scale=0.1), dict(llama_4_scaling_beta=0.1)),
         (dict(rope__scaling__original_context_length=16), dict(original_max_position_embeddings=16)),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jllama.errors import JllamaError
-from jllama.layers.cache import KVCache
+from jllama.layers.cache import KVCache, _write_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,20 @@ def test_what_does_not_fit_is_dropped():
     np.testing.assert_array_equal(new.keys[0][1, :, 4], keys[1, 0])
     np.testing.assert_array_equal(new.values[0][1, :, 4], values[1, 0])
     np.testing.assert_array_equal(new.advance(counts(3, 3)).length, [5, 5])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_one_row_is_written_as_a_block_wherever_it_begins(count):
+    """A cache of one row on a CPU: from the first position to behind the end, where nothing changes."""
+    old, new = (
+        np.random.default_rng(size).normal(size=(1, 2, size, 3)).astype(np.float32) for size in (5, count)
+    )
+    write = jax.jit(_write_block)
+    for start in range(7):
+        wanted = old.copy()
+        for at in range(start, min(start + count, 5)):
+            wanted[:, :, at] = new[:, :, at - start]
+        np.testing.assert_array_equal(write(old, new, np.array([start], np.int32)), wanted)
 
 
 def test_rewind_only_shortens():

@@ -349,8 +349,9 @@ def test_4_bits_are_the_nearest_of_15_steps_from_the_smallest():
 
 
 def test_4_bits_are_nearest_with_the_scale_as_it_is_stored():
-    """Whatever float16 made of scale and offset."""
+    """Whatever float16 made of scale and offset: beside 1000 the offset is many steps off."""
     w = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32) * np.float32(2.0**-13)
+    w[:2] = [[1000.3], [1000.1]] + np.arange(64, dtype=np.float32) / 256
     made = quantize(jnp.asarray(w), Scheme(bits=4, group=32))
     packed = np.asarray(made.values).reshape(40, 2, 16)
     nibbles = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float64)
@@ -361,6 +362,8 @@ def test_4_bits_are_nearest_with_the_scale_as_it_is_stored():
     assert (nibbles[steps <= 0] == 0).all()
     assert (nibbles[steps >= 15] == 15).all()
     assert (~inside).any()
+    assert (steps < -1).any()
+    assert (steps > 16).any()
 
 
 def test_what_is_offered():
