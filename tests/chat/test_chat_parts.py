@@ -576,3 +576,27 @@ def test_each_result_is_told_with_its_own_call():
 
 def test_a_question_is_read_as_its_text():
     assert archive._without_foreign_ids(Message("user", "a", (1,)), None).token_ids is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "content", "kept"),
+    [
+        ((0, 1), "ab", True),
+        ((0, 2), "aZ", True),  # the last token of three
+        ((0, 3), "aZ", False),
+        ((-1, 0), "Za", False),
+        ((0, 1), "a", False),
+        ((), "", True),
+        ((3, 0), "a", True),  # the blanks before an answer are no part of its text
+        ((0, 3), "a", False),
+    ],
+)
+def test_ids_are_an_answer_s_where_they_spell_it(ids, content, kept):
+    """Of three letters, or of four tokens of which the last is a blank."""
+    letters = "abZ " if content == "a" else "abZ"
+    spell = lambda tokens: "".join(letters[min(token, len(letters) - 1)] for token in tokens)  # noqa: E731
+    tokenizer = SimpleNamespace(vocab_size=len(letters), decode=spell)
+    (found,), foreign = archive._own_messages(
+        [document.SavedMessage(role="assistant", content=content, token_ids=ids)], tokenizer
+    )
+    assert (found.content, found.token_ids, foreign) == (content, ids if kept else None, not kept)
