@@ -402,6 +402,24 @@ def test_why_an_answer_ended(stop_string, stop_token, own, silent, told):
     assert made.ending == {"finish_reason": told[0], "stop_reason": told[1], "seed": 3}
 
 
+@pytest.mark.parametrize(
+    ("count", "amid", "reason", "told"),
+    [
+        (0, False, "stop", "stop"),
+        (1, False, "stop", "tool_calls"),
+        (2, False, "stop", "tool_calls"),
+        (2, True, "stop", "stop"),  # a stop string ended it in the middle of a call
+        (1, False, "length", "length"),
+        (1, True, "length", "length"),
+    ],
+)
+def test_calls_that_are_whole_are_why_an_answer_ended(count, amid, reason, told):
+    calling = SimpleNamespace(shown=(), parser=lambda: SimpleNamespace(count=count, is_amid=amid))
+    made, result = choice(calling=calling)
+    result.finish_reason = reason
+    assert made.ending == {"finish_reason": told, "stop_reason": None, "seed": 3}
+
+
 ENDED = ("chunk", {}, {"finish_reason": "stop"})
 
 

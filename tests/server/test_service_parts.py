@@ -164,6 +164,32 @@ def test_who_forgets_a_request_ends_it_and_tells_of_what_was_not_read(made, monk
     assert made.running == 0
 
 
+@pytest.mark.parametrize(
+    ("template", "thinks"), [("<think>{{ x }}</think>", True), ("<think>", False), (None, False)]
+)
+def test_what_a_service_knows_of_its_model(monkeypatch, template, thinks):
+    templates = {} if template is None else {"default": template, "other": "</think>"}
+    tokenizer = SimpleNamespace(chat_templates=templates)
+    monkeypatch.setattr(service, "_fingerprint", lambda engine: f"fp_{engine.slots}")
+    monkeypatch.setattr(service.time, "time", lambda: 1234.9)
+    model = SimpleNamespace(need_tokenizer=lambda: tokenizer, config=SimpleNamespace(vocab_size=77))
+    made = Service(SimpleNamespace(model=model, slots=5), Options(names=("a", "b")))
+    made.close()
+    assert (made.has_thoughts, made.created, made.fingerprint) == (thinks, 1234, "fp_5")
+    assert (made.vocab_size, made.tokenizer, made.running) == (77, tokenizer, 0)
+    assert (made.stopping, made.metrics._model) == (False, "a")
+
+
+def test_bodies_are_read_beside_each_other(made):
+    """What takes its time in one keeps no other one waiting."""
+    both = threading.Barrier(2, timeout=60)
+
+    async def run():
+        await asyncio.gather(made.in_thread(both.wait), made.in_thread(lambda which: both.wait(), 1))
+
+    asyncio.run(run())
+
+
 def test_each_event_loop_has_a_mailbox_of_its_own(made):
     async def mailbox():
         return made.answers()._mailbox
