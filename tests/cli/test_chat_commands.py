@@ -2,7 +2,6 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
@@ -12,9 +11,8 @@ from jllama import loading
 from jllama.chat.conversation import Conversation
 from jllama.cli.terminal import commands, loop
 from jllama.cli.terminal.line_editor import ChatCompleter
-from jllama.cli.terminal.loaded import loaded, quantisation
+from jllama.cli.terminal.loaded import quantisation
 from jllama.cli.terminal.state import Chat
-from jllama.config import ModelConfig
 from jllama.settings import GenerationSettings
 from tests.support.screens import PlainScreen
 from tests.support.tiny_checkpoint import write_tiny_model
@@ -151,27 +149,6 @@ def test_the_model_is_described(chat, directory):
     assert lines["context"] == f"256 tokens, {used} in use (the model: 256)"
     assert (lines["dtype"], lines["quantised"]) == ("float32", "no")
     assert lines["memory"].startswith("weights 0 MiB, cache 0 MiB")
-
-
-@pytest.mark.parametrize("window", [None, 4096])
-def test_the_memory_that_a_model_and_a_branch_take_is_told(monkeypatch, window):
-    """Keys and values of two layers with two heads of 64, at as many positions as the chat's context has."""
-    keys = dict(model_type="mistral" if window else "llama", num_hidden_layers=2, hidden_size=256)
-    keys |= dict(num_attention_heads=4, num_key_value_heads=2, sliding_window=window, vocab_size=1000)
-    keys |= dict(max_position_embeddings=65536, intermediate_size=512)
-    weights = [SimpleNamespace(nbytes=3 << 29, shape=(4,)), SimpleNamespace(nbytes=1 << 20, shape=(4,))]
-    model = SimpleNamespace(params=weights, config=ModelConfig.from_hf(keys), dtype="float32", name="m")
-    talk = SimpleNamespace(model=model, max_seq_len=32768, context_used=1234)
-    monkeypatch.setattr("jllama.cli.terminal.loaded.describe_device", lambda: "a device")
-    lines = dict(line.split(maxsplit=1) for line in loaded(talk).splitlines())
-    family = f"mistral (a window of {window:,})" if window else "llama"
-    assert lines["family"] == f"{family}, 2 layers of 256"
-    layer = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 512 + 2 * 256
-    assert lines["parameters"] == f"{2 * layer + 256 + 2 * 1000 * 256:,}"
-    assert lines["context"] == "32,768 tokens, 1,234 in use (the model: 65,536)"
-    assert lines["memory"] == "weights 1,537 MiB, cache 64 MiB a branch that goes on"
-    assert (lines["model"], lines["dtype"], lines["quantised"]) == ("m", "float32", "no")
-    assert lines["device"] == "a device"
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [("int8", {"8 bit"}), ("int4", {"4 bit", "8 bit"})])

@@ -329,7 +329,11 @@ def test_what_is_loaded(window, family):
     assert lines["family"] == f"{family}, 2 layers of 8"
     assert lines["context"] == "1,024 tokens, 17 in use (the model: 2,048)"
     assert lines["memory"] == "weights 3 MiB, cache 16 MiB a branch that goes on"
-    assert (lines["model"], lines["dtype"]) == ("m", "float32")
+    assert (lines["model"], lines["dtype"], lines["quantised"]) == ("m", "float32", "no")
+    layer = (
+        2 * 8 * 4 * 512 + 2 * 8 * 2 * 512 + 3 * 8 * 12 + 2 * 8
+    )  # q and o, k and v, gate, up and down, norms
+    assert lines["parameters"] == f"{2 * layer + 8 + 2 * 10 * 8:,}"
 
 
 @pytest.mark.parametrize("begins", ["|", "  |", "#" * 7, "-" * 9])

@@ -52,12 +52,6 @@ def test_a_grid_that_cannot_be(storage, name, said):
         sweep.grid([storage], [name], [1], {})
 
 
-def test_a_record_that_can_not_be_written_says_so_before_anything_is_measured(tmp_path):
-    record = sweep.Record(tmp_path / "absent" / "s.json")
-    with pytest.raises(JllamaError, match=r"^cannot write .*/absent/s.json: No such file or directory$"):
-        record.begin(RUN)
-
-
 def test_a_record_keeps_each_point_and_refuses_another_run(tmp_path):
     record = sweep.Record(tmp_path / "s.json")
     record.begin(RUN | {"date": "1"})
