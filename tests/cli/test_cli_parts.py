@@ -1292,12 +1292,16 @@ def values(monkeypatch):
     ("prompt", "file", "text"),
     [("a", None, "a"), (" a\n", None, " a\n"), ("x", "from a file", "from a file")],
 )
-def test_the_prompt_of_the_flags(values, tmp_path, prompt, file, text):
+@pytest.mark.parametrize("piped", [False, True])
+def test_the_prompt_of_the_flags(values, tmp_path, monkeypatch, capsys, piped, prompt, file, text):
+    monkeypatch.setattr(generate.streams, "holds_unread", lambda: piped)
     values.prompt = prompt
     if file:
         (tmp_path / "f").write_text(file)
         values.prompt_file = str(tmp_path / "f")
     assert generate.read_prompt() == text
+    note = "note: standard input is not read; --prompt_file=- takes the prompt from there\n"
+    assert capsys.readouterr().err == note * (piped and not file)
 
 
 @pytest.mark.parametrize(
@@ -2330,6 +2334,19 @@ def test_keys_of_flags_and_a_file(serving, tmp_path, typed, text, keys):
             serve._keys()
     else:
         assert serve._keys() == keys
+
+
+def test_what_a_model_takes_as_it_is_stored_is_told_of_files_that_fit(monkeypatch):
+    def kept_bytes(files, config, dtype):
+        if config == "another":
+            raise JllamaError("it does not fit")
+        return 5 if (files, config, dtype) == (gguf, "config", "bfloat16") else 1 / 0
+
+    gguf = SimpleNamespace(gguf="a file")
+    monkeypatch.setattr("jllama.checkpoint.leaves.automatic.kept_bytes", kept_bytes)
+    assert inspect.kept_size(gguf, "config") == 5
+    assert inspect.kept_size(gguf, "another") is None  # it is shown all the same
+    assert inspect.kept_size(SimpleNamespace(gguf=None), "config") is None
 
 
 def test_kinds_of_layers_are_told_in_words():
