@@ -436,6 +436,52 @@ def test_random_weights_for_devices_that_can_not_share_them(given, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    ("devices", "storage", "scheme", "made"),
+    [
+        (1, "none", "s", "w"),
+        (1, "int8", None, "w"),  # a norm
+        (1, "int8", "s", "placed(quantized(w,s))"),
+        (2, "none", "s", "split(path,w,mesh of 2)"),
+        (2, "int8", "s", "split(path,quantized(w,s),mesh of 2)"),
+        (2, "int8", None, "split(path,w,mesh of 2)"),
+    ],
+)
+def test_random_weights_lie_as_loaded_ones_would(given, monkeypatch, devices, storage, scheme, made):
+    order = []
+
+    def told(name, *shown):
+        return lambda *given, **how: f"{name}({','.join(str(given[at]) for at in shown)})"
+
+    given(tensor_parallel=str(devices))
+    monkeypatch.setattr(parallel, "devices", lambda: devices)
+    monkeypatch.setattr("jllama.sharding.check", lambda *asked: order.append(asked))
+    monkeypatch.setattr("jllama.sharding.mesh_of", lambda count: f"mesh of {count}")
+    monkeypatch.setattr("jllama.sharding.split_leaf", told("split", 0, 1, 3))
+    monkeypatch.setattr("jllama.sharding.with_head", told("headed", 1, 2))
+    monkeypatch.setattr("jllama.sharding.widened", told("wide", 0, 1))
+    monkeypatch.setattr("jllama.kernels.joined", told("joined", 0))
+    monkeypatch.setattr("jllama.checkpoint.leaves.choose.placed", told("placed", 0))
+    monkeypatch.setattr("jllama.checkpoint.leaves.choose.scheme_for", lambda leaf, asked: scheme)
+    monkeypatch.setattr("jllama.layers.quantization.quantize", told("quantized", 0, 1))
+    monkeypatch.setattr("jllama.machine.processes.agree", order.append)
+    monkeypatch.setattr("jllama.checkpoint.likeness.marks", lambda *what, **own: (*what, own))
+
+    def random_params(config, dtype, *, seed, finish):
+        order.append((config, dtype, seed))
+        return finish("path", "leaf", "w")
+
+    monkeypatch.setattr("jllama.checkpoint.random_params.random_params", random_params)
+    found = bench.random_weights("config", storage)
+    if devices == 1:
+        assert found == ("config", made)
+    else:
+        assert found == ("wide(config,2)", f"joined(headed({made},mesh of 2))")
+    own = dict(dtype="float32", storage=storage, devices=devices)
+    agreed = ("config", "random 5", own)
+    assert order == [("config", devices), agreed, ("config", "float32", 5)]
+
+
+@pytest.mark.parametrize(
     ("changes", "shard", "tokenizer"),
     [({}, None, None), (dict(shard_size="2KB", tokenizer="~/t"), 2000, Path("~/t").expanduser())],
 )
