@@ -6,10 +6,11 @@ import pytest
 
 from jllama.answer import OneAtATime, Result
 from jllama.chat import answering
-from jllama.chat.branches import Branch, Message
+from jllama.chat.branches import Branch, Message, Round
 from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.definitions import Call
 from jllama.tools.functions import Toolbox
 
 TURN = (Message("user", "Hello"), Message("assistant", "Hi", cut=True))
@@ -231,3 +232,24 @@ def test_a_cut_answer_goes_on_from_its_own_tokens():
     made = conversation("b")
     [*made.resume(SETTINGS)]
     assert made.branch.session.asked[0][2]["begun"] == [*b"Hi"]
+
+
+@pytest.mark.parametrize("system", [None, "", "Be kind."])
+def test_what_a_template_is_given_of_a_branch(system):
+    """The system message first, and the calls behind the question."""
+    made, given = conversation(), []
+    made.branch.system = system
+    made.transcript.encode = lambda told, tools: given.append((told, tools)) or [5]
+    call = Call("1", "f", "{}")
+    assert made.encode((*TURN, Message("user", "Why?")), (Round("I look.", (call,), ("7",)),)) == [5]
+    ((told, tools),) = given
+    assert tools is made.toolbox.tools
+    said = [(one["role"], one["content"]) for one in told]
+    asked = [
+        ("user", "Hello"),
+        ("assistant", "Hi"),
+        ("user", "Why?"),
+        ("assistant", "I look."),
+        ("tool", "7"),
+    ]
+    assert said == [("system", system)] * bool(system) + asked
