@@ -1003,6 +1003,31 @@ def test_named_templates_and_variables_of_a_gguf():
     assert gguf.read_vocabulary(without)[1].templates == {}
 
 
+@pytest.mark.parametrize(
+    "also", [{}, {"unknown": 0, "bos": 1, "eos": 2, "padding": 3}, {"bos": 3, "padding": 0}]
+)
+def test_variables_of_a_gguf_are_the_texts_of_its_roles(also):
+    fields = {key: value for key, value in gguf_bpe("control").items() if "_token_id" not in key}
+    fields |= {f"tokenizer.ggml.{name}_token_id": at for name, at in also.items()}
+    tokens, short = fields["tokenizer.ggml.tokens"], {"unknown": "unk", "padding": "pad"}
+    wanted = {f"{short.get(name, name)}_token": tokens[at] for name, at in also.items()}
+    assert gguf.read_vocabulary(fields)[1].variables == wanted
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "smollm"])
+@pytest.mark.parametrize("kind", [CONTROL, UNKNOWN, NORMAL])
+def test_no_word_is_a_special_token_of_a_gguf(pre, kind):
+    """Neither whole, where a word that is a token stays so, nor by a merge."""
+    fields = gguf_bpe("control", pre)
+    fields["tokenizer.ggml.tokens"].append("endim")
+    fields["tokenizer.ggml.token_type"].append(kind)
+    vocabulary, _ = gguf.read_vocabulary(fields)
+    parts = [vocabulary.ids["end"], vocabulary.ids["im"]]
+    whole = kind == NORMAL and pre == "llama-bpe"
+    assert vocabulary.encode("endim", True) == ([vocabulary.ids["endim"]] if whole else parts)
+    assert ("endim" in vocabulary.specials) == (kind != NORMAL)
+
+
 @pytest.mark.parametrize("kind", [CONTROL, UNKNOWN])
 def test_a_token_of_a_gguf_that_is_no_text_is_special(kind):
     fields = gguf_bpe("control")

@@ -118,8 +118,6 @@ class JsonEncoder:
         for part in _parts(state["pre_tokenizer"] or {}, "pretokenizers"):
             if part.get("prepend_scheme") == "first":
                 part |= first
-        for token in state["added_tokens"]:
-            token["special"] |= token["content"] in self._specials
         _rename(state, self._in_model)
         made = tokenizers.Tokenizer.from_str(json.dumps(state))
         made.encode_special_tokens = True
