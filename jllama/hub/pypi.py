@@ -77,7 +77,6 @@ def say_waiting(name: str, progress: bool) -> None:
 def _verified(wheel: Path, sha256: str | None) -> str:
     digest = wheels.digest_of(wheel)
     if sha256 is not None and digest != sha256.lower():
-        wheel.unlink()
         raise JllamaError(
             f"{wheel.name} has SHA-256 {digest}, not {sha256} as pinned: not used; "
             "see that the pin and the package index are right"

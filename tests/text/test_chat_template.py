@@ -12,7 +12,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jllama.errors import JllamaError
-from jllama.text.template.chat_template import ChatTemplate
+from jllama.text.template.chat_template import ChatTemplate, plain_data
 from jllama.text.template.sandbox import METHODS
 from tests.support.hostile_templates import REACHING_OUT, RUNNING_AWAY
 from tests.support.tokenizer_helpers import gguf_tokenizer
@@ -220,6 +220,29 @@ def test_lists_that_grow_as_powers_of_two_are_not_copied(monkeypatch):
     with pytest.raises(JllamaError, match="or more than 1000 items"):
         ChatTemplate("").render([{"role": "user", "content": pair}])
     assert ChatTemplate("x").render([{"role": "user", "content": ["x"] * 900}]) == "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "sound"),
+    [
+        (["x", "x", {"k": (1,)}], True),  # two lists, a mapping, a key and three others
+        (["x", "x", "x", {"k": (1,)}], False),
+        ([[[1]]], True),
+        ([[[[1]]]], False),
+        ({"k": {"k": {"k": 1}}}, True),
+        ({"k": {"k": {"k": []}}}, True),
+        ({"k": {"k": {"k": [1]}}}, False),
+    ],
+    ids=str,
+)
+def test_how_large_and_how_deep_plain_data_may_be(monkeypatch, given, sound):
+    monkeypatch.setattr("jllama.text.template.chat_template.MAX_ITEMS", 7)
+    monkeypatch.setattr("jllama.text.template.chat_template.MAX_DEPTH", 3)
+    if sound:
+        assert json.dumps(plain_data(given, "it")) == json.dumps(given)
+    else:
+        with pytest.raises(JllamaError, match="it holds lists or dictionaries that nest deeper than 3 or"):
+            plain_data(given, "it")
 
 
 def test_the_callers_messages_stay_as_they_are():

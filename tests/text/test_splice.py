@@ -75,6 +75,15 @@ def test_without_a_question_behind_them_answers_are_kept_as_well(make):
     assert tokenizer.encode_chat(messages) == [257, 258, 258, 257]
 
 
+@pytest.mark.parametrize(("asks", "blank"), [(False, " "), (True, "")])
+def test_where_nothing_is_asked_what_stands_before_an_answer_is_as_it_is_written(make, asks, blank):
+    """Though the text ends with the word before it, as one that asks would."""
+    tokenizer = make("{% for m in messages %}[A] {{ m.content }} {% endfor %}[A]")
+    messages = [{"role": "assistant", "content": "x", "token_ids": [258]}]
+    ids = tokenizer.encode_chat(messages, add_generation_prompt=asks)
+    assert tokenizer.decode(ids, skip_special=False) == f"[A]{blank}<|end|> [A]"
+
+
 @pytest.mark.parametrize("ids", [5, "<|end|>", [1.5], [True], [-1], [[1]], {"a": 1}])
 def test_token_ids_are_whole_numbers(make, ids):
     with pytest.raises(JllamaError, match="token_ids of a message must be"):

@@ -88,6 +88,14 @@ def test_a_template_that_refuses_long_ids_where_it_likes_to(refused):
     )
 
 
+@pytest.mark.parametrize(("times", "has"), [(0, False), (1, True), (2, False)])
+def test_a_template_takes_a_system_message_if_it_writes_it_once(times, has):
+    source = "{% for m in messages %}{{ m.content }}{% if m.role == 'system' %}@{% endif %}{% endfor %}"
+    source = source.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")
+    found = Manner.of(ChatTemplate(source.replace("@", "{{ m.content }}" * times)))
+    assert found.has_system is has
+
+
 @pytest.mark.parametrize("name", MANNERS)
 def test_tools_calls_and_results_reach_the_model(name):
     calls = CALLS[: 2 if Manner.of(template(name)).format.several else 1]
