@@ -6,6 +6,7 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.keys import HfKeys
 from jllama.families.kinds import every, gguf_slides, kind_fields
+from jllama.families.rope_check import check_rope
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
 
@@ -62,9 +63,12 @@ NEAR, FAR = 7, None  # windows
     ("model_type", "changes", "windows"),
     [
         ("mistral", dict(sliding_window=7), [NEAR] * 4),
+        ("mistral", dict(sliding_window=7, use_sliding_window=False), [NEAR] * 4),  # a key of Qwen's
         ("ministral3", {}, [FAR] * 4),
         ("qwen2", dict(use_sliding_window=True, sliding_window=7, max_window_layers=3), [FAR] * 3 + [NEAR]),
         ("qwen2", dict(use_sliding_window=True, sliding_window=7, max_window_layers=0), [NEAR] * 4),
+        ("qwen2", dict(use_sliding_window=True, max_window_layers=3), [FAR] * 3 + [4096]),
+        ("qwen2", dict(use_sliding_window=True, sliding_window=None, max_window_layers=3), [FAR] * 4),
         ("qwen3", dict(use_sliding_window=True, sliding_window=7), [FAR] * 4),
         ("gemma2", dict(sliding_window=7), [NEAR, FAR] * 2),
         ("gemma3_text", dict(sliding_window=7, sliding_window_pattern=3), [NEAR, NEAR, FAR, NEAR]),
@@ -263,6 +267,13 @@ def test_no_layer_slides_without_a_window():
 
     assert gguf_slides(Keys(), 2, None) == [False] * 4
     assert gguf_slides(Keys(), 2, 7) == [True] * 4
+
+
+@pytest.mark.parametrize("theta", [5e-324, 1e-38])
+def test_a_base_that_gives_angles_beyond_all_numbers(theta):
+    """Refused in words; no warning of NumPy's comes before them."""
+    with pytest.raises(JllamaError, match="angles that are no numbers"):
+        check_rope(Rope(rope_theta=theta), 256, 2048)
 
 
 YARN = dict(rope__scaling__type="yarn", rope__scaling__factor=4.0)

@@ -14,8 +14,10 @@ from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch, plan
 from jllama.kernels.gpu.family import decode_frequencies
 from jllama.layers.cache import KVCache
+from jllama.layers.kind import LayerKind
 from jllama.layers.qtensor import QTensor, dequantize, recorded
 from jllama.layers.quantization import Scheme, quantize
+from jllama.layers.rope import Rope
 from tests.support import emulation
 from tests.support.block_files import random_weight
 from tests.support.placed import gathered, scattered
@@ -61,6 +63,21 @@ FILES = {
     "q5_0": (("Q5_0", "Q5_1", "Q4_1", "IQ4_NL", "Q5_1"),),
     "mixed": (("Q6_K Q8_0", "Q4_K", "Q5_0", "Q4_0", "Q8_0"), ("Q4_K", "bf16", "Q4_K", "Q4_0 Q4_1", "Q8_0")),
 }
+
+
+GROWING = Rope(llama_4_scaling_beta=0.3, original_max_position_embeddings=2)
+KINDS = dict(layer_kinds=(LayerKind(4, Rope()), LayerKind(None, GROWING)), final_logit_softcapping=3.0)
+
+
+def begun(config: ModelConfig) -> KVCache:
+    """Of three texts, which hold 6, 0 and 3 tokens."""
+    cache = KVCache.empty(config, batch=3, max_len=16, dtype="bfloat16")
+    random = np.random.default_rng(1)
+    keys, values = (
+        tuple(jnp.asarray(random.normal(size=leaf.shape), leaf.dtype) for leaf in leaves)
+        for leaves in (cache.keys, cache.values)
+    )
+    return dataclasses.replace(cache, keys=keys, values=values, length=jnp.array([6, 0, 3], jnp.int32))
 
 
 def weights(config: ModelConfig, stored: str, dtype="bfloat16"):

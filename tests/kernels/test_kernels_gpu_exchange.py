@@ -8,10 +8,9 @@ import pytest
 from jllama import model
 from jllama.kernels.gpu import exchange, peers, wide_batch
 from jllama.layers.attention import append_and_attend
-from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.norm import rms_norm
-from tests.kernels.test_kernels_gpu import distance, shape, weights
+from tests.kernels.test_kernels_gpu import KINDS, begun, distance, shape, weights
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 from tests.kernels.test_kernels_gpu_peers import small_boxes as small_boxes
 from tests.support import emulation
@@ -105,11 +104,13 @@ def test_sums_and_their_norm_emulated(tmp_path, gpus, rows, slices):
 
 
 @pytest.mark.parametrize(
-    ("stored", "peers"), [("bf16", None), ("int8", None), ("int4", None), ("bf16", "all")]
+    ("stored", "peers", "more"),
+    [("bf16", None, {}), ("int8", None, KINDS), ("int4", None, {}), ("bf16", "all", KINDS)],
 )
-def test_a_wide_step_is_the_models(monkeypatch, stored, peers):
+def test_a_wide_step_is_the_models(monkeypatch, stored, peers, more):
     """Its order of products, sums and norms; with XLA's sums of one device in the kernels' place."""
-    config = shape(64, 96, 2, 4, 2, 32, vocab=50, attention_bias=True, mlp_bias=True, residual_multiplier=0.5)
+    biases = dict(attention_bias=True, mlp_bias=True)
+    config = shape(64, 96, 2, 4, 2, 32, vocab=50, residual_multiplier=0.5, **biases, **more)
     params, tokens = weights(config, stored), jnp.array([[3], [7], [9]], jnp.int32)
 
     def sums(peers, x, residual, weight, *, eps, offset, bias, by):
@@ -129,8 +130,8 @@ def test_a_wide_step_is_the_models(monkeypatch, stored, peers):
     monkeypatch.setattr(wide_batch, "streamed", streamed)
     monkeypatch.setattr(wide_batch, "taken_norm", taken)
     monkeypatch.setattr(wide_batch, "decode_attend", lambda *given: append_and_attend(*given, None))
-    cache = KVCache.empty(config, batch=3, max_len=16, dtype="bfloat16")
-    places = model.places(config, jnp.zeros((3, 1), jnp.int32), jnp.ones((3,), jnp.int32))
+    cache = begun(config)
+    places = model.places(config, cache.length[:, None], cache.length + 1)
     logits, new = wide_batch.wide_step(config, params, tokens, cache, places, peers)
     twin, twin_cache = model.forward(config, params, tokens, cache)
     assert distance(logits, twin) < 0.01

@@ -20,7 +20,7 @@ from jllama.layers.kind import ScoreRule
 from jllama.layers.linear import linear
 from jllama.layers.mlp import ACTIVATIONS
 from jllama.layers.norm import rms_norm
-from tests.kernels.test_kernels_gpu import distance, shape, weights
+from tests.kernels.test_kernels_gpu import KINDS, begun, distance, shape, weights
 from tests.kernels.test_kernels_gpu import wide as widened
 from tests.kernels.test_kernels_gpu_attention import attention_case
 from tests.kernels.test_kernels_gpu_product import LLAMA, More, bias_of, check, exact, product_case
@@ -209,9 +209,9 @@ def plain_product(weight, x, tokens, *, bias=None, gated=None, out=PLAIN, most=8
 FAMILY = dict(vocab=50, attention_bias=True, mlp_bias=True, residual_multiplier=0.5, logits_scaling=2.0)
 
 
-@pytest.mark.parametrize("stored", ["int8", "int4"])
-def test_a_step_of_such_products_is_the_models(monkeypatch, stored):
-    config = shape(128, 256, 2, 4, 2, 32, **FAMILY)
+@pytest.mark.parametrize(("stored", "more"), [("int8", KINDS | dict(qk_norm="head")), ("int4", KINDS)])
+def test_a_step_of_such_products_is_the_models(monkeypatch, stored, more):
+    config = shape(128, 256, 2, 4, 2, 32, **FAMILY, **more)
     params, tokens = weights(config, stored), jnp.array([[3], [7], [9]], jnp.int32)
 
     def sums(peers, x, residual, weight, *, eps, offset, bias, by, arrangement):
@@ -227,8 +227,8 @@ def test_a_step_of_such_products_is_the_models(monkeypatch, stored):
     monkeypatch.setattr(few_bits, "exchanged_norm", sums)
     monkeypatch.setattr(few_bits, "decode_attend", attend)
     monkeypatch.setattr(few_bits, "wide_product", plain_product)
-    cache = KVCache.empty(config, batch=3, max_len=16, dtype="bfloat16")
-    places = model.places(config, jnp.zeros((3, 1), jnp.int32), jnp.ones((3,), jnp.int32))
+    cache = begun(config)
+    places = model.places(config, cache.length[:, None], cache.length + 1)
     logits, new = few_bits.few_bits_step(config, params, tokens, cache, places)
     twin, twin_cache = model.forward(config, params, tokens, cache)
     assert distance(logits, twin) < 0.01
