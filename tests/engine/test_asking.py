@@ -84,7 +84,14 @@ def test_they_give_what_single_steps_give(monkeypatch, free, options):
 def test_a_row_that_is_alone_jumps_over_what_must_come(monkeypatch, options):
     params, jumps, jump = random_params(CONFIG, "float32"), [], asking.jump
     monkeypatch.setattr("jllama.kernels.target.Target.chunk_steps", 3)
-    monkeypatch.setattr(decoder, "jump", lambda *given: (jumps.append(given[-1]), jump(*given)))
+
+    def noted(slots, *given):
+        before = slots.state
+        jump(slots, *given)
+        jumps.append(given[-1])
+        assert all(leaf.is_deleted() for leaf in (before.token, before.generated, before.counts.answer))
+
+    monkeypatch.setattr(decoder, "jump", noted)
     (wanted,), _ = answers(empty_slots(CONFIG, params, 1, 128), **options)
     slots = empty_slots(CONFIG, params, 1, 128)
     played(monkeypatch, slots)

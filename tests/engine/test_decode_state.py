@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.engine.decoder import _next_steps, bursts
+from jllama.engine.decoder import _next_steps, bursts, read_prompt
 from jllama.engine.state import NO_TOKEN, Way, not_finite, take_token
 from jllama.engine.step import BURST, HURRIED
 from jllama.errors import JllamaError
-from tests.support.decoding import CPU, as_on_a_gpu, empty_slots, row_of, started
+from tests.support.decoding import CPU, as_on_a_gpu, empty_slots, row_of
 from tests.support.helpers import random_params
 
 V, S, HOW = 61, 16, Way(CPU)
@@ -45,9 +45,13 @@ def test_each_token_has_a_random_number_of_its_own(tiny_config):
 @pytest.mark.parametrize("slots", [1, 2])
 def test_the_cache_is_donated_from_call_to_call(tiny_config, tiny_params, slots):
     made = empty_slots(tiny_config, tiny_params, slots, S)
-    before = made.state.cache
-    started(made, [[1, 2, 3]] * slots)
-    assert all(leaf.is_deleted() for leaf in (*before.keys, *before.values))
+    before, row = made.state, row_of(tiny_config, [1, 2, 3])
+    logits = read_prompt(made, row.prompt)
+    read = made.state
+    assert all(leaf.is_deleted() for leaf in (*before.cache.keys, *before.cache.values))
+    made.begin_together([(0, row, 0)], logits)
+    assert all(leaf.is_deleted() for leaf in (*read.cache.keys, *read.cache.values))
+    assert slots == 1 or read.token.is_deleted()  # a single row brings all but the cache
     assert not made.state.cache.keys[0].is_deleted()
 
 
