@@ -1,5 +1,6 @@
 """What the operations of a chat template cost, that they pay before they make it, and what a meter counts."""
 
+import contextlib
 import re
 import sys
 import time
@@ -307,6 +308,27 @@ def test_the_items_of_a_stream_are_paid_before_they_are_made():
         with pytest.raises(TemplateRefused):
             list(items)
     assert len(made) == 4  # the fourth was asked for, and not handed on
+
+
+def test_each_item_of_a_stream_looks_at_the_clock(monkeypatch):
+    asked = []
+    with metering(None) as meter:
+        monkeypatch.setattr(meter, "look", lambda: asked.append(1))
+        assert list(prices.paid_items("abc")) == ["a", "b", "c"]
+    assert asked == [1] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["rfind", "rindex", "rpartition", "rsplit", "strip", "lstrip", "rstrip", "find", "removeprefix"]
+)
+def test_a_slow_search_has_a_size_at_most(monkeypatch, name):
+    monkeypatch.setattr(prices, "MAX_SEARCH", 100)
+    is_slow = name not in ("find", "removeprefix")
+    with metering(None):
+        prices.pay_for_method("a" * 10, name, ("b" * 10,), {})
+        for owner, args in (("a" * 11, ("b" * 10,)), ("a" * 10, ("b", "c" * 11)), ("a" * 10, (1, "c" * 11))):
+            with pytest.raises(TemplateRefused, match="huge text") if is_slow else contextlib.nullcontext():
+                prices.pay_for_method(owner, name, args, {})
 
 
 def test_a_joined_stream_is_read_once():
