@@ -15,7 +15,7 @@ import pytest
 
 from jllama.checkpoint import reading, shards
 from jllama.checkpoint.formats import gguf
-from jllama.checkpoint.formats.saved import WEIGHTS, is_saved, saved_config
+from jllama.checkpoint.formats.saved import WEIGHTS, _quantized, is_saved, saved_config
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
 from jllama.checkpoint.layout import Leaf, Part, layout
 from jllama.checkpoint.leaves import automatic, dense
@@ -516,6 +516,30 @@ def test_a_directory_of_ours_that_is_damaged_is_told(tmp_path, damage):
     (tmp_path / "config.json").write_text(json.dumps({key: SAVED[key] for key in ("quantization_config",)}))
     with pytest.raises(JllamaError, match=r"config.json is damaged"):
         saved_config(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("damaged", [None, "scales", "offsets", "scale_units", "offset_units"])
+@pytest.mark.parametrize("last", [np.int8, np.uint8])
+def test_no_scale_offset_or_unit_of_ours_is_odd(damaged, odd, last):
+    kinds = ("values", "scales", "offsets", "scale_units", "offset_units")
+    arrays = {kind: np.ones((2, 3), np.float16) for kind in kinds} | {"values": np.ones((2, 32), last)}
+    if damaged:
+        arrays[damaged][1, 2] = odd
+    wanted = Leaf(shape=(2, 32), parts=(Part(name="t", shape=(2, 32)),))
+
+    def made(kinds):
+        return _quantized(lambda name: arrays[name.removeprefix("t.")], "t", wanted, kinds)
+
+    if damaged:
+        with pytest.raises(
+            JllamaError, match=r"^t: a scale or offset is NaN or infinite: quantise the model"
+        ):
+            made(kinds)
+        return
+    whole, bare = made(kinds), made(kinds[:2])
+    assert all(getattr(whole, kind) is array for kind, array in arrays.items())
+    assert (whole.bits, whole.shape, bare.offsets) == (8 if last is np.int8 else 4, (2, 32), None)
 
 
 @pytest.mark.parametrize("refusal", [None, "no kernel"])

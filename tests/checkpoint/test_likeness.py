@@ -1,7 +1,11 @@
 """What tells one model's files from another's, without reading all of them."""
 
+import contextlib
+import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jllama import loading
@@ -10,7 +14,7 @@ from jllama.checkpoint.formats.gguf import read_gguf_header
 from jllama.checkpoint.formats.safetensors import read_header
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
-from tests.support.checkpoint_files import KEYS, write_gguf
+from tests.support.checkpoint_files import KEYS, write_gguf, write_safetensors
 from tests.support.checkpoint_generator import random_tensors
 
 
@@ -74,3 +78,33 @@ def test_what_must_be_the_same_has_a_name(tiny_config):
     assert [*marks] == ["version of jllama or jax", *changed]
     for name, other in changed.items():
         assert [key for key in marks if marks[key] != other[key]] == [name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"u": np.zeros((2, 3), np.float32)},
+        {"t": np.zeros((3, 2), np.float32)},
+        {"t": np.zeros(6, np.float32)},
+        {"t": np.zeros((2, 6), np.float16)},
+        {"t": np.zeros((2, 4), np.float32)},
+        {"t": np.zeros((2, 3), np.float32), "u": np.zeros(0, np.float32)},
+    ],
+)
+def test_names_shapes_and_types_count_whatever_the_bytes_are(tmp_path, other):
+    found = []
+    for tensors in ({"t": np.zeros((2, 3), np.float32)}, other):
+        write_safetensors(tmp_path / "model.safetensors", tensors)
+        found.append(likeness.sampled(ModelFiles(description="x", directory=tmp_path)))
+    assert found[0] != found[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts with Linux's /proc")
+@pytest.mark.parametrize("fails", [False, True])
+def test_files_are_closed_again(copied, monkeypatch, fails):
+    before = sorted(os.listdir("/proc/self/fd"))
+    if fails:
+        monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with pytest.raises(JllamaError, match="ends inside") if fails else contextlib.nullcontext():
+        likeness.sampled(copied[0])
+    assert sorted(os.listdir("/proc/self/fd")) == before
