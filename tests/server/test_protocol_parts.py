@@ -142,6 +142,7 @@ def test_what_does_not_go_together(kind, given, param):
         ({"logprobs": False}, None),
         ({"logprobs": True}, 0),
         ({"logprobs": True, "top_logprobs": 20}, 20),
+        ({"logprobs": True, "return_token_ids": True}, 0),
     ],
 )
 def test_how_many_tokens_are_told_beside_each(given, likeliest):
@@ -185,6 +186,7 @@ def test_prompts_of_each_kind(prompt, ids):
         (["a", 1], "a list holds texts, token ids or lists of token ids"),
         ([128], "prompt: token 128 is unknown; they go from 0 to 127"),
         ([[1], [128]], "prompt: token 128 is unknown"),
+        ([[128], [1]], "prompt: token 128 is unknown"),
     ],
 )
 def test_what_is_no_prompt(prompt, words):
@@ -228,6 +230,8 @@ def test_what_is_empty_is_absent():
     assert (message.content, message.name, message.tool_calls) == ("a", None, None)
     (called,) = read(dict(role="assistant", tool_calls=[CALL]))
     assert called.content is None
+    (silent,) = read(USER | dict(content=""))
+    assert silent.content == ""
     (kept,) = read(ASSISTANT | dict(token_ids=[1, 2]))
     assert kept.token_ids == [1, 2]
 

@@ -191,6 +191,14 @@ SCHEMA = {"type": "integer"}
             {"json_schema": SCHEMA},
             "response_format",
         ),
+        *(
+            (
+                dict(response_format={"type": "json_object", "schema": anything}),
+                {"json_schema": anything},
+                "response_format",
+            )
+            for anything in ({}, True, False)
+        ),
         (
             dict(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}),
             {"json_schema": SCHEMA},
