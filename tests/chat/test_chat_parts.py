@@ -98,6 +98,18 @@ def test_what_is_being_said_ends_with_its_branch():
     assert said == ["ended"] * 2
 
 
+def test_turns_are_lost_that_no_other_branch_has():
+    """Whichever has them: the current one, or one that sleeps."""
+    talk, (a, b, c) = Branches(NoSession()), map(turn, "abc")
+    for name, turns in (("one", (a, b)), ("two", (a, b, c)), ("three", (a,))):
+        talk.fork(name)
+        talk.branch.messages = tuple(message for pair in turns for message in pair)
+    talk.switch("main")
+    assert talk.delete("one") == ()
+    assert talk.delete("two") == (b, c)
+    assert talk.delete("three") == (a,)
+
+
 def test_there_are_a_hundred_branches_at_most():
     talk = Branches(NoSession())
     for number in range(MAX_BRANCHES - 1):

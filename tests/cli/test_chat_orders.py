@@ -206,6 +206,9 @@ def test_a_system_message_is_removed_by_a_dash(chat):
 def test_nothing_was_said_yet():
     chat = Chat(Talk(), GenerationSettings(), Screen())
     chat.conversation.result.generated_tokens = 0
+    chat.conversation.branch.messages = (Message("user", "a"), Message("assistant", "b"))
+    assert said(chat, "/stats") == ["no answer yet"]  # those were loaded
+    chat.conversation.branch.messages = ()
     assert said(chat, "/show") == ["nothing was said yet"]
     assert said(chat, "/stats") == ["no answer yet"]
     assert said(chat, "/tree") == ["  ◆  main  ← here"]

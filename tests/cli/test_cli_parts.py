@@ -1,6 +1,7 @@
 """The programs' parts by themselves: words and flags, tables, streams, requests; no model is loaded."""
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import io
@@ -588,6 +589,15 @@ def test_what_each_of_several_devices_takes(monkeypatch):
     assert inspect.each_device(config, cache, 2, "auto", 1000)["weights"] == 250, "a file's own blocks"
     with pytest.raises(JllamaError):
         inspect.each_device(config, cache, 3, "none", None)
+    few = dataclasses.replace(config, num_key_value_heads=2)  # of four devices each has one of its own
+    told = inspect.each_device(few, cache, 4, "none", None)
+    assert told["kv_cache"] == pytest.approx(2 * 2 * 16 * 128 * 2, abs=64)
+    stored = [
+        inspect.each_device(config, cache, 2, how, kept)["stored"]
+        for how in ("none", "auto")
+        for kept in (None, 9)
+    ]
+    assert stored == ["bfloat16", "bfloat16", "bfloat16", "auto"]
 
 
 # Words and flags.
@@ -2350,9 +2360,10 @@ def test_what_a_model_takes_as_it_is_stored_is_told_of_files_that_fit(monkeypatc
 
 
 def test_kinds_of_layers_are_told_in_words():
-    def printed(name: str) -> str:
+    def printed(name: str, layers: int = 0) -> str:
         shape = ready_made.shape(name)
         report = inspect.describe(ModelConfig.from_hf(shape), [], 16, 1)
+        report["config"]["num_hidden_layers"] = layers or report["config"]["num_hidden_layers"]
         lines = inspect.as_text(report | {"model": name}, with_tensors=False).splitlines()
         return next(line.split(maxsplit=1)[1] for line in lines if line.startswith("  layer_kinds"))
 
@@ -2362,3 +2373,4 @@ def test_kinds_of_layers_are_told_in_words():
         "1 × sees everything, default rotation of base 1e+06"
     )
     assert printed("smollm3-3b").endswith("1 × sees everything, without positions; repeated over 36 layers")
+    assert printed("smollm3-3b", 4).endswith("1 × sees everything, without positions"), "once each"

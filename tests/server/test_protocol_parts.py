@@ -149,6 +149,13 @@ def test_how_many_tokens_are_told_beside_each(given, likeliest):
     assert made(ChatRequest, messages=[], **given).likeliest == likeliest
 
 
+def test_of_no_token_at_all_none_can_be_the_least():
+    asked = made(CompletionRequest, prompt="a", max_tokens=0, echo=True, min_tokens=1)
+    with pytest.raises(ApiError, match="min_tokens=1 is more than the limit of 0") as error:
+        asked.settings({}, 128)
+    assert (error.value.status, error.value.param) == (400, "min_tokens")
+
+
 def test_a_request_to_tokenize():
     plain = made(TokenizeRequest, prompt="")
     assert (plain.add_special_tokens, plain.parse_special, plain.return_token_strs) == (True, False, False)
