@@ -124,7 +124,9 @@ def test_what_programs_have_at_hand_is_taken():
     assert (made.temperature, type(made.temperature), type(made.top_k)) == (0.5, float, int)
     assert (made.stop, made.logit_bias) == ((), {4: 1e9, 5: -1e9})
     assert all(type(token) is int and type(bias) is float for token, bias in made.logit_bias.items())
-    assert GenerationSettings(stop="ab").stop == ("ab",)
+    assert GenerationSettings(stop="ab").stop == GenerationSettings(choice="ab").choice == ("ab",)
+    assert GenerationSettings(choice=iter(["a", "b"])).choice == ("a", "b")
+    assert GenerationSettings(choice=None).choice == ()
     for given in (5, [5], iter([np.int32(5)]), np.array([5])):
         (token,) = GenerationSettings(stop_token_ids=given).stop_token_ids
         assert (token, type(token)) == (5, int)

@@ -574,6 +574,29 @@ def test_where_a_stream_tells_its_usage(options, in_chunks, last):
     assert envelope.whole([], [one])["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
 
 
+def test_an_envelope_tells_of_each_prompt_once_and_of_all_thoughts():
+    def one(prompt, tokens, thoughts):
+        result = SimpleNamespace(prompt_tokens=prompt, reused_tokens=prompt - 1)
+        stream = SimpleNamespace(answer=SimpleNamespace(result=result))
+        return SimpleNamespace(tokens=tokens, thought_tokens=thoughts, stream=stream)
+
+    service = SimpleNamespace(options=SimpleNamespace(names=("m", "alias")), fingerprint="fp")
+    options = StreamOptions(include_usage=True, continuous_usage_stats=True)
+    envelope = Envelope(service, "x", "kind", options, prompts=2)
+    choices = [one(2, 3, 1), one(2, 4, 0), one(5, 5, 2), one(5, 6, 0)]
+    counts = {"prompt_tokens": 7, "completion_tokens": 18, "total_tokens": 25}
+    counts |= {"prompt_tokens_details": {"cached_tokens": 5}}
+    whole = envelope.whole([{"index": 0}], choices)
+    assert (whole["model"], whole["system_fingerprint"], whole["object"]) == ("m", "fp", "kind")
+    assert whole["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 3}}
+    (last,) = envelope.last(choices)
+    assert json.loads(last.removeprefix(b"data: "))["usage"] == whole["usage"]
+    chunk = json.loads(envelope.chunk({"index": 0}, choices).removeprefix(b"data: "))
+    assert chunk["usage"] == counts
+    assert chunk["id"] == whole["id"]
+    assert chunk["id"].startswith("x-")
+
+
 # Log-probabilities.
 
 
