@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
@@ -508,6 +509,10 @@ def test_a_part_of_a_tensor(tmp_path):
     with pytest.raises(JllamaError, match=r"f ends inside x; download it again"):
         reader.read(one, 88, out)
     handles = len(os.listdir("/proc/self/fd"))
+    (number,) = reader._files.values()
+    assert fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY  # a file that nobody may write
+    reader.open(tmp_path / "f")
+    assert len(os.listdir("/proc/self/fd")) == handles
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == handles - 1
     with pytest.raises(JllamaError, match=r"cannot read .*absent: No such file"):

@@ -54,6 +54,19 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path, there):
     assert listed(tmp_path) == ["a", "a/b", "a/b/config.json", "c"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_whoever_may_read_a_new_directory_may_read_what_appears(tmp_path, there):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "inner").touch()
+    if there:
+        (tmp_path / "x").mkdir()
+    with appearing(tmp_path / "x") as directory:
+        (directory / "inner").touch()
+    for name in ("", "inner"):
+        modes = {(tmp_path / place / name).stat().st_mode for place in ("plain", "x")}
+        assert len(modes) == 1
+
+
 def test_a_name_of_any_length_that_a_file_may_have_will_do(tmp_path):
     with appearing(tmp_path / ("x" * 255)) as directory:
         assert directory.parent.name.startswith("." + "x" * 40 + "-")

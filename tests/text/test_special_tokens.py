@@ -159,8 +159,26 @@ def test_a_broken_template_does_not_stop_plain_text(tmp_path):
     files["tokenizer_config"] = {"chat_template": "{% if %}"}
     tokenizer = Tokenizer.from_dir(write_directory(tmp_path, **files))
     assert tokenizer.decode(tokenizer.encode("a")) == "a"
+    assert tokenizer.eos_ids == frozenset()
     with pytest.raises(JllamaError, match="does not compile"):
         tokenizer.encode_chat([])
+
+
+def test_a_template_is_compiled_once(tmp_path, monkeypatch):
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    files = {"tokenizer__json": byte_level_json(), "tokenizer_config": {"chat_template": named}}
+    tokenizer, compiled = Tokenizer.from_dir(write_directory(tmp_path, **files)), []
+    compile_template = tokenizer.compile_template
+    monkeypatch.setattr(
+        tokenizer, "compile_template", lambda source: compiled.append(source) or compile_template(source)
+    )
+    for _ in range(2):
+        tokenizer.encode_chat([])
+        tokenizer.encode_chat([], tools=[{"name": "f"}])
+        tokenizer.encode_chat([], template="tool_use")
+        assert tokenizer.chat_template.source == "plain"
+        assert tokenizer.template_for_tools().source == "tools"
+    assert compiled == ["plain", "tools"]
 
 
 def test_add_bos_token_of_the_configuration_wins(tmp_path):

@@ -309,6 +309,20 @@ def test_a_single_word(text, parts):
     assert SpecialTokens([Special(text="end", id=1, single_word=True)]).split(text) == parts
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("<e>", [1]),
+        (" <e> ", [" ", 1, " "]),
+        ("a<e>", ["a<e>"]),
+        ("<e>a", ["<e>a"]),
+        (".<e><e>", [".", 1, 1]),
+    ],
+)
+def test_a_single_word_may_be_of_marks(text, parts):
+    assert SpecialTokens([Special(text="<e>", id=1, single_word=True)]).split(text) == parts
+
+
 def test_where_a_single_word_is_none_a_shorter_token_is_one():
     specials = SpecialTokens([Special(text="end", id=1, single_word=True), Special(text="en", id=2)])
     assert specials.split("ends end") == [2, "ds ", 1]

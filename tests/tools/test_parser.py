@@ -163,6 +163,20 @@ def test_a_call_that_is_cut_before_its_arguments_leaves_no_marks(format):
         assert calls_of(behind.push(f"So. {mark[0]}[", final=True)) == ("So.", [])
 
 
+@pytest.mark.parametrize(
+    ("format", "text", "rest"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}}}</tool_call> }', "}</tool_call> }"),
+        ("llama", '{"name": "f", "parameters": {}} }', "}"),
+        ("mistral-args", "[TOOL_CALLS]f[ARGS]{}} and", "} and"),
+        ("mistral-args", "[TOOL_CALLS]f[ARGS]{} }", "}"),
+    ],
+)
+def test_behind_a_call_one_brace_goes_where_the_format_has_one(format, text, rest):
+    for cuts in ((), range(len(text))):
+        assert read(format, text, cuts, sure=True) == read(format, text, cuts) == (rest, [("f", "{}")])
+
+
 MARKS = (
     "<tool_call>",
     "</tool_call>",

@@ -32,7 +32,7 @@ class Traced(str):
     def __new__(cls, text: str, origins: str = GIVEN) -> "Traced":
         """One origin is that of the whole text."""
         made = super().__new__(cls, text)
-        made.origins = origins if len(origins) == len(text) != 1 else origins * len(text)
+        made.origins = origins if len(origins) == len(text) else origins * len(text)
         return made
 
     def __str__(self) -> str:
