@@ -22,7 +22,7 @@ from jllama.checkpoint.leaves import automatic, dense
 from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
 from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
-from jllama.checkpoint.leaves.gguf_blocks import form_of
+from jllama.checkpoint.leaves.gguf_blocks import form_of, outline
 from jllama.config import LayerKind, ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
@@ -205,6 +205,23 @@ def test_a_leaf_keeps_what_is_stored_in_blocks_alone():
         assert form_of(leaf, held) == form
     vector = Leaf(shape=(2,), parts=(Part(name="a", shape=(2,)),))
     assert form_of(vector, held) is None
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("layout_", ["rows", "tiles", "records"])
+def test_a_leaf_without_its_numbers_has_its_format_and_where_it_has_one_the_layout(kind, layout_):
+    """Records hold weights of two levels alone."""
+    form, parts = TYPES[kind].form, (Part(name="t", shape=(6, 512)),)
+    made = outline(Leaf(shape=(2, 3, 512), parts=parts), form, layout_)
+    two_levels = form.scales == "int8"
+    assert made.layout == ("rows" if layout_ == "records" and not two_levels else layout_)
+    assert (made.shape, made.bits) == ((2, 3, 512), form.bits)
+    assert made.values.shape == (6, 512 * form.bits // 8)
+    assert (made.scales.shape, made.scales.dtype.name) == ((6, 512 // form.group), form.scales)
+    assert (made.offsets is not None) == form.offsets
+    assert (made.scale_units is not None) == two_levels
+    assert (made.offset_units is not None) == (two_levels and form.offsets)
+    assert made.scale_units is None or made.scale_units.shape == (6, 2)
 
 
 SMALL = ModelConfig(
