@@ -16,6 +16,7 @@ from jllama.engine.scheduler import Scheduler, Stats
 from jllama.engine.slot_warm_up import compile_all
 from jllama.engine.slots import STOPS, Slots
 from jllama.engine.step import BURST
+from jllama.engine.turns import worth_copying
 from jllama.errors import JllamaError
 from jllama.grammar.constraint import constraint_for
 from jllama.layers.sampling import LIKELIEST
@@ -68,6 +69,8 @@ class Engine:
         advice = f"use fewer slots than {slots}, a smaller max_seq_len or dtype bfloat16"
         whole: Any = dict(advice=advice, devices=sharding.devices_under(model.params))
         check_cache(config, model.dtype, batch=slots, max_len=self.max_seq_len, **whole)
+        room = dict(slots=slots, max_len=self.max_seq_len)
+        self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
         borders = Borders.of(config)
         rules: Any = dict(
             max_queue=max_queue,
@@ -75,10 +78,9 @@ class Engine:
             patient=patient,
             context=config.context_length,
             side=borders.side,
+            worth_copying=worth_copying(self._slots.target),
         )
         scheduler = Scheduler(slots, self.max_seq_len, **rules)
-        room = dict(slots=slots, max_len=self.max_seq_len)
-        self._slots = Slots.empty(config, model.params, dtype=model.dtype, **room)
         self._loop = Loop(self._slots, scheduler, borders)
         self._masked, self._compiles_masked = threading.Lock(), False
 

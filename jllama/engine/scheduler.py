@@ -12,7 +12,7 @@ import numpy as np
 from jllama.engine.beginnings import Beginnings
 from jllama.errors import JllamaError, PromptTooLongError, QueueFullError
 
-WORTH_COPYING = 32  # tokens: a shorter prefix is read anew as quickly
+WORTH_COPYING = 32  # tokens: unless the engine says otherwise, a shorter beginning is read anew
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,6 +70,7 @@ class Scheduler:
         patient: bool = False,
         context: int | None = None,
         side: Callable[[int], int] = lambda count: 0,
+        worth_copying: int = WORTH_COPYING,
     ) -> None:
         """All slots are free.
 
@@ -82,9 +83,11 @@ class Scheduler:
             read: a step of few rows takes nearly as long as one of many.
           context: positions that a slot could have at most, by the model; None: not known.
           side: of a text's length; texts of different sides share nothing (`Borders.side`).
+          worth_copying: tokens; a shorter beginning that another slot holds is read anew.
         """
         self.max_len, self._max_queue, self._share = max_len, max_queue, share
         self._patient, self._context, self._side = patient, context, side
+        self._worth_copying = worth_copying
         self._sides = [0] * slots  # of what a slot holds
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: list[Job | None] = [None] * slots
@@ -204,12 +207,12 @@ class Scheduler:
         while self.waiting and (free := self.free):
             job = self.waiting[0]
             source, count = (-1, 0) if job.whole else self._best_source(job.prompt)
-            if not job.whole and self._soon(job.prompt) > max(count, WORTH_COPYING - 1):
+            if not job.whole and self._soon(job.prompt) > max(count, self._worth_copying - 1):
                 return  # it costs nothing to wait: prompts are read one after the other
             self.waiting.popleft()
             held_here = source in free and count > 0
             job.slot = source if held_here else free[0]
-            job.done = count if held_here or count >= WORTH_COPYING else 0
+            job.done = count if held_here or count >= self._worth_copying else 0
             self._sides[job.slot] = self._side(len(job.prompt))
             self._placed += 1
             self.jobs[job.slot], self._used[job.slot] = job, self._placed

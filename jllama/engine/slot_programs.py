@@ -224,26 +224,16 @@ def _no_scores(rows: int, vocab_size: int) -> Scores:
     return Scores(chosen=jnp.zeros((rows,)), ids=jnp.zeros((rows, k), jnp.int32), values=jnp.zeros((rows, k)))
 
 
-@partial(jax.jit, donate_argnames="cache")
-def clear(cache: KVCache, slot: Array) -> KVCache:
+@partial(jax.jit, donate_argnames="cache", static_argnames="target")
+def clear(cache: KVCache, slot: Array, *, target: Target) -> KVCache:
     """Zeros in a slot, which holds nothing then."""
-
-    def cleared(leaf: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(leaf, jnp.zeros_like(leaf[:1]), slot, axis=0)
-
-    keys, values = (tuple(map(cleared, leaves)) for leaves in (cache.keys, cache.values))
-    return dataclasses.replace(cache, keys=keys, values=values, length=cache.length.at[slot].set(0))
+    cleared = kernels.copy_row(cache, -1, slot, cache.max_len, target)
+    return dataclasses.replace(cleared, length=cache.length.at[slot].set(0))
 
 
-@partial(jax.jit, donate_argnames="cache", static_argnames="size")
-def copy_prefix(cache: KVCache, numbers: Array, *, size: int) -> KVCache:
+@partial(jax.jit, donate_argnames="cache", static_argnames=("size", "target"))
+def copy_prefix(cache: KVCache, numbers: Array, *, size: int, target: Target) -> KVCache:
     """The first `size` positions of row `numbers[0]` into row `numbers[1]`; `numbers[2]` of them count."""
     source, to, count = numbers
-
-    def copied(leaf: Array) -> Array:
-        _, K, _, H = leaf.shape
-        part = jax.lax.dynamic_slice(leaf, (source, 0, 0, 0), (1, K, size, H))
-        return jax.lax.dynamic_update_slice(leaf, part, (to, 0, 0, 0))
-
-    keys, values = (tuple(map(copied, leaves)) for leaves in (cache.keys, cache.values))
-    return dataclasses.replace(cache, keys=keys, values=values, length=cache.length.at[to].set(count))
+    copied = kernels.copy_row(cache, source, to, size, target)
+    return dataclasses.replace(copied, length=cache.length.at[to].set(count))

@@ -47,9 +47,10 @@ def _programs(slots: Slots) -> Iterator[Program]:
     yield from _beginnings(slots)
     for bucket, how in itertools.product(slots.buckets, _ways(slots, "greedy", "scores", "floors", "short")):
         yield slot_programs.runner(how, bucket > 1), (*model, state, np.zeros((bucket + 2,), np.int32)), {}
-    yield slot_programs.clear, (state.cache, np.int32(0)), {}
+    here = dict(target=slots.target)
+    yield slot_programs.clear, (state.cache, np.int32(0)), here
     for size in {min(slots.max_len, 1 << n) for n in range(slots.max_len.bit_length() + 1)}:
-        yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size)
+        yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size, **here)
 
 
 def _masked_programs(slots: Slots) -> Iterator[Program]:

@@ -79,13 +79,13 @@ class Slots:
         """The first `count` positions of a slot, and a few more, into another."""
         size = min(self.max_len, 1 << (count - 1).bit_length())
         numbers = np.array([source, to, count], np.int32)
-        cache = slot_programs.copy_prefix(self.state.cache, numbers, size=size)
+        cache = slot_programs.copy_prefix(self.state.cache, numbers, size=size, target=self.target)
         self.state = dataclasses.replace(self.state, cache=cache)
 
     @leading.told
     def clear(self, slot: int) -> None:
         """Forgets what a slot holds. Numbers that are not finite would spoil who comes next."""
-        cache = slot_programs.clear(self.state.cache, np.int32(slot))
+        cache = slot_programs.clear(self.state.cache, np.int32(slot), target=self.target)
         self.state = dataclasses.replace(self.state, cache=cache)
 
     @property

@@ -168,7 +168,35 @@ def skips_padding(config: ModelConfig, params: Params, cache: KVCache, target: T
 
 def empty_cache(config: ModelConfig, params: Params, **room: Any) -> KVCache:
     """`sharding.empty_cache`, by memory that is zero without being written where the target's kernels run."""
-    target = target_of(params)
-    if target.platform == "cpu" and target.mesh is None and target.kernels and cpu.refusal() is None:
+    if _on_cpu(target_of(params)):
         return cpu.empty_cache(config, **room)
     return sharding.empty_cache(config, params, **room)
+
+
+def copy_row(cache: KVCache, source: Array | int, to: Array, positions: int, target: Target) -> KVCache:
+    """Keys and values of which the first positions of row `to` are those of row `source`.
+
+    Args:
+      cache: donated, so that nothing else of it is copied.
+      source: int32, a row; -1: zeros.
+      to: int32, a row.
+      positions: how many.
+      target: where the cache lies.
+    """
+    if _on_cpu(target):
+        return cpu.copy_row(cache, source, to, positions)
+    source = jnp.int32(source)
+
+    def copied(leaf: Array) -> Array:
+        _, K, _, H = leaf.shape
+        part = jax.lax.dynamic_slice(leaf, (source, 0, 0, 0), (1, K, positions, H))
+        part = jnp.where(source < 0, jnp.zeros_like(part), part)
+        return jax.lax.dynamic_update_slice(leaf, part, (to, 0, 0, 0))
+
+    keys, values = (tuple(map(copied, leaves)) for leaves in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values)
+
+
+def _on_cpu(target: Target) -> bool:
+    """Whether the CPU's kernels run there."""
+    return target.platform == "cpu" and target.mesh is None and target.kernels and cpu.refusal() is None

@@ -181,6 +181,16 @@ def test_a_prefix_of_a_running_slot_is_copied_from_the_length_that_is_worth_it(s
     assert (admission.source, admission.count) == (first.slot, shared) if copied else (second.slot, 0)
 
 
+@pytest.mark.parametrize(("shared", "places", "copied"), [(4, 2, []), (5, 1, [(0, 5)])])
+def test_which_length_is_worth_it_can_be_said(shared, places, copied):
+    scheduler = Scheduler(2, MAX_LEN, worth_copying=5)
+    first = long(500, shared)
+    scheduler.submit([first, long(501, shared)])
+    assert len(scheduler.admit()) == places  # who would copy waits for who reads
+    scheduler.read(first, len(first.prompt))
+    assert [(each.source, each.count) for each in scheduler.admit()] == copied
+
+
 def test_sharing_can_be_left_out():
     scheduler = Scheduler(2, MAX_LEN, share=False)
     for each in (long(500), long(501)):

@@ -8,7 +8,7 @@ import pytest
 from jllama.config import ModelConfig
 from jllama.engine import masked_programs, slot_programs
 from jllama.engine.state import Way
-from jllama.engine.turns import turn_tokens
+from jllama.engine.turns import turn_tokens, worth_copying
 from jllama.kernels.target import CUBLAS, ONE_BY_ONE, Target
 from tests.support.decoding import CPU, GPU, empty_slots
 
@@ -120,6 +120,10 @@ def test_a_turn_of_a_gpu_is_a_twentieth_of_a_second_of_work(config, devices, chu
 
 def test_a_turn_elsewhere_is_a_chunk():
     assert turn_tokens(SEVEN_B, CPU) == turn_tokens(sized(num_hidden_layers=1), Target("metal")) == 512
+
+
+def test_on_a_gpu_a_short_beginning_is_read_anew_where_a_cpu_copies_it():
+    assert (worth_copying(CPU), worth_copying(GPU)) == (16, 32)
 
 
 def test_a_step_of_several_rows_and_a_long_chunk_have_options_of_their_own(monkeypatch):

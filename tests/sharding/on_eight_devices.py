@@ -164,7 +164,7 @@ def test_prompts_and_copies_move_no_weights(on_four):
         (slot_programs.clear, np.int32(0), {}),
         (slot_programs.copy_prefix, np.zeros(3, np.int32), dict(size=8)),
     ):
-        text = program.lower(cache, number, **options).compile().as_text()
+        text = program.lower(cache, number, target=on_four.target, **options).compile().as_text()
         assert collectives(text) == NOTHING
         assert not copies_of_the_cache(text)
 

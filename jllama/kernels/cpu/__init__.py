@@ -4,6 +4,7 @@ XLA's own matrix-vector products reach a fraction of the memory's speed on anyth
 model spends half of a step between operations. See docs/performance.md.
 """
 
+import dataclasses
 import math
 from functools import partial
 
@@ -22,6 +23,7 @@ from jllama.layers.qtensor import QTensor
 from jllama.model import Params
 
 __all__ = [
+    "copy_row",
     "decode_refusal",
     "empty_cache",
     "forward",
@@ -59,6 +61,23 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, layers: int) -> tuple[tuple
     call = jax.ffi.ffi_call("jllama_zeros", [jax.ShapeDtypeStruct(shape, dtype)] * 2 * layers)
     leaves = tuple(call(spec=np.array([math.prod(shape) * dtype.itemsize], np.int64)))
     return leaves[:layers], leaves[layers:]
+
+
+def copy_row(cache: KVCache, source: Array | int, to: Array, positions: int) -> KVCache:
+    """The first `positions` of row `to` of keys and values are those of row `source`, of -1 zeros: in place.
+
+    XLA's own update of a slice turns a whole cache of bfloat16 to float32 and back.
+    """
+    kept = (*cache.keys, *cache.values)
+    call = jax.ffi.ffi_call(
+        "jllama_copy_row",
+        [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kept],
+        input_output_aliases={1 + i: i for i in range(len(kept))},
+    )
+    numbers = jnp.stack([jnp.int32(source), to])
+    updated = tuple(call(numbers, *kept, spec=np.array([positions, kept[0].dtype.itemsize], np.int64)))
+    layers = len(cache.keys)
+    return dataclasses.replace(cache, keys=updated[:layers], values=updated[layers:])
 
 
 def quantized_linear(w: Array | QTensor, x: Array, *, target: str = "jllama_product") -> Array:

@@ -29,7 +29,7 @@ GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuse
 COMPILERS = ("c++", "g++", "clang++")
 MOST_THREADS = 256
 PATIENCE = 600  # seconds: a busy machine compiles for minutes
-TARGETS = ("jllama_forward", "jllama_product", "jllama_zeros")
+TARGETS = ("jllama_forward", "jllama_product", "jllama_zeros", "jllama_copy_row")
 GAIN = "the CPU runs through XLA alone, which is several times slower"
 
 

@@ -414,6 +414,27 @@ extern "C" XLA_FFI_Error* jllama_zeros(XLA_FFI_CallFrame* call) {  // results of
   return nullptr;
 }
 
+// numbers [source, to], caches [B, K, S, H] -> the same memory: row `to` begins with so many positions of row `source`; with
+// zeros if that is -1.
+extern "C" XLA_FFI_Error* jllama_copy_row(XLA_FFI_CallFrame* call) {
+  if (metadata(call)) return nullptr;
+  Reader in(call);
+  const int64_t positions = in.next(), item = in.next();
+  const int32_t *numbers = (const int32_t*)in.arg(0), source = numbers[0], to = numbers[1];
+  for (int64_t i = 0; i < call->rets.size; i++) {
+    const int64_t* dims = ((XLA_FFI_Buffer*)call->rets.rets[i])->dims;
+    const int64_t K = dims[1], head = dims[2] * dims[3] * item, bytes = positions * dims[3] * item;
+    for (int64_t k = 0; k < K; k++) {
+      char *all = (char*)in.ret(i), *there = all + (to * K + k) * head;
+      if (source < 0)
+        memset(there, 0, bytes);
+      else
+        memmove(there, all + (source * K + k) * head, bytes);
+    }
+  }
+  return nullptr;
+}
+
 extern "C" void jllama_threads(int n) { thread_count = n; }
 extern "C" int jllama_pairs() { return PAIRS; }                     // for the tests
 extern "C" int jllama_tiles() { return TILES && tiles_allowed(); }  // likewise
