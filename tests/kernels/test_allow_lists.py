@@ -71,6 +71,16 @@ def refusal(config, params, target):
     return kernels.refusal(config, params, TOKEN, cache, target)
 
 
+def test_weights_that_not_all_families_have_are_known(both, monkeypatch):
+    monkeypatch.setattr(launch, "capability", lambda: (9, 0))
+    more = dict(attention_bias=True, mlp_bias=True, qk_norm="head", norm_placement="both")
+    config = dataclasses.replace(CONFIG, **more)
+    params = random_params(config, dtype="bfloat16")
+    for refused, rows in ((decode.decode_refusal, 1), (batch.batch_refusal, 2)):
+        cache = KVCache.empty(config, batch=rows, max_len=32, dtype="bfloat16")
+        assert refused(config, params, cache, np.zeros((rows, 1), np.int32)) is None
+
+
 @pytest.mark.parametrize("target", [CPU, GPU])
 def test_what_is_unknown_is_refused_by_name(both, target):
     params = random_params(CONFIG, dtype="bfloat16")

@@ -25,7 +25,9 @@ from jllama.kernels.gpu import (
     prefill,
     product,
     sample,
+    wide_product,
 )
+from jllama.kernels.gpu.constants import PLAIN, Arrangement
 from jllama.kernels.gpu.layout import Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.kernels.target import Target
 from jllama.layers.kind import ScoreRule
@@ -235,6 +237,46 @@ def test_what_cudnn_takes(head_dim, dtype, tokens, words):
     assert reason is None if words is None else words in reason
     if words is None:
         assert "attn_logit_softcapping" in prefill.prefill_refusal(head_dim, dtype, tokens, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "columns", "capability", "taken"),
+    [
+        (8, None, 64, 9, 8),
+        (8, None, 96, 9, 0),  # whole panels
+        (8, 32, 128, 9, 0),
+        (4, 32, 128, 9, 4),
+        (4, 32, 64, 9, 0),  # two panels
+        (4, 64, 128, 9, 0),
+        (8, None, 64, 8, 0),
+        (8, None, 64, 10, 0),
+        (16, None, 64, 9, 0),
+    ],
+)
+def test_for_which_weights_activations_are_arranged(gpu, bits, group, columns, capability, taken):
+    gpu.capability = (capability, 0)
+    w = np.ones((2, columns), np.float16)
+    if bits < 16:
+        scales = np.ones((2, columns // (group or columns)), np.float16 if group else np.float32)
+        offsets = scales if bits == 4 else None
+        w = QTensor(values=0, scales=scales, offsets=offsets, shape=(2, columns), bits=bits)
+    for tokens, room in ((1, 8), (8, 8), (9, 16)):
+        wanted = Arrangement(taken, room) if taken else PLAIN
+        assert wide_product.arrangement(w, tokens) == wanted
+
+
+@pytest.mark.parametrize(
+    ("formats", "packed", "recorded"),
+    [
+        ([Format(16, 0, 0)], False, False),
+        ([Format(16, 0, 0), Format(8, 0, 4)], True, False),
+        ([Format(16, 0, 0), Format(4, 32, 0, True, 16)], True, True),
+    ],
+)
+def test_what_a_plan_says_of_its_weights(formats, packed, recorded):
+    made = SimpleNamespace(every_tile=[SimpleNamespace(format=f) for f in formats])
+    assert plan.Plan.packed.fget(made) is packed
+    assert plan.Plan.recorded.fget(made) is recorded
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from jllama import kernels
 from jllama.engine.decoder import read_prompt
 from jllama.kernels.target import Target
+from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import KVCache
-from jllama.layers.kind import LayerKind
+from jllama.layers.kind import LayerKind, ScoreRule
 from tests.support.decoding import as_on_a_gpu, empty_slots, short_chunks
 
 
@@ -40,6 +43,29 @@ def test_attention_of_a_call(gpu, tiny_config, tiny_params, monkeypatch):
     monkeypatch.setattr(kernels.gpu, "chunk_refusal", lambda *_: "an older GPU")
     assert take(T=16, fresh=True) is kernels.gpu.prefill_attend
     assert take(T=16, fresh=False) is take(T=16, fresh=True, max_len=15) is None
+
+
+@pytest.mark.parametrize("only", [None, [3, 0]])
+@pytest.mark.parametrize("scores", [ScoreRule(), ScoreRule(scale=0.7, window=3)], ids=str)
+def test_a_prompt_that_nothing_precedes_by_cudnn(monkeypatch, scores, only):
+    """As the plain attention, with XLA's in cuDNN's place: what each token sees, and the scale."""
+    exact = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *given, implementation, **how: exact(*given, **how)
+    )
+    random, shape = (
+        np.random.default_rng(0),
+        SimpleNamespace(num_hidden_layers=1, num_key_value_heads=2, head_dim=4),
+    )
+    qkv = jnp.asarray(random.normal(size=(2, 5, 2, 4, 4)), jnp.float32)
+    rope = tuple(jnp.asarray(random.normal(size=(2, 5, 2)), jnp.float32) for _ in range(2))
+    cache = KVCache.empty(shape, batch=2, max_len=7, dtype="float32").layer(0)
+    only = None if only is None else jnp.asarray(only, jnp.int32)
+    ours, theirs = (
+        jax.jit(attend, static_argnums=3)(qkv, cache, rope, scores, only)
+        for attend in (kernels.gpu.prefill_attend, append_and_attend)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), ours, theirs)
 
 
 @pytest.mark.parametrize("slots", [1, 2])
