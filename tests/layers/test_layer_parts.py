@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ from jllama.layers.attention import (
 )
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
+from jllama.layers.norm import rms_norm
 from jllama.layers.qtensor import QTensor
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
-from jllama.layers.rope import Rope, attention_factor, inverse_frequencies, rope_frequencies
+from jllama.layers.rope import Rope, attention_factor, inverse_frequencies, query_scale, rope_frequencies
 from jllama.layers.sampling import (
     LIKELIEST,
     WINDOW,
@@ -162,6 +164,17 @@ def test_a_norm_of_heads_has_an_epsilon_of_a_millionth(x):
     np.testing.assert_allclose(PLAIN_NORM(ones, x * ones), ones * x / math.sqrt(x * x + 1e-6), rtol=1e-6)
 
 
+def test_a_norm_over_several_devices_is_of_all_they_have():
+    """Each of two has half of what is normalised; here both have the same."""
+    two = SimpleNamespace(
+        count=2, total=lambda part: part + 3 * part
+    )  # the other's squares are three times these
+    x, weight = jnp.array([[3.0, 4.0]]), jnp.array([2.0, 1.0])
+    mean = (25 / 2 + 3 * 25 / 2) / 2
+    made = rms_norm(weight, x, 1e-6, shards=two)
+    np.testing.assert_allclose(made, [[6 / math.sqrt(mean), 4 / math.sqrt(mean)]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_bias_is_added_before_the_rounding(rows):
     """1 + 2^-8 and 2^-8, each rounded by itself, would be 1."""
@@ -235,6 +248,14 @@ def test_where_yarn_begins_to_stretch(changes, stretch):
 def test_how_longrope_scales_attention(changes, factor):
     rope = Rope(**dict(rope_type="longrope", factor=4.0, original_max_position_embeddings=64) | changes)
     assert attention_factor(rope) == pytest.approx(factor)
+
+
+def test_queries_grow_with_each_span_of_the_length_of_training():
+    rope = Rope(llama_4_scaling_beta=0.5, original_max_position_embeddings=4)
+    made = query_scale(rope, jnp.array([[0, 3, 4], [7, 8, 400]], jnp.int32))
+    np.testing.assert_allclose(made, 1 + 0.5 * np.log([[1, 1, 2], [2, 3, 101]]), rtol=1e-6)
+    assert query_scale(Rope(), jnp.zeros((1, 1), jnp.int32)) is None
+    assert query_scale(None, jnp.zeros((1, 1), jnp.int32)) is None
 
 
 def test_frequencies_of_each_type():

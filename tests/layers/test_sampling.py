@@ -80,6 +80,18 @@ def test_extremes_of_uniform_stay_inside_the_kept_set():
         assert tokens[row] in ids
 
 
+def test_what_has_no_share_is_never_drawn():
+    """Sums of many shares go on growing by their rounding alone, behind the last token that has one."""
+    B, many = 150, 1000
+    random = np.random.default_rng(0)
+    shared = np.arange(many)[None, :] < random.integers(WINDOW, many, (B, 1))
+    logits = jnp.asarray(np.where(shared, random.random((B, many)), -200.0), jnp.float32)
+    sampling = Sampling.build(batch=B, vocab_size=many, temperature=1.0)
+    uniform = jnp.full((B,), np.nextafter(np.float32(1), np.float32(0)))
+    tokens = sample_fast(logits, sampling, empty_counts(B, many), uniform)
+    assert shared[np.arange(B), tokens].all()
+
+
 def test_greedy_takes_the_lowest_of_equal_logits_and_mixes_with_drawn_rows():
     logits = jnp.zeros((2, V), jnp.float32).at[:, jnp.array([7, 9])].set(3.0)
     sampling = Sampling.build(batch=2, vocab_size=V, temperature=1.0, top_k=2)
