@@ -404,3 +404,22 @@ def test_a_cache_that_several_processes_hold_leaves_them_not_and_none_comes_from
     assert session.snapshot() is None
     session.adopt([1, 2], cache)
     assert session.ids == held
+
+
+@pytest.mark.parametrize("error", [None, JllamaError("what was begun can't match")])
+def test_what_was_begun_is_taken_into_what_an_answer_must_match(session, monkeypatch, error):
+    """At once, before the first piece is asked for."""
+    followed, constraint = [], SimpleNamespace(error=None)
+
+    def follow(ids):
+        followed.append([*ids])
+        constraint.error = error
+
+    constraint.follow = follow
+    monkeypatch.setattr("jllama.session.constraint_for", lambda *given: constraint)
+    if error is None:
+        session.stream(PROMPT, settings(), begun=[7, 8]).close()
+    else:
+        with pytest.raises(JllamaError, match="what was begun can't match"):
+            session.stream(PROMPT, settings(), begun=[7, 8])
+    assert followed == [[7, 8]]

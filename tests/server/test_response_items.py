@@ -1,13 +1,17 @@
 """The items of a response: whoever follows the events has the items that the whole answer holds."""
 
 import copy
+import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jllama.server.choice import Delta
+from jllama.server.protocol.errors import INTERNAL, ApiError
 from jllama.server.response_items import Items
+from jllama.server.responses import ResponseTask
 from jllama.tools.events import Arguments, Begin, End
 
 PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
@@ -144,3 +148,48 @@ def test_a_call_that_was_cut_is_as_incomplete_as_the_answer(pieces, text):
     list(items.end("incomplete"))
     (call,) = items.done
     assert (call["status"], call["arguments"]) == ("incomplete", text)
+
+
+def response(reason):
+    made = ResponseTask.__new__(ResponseTask)
+    result = SimpleNamespace(prompt_tokens=9, reused_tokens=4, finish_reason=reason)
+    stream = SimpleNamespace(answer=SimpleNamespace(result=result))
+    made.choices = [SimpleNamespace(tokens=3, thought_tokens=1, stream=stream)]
+    made._head, made._items, made._number = {"id": "resp_1"}, SimpleNamespace(done=["an item"]), 0
+    return made
+
+
+def events(frames):
+    for each in frames:
+        name, data = each.decode().removesuffix("\n\n").split("\n")
+        yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "details"),
+    [("stop", "completed", None), ("length", "incomplete", {"reason": "max_output_tokens"})],
+)
+def test_a_response_as_a_whole_and_its_stream_s_ends(reason, status, details):
+    made = response(reason)
+    usage = {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 3}
+    usage |= {"output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 12}
+    whole = {"id": "resp_1", "status": status, "error": None, "incomplete_details": details}
+    whole |= {"output": ["an item"], "usage": usage}
+    assert made._response() == whole
+    begun = whole | {"status": "in_progress", "usage": None, "incomplete_details": None}
+    told = [*made.opening(), *made.closing(), *made.failing(ValueError("a secret"))]
+    kinds, contents = zip(*events(told), strict=True)
+    assert kinds == (
+        *("response.created", "response.in_progress", f"response.{status}"),
+        *("error", "response.failed"),
+    )
+    assert [each["sequence_number"] for each in contents] == [*range(5)]
+    assert [each["type"] for each in contents] == [*kinds]
+    assert [each["response"] for each in contents[:3]] == [begun, begun, whole]
+    problem = {"code": "server_error", "message": INTERNAL}
+    assert problem.items() <= contents[3].items()
+    assert contents[3]["param"] is None
+    assert contents[4]["response"] == begun | {"status": "failed", "error": problem}
+    named = ApiError(400, "no", param="input", code="its_own")
+    (_, told), _ = events(made.failing(named))
+    assert (told["code"], told["message"], told["param"]) == ("its_own", "no", "input")
