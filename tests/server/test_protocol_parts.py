@@ -1,5 +1,6 @@
 """What clients send and get, without a server: messages, prompts, limits, and errors in their one shape."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -462,6 +463,51 @@ def test_what_a_chat_s_stream_tells_of_a_delta(delta, frames, ended):
     assert found == [*(("chunk", *each) for each in frames), *([ENDED] if ended else [])]
 
 
+CALLS = (Begin(0, "id", "f"), Arguments(0, "{}"), End(0))
+
+
+@pytest.mark.parametrize(
+    ("delta", "message"),
+    [
+        (Delta(), {"content": ""}),
+        (Delta("a"), {"content": "a"}),
+        (Delta("a", "b"), {"content": "a", "reasoning_content": "b"}),
+        (Delta("a", calls=CALLS), {"content": "a", "tool_calls": [Call("id", "f", "{}").as_dict()]}),
+        (Delta(calls=CALLS), {"content": None, "tool_calls": [Call("id", "f", "{}").as_dict()]}),
+    ],
+)
+@pytest.mark.parametrize(("asked", "with_ids"), [(False, False), (True, False), (True, True)])
+def test_an_answer_of_a_chat_and_how_its_stream_begins(delta, message, asked, with_ids):
+    task, chunks = ChatTask.__new__(ChatTask), []
+    task._given = SimpleNamespace(logprobs=asked, return_token_ids=with_ids)
+    task._service = SimpleNamespace(tokenizer=BYTES)
+    task.choices = [
+        SimpleNamespace(index=at, ending={"finish_reason": "stop", "seed": at}) for at in range(2)
+    ]
+    task._envelope = SimpleNamespace(
+        whole=lambda entries, choices: (entries, choices),
+        chunk=lambda entry, choices: chunks.append((entry, choices)) or b"chunk",
+    )
+    score = scores.Placed(0, TokenScore(97, -1.0, {}))
+    entries, choices = task.whole([Delta("x"), dataclasses.replace(delta, scores=(score,))])
+    told = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": []} | (
+        {"token_id": 97} if with_ids else {}
+    )
+    logprobs = {"content": [told], "refusal": None} if asked else None
+    assert choices is task.choices
+    assert entries[1] == {
+        "index": 1,
+        "message": {"role": "assistant", **message},
+        "logprobs": logprobs,
+        "finish_reason": "stop",
+        "seed": 1,
+    }
+    assert entries[0]["message"]["content"] == "x"
+    assert [*task.opening()] == [b"chunk"] * 2
+    first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    assert chunks == [({"index": at, **first}, task.choices) for at in range(2)]
+
+
 @pytest.mark.parametrize(
     ("text", "said", "calls", "finish"),
     [
@@ -662,3 +708,94 @@ def test_how_a_text_is_tokenized(given):
     assert told == dict(count=2, max_model_len=7, tokens=[3, 4], token_strs=None)
     add, parse_special = given.get("add_special_tokens", True), given.get("parse_special", False)
     assert asked == [("a", dict(add_special=add, parse_special=parse_special))]
+
+
+# Continuations of two prompts, two of each.
+
+
+def continuations(**given):
+    """A task whose engine has taken its four requests."""
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)), stream=BYTES.stream)
+    tokenizer.token_bytes = BYTES.token_bytes
+    counted = []
+    service = SimpleNamespace(check_model=print, check_count=lambda *asked: counted.append(asked))
+    service.vocab_size, service.tokenizer, service.fingerprint = 128, tokenizer, "f"
+    service.options = SimpleNamespace(sampling={}, names=("m",))
+    task = CompletionTask(service, json.dumps(dict(prompt=[[65, 66], [67]], n=2, **given)).encode())
+    assert counted == [(4, "prompt")]
+    scored = {65: [None, TokenScore(66, -1.0, {})], 67: [None]}
+    task.choices = []
+    for place, request in enumerate(task.requests):
+        result = SimpleNamespace(prompt_logprobs=None, finish_reason="stop", stop_string=None, stop_token=5)
+        result.seed, result.logprobs = place, [] if "logprobs" in given else None
+        result.text, result.prompt_tokens, result.reused_tokens = "", len(request["prompt"]), 0
+        if "echo" in given and "logprobs" in given:
+            result.prompt_logprobs = scored[request["prompt"][0]]
+        stream = SimpleNamespace(answer=SimpleNamespace(result=result), row=SimpleNamespace(stop_ids=()))
+        task.choices.append(task.choose(place, stream))
+    return task
+
+
+def told(task, place, delta, ended=False):
+    """The choice of each frame, without what all have."""
+    frames = [
+        json.loads(one.removeprefix(b"data: ")) for one in task.frames(task.choices[place], delta, ended)
+    ]
+    entries = [frame["choices"][0] for frame in frames]
+    assert all(entry.pop("index") == place for entry in entries)
+    return entries
+
+
+def said(text, logprobs=None, reason=None):
+    return {"text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+X = Delta("x", scores=(scores.Placed(0, TokenScore(120, -2.0, {})),))
+
+
+def test_a_prompt_is_said_once_before_each_of_its_continuations():
+    task = continuations(echo=True)
+    assert [*task.opening()] == []
+    assert told(task, 2, Delta("x")) == [said("Cx")]
+    assert told(task, 2, Delta()) == []
+    assert told(task, 0, Delta()) == [said("AB")]  # at once, whatever comes
+    assert told(task, 1, Delta("y"), ended=True) == [
+        said("ABy"),
+        said("", reason="stop") | {"stop_reason": None, "seed": 1},
+    ]
+    assert told(task, 2, Delta("y")) == [said("y")]
+    plain = continuations()
+    assert told(plain, 0, Delta("x")) == [said("x")]
+    assert told(plain, 0, Delta(), ended=True) == [said("", reason="stop") | {"stop_reason": None, "seed": 0}]
+
+
+def test_continuations_stand_side_by_side_each_behind_its_prompt():
+    task = continuations(echo=True, stop_token_ids=[5])
+    whole = task.whole([Delta(letter) for letter in "wxyz"])
+    assert [(one["index"], one["text"]) for one in whole["choices"]] == [
+        *((0, "ABw"), (1, "ABx"), (2, "Cy"), (3, "Cz"))
+    ]
+    ends = [(one["finish_reason"], one["stop_reason"], one["seed"]) for one in whole["choices"]]
+    assert ends == [("stop", 5, place) for place in range(4)]
+    assert (whole["object"], whole["usage"]["prompt_tokens"]) == ("text_completion", 2 + 1)
+
+
+def test_scores_of_a_prompt_come_with_its_first_words_alone():
+    task = continuations(echo=True, logprobs=1)
+    both = dict(tokens=["A", "B", "x"], token_logprobs=[None, -1.0, -2.0], top_logprobs=[None, {}, {}])
+    assert told(task, 1, X) == [said("ABx", both | dict(text_offset=[0, 1, 2]))]
+    own = dict(tokens=["x"], token_logprobs=[-2.0], top_logprobs=[{}])
+    assert told(task, 1, X) == [
+        said("x", own | dict(text_offset=[2]))
+    ]  # the prompt's characters stand before
+    assert told(continuations(logprobs=0), 1, X) == [said("x", own | dict(text_offset=[0]))]
+
+
+def test_only_a_prompt_is_said_where_no_token_is_wanted():
+    task = continuations(echo=True, max_tokens=0)
+    assert not task.choices[0].push(Piece("x", 1, 0))
+    assert told(task, 0, Delta(), ended=True)[-1] == said("", reason="length") | {
+        "stop_reason": None,
+        "seed": 0,
+    }
+    assert continuations(max_tokens=1).choices[0].push(Piece("x", 1, 0)) == Delta("x")
