@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jllama.cli.terminal import screen as chat_screen
@@ -366,6 +366,7 @@ def test_cells_are_told_apart_by_bars_that_are_not_escaped():
 
 
 @given(st.text("*`a b|#->1.\n", max_size=30), st.sets(st.integers(1, 29)))
+@example("` `1", {1, 2})
 def test_markdown_is_the_same_however_it_comes(text, cuts):
     def shown(pieces):
         stream = MarkdownStream(

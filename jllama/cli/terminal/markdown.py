@@ -142,7 +142,8 @@ class MarkdownStream:
                 self._before = span["text"][-1]
                 return self._paint(span["text"], f"{self._line_style} {style}".strip())
         follows = line[marker.end() : marker.end() + 1]
-        literal = complete or (is_product and follows) or follows == " " or len(line) > HELD_AT_MOST
+        alone = marker[0][0] == "*" and follows == " "  # program text may begin with a blank
+        literal = complete or (is_product and follows) or alone or len(line) > HELD_AT_MOST
         return self._take(marker.end() if literal else 0)
 
     def _take(self, count: int, newline: str = "") -> str:
