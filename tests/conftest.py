@@ -60,6 +60,22 @@ def pytest_configure(config: pytest.Config) -> None:
         least = "0.03"  # what took less is asked for again too rarely to be worth being written
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", least)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # one that is kept: all
+    _draw_the_same()
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # this one runs tests
+        _settle_jax()
+
+
+def _draw_the_same() -> None:
+    """Hypothesis tries the same in each run, however slowly; `--hypothesis-profile=default` draws anew.
+
+    Here, where little is imported yet: its first import asks the garbage collector about all there is.
+    """
+    hypothesis = importlib.import_module("hypothesis")
+    hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.load_profile("same")
+
+
+def _settle_jax() -> None:
     import jax
 
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -83,7 +99,6 @@ def pytest_collection() -> Iterator[None]:
     """Ten thousand tests stay until the end: looking through them for garbage took a fifth of all time."""
     gc.disable()
     yield
-    importlib.import_module("hypothesis")  # whose beginning asks the collector about what is frozen next
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()
