@@ -76,7 +76,7 @@ def within(name: str, package: str) -> bool:
 
 
 PATHS = {module_name(path): path for path in MODULES}
-IMPORTS = {module_name(path): imported(path) for path in MODULES + SCRIPTS}
+ALL = {module_name(path): path for path in MODULES + SCRIPTS}
 
 
 def reached(start: str) -> set[str]:
@@ -97,10 +97,10 @@ def room(module: str) -> str:
 
 def arrows(module: str) -> set[str]:
     """The modules of this project that a module imports, wherever in it it does."""
-    return {name for name in IMPORTS[module] if name in IMPORTS and name != "jllama"}
+    return {name for name in imported(ALL[module]) if name in ALL and name != "jllama"}
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if name != "jllama"])
+@pytest.mark.parametrize("module", [name for name in ALL if name != "jllama"])
 def test_every_module_has_a_rank_and_imports_downwards(module):
     assert room(module) in FLOOR, f"{room(module)} has no rank"
     own = FLOOR[room(module)]
@@ -118,14 +118,14 @@ def test_nobody_comes_in_by_the_front_door():
                 assert "jllama" not in [name.name for name in node.names], path
             if isinstance(node, ast.ImportFrom) and node.module == "jllama":
                 taken = {f"jllama.{name.name}" for name in node.names}
-                assert taken <= {*IMPORTS, "jllama.__version__"}, path
+                assert taken <= {*ALL, "jllama.__version__"}, path
             if isinstance(node, ast.Attribute) and node.attr == "import_module":
                 assert module_name(path) in BY_NAME, path
 
 
 def test_there_are_no_circles():
     # That a module imports its own package means its door alone, which may import what stands in it.
-    graph = {module: {name for name in arrows(module) if not within(module, name)} for module in IMPORTS}
+    graph = {module: {name for name in arrows(module) if not within(module, name)} for module in ALL}
     graphlib.TopologicalSorter(graph).prepare()
 
 
@@ -148,22 +148,22 @@ def test_layers_know_nothing_but_jax_numpy_and_each_other():
         "sys",
         "types",
     )
-    for module in (m for m in IMPORTS if within(m, "jllama.layers")):
-        foreign = {n for n in IMPORTS[module] if not any(within(n, ok) for ok in (*allowed, "collections"))}
+    for module in (m for m in ALL if within(m, "jllama.layers")):
+        foreign = {
+            n for n in imported(ALL[module]) if not any(within(n, ok) for ok in (*allowed, "collections"))
+        }
         assert foreign <= {"jllama"}, f"{module} imports {sorted(foreign)}"
 
 
 def test_layers_reach_no_configuration_through_a_kernel():
-    todo, seen = [m for m in IMPORTS if within(m, "jllama.layers")], set()
+    todo, seen = [m for m in ALL if within(m, "jllama.layers")], set()
     while todo:
         seen.add(module := todo.pop())
-        todo += [name for name in IMPORTS.get(module, ()) if name in IMPORTS and name not in seen]
+        todo += [name for name in imported(ALL[module]) if name in ALL and name not in seen]
     assert not {name for name in seen if within(name, "jllama.config") or within(name, "jllama.model")}
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in IMPORTS if any(within(name, start) for start in TEXT_ONLY)]
-)
+@pytest.mark.parametrize("module", [name for name in ALL if any(within(name, start) for start in TEXT_ONLY)])
 def test_text_and_files_need_no_jax(module):
     found = {name for name in reached(module) if within(name, "jax") or within(name, "jaxlib")}
     assert not found, f"importing {module} imports {sorted(found)}"
@@ -175,14 +175,15 @@ def test_importing_the_package_needs_no_jax():
 
 
 def test_absl_is_for_the_command_line_alone():
-    users = {room(m) for m in IMPORTS if any(within(n, "absl") for n in IMPORTS[m])}
+    users = {room(m) for m, path in ALL.items() if any(within(n, "absl") for n in imported(path))}
     assert users == {"jllama.cli", "scripts"}
 
 
 def test_never_torch_or_transformers():
     banned = ("torch", "transformers", "flax", "tensorflow")
     elsewhere = "scripts.cpu_comparison.transformers_side"  # runs in another Python
-    for module, names in IMPORTS.items():
+    for module, path in ALL.items():
+        names = imported(path)
         found = {n for n in names if any(within(n, other) for other in banned)}
         assert module == elsewhere or not found, module
 

@@ -1,9 +1,9 @@
 """The server as OpenAI's own client sees it."""
 
 import asyncio
+import importlib
 import re
 
-import openai
 import pytest
 
 from tests.support.scripts_helpers import ROOT
@@ -19,7 +19,13 @@ def keyed(engine):
 
 
 @pytest.fixture(scope="module")
-def client(keyed):
+def openai():
+    """Its types take a second to import: no other process does."""
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def client(openai, keyed):
     with openai.OpenAI(base_url=f"{keyed.http.base_url}/v1", api_key="secret", max_retries=0) as client:
         yield client
 
@@ -95,7 +101,7 @@ def test_responses(client):
     assert text == whole.output_text
 
 
-def test_errors_are_the_clients_own(client, keyed):
+def test_errors_are_the_clients_own(openai, client, keyed):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(messages=HELLO, model=NAME, temperature=1.5, top_p=7)
     assert caught.value.param == "top_p"
@@ -119,7 +125,7 @@ def test_the_snippet_for_a_newcomer(live, capsys, page):
     assert capsys.readouterr().out
 
 
-def test_asyncio(keyed, client):
+def test_asyncio(openai, keyed, client):
     wanted = [
         client.chat.completions.create(messages=HELLO, seed=seed, **ASKED | {"temperature": 1})
         for seed in range(8)
@@ -139,7 +145,7 @@ def test_asyncio(keyed, client):
     assert asyncio.run(all_of_them()) == [answer.choices[0].message.content for answer in wanted]
 
 
-def test_a_client_that_loses_patience_leaves_nothing_behind(served_model):
+def test_a_client_that_loses_patience_leaves_nothing_behind(openai, served_model):
     with start_engine(served_model, slots=2) as engine, on_a_port(engine) as server:
         options = dict(base_url=f"{server.http.base_url}/v1", api_key="none", max_retries=0, timeout=0.2)
         with openai.OpenAI(**options) as client, held(engine, "run"):
