@@ -34,7 +34,7 @@ KINDS = {
     "hang": hang,
     "memory": memory,
 }
-LIMITS = fuzz_child.Limits(seconds=0.3, megabytes=64)
+LIMITS = fuzz_child.Limits(seconds=0.15, megabytes=64)
 fuzz.run({name: kind for name, kind in KINDS.items() if name != "sometimes"}, range(2), 0, 2, LIMITS)
 found = fuzz.run({"sometimes": KINDS["sometimes"]}, range(20), 7, 1, LIMITS)
 number = int(re.search(r"--seed=7 --first=(\\d+) --count=1", found[0])[1])
