@@ -596,7 +596,8 @@ def test_the_outline_of_what_several_devices_hold_is_theirs(monkeypatch, tiny_co
     monkeypatch.setattr(automatic, "open_checkpoint", lambda files: files)
     monkeypatch.setattr(automatic, "verified", lambda checkpoint, config: checkpoint)
     monkeypatch.setattr(automatic, "form_of", lambda leaf, checkpoint: None)
-    made = automatic.kept_outline("files", config, "bfloat16", devices=devices)
+    asked = dict(devices=devices) if devices > 1 else {}  # one, unless it is said
+    made = automatic.kept_outline("files", config, "bfloat16", **asked)
     shapes = [one.shape for one in jax.tree.leaves(made)]
     assert shapes == [leaf.shape for leaf in jax.tree.leaves(shards.split_layout(config, devices))]
     assert (shapes == [leaf.shape for leaf in jax.tree.leaves(layout(config))]) == (devices == 1)
