@@ -212,7 +212,9 @@ def test_of_a_saved_leaf_each_device_reads_its_part(tiny_config, changes, device
         assert held.calls == 1
 
 
-@pytest.mark.parametrize(("bits", "columns"), [(8, [32, 4]), (8, [32, 1]), (4, [16, 4]), (4, [16, 2])])
+@pytest.mark.parametrize(
+    ("bits", "columns"), [(8, [32, 4]), (8, [32, 1]), (4, [16, 4]), (4, [16, 2]), (4, [16, 1])]
+)
 @pytest.mark.parametrize("devices", [2, 4])
 def test_of_rows_that_are_quantised_each_device_reads_its_columns(tiny_config, bits, columns, devices):
     """Values, and scales of groups; a scale of whole rows serves each, unless two weights share a byte."""
