@@ -1,5 +1,6 @@
 """Headers, sizes and places of a checkpoint, byte by byte and from both sides of each limit."""
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -517,6 +518,29 @@ def test_a_part_of_a_tensor(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == handles - 1
     with pytest.raises(JllamaError, match=r"cannot read .*absent: No such file"):
         reader.open(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("block", "size"), [(1, 2), (4, 3)])
+def test_rows_are_read_from_a_row_and_a_column_on(tmp_path, block, size):
+    """Columns count numbers, and lie in blocks."""
+    columns = 8 // block * size  # bytes of a row of 8 numbers
+    there = np.arange(5 * columns, dtype=np.uint8).reshape(5, columns)
+    (tmp_path / "f").write_bytes(b"head" + there.tobytes())
+    encoding = Encoding(name="x", block=block, size=size)
+    one = Stored(name="x", path=tmp_path / "f", offset=4, nbytes=there.size, shape=(5, 8), encoding=encoding)
+    with contextlib.closing(Reader()) as reader:
+        reader.open(tmp_path / "f")
+        for row, column, count, width in (
+            (0, 0, 5, 8),
+            (2, 0, 3, 8),
+            (2, 4, 2, 4),
+            (0, 4, 5, 4),
+            (4, 0, 1, 4),
+        ):
+            out = np.zeros((count, width // block * size), np.uint8)
+            reader.read_rows(one, row, column, out)
+            first = column // block * size
+            np.testing.assert_array_equal(out, there[row : row + count, first : first + out.shape[1]])
 
 
 def test_a_read_that_comes_in_pieces(tmp_path, monkeypatch):

@@ -46,11 +46,12 @@ def test_processes_of_a_group_agree_on_their_files_before_they_read_them(copied,
 
 
 def test_each_tensor_counts(copied):
-    """By its first byte, and by one in its middle."""
+    """By its first bytes, and by some in its middle."""
     files, path = copied
     whole, before = path.read_bytes(), likeness.sampled(files)
     for stored in read_header(path):
-        for start in (0, stored.nbytes // 2):
+        half, last = stored.nbytes // 2, min(likeness.SAMPLE, stored.nbytes // 2) - 1
+        for start in (0, last, half, half + last):
             data = bytearray(whole)
             data[stored.offset + start] ^= 1
             path.write_bytes(data)

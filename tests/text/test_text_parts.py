@@ -1161,6 +1161,14 @@ def test_an_offset_may_count_in_steps_of_256():
     assert CharsMap(struct.pack("<I1024I", 4096, *units) + b"x\0")("ab") == "xb"
 
 
+def test_where_a_replacement_s_place_stands_no_letter_leads():
+    """Its number looks like the unit of the letter `a` that a rule ends with."""
+    units = [0] * 256
+    units[98], units[97] = (97 ^ 98) << 10 | 1 << 8 | 98, 1 << 31 | 1 << 8 | 97
+    texts = b"y" * 200 + b"\0" + b"y" * (353 - 202) + b"\0" + b"z\0"
+    assert CharsMap(struct.pack("<I256I", 1024, *units) + texts)("abba") == "azza"
+
+
 def test_rules_that_change_nothing():
     rules = CharsMap(struct.pack("<II", 4, 0))
     assert rules("aé你😀") == "aé你😀"

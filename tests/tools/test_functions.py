@@ -148,6 +148,7 @@ def test_arguments_become_what_the_hints_say():
     [
         ({"whole": 1.5}, "whole is 1.5, but must be int"),
         ({"whole": True}, "whole is True"),
+        ({"number": True}, "number is True, but must be float"),
         ({"text": None}, "text is None, but must be str"),
         ({"words": ["a", 3]}, "words[1] is 3"),
         ({"unit": "K"}, "unit is 'K', but must be typing.Literal['C', 'F']"),
