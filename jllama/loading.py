@@ -84,8 +84,7 @@ def tokenizer_of(model: Model) -> "Tokenizer":
       JllamaError: it is none, such as a model's name, or was loaded without its tokenizer.
     """
     if not isinstance(model, Model):
-        kind = type(model).__name__
-        raise JllamaError(f"model is of type {kind}: give what jllama.load(...) returned")
+        raise JllamaError(f"model is of type {type(model).__name__}: give what jllama.load(...) returned")
     return model.need_tokenizer()
 
 
@@ -129,15 +128,15 @@ def load(
     files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
     # A wrong reference is refused before jax is imported.
     from jllama.checkpoint import read_config
+    from jllama.kernels import programs
 
     devices.configure(device)
     config = read_config(files)
+    programs.expect(config, dtype, quantize)
     words = _matching_tokenizer(files, config) if tokenizer else None
     config, params = _on_devices(files, config, dtype, quantize, progress, tensor_parallel)
-    told = _generation_config(files)
-    return Model(
-        config=config, params=params, tokenizer=words, name=name, dtype=dtype, generation_config=told
-    )
+    rest: Any = dict(name=name, dtype=dtype, generation_config=_generation_config(files))
+    return Model(config=config, params=params, tokenizer=words, **rest)
 
 
 def _reference(given: Any) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jllama import sharding
+from jllama import kernels, sharding
 from jllama.answer import Answer, OneAtATime, Result, ending_ids
 from jllama.checkpoint.memory import check_cache
 from jllama.engine import leading
@@ -199,7 +199,7 @@ class Session:
             params: Any = self.model.params
             room: Any = dict(batch=1, max_len=self.max_seq_len)
             check_cache(config, dtype, **room, devices=sharding.devices_under(params))
-            return sharding.empty_cache(config, params, **room, dtype=dtype)
+            return kernels.empty_cache(config, params, **room, dtype=dtype)
         self._tell(leading.RESUMED, self._name)
         return cache
 

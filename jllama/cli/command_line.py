@@ -15,6 +15,7 @@ from absl import flags
 from jllama.cli import constraints, flagfiles, help, interrupts, parallel, ready_made, streams
 from jllama.cli.streams import say
 from jllama.errors import JllamaError, escaped
+from jllama.machine import devices
 
 FLAGS = flags.FLAGS
 
@@ -150,6 +151,7 @@ def run(program: ModuleType) -> None:
     The code is 0, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
     """
     interrupts.catch()
+    devices.own_process()
     gc.set_threshold(*GARBAGE)
     code = _guarded(program)
     if code in (INTERRUPTED, interrupts.TERMINATED):

@@ -18,6 +18,7 @@ from jllama import kernels, sharding
 from jllama.config import ModelConfig
 from jllama.engine.state import NO_TOKEN, Burst, DecodeState, Way, take_token
 from jllama.engine.step import decode_steps
+from jllama.kernels.programs import Program, kept
 from jllama.kernels.target import Target
 from jllama.layers.cache import KVCache
 from jllama.layers.sampling import LIKELIEST, Sampling, Scores, TokenCounts
@@ -57,7 +58,7 @@ def compiled(
     *,
     options: dict[str, Any] | None,
     donated: tuple[int, ...] = (2,),
-) -> Callable[..., Any]:
+) -> Program:
     """`run(config, params, state or cache, *arrays)` compiled, on each of the target's devices; what it works
     on is `donated`. `out`: how its results lie on them (`STATE`, `CACHE`, or `WHOLE`: the same everywhere).
     """
@@ -66,7 +67,7 @@ def compiled(
         return sharding.everywhere(partial(run, config), target.mesh, out)(params, state, *arrays)
 
     program.__name__ = run.__name__
-    return jax.jit(program, static_argnums=0, donate_argnums=donated, compiler_options=options)
+    return Program(program, 1, static_argnums=0, donate_argnums=donated, compiler_options=options)
 
 
 def _seen(cache: KVCache, rows: Array) -> KVCache:
@@ -153,7 +154,7 @@ def scorer(target: Target, size: int) -> Callable[..., tuple[Array, Scores, KVCa
     return compiled(read, target, (WHOLE, WHOLE, CACHE), options=target.chunk_options(size))
 
 
-@partial(jax.jit, donate_argnames="state", static_argnames="how")
+@kept(donate_argnames="state", static_argnames="how")
 def begin(state: DecodeState, *arrays: Any, how: Way) -> tuple[DecodeState, Burst]:
     """Samples the first tokens of b slots, from the arrays that `_begin` takes."""
     return sharding.everywhere(partial(_begin, how), how.target.mesh, (STATE, WHOLE))(state, *arrays)

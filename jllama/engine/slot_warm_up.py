@@ -15,9 +15,10 @@ from jllama.engine import asking, masked_programs, slot_programs
 from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way
 from jllama.grammar.constraint import mask_width
+from jllama.kernels.programs import Program
 from jllama.layers.sampling import Sampling
 
-Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a jitted function and its arguments
 
 
 def compile_all(slots: Slots, *, masked: bool = False) -> int:
@@ -29,11 +30,14 @@ def compile_all(slots: Slots, *, masked: bool = False) -> int:
     """
     programs = list(_masked_programs(slots) if masked else _programs(slots))
     for program, arguments, options in programs:
-        program.lower(*arguments, **options).compile()  # type: ignore[attr-defined]
+        if isinstance(program, Program):
+            program.prepare(*arguments, **options)
+        else:
+            program.lower(*arguments, **options).compile()  # type: ignore[attr-defined]
     return len(programs)
 
 
-def _programs(slots: Slots) -> Iterator[Program]:
+def _programs(slots: Slots) -> Iterator[Call]:
     params, state = jax.tree.map(_shape, (slots.params, slots.state))
     model = (slots.config, params)
     for size in _chunks(slots):
@@ -53,7 +57,7 @@ def _programs(slots: Slots) -> Iterator[Program]:
         yield slot_programs.copy_prefix, (state.cache, np.zeros((3,), np.int32)), dict(size=size, **here)
 
 
-def _masked_programs(slots: Slots) -> Iterator[Program]:
+def _masked_programs(slots: Slots) -> Iterator[Call]:
     params, state = jax.tree.map(_shape, (slots.params, slots.state))
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     logits = jax.ShapeDtypeStruct((slots.buckets[-1], V), jnp.float32, sharding=sharding)
@@ -75,7 +79,7 @@ def _masked_programs(slots: Slots) -> Iterator[Program]:
             yield masked_programs.chooser(how), (*halves, logits, mask, numbers), {}
 
 
-def _askers(slots: Slots) -> Iterator[Program]:
+def _askers(slots: Slots) -> Iterator[Call]:
     params, state = jax.tree.map(_shape, (slots.params, slots.state))
     addresses = jax.ShapeDtypeStruct((4,), jnp.int32, sharding=state.cache.length.sharding)
     forced = np.zeros((2 + slots.target.chunk_sizes[0],), np.int32)
@@ -85,7 +89,7 @@ def _askers(slots: Slots) -> Iterator[Program]:
         yield asking.asker(how, bucket), arguments, {}
 
 
-def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Program]:
+def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Call]:
     state = jax.tree.map(_shape, slots.before)
     V, sharding = slots.config.vocab_size, state.cache.length.sharding
     sizes = {slots.prompt_size(count) for count in _powers(slots.max_len)}

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import time
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
@@ -35,6 +36,41 @@ def configure(device: str = "auto") -> None:
     if not jax.config.values["jax_compilation_cache_dir"]:
         _keep_programs()
     _check_device(device)
+    _PROCESS.keeps_programs = _keeps_programs()
+
+
+class _Process:
+    began: float | None = None
+    keeps_programs = False
+
+
+_PROCESS = _Process()
+
+
+def own_process() -> None:
+    """A command of ours began: nothing else in this process changes what JAX compiles."""
+    _PROCESS.began = time.time()
+
+
+def process_began() -> float:
+    """When it did; 0 if the process is somebody else's."""
+    return _PROCESS.began or 0.0
+
+
+def keeps_programs() -> bool:
+    """Whether programs have keys of our own (`jllama.kernels.programs`): on one CPU, in a process of ours,
+    where JAX keeps its own in our cache directory.
+    """
+    return _PROCESS.keeps_programs
+
+
+def _keeps_programs() -> bool:
+    import jax
+
+    if _PROCESS.began is None or not jax.config.values["jax_enable_compilation_cache"]:
+        return False
+    ours = jax.config.values["jax_compilation_cache_dir"] == str(cache_dir("xla", writable=False))
+    return ours and [device.platform for device in jax.devices()] == ["cpu"]
 
 
 def _keep_programs() -> None:

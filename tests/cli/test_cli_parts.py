@@ -182,6 +182,7 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, seen):
     hook = sys.unraisablehook
     monkeypatch.setattr(interrupts, "leave", leaving("leave"))
     monkeypatch.setattr(interrupts, "end", leaving("end"))
+    monkeypatch.setattr(command_line.devices, "own_process", lambda: came.append("began"))
     monkeypatch.setattr(streams, "settle", lambda: came.append("settled"))
     before, thresholds = gc.get_threshold(), []
     monkeypatch.setattr(
@@ -196,7 +197,7 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch, code, seen):
     assert thresholds == [command_line.GARBAGE]
     assert thresholds[0][0] > 10 * 700  # before a program imports or traces anything
     assert ended.value.code == code
-    assert came == seen
+    assert came == ["began", *seen]
 
 
 ENDING = """

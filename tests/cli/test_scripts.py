@@ -176,7 +176,7 @@ def test_output_is_utf_8_under_any_locale(locale, base, server):
     assert " · " in outcome.err
 
 
-def test_the_second_start_compiles_nothing(instruct, tmp_path):
+def test_the_second_start_compiles_nothing_and_traces_nothing(instruct, tmp_path):
     cpu.refusal()  # compiles the kernels where that has not been done yet
     shutil.copytree(cache_dir("kernels"), tmp_path / "cache" / "kernels")
 
@@ -193,7 +193,7 @@ def test_the_second_start_compiles_nothing(instruct, tmp_path):
     first = programs("--prompt=Hello", "--max_new_tokens=40")
     assert first["compiled"] == first["programs"] > 2
     again = programs("--prompt=Good morning", "--max_new_tokens=50", "--temperature=0.7", "--top_p=0.9")
-    assert again == {"programs": first["programs"], "compiled": 0}
+    assert again == {"programs": 0, "compiled": 0}
 
 
 def test_half_written_programs_are_replaced(tmp_path):
@@ -209,6 +209,7 @@ def test_half_written_programs_are_replaced(tmp_path):
     assert "warning: Error writing persistent compilation cache entry for 'jit_run'" in full.err
     assert not list((tmp_path / "cache" / "xla").glob("jit_run-*"))
     run()
+    shutil.rmtree(tmp_path / "cache" / "programs")  # which come before JAX's own
     for program in (tmp_path / "cache" / "xla").glob("jit_run-*"):
         program.write_bytes(program.read_bytes()[:1000])
     assert run().err.startswith("warning: Error reading persistent compilation cache entry")

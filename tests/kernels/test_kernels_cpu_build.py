@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    message = build.load.__wrapped__()
+    message = build._loaded.__wrapped__()
     assert "no C++ compiler; install g++" in message
     assert "\n" not in message
 
@@ -33,7 +33,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
 def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    assert "false failed" in build.load.__wrapped__()
+    assert "false failed" in build._loaded.__wrapped__()
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -59,7 +59,7 @@ def written(commands):
 
 def test_a_compiler_that_is_no_command_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "g++ '")
-    assert "CXX=g++ ' is no command" in build.load.__wrapped__()
+    assert "CXX=g++ ' is no command" in build._loaded.__wrapped__()
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-3], lambda data: b"", lambda data: data[:-1] + b"?"])
@@ -163,7 +163,7 @@ def test_a_library_in_a_cache_that_cannot_be_written_is_used(compiler, monkeypat
     monkeypatch.setattr(os, "utime", read_only)
     assert build.compiled() == library
     library.unlink()
-    assert "cannot use the cache directory" in build.load.__wrapped__()
+    assert "cannot use the cache directory" in build._loaded.__wrapped__()
 
 
 def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
@@ -171,7 +171,7 @@ def test_a_full_disk_is_named(compiler, monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    message = build.load.__wrapped__()
+    message = build._loaded.__wrapped__()
     assert f"cannot write to {tmp_path / 'cache' / 'kernels'}: No space left on device" in message
     assert not list((tmp_path / "cache" / "kernels").iterdir())
 
@@ -192,7 +192,7 @@ def test_threads_follow_the_environment(monkeypatch):
 def test_threads_that_are_no_number_or_too_many_are_refused(monkeypatch, said):
     monkeypatch.setenv("JLLAMA_THREADS", said)
     with pytest.raises(JllamaError, match="give a number from 1 to 256"):
-        build.load.__wrapped__()
+        build._loaded.__wrapped__()
 
 
 def test_where_one_compilation_fails_the_others_are_not_waited_for(monkeypatch):

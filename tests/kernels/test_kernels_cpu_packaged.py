@@ -64,7 +64,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(built, monkeypatch, nam
     monkeypatch.setattr(packaged, "processor", lambda: AMD + AVX512)
     monkeypatch.setenv("JLLAMA_ISA", name)
     with pytest.raises(JllamaError, match=r"no instruction set of this processor; use avx512, avx2$"):
-        build.load.__wrapped__()
+        build._loaded.__wrapped__()
 
 
 def test_a_library_of_another_source_or_interface_is_none(built, monkeypatch):

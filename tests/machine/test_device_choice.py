@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from types import SimpleNamespace
 
 import jax
@@ -129,3 +130,37 @@ def test_what_a_model_runs_on(asked):
     assert (devices.platform(), devices.describe_device()) == ("cpu", "cpu")
     asked.platform = "gpu"
     assert (devices.platform(), devices.describe_device()) == ("gpu", "A GPU")
+
+
+KEPT = dict(began=5.0, enabled=True, place="xla", platforms=["cpu"])
+
+
+@pytest.mark.parametrize(
+    ("change", "keeps"),
+    [
+        (dict(), True),
+        (dict(began=None), False),  # a process of somebody else's, who may change what JAX compiles
+        (dict(enabled=False), False),
+        (dict(place="elsewhere"), False),
+        (dict(place=None), False),
+        (dict(platforms=["gpu"]), False),
+        (dict(platforms=["cpu", "cpu"]), False),
+    ],
+)
+def test_programs_are_kept_on_one_cpu_where_jax_s_own_are(monkeypatch, tmp_path, change, keeps):
+    given = KEPT | change
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "cache"))
+    place = given["place"] and str(tmp_path / "cache" / given["place"])
+    values = dict(jax_compilation_cache_dir=place, jax_enable_compilation_cache=given["enabled"])
+    found = [SimpleNamespace(platform=platform) for platform in given["platforms"]]
+    monkeypatch.setattr(jax, "config", SimpleNamespace(values=values))
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(devices._PROCESS, "began", given["began"])
+    assert devices._keeps_programs() is keeps
+
+
+def test_a_command_says_when_its_process_began(monkeypatch):
+    monkeypatch.setattr(devices._PROCESS, "began", None)
+    assert devices.process_began() == 0
+    devices.own_process()
+    assert 0 <= time.time() - devices.process_began() < 600

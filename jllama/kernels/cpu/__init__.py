@@ -18,6 +18,7 @@ from jllama.kernels.cpu import build
 from jllama.kernels.cpu.pack import prepare as prepare
 from jllama.kernels.cpu.pack import tiles as tiles
 from jllama.kernels.cpu.step import Operands, forward, forward_refusal, weight_refusal
+from jllama.kernels.programs import kept
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.model import Params
@@ -56,7 +57,7 @@ def empty_cache(config: ModelConfig, *, batch: int, max_len: int, dtype: str) ->
     return KVCache(keys=keys, values=values, length=np.zeros((batch,), np.int32))  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@kept(3, static_argnums=(0, 1, 2))
 def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, layers: int) -> tuple[tuple[Array, ...], ...]:
     call = jax.ffi.ffi_call("jllama_zeros", [jax.ShapeDtypeStruct(shape, dtype)] * 2 * layers)
     leaves = tuple(call(spec=np.array([math.prod(shape) * dtype.itemsize], np.int64)))

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,16 +31,22 @@ COMPILERS = ("c++", "g++", "clang++")
 MOST_THREADS = 256
 PATIENCE = 600  # seconds: a busy machine compiles for minutes
 TARGETS = ("jllama_forward", "jllama_product", "jllama_zeros", "jllama_copy_row")
+_ALONE = threading.Lock()
 GAIN = "the CPU runs through XLA alone, which is several times slower"
 
 
-@functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library with its FFI targets registered, or in one line why there is none.
+    """The library with its FFI targets registered, or in one line why there is none. From any thread.
 
     Raises:
       JllamaError: `$JLLAMA_THREADS` or `$JLLAMA_ISA` can't be followed.
     """
+    with _ALONE:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL | str:
     threads(), packaged.suited()
     try:
         library = ctypes.CDLL(str(packaged.library() or compiled()))
