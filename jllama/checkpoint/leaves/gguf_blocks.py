@@ -21,7 +21,7 @@ class QuantizedConverter:
         self._checkpoint, self._reader = checkpoint, reader
 
     def __call__(self, leaf: Leaf, form: Form) -> QTensor:
-        """The leaf on the CPU, in the layout "rows", in what `form_of` says.
+        """The leaf on the host, in the layout "rows", in what `form_of` says.
 
         Raises:
           JllamaError: a scale or offset that is not finite, or a file that can't be read.
@@ -34,7 +34,7 @@ class QuantizedConverter:
             targets = {name: array[part.place] for name, array in arrays.items()}
             self._fill(targets, part, leaf.shape, form)
         rows = math.prod(leaf.shape[:-1])
-        return _qtensor({name: jax.device_put(a.reshape(rows, -1)) for name, a in arrays.items()}, leaf, form)
+        return _qtensor({name: array.reshape(rows, -1) for name, array in arrays.items()}, leaf, form)
 
     def _fill(self, targets: dict[str, np.ndarray], part: Part, shape: tuple[int, ...], form: Form) -> None:
         stored = self._checkpoint.tensors[part.name]

@@ -33,8 +33,8 @@ def tiles(w: QTensor) -> QTensor:
         values = _pair_within_blocks(values, w.group)
     words = _interleave(values.view(np.uint32))
     leaves: Any = {name: _interleaved(getattr(w, name)) for name in SCALES}
-    leaves["values"] = jax.device_put(words.view(values.dtype).reshape(*words.shape, 4))
-    return dataclasses.replace(w, **leaves, layout="tiles")
+    leaves["values"] = words.view(values.dtype).reshape(*words.shape, 4)
+    return dataclasses.replace(w, **jax.device_put(leaves), layout="tiles")
 
 
 def known_group(w: QTensor) -> bool:
@@ -42,8 +42,8 @@ def known_group(w: QTensor) -> bool:
     return w.group % SPAN == 0 or (w.bits == 8 and w.group == HALF)
 
 
-def _interleaved(leaf: jax.Array | None) -> jax.Array | None:
-    return None if leaf is None else jax.device_put(_interleave(np.asarray(leaf)))
+def _interleaved(leaf: jax.Array | None) -> np.ndarray | None:
+    return None if leaf is None else _interleave(np.asarray(leaf))
 
 
 def _interleave(rows: np.ndarray) -> np.ndarray:
