@@ -105,20 +105,21 @@ def masked_bursts(
     if slots.masked.asks:
         yield from _asking_bursts(slots, first, constraints, rows)
         return
-    ready = first
+    ready, over = first, np.zeros((len(rows),), bool)
     while True:
         tokens, done = ready.tokens, ready.done
         if not ready.healthy.all():
             raise slots.not_finite()
         follow(tokens, constraints)
-        raise_first(constraints)
+        raise_first(_going(constraints, over))
         if done.all():
             yield tokens
             return
         stretch = forced(slots, rows[0], constraints[0]) if len(rows) == 1 else []
         ready = slots.run(rows, 1, masks_for(constraints))
         yield np.concatenate([tokens, [stretch]], axis=1, dtype=np.int32) if stretch else tokens
-        raise_first([each for each, over in zip(constraints, done, strict=True) if not over])
+        over = done
+        raise_first(_going(constraints, over))
 
 
 def _asking_bursts(
@@ -170,6 +171,11 @@ def forced(slots: Slots, slot: int, constraint: Constraint | None) -> list[int]:
         slots.accept(slot, np.array(stretch, np.int32))
     constraint.follow(stretch)
     return stretch
+
+
+def _going(constraints: Sequence[Constraint | None], over: np.ndarray) -> list[Constraint | None]:
+    """Those of rows that are not over: what else could come there is of no matter."""
+    return [each for each, is_over in zip(constraints, over, strict=True) if not is_over]
 
 
 def raise_first(constraints: Sequence[Constraint | None]) -> None:

@@ -144,17 +144,46 @@ def test_on_a_gpu_a_host_that_is_away_ends_what_must_match_and_nothing_else(monk
     desk.desk_source.cache_clear()
 
 
-def test_a_burst_that_can_not_be_launched_is_over(monkeypatch):
-    """Else the thread that answers would wait for it for ever."""
+@pytest.fixture
+def launched():
+    """Slots whose first burst begins with turn 2^31 + 6; what was served, and what ran."""
     served, ran = [], []
+
+    def serve(one, *_):
+        one.turn = 2**31 + 6
+        served.append(one)
+
+    server = SimpleNamespace(serve=serve, addresses=None)
+    masked = SimpleNamespace(server=server, ran=lambda *given: ran.append(given))
+    how = dict(needs=lambda rows: (False, False, False), way=lambda **_: None, buckets=[1, 4])
+    slots = SimpleNamespace(masked=masked, config=None, params=None, state=None, **how)
+    return slots, served, ran
+
+
+def test_turns_are_words_of_32_bits(monkeypatch, launched):
+    slots, served, ran = launched
+    told, burst = [], SimpleNamespace(underway=lambda: "burst", arrived=False)
+
+    def run(config, params, state, numbers, addresses):
+        told.append((numbers.dtype, numbers.tolist()))
+        return "state", burst
+
+    monkeypatch.setattr(asking, "asker", lambda how, b: run)
+    assert asking.ask(slots, [2, 0], [None, None]) == ("burst", served[0])
+    assert told == [(np.int32, [2, 0, 1, 3, 2, 6 - 2**31])]
+    assert (slots.state, ran, served[0].steps) == ("state", [([2, 0], 8)], 8)
+    assert not served[0].over()
+    asking.ask(slots, [3], [None])
+    assert (told[1][1], served[1].steps) == ([3, 1, 6 - 2**31], 4)
+
+
+def test_a_burst_that_can_not_be_launched_is_over(monkeypatch, launched):
+    """Else the thread that answers would wait for it for ever."""
+    slots, served, ran = launched
 
     def fails(*_):
         raise RuntimeError("no memory")
 
-    server = SimpleNamespace(serve=lambda one, *_: served.append(one), addresses=None)
-    masked = SimpleNamespace(server=server, ran=lambda *given: ran.append(given))
-    how = dict(needs=lambda rows: (False, False, False), way=lambda **_: None, buckets=[1])
-    slots = SimpleNamespace(masked=masked, config=None, params=None, state=None, **how)
     monkeypatch.setattr(asking, "asker", lambda how, b: fails)
     with pytest.raises(RuntimeError, match="no memory"):
         asking.ask(slots, [0], [None])

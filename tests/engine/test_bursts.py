@@ -142,6 +142,9 @@ def test_rows_that_must_match_follow_what_comes_and_its_error_comes_behind_the_t
     both = [Held(), Held()]
     assert masked(monkeypatch, [one, over, last], both) == [[[5], [6]], [[gap], [7]], [[gap], [8]]]
     assert [each.came for each in both] == [[5], [6, 7, 8]]
+    # Who is over may have nothing that could come next.
+    came = masked(monkeypatch, [one, over, last], [Held(stuck=2), Held()])
+    assert came == [[[5], [6]], [[gap], [7]], [[gap], [8]]]
     # What fits nothing is not handed out; nothing may come: the tokens before it are.
     assert masked(monkeypatch, [one, burst([9], [7])], [Held(), Held()]) == [[[5], [6]], ERROR]
     assert masked(monkeypatch, [burst([9], [7], done=(0, 1))], [Held(), Held()]) == [ERROR]

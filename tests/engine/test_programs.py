@@ -156,6 +156,49 @@ def test_a_burst_is_asked_for_with_the_rows_that_fill_it(tiny_config, tiny_param
     assert [scores for *_, scores in on_cpu] == [False, False, True, True]
 
 
+def test_what_a_program_of_beginnings_is_given(tiny_config, tiny_params, monkeypatch):
+    """As much room as the longest of the prompts needs; rows that are nobody's are of no slot."""
+    slots = Slots.empty(tiny_config, tiny_params, slots=3, max_len=900, dtype="float32", stops=4)
+    given = []
+
+    def begin(state, logits, *arrays, how):
+        given.append((*arrays, how))
+        return state, SimpleNamespace(underway=tuple)
+
+    monkeypatch.setattr(slot_programs, "begin", begin)
+    short = row_of(tiny_config, [5], key=(7, 8), limit=9, stop_ids=[1])
+    long = row_of(tiny_config, [*range(60)] * 10, key=(1, 2), limit=4, floor=3, stop_ids=[2, 3, 4])
+    slots.begin_together([(2, short, 1), (0, long, 0)], np.zeros((4, 61), np.float32))
+    ((numbers, keys, stops, prompts, sampling, masks, how),) = given
+    assert numbers.tolist() == [[2, 1, 1, 9, 0], [0, 0, 600, 4, 3], [5, 0, 0, 0, 0], [6, 0, 0, 0, 0]]
+    assert keys.tolist() == [[7, 8], [1, 2], [0, 0], [0, 0]]
+    none = [NO_TOKEN] * 4
+    assert stops.tolist() == [[1, *none[1:]], [2, 3, 4, NO_TOKEN], none, none]
+    assert prompts.shape == (4, 900)
+    assert [row[row != NO_TOKEN].tolist() for row in prompts] == [[5], [*range(60)] * 10, [], []]
+    assert (sampling.temperature.shape, masks, how.floors, how.scores) == ((4,), None, True, True)
+    assert slots._needs.tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_steps_write_what_they_change_and_nothing_else(tiny_config, greedy):
+    state = filled(tiny_config)
+    rows = jnp.array([2, 0], jnp.int32)
+    some = slot_programs.some_rows(state, rows)
+    names = ("token", "generated", "done", "healthy", "limit", "floor")
+    changed = {name: ~leaf if (leaf := getattr(some, name)).dtype == bool else leaf + 5 for name in names}
+    counts = dataclasses.replace(some.counts, answer=some.counts.answer + 1)
+    new = slot_programs._with_steps(state, rows, dataclasses.replace(some, **changed, counts=counts), greedy)
+    for name in names[:4]:
+        old, now = (np.asarray(getattr(each, name)) for each in (state, new))
+        assert (now != old).tolist() == [True, False, True], name
+    assert new.limit is state.limit
+    assert new.floor is state.floor
+    once = 0 if greedy else tiny_config.vocab_size  # each token of a row that ran
+    assert new.counts.answer.sum(axis=1).tolist() == [once, 0, once]
+    assert new.cache.rows is None
+
+
 def test_new_slots_are_told_under_a_name_of_their_own(tiny_config, tiny_params, monkeypatch):
     told, room = [], dict(max_len=8, dtype="float32")
     monkeypatch.setattr(leading, "tell", lambda *given: told.append(given))
