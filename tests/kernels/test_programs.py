@@ -427,7 +427,7 @@ def test_old_programs_go(keeping, monkeypatch):
     ages = {"old.program": kept.UNUSED + 60, "old.order": kept.UNUSED + 60, "a.program": 50, "b.program": 40}
     ages |= {"c.order": 30, "writing-1": 7200, "writing-2": 60, "something": kept.UNUSED * 2}
     for name, age in ages.items():
-        (place / name).write_bytes(b"")
+        (place / name).write_bytes(b"1234")
         os.utime(place / name, (store.time.time() - age,) * 2)
     store.sweep(place)
     stays = {"a.program", "b.program", "c.order", "writing-2", "something"}
@@ -435,6 +435,9 @@ def test_old_programs_go(keeping, monkeypatch):
     monkeypatch.setattr(store, "MOST", 2)
     store.sweep(place)
     assert {path.name for path in place.iterdir()} == stays - {"a.program"}
+    monkeypatch.setattr(store, "MOST_BYTES", 7)
+    store.sweep(place)
+    assert {path.name for path in place.iterdir()} == stays - {"a.program", "b.program"}
 
 
 def test_a_program_in_use_does_not_go(keeping):

@@ -18,7 +18,7 @@ from jllama.kernels import kept
 MAGIC = b"jllama program 1\n"
 SUFFIX, ORDER = ".program", ".order"
 LARGEST = 1 << 25  # bytes of a file
-MOST = 512  # files: those that were used last stay
+MOST, MOST_BYTES = 512, 1 << 28  # of all files: those that were used last stay
 _SCRATCH, _ABANDONED = "writing-", 3600  # seconds
 
 
@@ -108,16 +108,17 @@ def _put(place: Path, name: str, data: bytes) -> None:
 
 def sweep(place: Path) -> None:
     """Removes what nobody used for long, what there is too much of, and what killed processes left."""
-    now, files = time.time(), list[tuple[float, Path]]()
+    now, total, files = time.time(), 0, list[tuple[float, int, Path]]()
     for path in place.iterdir():
         with contextlib.suppress(OSError):
-            changed = path.stat().st_mtime
+            state = path.stat()
             if path.name.startswith(_SCRATCH):
-                _remove_if(path, now - changed > _ABANDONED)
+                _remove_if(path, now - state.st_mtime > _ABANDONED)
             elif path.suffix in (SUFFIX, ORDER):
-                files.append((changed, path))
-    for at, (changed, path) in enumerate(sorted(files, reverse=True)):
-        _remove_if(path, at >= MOST or now - changed > kept.UNUSED)
+                files.append((state.st_mtime, state.st_size, path))
+    for at, (changed, size, path) in enumerate(sorted(files, reverse=True)):
+        total += size
+        _remove_if(path, at >= MOST or total > MOST_BYTES or now - changed > kept.UNUSED)
 
 
 def _remove_if(path: Path, useless: bool) -> None:
