@@ -211,5 +211,14 @@ def test_tokens_added_beside_a_sentencepiece_model(tmp_path):
     assert tokenizer.encode("<|im_end|>", parse_special=True)[-1] == 1600
 
 
+def test_half_a_surrogate_of_a_template_is_no_crash(tmp_path):
+    files = {"tokenizer__json": byte_level_json(added=[("<|a|>", True)])}
+    files["tokenizer_config"] = {"chat_template": "<|a|>{{ 'x\\ud83d' }}{{ messages[0].content }}<|a|>"}
+    tokenizer = Tokenizer.from_dir(write_directory(tmp_path, **files))
+    ids = tokenizer.encode_chat([{"role": "user", "content": "\udc00y<|a|>"}])
+    assert (ids[0], ids[-1], ids.count(256)) == (256, 256, 2)
+    assert tokenizer.decode(ids) == f"x{FULL}{FULL}y<|a|>"
+
+
 def test_half_a_surrogate_is_no_crash(smollm2):
     assert smollm2.decode(smollm2.encode("a\ud800b")) == f"a{FULL}b"
