@@ -36,6 +36,19 @@ class TestLocal:
         (tmp_path / "model.safetensors").touch()
         assert resolve(str(tmp_path)).directory == tmp_path
 
+    @pytest.mark.parametrize("weights", [None, "model.safetensors", "model.safetensors.index.json"])
+    def test_a_gguf_without_a_name_counts_where_no_other_weights_lie(self, tmp_path, weights):
+        (tmp_path / "blob").write_bytes(b"GGUF")
+        if weights is None:
+            assert resolve(str(tmp_path)).gguf == tmp_path / "blob"
+            (tmp_path / "config.json").touch()
+            assert resolve(str(tmp_path)).gguf == tmp_path / "blob"
+        else:
+            (tmp_path / weights).touch()
+            assert "holds neither config.json nor a .gguf file" in words_of(str(tmp_path))
+            (tmp_path / "config.json").touch()
+            assert resolve(str(tmp_path)).directory == tmp_path
+
     @pytest.mark.parametrize(
         ("name", "says"),
         [
