@@ -314,8 +314,10 @@ def test_a_socket_listens_when_it_is_told_to():
 
 
 def test_an_address_of_the_newer_kind_stands_in_brackets():
-    bound = SimpleNamespace(getsockname=lambda: ("::1", 8000, 0, 0), listen=lambda backlog: None)
+    waiting = []
+    bound = SimpleNamespace(getsockname=lambda: ("::1", 8000, 0, 0), listen=waiting.append)
     assert run.listen(bound) == "http://[::1]:8000"
+    assert waiting[0] > 1000  # many may come at once, and none is sent away
 
 
 @pytest.fixture
@@ -567,3 +569,73 @@ def test_texts_of_tokens():
 
 def test_the_version_is_told():
     assert json.loads(asyncio.run(models.version(None)).body) == {"version": __version__}
+
+
+def asked_of(app, method, path, *headers):
+    """Status, headers and JSON of an answer."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {
+        "headers": [(b"host", b"localhost"), *headers],
+        "asgi": {"spec_version": "2.4"},
+        "root_path": "",
+    }
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, json.loads(body)
+
+
+@pytest.fixture
+def app(engine, tmp_path):
+    """With keys, and without the page."""
+    made = create_app(engine, Options(names=("m", "other"), keys=("k",)), tmp_path / "absent")
+    yield made
+    made.state.service.close()
+
+
+KEY = (b"x-api-key", b"k")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/health/", 404, "there is nothing at this address: /health/"),
+        ("GET", "/v2/models", 404, "there is nothing at this address: /v2/models"),
+        ("GET", "/" + "x" * 500, 404, f"there is nothing at this address: /{'x' * 199}"),
+        ("POST", "/health", 405, "this address takes another method: /health"),
+        ("GET", "/v1/completions", 405, "this address takes another method: /v1/completions"),
+        ("POST", "/v1/models", 405, "this address takes another method: /v1/models"),
+        ("GET", "/v1/models/x", 404, "the model 'x' does not exist; here is m, other"),
+    ],
+)
+def test_what_is_at_no_address_is_told(app, method, path, status, words):
+    found, headers, told = asked_of(app, method, path, KEY)
+    assert (found, told["error"]["message"]) == (status, words)
+    allowed = {"GET", "HEAD"} if path in ("/health", "/v1/models") else {"POST"}
+    assert {*filter(None, headers.get("allow", "").split(", "))} == (allowed if status == 405 else set())
+
+
+def test_a_key_opens_all_but_what_holds_no_secret(app):
+    assert asked_of(app, "GET", "/health")[::2] == (200, {"status": "ok"})
+    assert asked_of(app, "GET", "/nothing")[0] == 404  # as of the page, which is absent
+    assert asked_of(app, "GET", "/v1/models")[0] == asked_of(app, "GET", "/version")[0] == 401
+    assert asked_of(app, "GET", "/version", KEY)[::2] == (200, {"version": __version__})
+
+
+def test_each_name_of_a_model_is_told(app, engine, monkeypatch):
+    monkeypatch.setattr(app.state.service, "created", 1234)
+    cards = [
+        {"id": name, "object": "model", "created": 1234, "owned_by": "jllama", "root": "m"}
+        | {"max_model_len": engine.max_seq_len}
+        for name in ("m", "other")
+    ]
+    assert asked_of(app, "GET", "/v1/models", KEY)[2] == {"object": "list", "data": cards}
+    assert asked_of(app, "GET", "/v1/models/other", KEY)[2] == cards[1]
