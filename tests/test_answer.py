@@ -155,6 +155,8 @@ def test_which_ids_end_an_answer():
     assert ending_ids(tokenizer, both) == {EOT: "<eot>", EOS: None}
     ignoring = GenerationSettings(stop=("<eot>",), ignore_eos=True)
     assert ending_ids(tokenizer, ignoring) == {EOT: "<eot>"}
+    tokenizer.special_id = {"<eot>": 0}.get  # the first id is one, too
+    assert ending_ids(tokenizer, ignoring) == {0: "<eot>"}
 
 
 def stream(pieces, log):

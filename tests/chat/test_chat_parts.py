@@ -275,6 +275,8 @@ def test_a_format_without_a_beginning_token():
     tokenizer = Letters()
     tokenizer.bos_id = None
     assert read_as(PLAIN, tokenizer)[2] is False
+    tokenizer.bos_id = 0  # is one
+    assert read_as(PLAIN, tokenizer)[2] is True
 
 
 @pytest.mark.parametrize(

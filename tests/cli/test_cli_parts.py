@@ -2333,7 +2333,14 @@ def test_flags_stand_before_what_a_model_s_makers_say(serving):
 
 @pytest.mark.parametrize(
     ("typed", "text", "keys"),
-    [(["a"], None, ("a",)), (["a"], "b\n c\n\n", ("a", "b", "c")), ([], None, ()), ([" "], None, None)],
+    [
+        (["a"], None, ("a",)),
+        (["a"], "b\n c\n\n", ("a", "b", "c")),
+        ([], None, ()),
+        ([" "], None, None),
+        (["a", ""], None, None),
+        (["", "a"], "b", None),
+    ],
 )
 def test_keys_of_flags_and_a_file(serving, tmp_path, typed, text, keys):
     serving["api_key"].value = typed

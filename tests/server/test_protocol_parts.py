@@ -793,9 +793,18 @@ def test_scores_of_a_prompt_come_with_its_first_words_alone():
 
 def test_only_a_prompt_is_said_where_no_token_is_wanted():
     task = continuations(echo=True, max_tokens=0)
+    assert {request["settings"].max_new_tokens for request in task.requests} == {1}  # an engine's least
     assert not task.choices[0].push(Piece("x", 1, 0))
     assert told(task, 0, Delta(), ended=True)[-1] == said("", reason="length") | {
         "stop_reason": None,
         "seed": 0,
     }
     assert continuations(max_tokens=1).choices[0].push(Piece("x", 1, 0)) == Delta("x")
+
+
+def test_where_nothing_is_shown_no_score_is():
+    """A stop string may stand at the very beginning."""
+    placing = scores.Placing(BYTES, [], ())
+    placing.push([TokenScore(97, -1.0, {}), TokenScore(98, -1.0, {})])
+    assert [*placing.within(0)] == []
+    assert [one.start for one in placing.within(None)] == [0, 1]

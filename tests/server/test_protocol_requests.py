@@ -144,6 +144,8 @@ def test_a_tool_as_each_route_writes_it():
         [dict(type=None, function=dict(name="f"))], dict(type="function", function=dict(name="f")), None
     )
     assert bare.tools == (Tool(name="f"),)
+    (free,) = tool_use([dict(function=dict(name="f", parameters={}))], None, None).tools
+    assert free.parameters == {}, "any, and not none"
     assert (bare.choice, bare.callable) == ("f", bare.tools)
     assert tool_use([dict(name="f")], dict(type="function", name="f"), None, flat).choice == "f"
     listed = dict(type="allowed_tools", mode="required", tools=[dict(type="function", name="f")])

@@ -40,6 +40,8 @@ def settings(defaults=(), **given):
         (dict(stop="a", stop_token_ids=[9, 0]), dict(stop=("a",), stop_token_ids=(9, 0))),
         (dict(logit_bias={"9": 100, "0": -100}, ignore_eos=True), dict(logit_bias={9: 100.0, 0: -100.0})),
         (dict(seed=5), dict(seed=5)),
+        (dict(seed=0), dict(seed=0)),
+        (dict(seed=2**63 - 1), dict(seed=2**63 - 1)),
     ],
 )
 def test_what_a_request_s_parameters_mean(given, meant):
