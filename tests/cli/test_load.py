@@ -65,6 +65,12 @@ def test_figures_of_recorded_events():
     assert found["end_to_end_seconds"]["p50"] == 3.25
 
 
+@pytest.mark.parametrize(("cached", "told"), [((None, None), None), ((None, 0), 0), ((0, 0), 0), ((3, 4), 7)])
+def test_a_server_that_found_nothing_is_not_one_that_does_not_tell(cached, told):
+    records = [Record(sent=0.0, ended=1.0, cached_tokens=count) for count in cached]
+    assert figures(records)["cached_prompt_tokens"] == told
+
+
 def test_the_commonest_failure_is_told_first():
     records = [Record(sent=0.0, ended=1.0, failure=kind) for kind in "abbccc"]
     assert [(one["kind"], one["count"]) for one in figures(records)["failures"]] == [
