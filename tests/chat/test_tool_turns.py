@@ -12,6 +12,8 @@ from jllama.cli.terminal.state import Chat
 from jllama.cli.terminal.tool_calls import ToolRunner
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
+from jllama.tools.definitions import Call
+from jllama.tools.functions import Toolbox
 from tests.support.tiny_checkpoint import write_tiny_model
 from tests.support.tool_templates import MISTRAL_ARGS, SMOLLM2, XML, sources
 
@@ -225,3 +227,24 @@ def test_rounds_have_an_end(models):
     chat.ask("Is it day?")
     assert lines.count(CALL) == 10
     assert lines[-1].startswith("[10 rounds of calls")
+
+
+def test_always_is_said_of_one_tool():
+    def sun() -> bool:
+        return True
+
+    def rain() -> bool:
+        return False
+
+    screen, asked = Screen(), []
+    answers = iter(["a", "y", "n"])
+
+    def ask(question):
+        asked.append(screen.lines[-1])
+        return next(answers)
+
+    runner = ToolRunner(Toolbox([sun, rain]), screen, ask=ask)
+    names = ("sun", "rain", "sun", "rain")
+    gave = runner.results([Call(str(at), name, "{}") for at, name in enumerate(names)])
+    assert [text if len(text) < 6 else "declined" for text in gave] == ["true", "false", "true", "declined"]
+    assert asked == ["call: sun({})", "call: rain({})", "call: rain({})"]

@@ -21,6 +21,7 @@ from jllama.cli.terminal.loaded import loaded, quantisation
 from jllama.cli.terminal.markdown import HELD_AT_MOST, MarkdownStream
 from jllama.cli.terminal.screen import Screen, pressed_ctrl_c, quiet_typing
 from jllama.config import ModelConfig
+from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
 
@@ -472,3 +473,21 @@ def test_a_file_is_no_terminal_to_be_quiet(monkeypatch, tmp_path):
         monkeypatch.setattr("sys.stdin", keyboard)
         with quiet_typing():
             assert signal.getsignal(signal.SIGTSTP) == before
+
+
+@pytest.mark.parametrize(("came", "shown"), [(["one "], "one \n"), (["one\n"], "one\n"), ([], "")])
+def test_an_answer_that_fails_leaves_its_words_and_ctrl_c_as_they_were(capsys, came, shown):
+    closed, before = [], signal.getsignal(signal.SIGINT)
+
+    def pieces():
+        try:
+            yield from came
+            raise JllamaError("not finite")
+        finally:
+            closed.append(True)
+
+    answer = pieces()
+    with pytest.raises(JllamaError, match="not finite"):
+        Screen().stream(answer)
+    assert (capsys.readouterr().out, closed) == (shown, [True])
+    assert signal.getsignal(signal.SIGINT) == before
