@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <math.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -54,13 +53,13 @@ struct Barrier { int count = 0, pending = 0; long bytes = 0; unsigned turn = 0; 
 struct Copy { int block; unsigned dst, bytes, bar; const char* src; std::vector<Copy> pieces; };
 
 struct Fiber {
-  ucontext_t context; jmp_buf place; int thread, block; bool begun, done; std::vector<char> stack;
+  ucontext_t context; void* place[5]; int thread, block; bool begun, done; std::vector<char> stack;
   std::vector<Copy> asked, groups;  // small copies: not yet in a group, in groups that nobody has waited for
 };
 
 static std::vector<Fiber> fibers;
 static Fiber* me;
-static jmp_buf scheduler;
+static void* scheduler[5];
 static std::vector<std::vector<char>> shared_memory;
 static std::vector<std::vector<Barrier>> barriers;
 static std::vector<Meeting> warps, groups, clusters;
@@ -72,14 +71,16 @@ constexpr int BARRIERS = 8;  // named barriers of a block
 #define blockIdx (Index{me->block})
 #define smem (shared_memory[me->block].data())
 
-// A context only begins a fiber: to switch with one takes two system calls, a jump takes none.
-static void pause_fiber() {
-  if (!_setjmp(me->place)) _longjmp(scheduler, 1);
+// A context only begins a fiber: to switch with one takes two system calls, a jump takes none. The compiler's own jumps
+// leave out what the C library's do for signals and threads; they want a function that jumps apart from the one that lands.
+__attribute__((noipa)) static void jump(void** place) { __builtin_longjmp(place, 1); }
+__attribute__((noipa)) static void pause_fiber() {
+  if (!__builtin_setjmp(me->place)) jump(scheduler);
 }
-__attribute__((noinline)) static void resume(Fiber& f) {
+__attribute__((noipa)) static void resume(Fiber& f) {
   me = &f;
-  if (_setjmp(scheduler)) return;
-  if (f.begun) _longjmp(f.place, 1);
+  if (__builtin_setjmp(scheduler)) return;
+  if (f.begun) jump(f.place);
   f.begun = true;
   setcontext(&f.context);
 }
@@ -104,16 +105,15 @@ template <class T> static T __shfl_xor_sync(unsigned, T v, int mask) { return ex
 template <class T> static T __shfl_sync(unsigned, T v, int from) { return exchange(v, from); }
 template <class T> static T __shfl_down_sync(unsigned, T v, int by) { return exchange(v, min(31, me->thread % 32 + by)); }
 template <class T> static T __shfl_up_sync(unsigned, T v, int by) { return exchange(v, max(0, me->thread % 32 - by)); }
-static bool __any_sync(unsigned, bool v) {
-  unsigned any = 0;
-  for (int i = 0; i < 32; i++) any |= exchange((unsigned)v, i);
-  return any;
-}
 static unsigned __reduce_max_sync(unsigned, unsigned v) {
-  unsigned top = 0;
-  for (int i = 0; i < 32; i++) top = max(top, exchange(v, i));
+  Meeting& m = my_warp();
+  m.w[me->thread % 32] = v;
+  meet(m, 32);
+  const unsigned top = (unsigned)*std::max_element(m.w, m.w + 32);
+  meet(m, 32);
   return top;
 }
+static bool __any_sync(unsigned mask, bool v) { return __reduce_max_sync(mask, v); }
 #ifdef CLUSTER
 #define IN_CLUSTERS
 static void cluster_arrive() {}
@@ -273,10 +273,10 @@ static unsigned long long nanoseconds() {  // as many as it was asked
 static void rest() { pause_fiber(); }
 static void patience_far(unsigned& spins) {
   static const double most = getenv("FAR_SECONDS") ? atof(getenv("FAR_SECONDS")) : 40;
-  static const time_t begun = time(nullptr);
+  static const clock_t begun = clock();  // its own time: the other one has as much, however busy the machine is
   pause_fiber();
   if (++spins % 16 == 0) sched_yield();
-  if (difftime(time(nullptr), begun) > most) {
+  if (double(clock() - begun) / CLOCKS_PER_SEC > most) {
     fprintf(stderr, "block %d thread %d waits for another GPU for ever\n", me->block, me->thread);
     abort();
   }
@@ -284,6 +284,8 @@ static void patience_far(unsigned& spins) {
 static unsigned long long read_once_policy() { return 0; }
 static void show_barriers() {}
 
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static Meeting& operands_of_all(unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   Meeting& m = my_warp();
   const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
@@ -329,6 +331,8 @@ template <bool SIGNED> static void mma_bytes(int (&c)[4], unsigned a0, unsigned 
   }
   meet(m, 32);
 }
+
+#pragma GCC pop_options
 
 static void load_columns(unsigned (&v)[4], const void* row) {
   if (saddr(row) % 16) { fprintf(stderr, "a row at %u\n", saddr(row)); abort(); }
@@ -419,7 +423,7 @@ template <class Kernel> static void run_kernel(int blocks, int threads, int shar
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.data();
     f.context.uc_stack.ss_size = f.stack.size();
-    makecontext(&f.context, (void (*)())(+[] { (*body)(); me->done = true; _longjmp(scheduler, 1); }), 0);
+    makecontext(&f.context, (void (*)())(+[] { (*body)(); me->done = true; jump(scheduler); }), 0);
   }
   size_t left = fibers.size();
   while (left) {
