@@ -34,6 +34,7 @@ SMALL = ModelConfig(
     head_dim=8,
     max_position_embeddings=64,
 )
+ONE = dict(num_hidden_layers=1)
 PROMPTS = [3, 1, 5, 9, 2, 6], [7, 7, 1]
 
 
@@ -76,12 +77,12 @@ def slots(config, params, count=2):
     return Slots.empty(config, params, slots=count, max_len=32, dtype="float32", stops=4)
 
 
-CASES = {
+CASES = {  # of one layer but for the first; other tests have two as well
     "K divides": (dict(num_key_value_heads=8), 4),
-    "K is the number of devices": ({}, 2),
-    "K is repeated": ({}, 8),
-    "K is one, tied": (dict(num_key_value_heads=1, tie_word_embeddings=True), 4),
-    "V does not divide": (dict(vocab_size=61, tie_word_embeddings=True), 4),
+    "K is the number of devices": (ONE, 2),
+    "K is repeated": (ONE, 8),
+    "K is one, tied": (ONE | dict(num_key_value_heads=1, tie_word_embeddings=True), 4),
+    "V does not divide": (ONE | dict(vocab_size=61, tie_word_embeddings=True), 4),
 }
 
 
