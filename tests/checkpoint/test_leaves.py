@@ -419,6 +419,17 @@ def test_a_gguf_from_both_sides_of_each_rule(tmp_path, tensors, data, fields, wo
             gguf.read_gguf_header(path)
 
 
+@pytest.mark.parametrize("size", [0, 4, 8, 23, 24])
+def test_a_gguf_has_24_bytes_at_least(tmp_path, size):
+    whole = write_gguf(tmp_path / "a.gguf").read_bytes()
+    (tmp_path / "a.gguf").write_bytes(whole[:size])
+    if size == 24:
+        assert gguf.read_gguf_header(tmp_path / "a.gguf").fields == {}
+        return
+    with pytest.raises(JllamaError, match=r"a.gguf is too short for a GGUF file; download it again"):
+        gguf.read_gguf_header(tmp_path / "a.gguf")
+
+
 def split(tmp_path, names=b"tu", **changes):
     for number in (0, 1):
         fields = {"split__no": number, "split__count": 2, "split__tensors__count": 2} | (
