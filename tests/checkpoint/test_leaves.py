@@ -275,6 +275,36 @@ def test_a_mode_s_converter(mode, kinds):
         end.close()
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 32), (32, 64)])
+def test_a_device_s_columns_of_8_bits_have_the_scales_of_whole_rows(first, last):
+    table = np.arange(192, dtype=np.float32).reshape(3, 64) - 70
+    bar = SimpleNamespace(advance=lambda count: None)
+    convert, ends = converter_for(
+        "int8", checkpoint(t=table), Numbers(t=table), np.dtype("f4"), bar, lambda leaf, where: leaf
+    )
+    part = Part(name="t", shape=(3, 64), columns=(first, last))
+    own = convert(Leaf(shape=(3, 32), parts=(part,)), None)
+    whole = convert(Leaf(shape=(3, 64), parts=(dataclasses.replace(part, columns=None),)), None)
+    assert own.shape == (3, 32)
+    np.testing.assert_array_equal(own.scales, whole.scales)
+    np.testing.assert_array_equal(own.values, np.asarray(whole.values)[:, first:last])
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "less"), [("norm.weight", 1), ("q_norm.weight", 1), ("o_proj.bias", 0), ("t", 0)]
+)
+def test_a_shift_is_the_norms_alone(name, less):
+    held, steps = np.array([1.5, 2.0], np.float32), []
+    shifted = dataclasses.replace(checkpoint(**{name: held}), norm_shift=1.0)
+    bar, reader = SimpleNamespace(advance=steps.append), Numbers(**{name: held})
+    with contextlib.closing(DenseConverter(shifted, reader, np.dtype("f4"), bar)) as convert:
+        made = np.asarray(convert(Leaf(shape=(2,), parts=(Part(name=name, shape=(2,)),))))
+    np.testing.assert_array_equal(made, held - less)
+    assert held.tolist() == [1.5, 2.0]
+
+
 def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
     leaf = weight_of(random_blocks(np.random.default_rng(0), "Q8_0", 4, 64), "Q8_0")
     monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
@@ -535,7 +565,15 @@ def test_settings_of_layers_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"rope": 5}, {"hidden_size": "x"}, {"more": 1}, {"head_dim": 3}, {"layer_kinds": [{}]}]
+    "damage",
+    [
+        {"rope": 5},
+        {"num_key_value_heads": 0},
+        {"hidden_size": "x"},
+        {"more": 1},
+        {"head_dim": 3},
+        {"layer_kinds": [{}]},
+    ],
 )
 def test_a_directory_of_ours_that_is_damaged_is_told(tmp_path, damage):
     (tmp_path / "config.json").write_text(json.dumps(SAVED | {"jllama": SAVED["jllama"] | damage}))

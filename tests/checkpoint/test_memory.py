@@ -63,7 +63,10 @@ def test_a_quantised_directory_needs_what_it_weighs(tiny_config, monkeypatch, tm
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "config.json").write_text(json.dumps(_config_keys(tiny_config, "llama", "int8")))
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    memory.check_weights(ModelFiles(description="small", directory=tmp_path), tiny_config, "float32", "auto")
+    for mode in ("auto", "none", "int8", "int4"):  # it is what it is
+        files = ModelFiles(description="small", directory=tmp_path)
+        memory.check_weights(files, tiny_config, "float32", mode)
+        assert memory.weight_bytes(files, tiny_config, "float32", mode) == 1000
     monkeypatch.setattr(memory, "available_bytes", lambda: 999)
     with pytest.raises(JllamaError, match="weights need"):
         memory.check_weights(ModelFiles(description="x", directory=tmp_path), tiny_config, "float32", "auto")

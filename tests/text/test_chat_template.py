@@ -163,6 +163,18 @@ def test_the_methods_of_plain_data_give_what_python_gives(kind, method):
     assert made == str(eval(f"value.{method}{call}", {"value": [*value] if kind is tuple else value}))
 
 
+@pytest.mark.parametrize(
+    "value", ["a", {"a": 1}, ["b"], ("b",), 6, True, 1.5], ids=lambda value: type(value).__name__
+)
+def test_other_methods_of_plain_data_are_out_of_reach(value):
+    kind = next(kind for kind in METHODS if isinstance(value, kind))
+    others = [name for name in dir(value) if name not in METHODS[kind] and not name.startswith("_")]
+    assert others or kind is tuple
+    for name in others:
+        with pytest.raises(JllamaError, match=f"it reaches for '{name}' of a "):
+            ChatTemplate("{% set y = x." + name + " %}").render([], x=value)
+
+
 def test_hostile_templates_are_refused_in_other_threads_too():
     outcomes = []
 

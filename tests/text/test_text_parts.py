@@ -773,6 +773,12 @@ def test_a_symbol_may_be_the_first_piece_of_all():
         assert made.encode("a<x>a", True) == [2, 0, 2]
 
 
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_blank_that_is_put_before_a_text_is_dropped(adds):
+    made = model(["<unk>", "a"], [UNKNOWN, NORMAL], add_prefix=adds).vocabulary()
+    assert made.drop_blanks == int(adds)
+
+
 def test_types_are_settled():
     pieces = ["<unk>", "<s>", "<|im_end|>", "x", "<|t|>"]
     types = (UNKNOWN, NORMAL, NORMAL, NORMAL, USER_DEFINED)
