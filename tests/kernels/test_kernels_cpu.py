@@ -13,6 +13,7 @@ import pytest
 from jllama.kernels import cpu
 from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
+from jllama.layers.rope import Rope
 from jllama.model import forward
 from tests.support.helpers import AS_FOR_USERS, random_params
 from tests.support.kernels_cpu import (
@@ -218,12 +219,14 @@ def test_last_only_is_the_last_valid_token(machine):
 def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
     """What counts is as it is beside rows that are all computed, bit for bit."""
     rng = np.random.default_rng(T)
+    rope = Rope(llama_4_scaling_beta=0.3, original_max_position_embeddings=2)
+    config = dataclasses.replace(BASE, rope=rope, norm_placement="both")  # each row has factors of its own
     counts, lengths = jnp.asarray([T, 0, min(T, 3), 0, max(T - 1, 1)], jnp.int32), (4, 2, 0, 1, 9)
     tokens = jnp.asarray(rng.integers(0, 83, (5, T)), jnp.int32)
-    kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
-    for params in (random_params(BASE, dtype="bfloat16"), cpu.prepare(kept)):
-        cache = filled_cache(BASE, rng, lengths, 96, str(params.norm.dtype))
-        call = (BASE, params, tokens, cache, suffix_of(machine))
+    kept = weights_like(random_params(config), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
+    for params in (random_params(config, dtype="bfloat16"), cpu.prepare(kept)):
+        cache = filled_cache(config, rng, lengths, 96, str(params.norm.dtype))
+        call = (config, params, tokens, cache, suffix_of(machine))
         logits, got = jax.tree.map(np.asarray, kernel_step(*call, n_valid=counts, last_only=True))
         every, whole = jax.tree.map(np.asarray, kernel_step(*call, n_valid=counts))
         for b, (count, length) in enumerate(zip(counts.tolist(), lengths, strict=True)):

@@ -38,6 +38,7 @@ def test_quantised_products(machine, bits, group, offset):
         w = random_weight(rng, (*rows, 192), bits, group, offset)
         batches = ((1,), (2, 1), (5,), (3, 4), (29,), (70,))
         many = [activations(rng, *batch, 192) for batch in batches]
+        many = [x.at[..., 32:64].set(0) if len(x) in (2, 29) else x for x in many]  # a block of no size
         for x, y in zip(many, products(cpu.prepare(w), many, machine), strict=True):
             exact = product(whole(w), x)
             if has_tiles(machine) and len(x) == 70:
