@@ -201,6 +201,14 @@ def test_which_programs_ask_for_masks(monkeypatch, target, refused, asks):
 
 
 @pytest.mark.parametrize(
+    ("target", "refused", "skips"), [(CPU, None, True), (CPU, "no compiler", False), (GPU, None, False)]
+)
+def test_where_padding_costs_nothing(monkeypatch, target, refused, skips):
+    monkeypatch.setattr(kernels, "refusal", lambda *given: refused)
+    assert kernels.skips_padding(CONFIG, "params", "cache", target) is skips
+
+
+@pytest.mark.parametrize(
     ("target", "refused", "whose"),
     [
         (CPU, None, "the kernels'"),

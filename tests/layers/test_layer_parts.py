@@ -14,6 +14,7 @@ from jllama.layers import attention as attention_module
 from jllama.layers.attention import (
     PLAIN_NORM,
     Attention,
+    normed_heads,
     one_token,
     rotated_heads,
     scaled_queries,
@@ -35,6 +36,7 @@ from jllama.layers.sampling import (
     largest_and_sum,
     sample,
 )
+from jllama.layers.shards import AXIS, Shards
 
 
 def test_scores_are_log_probabilities_of_the_logits_as_they_are():
@@ -173,6 +175,30 @@ def test_a_norm_over_several_devices_is_of_all_they_have():
     mean = (25 / 2 + 3 * 25 / 2) / 2
     made = rms_norm(weight, x, 1e-6, shards=two)
     np.testing.assert_allclose(made, [[6 / math.sqrt(mean), 4 / math.sqrt(mean)]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("together", "over"), [(False, [None, None]), (True, ["shards", "shards"])])
+def test_a_head_by_itself_is_normed_where_it_lies(together, over):
+    seen = []
+
+    def norm(weight, x, shards=None):
+        seen.append(shards)
+        return x
+
+    q, k = (jnp.ones((1, 2, 4)), jnp.ones((1, 4))) if together else (jnp.ones(4), jnp.ones(4))
+    p = Attention(qkv_proj=None, o_proj=None, q_norm=q, k_norm=k)
+    qkv = jnp.arange(16.0).reshape(1, 1, 1, 4, 4)
+    np.testing.assert_array_equal(normed_heads(p, qkv, norm, "shards"), qkv)
+    assert seen == over
+
+
+def test_the_largest_of_all_devices_and_the_sum_of_all():
+    """Of equal ones the first device's; what is no number on one of them shows on all."""
+    each = jax.vmap(Shards(count=3).largest_and_sum, axis_name=AXIS)
+    values, index = jnp.array([[1.0, 5.0], [4.0, 5.0], [2.0, -1.0]]), jnp.array([[7, 1], [3, 2], [9, 0]])
+    device, found, total = each(values, index, jnp.array([[1.0, 0.0], [10.0, 1.0], [100.0, jnp.nan]]))
+    assert (device.tolist(), found.tolist()) == ([[1, 0]] * 3, [[3, 1]] * 3)
+    np.testing.assert_array_equal(total, [[111.0, np.nan]] * 3)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

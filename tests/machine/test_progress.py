@@ -7,6 +7,7 @@ import pty
 import struct
 import termios
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,6 +47,23 @@ def test_a_bar_appears_behind_a_second(screen, monkeypatch):
         for clock[0], shows in ((100.9, False), (101.0, False), (101.1, True)):
             bar.advance(1)
             assert bool(terminal.getvalue()) is shows
+
+
+def test_a_bar_is_told_what_came_since_it_was_told_last(screen, monkeypatch):
+    screen()
+    told = []
+
+    def drawing(*, initial, total, **look):
+        told.append((initial, total))
+        return SimpleNamespace(update=told.append, close=lambda: told.append("closed"))
+
+    monkeypatch.setattr(progress, "_drawing", lambda: drawing)
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with ByteBar("loading", 100) as bar:
+        for clock[0], count in ((0.5, 3), (1.5, 4), (1.6, 5), (1.7, 6)):
+            bar.advance(count)
+    assert told == [(7, 100), 5, 6, "closed"]
 
 
 def test_slow_work_shows_label_and_bytes(screen, monkeypatch):
