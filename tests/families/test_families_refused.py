@@ -189,6 +189,9 @@ def test_a_pattern_of_ten_thousand_layers_is_found_at_once():
 
 @pytest.mark.parametrize("outer", ["gemma3", "mistral3"])
 def test_a_model_that_sees_needs_a_text_config(outer):
+    quantised = dict(model_type=outer, text_config={}, quantization_config=dict(quant_method="awq"))
+    with pytest.raises(JllamaError, match="quantised by 'awq'"):  # a key of the whole model
+        ModelConfig.from_hf(quantised)
     with pytest.raises(JllamaError, match=f"model_type {outer} without a text_config"):
         ModelConfig.from_hf(dict(model_type=outer, hidden_size=48))
 

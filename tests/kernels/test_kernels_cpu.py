@@ -285,9 +285,7 @@ def test_a_loop_of_steps_copies_no_cache():
 def test_refusals():
     skip_without_kernels()
     params, cache = random_params(BASE), KVCache.empty(BASE, batch=1, max_len=4, dtype="float32")
-    token = jnp.zeros((1, 1), jnp.int32)
-    assert cpu.decode_refusal(BASE, params, cache, token) is None
-    assert "2 tokens" in str(cpu.decode_refusal(BASE, params, cache, jnp.zeros((1, 2), jnp.int32)))
+    assert cpu.forward_refusal(BASE, params, cache) is None
     foreign = jax.tree.map(lambda leaf: leaf.astype(jnp.float8_e4m3fn), params)
     assert "float8" in str(cpu.forward_refusal(BASE, foreign, cache))
     narrow = random_weight(np.random.default_rng(0), (8, 96), 8, 8, False)

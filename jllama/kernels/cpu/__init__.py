@@ -21,11 +21,9 @@ from jllama.kernels.cpu.step import Operands, forward, forward_refusal, weight_r
 from jllama.kernels.programs import kept
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
-from jllama.model import Params
 
 __all__ = [
     "copy_row",
-    "decode_refusal",
     "empty_cache",
     "forward",
     "forward_refusal",
@@ -41,13 +39,6 @@ def refusal() -> str | None:
     """None if the kernels are compiled and loaded (which this does), else in one line why not."""
     library = build.load()
     return library if isinstance(library, str) else None
-
-
-def decode_refusal(config: ModelConfig, params: Params, cache: KVCache, tokens: Array) -> str | None:
-    """Why `decode_step` cannot run this, or None if it can."""
-    if tokens.shape[1] != 1:
-        return f"{tokens.shape[1]} tokens a row"
-    return forward_refusal(config, params, cache)
 
 
 def empty_cache(config: ModelConfig, *, batch: int, max_len: int, dtype: str) -> KVCache:
