@@ -230,20 +230,20 @@ def test_another_thread_can_not_end_what_runs():
 
     def slow():
         inside.set()
-        go.wait(60)
+        go.wait(500)
         yield "a"
 
     reader = threading.Thread(target=lambda: list(streams.run(slow())))
     reader.start()
     try:
-        assert inside.wait(60)
+        assert inside.wait(500)
         with pytest.raises(
             JllamaError, match="another thread is reading an answer: give each thread a session"
         ):
             streams.end()
     finally:
         go.set()
-        reader.join(60)
+        reader.join(500)
     with contextlib.closing(streams.run(stream("a", []))) as more:
         assert next(more) == "a"
 

@@ -135,7 +135,7 @@ def test_two_threads_can_not_read_one_session(session, monkeypatch):
 
     def slow(ids):
         inside.set()
-        assert done.wait(60)
+        assert done.wait(500)
         return ()
 
     reader = threading.Thread(target=lambda: list(session.stream(PROMPT, LONG)), daemon=True)
@@ -143,11 +143,11 @@ def test_two_threads_can_not_read_one_session(session, monkeypatch):
         patch.setattr("jllama.answer.Answer.push", lambda self, ids: slow(ids))
         patch.setattr("jllama.answer.Answer.end", lambda self: ())
         reader.start()
-        assert inside.wait(60)
+        assert inside.wait(500)
         with pytest.raises(JllamaError, match="another thread"):
             next(session.stream(OTHER, LONG))
         done.set()
-        reader.join(60)
+        reader.join(500)
 
 
 def turns(talk):

@@ -46,14 +46,14 @@ def test_a_writer_that_takes_its_time_is_waited_for(fifo, monkeypatch):
     def late():
         with fifo.open("wb") as pipe:
             ready.set()
-            write.wait(60)
+            write.wait(500)
             pipe.write(b"late")
 
     # Opening it to write waits for a reader.
     keep = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     writer = threading.Thread(target=late)
     writer.start()
-    assert ready.wait(60)
+    assert ready.wait(500)
     threading.Timer(0.1, write.set).start()
     assert streams.read_text(str(fifo)) == "late"
     writer.join()

@@ -149,7 +149,7 @@ def test_two_starts_at_once_compile_once(compiler):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(500)
     assert len(compiler) == 2  # objects, library
 
 

@@ -182,7 +182,7 @@ def test_what_a_service_knows_of_its_model(monkeypatch, template, thinks):
 
 def test_bodies_are_read_beside_each_other(made):
     """What takes its time in one keeps no other one waiting."""
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=500)
 
     async def run():
         await asyncio.gather(made.in_thread(both.wait), made.in_thread(lambda which: both.wait(), 1))

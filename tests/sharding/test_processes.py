@@ -14,6 +14,7 @@ from jllama.engine.leading import OPERATIONS
 from jllama.engine.plans import packed_call, unpacked_call
 from jllama.engine.rows import Piece
 from tests.support.decoding import row_of
+from tests.support.scripts_helpers import PATIENCE
 
 
 def free_port():
@@ -66,7 +67,7 @@ def test_a_process_that_waits_for_another_can_be_ended(plain_dir, number, code):
     alone = started(1, free_port(), plain_dir, "Once")
     assert "waiting for process 0 at 127.0.0.1:" in alone.stderr.readline()
     alone.send_signal(number)
-    text, said = alone.communicate(timeout=30)
+    text, said = alone.communicate(timeout=PATIENCE)
     assert (alone.returncode, text, said) == (code, "", "")
 
 
@@ -76,7 +77,7 @@ def test_a_process_that_dies_ends_the_other(plain_dir, killed):
     first = two[0].stdout.read(1)  # the answer has begun
     assert first
     two[killed].send_signal(signal.SIGKILL)
-    _, said = two[1 - killed].communicate(timeout=30)
+    _, said = two[1 - killed].communicate(timeout=PATIENCE)
     assert two[1 - killed].returncode == 3
     assert f"error: process {killed} of 2 has ended: process {1 - killed} ends too" in said
     two[killed].communicate()

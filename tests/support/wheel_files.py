@@ -56,14 +56,14 @@ def start_twice(monkeypatch, reference: str) -> None:
 
     def slow(*args):
         inside.set()
-        go.wait(60)
+        go.wait(500)
         return fetch(*args)
 
     monkeypatch.setattr(wheels, "fetch", slow)
     threads = [threading.Thread(target=resolve, args=(reference,)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert inside.wait(60)
+    assert inside.wait(500)
     go.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(500)
