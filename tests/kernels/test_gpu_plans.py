@@ -266,6 +266,22 @@ def test_for_which_weights_activations_are_arranged(gpu, bits, group, columns, c
 
 
 @pytest.mark.parametrize(
+    ("rows", "most", "cut"),
+    [
+        (64 * 132, 8, dict(WM=1, WK=2, SLICES=1)),  # a tile for each multiprocessor
+        (64 * 133, 8, dict(WM=2, WK=1, SLICES=1)),
+        (64 * 66, 8, dict(WM=1, WK=2, SLICES=2)),
+        (64 * 66, 1, dict(WM=1, WK=2, SLICES=1)),
+        (64 * 4, 8, dict(WM=1, WK=2, SLICES=8)),
+    ],
+)
+def test_how_a_product_of_arranged_activations_is_cut(gpu, rows, most, cut):
+    shape = wide_product.make_shape(32, rows, 4096, Format(8, 0, 4), most)
+    assert {name: getattr(shape, name) for name in cut} == cut
+    assert shape.tiles == -(-rows // (64 * shape.WM))
+
+
+@pytest.mark.parametrize(
     ("formats", "packed", "recorded"),
     [
         ([Format(16, 0, 0)], False, False),

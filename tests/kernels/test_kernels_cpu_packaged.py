@@ -90,6 +90,9 @@ def test_whoever_chooses_a_compiler_gets_it(built, monkeypatch, name):
 def test_a_name_that_is_none_is_said(tmp_path):
     with pytest.raises(JllamaError, match="no instruction set 'avx3'; there are"):
         build.packages(tmp_path, ["avx3"])
+    with pytest.raises(JllamaError, match="no instruction set 'avx3'; there are"):
+        build.packages(tmp_path, [packaged.variants()[0].name, "avx3"])
+    assert [*tmp_path.iterdir()] == [], "nothing is compiled before all names are known"
 
 
 PROGRAM = """

@@ -185,6 +185,20 @@ def test_who_says_the_right_word_is_let_in_by_rank(monkeypatch):
         link.close()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_0_goes_when_all_others_have_gone(monkeypatch, rank):
+    noted = []
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: noted.append("shut down"))
+    group = Group(rank, 3)
+    group._listeners = [SimpleNamespace(join=noted.append)] * 2
+    group._links = [SimpleNamespace(shutdown=noted.append, sendall=lambda data: noted.append("told"))]
+    group.end()
+    if rank == 0:
+        assert noted == ["told", socket.SHUT_WR, processes.END_SECONDS, processes.END_SECONDS]
+    else:
+        assert noted == ["shut down", socket.SHUT_WR]
+
+
 def test_each_address_is_tried(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port, token = server.getsockname()[1], bytes(range(16))

@@ -106,6 +106,9 @@ def test_a_scale_of_whole_rows_is_there_for_each_device(leaf, repeated):
     ],
 )
 def test_groups_are_not_cut(counts, devices, words):
+    with pytest.raises(JllamaError, match="o_proj: rows of 64 weights in blocks of 21"):
+        spec_of(path("o_proj"), quantised(groups=3), 2)
+    assert spec_of(path("qkv_proj"), quantised(groups=3), 2).scales == PartitionSpec(AXIS)  # by rows
     if words is None:
         check_groups("down_proj", 96, counts, devices)
     else:
@@ -174,6 +177,9 @@ def test_norms_over_all_heads_follow_the_keys_that_are_repeated(tiny_config, fou
     np.testing.assert_array_equal(made, np.arange(4.0).reshape(4, 1, 1))
     made = sharding.split_leaf(path("k_norm"), k_norm, tiny_config, four)
     np.testing.assert_array_equal(made, [[1.0], [1.0], [2.0], [2.0]])
+    bias = np.array([[10, 11, 1, 2], [20, 21, 3, 4]])[:, :, None]  # of two queries, their key, their value
+    made = sharding.split_leaf(path("qkv_bias"), jnp.asarray(bias), tiny_config, four)
+    np.testing.assert_array_equal(made[:, :, 0], [[10, 1, 2], [11, 1, 2], [20, 3, 4], [21, 3, 4]])
     for name, norm in (("q_norm", q_norm[0, :, 0]), ("k_norm", k_norm[:, 0])):  # of each head alone
         assert sharding.split_leaf(path(name), norm, tiny_config, four) is norm
 
