@@ -14,8 +14,10 @@ from jllama.text.prompt import checked_variables, encode_prompt
 from jllama.text.special_tokens import Special, SpecialTokens, special_texts
 from jllama.text.splice import Splices
 from jllama.text.surrogates import has_utf8_form, without_surrogates
+from jllama.text.template.chat_template import ChatTemplate
 from jllama.text.template.traced_text import OWN, Traced
 from jllama.text.tokenizer import Tokenizer
+from jllama.text.turn_ends import turn_ends
 from jllama.text.vocabularies import gguf, spm_charsmap, tokenizer_checks
 from jllama.text.vocabularies import spm_file as spm_file_module
 from jllama.text.vocabularies.pre_tokenizers import PRE_TOKENIZERS
@@ -326,6 +328,23 @@ def test_a_single_word_may_be_of_marks(text, parts):
 def test_where_a_single_word_is_none_a_shorter_token_is_one():
     specials = SpecialTokens([Special(text="end", id=1, single_word=True), Special(text="en", id=2)])
     assert specials.split("ends end") == [2, "ds ", 1]
+
+
+@pytest.mark.parametrize(
+    ("source", "ends"),
+    [
+        ("{{ '<|im_end|>' }}", ("<|im_end|>",)),
+        ("{{ '<|eot_id|>' }}", ()),  # well-known, and none of this vocabulary
+        ("{{ '<|im_end|>' }}{{ '<|eot_id|>' }}", ("<|im_end|>",)),
+        ("{% for m in messages %}{{ m.content }}<|x|>{% endfor %}", ("<|x|>",)),
+        ("{% for m in messages %}{{ m.content }}<|x|><|im_end|>{% endfor %}", ("<|im_end|>", "<|x|>")),
+        ("{% for m in messages %}{{ m.role }}<|x|>{% endfor %}", ()),
+        ("{{ raise_exception('no') }}<|im_end|><|x|>", ("<|im_end|>",)),
+    ],
+)
+def test_what_ends_a_turn_is_of_the_template_and_of_the_vocabulary(source, ends):
+    specials = SpecialTokens([Special(text="<|im_end|>", id=1), Special(text="<|x|>", id=2)])
+    assert turn_ends(ChatTemplate(source), specials) == ends
 
 
 def vocabulary(*specials, **changes):
