@@ -79,6 +79,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("smollm3_list", dict(no_rope_layers=[1, 0]), r"no_rope_layers=\[1, 0\] must be a list of 4 numbers"),
         ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=-1), "pattern of -1 layers"),
         ("exaone4", dict(layer_types=None, sliding_window_pattern="XYZ"), "sliding_window_pattern='XYZ'"),
+        ("exaone4", dict(layer_types=None, sliding_window_pattern=""), "sliding_window_pattern='' must be"),
         ("gemma3", dict(sliding_window=0), "sliding_window=0"),
         ("gemma3", dict(sliding_window="512"), "sliding_window='512'"),
         ("gemma3", dict(sliding_window=[4, 4]), r"sliding_window=\[4, 4\] must be"),

@@ -162,7 +162,7 @@ def test_each_so_manyth_layer_sees_everything(period, layers, slides):
 # GGUF.
 
 
-def read(architecture, **changes) -> ModelConfig:
+def read(architecture, tensors=(), **changes) -> ModelConfig:
     fields = {
         "vocab_size": 64,
         "embedding_length": 48,
@@ -175,7 +175,21 @@ def read(architecture, **changes) -> ModelConfig:
         "attention.layer_norm_rms_epsilon": 1e-5,
     } | {key.replace("__", "."): value for key, value in changes.items()}
     named = {f"{architecture}.{key}": value for key, value in fields.items() if value is not None}
-    return ModelConfig.from_gguf({"general.architecture": architecture} | named, ())
+    return ModelConfig.from_gguf({"general.architecture": architecture} | named, tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "biases"),
+    [
+        ((), (False, False, False)),
+        *((("attn_" + name,), (True, False, False)) for name in ("q", "k", "v", "qkv")),
+        (("attn_output",), (False, True, False)),
+        (("attn_q", "attn_output", "ffn_gate"), (True, True, True)),
+    ],
+)
+def test_biases_of_a_file_show_by_their_tensors(tensors, biases):
+    made = read("qwen3", [f"blk.0.{name}.bias" for name in tensors])
+    assert (made.attention_bias, made.has_out_bias, made.mlp_bias) == biases
 
 
 @pytest.mark.parametrize(
@@ -267,6 +281,16 @@ def test_no_layer_slides_without_a_window():
 
     assert gguf_slides(Keys(), 2, None) == [False] * 4
     assert gguf_slides(Keys(), 2, 7) == [True] * 4
+
+
+@pytest.mark.parametrize("theta", [None, 300000.0])
+def test_the_sliding_layers_of_olmo_3_turn_by_the_same_base(theta):
+    """But are not stretched."""
+    scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+    keys = dict(model_type="olmo3", sliding_window=7, rope_scaling=scaling, rope_theta=theta)
+    sliding, full = (ModelConfig.from_hf(SMALL | keys).kind_of(layer).rope for layer in (0, 3))
+    assert sliding == Rope(rope_theta=theta or 500000.0)
+    assert (full.rope_type, full.rope_theta) == ("yarn", theta or 500000.0)
 
 
 @pytest.mark.parametrize("theta", [5e-324, 1e-38])

@@ -310,6 +310,17 @@ def test_constants_of_a_family(kinds, tiny_config):
     }
 
 
+def test_constants_of_what_only_some_families_have(tiny_config):
+    """Each by itself: norms behind the layers, norms of heads, an attention factor of one kind of layer."""
+    for extras, post, qk in (((), 0, 0), (family.EXTRAS[:2], 1, 0), (family.EXTRAS[2:4], 0, 1)):
+        made = family.family_defines(tiny_config, "bfloat16", extras, True)
+        assert (made["POST"], made["QK_NORM"]) == (post, qk)
+    yarn = Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=1.25)
+    config = dataclasses.replace(tiny_config, layer_kinds=(LayerKind(None, yarn), LayerKind(None, None)))
+    scale = family.family_defines(config, "bfloat16", (), True)["ROPE_SCALE(kind)"]
+    assert scale == "(kind == 0 ? 1.250000000e+00f : 1.000000000e+00f)"
+
+
 # Many rows on several GPUs.
 
 

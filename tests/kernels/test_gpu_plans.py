@@ -666,7 +666,10 @@ def test_parts_of_shared_memory_lie_one_behind_another():
     ],
 )
 def test_activations_take_limbs(f, columns, size):
-    assert Activations(f, columns).size == size
+    made = Activations(f, columns)
+    assert (made.size, made.of(1)) == (size, size)
+    assert made.text == rounded(size, 128) + (32 if f.group else 64)  # another bank for each text
+    assert made.of(3) == 3 * made.text
 
 
 @pytest.mark.parametrize(
@@ -683,6 +686,7 @@ def test_a_tile_holds_its_rows_and_scales(f, columns):
     assert tile.rows in (8, 16)
     assert tile.stride >= min(tile.row, tile.units * 64)
     assert tile.stride % 128 in (16, 64)
+    assert tile.units % 4 == 0 or not f.group
     assert tile.size >= tile.rows * tile.stride
     assert (tile.size > tile.rows * tile.stride) == bool(f.group)
     pieces = -(-tile.row // (64 * tile.units))

@@ -147,7 +147,7 @@ def test_who_adds_up_long_prompts(monkeypatch):
     long = jax.ShapeDtypeStruct((2048, 4096), jnp.bfloat16)
     two, four = (exchange.Peers(count=n, addresses=jnp.zeros((n, 2), jnp.int32)) for n in (2, 4))
     assert two.total(long) == "pulled"
-    assert two.total(jax.ShapeDtypeStruct((3, 5), jnp.bfloat16)) == four.total(long) == "psum"
+    assert two.total(jax.ShapeDtypeStruct((3, 6), jnp.bfloat16)) == four.total(long) == "psum"
     assert two.total(jax.ShapeDtypeStruct((2048, 4096), jnp.float32)) == "psum"
     assert two.total(jax.ShapeDtypeStruct((64, 4096), jnp.float32)) == "words"
     assert two.total(jax.ShapeDtypeStruct((64, 8), jnp.bfloat16)) == "pulled"  # words are of float32

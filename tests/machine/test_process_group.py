@@ -185,6 +185,20 @@ def test_who_says_the_right_word_is_let_in_by_rank(monkeypatch):
         link.close()
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, TimeoutError, OSError])
+def test_who_tells_one_that_has_gone_goes_on(error):
+    """Whoever listens to it ends the process, if that is to end."""
+    told = []
+
+    def fails(data):
+        raise error
+
+    group = Group(0, 3)
+    group._links = [SimpleNamespace(sendall=fails), SimpleNamespace(sendall=told.append)]
+    group.tell(np.array([7], np.int32))
+    assert told == [struct.pack("<Ii", 4, 7)]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_process_0_goes_when_all_others_have_gone(monkeypatch, rank):
     noted = []

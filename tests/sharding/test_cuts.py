@@ -208,6 +208,12 @@ def test_a_model_as_several_devices_hold_it(tiny_config, tied, vocab, devices, k
     assert dataclasses.replace(own, **{name: getattr(made, name) for name in sizes}) == made
 
 
+def test_how_many_devices_hold_a_tree(monkeypatch):
+    for mesh, count in ((None, 1), (SimpleNamespace(size=4), 4)):
+        monkeypatch.setattr(meshes, "mesh_under", lambda tree, mesh=mesh: mesh)
+        assert sharding.devices_under("tree") == count
+
+
 def test_gate_and_up_rows_of_a_device_follow_one_another():
     gate_up = jnp.arange(12).reshape(2, 6, 1)
     made = _device_by_device(gate_up, 3)
