@@ -61,7 +61,10 @@ HELP = {
         *("model", "formats", "tests", "repeats", "threads", "tree", "read", "transformers_python", "json"),
     )
 }
-FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_M")
+FORMATS = (
+    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("IQ4_NL", "Q4_K_M", "Q5_K_M", "Q6_K"),
+)
 LIMITS = {"decode": 256, "prefill": 512}  # llama.cpp's: sequences of a context, tokens of a batch
 
 

@@ -117,9 +117,11 @@ def _type_of(kind: str, name: str, shape: tuple[int, ...], layers: int) -> str:
     """Norms stay float32, and a 4-bit model keeps its unembedding at 8 bits, as llama.cpp's own tool does."""
     if len(shape) == 1:
         return "F32"
-    if kind == "Q4_K_M":
-        return k_types.type_of(name, shape, layers)
-    return "Q8_0" if kind.startswith("Q4") and name in ("output.weight", "token_embd.weight") else kind
+    if kind in ("Q4_K_M", "Q5_K_M", "Q6_K"):
+        return k_types.type_of(kind, name, shape, layers)
+    return (
+        "Q8_0" if kind.startswith(("Q4", "IQ4")) and name in ("output.weight", "token_embd.weight") else kind
+    )
 
 
 def _encoded(numbers: np.ndarray, kind: str):
@@ -127,5 +129,7 @@ def _encoded(numbers: np.ndarray, kind: str):
     from gguf.quants import quantize
 
     dtype = GGMLQuantizationType[kind]
-    own = {"Q4_K": k_types.q4_k, "Q6_K": k_types.q6_k}.get(kind)
+    own = {
+        "Q4_K": k_types.q4_k, "Q5_K": k_types.q5_k, "Q6_K": k_types.q6_k, "IQ4_NL": k_types.iq4_nl
+    }.get(kind)  # fmt: skip
     return (quantize(numbers, dtype) if own is None else own(numbers)), dtype

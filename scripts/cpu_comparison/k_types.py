@@ -1,4 +1,4 @@
-"""Weights as Q4_K and Q6_K, rounded to nearest; llama.cpp's own tool searches better scales.
+"""Weights as Q4_K, Q5_K, Q6_K and IQ4_NL, rounded to nearest; llama.cpp's own tool searches better scales.
 
 The blocks: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
@@ -6,20 +6,24 @@ The blocks: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 import numpy as np
 
 BLOCK = 256
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
-def type_of(name: str, shape: tuple[int, ...], layers: int) -> str:
-    """What llama.cpp's Q4_K_M takes for a matrix: more bits for heads, and for v and down of some layers."""
+def type_of(kind: str, name: str, shape: tuple[int, ...], layers: int) -> str:
+    """What llama.cpp's Q4_K_M, Q5_K_M and Q6_K take for a matrix.
+
+    The first two: more bits for heads, and for v and down of some layers.
+    """
     parts = name.split(".")
-    head = name in ("output.weight", "token_embd.weight")
-    more = (
+    more = kind == "Q6_K" or (
         parts[2] in ("attn_v", "ffn_down") and _important(int(parts[1]), layers)
         if parts[0] == "blk"
-        else head
+        else name in ("output.weight", "token_embd.weight")
     )
-    if shape[-1] % BLOCK:
-        return "Q8_0" if more else "Q5_0"
-    return "Q6_K" if more else "Q4_K"
+    best, otherwise = (
+        ("Q6_K", "Q8_0") if more else {"Q4_K_M": ("Q4_K", "Q5_0"), "Q5_K_M": ("Q5_K", "Q5_1")}[kind]
+    )
+    return otherwise if shape[-1] % BLOCK else best
 
 
 def _important(layer: int, layers: int) -> bool:
@@ -29,20 +33,45 @@ def _important(layer: int, layers: int) -> bool:
 
 def q4_k(numbers: np.ndarray) -> np.ndarray:
     """float32 `[R, C]` as blocks, uint8 `[R, C / 256 * 144]`."""
+    scales, values = _with_offsets(numbers, 15)
+    return np.concatenate((scales, _nibbles(values)), 1).reshape(len(numbers), -1)
+
+
+def q5_k(numbers: np.ndarray) -> np.ndarray:
+    """float32 `[R, C]` as blocks, uint8 `[R, C / 256 * 176]`."""
+    scales, values = _with_offsets(numbers, 31)
+    fifth = (values >> 4 << np.arange(8, dtype=np.uint8)[:, None]).sum(1, dtype=np.uint8)
+    return np.concatenate((scales, fifth, _nibbles(values & 15)), 1).reshape(len(numbers), -1)
+
+
+def _with_offsets(numbers: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and offsets of 256 weights as they lie in a block, and the weights, uint8 `[blocks, 8, 32]`."""
     groups = numbers.reshape(-1, 8, 32)
     low = np.minimum(groups.min(-1), 0)
-    step, least = _levels((groups.max(-1) - low) / 15, 63), _levels(-low, 63)
+    step, least = _levels((groups.max(-1) - low) / most, 63), _levels(-low, 63)
     (unit, scales), (minimum, minima) = step, least
     width, offset = unit * scales, minimum * minima
     values = np.rint((groups + offset[:, :, None]) / np.where(width > 0, width, 1)[:, :, None])
-    values = np.clip(values, 0, 15).astype(np.uint8).reshape(-1, 4, 2, 32)
-    packed = (values[:, :, 0] | values[:, :, 1] << 4).reshape(len(groups), -1)
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)
     first, middle = s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6
     last = s[:, 4:] & 15 | (m[:, 4:] & 15) << 4
-    return np.concatenate((_bytes(unit), _bytes(minimum), first, middle, last, packed), 1).reshape(
-        len(numbers), -1
-    )
+    packed = np.concatenate((_bytes(unit), _bytes(minimum), first, middle, last), 1)
+    return packed, np.clip(values, 0, most).astype(np.uint8)
+
+
+def _nibbles(values: np.ndarray) -> np.ndarray:
+    pairs = values.reshape(-1, 4, 2, 32)
+    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(pairs), -1)
+
+
+def iq4_nl(numbers: np.ndarray) -> np.ndarray:
+    """float32 `[R, C]` as blocks, uint8 `[R, C / 32 * 18]`."""
+    groups = numbers.reshape(-1, 32)
+    unit = (np.abs(groups).max(-1, keepdims=True) / -LEVELS[0]).astype(np.float16)
+    width = unit.astype(np.float32)
+    values = np.searchsorted((LEVELS[1:] + LEVELS[:-1]) / 2, groups / np.where(width > 0, width, 1))
+    packed = (values[:, :16] | values[:, 16:] << 4).astype(np.uint8)
+    return np.concatenate((_bytes(unit), packed), 1).reshape(len(numbers), -1)
 
 
 def q6_k(numbers: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Products of the C++ kernels against NumPy, on every instruction set that this machine has."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -109,6 +110,21 @@ def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
         many, *results = products(w, [x[:most], *(x[:some] for some in fewer)], machine)
         for some, few in zip(fewer, results, strict=True):
             np.testing.assert_array_equal(few, many[:some])
+
+
+@every_machine
+@pytest.mark.parametrize(("bits", "offset"), [(8, False), (4, False), (4, True)])
+def test_the_largest_numbers_of_a_block_fit_their_sums(machine, bits, offset):
+    """Halves of 8 bits are 127, a low one -128 too; AVX2 sums up their products with 4 bits in 16."""
+    w = random_weight(np.random.default_rng(0), (16, 64), bits, 32, offset)
+    ends = (-128, 127) if bits == 8 else (0, 255)
+    values = np.repeat(np.array(ends, w.values.dtype), 8)[:, None].repeat(w.values.shape[1], 1)
+    w = dataclasses.replace(w, values=jnp.asarray(values))
+    steps = np.array([[32639] * 32, [-32639] * 32, [32639, *[32384] * 31], [-32639, *[-32384] * 31]])
+    x = jnp.asarray(np.tile(steps / 16384, 2).astype(np.float32))
+    together, *alone = products(cpu.prepare(w), [x, *x[:, None]], machine)
+    for y in (together, np.concatenate(alone)):
+        np.testing.assert_allclose(y, product(whole(w), x), rtol=1e-5)
 
 
 @every_machine

@@ -17,32 +17,46 @@ INLINE I wide(const char* p, int j, int odd) {  // its first and third, or secon
   return odd ? (I)((I16)raw >> 8) : (I)((I16)raw << 8 >> 8);
 }
 
-// Span h of a block at p: the products of its words with M rows of x, for LANES rows of the weight.
-template <Form FORM, int M>
-INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[M]) {
+// Span h of a block at p: the products of its words with M rows of x, for V times LANES rows of the weight.
+template <Form FORM, int M, int V>
+INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[V][M]) {
   constexpr int WORDS = BLOCK / 4 / spans(FORM);
-  I low[M];
-  UNROLL for (int i = 0; i < M; i++) {
+  constexpr bool NARROW = NIBBLES && FORM == FOUR_BITS;
+  constexpr bool KEPT = NARROW || (LANES == 8 && V > 1 && FORM == FOUR_BITS);
+  I low[V][M];
+  UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < V; v++) {
     const Block& b = x[i * blocks];
-    d[i] = I{};
-    low[i] = I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
+    d[v][i] = I{};
+    low[v][i] = NARROW ? I{} : I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
   }
   UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
-    if (SPLIT) {
-      const I k = word<FORM>(p, j);
+    if (SPLIT || NARROW) {
+      I k[V];
+      UNROLL for (int v = 0; v < V; v++) k[v] = word<FORM>(p + v * LANES * 4, j);
       UNROLL for (int i = 0; i < M; i++) {
-        d[i] = dot4(d[i], k, I{} + x[i * blocks].q[j]);
-        low[i] = dot4(low[i], k, I{} + x[i * blocks].q[BLOCK / 4 + j]);
+        const I high_x = I{} + x[i * blocks].q[j], low_x = I{} + x[i * blocks].q[BLOCK / 4 + j];
+        UNROLL for (int v = 0; v < V; v++) {
+          d[v][i] = NARROW ? dot4_narrow(d[v][i], k[v], high_x) : dot4(d[v][i], k[v], high_x);
+          low[v][i] = NARROW ? dot4_narrow(low[v][i], k[v], low_x) : dot4(low[v][i], k[v], low_x);
+          if (KEPT) IN_REGISTER(d[v][i]);
+          if (KEPT) IN_REGISTER(low[v][i]);
+        }
       }
     } else {
-      const I even = wide<FORM>(p, j, 0), odd = wide<FORM>(p, j, 1);
-      UNROLL for (int i = 0; i < M; i++) {
-        low[i] = dot2(low[i], even, I{} + x[i * blocks].q[2 * j]);
-        low[i] = dot2(low[i], odd, I{} + x[i * blocks].q[2 * j + 1]);
+      UNROLL for (int odd = 0; odd < 2; odd++) {
+        I k[V];
+        UNROLL for (int v = 0; v < V; v++) k[v] = wide<FORM>(p + v * LANES * 4, j, odd);
+        UNROLL for (int i = 0; i < M; i++) {
+          const I b = I{} + x[i * blocks].q[2 * j + odd];
+          UNROLL for (int v = 0; v < V; v++) low[v][i] = dot2(low[v][i], k[v], b);
+        }
       }
     }
   }
-  UNROLL for (int i = 0; i < M; i++) d[i] = SPLIT ? (d[i] << 8) + low[i] : low[i];
+  UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < V; v++) {
+    if (NARROW) d[v][i] = dot2(dot2(I{} + x[i * blocks].start, d[v][i], I{} + 0x01000100), low[v][i], I{} + 0x00010001);
+    else d[v][i] = SPLIT ? (d[v][i] << 8) + low[v][i] : low[v][i];
+  }
 }
 // The sum that belongs to the offset of span h.
 template <Form FORM>
@@ -111,20 +125,23 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
   constexpr int64_t BYTES = words(FORM) * TILE * 4;
   const int64_t blocks = w.cols / BLOCK;
   const char* p = (const char*)w.values + t * blocks * BYTES;
+  constexpr int V = LANES == 8 ? PARTS : 1;  // which share each activation that is put in all lanes
   F acc[M][PARTS] = {};
   Groups groups(w, t, 0);
   for (int64_t b = 0; b < blocks; b++, p += BYTES, groups.next()) {
-    UNROLL for (int v = 0; v < PARTS; v++) {
-      UNROLL for (int j = 0; j < words(FORM); j++)
-          __builtin_prefetch(p + 4096 + j * TILE * 4 + v * LANES * 4, 0, M == 1 ? ONCE : 3);
+    UNROLL for (int j = 0; j < words(FORM); j++)
+      __builtin_prefetch(p + 4096 + j * TILE * 4, 0, M == 1 ? ONCE : 3);
+    UNROLL for (int v0 = 0; v0 < PARTS; v0 += V) {
       UNROLL for (int h = 0; h < spans(FORM); h++) {
-        I d[M];
-        span<FORM, M>(p + v * LANES * 4, h, x + m * blocks + b, blocks, d);
-        const F s = groups.scale(h, v), o = groups.offset(h, v);
-        UNROLL for (int i = 0; i < M; i++) {
-          const Block& xb = x[(m + i) * blocks + b];
-          acc[i][v] += __builtin_convertvector(d[i], F) * (s * xb.scale);
-          if (w.offsets) acc[i][v] += o * scaled_sum<FORM>(xb, h);
+        I d[V][M];
+        span<FORM, M, V>(p + v0 * LANES * 4, h, x + m * blocks + b, blocks, d);
+        UNROLL for (int v = 0; v < V; v++) {
+          const F s = groups.scale(h, v0 + v), o = groups.offset(h, v0 + v);
+          UNROLL for (int i = 0; i < M; i++) {
+            const Block& xb = x[(m + i) * blocks + b];
+            acc[i][v0 + v] += __builtin_convertvector(d[v][i], F) * (s * xb.scale);
+            if (w.offsets) acc[i][v0 + v] += o * scaled_sum<FORM>(xb, h);
+          }
         }
       }
     }
@@ -418,7 +435,7 @@ static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64
   if constexpr (SPLIT && LANES == 16)
     if (by_pairs(rows)) return pairs_of_tiles<FORM>(w, t0, t1, x, rows, out);
   for (int64_t t = t0; t < t1; t++)
-    by_rows<MANY, 4, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
+    by_rows<MANY, MANY / 2, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
 }
 
 // What many rows meet in tile registers of tile t of a weight: [columns, parts, 16, 16] pairs of bfloat16, row k

@@ -69,6 +69,8 @@ struct Weight {
                                 : load((const float*)p + i);
   }
   bool few(int64_t m) const { return m <= (quantised() ? few_quantised() : FEW_ROWS); }
+  // Whether m rows of activations meet these weights in halves of 8 bits.
+  bool split(int64_t m) const { return few(m) && (SPLIT || (NIBBLES && kind == Q4)); }
   bool halves() const { return group == BLOCK / 2; }
   int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
   // Many rows of activations meet these weights in tile registers.
@@ -124,7 +126,7 @@ INLINE void put_pairs(I q, int at, Block* out) {
 }
 // One row of x as one of `rows` rows meets w.
 static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) {
-  const bool split = SPLIT && w.few(rows);
+  const bool split = w.split(rows);
   const int bias = w.bias();
   for (int64_t c = 0; c < w.cols; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number

@@ -190,6 +190,15 @@ constexpr bool SPLIT = false;
 constexpr int FLIP = 0;
 INLINE I dot4(I acc, I, I) { return acc; }
 #endif
+// Where AVX2 multiplies pairs of bytes into 16 bits, those hold a block's sums of weights of 4 bits, 0..15, with bytes:
+// 16 such products are at most 30,720. Likewise four bytes a lane, but two sums in each.
+#if defined(JLLAMA_AVX2) && !defined(__AVXVNNI__)
+constexpr bool NIBBLES = true;
+INLINE I dot4_narrow(I acc, I w, I x) { return (I)((I16)acc + (I16)_mm256_maddubs_epi16((__m256i)w, (__m256i)x)); }
+#else
+constexpr bool NIBBLES = false;
+INLINE I dot4_narrow(I acc, I, I) { return acc; }
+#endif
 #if defined(__clang__)
 template <class V>
 INLINE V shuffled(V a, V b, I from) {  // lane j is lane from[j] of a and b laid behind one another
