@@ -12,6 +12,7 @@ from jllama.layers import records
 # Without it a GPU multiplies float32 with 10 bits of mantissa (TF32). Narrower types are not affected.
 EXACT = jax.lax.Precision.HIGHEST
 TILE = 16  # rows that lie interleaved in the layout "tiles"
+LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # of GGUF's IQ4_NL
 SPAN = 32  # elements whose 4-bit halves share bytes in that layout
 
 
@@ -30,18 +31,22 @@ class QTensor:
 
     The layout "tiles" is what the CPU kernels read (`kernels.cpu.prepare` makes it): rows padded to a
     multiple of 16, four bytes of each of 16 rows beside one another, 4-bit halves paired within 32 elements
-    whatever the group is. The layout "records" is what the GPU kernels read of scales of two levels
-    (`recorded` makes it): `scales` has all four arrays' numbers, uint8, as `layers.records` says, and the
+    whatever the group is. There 8-bit weights from -32 to 31 take 6 bits: of each 32 elements, 32 too large,
+    low halves as of 4 bit, then 8 bytes: byte 4h + i holds the high bits of element 16h + 4k + i at bit 2k.
+    Those that are GGUF's IQ4_NL's levels, `LEVELS`, take 4 bits there: their places among these (`levels`).
+    The layout "records" is what the GPU kernels read of scales of two levels (`recorded` makes it): `scales`
+    has all four arrays' numbers, uint8, as `layers.records` says, and the
     others are None.
     """
 
-    values: Array  # int8 [R, C] or uint8 [R, C / 2]; tiles: [R / 16, C / 4 or C / 8, 16, 4]
+    values: Array  # int8 [R, C] or uint8 [R, C / 2]; tiles: [R / 16, C * bits / 32, 16, 4]
     scales: Array  # float16, float32 or (two levels) int8 [R, C / g]; tiles: [R / 16, C / g, 16]
     offsets: Array | None  # like scales; None: 0 for 8 bit, -8 * scale for 4 bit
     scale_units: Array | None = None  # float16 [R, C / 256]; tiles: [R / 16, C / 256, 16]; None: one level
     offset_units: Array | None = None  # likewise, of offsets
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # (*out, C)
-    bits: int = dataclasses.field(metadata=dict(static=True))  # 8 or 4
+    bits: int = dataclasses.field(metadata=dict(static=True))  # 8 or 4; tiles: 6 too
+    levels: bool = dataclasses.field(default=False, metadata=dict(static=True))  # tiles of 4 bits alone
     layout: str = dataclasses.field(default="rows", metadata=dict(static=True))  # rows, tiles or records
 
     @property
@@ -118,15 +123,28 @@ def _expand(w: QTensor, leaves: QTensor) -> Array:
     if w.layout == "records":
         leaves = dataclasses.replace(leaves, **records.unpack(leaves.scales, w.bits)._asdict())
     values, (rows, groups) = leaves.values, leaves.scales.shape
+    if w.bits == 6:
+        values = _six_bits(values)
     if w.bits == 4:
         pairs = SPAN if w.layout == "tiles" else w.group
         packed = values.reshape(rows, -1, pairs // 2)
         values = jnp.concatenate([packed & 15, packed >> 4], axis=-1)
+    if w.levels:
+        values = jnp.asarray(LEVELS, jnp.int32)[values.astype(jnp.int32)]
     wide = values.reshape(rows, groups, -1).astype(jnp.float32)
     scale = _whole(leaves.scales, leaves.scale_units)
     if leaves.offsets is not None:
         return wide * scale + _whole(leaves.offsets, leaves.offset_units)
-    return (wide - (8.0 if w.bits == 4 else 0.0)) * scale
+    return (wide - (8.0 if w.bits == 4 and not w.levels else 0.0)) * scale
+
+
+def _six_bits(packed: Array) -> Array:
+    """int32 numbers `[rows, C]` from -32 to 31."""
+    blocks = packed.astype(jnp.int32).reshape(packed.shape[0], -1, 24)
+    low = jnp.concatenate([blocks[..., :16] & 15, blocks[..., :16] >> 4], axis=-1)
+    quads = blocks[..., 16:].reshape(*blocks.shape[:2], 2, 4)
+    high = jnp.stack([quads >> at & 3 for at in (0, 2, 4, 6)], axis=-2)
+    return (low + high.reshape(low.shape) * 16 - 32).reshape(packed.shape[0], -1)
 
 
 def _whole(numbers: Array, units: Array | None) -> Array:

@@ -154,7 +154,7 @@ def test_a_mixed_file_is_kept_whole(medium):
         )
         jax.tree.map(np.testing.assert_array_equal, wide, full)
     first, second = (layer.attention.qkv_proj for layer in kept.layers)
-    assert (first.bits, first.group, second.bits, second.group) == (8, 16, 4, 32)
+    assert (first.bits, first.group, second.bits, second.group) == (6, 16, 4, 32)
     assert (kept.layers[0].mlp.down_proj.group, kept.embed_tokens.group) == (16, 16)
 
 

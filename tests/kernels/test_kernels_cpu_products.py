@@ -13,11 +13,13 @@ from jllama.layers.qtensor import embed_rows
 from tests.support.helpers import whole
 from tests.support.kernels_cpu import (
     FORMATS,
+    SIX,
     WIDER,
     activations,
     every_machine,
     has_tiles,
     products,
+    random_levels,
     random_weight,
     rounds,
     suffix_of,
@@ -32,7 +34,7 @@ def product(weight: jax.Array, x: jax.Array) -> np.ndarray:
 
 
 @every_machine
-@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])
+@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER, *SIX])
 def test_quantised_products(machine, bits, group, offset):
     rng = np.random.default_rng([bits, group, offset])
     for rows in ((1,), (16,), (3, 7), (50,)):
@@ -48,13 +50,31 @@ def test_quantised_products(machine, bits, group, offset):
                 np.testing.assert_allclose(y, exact, atol=2e-6 * np.abs(exact).max() + 1e-6)
 
 
+@every_machine
+def test_products_of_levels(machine):
+    rng = np.random.default_rng(0)
+    w = random_levels(rng, (50, 192))
+    packed = cpu.prepare(w)
+    assert (packed.bits, packed.levels) == (4, True)
+    many = [activations(rng, batch, 192) for batch in (1, 2, 3, 9, 29, 70)]
+    for x, y in zip(many, products(packed, many, machine), strict=True):
+        exact = product(whole(w), x)
+        bound = tile_bound(w, x) if has_tiles(machine) and len(x) == 70 else 2e-6 * np.abs(exact).max()
+        assert (np.abs(y - exact) < bound).all()
+    most, *fewer = products(packed, [many[4], *(many[4][:some] for some in (1, 2, 3, 9, 16))], machine)
+    for few in fewer:
+        np.testing.assert_array_equal(few, most[: len(few)])
+
+
 def tile_bound(w, x) -> np.ndarray:
     """At most three parts in 2^16 of every product are lost: of either factor, and of both second halves."""
     return 3 * 2.0**-16 * product(np.abs(whole(w)), np.abs(x)) + 1e-6
 
 
 @pytest.mark.parametrize("rows", [1, 16, 20, 300])
-@pytest.mark.parametrize("kind", [(8, 32, False), (8, 16, True), (4, 32, True), (4, 96, False), None])
+@pytest.mark.parametrize(
+    "kind", [(8, 32, False), (8, 16, True), (4, 32, True), (4, 96, False), *SIX[1:3], None]
+)
 def test_tiles_lose_no_row_and_no_column(rows, kind):
     """Odd numbers of tiles of either, sums in several turns, both halves of the factors."""
     rng = np.random.default_rng(rows)
@@ -98,7 +118,7 @@ def test_activations_are_rounded_to_half_a_step_of_16_bits(machine):
 
 
 @every_machine
-@pytest.mark.parametrize("kind", [(8, 32, False), (8, 16, True), (4, 32, True), (4, 96, False)])
+@pytest.mark.parametrize("kind", [(8, 32, False), (8, 16, True), (4, 32, True), (4, 96, False), *SIX])
 def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
     """They meet the weights by different instructions, and threads in any order; only tile registers, for
     very many rows, make numbers of their own."""
@@ -113,11 +133,11 @@ def test_a_row_is_the_same_number_among_few_and_many(machine, kind):
 
 
 @every_machine
-@pytest.mark.parametrize(("bits", "offset"), [(8, False), (4, False), (4, True)])
+@pytest.mark.parametrize(("bits", "offset"), [(8, False), (6, False), (6, True), (4, False), (4, True)])
 def test_the_largest_numbers_of_a_block_fit_their_sums(machine, bits, offset):
     """Halves of 8 bits are 127, a low one -128 too; AVX2 sums up their products with 4 bits in 16."""
     w = random_weight(np.random.default_rng(0), (16, 64), bits, 32, offset)
-    ends = (-128, 127) if bits == 8 else (0, 255)
+    ends = {8: (-128, 127), 6: (-32, 31), 4: (0, 255)}[bits]
     values = np.repeat(np.array(ends, w.values.dtype), 8)[:, None].repeat(w.values.shape[1], 1)
     w = dataclasses.replace(w, values=jnp.asarray(values))
     steps = np.array([[32639] * 32, [-32639] * 32, [32639, *[32384] * 31], [-32639, *[-32384] * 31]])
@@ -152,16 +172,39 @@ def test_a_zero_beside_an_activation_does_not_silence_it(machine):
     np.testing.assert_allclose(y, product(w, x), atol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER])
+@pytest.mark.parametrize(("bits", "group", "offset"), [*FORMATS, *WIDER, *SIX])
 def test_tiles_hold_the_same_numbers(bits, group, offset):
     rng = np.random.default_rng(1)
     for rows in (1, 16, 39):
         w = random_weight(rng, (rows, 192), bits, group, offset)
         packed = cpu.prepare(w)
-        assert packed.layout == "tiles"
+        assert (packed.layout, packed.bits) == ("tiles", bits)
         np.testing.assert_array_equal(whole(w), whole(packed))
         tokens = jnp.asarray([[0, rows - 1, rows, -1]], jnp.int32)
         np.testing.assert_array_equal(some_rows(w, tokens), some_rows(packed, tokens))
+
+
+def test_tiles_hold_levels():
+    rng = np.random.default_rng(1)
+    for rows in (1, 39):
+        w = random_levels(rng, (rows, 96))
+        packed = cpu.prepare(w)
+        np.testing.assert_array_equal(whole(w), whole(packed))
+        tokens = jnp.asarray([[0, rows - 1, rows, -1]], jnp.int32)
+        np.testing.assert_array_equal(some_rows(w, tokens), some_rows(packed, tokens))
+    other = cpu.prepare(dataclasses.replace(w, values=w.values.at[38, 95].set(2)))
+    assert (other.bits, other.levels) == (8, False)
+
+
+def test_a_number_that_6_bits_do_not_hold_keeps_8():
+    w = random_weight(np.random.default_rng(0), (40, 64), 6, 32, False)
+    assert cpu.prepare(w).bits == 6
+    for number in (-33, 32):
+        packed = cpu.prepare(dataclasses.replace(w, values=w.values.at[39, 63].set(number)))
+        assert packed.bits == 8
+        np.testing.assert_array_equal(whole(packed)[39, 63], number * np.float32(w.scales[39, 1]))
+    narrow = random_weight(np.random.default_rng(0), (40, 48), 6, 16, False)  # no whole blocks of 32
+    assert cpu.prepare(narrow).bits == 8
 
 
 @pytest.mark.parametrize(("group", "layout"), [(8, "rows"), (48, "rows"), (16, "tiles"), (96, "tiles")])

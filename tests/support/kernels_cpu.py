@@ -17,7 +17,7 @@ from jllama.config import ModelConfig
 from jllama.kernels import cpu
 from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
-from jllama.layers.qtensor import QTensor
+from jllama.layers.qtensor import LEVELS, QTensor
 from jllama.model import places
 from tests.support.checkpoint_generator import named_tensors
 
@@ -40,6 +40,7 @@ FORMATS = [  # bits, group, offsets
     (4, 96, True),
 ]
 WIDER = [(4, 64, False), (4, 64, True)]  # for rows of 192
+SIX = [(6, 32, False), (6, 96, True), (6, 16, False), (6, 16, True)]  # 8 bit until they are prepared
 
 
 def machines() -> dict[str, tuple[str, ...] | None]:
@@ -101,18 +102,26 @@ def skip_without_kernels() -> None:
 
 def random_weight(rng, shape: tuple[int, ...], bits: int, group: int, offset: bool) -> QTensor:
     rows, columns = int(np.prod(shape[:-1])), shape[-1]
-    size, kind = (columns, np.int8) if bits == 8 else (columns // 2, np.uint8)
-    scales = rng.uniform(0.5, 1.5, (rows, columns // group)) * columns**-0.5 / (64 if bits == 8 else 4)
+    size, ends = (
+        (columns, (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)) if bits > 4 else (columns // 2, (0, 255))
+    )
+    scales = rng.uniform(0.5, 1.5, (rows, columns // group)) * columns**-0.5 / 2 ** (bits - 2)
     scale_type = rng.choice(["float16", "float32"])
     return QTensor(
         values=jnp.asarray(
-            rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, (rows, size), kind, endpoint=True)
+            rng.integers(*ends, (rows, size), np.int8 if bits > 4 else np.uint8, endpoint=True)
         ),
         scales=jnp.asarray(scales.astype(scale_type)),
         offsets=jnp.asarray((-3 * scales).astype(scale_type)) if offset else None,
         shape=shape,
-        bits=bits,
+        bits=max(bits, 8) if bits > 4 else 4,
     )
+
+
+def random_levels(rng, shape: tuple[int, ...]) -> QTensor:
+    """As GGUF's IQ4_NL is loaded."""
+    w = random_weight(rng, shape, 8, 32, False)
+    return dataclasses.replace(w, values=jnp.asarray(rng.choice(np.array(LEVELS, np.int8), w.values.shape)))
 
 
 def activations(rng: np.random.Generator, *shape: int) -> jax.Array:

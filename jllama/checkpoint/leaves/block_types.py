@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jllama.layers.qtensor import LEVELS
 from jllama.layers.records import UNIT
 
 BLOCK = 32
@@ -93,11 +94,8 @@ def _q5_1(blocks: np.ndarray) -> Pieces:
     return Pieces(_rows(values), *_halves(blocks, 0, 2))
 
 
-_IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-
-
 def _iq4_nl(blocks: np.ndarray) -> Pieces:
-    values = np.array(_IQ4_VALUES, np.int8)[_nibbles(blocks[:, :, 2:])]
+    values = np.array(LEVELS, np.int8)[_nibbles(blocks[:, :, 2:])]
     return Pieces(_rows(values), *_halves(blocks, 0))
 
 

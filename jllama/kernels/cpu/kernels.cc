@@ -436,5 +436,6 @@ extern "C" XLA_FFI_Error* jllama_copy_row(XLA_FFI_CallFrame* call) {
 }
 
 extern "C" void jllama_threads(int n) { thread_count = n; }
+extern "C" int jllama_looks_up() { return LOOKS_UP; }              // sixteen bytes in one instruction
 extern "C" int jllama_pairs() { return PAIRS; }                     // for the tests
 extern "C" int jllama_tiles() { return TILES && tiles_allowed(); }  // likewise

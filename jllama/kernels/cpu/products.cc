@@ -2,17 +2,44 @@
 #include "products.h"
 
 // Which weights a kernel is compiled for.
-enum Form { EIGHT_BITS, FOUR_BITS, HALVES };  // the last: 8 bits, groups of half a block
-constexpr int spans(Form form) { return form == HALVES ? 2 : 1; }            // scales of a block
-constexpr int words(Form form) { return form == FOUR_BITS ? 4 : BLOCK / 4; }  // of a block in memory
+enum Form { EIGHT_BITS, FOUR_BITS, OF_LEVELS, SIX_BITS, HALVES, SIX_HALVES };  // halves: groups of half a block
+constexpr int spans(Form form) { return form >= HALVES ? 2 : 1; }    // scales of a block
+constexpr bool six(Form form) { return form == SIX_BITS || form == SIX_HALVES; }
+constexpr bool packed(Form form) { return six(form) || form == OF_LEVELS; }  // bytes with signs in less room
+constexpr Form as_bytes(Form form) {
+  return form == SIX_HALVES ? HALVES : packed(form) ? EIGHT_BITS : form;
+}
+constexpr int words(Form form) {  // of a block in memory
+  return form == FOUR_BITS || form == OF_LEVELS ? 4 : six(form) ? 6 : 8;
+}
+template <Form FORM>
+using Of = std::integral_constant<Form, FORM>;
+template <class Work>
+static void of_form(const Weight& w, const Work& work) {
+  if (w.kind == Q4) return work(Of<FOUR_BITS>());
+  if (w.kind == Q4_LEVELS) return work(Of<OF_LEVELS>());
+  if (w.kind == Q6) return w.halves() ? work(Of<SIX_HALVES>()) : work(Of<SIX_BITS>());
+  return w.halves() ? work(Of<HALVES>()) : work(Of<EIGHT_BITS>());
+}
 template <Form FORM>
 INLINE I word(const char* p, int j) {  // word j of a block's eight: four weights of each row, see `dot4`
-  const I raw = loadi(p + j % words(FORM) * TILE * 4);
-  return FORM == FOUR_BITS ? (j < 4 ? raw : raw >> 4) & 0x0f0f0f0f : raw ^ int32_t(FLIP * 0x01010101u);
+  if (six(FORM)) {  // the two high bits of four words lie in one
+    const I low = loadi(p + j % 4 * TILE * 4), high = loadi(p + (4 + j / 4) * TILE * 4);
+    const I placed = j % 4 == 0 ? high << 4 : j % 4 == 1 ? high << 2 : j % 4 == 2 ? high : high >> 2;
+    return ((j < 4 ? low : low >> 4) & 0x0f0f0f0f) | (placed & 0x30303030);
+  }
+  const I raw = loadi(p + j % words(FORM) * TILE * 4), nibbles = (j < 4 ? raw : raw >> 4) & 0x0f0f0f0f;
+  return FORM == FOUR_BITS ? nibbles : (FORM == OF_LEVELS ? levels(nibbles) : raw) ^ int32_t(FLIP * 0x01010101u);
+}
+template <Form FORM>
+INLINE I with_signs(const char* p, int j) {  // the same of a packed form, as 8 bits have it in memory
+  const I k = word<FORM>(p, j);
+  return six(FORM) ? (k + 0x60606060) ^ int32_t(0x80808080u) : k ^ int32_t(FLIP * 0x01010101u);
 }
 template <Form FORM>
 INLINE I wide(const char* p, int j, int odd) {  // its first and third, or second and fourth weight in 16 bits
-  const I raw = loadi(p + j % words(FORM) * TILE * 4);
+  if (six(FORM)) return (word<FORM>(p, j) >> 8 * odd) & 0x00ff00ff;
+  const I raw = FORM == OF_LEVELS ? with_signs<FORM>(p, j) : loadi(p + j % words(FORM) * TILE * 4);
   if (FORM == FOUR_BITS) return (raw >> (j < 4 ? 8 * odd : 8 * odd + 4)) & 0x000f000f;
   return odd ? (I)((I16)raw >> 8) : (I)((I16)raw << 8 >> 8);
 }
@@ -22,12 +49,12 @@ template <Form FORM, int M, int V>
 INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[V][M]) {
   constexpr int WORDS = BLOCK / 4 / spans(FORM);
   constexpr bool NARROW = NIBBLES && FORM == FOUR_BITS;
-  constexpr bool KEPT = NARROW || (LANES == 8 && V > 1 && FORM == FOUR_BITS);
+  constexpr bool KEPT = NARROW || (LANES == 8 && V > 1 && (FORM == FOUR_BITS || FORM == SIX_BITS));
   I low[V][M];
   UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < V; v++) {
     const Block& b = x[i * blocks];
     d[v][i] = I{};
-    low[v][i] = NARROW ? I{} : I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
+    low[v][i] = NARROW ? I{} : I{} + (spans(FORM) == 1 ? b.start : h ? b.start - b.start_first : b.start_first);
   }
   UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
     if (SPLIT || NARROW) {
@@ -48,7 +75,10 @@ INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[V]
         UNROLL for (int v = 0; v < V; v++) k[v] = wide<FORM>(p + v * LANES * 4, j, odd);
         UNROLL for (int i = 0; i < M; i++) {
           const I b = I{} + x[i * blocks].q[2 * j + odd];
-          UNROLL for (int v = 0; v < V; v++) low[v][i] = dot2(low[v][i], k[v], b);
+          UNROLL for (int v = 0; v < V; v++) {
+            low[v][i] = dot2(low[v][i], k[v], b);
+            if (KEPT) IN_REGISTER(low[v][i]);
+          }
         }
       }
     }
@@ -59,9 +89,9 @@ INLINE void span(const char* p, int h, const Block* x, int64_t blocks, I (&d)[V]
   }
 }
 // The sum that belongs to the offset of span h.
-template <Form FORM>
+template <int SPANS>
 INLINE float scaled_sum(const Block& b, int h) {
-  return FORM != HALVES ? b.scaled_sum : h ? b.scaled_sum - b.scaled_first : b.scaled_first;
+  return SPANS == 1 ? b.scaled_sum : h ? b.scaled_sum - b.scaled_first : b.scaled_first;
 }
 
 // Scales or offsets of a tile's groups in turn.
@@ -119,12 +149,11 @@ static void store_gated(const Out& out, int64_t m0, int64_t m1, int64_t row, int
   }
 }
 
-// M rows of x times the 16 rows of one tile.
+// M rows of x times the 16 rows of one tile, whose values are at p.
 template <Form FORM, int M>
-static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Out& out) {
+static void tile(const Weight& w, int64_t t, const char* p, const Block* x, int64_t m, const Out& out) {
   constexpr int64_t BYTES = words(FORM) * TILE * 4;
   const int64_t blocks = w.cols / BLOCK;
-  const char* p = (const char*)w.values + t * blocks * BYTES;
   constexpr int V = LANES == 8 ? PARTS : 1;  // which share each activation that is put in all lanes
   F acc[M][PARTS] = {};
   Groups groups(w, t, 0);
@@ -140,7 +169,7 @@ static void tile(const Weight& w, int64_t t, const Block* x, int64_t m, const Ou
           UNROLL for (int i = 0; i < M; i++) {
             const Block& xb = x[(m + i) * blocks + b];
             acc[i][v0 + v] += __builtin_convertvector(d[v][i], F) * (s * xb.scale);
-            if (w.offsets) acc[i][v0 + v] += o * scaled_sum<FORM>(xb, h);
+            if (w.offsets) acc[i][v0 + v] += o * scaled_sum<spans(FORM)>(xb, h);
           }
         }
       }
@@ -232,15 +261,15 @@ struct Wide {
   F scales[2 * BLOCKS][VECTORS], offsets[2 * BLOCKS][VECTORS];
 };
 constexpr int MANY_WIDE = LANES == 16 ? 6 : 4;  // sums of whole numbers, and of floats, stay in registers
-template <Form FORM, int M>
+template <int SPANS, int M>
 static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x, int64_t stride, float* y) {
-  constexpr int WORDS = BLOCK / 2 / spans(FORM);
+  constexpr int WORDS = BLOCK / 2 / SPANS;
   F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * PANEL + v * LANES);
-  for (int64_t s = 0; s < blocks * spans(FORM); s++) {
-    const int h = s % spans(FORM);
-    const Block* at = x + s / spans(FORM);
+  for (int64_t s = 0; s < blocks * SPANS; s++) {
+    const int h = s % SPANS;
+    const Block* at = x + s / SPANS;
     I d[M][VECTORS] = {};
     for (int64_t j = 0; j < WORDS; j++) {
       I k[VECTORS];
@@ -261,7 +290,7 @@ static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block*
     }
     if (offsets) UNROLL for (int v = 0; v < VECTORS; v++) {
       const F offset = w.offsets[s][v];
-      UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<FORM>(at[i * stride], h);
+      UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<SPANS>(at[i * stride], h);
     }
   }
   UNROLL for (int i = 0; i < M; i++)
@@ -269,7 +298,7 @@ static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block*
 }
 template <Form FORM>
 static void widen(const Weight& w, int64_t t, int64_t first, int64_t blocks, int v0, Wide* out) {
-  const int32_t bias = FORM == FOUR_BITS && !w.offsets ? 0x00080008 : 0;
+  const int32_t bias = six(FORM) ? 0x00200020 : FORM == FOUR_BITS && !w.offsets ? 0x00080008 : 0;
   const char* p = (const char*)w.values + (t * (w.cols / BLOCK) + first) * words(FORM) * TILE * 4;
   Groups groups(w, t, first);
   for (int64_t b = 0; b < blocks; b++, p += words(FORM) * TILE * 4, groups.next())
@@ -303,22 +332,30 @@ static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, 
         // What is widened next is fetched bit by bit: at once, it would wait for the lines that a core can ask for.
         for (int64_t i = m * LINES / rows; i < (m + M()) * LINES / rows; i++)
           for (int64_t k = 0; k < PANEL / TILE; k++) __builtin_prefetch(next + k * blocks * BYTES + i * 64);
-        wide_panel<FORM, M()>(panel, w.offsets, some, x + m * blocks + b, blocks, &sums[m * PANEL]);
+        wide_panel<spans(FORM), M()>(panel, w.offsets, some, x + m * blocks + b, blocks, &sums[m * PANEL]);
       });
     }
     const int64_t wide = std::min(std::min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
     store_rows(out, 0, rows, t * TILE, wide, sums.data(), PANEL);
   }
 }
+template <Form FORM>
+static void to_bytes(const char* p, int64_t blocks, char* out) {
+  for (int64_t b = 0; b < blocks; b++, p += words(FORM) * TILE * 4)
+    UNROLL for (int j = 0; j < BLOCK / 4; j++, out += TILE * 4)
+      UNROLL for (int v = 0; v < TILE * 4; v += LANES * 4)
+        *(I*)(out + v) = with_signs<FORM>(p + v, j);
+}
 // Weights as bytes, two tiles at a time: each activation is loaded for both, which for one tile is as much as a core
 // can load. The sums of high and of low bytes of 4 rows stay in registers; 20 KB of weights stay in the first-level
-// cache while all rows pass by.
+// cache while all rows pass by; packed ones are turned into bytes on their way there.
 constexpr int PAIR_ROWS = 4;
 constexpr int64_t PAIR_BYTES = 20 << 10;
 struct Pair {
   static constexpr int SPANS = PAIR_BYTES / 256;
   const char *p, *next;           // the first tile's values, and those that are fetched meanwhile
   int64_t apart, across, blocks;  // bytes from either to the second tile
+  int64_t lines;                  // of a block in memory
   bool cold;                      // nothing fetched these before
   int64_t row, wide;              // rows of the weight
   bool first, last;               // of the pieces of a row
@@ -334,7 +371,7 @@ INLINE void both_spans(const Pair& pair, const char* p, int h, const Block* x, i
     const Block& b = x[i * stride];
     UNROLL for (int v = 0; v < VECTORS; v++) {
       d[i][v] = I{};
-      low[i][v] = I{} + (FORM != HALVES ? b.start : h ? b.start - b.start_first : b.start_first);
+      low[i][v] = I{} + (spans(FORM) == 1 ? b.start : h ? b.start - b.start_first : b.start_first);
     }
   }
   UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
@@ -360,12 +397,13 @@ template <Form FORM, int M>
 static void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int64_t m, int64_t rows, float* y,
                           const Out& out) {
   constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = BYTES / 64;
-  const int64_t stride = w.cols / BLOCK, lines = (m + M) * LINES / rows - m * LINES / rows;
-  const char *p = pair.p, *next = pair.next + m * LINES / rows * 64;
+  const int64_t stride = w.cols / BLOCK, before = m * pair.lines / rows,
+                lines = (m + M) * pair.lines / rows - before;
+  const char *p = pair.p, *next = pair.next + before * 64;
   F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = pair.first ? F{} : load(y + i * PANEL + v * LANES);
-  for (int64_t s = 0; s < pair.blocks * spans(FORM); p += BYTES, next += BYTES, x++) {
+  for (int64_t s = 0; s < pair.blocks * spans(FORM); p += BYTES, next += pair.lines * 64, x++) {
     for (int64_t i = 0; i < lines; i++)  // each rows' share of what comes next
       __builtin_prefetch(next + i * 64), __builtin_prefetch(next + pair.across + i * 64);
     if (pair.cold && m == 0) UNROLL for (int i = 0; i < LINES; i++)
@@ -380,7 +418,7 @@ static void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int
       }
       if (w.offsets) UNROLL for (int v = 0; v < VECTORS; v++) {
         const F offset = pair.offsets[s][v];
-        UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<FORM>(x[i * stride], h);
+        UNROLL for (int i = 0; i < M; i++) acc[i][v] += offset * scaled_sum<spans(FORM)>(x[i * stride], h);
       }
     }
   }
@@ -407,23 +445,30 @@ template <Form FORM>
 static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
   static thread_local std::vector<float> sums;
   alignas(64) static thread_local Pair pair;
-  constexpr int64_t BYTES = words(FORM) * TILE * 4;
-  const int64_t blocks = w.cols / BLOCK, pieces = (2 * blocks * BYTES + PAIR_BYTES - 1) / PAIR_BYTES,
+  alignas(64) static thread_local char bytes[PAIR_BYTES];
+  constexpr Form NEAR = as_bytes(FORM);
+  constexpr int64_t BYTES = words(FORM) * TILE * 4, NEAR_BYTES = words(NEAR) * TILE * 4;
+  const int64_t blocks = w.cols / BLOCK, pieces = (2 * blocks * NEAR_BYTES + PAIR_BYTES - 1) / PAIR_BYTES,
                 per = (blocks + pieces - 1) / pieces;
   sums.resize(std::max<int64_t>(sums.size(), rows * PANEL));
   for (int64_t t = t0; t < t1; t += 2) {
     const int64_t other = std::min(t + 1, t1 - 1);  // a tile behind the last: the last again, for nothing
-    pair.cold = t == t0;
+    pair.cold = t == t0 && !packed(FORM);
     pair.row = t * TILE, pair.wide = std::min((other + 1) * TILE, w.rows) - pair.row;
-    pair.apart = (other - t) * blocks * BYTES, pair.across = blocks * BYTES;
+    const int64_t apart = (other - t) * blocks * BYTES;
+    pair.apart = packed(FORM) ? PAIR_BYTES / 2 : apart, pair.across = blocks * BYTES, pair.lines = BYTES / 64;
     for (int64_t b = 0; b < blocks; b += per) {
       pair.first = b == 0, pair.last = b + per >= blocks;
       pair.blocks = std::min(per, blocks - b);
       pair.p = (const char*)w.values + (t * blocks + b) * BYTES;
       pair.next = pair.p + (pair.last ? 2 * blocks - b : per) * BYTES;
+      if (packed(FORM)) {
+        to_bytes<FORM>(pair.p, pair.blocks, bytes), to_bytes<FORM>(pair.p + apart, pair.blocks, bytes + pair.apart);
+        pair.p = bytes;
+      }
       scales_of<FORM>(w, t, b, 0, &pair), scales_of<FORM>(w, other, b, 1, &pair);
       by_rows<PAIR_ROWS, 3, 2, 1>(0, rows, [&](auto M, int64_t m) {
-        pair_of_tiles<FORM, M()>(w, pair, x + m * blocks + b, m, rows, &sums[m * PANEL], out);
+        pair_of_tiles<NEAR, M()>(w, pair, x + m * blocks + b, m, rows, &sums[m * PANEL], out);
       });
     }
   }
@@ -434,8 +479,22 @@ static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64
   if (is_many) return many_tiles<FORM>(w, t0, t1, x, rows, out);
   if constexpr (SPLIT && LANES == 16)
     if (by_pairs(rows)) return pairs_of_tiles<FORM>(w, t0, t1, x, rows, out);
-  for (int64_t t = t0; t < t1; t++)
-    by_rows<MANY, MANY / 2, 1>(0, rows, [&](auto M, int64_t m) { tile<FORM, M()>(w, t, x, m, out); });
+  constexpr int64_t BYTES = words(FORM) * TILE * 4;
+  const int64_t blocks = w.cols / BLOCK;
+  auto all = [&](auto form, int64_t t, const char* p) {
+    by_rows<MANY, MANY / 2, 1>(0, rows, [&](auto M, int64_t m) { tile<form(), M()>(w, t, p, x, m, out); });
+  };
+  for (int64_t t = t0; t < t1; t++) {
+    const char* p = (const char*)w.values + t * blocks * BYTES;
+    if (!packed(FORM) || !w.unpacked(rows)) {
+      all(Of<FORM>(), t, p);
+      continue;
+    }
+    static thread_local std::vector<char> bytes;
+    bytes.resize(blocks * BLOCK * TILE);
+    to_bytes<FORM>(p, blocks, bytes.data());
+    all(Of<as_bytes(FORM)>(), t, bytes.data());
+  }
 }
 
 // What many rows meet in tile registers of tile t of a weight: [columns, parts, 16, 16] pairs of bfloat16, row k
@@ -465,7 +524,8 @@ static void expand(const Weight& w, int64_t t, int64_t first, int64_t columns, c
       F o = w.offsets ? groups.offset(h, v) : s * -bias;
       o = (s == s) & (o == o) ? o : F{} + NAN;  // a NaN that `put_pairs` keeps
       UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
-        const I raw = loadi(p + v * LANES * 4 + j % words(FORM) * TILE * 4);
+        const I raw = packed(FORM) ? with_signs<FORM>(p + v * LANES * 4, j)
+                                : loadi(p + v * LANES * 4 + j % words(FORM) * TILE * 4);
         __builtin_prefetch(p + v * LANES * 4 + j % words(FORM) * TILE * 4 + 2048);
         F k[4];
         UNROLL for (int i = 0; i < 4; i++) k[i] = __builtin_convertvector(quad<FORM>(raw, j, i), F) * s + o;
@@ -578,10 +638,7 @@ static void tiled(const Weight& w, int64_t t0, int64_t t1, const char* x, int64_
   if (!w.quantised())
     return (w.tile_parts() == 2 ? by_tiles<2, 1, decltype(turn)> : by_tiles<1, 1, decltype(turn)>)(
         w, t0, t1, x, rows, out, turn);
-  by_tiles<2, 2>(w, t0, t1, x, rows, out,
-                 w.halves()     ? expand<HALVES>
-                 : w.kind == Q8 ? expand<EIGHT_BITS>
-                                : expand<FOUR_BITS>);
+  of_form(w, [&](auto form) { by_tiles<2, 2>(w, t0, t1, x, rows, out, expand<form()>); });
 }
 
 void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
@@ -596,9 +653,7 @@ void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Ou
     };
     if (w.paired(in.like)) return dense((const pair*)w.values, w.cols / 2);
     if (!w.quantised()) return typed(w.kind, w.values, [&](auto* p) { dense(p, w.cols); });
-    (w.halves()      ? tiles<HALVES>
-     : w.kind == Q8 ? tiles<EIGHT_BITS>
-                    : tiles<FOUR_BITS>)(w, t0, t1, in.blocks, rows, is_many, out);
+    of_form(w, [&](auto form) { tiles<form()>(w, t0, t1, in.blocks, rows, is_many, out); });
   });
 }
 
@@ -612,7 +667,7 @@ void embed(const Weight& w, int32_t token, float* x) {
       for (int64_t c = 0; c < w.cols; c++) x[c] = one(p[token * w.cols + c]);
     });
   const int64_t t = token / TILE, lane = token % TILE, groups = w.cols / w.group,
-                words = w.kind == Q8 ? 8 : 4;
+                words = w.kind == Q8 ? 8 : w.kind == Q6 ? 6 : 4;
   auto at = [&](const void* p, const void* units, int64_t c) {
     const int64_t i = (t * groups + c / w.group) * TILE + lane;
     const int64_t u = (t * (w.cols / UNIT) + c / UNIT) * TILE + lane;
@@ -622,10 +677,14 @@ void embed(const Weight& w, int32_t token, float* x) {
   };
   for (int64_t c = 0; c < w.cols; c++) {
     const int64_t in = c % BLOCK, byte = w.kind == Q8 ? in : in % (BLOCK / 2);
-    const int8_t v =
-        ((const int8_t*)w.values)[((t * (w.cols / BLOCK) + c / BLOCK) * words + byte / 4) * TILE * 4 +
-                                  lane * 4 + byte % 4];
-    const float value = w.kind == Q8 ? v : (in < BLOCK / 2 ? v & 15 : (v >> 4) & 15) - (w.offsets ? 0 : 8);
+    const char* block = (const char*)w.values + (t * (w.cols / BLOCK) + c / BLOCK) * words * TILE * 4 + lane * 4;
+    auto stored = [&](int64_t i) { return int(((const int8_t*)block)[i / 4 * TILE * 4 + i % 4]); };
+    const int v = stored(byte), nibble = in < BLOCK / 2 ? v & 15 : (v >> 4) & 15;
+    const int high = w.kind == Q6 ? stored(16 + in / 16 * 4 + in % 4) >> in / 4 % 4 * 2 & 3 : 0;
+    const float value = w.kind == Q8   ? v
+                        : w.kind == Q6 ? (high << 4 | nibble) - 32
+                        : w.kind == Q4_LEVELS ? LEVELS[nibble]
+                                       : nibble - (w.offsets ? 0 : 8);
     x[c] = value * at(w.scales, w.scale_units, c) + (w.offsets ? at(w.offsets, w.offset_units, c) : 0.f);
   }
 }

@@ -53,7 +53,7 @@ class Room {
   };
   std::unique_ptr<T[], Free> at_;
 };
-enum Kind : int64_t { F32, BF16, F16, Q8, Q4 };
+enum Kind : int64_t { F32, BF16, F16, Q8, Q4, Q6, Q4_LEVELS };
 enum Scales : int64_t { WIDE, HALF, UNITS };  // float32, float16, int8 times a float16 for UNIT weights
 // [rows, cols]; quantised ones interleaved by TILE rows, scales [rows / TILE, groups, TILE]
 struct Weight {
@@ -72,7 +72,12 @@ struct Weight {
   // Whether m rows of activations meet these weights in halves of 8 bits.
   bool split(int64_t m) const { return few(m) && (SPLIT || (NIBBLES && kind == Q4)); }
   bool halves() const { return group == BLOCK / 2; }
-  int bias() const { return kind == Q8 ? FLIP : offsets ? 0 : 8; }
+  // Whether 6 bits or levels become bytes before m rows of activations meet them; with wide registers up to 8 rows
+  // wait for memory as they are.
+  bool unpacked(int64_t m) const { return kind >= Q6 && (by_pairs(m) || (LANES < 16 && m > 2)); }
+  int bias(int64_t m) const {  // what m rows of activations meet is so much larger than the weight
+    return kind == Q4 ? (offsets ? 0 : 8) : kind == Q6 && !unpacked(m) ? 32 : FLIP;
+  }
   // Many rows of activations meet these weights in tile registers.
   bool tiled(int64_t m) const {
     return TILES && (kind == BF16 ? !few(m) : quantised() && m > SOME_ROWS) && tiles_allowed();
@@ -95,7 +100,7 @@ struct Weight {
   bool rests(int64_t r0, int64_t r1) const { return exact && !(period && r0 % period + (r1 - r0) <= loose); }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
   int64_t tile_bytes() const {
-    return cols * TILE / 2 * (kind == F32 ? 8 : kind == Q8 ? 2 : kind == Q4 ? 1 : 4);
+    return cols * TILE / 4 * (kind == F32 ? 16 : kind == Q8 ? 4 : kind == Q6 ? 3 : kind >= Q4 ? 2 : 8);
   }
 };
 template <class Work>
@@ -127,7 +132,7 @@ INLINE void put_pairs(I q, int at, Block* out) {
 // One row of x as one of `rows` rows meets w.
 static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) {
   const bool split = w.split(rows);
-  const int bias = w.bias();
+  const int bias = w.bias(rows);
   for (int64_t c = 0; c < w.cols; c += BLOCK, out++) {
     I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
     UNROLL for (int i = 0; i < BLOCK; i += LANES) { top = imax(top, (I)load(x + c + i) & 0x7fffffff); }

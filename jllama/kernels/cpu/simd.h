@@ -199,6 +199,29 @@ INLINE I dot4_narrow(I acc, I w, I x) { return (I)((I16)acc + (I16)_mm256_maddub
 constexpr bool NIBBLES = false;
 INLINE I dot4_narrow(I acc, I, I) { return acc; }
 #endif
+// What IQ4_NL's 4 bits stand for.
+alignas(16) constexpr int8_t LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+#if defined(__aarch64__)
+constexpr bool LOOKS_UP = true;
+#else
+constexpr bool LOOKS_UP = LANES > 4;
+#endif
+INLINE I levels(I nibbles) {  // of each byte, which is 0..15
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  return (I)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)nibbles);
+#elif defined(JLLAMA_AVX2)
+  return (I)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)nibbles);
+#elif defined(__aarch64__)
+  return (I)vqtbl1q_s8(vld1q_s8(LEVELS), (uint8x16_t)nibbles);
+#else
+  int8_t bytes[LANES * 4];
+  memcpy(bytes, &nibbles, sizeof bytes);
+  for (int8_t& byte : bytes) byte = LEVELS[byte & 15];
+  I out;
+  memcpy(&out, bytes, sizeof bytes);
+  return out;
+#endif
+}
 #if defined(__clang__)
 template <class V>
 INLINE V shuffled(V a, V b, I from) {  // lane j is lane from[j] of a and b laid behind one another

@@ -20,7 +20,8 @@ from jllama.model import Block, Params, Places, embedding_factor
 
 # The numbers of `enum Kind` and `enum Act` in kernels.cc.
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-QUANTISED = {8: 3, 4: 4}
+QUANTISED = {8: 3, 4: 4, 6: 5}
+OF_LEVELS = 6
 SCALE_KINDS = {"float32": 0, "float16": 1, "int8": 2}  # `enum Scales` in products.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
 
@@ -44,7 +45,8 @@ class Operands:
         rows = int(np.prod(w.shape[:-1]))
         if isinstance(w, QTensor):
             leaves = [self.add(getattr(w, name)) for name in ("values", *SCALES)]
-            self.spec += [QUANTISED[w.bits], rows, cols, w.group, SCALE_KINDS[str(w.scales.dtype)], *leaves]
+            kind = OF_LEVELS if w.levels else QUANTISED[w.bits]
+            self.spec += [kind, rows, cols, w.group, SCALE_KINDS[str(w.scales.dtype)], *leaves]
         else:
             self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1, -1, -1]
 
