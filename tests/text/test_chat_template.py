@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jllama.errors import JllamaError
 from jllama.text.template.chat_template import ChatTemplate, plain_data
 from jllama.text.template.sandbox import METHODS
+from jllama.text.template.traced_text import GIVEN, OWN
 from tests.support.hostile_templates import REACHING_OUT, RUNNING_AWAY
 from tests.support.tokenizer_helpers import gguf_tokenizer
 
@@ -255,6 +256,19 @@ def test_how_large_and_how_deep_plain_data_may_be(monkeypatch, given, sound):
     else:
         with pytest.raises(JllamaError, match="it holds lists or dictionaries that nest deeper than 3 or"):
             plain_data(given, "it")
+
+
+NAMED = "system user assistant tool function developer ipython environment documents context observation"
+
+
+@pytest.mark.parametrize("role", [*NAMED.split(), "evil", "User", "", "system "])
+def test_known_roles_are_the_program_s_own_words_and_others_are_given(role):
+    """Templates make special tokens of them."""
+    made = ChatTemplate("{% for m in messages %}{{ m.role ~ m.content }}{% endfor %}").trace(
+        [{"role": role, "content": "user"}]
+    )
+    assert made == role + "user"
+    assert made.origins == (OWN if role in NAMED.split() else GIVEN) * len(role) + GIVEN * 4
 
 
 def test_the_callers_messages_stay_as_they_are():

@@ -47,6 +47,31 @@ def test_a_limit_is_where_it_is_said_to_be(allowed, refused, words):
         ChatTemplate("{{ " + refused + " }}").render([])
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("groupby(p)", "max(false, p)", "min(false, p)", "rejectattr(p)", "selectattr(p)", "sum(p)"),
+        *(
+            "sort(false, false, p)",
+            "unique(false, p)",
+            "map(attribute=p)",
+            "join('', p)",
+            "join(attribute=p)",
+        ),
+    ],
+)
+def test_a_path_of_attributes_has_parts_at_most_whoever_takes_it(how):
+    source = "{% set x = [] | " + how + " %}"
+    ChatTemplate(source).render([], p="a" + ".a" * 32)
+    with pytest.raises(JllamaError, match="it asks for attributes of attributes without end"):
+        ChatTemplate(source).render([], p="a" + ".a" * 33)
+
+
+def test_a_text_with_many_dots_is_no_path():
+    for source in ("{{ p | join }}", "{{ p | join(p) | length > 0 }}", "{{ [p, p] | join('') }}"):
+        ChatTemplate(source).render([], p="a" + ".a" * 40)
+
+
 @pytest.mark.parametrize("method", sorted(prices.SLOW_SEARCHES))
 def test_a_slow_search_is_refused_where_the_lengths_product_is_too_large(method):
     source = (

@@ -72,8 +72,8 @@ def _metered(name: str, function: Callable) -> Callable:
 
 
 def _refuse_long_path(name: str, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Each item of a list is asked for each part of an attribute's path, `a.b,c.d`."""
-    paths = (*(args if name in BY_PATH else ()), kwargs.get("attribute"))
+    """Each item of a list is asked for each part of an attribute's path, `a.b,c.d`; `join` takes it third."""
+    paths = (*(args if name in BY_PATH else args[2:] if name == "join" else ()), kwargs.get("attribute"))
     if any(isinstance(path, str) and count_of(path, ".,") > MAX_PATH for path in paths):
         raise TemplateRefused("it asks for attributes of attributes without end")
 
