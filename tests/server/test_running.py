@@ -307,3 +307,32 @@ def test_a_piece_knows_how_far_its_answer_was():
         return found + list(await answers.moment())
 
     assert asyncio.run(run()) == [(0, Piece("x", 3, 2)), (0, Piece("y", 3, 0))]
+
+
+def test_a_request_that_the_server_gives_up_is_forgotten():
+    """As uvicorn does with what still runs at its end: nobody has left, and nothing has failed."""
+    place, waiting = Place(Said("a")), []
+    place.in_thread = lambda work: waiting.append(asyncio.get_running_loop().create_future()) or waiting[0]
+
+    async def stream():
+        yield b"{}"
+
+    async def run():
+        request = SimpleNamespace(
+            app=SimpleNamespace(state=SimpleNamespace(service=place)),
+            headers={"content-type": "application/json"},
+            stream=stream,
+            receive=asyncio.Event().wait,
+        )
+        responding = asyncio.ensure_future(respond(request, lambda service, body: None))
+        while not waiting:
+            await asyncio.sleep(0)
+        responding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await responding
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}  # none waits for the client to leave
+
+    asyncio.run(run())
+    assert place.forgotten == [place.made]
+    assert waiting[0].cancelled()
