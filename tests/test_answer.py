@@ -62,6 +62,7 @@ def run(*bursts, begun=b"", **settings):
         ((b"ab\1",), {"stop": ["<eot>"], "ignore_eos": True}, ["ab"], "stop", "<eot>"),
         ((b"abcd", b"e"), {"stop": ["bc"]}, ["a"], "stop", "bc"),
         ((b"ab", b"cd"), {"stop": ["bc"]}, ["a"], "stop", "bc"),
+        ((b"ab", b"cd"), {"stop": ["zz", "bc", "cd"]}, ["a"], "stop", "bc"),
         ((b"ab", b"\0"), {"stop": ["bc"]}, ["a", "b"], "stop", None),
         ((b"ab",), {"stop": ["bc"]}, ["a", "b"], "length", None),
         ((b"\xc3", b"\xa9"), {}, ["é"], "length", None),

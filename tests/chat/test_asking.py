@@ -123,3 +123,17 @@ def test_a_transcript_s_variables_are_checked(variables, words):
     tokenizer = SimpleNamespace(chat_template="{{ x }}", compile_template=None, turn_ends=None)
     with pytest.raises(JllamaError, match=words):
         Transcript(tokenizer, None, variables)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [(" \n a b ", "a b ", []), (f" I look. {CALL}", "I look.", ["f"]), (f" {CALL}", "", ["f"]), ("", "", [])],
+)
+def test_an_answer_is_kept_without_the_blanks_before_it(monkeypatch, text, said, calls):
+    monkeypatch.setattr(asking, "kept_ids", lambda tokenizer, prompt, result: (7,))
+    parser = CallParser(HERMES, ["f"], lambda: "id")
+    transcript = SimpleNamespace(reader=lambda tools: parser, stops=("<end>",))
+    result, rounds = Result(text=text, finish_reason="length"), (Round("", (), ()),)
+    made = asking.kept(transcript, None, [1], result, (), rounds)
+    assert (made.content, [call.name for call in made.calls], made.rounds) == (said, calls, rounds)
+    assert (made.token_ids, made.cut) == ((None, False) if calls else ((7,), True))

@@ -614,3 +614,23 @@ def test_ids_are_an_answer_s_where_they_spell_it(ids, content, kept):
         [document.SavedMessage(role="assistant", content=content, token_ids=ids)], tokenizer
     )
     assert (found.content, found.token_ids, foreign) == (content, ids if kept else None, not kept)
+
+
+def test_what_branches_share_is_saved_once():
+    (a, b), c = map(turn, "ab"), turn("c")
+    made = SimpleNamespace(model=SimpleNamespace(name="m"), transcript=SimpleNamespace(source=None))
+    made.on_overflow, made.current = "stop", "two"
+    branches = {"one": (*a, *b), "two": (*a, *c), "three": (*a, *b)}
+    made.branches = {
+        name: SimpleNamespace(system=name, dropped=at, messages=messages)
+        for at, (name, messages) in enumerate(branches.items())
+    }
+    saved = archive._document(made, GenerationSettings(top_k=7))
+    assert [message.content for message in saved.messages] == [one.content for one in (*a, *b, *c)]
+    told = {name: (one.system, one.dropped, one.messages) for name, one in saved.branches.items()}
+    assert told == {
+        "one": ("one", 0, [0, 1, 2, 3]),
+        "two": ("two", 1, [0, 1, 4, 5]),
+        "three": ("three", 2, [0, 1, 2, 3]),
+    }
+    assert (saved.model, saved.current, saved.on_overflow, saved.settings["top_k"]) == ("m", "two", "stop", 7)

@@ -332,6 +332,7 @@ def test_files_stand_before_the_words():
     assert with_files(files, "words") == "one\n\ntwo\n\nwords"
     assert with_files(files, "") == "one\n\ntwo"
     assert with_files([], "words") == "words"
+    assert with_files([Attachment("a", "\n  indented \n", 1)], "words") == "  indented \n\nwords"
 
 
 def file_talk(max_seq_len):

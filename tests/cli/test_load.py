@@ -767,3 +767,22 @@ def test_the_table_shows_what_was_measured(fake):
     assert "8 of 9 open at the end, closed by the server and opened again 3 times" in text
     assert "failed, 1 ×: kind 0\\x1b[2J" in text
     assert "and 2 other kinds" in text
+
+
+def test_what_a_server_counted_is_recorded():
+    async def exchange(method, path, body, answer):
+        used = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 7}}
+        answer.status, answer.data = 200, json.dumps({"usage": used}).encode()
+        answer.arrivals = [2.5]
+        return 3.5
+
+    async def run():
+        work = Workload(model=MODEL, streamed=False, requests=1)
+        traffic = Traffic(Target("http://x", "", 60), work, Prompts(FIXED, dict.fromkeys(WORDS, 1)))
+        traffic.target.exchange = exchange
+        await traffic.run()
+        return traffic.records
+
+    (record,) = asyncio.run(run())
+    assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (9, 2, 7)
+    assert (record.ended, record.arrivals, record.failure) == (3.5, [2.5], "")

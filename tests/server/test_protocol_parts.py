@@ -325,6 +325,13 @@ def test_tools_and_calls_go_into_the_template_that_knows_them():
     assert template.variables == {"tools": ["f"], "template": "the tools' own"}
 
 
+def test_each_of_several_calls_is_data_for_a_template():
+    template, second = Template(), dict(function=dict(name="g", arguments="[2]"))
+    talk = read(USER, dict(role="assistant", tool_calls=[CALL, second]), dict(role="tool", content="7"))
+    messages.encode_messages(template, talk, begun=False)
+    assert [one["function"]["arguments"] for one in template.given[1]["tool_calls"]] == [{"x": 1}, [2]]
+
+
 def test_an_answer_s_own_tokens_come_before_its_text():
     talk = read(USER, ASSISTANT | dict(token_ids=[7, 8]))
     assert messages.encode_messages(Template(), talk, begun=True) == ([1, 2], [7, 8])

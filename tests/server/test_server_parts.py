@@ -62,6 +62,8 @@ def test_what_a_request_s_parameters_mean(given, meant):
         (dict(stop_token_ids=[10]), "stop_token_ids"),
         (dict(stop_token_ids=[-1]), "stop_token_ids"),
         (dict(logit_bias={"10": 1}), "logit_bias"),
+        (dict(stop_token_ids=[9, 10, 9]), "stop_token_ids"),
+        (dict(logit_bias={"9": 1, "10": 1}), "logit_bias"),
         (dict(repetition_penalty=0.001), "repetition_penalty"),
         (dict(stream_options={}), "stream_options"),
         (dict(top_logprobs=1), "top_logprobs"),
