@@ -5,6 +5,7 @@ import os
 import stat
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from jllama.answer import Result
@@ -634,3 +635,27 @@ def test_what_branches_share_is_saved_once():
         "three": ("three", 2, [0, 1, 2, 3]),
     }
     assert (saved.model, saved.current, saved.on_overflow, saved.settings["top_k"]) == ("m", "two", "stop", 7)
+
+
+def test_all_rounds_and_calls_of_an_answer_are_saved():
+    def call(name):
+        return Call(f"id {name}", name, f'{{"{name}": 1}}')
+
+    first = Round("I look.", (call("a"), call("b")), ("1", "2"))
+    second = Round("And again.", (call("c"),), ("3",))
+    answer = Message("assistant", "So.", (7, 8), True, (first, second), (call("d"), call("e")))
+    for message in (answer, Message("assistant", "So.")):
+        written = msgspec.to_builtins(archive._saved(message))
+        assert archive._message(msgspec.convert(written, document.SavedMessage)) == message
+
+
+def test_a_reader_knows_all_tools_by_their_names(monkeypatch):
+    made = []
+    monkeypatch.setattr("jllama.chat.transcript.CallParser", lambda *given: made.append(given) or "a reader")
+    transcript = Transcript(Letters(), PLAIN)
+    shows = SimpleNamespace(special_ids=lambda special_id: (special_id("<end>"), 9))
+    transcript.manner = SimpleNamespace(format=shows)
+    tools = [SimpleNamespace(name=name) for name in "abc"]
+    assert (transcript.reader(tools), transcript.shown(tools)) == ("a reader", (3, 9))
+    assert made == [(shows, ["a", "b", "c"], _drawn_id)]
+    assert (transcript.reader([]), transcript.shown([])) == (None, ())

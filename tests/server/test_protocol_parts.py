@@ -481,6 +481,13 @@ CALLS = (Begin(0, "id", "f"), Arguments(0, "{}"), End(0))
         (Delta("a", "b"), {"content": "a", "reasoning_content": "b"}),
         (Delta("a", calls=CALLS), {"content": "a", "tool_calls": [Call("id", "f", "{}").as_dict()]}),
         (Delta(calls=CALLS), {"content": None, "tool_calls": [Call("id", "f", "{}").as_dict()]}),
+        (
+            Delta(calls=(*CALLS, Begin(1, "id2", "g"), Arguments(1, "[]"), End(1))),
+            {
+                "content": None,
+                "tool_calls": [Call(*call).as_dict() for call in (("id", "f", "{}"), ("id2", "g", "[]"))],
+            },
+        ),
     ],
 )
 @pytest.mark.parametrize(("asked", "with_ids"), [(False, False), (True, False), (True, True)])
