@@ -85,6 +85,29 @@ def test_what_is_made_is_paid_and_a_margin_at_most(made, size):
     assert size <= spent("{% set y = " + made + " %}") <= 40 * size + 200 * UNITS_PER_NODE
 
 
+class Unprinted(list):
+    """Whoever prints it has not paid for it."""
+
+    def __str__(self):
+        raise AssertionError("printed before it was paid")
+
+    __repr__ = __html__ = __str__
+
+
+PRINTING = (
+    "capitalize center(5) e escape format indent lower replace('q','') string title trim truncate upper"
+)
+
+
+@pytest.mark.parametrize("how", [*PRINTING.split(), "wordcount"])
+def test_who_prints_a_list_pays_for_its_texts_before(how):
+    template = SandboxedTemplates().from_string("{% set y = pair | " + how + " %}")
+    with metering(None) as meter:
+        meter.left = 150_000
+        with pytest.raises(TemplateRefused):
+            template.render(pair=Unprinted([Traced("a" * 100_000)] * 2))
+
+
 @pytest.mark.parametrize(
     "printed", ["{{ x }}", "{{ [x] }}", "{{ x }}{{ n }}", "{% set y %}{{ x }}{% endset %}"]
 )
