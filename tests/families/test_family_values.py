@@ -6,6 +6,7 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.families.keys import HfKeys
 from jllama.families.kinds import every, gguf_slides, kind_fields
+from jllama.families.known import text_keys, tie_left_open
 from jllama.families.rope_check import check_rope
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
@@ -283,6 +284,30 @@ def test_no_layer_slides_without_a_window():
     assert gguf_slides(Keys(), 2, 7) == [True] * 4
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "tied", "left_open"),
+    [
+        (None, None, None, True),
+        (None, False, False, True),
+        (None, True, True, False),
+        (True, False, True, True),
+        (True, True, True, False),
+        (False, True, False, False),
+        (False, None, False, False),
+    ],
+)
+def test_whether_the_embeddings_of_a_model_that_sees_are_tied(outer, inner, tied, left_open):
+    """The whole model's key rules; where it says nothing else than its text part, the tensors do."""
+    text, keys = dict(hidden_size=48), dict(model_type="gemma3")
+    text |= {} if inner is None else dict(tie_word_embeddings=inner)
+    keys |= dict(text_config=text) | ({} if outer is None else dict(tie_word_embeddings=outer))
+    assert text_keys(keys).get("tie_word_embeddings") is tied
+    assert text_keys(keys)["model_type"] == "gemma3_text"
+    assert tie_left_open(keys) is left_open
+    assert tie_left_open(keys | dict(model_type="llama")) is False
+    assert tie_left_open(keys | dict(text_config=None)) is False
+
+
 @pytest.mark.parametrize("theta", [None, 300000.0])
 def test_the_sliding_layers_of_olmo_3_turn_by_the_same_base(theta):
     """But are not stretched."""
@@ -296,7 +321,7 @@ def test_the_sliding_layers_of_olmo_3_turn_by_the_same_base(theta):
 @pytest.mark.parametrize("theta", [5e-324, 1e-38])
 def test_a_base_that_gives_angles_beyond_all_numbers(theta):
     """Refused in words; no warning of NumPy's comes before them."""
-    with pytest.raises(JllamaError, match="angles that are no numbers"):
+    with pytest.raises(JllamaError, match=f"'rope_theta': {theta}.* angles that are no numbers"):
         check_rope(Rope(rope_theta=theta), 256, 2048)
 
 
