@@ -577,7 +577,10 @@ def saved(tmp_path, **changes):
         name = re.sub("^w", "0", re.sub("^n", "1", key))  # places in `TREE`
         if given:
             dtype, shape = given
-            size = math.prod(shape) * {"U8": 1, "I8": 1, "F16": 2, "F32": 4, "I32": 4}[dtype]
+            size = (
+                math.prod(shape)
+                * {"U8": 1, "I8": 1, "F16": 2, "F32": 4, "I32": 4, "F64": 8, "BF16": 2}[dtype]
+            )
             header[name], at = entry(dtype, shape, at, at + size), at + size
     return write(tmp_path / "m", header, at)
 
@@ -596,6 +599,7 @@ TREE = (
         ({"w.values": ("I8", (4, 8)), "w.offsets": None}, ("values", "scales")),
         ({"w.values": ("I8", (4, 8)), "w.offsets": None, "w.scales": ("F32", (4, 8))}, ("values", "scales")),
         ({"w.scales": ("F32", (4, 4)), "w.offsets": ("F32", (4, 4))}, ("values", "scales", "offsets")),
+        *(({"n": (kind, (8,))}, ("values", "scales", "offsets")) for kind in ("F64", "F16", "BF16")),
     ],
 )
 def test_the_parts_of_a_quantised_leaf(tmp_path, changes, kinds):
@@ -615,7 +619,7 @@ def test_the_parts_of_a_quantised_leaf(tmp_path, changes, kinds):
         {"w.scales": ("F16", (8,)), "w.offsets": None},
         {"w.offsets": ("F32", (4, 2))},
         {"w.offsets": ("F16", (4, 4))},
-        {"w.scales": ("I32", (4, 2)), "w.offsets": None},
+        *({"w.scales": (kind, (4, 2)), "w.offsets": None} for kind in ("I32", "F64", "BF16")),
         {"w.scales": ("I8", (4, 2)), "w.offsets": None},
         {"w.scales": ("I8", (4, 2)), "w.offsets": None, "w.scale_units": ("F16", (4, 0))},
         {"n": None},
