@@ -204,6 +204,17 @@ def test_a_bos_token_that_is_null_is_none(tmp_path, said, bos):
     assert Tokenizer.from_dir(write_directory(tmp_path, **files, tokenizer_config=said)).bos_id == bos
 
 
+def test_files_that_are_sound_and_say_something_else_are_an_error_like_others(tmp_path):
+    directory = spm_directory(tmp_path, "bpe", added_tokens={"<|im_end|>": "many"})
+    with pytest.raises(
+        JllamaError, match=r"the tokenizer in .* is truncated or damaged \(ValueError: .*; fetch"
+    ):
+        Tokenizer.from_dir(directory)
+    fields = spm_as_gguf("bpe")
+    with pytest.raises(JllamaError, match=r"the GGUF file's tokenizer is truncated or damaged .*; fetch the"):
+        Tokenizer.from_gguf(fields | {"tokenizer.ggml.tokens": [5] * len(fields["tokenizer.ggml.tokens"])})
+
+
 def test_tokens_added_beside_a_sentencepiece_model(tmp_path):
     directory = spm_directory(tmp_path, "bpe", added_tokens={"<|im_end|>": 1600})
     tokenizer = Tokenizer.from_dir(directory)
