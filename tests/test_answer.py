@@ -55,6 +55,7 @@ def run(*bursts, begun=b"", **settings):
     ("bursts", "settings", "pieces", "reason", "stop"),
     [
         ((b"ab", b"c"), {}, ["ab", "c"], "length", None),
+        ((b"a", b"bcde", b"fgh"), {}, ["a", "bcde", "fgh"], "length", None),
         ((b"ab", b"\0"), {}, ["ab"], "stop", None),
         ((b"ab\1",), {}, ["ab"], "length", None),
         ((b"ab\1",), {"stop": ["<eot>"]}, ["ab"], "stop", "<eot>"),

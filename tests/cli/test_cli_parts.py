@@ -2201,12 +2201,15 @@ def serving(monkeypatch):
     return made
 
 
-def test_the_names_and_hosts_of_a_server(serving, tmp_path):
+def test_the_names_and_hosts_of_a_server(serving, monkeypatch, tmp_path):
     model = SimpleNamespace(generation_config={})
     options = serve._options(model, ("k",))
     assert (options.names, options.hosts, options.origins) == (("a/b",), ("h", "x"), ("http://o",))
     assert (options.keys, options.sampling["temperature"]) == (("k",), 1.0)
     serving["model"].value = str(tmp_path / ".." / tmp_path.name)
+    assert serve._names() == (tmp_path.name,)
+    monkeypatch.chdir(tmp_path)
+    serving["model"].value = "."
     assert serve._names() == (tmp_path.name,)
     serving["alias"].value = ["one", "two"]
     assert serve._options(model, ()).names == ("one", "two")

@@ -88,8 +88,10 @@ def test_a_body_of_unknown_length_ends_with_the_connection():
     assert (error, bytes(reply.data)) == (None, b"all of it")
 
 
-def test_what_comes_before_an_answer_is_none():
-    reply, error, _, _ = exchanged(b"HTTP/1.1 100 Continue\r\n\r\n", OK + b"Content-Length: 1\r\n\r\nx")
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_comes_before_an_answer_is_none(at_once):
+    parts = [b"HTTP/1.1 100 Continue\r\n\r\n", OK + b"Content-Length: 1\r\n\r\nx"]
+    reply, error, _, _ = exchanged(*([b"".join(parts)] if at_once else parts))
     assert (error, reply.status, bytes(reply.data)) == (None, 200, b"x")
 
 
