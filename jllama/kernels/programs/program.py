@@ -29,6 +29,7 @@ class Program:
           static: how many of its first arguments are static, too.
           **jit_options: those of `jax.jit`.
         """
+        functools.update_wrapper(self, function)  # its name, above all
         self.jitted = jax.jit(function, **jit_options)
         self._parts, self._static = (function, jit_options), static
         self._known: dict[Any, Callable[..., Any] | None] = {}
