@@ -95,8 +95,7 @@ def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
         q = quantize(w, head if path[0].name in ("embed_tokens", "lm_head") else block)
         if stored[0] != "q":
             return q
-        offsets = None if q.offsets is None else q.offsets * 0 - 8 * q.scales
-        return without_offsets(dataclasses.replace(q, scales=q.scales.astype("float16"), offsets=offsets))
+        return without_offsets(dataclasses.replace(q, scales=q.scales.astype("float16")))
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
