@@ -86,6 +86,8 @@ def _settle_jax() -> None:
         from tests.support.mlir_contexts import shared
 
         mlir.make_ir_context = shared(mlir.make_ir_context)
+    if jax.config.jax_platforms == "cpu":
+        importlib.import_module("tests.support.host_arrays").without_programs()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ import pytest
 from jllama.batching.engine import Engine
 from jllama.errors import JllamaError
 from jllama.session import Session
+from tests.support.host_arrays import as_for_users
 from tests.support.serving import held
 
 BEGINNINGS, ENDS = ("One", "Two", "Once upon a time there"), ("a", "b c")
@@ -261,6 +262,7 @@ def test_a_text_that_is_not_finite_fails_alone(model):
         assert engine.submit(PROMPTS[1], max_new_tokens=5).result(WAIT).generated_tokens <= 5
 
 
+@as_for_users()
 def test_nothing_compiles_once_each_program_ran(model):
     compiled = []
     with Engine(model, slots=2, max_seq_len=256) as engine:

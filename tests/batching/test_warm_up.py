@@ -8,6 +8,7 @@ import pytest
 
 from jllama.batching.engine import Engine
 from jllama.engine import slot_warm_up
+from tests.support.host_arrays import as_for_users
 
 WAIT = 300
 SETTINGS = [
@@ -18,6 +19,13 @@ SETTINGS = [
     dict(prompt_logprobs=2, logit_bias={5: 2.0}),
     dict(ignore_eos=True, logprobs=0, min_new_tokens=2, stop="x"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host_arrays():
+    """The engine that warms up and those that ask it meet the programs that a user meets."""
+    with as_for_users():
+        yield
 
 
 @pytest.fixture

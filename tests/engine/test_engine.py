@@ -16,6 +16,7 @@ from jllama.kernels.target import CHUNK_SIZES
 from jllama.layers.cache import KVCache
 from jllama.model import forward
 from tests.support.decoding import GPU, as_on_a_gpu, empty_slots, short_chunks, started, texts
+from tests.support.host_arrays import as_for_users
 
 MAX_LEN = 64
 GPU_SIZES = CHUNK_SIZES["gpu"]
@@ -196,6 +197,7 @@ def test_the_cache_is_donated_and_updated_in_place(tiny_config, tiny_params):
     assert slots.state.cache.keys[0].unsafe_buffer_pointer() == place
 
 
+@as_for_users()
 def test_nothing_compiles_after_warm_up(tiny_config, tiny_params):
     """New prompt lengths, temperatures, seeds and limits are data."""
     for length in (3, 7, 14):
