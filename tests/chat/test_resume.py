@@ -123,7 +123,7 @@ def test_nothing_new_leaves_the_turn_as_it_was(model, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "run", interrupted)
+        patch.setattr(Slots, "begin_together", interrupted)
         with pytest.raises(KeyboardInterrupt):
             resume(conversation, stop=(conversation.messages[-1].content[-1] + "\x00",))
     assert conversation.messages is before
