@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "attention.h"
@@ -216,7 +217,10 @@ struct Step : Spec {
       });
       apply(p.qkv, taken(), M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
-        attention(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys), l, p);
+        auto* own = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys);
+        append(own, l, p);
+        if (l + 1 == L && last_only) narrow();
+        attention(own, l, p);
       });
       each_row(taken(), [&](int64_t m) { ready(p.o, m, M); });
       add(p.o, p.o_bias, p.post1, p.gate_up);
@@ -230,9 +234,8 @@ struct Step : Spec {
     }
     const int64_t rows = head_rows(), like = like_head();
     each_row(rows, [&](int64_t m) {
-      const int64_t from = last_only ? begins[lasts[m] + 1] - 1 : m;
-      settle(from, layers[L - 1].post2);
-      normed(from, final_norm, &a[m * padded(D)]);
+      settle(m, layers[L - 1].post2);
+      normed(m, final_norm, &a[m * padded(D)]);
       ready(head, m, like);
     });
     float* logits = (float*)in.ret(0);
@@ -288,13 +291,27 @@ struct Step : Spec {
     }
   }
 
+  // Of the last layer only keys and values are wanted of all tokens: behind them each text's last row goes on alone.
+  void narrow() {
+    const int64_t width = K * (G + 2) * H;
+    for (int64_t i = 0; i < (int64_t)lasts.size(); i++) {
+      const int64_t from = begins[lasts[i] + 1] - 1;  // never before i
+      if (from == i) continue;
+      std::copy_n(&x[from * D], D, &x[i * D]);
+      std::copy_n(&wide[from * width], width, &wide[i * width]);
+      place[i] = place[from];
+    }
+    std::fill(begins.begin(), begins.end(), 0);
+    for (int64_t b : lasts) begins[b + 1] = 1;
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+  }
+
   template <class C>
-  void attention(C* keys, int64_t l, const Layer& p) {
+  void append(C* keys, int64_t l, const Layer& p) {
     C* values = (C*)in.ret(1 + L + l);
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
-    const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
-    const Rule rule{float(score_scale), float(score_cap)};
-    each_row(taken(), [&](int64_t m) {  // append; positions past the end are dropped
+    const int64_t per_head = (G + 2) * H, width = K * per_head;
+    each_row(taken(), [&](int64_t m) {  // positions past the end are dropped
       turn(m, p);
       const int64_t b = place[m] / T, at = length[b] + place[m] % T;
       if (at < 0 || at >= S) return;
@@ -304,6 +321,13 @@ struct Step : Spec {
         for (int64_t i = 0; i < H; i++) put(keys + place + i, key[i]), put(values + place + i, value[i]);
       }
     });
+  }
+  template <class C>
+  void attention(const C* keys, int64_t l, const Layer& p) {
+    const C* values = (const C*)in.ret(1 + L + l);
+    const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
+    const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
+    const Rule rule{float(score_scale), float(score_cap)};
     const int64_t queries = T * G;
     const int64_t most = queries >= PANEL / 2 ? PANEL
                          : queries % 4 == 0   ? 4
@@ -322,7 +346,7 @@ struct Step : Spec {
       auto query = [&](int64_t i) { return &wide[(begins[b] + i / G) * width + k * per_head + i % G * H]; };
       auto result = [&](int64_t i) { return &a[(begins[b] + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
       auto range = [&](int64_t i, auto* first, auto* last) {
-        const int64_t at = length[b] + i / G;
+        const int64_t at = length[b] + place[begins[b] + i / G] % T;
         *last = std::min(at, S - 1);
         *first = window ? std::min(std::max<int64_t>(at - window + 1, 0), std::min(at, S - 1)) : 0;
       };
