@@ -39,12 +39,13 @@ static void soft_cap(float* x, int64_t n, float scale, float cap) {
   for (; c < n; c++) x[c] = std::tanh(x[c] * inner) * cap;
 }
 
-// The weighted sum of n values for M queries: P vectors of the H elements.
+// The weighted sum of n values for M queries: P vectors of the H elements. Likewise placed ones of `next` are fetched.
 template <class T, int M, int P>
-static void mix(const T* values, int64_t n, int64_t H, const float* s, int64_t stride, const float* norm,
-                float* out) {
+static void mix(const T* values, const T* next, int64_t n, int64_t H, const float* s, int64_t stride,
+                const float* norm, float* out) {
   F acc[M][P] = {};
   for (int64_t j = 0; j < n; j++) {
+    for (int64_t i = 0; i < P * LANES * (int64_t)sizeof(T); i += 64) __builtin_prefetch((const char*)(next + j * H) + i);
     F v[P];
     UNROLL for (int k = 0; k < P; k++) v[k] = load(values + j * H + k * LANES);
     UNROLL for (int i = 0; i < M; i++) {
@@ -74,36 +75,51 @@ INLINE F sums(F (&r)[LANES]) {
   if constexpr (S > 1) return sums<S / 2>(r);
   return r[0];
 }
-// Products of a query with the first keys [n, H], as many as are a multiple of LANES; how many. Adding up the lanes
-// of one product after the other takes longer than the products. The next keys, and the values that these will weigh,
-// are fetched meanwhile.
-template <class T>
-static int64_t products(const float* q, const T* keys, const T* values, int64_t n, int64_t H, float* s) {
+// Products of M queries with the first keys [n, H], by LANES keys; how many. There is `room` for keys behind these, which
+// count for nothing. Adding up the lanes of one product after the other takes longer than the products. The values that
+// these will weigh are fetched meanwhile, and the next keys.
+template <class T, int M>
+static __attribute__((noinline)) int64_t products(const float* q, const T* keys, const T* values, int64_t n,
+                                                  int64_t room, int64_t H, float* s, int64_t stride) {
   constexpr int64_t AHEAD = 2048;
+  constexpr int SOME = LANES / (M == 1 ? 1 : M < 4 ? 2 : 4);  // keys at a time, as the registers allow
   int64_t r = 0;
-  for (; H % LANES == 0 && r + LANES <= n; r += LANES) {
+  for (; H % LANES == 0 && r < n && r + LANES <= room; r += LANES) {
     const char *next = (const char*)(keys + r * H) + AHEAD, *weighed = (const char*)(values + r * H);
     for (int64_t i = 0; i < LANES * H * (int64_t)sizeof(T); i += 64)
       __builtin_prefetch(next + i), __builtin_prefetch(weighed + i);
-    F acc[LANES] = {};
-    for (int64_t h = 0; h < H; h += LANES) {
-      const F v = load(q + h);
-      UNROLL for (int k = 0; k < LANES; k++) acc[k] += load(keys + (r + k) * H + h) * v;
+    F all[M][LANES];
+    UNROLL for (int k0 = 0; k0 < LANES; k0 += SOME) {
+      F acc[M][SOME] = {};
+      for (int64_t h = 0; h < H; h += LANES) {
+        F v[M];
+        UNROLL for (int i = 0; i < M; i++) v[i] = load(q + i * H + h);
+        UNROLL for (int k = 0; k < SOME; k++) {
+          F key = load(keys + (r + k0 + k) * H + h);
+          if (M > 1) IN_REGISTER(key);
+          UNROLL for (int i = 0; i < M; i++) acc[i][k] += key * v[i];
+        }
+      }
+      UNROLL for (int i = 0; i < M; i++) UNROLL for (int k = 0; k < SOME; k++) all[i][k0 + k] = acc[i][k];
     }
-    *(F*)(s + r) = sums(acc);
+    UNROLL for (int i = 0; i < M; i++) *(F*)(s + i * stride + r) = sums(all[i]);
   }
   return r;
 }
 
-// M queries [M, H] of one key-value head over its cache [S, H]; row i sees positions first[i]..last[i].
+// M queries [M, H] of one key-value head over its cache [S, H]; row i sees positions first[i]..last[i]. At `next` lie keys
+// that will be read then.
 template <class T, int M>
-static void attend(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
-                   const int64_t* first, const int64_t* last, std::vector<float>& scratch, float* out) {
+static void attend(const float* q, const T* keys, const T* values, const T* next, int64_t S, int64_t H,
+                   const Rule& rule, const int64_t* first, const int64_t* last, std::vector<float>& scratch,
+                   float* out) {
   const int64_t lo = *std::min_element(first, first + M), n = *std::max_element(last, last + M) + 1 - lo,
                 stride = (n + 15) / 16 * 16;
   if ((int64_t)scratch.size() < M * stride) scratch.resize(M * stride * 2);
   float* s = scratch.data();
-  const int64_t done = M == 1 ? products(q, keys + lo * H, values + lo * H, n, H, s) : 0;
+  const int64_t done = M == 1 || LANES == 16
+                           ? products<T, M>(q, keys + lo * H, values + lo * H, n, S - lo, H, s, stride)
+                           : 0;
   by_rows<4, 1>(done, n, [&](auto R, int64_t r) {
     float y[R()][M];
     dots<T, R(), M, 1>(keys + (lo + r) * H, H, q, H, y);
@@ -129,8 +145,8 @@ static void attend(const float* q, const T* keys, const T* values, int64_t H, co
   }
   int64_t h = 0;
   for (; h + 4 * LANES <= H; h += 4 * LANES)
-    mix<T, M, 4>(values + lo * H + h, n, H, s, stride, norm, out + h);
-  for (; h + LANES <= H; h += LANES) mix<T, M, 1>(values + lo * H + h, n, H, s, stride, norm, out + h);
+    mix<T, M, 4>(values + lo * H + h, next + lo * H + h, n, H, s, stride, norm, out + h);
+  for (; h + LANES <= H; h += LANES) mix<T, M, 1>(values + lo * H + h, next + lo * H + h, n, H, s, stride, norm, out + h);
   for (; h < H; h++)
     for (int i = 0; i < M; i++) {
       float t = 0;

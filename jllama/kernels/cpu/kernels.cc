@@ -322,18 +322,21 @@ struct Step : Spec {
       }
     });
   }
+  // Of so many queries that share keys, how many look at these together: of many texts' all, up to 4, for each takes
+  // a share of reading and widening the keys; of few texts' as many as leave each thread some tasks.
+  int64_t together(int64_t queries) const {
+    if (queries >= PANEL / 2) return PANEL;
+    const int64_t parts = (queries + 3) / 4;
+    if (LANES == 16 && B * K * parts >= 4 * pool.threads()) return (queries + parts - 1) / parts;
+    return queries % 4 == 0 ? 4 : queries % 2 == 0 ? 2 : 1;
+  }
   template <class C>
   void attention(const C* keys, int64_t l, const Layer& p) {
     const C* values = (const C*)in.ret(1 + L + l);
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
     const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
     const Rule rule{float(score_scale), float(score_cap)};
-    const int64_t queries = T * G;
-    const int64_t most = queries >= PANEL / 2 ? PANEL
-                         : queries % 4 == 0   ? 4
-                         : queries % 2 == 0   ? 2
-                                              : 1,
-                  parts = (queries + most - 1) / most;
+    const int64_t queries = T * G, most = together(queries), parts = (queries + most - 1) / most;
     each_row(B * K * parts, [&](int64_t task) {
       static thread_local std::vector<float> q, out, scratch;
       q.resize(PANEL * H);
@@ -358,11 +361,13 @@ struct Step : Spec {
         attend_many(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
         return from_lanes(out.data(), H, end - begin, [&](int64_t j) { return result(begin + j); });
       }
-      by_rows<4, 2, 1>(begin, end, [&](auto N, int64_t i) {
+      const int64_t then = std::min(task + 1, B * K * parts - 1) / parts;
+      const C* next = keys + (cache_row[then / K] * K + then % K) * S * H;
+      by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
         int64_t first[N()], last[N()];
         for (int64_t j = 0; j < N(); j++)
           memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
-        attend<C, N()>(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
+        attend<C, N()>(q.data(), own_keys, own_values, next, S, H, rule, first, last, scratch, out.data());
         for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
       });
     });
