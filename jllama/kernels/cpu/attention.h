@@ -52,8 +52,8 @@ static void mix(const T* values, const T* next, int64_t n, int64_t H, const floa
       UNROLL for (int k = 0; k < P; k++) acc[i][k] += v[k] * s[i * stride + j];
     }
   }
-  for (int i = 0; i < M; i++)
-    for (int k = 0; k < P; k++) *(F*)(out + i * H + k * LANES) = acc[i][k] * norm[i];
+  UNROLL for (int i = 0; i < M; i++)  // unrolled, or the sums lie in memory from the beginning
+    UNROLL for (int k = 0; k < P; k++) *(F*)(out + i * H + k * LANES) = acc[i][k] * norm[i];
 }
 
 struct Rule {
