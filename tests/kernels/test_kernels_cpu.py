@@ -214,6 +214,30 @@ def test_last_only_is_the_last_valid_token(machine):
     np.testing.assert_allclose(last[:, 0], wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("T", [5, 40])
+def test_the_last_row_alone_of_the_last_layer_is_what_it_is_among_all(T):
+    """In a window, and where all of a text's tokens find the cache full or none counts. Bit for bit, but for
+    the head's own sums of few rows and of many.
+    """
+    skip_without_kernels()
+    config, rng = dataclasses.replace(BASE, sliding_window=7), np.random.default_rng(T)
+    kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
+    tokens = jnp.asarray(rng.integers(0, 83, (4, T)), jnp.int32)
+    counts = [T, 0, 3, T - 1]
+    for params, most in ((random_params(BASE), 1e-6), (cpu.prepare(kept), 0.0)):
+        cache = filled_cache(config, rng, (6, 1, 48, 2), 48, str(params.norm.dtype))
+        given = (config, params, tokens, cache, "")
+        every, whole = kernel_step(*given, n_valid=jnp.asarray(counts, jnp.int32))
+        last, got = kernel_step(*given, n_valid=jnp.asarray(counts, jnp.int32), last_only=True)
+        ends = [(b, count - 1) for b, count in enumerate(counts) if count]
+        places, every, last = np.asarray(ends).T, np.asarray(every), np.asarray(last)
+        assert np.isnan(last[2]).all()
+        wanted = every[*places]
+        np.testing.assert_allclose(last[places[0], 0], wanted, rtol=0, atol=most * np.nanmax(np.abs(wanted)))
+        for mine, theirs in zip(got.keys + got.values, whole.keys + whole.values, strict=True):
+            np.testing.assert_array_equal(mine[0], theirs[0])
+
+
 @every_machine
 @pytest.mark.parametrize("T", [1, 5, 40, 70])
 def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
@@ -239,7 +263,9 @@ def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
 
 @pytest.mark.parametrize("machine", ["native", "plain_tiles"])
 def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeypatch):
-    """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows."""
+    """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows. Of nine texts'
+    seven queries four and three look at keys together, unless five threads have too little to do so.
+    """
     skip_without_kernels()
     for threads in ("1", "2", "3", "5"):
         library = build.compiled(machines()[machine])
@@ -249,16 +275,21 @@ def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeyp
     config, rng = dataclasses.replace(BASE, hidden_size=112), np.random.default_rng(0)
     dense = random_params(config, dtype="bfloat16")
     kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
-    for shape, params in ((config, dense), (BASE, cpu.prepare(kept))):
-        for T in (1, 40):
-            cache = filled_cache(shape, rng, (4, 9), 64, str(params.norm.dtype))
-            tokens = jnp.asarray(rng.integers(0, 83, (2, T)), jnp.int32)
-            first, *others = (
-                kernel_step(shape, params, tokens, cache, f"_{threads}_threads_{machine}")[0]
-                for threads in (1, 2, 3, 5, 3, 5)
-            )
-            for other in others:
-                np.testing.assert_array_equal(other, first)
+    seven = dataclasses.replace(BASE, num_attention_heads=14)
+    two, nine = (4, 9), (4, 63, 0, 15, 16, 31, 40, 47, 62)
+    calls = [
+        (shape, *of, two, T) for shape, *of in ((config, dense), (BASE, cpu.prepare(kept))) for T in (1, 40)
+    ]
+    calls += [(seven, random_params(seven, dtype=dtype), nine, 1) for dtype in ("bfloat16", "float32")]
+    for shape, params, lengths, T in calls:
+        cache = filled_cache(shape, rng, lengths, 64, str(params.norm.dtype))
+        tokens = jnp.asarray(rng.integers(0, 83, (len(lengths), T)), jnp.int32)
+        first, *others = (
+            kernel_step(shape, params, tokens, cache, f"_{threads}_threads_{machine}")[0]
+            for threads in (1, 2, 3, 5, 3, 5)
+        )
+        for other in others:
+            np.testing.assert_array_equal(other, first)
 
 
 def test_a_loop_of_steps_copies_no_cache():
