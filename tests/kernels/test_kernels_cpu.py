@@ -232,7 +232,7 @@ def test_the_last_row_alone_of_the_last_layer_is_what_it_is_among_all(T):
         ends = [(b, count - 1) for b, count in enumerate(counts) if count]
         places, every, last = np.asarray(ends).T, np.asarray(every), np.asarray(last)
         assert np.isnan(last[2]).all()
-        wanted = every[*places]
+        wanted = every[tuple(places)]
         np.testing.assert_allclose(last[places[0], 0], wanted, rtol=0, atol=most * np.nanmax(np.abs(wanted)))
         for mine, theirs in zip(got.keys + got.values, whole.keys + whole.values, strict=True):
             np.testing.assert_array_equal(mine[0], theirs[0])
