@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from jllama.cli import answers, command_line, flag_groups, flagfiles, prompts, streams
+from jllama.cli import answers, command_line, flag_groups, flagfiles, interrupts, prompts, streams
 from jllama.cli.command_line import FLAGS, say
 from jllama.errors import JllamaError
 from jllama.files.paths import expanded
@@ -137,6 +137,7 @@ def show(pieces: Iterator[str]) -> int:
         for text in pieces:
             if not FLAGS.json:
                 print(text, end="", flush=True)
+            interrupts.check()
     except KeyboardInterrupt:
         return command_line.INTERRUPTED
     finally:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 EXIT_CODE, TERMINATED = 130, 143
+_raised: list[int] = []  # signals that became exceptions
 
 
 class Terminated(SystemExit):
@@ -22,6 +23,17 @@ def catch() -> None:
     signal.signal(signal.SIGALRM, _raise_or_leave)
     signal.signal(signal.SIGTERM, _raise_or_leave)
     sys.unraisablehook = _again
+
+
+def check() -> None:
+    """Between two steps of what a signal ends: raises again what C code swallowed, as JAX's does now and then
+    while it traces.
+
+    Raises:
+      KeyboardInterrupt, Terminated: a signal came, and here we still are.
+    """
+    if _raised:
+        _raise(_raised[-1])
 
 
 def leave(code: int) -> NoReturn:
@@ -56,6 +68,11 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os._exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
         frame = frame.f_back
+    _raised.append(number)
+    _raise(number)
+
+
+def _raise(number: int) -> NoReturn:
     if number == signal.SIGTERM:
         raise Terminated(TERMINATED)
     raise KeyboardInterrupt

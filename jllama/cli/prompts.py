@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jllama.cli import streams
+from jllama.cli import interrupts, streams
 from jllama.cli.answers import Output
 from jllama.errors import JllamaError, about
 from jllama.settings import GenerationSettings, build_settings
@@ -168,6 +168,7 @@ def _write(output: Output, answers: Iterator[tuple[Request, Any]], bar: Any) -> 
         for request, answer in answers:
             output.write(request.id, request.mark, _report(request, answer))
             bar.advance(1)
+            interrupts.check()
     except (KeyboardInterrupt, SystemExit):
         for request, answer in answers:
             if answer.ended:

@@ -2129,12 +2129,38 @@ def test_random_weights_that_can_not_be_are_refused_first(monkeypatch, given, wo
 # Ctrl-C and SIGTERM.
 
 
-def test_a_signal_is_an_exception_where_that_is_safe():
+@pytest.fixture
+def raised(monkeypatch):
+    """What this process would have heard of signals."""
+    monkeypatch.setattr(interrupts, "_raised", numbers := [])
+    return numbers
+
+
+def test_a_signal_is_an_exception_where_that_is_safe(raised):
     with pytest.raises(KeyboardInterrupt):
         interrupts._raise_or_leave(signal.SIGINT, sys._getframe())
     with pytest.raises(SystemExit) as ended:
         interrupts._raise_or_leave(signal.SIGTERM, None)
     assert ended.value.code == 143
+    assert raised == [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_was_swallowed_ends_a_text_at_its_next_piece(monkeypatch, capsys, raised, number, code):
+    def pieces():
+        yield "a"
+        with contextlib.suppress(BaseException):  # as some C code does
+            interrupts._raise_or_leave(number, None)
+        yield "b"
+        yield "c"
+
+    monkeypatch.setattr(generate, "FLAGS", SimpleNamespace(json=False))
+    if number == signal.SIGINT:
+        assert generate.show(pieces()) == code
+    else:
+        with pytest.raises(interrupts.Terminated, match=str(code)):
+            generate.show(pieces())
+    assert capsys.readouterr().out == "ab\n"
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_ctrl_c_still_gives_the_object(begin):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGALRM, 130)]
 )
 def test_amid_an_import_the_end_is_quiet_and_its_code_right(monkeypatch, number, code):
+    monkeypatch.setattr(interrupts, "_raised", [])
     frames = None
     for file in ("numpy/__init__.py", "<frozen importlib._bootstrap>", "model.py"):
         frames = SimpleNamespace(f_code=SimpleNamespace(co_filename=file), f_back=frames)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jllama.chat.asking import MOST_ROUNDS
 from jllama.chat.conversation import Conversation
-from jllama.cli import streams
+from jllama.cli import interrupts, streams
 from jllama.cli.command_line import INTERRUPTED, USER_ERROR, say
 from jllama.cli.terminal import wording
 from jllama.errors import JllamaError
@@ -61,6 +61,7 @@ def _answer(conversation: Conversation, message: str, settings: GenerationSettin
             if not as_json:
                 print(piece, end="", flush=True)
                 shown = True
+            interrupts.check()
     finally:
         if not as_json and (shown or sys.exc_info()[0] is None):
             print(flush=True)
