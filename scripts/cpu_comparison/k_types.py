@@ -5,8 +5,10 @@ The blocks: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 
 import numpy as np
 
+from jllama.layers import qtensor
+
 BLOCK = 256
-LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+LEVELS = np.array(qtensor.LEVELS, np.float32)
 
 
 def type_of(kind: str, name: str, shape: tuple[int, ...], layers: int) -> str:

@@ -128,11 +128,10 @@ def wide_product(
     with jax.named_scope("wide_product"):
         values, scales, offsets = weight_parts(weight)
         columns = weight.shape[-1]
-        rows = values.size // columns if values is weight else values.shape[0]
         how: Any = dict(BIAS=int(bias is not None), FP16=int(x.dtype == jnp.float16))
         if gated is not None:
             how |= dict(GATED=1, OUT_BITS=out.bits, ACTIVATION=ACTIVATIONS.index(gated))
-        shape = make_shape(tokens, rows, columns, weight_format(weight), most, **how)
+        shape = make_shape(tokens, len(values), columns, weight_format(weight), most, **how)
         (y,) = launch.call(
             wide_source(shape),
             "jllama_wide_product",
