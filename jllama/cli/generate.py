@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -74,7 +74,9 @@ def main() -> int:
     tokenizer = model.need_tokenizer()
     ids = encode_prompt(tokenizer, prompt, **words)
     session = Session(model, max_seq_len=FLAGS.max_seq_len or room_for(model, len(ids), settings))
-    code = show(session.stream(ids, settings, progress=streams.prompt_bar()))
+    pieces = session.stream(ids, settings, progress=streams.prompt_bar())
+    prepared: list[float] = []
+    code = show(_noting(pieces, preparation, prepared))
     report = {
         **summary(session.result),
         "device": describe_device(),
@@ -84,7 +86,7 @@ def main() -> int:
     if FLAGS.json:
         print(json.dumps(report, ensure_ascii=False), flush=True)
     if FLAGS.stats:
-        say(statistics(report, sum(preparation)))
+        say(statistics(report, (prepared or [sum(preparation)])[0]))
     return code
 
 
@@ -144,6 +146,16 @@ def show(pieces: Iterator[str]) -> int:
         if text and not FLAGS.json:
             print(flush=True)
     return 0
+
+
+def _noting(pieces: Iterator[str], seconds: Sequence[float], prepared: list[float]) -> Iterator[str]:
+    """The same pieces; `prepared` gets the sum of the seconds at the first, which are the prompt's: the
+    program of the steps is made ready behind it.
+    """
+    for piece in pieces:
+        if not prepared:
+            prepared.append(sum(seconds))
+        yield piece
 
 
 def read_prompt() -> str:

@@ -1433,6 +1433,16 @@ def test_a_cache_has_room_for_the_prompt_and_its_answer(one_prompt, asked, lengt
     assert one_prompt.rooms == [(one_prompt.model_made, 3, "settings")] * rooms
 
 
+@pytest.mark.parametrize(("seconds", "before"), [([1.5, 0.5], 2.0), ([], 0)])
+def test_programs_that_are_made_ready_behind_the_first_piece_are_not_the_prompt_s(seconds, before):
+    prepared = []
+    pieces = generate._noting(iter("ab"), seconds, prepared)
+    assert next(pieces) == "a"
+    seconds.append(4.0)
+    assert [*pieces] == ["b"]
+    assert prepared == [before]
+
+
 @pytest.mark.parametrize(("settings", "code"), [("settings", 0), ("interrupted", 130)])
 def test_what_is_told_of_an_answer(one_prompt, capsys, settings, code):
     one_prompt.settings = settings
