@@ -292,6 +292,38 @@ static __attribute__((noinline)) void panel(const float* w, int64_t depth, const
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * PANEL + v * LANES) = acc[i][v];
 }
+// Sums [m1 - m0, stride] of `wide` rows of a weight from `row` on, for rows m0 to m1 of activations.
+static void store_rows(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* sums,
+                       int64_t stride) {
+  for (int64_t m = m0; m < m1; m++, sums += stride) {
+    float* y = out.y + m * out.stride + row;
+    int64_t i = 0;
+    for (; i + LANES <= wide; i += LANES) {
+      const F v = load(sums + i), old = out.add ? load(y + i) : F{};
+      *(F*)(y + i) = old + (out.bias ? v + load(out.bias + row + i) : v);
+    }
+    for (; i < wide; i++) store(out, m, row + i, sums[i]);
+  }
+}
+
+// Likewise what gates [m1 - m0, PANEL] let pass of others.
+static void store_gated(const Out& out, int64_t m0, int64_t m1, int64_t row, int64_t wide, const float* gates,
+                        const float* others) {
+  for (int64_t m = m0; m < m1; m++, gates += PANEL, others += PANEL) {
+    float* y = out.y + m * out.stride;
+    if (!out.pairs) {
+      gated(out.act, gates, others, wide, y + row);
+      continue;
+    }
+    float passed[PANEL];
+    gated(out.act, gates, others, wide, passed);
+    for (int64_t i = 0; i < wide; i += LANES) {
+      const U16 high = __builtin_convertvector(rounded(load(passed + i)) >> 16, U16);
+      memcpy((uint16_t*)y + row + i, &high, sizeof high);
+    }
+  }
+}
+
 struct Rows {
   const float* x;
   int64_t stride;
