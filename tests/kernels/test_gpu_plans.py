@@ -575,6 +575,25 @@ def plan_of(name: str) -> plan.Plan:
     return plan.make_plan(config, jax.eval_shape(functools.partial(random_params, config)))
 
 
+EIGHT, FOUR = Format(8, 32, 2), Format(4, 32, 2, offsets=True)
+RECORDS = Format(4, 32, 0, offsets=True, record=16)
+
+
+@pytest.mark.parametrize(
+    ("head", "texts", "joined"),
+    [(EIGHT, 1, 4), (EIGHT, 2, 2), (FOUR, 1, 1), (FOUR, 2, 1), (FOUR, 4, 1), (RECORDS, 2, 1)],
+)
+def test_parts_beside_4_bits_are_joined_by_one_block(gpu, head, texts, joined):
+    made = plan_of("tinyllama-1.1b")
+    assert dataclasses.replace(made, formats=(*made.formats[:4], (head,)), texts=texts).joined == joined
+
+
+def test_four_texts_of_narrow_rows_join_their_parts_whatever_the_bits(gpu):
+    made = plan_of("qwen2.5-0.5b")  # 896 columns of o
+    formats = (*made.formats[:4], (FOUR,))
+    assert [dataclasses.replace(made, formats=formats, texts=n).joined for n in (2, 4, 8)] == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "cut"),
     [

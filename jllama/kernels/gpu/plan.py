@@ -82,7 +82,12 @@ class Plan:
 
     @property
     def joined(self) -> int:
-        """Parts of a text whose heads every block joins itself; of more parts, one block a head does."""
+        """Parts of a text whose heads every block joins itself; of more parts one block a head does.
+
+        So it does beside 4-bit weights of one or two texts, where instructions cost more than a hand-over.
+        """
+        if self.texts < FLOAT_TEXTS[4] and any(tile.format.bits == 4 for tile in self.every_tile):
+            return 1
         values = self.texts * self.columns[1]
         return max(1, min(JOINED_TOKENS // self.chunk, JOINED_VALUES // values, JOINED_PARTS))
 

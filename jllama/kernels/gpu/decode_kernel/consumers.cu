@@ -470,11 +470,17 @@ __device__ __forceinline__ void products(Ring& ring, Share rows, const float* ro
           scales[h] += (up ? R::SECOND : 0) + (int)((long long)(seg + (int)tile * TP + (up ? F : 0)) * R::SCALES & 15);
       }
       const u32 empty = turn.full + NSLOT * 8;
-      if constexpr (FM::AS_FLOATS && FM::GROUP) {  // rolled: the instructions of four units, in each product, have no room in their cache
+      if constexpr (FM::ROLLED) {  // a record's units together
         turn.next();
         if (NG % R::S == 0) sums.clear();
 #pragma unroll 1
-        for (int j = 0; j < R::MOST && unit(j) < bytes; j++) sums.add(sums.load(slot, off, unit(j), scales), off, unit(j), j);
+        for (int j = 0; j < R::MOST && unit(j) < bytes; j += FM::RUN) {
+          typename Sums<FM, K>::Unit units[FM::RUN];
+#pragma unroll
+          for (int i = 0; i < FM::RUN; i++) units[i] = sums.load(slot, off, unit(j + i), scales);
+#pragma unroll
+          for (int i = 0; i < FM::RUN; i++) sums.add(units[i], off, unit(j + i), i);
+        }
       } else {
         typename Sums<FM, K>::Unit units[R::MOST];
 #pragma unroll

@@ -96,6 +96,7 @@ struct Format {
   static constexpr int RECORD = RECORD_, LISTS = !GROUP_ ? 0 : OFFSETS_ && !RECORD_ ? 2 : 1;  // arrays beside the values
   static constexpr int KIND = BITS == 16 ? PLAIN : GROUP ? GROUPS : WHOLE;
   static constexpr bool AS_FLOATS = TO_FLOATS && BITS < 16, NORMED = false, HALF = FP16;
+  static constexpr bool ROLLED = GROUP && (AS_FLOATS || RECORD);  // units in a loop: all of a slot's have no room in the instructions' cache
   static constexpr int UNIT = GROUP ? GROUP * BITS / 2 : 64;  // bytes of a row that a warp takes at a time
   static constexpr int RUN = RECORD ? IN_RECORD * BITS / 8 / UNIT : 1;  // units of a record, which one warp takes
   static constexpr int X_CHUNK = 128 / BITS;                  // activations for 16 bytes of weights

@@ -131,19 +131,11 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
     uint4 x[CHUNKS][2];
     float2 info;
   };
-  static constexpr bool SAME = R::S == 1 && TEXTS * R::MOST * FM::GROUP <= 128;  // every tile wants the same: they stay in registers
-  Activations kept[TEXTS][SAME ? R::MOST : 1];
   float sum[TEXTS][2] = {};
   using RecordOf = Record<FM::RECORD ? FM::RECORD : 16>;  // of each row the one whose units are being multiplied
   RecordOf record[2] = {RecordOf({}, 0, 0), RecordOf({}, 0, 0)};
   float scaled[TEXTS][2], offset[TEXTS][2];
-  __device__ __forceinline__ Sums(int) {
-    const int member = (threadIdx.x >> 5) % WPG;
-#pragma unroll
-    for (int j = 0; SAME && j < R::MOST; j++)
-#pragma unroll
-      for (int text = 0; text < TEXTS; text++) kept[text][j] = activations(unit_of<FM>(member, j), j, text);
-  }
+  __device__ __forceinline__ Sums(int) {}
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int text = 0; text < TEXTS; text++) sum[text][0] = sum[text][1] = 0;
@@ -195,7 +187,7 @@ template <class FM, int K> struct Sums<FM, K, GROUPS> {
   }
   __device__ __forceinline__ void add(const Unit& unit, int off, int u, int j, int text) {
     const int t = threadIdx.x & 3, group = (off + u) * 8 / FM::BITS / FM::GROUP + t;
-    const Activations& with = SAME ? kept[text][j] : kept[text][0] = activations(off + u, j, text);
+    const Activations with = activations(off + u, j, text);
     int c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
