@@ -25,11 +25,11 @@ class KernelsHook(BuildHookInterface):
         if version == "editable" or not wanted:
             return
         sys.path.insert(0, self.root)
-        from jllama.kernels.cpu import build
+        from jllama.kernels.cpu import compiling
 
         self.scratch = tempfile.mkdtemp(prefix="jllama-wheel-")
         names = () if wanted == "all" else wanted.split(",")
-        for library in build.packages(Path(self.scratch), names):
+        for library in compiling.packages(Path(self.scratch), names):
             build_data["force_include"][str(library)] = f"jllama/kernels/cpu/built/{library.name}"
         system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data |= {"pure_python": False, "tag": f"py3-none-{system}"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 SCRATCH = "compile-"  # how the directories begin in which kernels are compiled
 UNUSED = 30 * 86400  # seconds after which a compiled kernel goes
-_EARLIER_SCRATCH, _ABANDONED = "tmp", 3600  # of earlier versions, which had no lock: known by its age
+_EARLIER_SCRATCH, _ABANDONED = "tmp", 3600  # of earlier versions; seconds after which nobody compiles there
 
 
 def touch(kernel: Path) -> None:
@@ -19,10 +19,7 @@ def touch(kernel: Path) -> None:
 
 
 def sweep(directory: Path, useless: Iterable[Path] = ()) -> None:
-    """Removes `useless`, what a killed compilation left, and kernels of versions no longer run.
-
-    Nothing else may be compiling in `directory`.
-    """
+    """Removes `useless`, what a killed compilation left, and kernels of versions no longer run."""
     useless = set(useless)
     for path in [*directory.iterdir()]:
         with contextlib.suppress(OSError):
@@ -41,4 +38,4 @@ def _is_left_over(path: Path) -> bool:
     age = time.time() - path.lstat().st_mtime
     if path.suffix in (".so", ".ptx"):
         return age > UNUSED
-    return path.name.startswith(SCRATCH) or (path.name.startswith(_EARLIER_SCRATCH) and age > _ABANDONED)
+    return path.name.startswith((SCRATCH, _EARLIER_SCRATCH)) and age > _ABANDONED

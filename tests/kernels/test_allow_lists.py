@@ -35,7 +35,7 @@ class CappedConfig(ModelConfig):
 @pytest.fixture
 def both(monkeypatch):
     """As if either kernel could run here."""
-    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: None)
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda *_: None)
     monkeypatch.setattr(launch, "refusal", lambda: None)
     monkeypatch.setattr(launch, "blocks_at_once", lambda: 132)
     monkeypatch.setattr(launch, "shared_memory", lambda: 232448)

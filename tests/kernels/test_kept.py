@@ -10,7 +10,7 @@ import pytest
 
 from jllama.config import LayerKind, ModelConfig
 from jllama.kernels import kept
-from jllama.kernels.cpu import build, pack
+from jllama.kernels.cpu import build, compiling, pack
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.qtensor import QTensor, dequantize
 
@@ -24,7 +24,8 @@ DAY = 86400
         ("cpu-a.so", 30.1, False),
         ("gpu-a.ptx", 29.9, True),
         ("gpu-a.ptx", 30.1, False),
-        ("compile-abc", 0, False),
+        ("compile-abc", 0.04, True),
+        ("compile-abc", 0.05, False),
         ("tmpabc", 0.04, True),
         ("tmpabc", 0.05, False),
         ("other", 400, True),
@@ -45,6 +46,8 @@ def test_what_is_useless_goes_at_once_and_a_directory_whole(tmp_path):
     (tmp_path / "target").mkdir()
     os.symlink(tmp_path / "target", tmp_path / "compile-link")
     os.symlink(tmp_path / "nowhere", tmp_path / "compile-gone")
+    for name in ("compile-x", "compile-link", "compile-gone"):
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
     kept.sweep(tmp_path, useless=iter([tmp_path / "a.so"]))
     assert sorted(os.listdir(tmp_path)) == ["b.so", "target"]
 
@@ -84,7 +87,7 @@ def test_a_library_is_told_of_its_threads_and_each_function_is_known(monkeypatch
 )
 def test_the_flags_of_a_machine(monkeypatch, machine, flags):
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert build.native_flags() == (flags,)
+    assert compiling.native_flags() == (flags,)
 
 
 # Weights as the kernels read them.

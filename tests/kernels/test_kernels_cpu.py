@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jllama.kernels import cpu
-from jllama.kernels.cpu import build
+from jllama.kernels.cpu import build, compiling
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import Rope
 from jllama.model import forward
@@ -268,7 +268,7 @@ def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeyp
     """
     skip_without_kernels()
     for threads in ("1", "2", "3", "5"):
-        library = build.compiled(machines()[machine])
+        library = compiling.compiled(machines()[machine])
         copy = shutil.copy(library, tmp_path / f"{threads}.so")  # has threads of its own
         monkeypatch.setenv("JLLAMA_THREADS", threads)
         build.register(ctypes.CDLL(str(copy)), f"_{threads}_threads_{machine}")

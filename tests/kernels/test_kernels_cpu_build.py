@@ -1,6 +1,7 @@
 """How the C++ kernels are compiled and found, and what the sanitizers say about them."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shlex
@@ -9,17 +10,27 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
-from jllama.kernels.cpu import build, packaged
+from jllama.kernels import cpu
+from jllama.kernels.cpu import build, compiling, packaged
 from tests.support.kernels_cpu import skip_without_kernels
 from tests.support.scripts_helpers import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch):
+    """As if nothing had been compiled or loaded in this process."""
+    monkeypatch.setattr(build, "_UNITS", {})
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
@@ -40,12 +51,12 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize("words", ["{} -fno-lto", "'{}' -O0", "env {}"])
 def test_the_compiler_may_be_several_words(monkeypatch, tmp_path, words):
     """Without compiling: what would be run is what counts."""
-    compiler = next(filter(None, map(shutil.which, build.COMPILERS)), None) or pytest.skip("no compiler")
+    compiler = next(filter(None, map(shutil.which, compiling.COMPILERS)), None) or pytest.skip("no compiler")
     monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", words.format(compiler))
     ran = []
-    monkeypatch.setattr(build, "_run_all", lambda commands: ran.extend(commands) or written(commands))
-    assert build.compiled().exists()
+    monkeypatch.setattr(compiling, "_run_all", lambda commands: ran.extend(commands) or written(commands))
+    assert compiling.compiled().exists()
     assert all(
         command[: len(words.split())] == words.format(compiler).replace("'", "").split() for command in ran
     )
@@ -68,12 +79,12 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, spoil):
     monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "true")
     compilations = []
-    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
-    library = build.compiled()
-    assert build.compiled() == library
+    monkeypatch.setattr(compiling, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    library = compiling.compiled()
+    assert compiling.compiled() == library
     assert len(compilations) == 2  # objects, library
     library.write_bytes(spoil(library.read_bytes()))
-    assert build.compiled().read_bytes() == b"library"
+    assert compiling.compiled().read_bytes() == b"library"
     assert len(compilations) == 4
 
 
@@ -83,21 +94,21 @@ def compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "true")
     compilations = []
-    monkeypatch.setattr(build, "_run_all", lambda commands: compilations.append(1) or written(commands))
+    monkeypatch.setattr(compiling, "_run_all", lambda commands: compilations.append(1) or written(commands))
     return compilations
 
 
 def test_the_librarys_name_tells_machines_compilers_and_flags_apart(compiler, monkeypatch):
     """The cache may lie on a disk that several machines share."""
-    names = [build.compiled().name]
+    names = [compiling.compiled().name]
     with monkeypatch.context() as other:
         other.setattr(packaged, "processor", lambda: "another processor")
-        names.append(build.compiled().name)
-    names.append(build.compiled(("-march=x86-64",)).name)
+        names.append(compiling.compiled().name)
+    names.append(compiling.compiled(("-march=x86-64",)).name)
     monkeypatch.setenv("JLLAMA_CXXFLAGS", "-O1")
-    names.append(build.compiled().name)
+    names.append(compiling.compiled().name)
     monkeypatch.setenv("CXX", "env true")
-    names.append(build.compiled().name)
+    names.append(compiling.compiled().name)
     assert len(set(names)) == len(names)
 
 
@@ -105,7 +116,8 @@ def test_what_killed_compilations_and_earlier_versions_left_is_swept(compiler, t
     directory = cache_dir("kernels")
     hour, month = 3600 + 60, 30 * 86400 + 60
     ages = {
-        "compile-x": 0,
+        "compile-x": hour,
+        "compile-y": 0,
         "tmpold": hour,
         "tmpnew": 0,
         "cpu-old.so": month,
@@ -119,33 +131,34 @@ def test_what_killed_compilations_and_earlier_versions_left_is_swept(compiler, t
         if path.is_dir():
             (path / "step.o").touch()
         os.utime(path, (time.time() - age,) * 2)
-    library = build.compiled()
+    library = compiling.compiled()
     left = {path.name for path in directory.iterdir()} - {library.name}
-    assert left == {"tmpnew", "cpu-other.so", "new.ptx", "notes.txt"}
+    assert left == {"compile-y", "tmpnew", "cpu-other.so", "new.ptx", "notes.txt"}
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_only_who_is_alone_sweeps(monkeypatch, tmp_path, alone):
-    """Where a file system has no locks, what lies there may be another's that compiles."""
+def test_only_who_is_alone_removes_damaged_ones(monkeypatch, tmp_path, alone):
+    """Where a file system has no locks, another may just have compiled it."""
     swept = []
-    monkeypatch.setattr(build, "locked", lambda name: contextlib.nullcontext(alone))
-    monkeypatch.setattr(build, "cache_dir", lambda *_, **__: tmp_path)
-    monkeypatch.setattr(build.kept, "sweep", lambda directory, useless: swept.append((directory, [*useless])))
-    monkeypatch.setattr(build, "_compile", lambda *given: given)
-    (tmp_path / "name-damaged.so").touch()
-    assert build._compiled_alone(["c++"], ("-O2",), "name") == (["c++"], ("-O2",), "name", tmp_path)
-    assert swept == [(tmp_path, [tmp_path / "name-damaged.so"])] * alone
+    monkeypatch.setattr(compiling, "locked", lambda name: contextlib.nullcontext(alone))
+    monkeypatch.setattr(compiling, "cache_dir", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(compiling.kept, "sweep", lambda _, useless: swept.extend(useless))
+    monkeypatch.setattr(compiling, "_compile", lambda *given: given)
+    (tmp_path / "cpu-core-damaged.so").touch()
+    words = (("c++",), ("-O2",), ("core",), "cpu-core")
+    assert compiling._compiled_alone(*words) == (*words, tmp_path)
+    assert swept == [tmp_path / "cpu-core-damaged.so"] * alone
 
 
 def test_a_library_in_use_stays(compiler, tmp_path):
-    library = build.compiled()
+    library = compiling.compiled()
     os.utime(library, (1, 1))
-    assert build.compiled() == library
+    assert compiling.compiled() == library
     assert time.time() - library.stat().st_mtime < 1000
 
 
 def test_two_starts_at_once_compile_once(compiler):
-    threads = [threading.Thread(target=build.compiled) for _ in range(3)]
+    threads = [threading.Thread(target=compiling.compiled) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -154,14 +167,14 @@ def test_two_starts_at_once_compile_once(compiler):
 
 
 def test_a_library_in_a_cache_that_cannot_be_written_is_used(compiler, monkeypatch):
-    library = build.compiled()
+    library = compiling.compiled()
     monkeypatch.setattr(os, "access", lambda *args: False)
 
     def read_only(*args):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "utime", read_only)
-    assert build.compiled() == library
+    assert compiling.compiled() == library
     library.unlink()
     assert "cannot use the cache directory" in build._loaded.__wrapped__()
 
@@ -212,9 +225,68 @@ def test_where_one_compilation_fails_the_others_are_not_waited_for(monkeypatch):
 
     started = []
     monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(compiling, "cores", lambda: 3)
     with pytest.raises(subprocess.SubprocessError, match=r"^a\.cc:1: error: no$"):
-        build._run_all([["0"], ["1"], ["0"]])
-    assert [process.killed for process in started] == [True] * 3
+        compiling._run_all([["0"], ["1"], ["0"], ["0"]])
+    assert [process.killed for process in started] == [True] * 3, "the fourth has not begun"
+
+
+def test_units_are_compiled_at_the_same_time_and_once(monkeypatch):
+    met, asked = threading.Barrier(2), []
+
+    def compiled(units):
+        asked.extend(units)
+        met.wait(60)
+        return Path(*units)
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(build, "_SLOTS", threading.Semaphore(2))
+    found = [build._begun(unit) for unit in ("core", "four_bits", "core")]
+    assert [str(future.result(60)) for future in found] == ["core", "four_bits", "core"]
+    assert sorted(asked) == ["core", "four_bits"]
+
+
+def test_a_part_that_fails_is_a_reason_and_told(monkeypatch):
+    skip_without_kernels()
+
+    def compiled(units):
+        raise JllamaError(f"{units} failed")
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(build, "_BROKEN", set())
+    assert not build.broken()
+    assert "('six_halves',) failed" in build._refused.__wrapped__("six_halves")
+    assert build.broken()
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_call_whose_part_nobody_asked_for_loads_it_or_fails(tmp_path, loads):
+    """A program that an earlier process traced is run without asking for anything."""
+    skip_without_kernels()
+    libraries = {
+        unit: ctypes.CDLL(str(shutil.copy(compiling.compiled(units=(unit,)), tmp_path / f"{unit}.so")))
+        for unit in (compiling.CORE, "dense_float32")
+    }
+    core, asked = libraries[compiling.CORE], []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def load_part(number):
+        asked.append(compiling.PARTS[number])
+        if loads:
+            build._connect(core, libraries[asked[-1]], asked[-1])
+
+    suffix = f"_lacking_{loads}"
+    build.register(core, suffix)
+    core.jllama_load_part(load_part)
+    w, x = jnp.ones((3, 5)), jnp.ones((2, 5))
+    for _ in range(2):
+        with (
+            contextlib.nullcontext()
+            if loads
+            else pytest.raises(jax.errors.JaxRuntimeError, match="a part of the CPU")
+        ):
+            assert float(cpu.quantized_linear(w, x, target=f"jllama_product{suffix}")[0, 0]) == 5
+    assert asked == ["dense_float32"] * (1 if loads else 2)
 
 
 def test_sanitizers_find_nothing(monkeypatch):
@@ -224,7 +296,10 @@ def test_sanitizers_find_nothing(monkeypatch):
     if not all(libraries):
         pytest.skip("the compiler has no sanitizers")
     monkeypatch.setenv("JLLAMA_CXXFLAGS", "-fsanitize=address,undefined -fno-sanitize-recover=all -O0")
-    build.compiled()  # here: a compiler under the sanitizers takes thrice as long
+    # Here: a compiler under the sanitizers takes thrice as long.
+    parts = ("attention_float32", "dense_float32", "dense_bfloat16", "eight_bits", "four_bits")
+    with ThreadPoolExecutor(compiling.cores()) as together:
+        list(together.map(lambda unit: compiling.compiled(units=(unit,)), (compiling.CORE, *parts)))
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),

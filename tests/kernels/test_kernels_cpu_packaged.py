@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.kernels.cpu import build, packaged
+from jllama.kernels.cpu import build, compiling, packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = "sse2 avx2 fma f16c bmi2 movbe abm"
@@ -55,7 +55,7 @@ def test_an_instruction_set_can_be_chosen(built, monkeypatch):
     for name, file in {"avx2": "avx2_amd", "avx512": "avx512", "avx512_bf16": "avx512_bf16_amd"}.items():
         monkeypatch.setenv("JLLAMA_ISA", name)
         assert packaged.library().read_text() == file
-        assert build.native_flags() == packaged.suited()[0].flags
+        assert compiling.native_flags() == packaged.suited()[0].flags
         assert build.describe().startswith(f"{name}, ")
 
 
@@ -89,9 +89,9 @@ def test_whoever_chooses_a_compiler_gets_it(built, monkeypatch, name):
 
 def test_a_name_that_is_none_is_said(tmp_path):
     with pytest.raises(JllamaError, match="no instruction set 'avx3'; there are"):
-        build.packages(tmp_path, ["avx3"])
+        compiling.packages(tmp_path, ["avx3"])
     with pytest.raises(JllamaError, match="no instruction set 'avx3'; there are"):
-        build.packages(tmp_path, [packaged.variants()[0].name, "avx3"])
+        compiling.packages(tmp_path, [packaged.variants()[0].name, "avx3"])
     assert [*tmp_path.iterdir()] == [], "nothing is compiled before all names are known"
 
 
@@ -110,7 +110,7 @@ def test_a_wheel_runs_with_its_kernels_where_no_compiler_is(tmp_path):
     pytest.importorskip("hatchling", reason="needs hatchling: pip install it")
     words = set(packaged.processor().split())
     here = [variant for variant in packaged.variants() if words.issuperset(variant.needs.split())]
-    if not here or not any(map(shutil.which, build.COMPILERS)) or not Path("/proc/self/maps").exists():
+    if not here or not any(map(shutil.which, compiling.COMPILERS)) or not Path("/proc/self/maps").exists():
         pytest.skip("no compiler, or no Linux on a processor that wheels have kernels for")
     env = {name: value for name, value in os.environ.items() if name != "CXX"}
     making = env | {"JLLAMA_WHEEL_KERNELS": here[-1].name, "JLLAMA_CXXFLAGS": "-O0"}

@@ -137,7 +137,16 @@ def around(monkeypatch):
     digest = key.sources(key.PACKAGE, float("inf"))
     monkeypatch.setattr(key, "sources", lambda *_: digest)
     monkeypatch.setattr(key, "load", lambda: "no kernels")
-    return key.surroundings.__wrapped__
+    return key._all_surroundings.__wrapped__
+
+
+def test_nothing_is_kept_without_a_part_of_the_kernels(monkeypatch):
+    """The next process may compile it, and would run the program that this one made without."""
+    monkeypatch.setattr(key, "_all_surroundings", lambda: "here")
+    assert key.surroundings() == "here"
+    monkeypatch.setattr(key, "broken", lambda: True)
+    with pytest.raises(UntoldError):
+        key.surroundings()
 
 
 CHANGES = {

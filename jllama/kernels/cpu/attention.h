@@ -1,43 +1,10 @@
-// What a layer does between its products: norm, activation, attention.
+// Attention.
 #pragma once
 #include <algorithm>
 #include <vector>
 
-#include "products.h"
-
-static float squares(const float* x, int64_t n) {  // their sum
-  F all = {};
-  int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) all += load(x + c) * load(x + c);
-  float total = sum(all);
-  for (; c < n; c++) total += x[c] * x[c];
-  return total;
-}
-static void scaled(const float* x, float scale, const float* weight, int64_t n, float* y) {
-  for (int64_t c = 0; c < n; c++) y[c] = x[c] * scale * weight[c];
-}
-static void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
-  scaled(x, 1.f / std::sqrt(squares(x, n) / n + eps), weight, n, y);
-}
-// The same over `runs` runs of n, `stride` apart, together and in place; weights [runs, n].
-static void rms_norm_together(float* x, int64_t runs, int64_t stride, const float* weight, int64_t n,
-                              float eps) {
-  float total = 0;
-  for (int64_t k = 0; k < runs; k++) total += squares(x + k * stride, n);
-  const float scale = 1.f / std::sqrt(total / (runs * n) + eps);
-  for (int64_t k = 0; k < runs; k++) scaled(x + k * stride, scale, weight + k * n, n, x + k * stride);
-}
-
-static void multiply(float* x, int64_t n, float factor) {
-  for (int64_t c = 0; c < n; c++) x[c] *= factor;
-}
-// n numbers times `scale`, then none beyond `cap`.
-static void soft_cap(float* x, int64_t n, float scale, float cap) {
-  const float inner = scale / cap;
-  int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) *(F*)(x + c) = vtanh(load(x + c) * inner) * cap;
-  for (; c < n; c++) x[c] = std::tanh(x[c] * inner) * cap;
-}
+#include "norms.h"
+#include "parts.h"
 
 // The weighted sum of n values for M queries: P vectors of the H elements. Likewise placed ones of `next` are fetched.
 template <class T, int M, int P>
@@ -56,9 +23,6 @@ static void mix(const T* values, const T* next, int64_t n, int64_t H, const floa
     UNROLL for (int k = 0; k < P; k++) *(F*)(out + i * H + k * LANES) = acc[i][k] * norm[i];
 }
 
-struct Rule {
-  float scale, cap;
-};  // products of queries and keys times a scale are scores, none beyond a cap that is not 0
 // Caps what is to be capped; what the scores are still to be multiplied by.
 static float capped(float* s, int64_t n, const Rule& rule) {
   if (!rule.cap) return rule.scale;
@@ -241,4 +205,40 @@ static void attend_many(const float* q, const T* keys, const T* values, int64_t 
   for (int64_t h = 0; h < H; h++)
     for (int v = 0; v < VECTORS; v++)
       *(F*)(out + h * PANEL + v * LANES) = load(out + h * PANEL + v * LANES) * norm[v];
+}
+
+template <class C>
+static void attend_task(const Attention& p, int64_t task) {
+  static thread_local std::vector<float> q, out, scratch;
+  const int64_t T = p.T, K = p.K, G = p.G, H = p.H, S = p.S, per_head = (G + 2) * H, width = K * per_head;
+  q.resize(PANEL * H);
+  out.resize(PANEL * H);
+  const int64_t bk = task / p.parts, b = bk / K, k = bk % K, begin = task % p.parts * p.most,
+                end = std::min(begin + p.most, (p.begins[b + 1] - p.begins[b]) * G);
+  if (begin >= end) return;
+  const int64_t own = (p.cache_row[b] * K + k) * S * H;
+  const C *keys = (const C*)p.keys + own, *values = (const C*)p.values + own;
+  auto query = [&](int64_t i) { return &p.qkv[(p.begins[b] + i / G) * width + k * per_head + i % G * H]; };
+  auto result = [&](int64_t i) { return &p.out[(p.begins[b] + i / G) * p.stride + (k * G + i % G) * H]; };
+  auto range = [&](int64_t i, auto* first, auto* last) {
+    const int64_t at = p.length[b] + p.place[p.begins[b] + i / G] % T;
+    *last = std::min(at, S - 1);
+    *first = p.window ? std::min(std::max<int64_t>(at - p.window + 1, 0), std::min(at, S - 1)) : 0;
+  };
+  if (p.most == PANEL) {
+    int32_t first[PANEL], last[PANEL];
+    auto at = [&](int64_t j) { return std::min(begin + j, end - 1); };
+    for (int64_t j = 0; j < PANEL; j++) range(at(j), &first[j], &last[j]);
+    to_lanes([&](int64_t j) { return query(at(j)); }, H, q.data());
+    attend_many(q.data(), keys, values, H, p.rule, first, last, scratch, out.data());
+    return from_lanes(out.data(), H, end - begin, [&](int64_t j) { return result(begin + j); });
+  }
+  const int64_t then = std::min(task + 1, p.B * K * p.parts - 1) / p.parts;
+  const C* next = (const C*)p.keys + (p.cache_row[then / K] * K + then % K) * S * H;
+  by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
+    int64_t first[N()], last[N()];
+    for (int64_t j = 0; j < N(); j++) memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
+    attend<C, N()>(q.data(), keys, values, next, S, H, p.rule, first, last, scratch, out.data());
+    for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
+  });
 }

@@ -10,7 +10,8 @@
 #include <numeric>
 #include <vector>
 
-#include "attention.h"
+#include "norms.h"
+#include "pieces.h"
 #include "xla/ffi/api/c_api.h"
 
 // What Python sends along: sizes and factors, then the weights, then where each operand is. See step.py
@@ -200,6 +201,12 @@ struct Step : Spec {
     for (int64_t c = 0; c < D; c++) sum[c] += made[c] * factor;
   }
 
+  bool has_parts() const {
+    bool all = has_part(OF_ATTENTION + int(cache)) && has_part(part_of(head));
+    for (const Layer& l : layers)
+      for (const Weight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) all = all && has_part(part_of(*w));
+    return all;
+  }
   void run() {
     const int32_t *tokens = (int32_t*)in.arg(0), *length = (int32_t*)in.arg(1), *n_valid = (int32_t*)in.arg(2);
     each_row(taken(), [&](int64_t m) {  // NaN for a token that finds the cache full; padding may be any id
@@ -220,8 +227,9 @@ struct Step : Spec {
         auto* own = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys);
         append(own, l, p);
         if (l + 1 == L && last_only) narrow();
-        attention(own, l, p);
       });
+      const Attention call = attention(in.ret(1 + l), l, p);
+      each_row(B * K * call.parts, [&](int64_t task) { part<Attend>(OF_ATTENTION + int(cache))(call, task); });
       each_row(taken(), [&](int64_t m) { ready(p.o, m, M); });
       add(p.o, p.o_bias, p.post1, p.gate_up);
       each_row(taken(), [&](int64_t m) {
@@ -330,47 +338,11 @@ struct Step : Spec {
     if (LANES == 16 && B * K * parts >= 4 * pool.threads()) return (queries + parts - 1) / parts;
     return queries % 4 == 0 ? 4 : queries % 2 == 0 ? 2 : 1;
   }
-  template <class C>
-  void attention(const C* keys, int64_t l, const Layer& p) {
-    const C* values = (const C*)in.ret(1 + L + l);
-    const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
-    const int64_t per_head = (G + 2) * H, width = K * per_head, window = p.window;
-    const Rule rule{float(score_scale), float(score_cap)};
-    const int64_t queries = T * G, most = together(queries), parts = (queries + most - 1) / most;
-    each_row(B * K * parts, [&](int64_t task) {
-      static thread_local std::vector<float> q, out, scratch;
-      q.resize(PANEL * H);
-      out.resize(PANEL * H);
-      const int64_t bk = task / parts, b = bk / K, k = bk % K, begin = task % parts * most,
-                    end = std::min(begin + most, (begins[b + 1] - begins[b]) * G);
-      if (begin >= end) return;
-      const int64_t own = (cache_row[b] * K + k) * S * H;
-      const C *own_keys = keys + own, *own_values = values + own;
-      auto query = [&](int64_t i) { return &wide[(begins[b] + i / G) * width + k * per_head + i % G * H]; };
-      auto result = [&](int64_t i) { return &a[(begins[b] + i / G) * padded(K * G * H) + (k * G + i % G) * H]; };
-      auto range = [&](int64_t i, auto* first, auto* last) {
-        const int64_t at = length[b] + place[begins[b] + i / G] % T;
-        *last = std::min(at, S - 1);
-        *first = window ? std::min(std::max<int64_t>(at - window + 1, 0), std::min(at, S - 1)) : 0;
-      };
-      if (most == PANEL) {
-        int32_t first[PANEL], last[PANEL];
-        auto at = [&](int64_t j) { return std::min(begin + j, end - 1); };
-        for (int64_t j = 0; j < PANEL; j++) range(at(j), &first[j], &last[j]);
-        to_lanes([&](int64_t j) { return query(at(j)); }, H, q.data());
-        attend_many(q.data(), own_keys, own_values, H, rule, first, last, scratch, out.data());
-        return from_lanes(out.data(), H, end - begin, [&](int64_t j) { return result(begin + j); });
-      }
-      const int64_t then = std::min(task + 1, B * K * parts - 1) / parts;
-      const C* next = keys + (cache_row[then / K] * K + then % K) * S * H;
-      by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
-        int64_t first[N()], last[N()];
-        for (int64_t j = 0; j < N(); j++)
-          memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
-        attend<C, N()>(q.data(), own_keys, own_values, next, S, H, rule, first, last, scratch, out.data());
-        for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
-      });
-    });
+  Attention attention(const void* keys, int64_t l, const Layer& p) {
+    const int64_t most = together(T * G);
+    return {B, T, K, G, H, S, p.window, {float(score_scale), float(score_cap)}, most, (T * G + most - 1) / most, keys,
+            in.ret(1 + L + l), (int32_t*)in.arg(1), (int32_t*)in.arg(3), begins.data(), place.data(), wide.data(),
+            a.data(), padded(K * G * H)};
   }
 };
 
@@ -383,11 +355,21 @@ static bool metadata(XLA_FFI_CallFrame* call) {  // XLA asks for the interface's
   return true;
 }
 
+static XLA_FFI_Error* lacking(XLA_FFI_CallFrame* call) {
+  XLA_FFI_Error_Create_Args error{};
+  error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+  error.message = "a part of the CPU kernels can't be compiled or loaded";
+  error.errc = XLA_FFI_Error_Code_FAILED_PRECONDITION;
+  return call->api->XLA_FFI_Error_Create(&error);
+}
+
 extern "C" XLA_FFI_Error* jllama_forward(XLA_FFI_CallFrame* call) {
   if (metadata(call)) return nullptr;
   Turn turn;
   Reader in(call);
-  Step(turn.pool(), in).run();
+  Step step(turn.pool(), in);
+  if (!step.has_parts()) return lacking(call);
+  step.run();
   return nullptr;
 }
 
@@ -399,6 +381,7 @@ extern "C" XLA_FFI_Error* jllama_product(
   Pool& pool = turn.pool();
   const int64_t rows = in.next();
   Weight w = in.weight();
+  if (!has_part(part_of(w))) return lacking(call);
   const float* x = (const float*)in.arg(0);
   std::vector<float> pairs;
   if (w.paired(rows)) {
@@ -465,6 +448,8 @@ extern "C" XLA_FFI_Error* jllama_copy_row(XLA_FFI_CallFrame* call) {
 }
 
 extern "C" void jllama_threads(int n) { thread_count = n; }
+extern "C" void jllama_part(int i, void* function) { parts[i] = function; }
+extern "C" void jllama_load_part(void (*load)(int)) { load_part = load; }
 extern "C" int jllama_looks_up() { return LOOKS_UP; }              // sixteen bytes in one instruction
 extern "C" int jllama_pairs() { return PAIRS; }                     // for the tests
 extern "C" int jllama_tiles() { return TILES && tiles_allowed(); }  // likewise

@@ -10,7 +10,6 @@
 #include <unistd.h>
 #endif
 
-#include "pool.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -331,33 +330,3 @@ struct Rows {
   const char* tiles;
   int64_t like;  // the way is chosen as for so many rows: those that pad a chunk are not computed, but count here
 };  // activations [M, cols], also quantised or in tiles where needed
-// Tiles of a weight that a thread multiplies at a time: the more, the less often it reads the activations; so
-// many that all threads end together.
-static int64_t tiled_grain(int64_t tiles, int64_t threads) {
-  int64_t best = 0, least = INT64_MAX;
-  for (int64_t grain = MOST_TILES; grain >= 2; grain -= 2) {
-    const int64_t turns = (tiles + grain * threads - 1) / (grain * threads), time = turns * (8 * grain + 4);
-    if (time < least) least = time, best = grain;
-  }
-  return best;
-}
-// The same for a dense weight and many rows: tiles of whole panels.
-static int64_t panels_grain(int64_t tiles, int64_t threads) {
-  int64_t best = 0, least = INT64_MAX;
-  for (int64_t grain = 4 * PANEL / TILE; grain >= PANEL / TILE; grain /= 2) {
-    const int64_t turns = (tiles + grain * threads - 1) / (grain * threads), time = turns * (16 * grain + 1);
-    if (time < least) least = time, best = grain;
-  }
-  return best;
-}
-// Tiles that a thread takes at a time: long runs read faster, short ones end together; `few` takes three rows
-// at once, `many` a panel.
-static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
-  if (w.tiled(rows)) return tiled_grain(w.tiles(), pool.threads());
-  if (!w.few(rows) && !w.quantised()) return panels_grain(w.tiles(), pool.threads());
-  const bool wide = !w.few(rows) || (w.quantised() && by_pairs(rows));
-  const int64_t even = wide ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
-  return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
-}
-void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out);
-void embed(const Weight& w, int32_t token, float* x);  // one row; NaN for a token outside the vocabulary

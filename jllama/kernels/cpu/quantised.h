@@ -1,9 +1,8 @@
 // Weights of 8, 6 and 4 bits times rows of activations that are quantised (`Block`).
 #pragma once
+#include "parts.h"
 #include "tile_products.h"
 
-// Which weights a kernel is compiled for.
-enum Form { EIGHT_BITS, FOUR_BITS, OF_LEVELS, SIX_BITS, HALVES, SIX_HALVES };  // halves: groups of half a block
 constexpr int spans(Form form) { return form >= HALVES ? 2 : 1; }    // scales of a block
 constexpr bool six(Form form) { return form == SIX_BITS || form == SIX_HALVES; }
 constexpr bool packed(Form form) { return six(form) || form == OF_LEVELS; }  // bytes with signs in less room
@@ -15,13 +14,6 @@ constexpr int words(Form form) {  // of a block in memory
 }
 template <Form FORM>
 using Of = std::integral_constant<Form, FORM>;
-template <class Work>
-static void of_form(const Weight& w, const Work& work) {
-  if (w.kind == Q4) return work(Of<FOUR_BITS>());
-  if (w.kind == Q4_LEVELS) return work(Of<OF_LEVELS>());
-  if (w.kind == Q6) return w.halves() ? work(Of<SIX_HALVES>()) : work(Of<SIX_BITS>());
-  return w.halves() ? work(Of<HALVES>()) : work(Of<EIGHT_BITS>());
-}
 template <Form FORM>
 INLINE I word(const char* p, int j) {  // word j of a block's eight: four weights of each row, see `dot4`
   if (six(FORM)) {  // the two high bits of four words lie in one

@@ -14,7 +14,7 @@ from jllama.kernels.cpu import build
 from jllama.kernels.cpu.pack import SCALES, known_group
 from jllama.kernels.refusals import FAMILY_FIELDS, refused_field, refused_leaf
 from jllama.layers.cache import KVCache
-from jllama.layers.qtensor import QTensor
+from jllama.layers.qtensor import SPAN, QTensor
 from jllama.layers.rope import Rope
 from jllama.model import Block, Params, Places, embedding_factor
 
@@ -52,10 +52,16 @@ class Operands:
 
 
 def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
-    """Why the kernels cannot run this model, or None if they can."""
-    reason = build.load()
-    if isinstance(reason, str):
+    """Why the kernels cannot run this model, or None if they can (which compiles and loads what it needs)."""
+    reason = _unknown(config, params, cache)
+    if reason:
         return reason
+    library = build.load(_parts(params, cache))
+    return library if isinstance(library, str) else None
+
+
+def _unknown(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
+    """What of this model the kernels don't know."""
     kept = str(cache.keys[0].dtype)
     if kept not in KINDS or any(str(leaf.dtype) != kept for leaf in (*cache.keys, *cache.values)):
         return f"a cache of {kept}"
@@ -70,6 +76,21 @@ def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str 
         return f"norms of {params.norm.dtype}"
     reasons = (weight_refusal(leaf) for leaf in _weights(params))
     return next((reason for reason in reasons if reason), None)
+
+
+def _parts(params: Params, cache: KVCache) -> list[str]:
+    """Those of the library that a model calls: of its cache, and of each kind of weights once."""
+    return [*dict.fromkeys([f"attention_{cache.keys[0].dtype}", *map(part_of, _weights(params))])]
+
+
+def part_of(w: Array | QTensor) -> str:
+    """The part of the library that multiplies by a weight; see `compiling.PARTS`."""
+    if not isinstance(w, QTensor):
+        return f"dense_{w.dtype}"
+    if w.bits == 4:
+        return "of_levels" if w.levels else "four_bits"
+    halves = w.group < SPAN
+    return ("six_halves" if halves else "six_bits") if w.bits == 6 else ("halves" if halves else "eight_bits")
 
 
 def weight_refusal(w: Array | QTensor) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jllama.kernels.cpu.build import load, threads
+from jllama.kernels.cpu.build import broken, load, threads
 from jllama.kernels.cpu.packaged import processor
 from jllama.machine import devices
 
@@ -75,13 +75,20 @@ def of_arrays(tree: Any) -> tuple[Any, ...]:
     return structure, *((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
 
 
-@functools.cache
 def surroundings() -> str:
     """All that programs depend on beside their functions and arguments.
 
     Raises:
-      UntoldError: sources may be others than those that run: they changed when the process had begun.
+      UntoldError: sources may be others than those that run: they changed when the process had begun; or a
+        part of the CPU kernels is lacking, which the next process may have.
     """
+    if broken():
+        raise UntoldError("the CPU kernels")
+    return _all_surroundings()
+
+
+@functools.cache
+def _all_surroundings() -> str:
     return "\n".join(_surroundings())
 
 
