@@ -246,17 +246,45 @@ def test_units_are_compiled_at_the_same_time_and_once(monkeypatch):
     assert sorted(asked) == ["core", "four_bits"]
 
 
-def test_a_part_that_fails_is_a_reason_and_told(monkeypatch):
+def test_a_part_is_waited_for_when_it_is_called(monkeypatch):
+    """A model is loaded and its programs are compiled meanwhile."""
+    skip_without_kernels()
+    may_end, made = threading.Event(), compiling.compiled(units=("six_halves",))
+
+    def compiled(units):
+        may_end.wait(60)
+        return made
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(build, "_THERE", set())
+    monkeypatch.setattr(build, "_WANTED", set())
+    assert not isinstance(build.load(["six_halves"]), str)
+    assert not build._UNITS["six_halves"].done()
+    threading.Timer(0.1, may_end.set).start()
+    build.settle()
+    assert {"six_halves"} == build._THERE
+    assert not isinstance(build.load(["six_halves"]), str)
+    assert set() == build._WANTED
+
+
+def test_a_part_that_fails_is_an_error_once_and_then_a_reason(monkeypatch):
     skip_without_kernels()
 
     def compiled(units):
         raise JllamaError(f"{units} failed")
 
     monkeypatch.setattr(build, "compiled", compiled)
-    monkeypatch.setattr(build, "_BROKEN", set())
+    for name in ("_THERE", "_WANTED"):
+        monkeypatch.setattr(build, name, set())
+    monkeypatch.setattr(build, "_BROKEN", {})
+    assert not isinstance(build.load(["six_halves"]), str)
     assert not build.broken()
-    assert "('six_halves',) failed" in build._refused.__wrapped__("six_halves")
+    with pytest.raises(JllamaError, match=r"'six_halves',\) failed.*; JLLAMA_KERNELS=0 does without"):
+        build.settle()
+    build.settle()
     assert build.broken()
+    assert "failed" in build.load(["six_halves"])
+    assert not isinstance(build.load(), str)
 
 
 @pytest.mark.parametrize("loads", [True, False])

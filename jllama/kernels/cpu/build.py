@@ -4,7 +4,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -20,24 +20,43 @@ GAIN = "the CPU runs through XLA alone, which is several times slower"
 _ALONE, _BEGINNING = threading.RLock(), threading.Lock()
 _SLOTS = threading.Semaphore(cores())  # that many compilers at the same time
 _UNITS: dict[str, Future[Path]] = {}
-_BROKEN: set[str] = set()
+_THERE, _WANTED = set[str](), set[str]()  # parts that are in the library, and those that are to be
+_BROKEN: dict[str, str] = {}  # parts that can't be, and why
 
 
-def load(parts: Iterable[str] = ()) -> ctypes.CDLL | str:
+def load(parts: Sequence[str] = ()) -> ctypes.CDLL | str:
     """The library with its FFI targets registered, or in one line why there is none. From any thread.
 
     Args:
-      parts: those of `compiling.PARTS` that will be called. What has to be compiled is at the same time.
+      parts: those of `compiling.PARTS` that will be called. They are compiled meanwhile, and `settle` waits.
 
     Raises:
       JllamaError: `$JLLAMA_THREADS` or `$JLLAMA_ISA` can't be followed.
     """
-    parts = tuple(parts)
+    lacking = [part for part in parts if part not in _THERE]
     if packaged.library() is None:
-        for unit in (CORE, *parts):
+        for unit in (CORE, *lacking):
             _begun(unit)
     with _ALONE:
-        return next(filter(None, map(_refused, parts)), None) or _loaded()
+        library = _loaded()
+        reasons = (_BROKEN[part] for part in lacking if part in _BROKEN)
+        _WANTED.update(set(lacking) - _THERE - set(_BROKEN))
+        return next(reasons, library)
+
+
+def settle() -> None:
+    """Waits for the parts that are wanted: before a program is called.
+
+    Raises:
+      JllamaError: one can't be compiled or loaded though the core was.
+    """
+    while _WANTED:
+        with _ALONE:
+            wanted = [*_WANTED]
+            _WANTED.clear()
+            reasons = [*filter(None, map(_added, wanted))]
+        if reasons:
+            raise JllamaError(reasons[0])
 
 
 def broken() -> bool:
@@ -71,28 +90,30 @@ def _loaded() -> ctypes.CDLL | str:
     except (JllamaError, OSError) as error:
         return f"no CPU kernels ({error}): {GAIN}"
     register(library)
+    _THERE.update(part for part in PARTS if hasattr(library, symbol(part)))  # all, or none
     library.jllama_load_part(_load_part)
     return library
 
 
-@functools.cache
-def _refused(part: str) -> str | None:
-    """None where the part is in the library, else in one line why not."""
+def _added(part: str) -> str | None:
+    """Puts a part into the library; why it can't."""
     library = _loaded()
-    if isinstance(library, str) or hasattr(library, symbol(part)):
-        return library if isinstance(library, str) else None
+    if isinstance(library, str) or part in _THERE:
+        return None
     try:
         _connect(library, ctypes.CDLL(str(_begun(part).result())), part)
     except (JllamaError, OSError) as error:
-        _BROKEN.add(part)
-        return f"no CPU kernels ({error}): {GAIN}"
+        _BROKEN[part] = f"a part of the CPU kernels is lacking ({error}); JLLAMA_KERNELS=0 does without them"
+        return _BROKEN[part]
+    _THERE.add(part)
     return None
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _load_part(number: int) -> None:
     """For a program that an earlier process traced: in this one nobody asked for what it calls."""
-    load([PARTS[number]])
+    with _ALONE:
+        _added(PARTS[number])
 
 
 def _connect(library: ctypes.CDLL, part: ctypes.CDLL, name: str) -> None:

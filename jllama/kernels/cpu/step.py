@@ -52,7 +52,7 @@ class Operands:
 
 
 def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
-    """Why the kernels cannot run this model, or None if they can (which compiles and loads what it needs)."""
+    """Why the kernels cannot run this model; None if they can: what that takes is then wanted (`build`)."""
     reason = _unknown(config, params, cache)
     if reason:
         return reason

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jllama.kernels.cpu.build import settle
 from jllama.kernels.programs import store
 from jllama.kernels.programs.key import UntoldError, of_arrays, surroundings, told
 from jllama.kernels.programs.shelf import SHELF
@@ -36,10 +37,15 @@ class Program:
         self._weights: tuple[Callable[[], Any], Any] = (lambda: None, None)  # and what is known of them
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As the function does."""
-        if not devices.keeps_programs():
-            return self.jitted(*arguments, **options)
-        program = self._program(arguments, options)
+        """As the function does.
+
+        Raises:
+          JllamaError: see `build.settle`.
+        """
+        keeps = devices.keeps_programs()
+        program = self._program(arguments, options) if keeps else None
+        if any(isinstance(argument, Params) for argument in arguments):
+            settle()
         return program(*arguments[self._static :]) if program else self.jitted(*arguments, **options)
 
     def prepare(self, *arguments: Any, **options: Any) -> None:
