@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jllama import model
-from jllama.checkpoint.random_params import random_params
+from jllama.checkpoint.layout import layout
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import decode, launch, plan
 from jllama.kernels.gpu.family import decode_frequencies
@@ -82,11 +82,28 @@ def begun(config: ModelConfig) -> KVCache:
 
 def weights(config: ModelConfig, stored: str, dtype="bfloat16"):
     """Random parameters; `q8` and `q4` as GGUF's Q8_0 and Q4_0 have them: float16 scales, no offsets."""
-    params = random_params(config, dtype)
+    params = drawn(config, dtype)
     if stored in FILES:
         return in_blocks(params, FILES[stored])
-    if STORED[stored] is None:
-        return params
+    return params if STORED[stored] is None else quantised(params, stored)
+
+
+@functools.lru_cache(maxsize=4)
+def drawn(config: ModelConfig, dtype):
+    """As `random_params` would, but by NumPy: a program for each shape would take longer."""
+    generator = np.random.default_rng(2)
+
+    def leaf(leaf):
+        first = leaf.parts[0]
+        scale = 0.1 if first.is_norm else 0.02 if first.is_bias else leaf.shape[-1] ** -0.5
+        values = generator.standard_normal(leaf.shape, np.float32) * scale
+        return jnp.asarray((values + (1.0 - config.norm_offset) * first.is_norm).astype(dtype))
+
+    return jax.tree.map(leaf, layout(config))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def quantised(params, stored: str):
     block, head = STORED[stored]
 
     def leaf(path, w):
@@ -122,21 +139,19 @@ def without_offsets(q: QTensor) -> QTensor:
 
 def filled(config: ModelConfig, max_len: int, length: int, dtype="bfloat16") -> KVCache:
     """A cache of noise, the part beyond `length` not a number: nothing may read it."""
-    return _filled(config, max_len, length, dtype, jax.random.key(7))
+    return noise(config, max_len, np.array([length], np.int32), dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def _filled(config, max_len, length, dtype, key) -> KVCache:
-    empty = KVCache.empty(config, batch=1, max_len=max_len, dtype=dtype)
-    live = (jnp.arange(max_len) < length)[None, None, :, None]
-
-    def noise(n: int) -> jax.Array:
-        return jnp.where(live, jax.random.normal(jax.random.fold_in(key, n), empty.keys[0].shape), jnp.nan)
-
-    count = config.num_hidden_layers
-    keys = tuple(noise(n).astype(dtype) for n in range(count))
-    values = tuple(noise(count + n).astype(dtype) for n in range(count))
-    return KVCache(keys=keys, values=values, length=jnp.array([length], jnp.int32))
+def noise(config: ModelConfig, max_len: int, held: np.ndarray, dtype="bfloat16") -> KVCache:
+    """The same for rows that hold so many tokens."""
+    generator, counted = np.random.default_rng(7), 2 * config.num_hidden_layers
+    size = (len(held), config.num_key_value_heads, max_len, config.head_dim)
+    live = (np.arange(max_len) < held[:, None])[:, None, :, None]
+    drawn = (generator.standard_normal(size, np.float32) for _ in range(counted))
+    leaves = [jnp.asarray(np.where(live, leaf, np.nan).astype(dtype)) for leaf in drawn]
+    return KVCache(
+        keys=tuple(leaves[: counted // 2]), values=tuple(leaves[counted // 2 :]), length=jnp.asarray(held)
+    )
 
 
 @jax.jit

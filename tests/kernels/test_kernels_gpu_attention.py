@@ -18,6 +18,7 @@ from tests.support import emulation
 from tests.support.placed import gathered, scattered
 
 attend = jax.jit(append_and_attend, static_argnums=3)
+rotations = jax.jit(rope_tables, static_argnums=(0, 1))
 
 
 @pytest.fixture
@@ -37,26 +38,31 @@ def attention_case(batch, kv_heads, group, head_dim, max_len, dtype, part=1.0):
 
     `part`: of each head, which is rotated.
     """
-    return _case(batch, kv_heads, group, head_dim, max_len, dtype, part, jax.random.key(3))
-
-
-@functools.partial(jax.jit, static_argnums=tuple(range(7)))
-def _case(batch, kv_heads, group, head_dim, max_len, dtype, part, key):
-    keys = jax.random.split(key, 3)
-    length = jnp.asarray(np.linspace(0, max_len, batch), jnp.int32)
-    live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
-    qkv = jax.random.normal(keys[0], (batch, 1, kv_heads, group + 2, head_dim)).astype(dtype)
-    shape = (batch, kv_heads, max_len, head_dim)
-    k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
+    length = np.linspace(0, max_len, batch).astype(np.int32)
+    qkv, cache = drawn_case(1, length, kv_heads, group, head_dim, max_len, dtype, 3)
     turn = Rope(partial_rotary_factor=part)
-    rope = rope_tables(turn, head_dim, length[:, None], length + 1) if part else None
-    return qkv, rope, LayerCache(keys=k, values=v, length=length)
+    rope = rotations(turn, head_dim, length[:, None], length + 1) if part else None
+    return qkv, rope, cache
+
+
+def drawn_case(tokens, length, kv_heads, group, head_dim, max_len, dtype, seed):
+    """q·k·v of so many tokens, and a cache, by NumPy: a program for each shape would take longer."""
+    generator, rows = np.random.default_rng(seed), len(length)
+    live = (np.arange(max_len) < length[:, None])[:, None, :, None]
+    qkv = generator.standard_normal((rows, tokens, kv_heads, group + 2, head_dim), np.float32)
+    keys, values = generator.standard_normal((2, rows, kv_heads, max_len, head_dim), np.float32)
+    keys, values = (jnp.asarray(np.where(live, a, np.nan).astype(dtype)) for a in (keys, values))
+    return jnp.asarray(qkv.astype(dtype)), LayerCache(keys=keys, values=values, length=jnp.asarray(length))
+
+
+def widened(a):
+    """In float32, without the poison."""
+    return jnp.asarray(np.nan_to_num(np.asarray(a, np.float32)))
 
 
 def check(qkv, rope, cache, scores, mixed, new: LayerCache) -> None:
     """The mixed values of float32 arithmetic; the new token in its place, all else untouched, poison too."""
-    exact_cache = jax.tree.map(jnp.nan_to_num, cache)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (qkv, exact_cache.keys, exact_cache.values))
+    wide = [widened(a) for a in (qkv, cache.keys, cache.values)]
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
         exact, _ = attend(wide[0], start, rope, scores, None)
@@ -82,12 +88,15 @@ CASES = [
     (2, 1, 12, 160, 100, "float16", ScoreRule(None, None, 2.0), 0.2),
 ]
 CASE = ("batch", "kv_heads", "group", "head_dim", "max_len", "dtype", "scores", "part")
-# Multiprocessors: heads share one; one each; several for each head.
+# Multiprocessors: heads share one; one each; several for each head. A case has those that change its kernel.
 FEW, EQUAL, MANY = 1, 8, 30
+COUNTS = [(FEW, EQUAL, MANY), *[(FEW, MANY)] * 6, (MANY,)]
 
 
-@pytest.mark.parametrize(CASE, CASES)
-@pytest.mark.parametrize("count", [FEW, EQUAL, MANY])
+@pytest.mark.parametrize(
+    (*CASE, "count"),
+    [(*case, count) for case, counts in zip(CASES, COUNTS, strict=True) for count in counts],
+)
 def test_attention_emulated(
     multiprocessors, tmp_path, batch, kv_heads, group, head_dim, max_len, dtype, scores, part, count
 ):

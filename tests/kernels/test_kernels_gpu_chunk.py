@@ -10,14 +10,12 @@ import pytest
 
 from jllama.kernels.gpu import chunk_attention, launch
 from jllama.kernels.gpu.constants import constants
-from jllama.layers.attention import append_and_attend
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import ScoreRule
-from jllama.layers.rope import Rope, rope_tables
+from jllama.layers.rope import Rope
+from tests.kernels.test_kernels_gpu_attention import attend, drawn_case, rotations, widened
 from tests.support import emulation
 from tests.support.placed import gathered, scattered
-
-attend = jax.jit(append_and_attend, static_argnums=3)
 
 
 def chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, part=1.0):
@@ -25,27 +23,16 @@ def chunk_case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, part=
 
     `part`: of each head, which is rotated.
     """
-    key = jax.random.key(tokens)
-    return _case(tokens, tuple(lengths), kv_heads, group, head_dim, max_len, dtype, part, key)
-
-
-@functools.partial(jax.jit, static_argnums=tuple(range(8)))
-def _case(tokens, lengths, kv_heads, group, head_dim, max_len, dtype, part, key):
-    keys = jax.random.split(key, 3)
-    length = jnp.asarray(lengths, jnp.int32)
-    live = (jnp.arange(max_len)[None] < length[:, None])[:, None, :, None]
-    qkv = jax.random.normal(keys[0], (len(lengths), tokens, kv_heads, group + 2, head_dim)).astype(dtype)
-    shape = (len(lengths), kv_heads, max_len, head_dim)
-    k, v = (jnp.where(live, jax.random.normal(key, shape), jnp.nan).astype(dtype) for key in keys[1:])
-    positions = length[:, None] + jnp.arange(tokens)[None]
-    turn = Rope(partial_rotary_factor=part)
-    rope = rope_tables(turn, head_dim, positions, length + tokens) if part else None
-    return qkv, rope, LayerCache(keys=k, values=v, length=length)
+    length = np.array(lengths, np.int32)
+    qkv, cache = drawn_case(tokens, length, kv_heads, group, head_dim, max_len, dtype, tokens)
+    positions = length[:, None] + np.arange(tokens, dtype=np.int32)
+    rope = rotations(Rope(partial_rotary_factor=part), head_dim, positions, length + tokens) if part else None
+    return qkv, rope, cache
 
 
 def check(qkv, rope, cache, scores, mixed, new: LayerCache) -> None:
     """The values of float32 arithmetic; the new tokens in their places, all else untouched, poison too."""
-    wide = [a.astype(jnp.float32) for a in (qkv, jnp.nan_to_num(cache.keys), jnp.nan_to_num(cache.values))]
+    wide = [widened(a) for a in (qkv, cache.keys, cache.values)]
     start = dataclasses.replace(cache, keys=wide[1], values=wide[2])
     with jax.default_matmul_precision("highest"):
         exact, _ = attend(wide[0], start, rope, scores, None)
@@ -78,10 +65,12 @@ CASE = ("tokens", "lengths", "kv_heads", "group", "head_dim", "max_len", "dtype"
 
 
 FEW, MANY = 1, 14  # multiprocessors: no rows, some rows are shared
+SHARED = (0, 2)  # the cases whose rows many multiprocessors share: the others run alike on few
 
 
-@pytest.mark.parametrize(CASE, CASES)
-@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize(
+    ("count", *CASE), [*((FEW, *CASES[at]) for at in SHARED), *((MANY, *case) for case in CASES)]
+)
 def test_chunk_emulated(
     monkeypatch, tmp_path, count, tokens, lengths, kv_heads, group, head_dim, max_len, dtype, scores, part
 ):

@@ -77,8 +77,8 @@ def slots(config, params, count=2):
     return Slots.empty(config, params, slots=count, max_len=32, dtype="float32", stops=4)
 
 
-CASES = {  # of one layer but for the first; other tests have two as well
-    "K divides": (dict(num_key_value_heads=8), 4),
+CASES = {  # of one layer; other tests have two
+    "K divides": (ONE | dict(num_key_value_heads=8), 4),
     "K is the number of devices": (ONE, 2),
     "K is repeated": (ONE, 8),
     "K is one, tied": (ONE | dict(num_key_value_heads=1, tie_word_embeddings=True), 4),

@@ -10,9 +10,13 @@ def scattered(cache):
     """A `KVCache` or `LayerCache` of B rows that lie, in another order, among B + 2; poison in the others."""
     B = cache.length.shape[0]
     rows = np.roll(np.arange(B + 2), 2)[:B][::-1].astype(np.int32)
-    return _each(
-        cache, lambda leaf: jnp.full((B + 2, *leaf.shape[1:]), jnp.nan, leaf.dtype).at[rows].set(leaf), rows
-    )
+
+    def changed(leaf):
+        all_rows = np.full((B + 2, *leaf.shape[1:]), np.nan, leaf.dtype)
+        all_rows[rows] = leaf
+        return jnp.asarray(all_rows)
+
+    return _each(cache, changed, rows)
 
 
 def gathered(cache, like):
