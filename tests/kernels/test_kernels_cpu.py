@@ -247,8 +247,11 @@ def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
     config = dataclasses.replace(BASE, rope=rope, norm_placement="both")  # each row has factors of its own
     counts, lengths = jnp.asarray([T, 0, min(T, 3), 0, max(T - 1, 1)], jnp.int32), (4, 2, 0, 1, 9)
     tokens = jnp.asarray(rng.integers(0, 83, (5, T)), jnp.int32)
-    kept = weights_like(random_params(config), rng, lambda shape: random_weight(rng, shape, 4, 32, True))
-    for params in (random_params(config, dtype="bfloat16"), cpu.prepare(kept)):
+    four, six = (
+        weights_like(random_params(config), rng, lambda shape, k=kind: random_weight(rng, shape, *k))
+        for kind in ((4, 32, True), (6, 16, True))
+    )
+    for params in (random_params(config, dtype="bfloat16"), cpu.prepare(four), cpu.prepare(six)):
         cache = filled_cache(config, rng, lengths, 96, str(params.norm.dtype))
         call = (config, params, tokens, cache, suffix_of(machine))
         logits, got = jax.tree.map(np.asarray, kernel_step(*call, n_valid=counts, last_only=True))

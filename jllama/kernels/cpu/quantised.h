@@ -361,9 +361,9 @@ static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block*
   }
 }
 template <Form FORM>
-static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, bool is_many,
-                  const Out& out) {
-  if (is_many) return many_tiles<FORM>(w, t0, t1, x, rows, out);
+static void tiles(const Weight& w, int64_t t0, int64_t t1, const Rows& in, int64_t rows, const Out& out) {
+  const Block* x = in.blocks;
+  if (!w.few(in.like)) return many_tiles<FORM>(w, t0, t1, x, rows, out);
   if constexpr (SPLIT && LANES == 16)
     if (by_pairs(rows)) return pairs_of_tiles<FORM>(w, t0, t1, x, rows, out);
   constexpr int64_t BYTES = words(FORM) * TILE * 4;
@@ -373,7 +373,7 @@ static void tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64
   };
   for (int64_t t = t0; t < t1; t++) {
     const char* p = (const char*)w.values + t * blocks * BYTES;
-    if (!packed(FORM) || !w.unpacked(rows)) {
+    if (!packed(FORM) || !w.unpacked(in.like)) {  // as their blocks are made for so many
       all(Of<FORM>(), t, p);
       continue;
     }
