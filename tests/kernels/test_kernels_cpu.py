@@ -203,6 +203,27 @@ def test_neighbours_change_nothing_and_an_unknown_token_is_nan(machine):
 
 
 @every_machine
+@pytest.mark.parametrize("kind", [(8, 32, False), (4, 32, True), (6, 16, True)])
+def test_a_quantised_text_is_the_same_numbers_among_few_and_many(machine, kind):
+    """Bit for bit: 3 texts gate behind the product, 12 and 40 may in it, where the next one's blocks are
+    made; where that one has none, they do not.
+    """
+    rng, config = np.random.default_rng(0), dataclasses.replace(BASE, sliding_window=9)
+    given = random_params(config)
+    kept = weights_like(given, rng, lambda shape: random_weight(rng, shape, *kind))
+    mlp = dataclasses.replace(kept.layers[0].mlp, down_proj=given.layers[0].mlp.down_proj)
+    mixed = dataclasses.replace(kept, layers=(dataclasses.replace(kept.layers[0], mlp=mlp), kept.layers[1]))
+    cache = filled_cache(config, rng, rng.integers(0, 40, 40), 48, "float32")
+    tokens = jnp.asarray(rng.integers(0, 83, (40, 1)), jnp.int32)
+    for params, counts in ((cpu.prepare(kept), (3, 12)), (cpu.prepare(mixed), (20,))):
+        every, _ = kernel_step(config, params, tokens, cache, suffix_of(machine))
+        for count in counts:
+            some = jax.tree.map(lambda leaf, n=count: leaf[:n], cache)
+            few, _ = kernel_step(config, params, tokens[:count], some, suffix_of(machine))
+            np.testing.assert_array_equal(few, every[:count])
+
+
+@every_machine
 def test_last_only_is_the_last_valid_token(machine):
     params, rng = random_params(BASE), np.random.default_rng(0)
     cache = filled_cache(BASE, rng, (4, 0, 1), 16, "float32")

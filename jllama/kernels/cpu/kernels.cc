@@ -106,7 +106,8 @@ struct Step : Spec {
   Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
   std::unique_ptr<Room<Block>> blocks;
   std::unique_ptr<Room<char>> tiles;
-  std::unique_ptr<Room<float>> passed;  // as `a`: of layers whose products gate
+  std::unique_ptr<Room<float>> passed;  // as `a`, and as `blocks`: of layers whose products gate
+  std::unique_ptr<Room<Block>> passed_blocks;
 
   Step(Pool& p, Reader& r) : Spec(r.sizes<Spec>()), pool(p), in(r), layers(L) {
     table = in.weight();
@@ -135,8 +136,12 @@ struct Step : Spec {
       }
     blocks = std::make_unique<Room<Block>>(most_blocks);
     tiles = std::make_unique<Room<char>>(most_bytes);
-    const bool gates = std::any_of(layers.begin(), layers.end(), [&](auto& l) { return l.gate_up.gates(M); });
-    if (gates) passed = std::make_unique<Room<float>>(M * padded(std::max({D, K * G * H, F})));
+    auto any = [&](bool quantised) {
+      return std::any_of(layers.begin(), layers.end(),
+                         [&](auto& l) { return gates(l) && l.gate_up.quantised() == quantised; });
+    };
+    if (any(false)) passed = std::make_unique<Room<float>>(M * padded(std::max({D, K * G * H, F})));
+    if (any(true)) passed_blocks = std::make_unique<Room<Block>>(most_blocks);
   }
   // Where last logits alone are asked for, tokens that count: the padding is not computed, nor a text without any.
   void take(const int32_t* n_valid) {
@@ -237,7 +242,7 @@ struct Step : Spec {
         normed(m, p.norm2, &a[m * padded(D)]);
         ready(p.gate_up, m, M);
       });
-      gate(p);
+      gate(l);
       add(p.down, p.down_bias, p.post2, l + 1 < L ? layers[l + 1].qkv : head);
     }
     const int64_t rows = head_rows(), like = like_head();
@@ -251,19 +256,30 @@ struct Step : Spec {
     if (logit_scale != 1 || logit_cap) finish(logits, rows * head.rows);
     spread(logits);
   }
-  // `a` becomes what the gates let pass, ready for `down`: the product gates it, or writes both to `wide`.
-  void gate(const Layer& p) {
-    if (!p.gate_up.gates(M) || p.gate_up_bias) {
+  // Whether the product gates: a quantised one makes the next one's blocks, too.
+  bool gates(const Layer& l) const {
+    return l.gate_up.gates(M, taken()) && !l.gate_up_bias &&
+           (!l.gate_up.quantised() || (l.down.quantised() && !l.down.tiled(M)));
+  }
+  // `a` or `blocks` become what the gates let pass, ready for `down`: the product gates it, or writes both to `wide`.
+  void gate(int64_t l) {
+    const Layer& p = layers[l];
+    if (!gates(p)) {
       apply(p.gate_up, taken(), M, wide.data(), p.gate_up_bias, false, p.down);
       return each_row(taken(), [&](int64_t m) {
         gated(act, &wide[m * 2 * F], &wide[m * 2 * F + F], F, &a[m * padded(F)]);
         ready(p.down, m, M);
       });
     }
-    const bool pairs = p.down.paired(M);
-    const Rows ready{a.data(), padded(D), nullptr, nullptr, M};
+    const bool pairs = p.down.paired(M), quantised = p.gate_up.quantised();
+    const Rows ready{a.data(), padded(D), blocks->data(), nullptr, M};
+    const Meeting meeting(p.down, M);
     pool.expect(p.down.values, p.down.tiles(), grain(pool, p.down, M), p.down.tile_bytes());
-    product(pool, p.gate_up, ready, taken(), {passed->data(), padded(F), nullptr, false, F, act, pairs});
+    const Soon soon = quantised && T == 1 && l + 1 < L ? looked_at(l + 1) : Soon();
+    const Out out{quantised ? nullptr : passed->data(), padded(F), nullptr, false, F, act, pairs,
+                  quantised ? passed_blocks->data() : nullptr, &meeting, &soon};
+    product(pool, p.gate_up, ready, taken(), out);
+    if (quantised) return std::swap(blocks, passed_blocks);
     std::swap(a, *passed);
     if (!pairs) each_row(taken(), [&](int64_t m) { this->ready(p.down, m, M); });
   }
@@ -329,6 +345,23 @@ struct Step : Spec {
         for (int64_t i = 0; i < H; i++) put(keys + place + i, key[i]), put(values + place + i, value[i]);
       }
     });
+  }
+  // Keys and values that a step looks at in a layer, in the order of attention's tasks. They are more than a core's own
+  // caches hold, but what falls out of these lies in the third level.
+  Soon looked_at(int64_t l) const {
+    const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
+    const int64_t item = cache == F32 ? 4 : 2, window = layers[l].window;
+    Soon runs;
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t end = std::min<int64_t>(length[b], S), first = window ? std::max<int64_t>(end - window, 0) : 0;
+      for (int64_t k = 0; k < K; k++)
+        for (int64_t i : {l, L + l}) {
+          const int64_t at = ((cache_row[b] * K + k) * S + first) * H * item;
+          const int64_t lines = begins[b + 1] > begins[b] ? (end - first) * H * item / 64 : 0;
+          runs.push_back({(const char*)in.ret(1 + i) + at, lines});
+        }
+    }
+    return runs;
   }
   // Of so many queries that share keys, how many look at these together: of many texts' all, up to 4, for each takes
   // a share of reading and widening the keys; of few texts' as many as leave each thread some tasks.

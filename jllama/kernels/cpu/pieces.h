@@ -44,8 +44,9 @@ static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
   return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
+  constexpr int64_t EVEN = PANEL / TILE;
   const int64_t count = out.half ? w.tiles() / 2 : w.tiles(), most = grain(pool, w, in.like);
-  pool.run(count, out.half ? std::max<int64_t>(most / 2, PANEL / TILE) : most,
+  pool.run(count, out.half ? std::max(most / 2 / EVEN * EVEN, EVEN) : most,
            [&](int64_t t0, int64_t t1) { part<Product>(part_of(w))(w, t0, t1, in, rows, out); });
 }
 

@@ -13,6 +13,7 @@
 #include "simd.h"
 #include "tiles.h"
 
+constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES;  // rows of a weight side by side
 constexpr int64_t FEW_ROWS = 16;   // up to which activations meet weights as dot products
 // Whether bytes of two tiles are multiplied at a time: up to 8 rows wait for the weights, which one tile after the
 // other reads faster.
@@ -93,8 +94,12 @@ struct Weight {
   bool paired(int64_t m) const {
     return PAIRS && kind == BF16 && !few(m) && cols % 2 == 0 && !tiled(m);
   }
-  // Whether the product can gate what it makes.
-  bool gates(int64_t m) const { return !quantised() && !few(m) && !tiled(m) && rows % (2 * TILE) == 0; }
+  // Whether a product of `made` rows, by the way of m, can gate what it makes: a gate and what it gates are made side
+  // by side.
+  bool gates(int64_t m, int64_t made) const {
+    const bool beside = quantised() ? PANEL == 2 * TILE && (!few(m) || by_pairs(made)) : !few(m);
+    return beside && !tiled(m) && rows % (2 * TILE) == 0;
+  }
   // Whether some of these rows meet what rounding activations left as well, a second bfloat16 of each.
   bool rests(int64_t r0, int64_t r1) const { return exact && !(period && r0 % period + (r1 - r0) <= loose); }
   int64_t tiles() const { return (rows + TILE - 1) / TILE; }
@@ -128,31 +133,37 @@ INLINE void put_pairs(I q, int at, Block* out) {
   q = (q & 0xffff) | shuffled(q, q, ahead) << 16;
   UNROLL for (int j = 0; j < LANES; j += 4) memcpy(out->q + (at + j) / 2, (char*)&q + 4 * j, 8);
 }
+// How the blocks of `rows` rows of activations meet w.
+struct Meeting {
+  bool split;
+  int bias;
+  Meeting(const Weight& w, int64_t rows) : split(w.split(rows)), bias(w.bias(rows)) {}
+};
+INLINE void quantise(const Meeting& how, const float* x, Block* out) {  // one block
+  I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
+  UNROLL for (int i = 0; i < BLOCK; i += LANES) { top = imax(top, (I)load(x + i) & 0x7fffffff); }
+  const int32_t most = fold(top, imax);
+  float largest;
+  memcpy(&largest, &most, 4);
+  bool zero = largest < 1e-30f;
+  out->scale = zero ? 0 : largest / TOP;
+  float inverse = zero ? 0 : TOP / largest;
+  I total = {};
+  int32_t first = 0;
+  UNROLL for (int i = 0; i < BLOCK; i += LANES) {
+    if (i == BLOCK / 2) first = fold(total, add);
+    const I q = (I)(load(x + i) * inverse + 12582912.f) << 16 >> 16;  // rounds; the low half is the result
+    how.split ? put_split(q, i, out) : put_pairs(q, i, out);
+    total += q;
+  }
+  const int32_t s = fold(total, add);
+  out->scaled_sum = out->scale * s, out->scaled_first = out->scale * first;
+  out->start = -how.bias * s, out->start_first = -how.bias * first;
+}
 // One row of x as one of `rows` rows meets w.
 static void quantise(const Weight& w, const float* x, int64_t rows, Block* out) {
-  const bool split = w.split(rows);
-  const int bias = w.bias(rows);
-  for (int64_t c = 0; c < w.cols; c += BLOCK, out++) {
-    I top = {};  // the largest magnitude, compared as bits: a NaN is larger than any number
-    UNROLL for (int i = 0; i < BLOCK; i += LANES) { top = imax(top, (I)load(x + c + i) & 0x7fffffff); }
-    const int32_t most = fold(top, imax);
-    float largest;
-    memcpy(&largest, &most, 4);
-    bool zero = largest < 1e-30f;
-    out->scale = zero ? 0 : largest / TOP;
-    float inverse = zero ? 0 : TOP / largest;
-    I total = {};
-    int32_t first = 0;
-    UNROLL for (int i = 0; i < BLOCK; i += LANES) {
-      if (i == BLOCK / 2) first = fold(total, add);
-      const I q = (I)(load(x + c + i) * inverse + 12582912.f) << 16 >> 16;  // rounds; the low half is the result
-      split ? put_split(q, i, out) : put_pairs(q, i, out);
-      total += q;
-    }
-    const int32_t s = fold(total, add);
-    out->scaled_sum = out->scale * s, out->scaled_first = out->scale * first;
-    out->start = -bias * s, out->start_first = -bias * first;
-  }
+  const Meeting how(w, rows);
+  for (int64_t c = 0; c < w.cols; c += BLOCK, out++) quantise(how, x + c, out);
 }
 
 // Numbers as sums of two bfloat16, each in the upper half of its word: what the first leaves is the second.
@@ -223,8 +234,24 @@ static void gated(int64_t act, const float* gate, const float* up, int64_t n, fl
   }
 }
 
+// Memory that is read behind a product, in runs of lines: threads share the runs as they share the tiles.
+struct Run {
+  const char* at;
+  int64_t lines;
+};
+using Soon = std::vector<Run>;
+// What `some` of `parts` of a product fetch of it, in so many steps, each of so many lines: the part of a run.
+static Run share_of(const Soon& soon, int64_t part, int64_t some, int64_t parts, int64_t steps) {
+  const int64_t n = soon.size(), i = part * n / parts, within = part * n - i * parts;
+  if (i >= n) return {};
+  const int64_t from = soon[i].lines * within / parts,
+                to = std::min(soon[i].lines, soon[i].lines * (within + some * n) / parts);
+  return {soon[i].at + from * 64, (to - from + steps - 1) / steps};
+}
+
 // y (+)= product + bias. Or, of a weight whose rows are `half` gates and as many others: what gates let pass, as
-// float32 or, `pairs`, as bfloat16 in the first half of a row's memory.
+// float32; `pairs`: as bfloat16 in the first half of a row's memory; of a quantised weight: as `blocks` [M, half / BLOCK]
+// that the next one meets.
 struct Out {
   float* y;
   int64_t stride;
@@ -232,6 +259,9 @@ struct Out {
   bool add;
   int64_t half = 0, act = SILU;
   bool pairs = false;
+  Block* blocks = nullptr;
+  const Meeting* meeting = nullptr;
+  const Soon* soon = nullptr;  // fetched meanwhile, where few rows meet a quantised weight
 };
 INLINE void store(const Out& o, int64_t m, int64_t row, float v) {
   float* y = o.y + m * o.stride + row;
@@ -265,8 +295,7 @@ INLINE void dots(const T* w, int64_t n, const float* x, int64_t stride, float (&
   }
 }
 
-constexpr int VECTORS = TILE == LANES ? 2 : PARTS, PANEL = VECTORS * LANES, DEPTH = 256,
-              MANY_DENSE = LANES == 16 ? 12 : LANES == 8 ? 6 : 4, SOME_DENSE = LANES == 16 ? 8 : 4;
+constexpr int DEPTH = 256, MANY_DENSE = LANES == 16 ? 12 : LANES == 8 ? 6 : 4, SOME_DENSE = LANES == 16 ? 8 : 4;
 // y[m][i] = the sum over c of x[m][c] * w[c][i], added to what was there unless `fresh`; y is [M, PANEL]. Pairs of
 // bfloat16 travel as if each were one float32.
 template <int M, class T = float>

@@ -200,27 +200,50 @@ static void widen(const Weight& w, int64_t t, int64_t first, int64_t blocks, int
       }
     }
 }
+// What gates let pass, of rows m0 to m1 of a tile of them and one of others, `sums` [m1 - m0, PANEL]. Two tiles of
+// gates in turn are a block: the first one's wait in `passed` [M, BLOCK].
+static void store_blocks(const Out& out, int64_t m0, int64_t m1, int64_t t, const float* sums, float* passed) {
+  const int64_t blocks = out.half / BLOCK, at = t % (BLOCK / TILE) * TILE;
+  for (int64_t m = m0; m < m1; m++, sums += PANEL) {
+    gated(out.act, sums, sums + TILE, TILE, passed + m * BLOCK + at);
+    if (at) quantise(*out.meeting, passed + m * BLOCK, &out.blocks[m * blocks + t * TILE / BLOCK]);
+  }
+}
+// The tiles that are multiplied side by side: neighbours, or gates and what these gate.
+struct Beside {
+  int64_t step, end, half;
+  Beside(const Out& out, int64_t t1) : step(out.half ? 1 : PANEL / TILE), end(t1), half(out.half / TILE) {}
+  // Tile k beside t. One behind the last is the last again, for nothing.
+  int64_t operator()(int64_t t, int64_t k) const { return half ? t + k * half : std::min(t + k, end - 1); }
+  int64_t across() const { return half ? half : 1; }  // from one to the next
+};
 template <Form FORM>
 static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
-  static thread_local std::vector<float> sums;
+  static thread_local std::vector<float> sums, passed;
   alignas(64) static thread_local Wide panel;
   constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = Wide::BLOCKS * BYTES / 64;
   const int64_t blocks = w.cols / BLOCK;
-  for (int64_t t = t0; t < t1; t += PANEL / TILE) {
+  const Beside beside(out, t1);
+  if (out.half) passed.resize(rows * BLOCK);
+  for (int64_t t = t0; t < t1; t += beside.step) {
     sums.assign(rows * PANEL, 0.f);
     for (int64_t b = 0; b < blocks; b += Wide::BLOCKS) {
       const int64_t some = std::min<int64_t>(Wide::BLOCKS, blocks - b);
-      for (int64_t k = 0; k < PANEL / TILE; k++)  // a tile behind the last: the last again, for nothing
-        widen<FORM>(w, std::min(t + k, t1 - 1), b, some, k * PARTS, &panel);
+      for (int64_t k = 0; k < PANEL / TILE; k++) widen<FORM>(w, beside(t, k), b, some, k * PARTS, &panel);
       const bool last = b + Wide::BLOCKS >= blocks;
-      const int64_t ahead = last ? (t + PANEL / TILE) * blocks : t * blocks + b + Wide::BLOCKS;
+      const int64_t ahead = last ? (t + beside.step) * blocks : t * blocks + b + Wide::BLOCKS;
       const char* next = (const char*)w.values + ahead * BYTES;
       by_rows<MANY_WIDE, 4, 1>(0, rows, [&](auto M, int64_t m) {
         // What is widened next is fetched bit by bit: at once, it would wait for the lines that a core can ask for.
         for (int64_t i = m * LINES / rows; i < (m + M()) * LINES / rows; i++)
-          for (int64_t k = 0; k < PANEL / TILE; k++) __builtin_prefetch(next + k * blocks * BYTES + i * 64);
+          for (int64_t k = 0; k < PANEL / TILE; k++)
+            __builtin_prefetch(next + k * beside.across() * blocks * BYTES + i * 64);
         wide_panel<spans(FORM), M()>(panel, w.offsets, some, x + m * blocks + b, blocks, &sums[m * PANEL]);
       });
+    }
+    if (out.half) {
+      store_blocks(out, 0, rows, t, sums.data(), passed.data());
+      continue;
     }
     const int64_t wide = std::min(std::min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
     store_rows(out, 0, rows, t * TILE, wide, sums.data(), PANEL);
@@ -246,6 +269,8 @@ struct Pair {
   bool cold;                      // nothing fetched these before
   int64_t row, wide;              // rows of the weight
   bool first, last;               // of the pieces of a row
+  float* passed;                  // see `store_blocks`
+  Run soon;                       // so many lines are fetched with each block
   F scales[SPANS][VECTORS], offsets[SPANS][VECTORS];
 };
 // Span h of M rows' blocks, `stride` apart, for both tiles.
@@ -279,20 +304,24 @@ INLINE void both_spans(const Pair& pair, const char* p, int h, const Block* x, i
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) d[i][v] = (d[i][v] << 8) + low[i][v];
 }
-// M of `rows` rows, from row m on: x are their blocks, y [M, PANEL] their sums so far.
+// M of `rows` rows, from row m on: x are their blocks, y [M, PANEL] their sums so far. gcc 12 makes an eighth slower code
+// of it where it is inlined.
 template <Form FORM, int M>
-static void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int64_t m, int64_t rows, float* y,
-                          const Out& out) {
+static __attribute__((noinline)) void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int64_t m,
+                                                    int64_t rows, float* y, const Out& out) {
   constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = BYTES / 64;
   const int64_t stride = w.cols / BLOCK, before = m * pair.lines / rows,
                 lines = (m + M) * pair.lines / rows - before;
   const char *p = pair.p, *next = pair.next + before * 64;
+  const char* soon = pair.soon.at;
   F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = pair.first ? F{} : load(y + i * PANEL + v * LANES);
   for (int64_t s = 0; s < pair.blocks * spans(FORM); p += BYTES, next += pair.lines * 64, x++) {
     for (int64_t i = 0; i < lines; i++)  // each rows' share of what comes next
       __builtin_prefetch(next + i * 64), __builtin_prefetch(next + pair.across + i * 64);
+    for (int64_t i = 0; i < pair.soon.lines; i++) __builtin_prefetch(soon + i * 64, 0, 2);
+    soon += pair.soon.lines * 64;
     if (pair.cold && m == 0) UNROLL for (int i = 0; i < LINES; i++)
       __builtin_prefetch(p + 2048 + i * 64), __builtin_prefetch(p + pair.apart + 2048 + i * 64);
     UNROLL for (int h = 0; h < spans(FORM); h++, s++) {
@@ -309,6 +338,7 @@ static void pair_of_tiles(const Weight& w, const Pair& pair, const Block* x, int
       }
     }
   }
+  if (pair.last && out.half) return store_blocks(out, m, m + M, pair.row / TILE, (const float*)acc, pair.passed);
   if (pair.last) return store_rows(out, m, m + M, pair.row, pair.wide, (const float*)acc, PANEL);
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) *(F*)(y + i * PANEL + v * LANES) = acc[i][v];
@@ -330,7 +360,7 @@ static void scales_of(const Weight& w, int64_t t, int64_t first, int v, Pair* ou
 }
 template <Form FORM>
 static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
-  static thread_local std::vector<float> sums;
+  static thread_local std::vector<float> sums, passed;
   alignas(64) static thread_local Pair pair;
   alignas(64) static thread_local char bytes[PAIR_BYTES];
   constexpr Form NEAR = as_bytes(FORM);
@@ -338,23 +368,29 @@ static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block*
   const int64_t blocks = w.cols / BLOCK, pieces = (2 * blocks * NEAR_BYTES + PAIR_BYTES - 1) / PAIR_BYTES,
                 per = (blocks + pieces - 1) / pieces;
   sums.resize(std::max<int64_t>(sums.size(), rows * PANEL));
-  for (int64_t t = t0; t < t1; t += 2) {
-    const int64_t other = std::min(t + 1, t1 - 1);  // a tile behind the last: the last again, for nothing
+  const Beside beside(out, t1);
+  if (out.half) passed.resize(std::max<int64_t>(passed.size(), rows * BLOCK));
+  pair.passed = passed.data();
+  for (int64_t t = t0; t < t1; t += beside.step) {
+    const int64_t other = beside(t, 1);
     pair.cold = t == t0 && !packed(FORM);
     pair.row = t * TILE, pair.wide = std::min((other + 1) * TILE, w.rows) - pair.row;
     const int64_t apart = (other - t) * blocks * BYTES;
-    pair.apart = packed(FORM) ? PAIR_BYTES / 2 : apart, pair.across = blocks * BYTES, pair.lines = BYTES / 64;
+    pair.apart = packed(FORM) ? PAIR_BYTES / 2 : apart, pair.across = beside.across() * blocks * BYTES;
+    pair.lines = BYTES / 64;
     for (int64_t b = 0; b < blocks; b += per) {
       pair.first = b == 0, pair.last = b + per >= blocks;
       pair.blocks = std::min(per, blocks - b);
       pair.p = (const char*)w.values + (t * blocks + b) * BYTES;
-      pair.next = pair.p + (pair.last ? 2 * blocks - b : per) * BYTES;
+      pair.next = pair.p + (pair.last ? beside.step * blocks - b : per) * BYTES;
       if (packed(FORM)) {
         to_bytes<FORM>(pair.p, pair.blocks, bytes), to_bytes<FORM>(pair.p + apart, pair.blocks, bytes + pair.apart);
         pair.p = bytes;
       }
       scales_of<FORM>(w, t, b, 0, &pair), scales_of<FORM>(w, other, b, 1, &pair);
       by_rows<PAIR_ROWS, 3, 2, 1>(0, rows, [&](auto M, int64_t m) {
+        const bool fetches = out.soon && pair.first;
+        pair.soon = fetches ? share_of(*out.soon, t * rows + m, M(), out.half / TILE * rows, pair.blocks) : Run{};
         pair_of_tiles<NEAR, M()>(w, pair, x + m * blocks + b, m, rows, &sums[m * PANEL], out);
       });
     }
