@@ -1,9 +1,7 @@
 """The step of the C++ kernels against `forward`, on every instruction set that this machine has."""
 
-import ctypes
 import dataclasses
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 
 from jllama.kernels import cpu
-from jllama.kernels.cpu import build, compiling
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import Rope
 from jllama.model import forward
@@ -25,6 +22,7 @@ from tests.support.kernels_cpu import (
     machines,
     params_of,
     random_weight,
+    register_copy,
     skip_without_kernels,
     suffix_of,
     weights_like,
@@ -292,10 +290,8 @@ def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeyp
     """
     skip_without_kernels()
     for threads in ("1", "2", "3", "5"):
-        library = compiling.compiled(machines()[machine])
-        copy = shutil.copy(library, tmp_path / f"{threads}.so")  # has threads of its own
         monkeypatch.setenv("JLLAMA_THREADS", threads)
-        build.register(ctypes.CDLL(str(copy)), f"_{threads}_threads_{machine}")
+        register_copy(machine, tmp_path / f"{threads}.so", f"_{threads}_threads_{machine}")
     config, rng = dataclasses.replace(BASE, hidden_size=112), np.random.default_rng(0)
     dense = random_params(config, dtype="bfloat16")
     kept = weights_like(random_params(BASE), rng, lambda shape: random_weight(rng, shape, 4, 32, True))

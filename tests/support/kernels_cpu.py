@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from jllama.checkpoint.layout import layout
 from jllama.config import ModelConfig
 from jllama.kernels import cpu
-from jllama.kernels.cpu import build, compiling
+from jllama.kernels.cpu import build, compiling, packaged
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import LEVELS, QTensor
 from jllama.model import places
@@ -41,10 +42,9 @@ FORMATS = [  # bits, group, offsets
 ]
 WIDER = [(4, 64, False), (4, 64, True)]  # for rows of 192
 SIX = [(6, 32, False), (6, 96, True), (6, 16, False), (6, 16, True)]  # 8 bit until they are prepared
-
-
 # Half of the compiler's time. `JLLAMA_CXXFLAGS`, which comes behind it, may have more: -O2 is what users get.
 QUICKLY = "-O1"
+ALL_PARTS = Path(__file__).parent / "all_parts.cc"
 
 
 def machines() -> dict[str, tuple[str, ...] | None]:
@@ -61,7 +61,7 @@ def machines() -> dict[str, tuple[str, ...] | None]:
         if "amx_tile" in has:
             sets["no_tiles"] = ("-march=native", "-mno-amx-tile")
     sets["plain_tiles"] = (*compiling.native_flags(), "-DJLLAMA_PLAIN_TILES")
-    return {name: flags and (*flags, QUICKLY) for name, flags in sets.items()}
+    return sets
 
 
 every_machine = pytest.mark.parametrize("machine", machines())
@@ -74,8 +74,30 @@ def suffix_of(machine: str) -> str:
     flags = machines()[machine]
     if flags is None:
         return ""
-    build.register(ctypes.CDLL(str(compiling.compiled(flags))), f"_{machine}")
+    build.register(_loaded(flags), f"_{machine}")
     return f"_{machine}"
+
+
+def register_copy(machine: str, path: Path, suffix: str) -> None:
+    """Registers a copy of the kernels, which has threads of its own."""
+    flags = machines()[machine]
+    library = ctypes.CDLL(shutil.copy(_compiled(flags), path))
+    build.register(library, suffix)
+    for part in compiling.PARTS if flags is None else ():
+        build._connect(library, ctypes.CDLL(str(compiling.compiled(units=(part,)))), part)
+
+
+def _loaded(flags: tuple[str, ...]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled(flags)))
+    assert all(hasattr(library, compiling.symbol(part)) for part in compiling.PARTS)
+    return library
+
+
+def _compiled(flags: tuple[str, ...] | None) -> Path:
+    """This machine's core; of other sets it and all parts, which are two files instead of thirteen."""
+    if flags is not None:
+        flags = (*flags, QUICKLY, f"-I{packaged.HERE}", str(ALL_PARTS))
+    return compiling.compiled(flags, (compiling.CORE,))
 
 
 @functools.partial(jax.jit, static_argnames="machine")
@@ -100,7 +122,7 @@ def _library(machine: str) -> ctypes.CDLL:
         library = build.load()
         assert not isinstance(library, str), library
         return library
-    return ctypes.CDLL(str(compiling.compiled(flags)))
+    return _loaded(flags)
 
 
 def skip_without_kernels() -> None:
