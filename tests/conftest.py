@@ -171,9 +171,7 @@ def smollm2_gguf(tmp_path_factory) -> Path:
 
 def _fetched(tmp_path_factory, reference: str, sha256: str | None = None) -> Path:
     """A model's place. One process of a run asks: without a network each answer takes seconds."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    answer = shared / f"{reference.replace('/', '-')}.json"
+    answer = _shared(tmp_path_factory) / f"{reference.replace('/', '-')}.json"
     with answer.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not answer.exists():
@@ -182,6 +180,12 @@ def _fetched(tmp_path_factory, reference: str, sha256: str | None = None) -> Pat
     if reason:
         pytest.skip(f"needs {reference}: run pytest once where there is a network; {reason[:250]}")
     return Path(place)
+
+
+def _shared(tmp_path_factory) -> Path:
+    """What all processes of a run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def _fetch(reference: str, sha256: str | None) -> tuple[str, str]:
@@ -266,9 +270,10 @@ def config_file(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """Runs scripts in forks of a process that has imported what they need; they share one cache."""
+    """Runs scripts in forks of a process that has imported what they need; all share one cache."""
     from tests.support.scripts_helpers import ScriptServer
 
-    server = ScriptServer(tmp_path_factory.mktemp("server"))
+    cache = _shared(tmp_path_factory) / "scripts-cache"
+    server = ScriptServer(tmp_path_factory.mktemp("server"), JLLAMA_CACHE=str(cache))
     yield server
     server.close()
