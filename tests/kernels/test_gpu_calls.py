@@ -479,7 +479,7 @@ def test_kinds_of_layers_that_the_decode_kernel_knows(tiny_config, kinds, words)
 
 def test_gpus_that_reach_each_other_take_more_rows_together(monkeypatch, tiny_config, pair):
     monkeypatch.setattr(launch, "refusal", lambda: None)
-    monkeypatch.setattr(batch, "_weights", lambda params: [np.zeros((2, 4))])
+    monkeypatch.setattr(batch, "weights_of", lambda params: [np.zeros((2, 4))])
     monkeypatch.setattr(batch, "refused_leaf", lambda *_: None)
     monkeypatch.setattr(batch, "wide_refusal", lambda *given: f"wide {given[3]}")
     params = SimpleNamespace(layers=[], embed_tokens=None, norm=None, peers=None)

@@ -383,8 +383,8 @@ def test_which_way_a_step_of_many_rows_goes(monkeypatch, tiny_config, rows, few_
 
         return call
 
-    monkeypatch.setattr(batch, "_few_bits", lambda *_: few_bits)
-    monkeypatch.setattr(batch, "_most", lambda params, few: 16)
+    monkeypatch.setattr(batch, "knows_few_bits", lambda *_: few_bits)
+    monkeypatch.setattr(batch, "most_products", lambda params, few: 16)
     for name, said in (("embed", "product"), ("wide_step", "wide"), ("few_bits_step", "few bits")):
         monkeypatch.setattr(batch, name, raising(said))
     monkeypatch.setattr(batch, "readable", lambda tokens, *_: tokens)
@@ -408,8 +408,8 @@ def test_where_weights_of_few_bits_are_known(monkeypatch, tiny_config, placement
         QTensor(values=w, scales=0, offsets=None, shape=(2, 4), bits=8) if isinstance(w, str) else w
         for w in weights
     ]
-    monkeypatch.setattr(batch, "_weights", lambda params: made)
+    monkeypatch.setattr(batch, "weights_of", lambda params: made)
     bits = {"known": 8, "strange": 0}
     monkeypatch.setattr(batch, "arrangement", lambda w, rows: SimpleNamespace(bits=bits[w.values]))
     config = dataclasses.replace(tiny_config, norm_placement=placement)
-    assert batch._few_bits(config, None) is known
+    assert batch.knows_few_bits(config, None) is known

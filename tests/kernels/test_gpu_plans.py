@@ -340,15 +340,15 @@ def test_what_a_product_takes(gpu, f, columns, words):
 )
 def test_how_many_texts_a_step_takes(gpu, monkeypatch, tokens, quantised, fits):
     leaf = QTensor(values=0, scales=0, offsets=None, shape=(2, 4), bits=8) if quantised else np.zeros((2, 4))
-    monkeypatch.setattr(batch, "_weights", lambda params: [leaf])
+    monkeypatch.setattr(batch, "weights_of", lambda params: [leaf])
     monkeypatch.setattr(batch, "refused_leaf", lambda *_: None)
     monkeypatch.setattr(batch, "_config_refusal", lambda *_: None)
-    monkeypatch.setattr(batch, "_weight_refusal", lambda w: None)
+    monkeypatch.setattr(batch, "weight_refusal", lambda w: None)
     params = SimpleNamespace(layers=[], embed_tokens=leaf, norm=leaf, peers=None)
     reason = batch.batch_refusal(CONFIG, params, None, np.zeros(tokens, np.int32))
     assert reason is None if fits else f"tokens have shape {tokens}" in reason
     if fits:
-        monkeypatch.setattr(batch, "_weight_refusal", lambda w: "too odd")
+        monkeypatch.setattr(batch, "weight_refusal", lambda w: "too odd")
         assert batch.batch_refusal(CONFIG, params, None, np.zeros(tokens, np.int32)) == "too odd"
 
 
@@ -636,10 +636,10 @@ def test_without_clusters_a_product_takes_what_a_block_has_room_for(gpu, monkeyp
     assert shape.CL == 1
     assert fits == (batch_size <= most) == (shape.shared <= gpu.room)
     weight = jax.ShapeDtypeStruct((2048, 5632), jnp.bfloat16)
-    monkeypatch.setattr(batch, "_weights", lambda params: [weight])
-    assert batch._most(None) == most
+    monkeypatch.setattr(batch, "weights_of", lambda params: [weight])
+    assert batch.most_products(None) == most
     gpu.capability = (9, 0)
-    assert batch._most(None) == product.MAX_PLAIN
+    assert batch.most_products(None) == product.MAX_PLAIN
 
 
 # Where things lie.

@@ -3,6 +3,7 @@
 What a family has beyond that, norms of heads and behind the halves of a layer, is XLA's, between them.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,8 @@ from jllama.layers.rope import Rope
 from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
+# (qkv [B, 1, K, G + 2, H], cache, rope, scores) -> (mixed values of B rows, cache): as `decode_attend`.
+RowsAttend = Callable[..., tuple[Array, LayerCache]]
 MAX_ALONE = 32  # sequences that one GPU takes by `wide_step`: more were not measured
 
 
@@ -39,40 +42,39 @@ def batch_refusal(
 ) -> str | None:
     """Why the kernels can't run this step; None if they can. With `shards` all sizes are one device's own."""
     B, T = tokens.shape
-    few_bits = shards is None and _few_bits(config, params)
-    most = max(_most(params, few_bits), MAX_FEW_BITS if few_bits else MAX_ALONE)
+    few_bits = shards is None and knows_few_bits(config, params)
+    most = max(most_products(params, few_bits), MAX_FEW_BITS if few_bits else MAX_ALONE)
     if T != 1 or not B > 1 or (most < B and not isinstance(shards, Peers)):
         return f"tokens have shape {tokens.shape}; the kernels take one token of 2 to {most} sequences"
-    others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
     reason = (
         launch.refusal()
         or refused_shards(config, shards)
         or refused_field(config, FAMILY_FIELDS)
-        or refused_leaf(params, [params.embed_tokens, params.norm, params.peers, *others, *_weights(params)])
+        or refused_leaf(params, read_leaves(params))
     )
-    if reason is not None or _most(params, few_bits) < B:
+    if reason is not None or most_products(params, few_bits) < B:
         return reason or wide_refusal(config, params, cache, B)
     return _config_refusal(config, params, cache) or (
-        next(filter(None, map(_weight_refusal, _weights(params))), None) if launch.engine() else None
+        next(filter(None, map(weight_refusal, weights_of(params))), None) if launch.engine() else None
     )
 
 
-def _most(params: Params, few_bits: bool = False) -> int:
+def most_products(params: Params, few_bits: bool = False) -> int:
     """Sequences that `product.cu` is the faster way for; without clusters those that a block has room for.
     `few_bits`: `few_bits_step` takes more.
     """
-    weights = _weights(params)
+    weights = weights_of(params)
     most = MAX_TOKENS if isinstance(weights[0], QTensor) and not few_bits else MAX_PLAIN
     if launch.engine():
         return most
-    fits = (B for B in range(most, 0, -8) if not any(_weight_refusal(w, B) for w in weights))
+    fits = (B for B in range(most, 0, -8) if not any(weight_refusal(w, B) for w in weights))
     return next(fits, 0)
 
 
-def _few_bits(config: ModelConfig, params: Params) -> bool:
+def knows_few_bits(config: ModelConfig, params: Params) -> bool:
     """Whether `few_bits_step` knows all weights, and where norms are."""
     return config.norm_placement == "pre" and all(
-        isinstance(w, QTensor) and arrangement(w, 1).bits for w in _weights(params)
+        isinstance(w, QTensor) and arrangement(w, 1).bits for w in weights_of(params)
     )
 
 
@@ -86,20 +88,30 @@ def _config_refusal(c: ModelConfig, params: Params, cache: KVCache) -> str | Non
     return attention_refusal(heads_per_key, c.head_dim, dtype, rotary_dims(c))
 
 
+def read_leaves(params: Params) -> list[Any]:
+    """All leaves that a step reads."""
+    others = [(p.attn_norm, p.ffn_norm, _extras(p)) for p in params.layers]
+    return [params.embed_tokens, params.norm, params.peers, *others, *weights_of(params)]
+
+
 def _extras(layer: Block) -> list[Array | None]:
     return [layer_leaf(layer, path) for path in layer_extras(layer)]
 
 
-def _weights(params: Params) -> list[Array | QTensor]:
+def weights_of(params: Params) -> list[Array | QTensor]:
     """Every weight that is multiplied with, in the order of use."""
     found = []
     for layer in params.layers:
         a, m = layer.attention, layer.mlp
         found += [a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj]
-    return [*found, params.embed_tokens if params.lm_head is None else params.lm_head]
+    return [*found, head_of(params)]
 
 
-def _weight_refusal(w: Array | QTensor, tokens: int = MAX_TOKENS) -> str | None:
+def head_of(params: Params) -> Array | QTensor:
+    return params.embed_tokens if params.lm_head is None else params.lm_head
+
+
+def weight_refusal(w: Array | QTensor, tokens: int = MAX_TOKENS) -> str | None:
     rows = 1
     for size in w.shape[:-1]:
         rows *= size
@@ -130,21 +142,44 @@ def batch_step(
     """
     with jax.named_scope("batch_step"):
         tokens = readable(tokens, n_valid, cache.length[:, None], cache.max_len)
-        few_bits = peers is None and _few_bits(config, params)
-        if len(tokens) > _most(params, few_bits):
+        few_bits = peers is None and knows_few_bits(config, params)
+        if len(tokens) > most_products(params, few_bits):
             if few_bits:
                 return few_bits_step(config, params, tokens, cache, places)
             return wide_step(config, params, tokens, cache, places, peers)
         x = embed(config, params, tokens)[:, 0]
-        for i, p in enumerate(params.layers):
-            kind = config.kind_of(i)
-            x, own = _layer(config, p, x, cache.layer(i), places[kind.rope], kind, peers)
-            cache = cache.replace(i, own)
-        head = params.embed_tokens if params.lm_head is None else params.lm_head
-        eps: Any = dict(eps=config.rms_norm_eps, offset=config.norm_offset)
-        logits = product(head, x, norm=params.norm, wide=True, **eps)
-        logits = scaled(logits, 1 / config.logits_scaling)
-        return soft_capped(logits, config.final_logit_softcapping)[:, None], cache
+        x, cache = batch_layers(config, params, x, cache, places, peers)
+        return batch_logits(config, params, x), cache
+
+
+def batch_layers(
+    config: ModelConfig,
+    params: Params,
+    x: Array,
+    cache: KVCache,
+    places: dict[Rope | None, Places],
+    peers: Peers | None = None,
+    *,
+    attend: RowsAttend | None = None,
+) -> tuple[Array, KVCache]:
+    """`x` `[B, D]` behind the layers of `params`, and their cache.
+
+    `attend`: what a layer does between its projections; None: `decode_attend`.
+    """
+    for i, p in enumerate(params.layers):
+        kind = config.kind_of(i)
+        call = (cache.layer(i), places[kind.rope], kind, peers, attend or decode_attend)
+        x, own = _layer(config, p, x, *call)
+        cache = cache.replace(i, own)
+    return x, cache
+
+
+def batch_logits(config: ModelConfig, params: Params, x: Array) -> Array:
+    """float32 logits `[B, 1, V]` of `x` `[B, D]`."""
+    eps: Any = dict(eps=config.rms_norm_eps, offset=config.norm_offset)
+    logits = product(head_of(params), x, norm=params.norm, wide=True, **eps)
+    logits = scaled(logits, 1 / config.logits_scaling)
+    return soft_capped(logits, config.final_logit_softcapping)[:, None]
 
 
 def _layer(
@@ -155,6 +190,7 @@ def _layer(
     places: Places,
     kind: LayerKind,
     peers: Peers | None,
+    attend: RowsAttend,
 ) -> tuple[Array, LayerCache]:
     """`model.block` on `x` `[B, D]`."""
     a, m, B = p.attention, p.mlp, len(x)
@@ -162,7 +198,7 @@ def _layer(
     heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads + 2, c.head_dim)
     y = product(a.qkv_proj, x, norm=p.attn_norm, bias=a.qkv_bias, **eps).reshape(B, 1, *heads)
     y = scaled_queries(normed_heads(a, y, partial(rms_norm, **eps)), places[1])
-    mixed, cache = decode_attend(y, cache, places[0], c.score_rule(kind))
+    mixed, cache = attend(y, cache, places[0], c.score_rule(kind))
     x = _added(c, x, a.o_proj, mixed.reshape(B, -1), a.o_bias, p.attn_post_norm, peers)
     h = product(m.gate_up_proj, x, norm=p.ffn_norm, bias=m.gate_up_bias, gated=c.hidden_act, **eps)
     return _added(c, x, m.down_proj, h, m.down_bias, p.ffn_post_norm, peers), cache

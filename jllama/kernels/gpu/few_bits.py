@@ -3,6 +3,7 @@
 Products are `wide_product.cu`'s; between them go slices of their sums, which the next kernel adds up.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,16 +29,31 @@ def few_bits_step(
     """`batch.batch_step`, of `readable` tokens int32 `[B, 1]`; all weights have an `arrangement`."""
     with jax.named_scope("few_bits_step"):
         x = embed(config, params, tokens)[:, 0]
-        first, B = params.layers[0], len(x)
-        normed = arranged(norm_of(config)(first.attn_norm, x), arrangement(first.attention.qkv_proj, B))
-        for i, p in enumerate(params.layers):
-            kind = config.kind_of(i)
-            call = (cache.layer(i), places[kind.rope], kind, *_behind(params, i))
-            x, normed, own = _layer(config, p, x, normed, *call)
-            cache = cache.replace(i, own)
-        (logits,) = wide_product(_head(params), normed, B, most=1)
+        _, normed, cache = few_bits_layers(config, params, x, cache, places)
+        (logits,) = wide_product(_head(params), normed, len(x), most=1)
         logits = scaled(logits, 1 / config.logits_scaling)
         return soft_capped(logits, config.final_logit_softcapping)[:, None], cache
+
+
+def few_bits_layers(
+    config: ModelConfig,
+    params: Params,
+    x: Array,
+    cache: KVCache,
+    places: dict[Rope | None, Places],
+    *,
+    attend: Callable[..., tuple[Array, LayerCache]] | None = None,
+) -> tuple[Array, Array, KVCache]:
+    """`wide_batch.wide_layers`; the norm is arranged for the head."""
+    begin = params.layers[0]
+    how = arrangement(begin.attention.qkv_proj, len(x))
+    normed = arranged(norm_of(config)(begin.attn_norm, x), how)
+    for i, p in enumerate(params.layers):
+        kind = config.kind_of(i)
+        call = (cache.layer(i), places[kind.rope], kind, *_behind(params, i), attend or decode_attend)
+        x, normed, own = _layer(config, p, x, normed, *call)
+        cache = cache.replace(i, own)
+    return x, normed, cache
 
 
 def _head(params: Params) -> Array | QTensor:
@@ -62,6 +78,7 @@ def _layer(
     kind: LayerKind,
     after: Any,
     following: Array | QTensor,
+    attend: Callable[..., tuple[Array, LayerCache]],
 ) -> tuple[Array, Array, LayerCache]:
     """`model.block` on `x` `[B, D]` and its norm, which is arranged; gives both behind the layer, the norm by
     `after` as the weight `following` wants it.
@@ -72,7 +89,7 @@ def _layer(
         arrangement(w, B) for w in (a.o_proj, m.gate_up_proj, m.down_proj, following)
     )
     y = _queries(a, normed, B, places, norm_of(c))
-    mixed, cache = decode_attend(y, cache, places[0], c.score_rule(kind), arrangement=for_o)
+    mixed, cache = attend(y, cache, places[0], c.score_rule(kind), arrangement=for_o)
     between: Any = p.ffn_norm
     part = wide_product(a.o_proj, mixed, B)
     x, normed = exchanged_norm(None, part, x, between, bias=a.o_bias, arrangement=for_gate, **sums)

@@ -4,6 +4,7 @@ The products are cuBLAS's; between them one kernel adds up, adds the residual st
 On several GPUs up to 32 have products of our own (`stream.py`), all but gate and up, which send their sums.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,14 +54,29 @@ def wide_step(
     """`batch.batch_step`, of `readable` tokens int32 `[B, 1]`; asks `wide_refusal` first."""
     with jax.named_scope("wide_step"):
         x = embed(config, params, tokens)[:, 0]
-        normed = norm_of(config)(params.layers[0].attn_norm, x)
-        for i, p in enumerate(params.layers):
-            kind, last = config.kind_of(i), i == len(params.layers) - 1
-            after: Any = params.norm if last else params.layers[i + 1].attn_norm
-            call = (cache.layer(i), places[kind.rope], kind, peers, after)
-            x, normed, own = _layer(config, p, x, normed, *call)
-            cache = cache.replace(i, own)
+        _, normed, cache = wide_layers(config, params, x, cache, places, peers)
         return head_logits(config, params, normed[:, None]), cache
+
+
+def wide_layers(
+    config: ModelConfig,
+    params: Params,
+    x: Array,
+    cache: KVCache,
+    places: dict[Rope | None, Places],
+    peers: Peers | None = None,
+    *,
+    attend: Callable[..., tuple[Array, LayerCache]] | None = None,
+) -> tuple[Array, Array, KVCache]:
+    """`batch.batch_layers`; between `x` and the cache its norm by `params.norm`."""
+    normed = norm_of(config)(params.layers[0].attn_norm, x)
+    for i, p in enumerate(params.layers):
+        kind, last = config.kind_of(i), i == len(params.layers) - 1
+        after: Any = params.norm if last else params.layers[i + 1].attn_norm
+        call = (cache.layer(i), places[kind.rope], kind, peers, after, attend or decode_attend)
+        x, normed, own = _layer(config, p, x, normed, *call)
+        cache = cache.replace(i, own)
+    return x, normed, cache
 
 
 def _sliced(weight: Array | QTensor, x: Array) -> Array:
@@ -87,12 +103,13 @@ def _layer(
     kind: LayerKind,
     peers: Peers | None,
     after: Array,
+    attend: Callable[..., tuple[Array, LayerCache]],
 ) -> tuple[Array, Array, LayerCache]:
     """`model.block` on `x` `[B, D]` and its norm; gives both behind the layer, the norm by `after`."""
     a, m = p.attention, p.mlp
     sums: Any = dict(eps=c.rms_norm_eps, offset=c.norm_offset, by=c.residual_multiplier)
     y = normed_heads(a, _projected(a, normed, peers), norm_of(c), peers)
-    mixed, cache = decode_attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
+    mixed, cache = attend(scaled_queries(y, places[1]), cache, places[0], c.score_rule(kind))
     ffn_norm: Any = p.ffn_norm
     x, normed = _added(peers, a.o_proj, mixed.reshape(len(x), -1), x, ffn_norm, bias=a.o_bias, **sums)
     h = gated(m, normed[:, None], c.hidden_act)[:, 0]
