@@ -177,7 +177,8 @@ class Engine:
     def _run_once(self) -> None:
         """A prompt of each chunk's size, and a burst of 1, 2, 4, … texts; no two begin alike."""
         V, room = self.model.config.vocab_size, self.max_seq_len - 1
-        for size in self._slots.target.chunk_sizes:
+        counts = [*(1 << n for n in range(room.bit_length())), room]
+        for size in sorted(set(map(self._slots.next_chunk, counts))):
             self.submit([size % V] * min(size, room), max_new_tokens=1, ignore_eos=True).result()
         for count in self._slots.buckets:
             options = dict(max_new_tokens=min(2 * BURST, room), ignore_eos=True)

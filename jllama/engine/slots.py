@@ -95,7 +95,8 @@ class Slots:
 
     def next_chunk(self, left: int, *, scored: bool = False) -> int:
         """How many of a prompt's last `left` tokens the next call of `read` takes; they may be fewer."""
-        sizes = [size for size in self.target.chunk_sizes if size <= SCORED or not scored]
+        call = (self.config, self.params, self.state.cache, self.target)
+        sizes = [s for s in self.target.chunk_sizes if s <= SCORED] if scored else kernels.chunk_sizes(*call)
         return chunk_size(left, sizes, pads_freely=self.packs and not scored)
 
     def group(self, size: int) -> int:
@@ -129,10 +130,9 @@ class Slots:
           float32 `[1, V]`, as of `read_together`; of token `start + 1 + i` what was predicted, `[size, ...]`,
           which means nothing past the prompt's end.
         """
-        piece = Piece(slot, prompt[start : start + size + 1], start, len(prompt))
+        chunk = packed([Piece(slot, prompt[start : start + size + 1], start, len(prompt))], size, size + 1)
         program = slot_programs.scorer(self.target, size)
-        arguments = (self.config, self.params, self.state.cache, packed([piece], size, size + 1))
-        logits, scores, cache = program(*arguments)
+        logits, scores, cache = program(self.config, self.params, self.state.cache, chunk)
         self.state = dataclasses.replace(self.state, cache=cache)
         return logits, scores
 

@@ -14,6 +14,8 @@ from jax import Array
 from jllama import model, sharding
 from jllama.config import ModelConfig
 from jllama.kernels import cpu, gpu
+from jllama.kernels.chunks import chunk_sizes as chunk_sizes
+from jllama.kernels.chunks import short_refusal as short_refusal
 from jllama.kernels.gpu.constants import rotary_dims
 from jllama.kernels.refusals import ATTENTION_FIELDS, refused_field
 from jllama.kernels.target import Target, target_of
@@ -53,12 +55,13 @@ def forward(
     config = config if target.mesh is None else sharding.local(config, target.devices)
     shards = shards_of(params, target)
     peers = shards if target.on_gpu and isinstance(shards, gpu.Peers) else None
+    if last_only and short_refusal(config, params, tokens, cache, target) is None:
+        return gpu.short_step(config, params, tokens, cache, n_valid, context, fresh)
     if refusal(config, params, tokens, cache, target) is not None:
         attend_fn = gpu_attention(config, params, tokens, cache, fresh, target) if target.on_gpu else None
         options: Any = dict(n_valid=n_valid, context=context, last_only=last_only, shards=shards)
-        return model.forward(
-            config, params, tokens, cache, attend_fn=attend_fn or append_and_attend, **options
-        )
+        options |= dict(attend_fn=attend_fn or append_and_attend)
+        return model.forward(config, params, tokens, cache, **options)
     context = cache.length + n_valid if context is None else context
     one = tokens.size == 1
     if target.on_gpu and (one or gpu.decode_refusal(config, params, cache, tokens, shards) is None):

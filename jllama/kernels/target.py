@@ -12,6 +12,7 @@ from jllama import sharding
 from jllama.layers.shards import Shards
 
 CHUNK_SIZES = {"gpu": (64, 128, 256, 512, 1024, 2048)}  # a GPU reads all weights for any chunk, however short
+SHORT_SIZES = (16, 32)  # of a GPU's chunks, where `kernels.short_refusal` has nothing against them
 OTHER_CHUNK_SIZES = (32, 128, 512)
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}  # for every product, whatever Triton's would take
 # A short chunk's kernels end sooner than the host can launch the next one: a CUDA graph launches them all.

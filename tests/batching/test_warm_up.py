@@ -154,7 +154,7 @@ def test_no_two_texts_of_a_warm_up_begin_alike(monkeypatch):
 
     engine = Engine.__new__(Engine)
     engine.model, engine.max_seq_len = SimpleNamespace(config=SimpleNamespace(vocab_size=40)), 41
-    engine._slots = SimpleNamespace(target=SimpleNamespace(chunk_sizes=(8, 64)), buckets=[1, 2, 3])
+    engine._slots = SimpleNamespace(next_chunk=lambda left: 8 if left <= 32 else 64, buckets=[1, 2, 3])
     monkeypatch.setattr(engine, "submit_all", submitted)
     engine._run_once()
     one = dict(max_new_tokens=1, ignore_eos=True, settings=None)

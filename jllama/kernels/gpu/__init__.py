@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jllama.kernels.gpu.sample import Rows as Rows
     from jllama.kernels.gpu.sample import sample_rows as sample_rows
     from jllama.kernels.gpu.sample import sampling_refusal as sampling_refusal
+    from jllama.kernels.gpu.short_chunk import short_refusal as short_refusal
+    from jllama.kernels.gpu.short_chunk import short_step as short_step
 
 _NAMES = {
     "batch": "batch_refusal batch_step",
@@ -43,6 +45,7 @@ _NAMES = {
     "peers": "mailboxes peers_refusal",
     "prefill": "prefill_attend prefill_refusal",
     "sample": "Rows sample_rows sampling_refusal",
+    "short_chunk": "short_refusal short_step",
 }
 _HOMES = {name: f"{__name__}.{home}" for home, names in _NAMES.items() for name in names.split()}
 
