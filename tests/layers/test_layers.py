@@ -1,12 +1,14 @@
 """Norm, projections, attention and feed-forward against the float64 reference."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jllama.layers import linear as layers_linear
 from jllama.layers.attention import Attention, attend, attention, visible_positions
 from jllama.layers.cache import KVCache
 from jllama.layers.kind import ScoreRule
@@ -84,6 +86,28 @@ def test_linear_accumulates_in_float32(rows):
     x = jnp.ones((1, rows, 513), jnp.bfloat16)
     weight = jnp.concatenate([jnp.full((1, 1), 256.0), jnp.full((1, 512), 0.5)], axis=1).astype(jnp.bfloat16)
     assert np.all(np.asarray(linear(weight, x), np.float32) == 512)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("out", [(2, 3, 40), (96,), (97,), (1,), (3, 23)], ids=str)
+@pytest.mark.parametrize("piece", [1 << 7, 1 << 10, 1 << 18])
+def test_float16_by_pieces_is_the_whole_product(monkeypatch, rows, out, piece):
+    """Exact numbers, subnormal ones too: a sum's order changes nothing."""
+    monkeypatch.setattr(layers_linear, "PIECE", piece)
+    rng = np.random.default_rng(0)
+    weight = np.ldexp(rng.integers(-9, 10, (*out, 32)), rng.choice([-24, -20, -14])).astype(np.float16)
+    x = rng.integers(-9, 10, (1, rows, 32)).astype(np.float16)
+    got = jax.jit(partial(linear, dtype="float32"))(weight, x)
+    wanted = np.tensordot(x.astype(np.float64), weight.astype(np.float64), ((2,), (weight.ndim - 1,)))
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_no_whole_weight_of_float16_is_widened_on_a_cpu(rows):
+    """XLA would, into new memory for each token: eight times as long."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float16) for shape in ((1024, 2048), (1, rows, 2048))]
+    memory = jax.jit(linear).lower(*shapes).compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes < 1024 * 2048 * 4 * 0.6
 
 
 @pytest.mark.gpu
