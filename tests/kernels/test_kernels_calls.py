@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_refused_before_a_kernel_runs(calls, params, target
 
 @pytest.fixture
 def loaded(monkeypatch):
-    monkeypatch.setattr(build, "load", lambda: object())
+    monkeypatch.setattr(build, "load", lambda parts: object())
 
 
 def refused(params, dtype="float32", **fields):
@@ -263,8 +263,8 @@ def refused(params, dtype="float32", **fields):
 
 
 def test_what_a_library_that_is_not_there_says(monkeypatch, params):
-    monkeypatch.setattr(build, "load", lambda: "no compiler")
-    assert refused(params) == "no compiler"
+    monkeypatch.setattr(build, "load", lambda parts: f"no compiler for {parts}")
+    assert refused(params) == "no compiler for ['attention_float32', 'dense_float32']"
 
 
 def test_what_a_model_is_refused_for(loaded, params, monkeypatch):
