@@ -194,8 +194,8 @@ def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):
     planned = kept_outline(files, config, "float32")
     sizes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)] for params in (planned, kept)]
     assert sizes[0] == sizes[1]
-    needed = kept_bytes(files, config, "float32")
-    assert needed == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+    assert kept_bytes(files, config, "float32") == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+    needed = kept_bytes(files, config, "float32", "tiles")
     monkeypatch.setattr(memory, "available_bytes", lambda: needed)
     memory.check_weights(files, config, "float32", "auto")
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
@@ -203,10 +203,34 @@ def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):
         memory.check_weights(files, config, "float32", "auto")
 
 
+FILES = [
+    MEDIUM,
+    *({"": kind} for kind in TYPES),
+    {"k_proj": "IQ4_NL", "": "Q5_0"},
+    {"k_proj": "Q8_0", "": "Q6_K"},
+]
+
+
+@pytest.mark.parametrize("kinds", FILES, ids=lambda kinds: "_".join(kinds.values()))
+def test_what_a_file_takes_in_tiles_is_known_before_it_is_read(tmp_path, monkeypatch, kinds):
+    """Numbers of 5 and 6 bits take 6, levels 4; all rows are multiples of 16."""
+    skip_without_kernels()
+    path = write_mixed_gguf(tmp_path / "x.gguf", WIDE, random_tensors(WIDE), kinds, seed=0)
+    files, kept = resolve(str(path)), loaded(path, quantize="auto")
+    config = read_config(files)
+    planned = kept_outline(files, config, "float32", layout="tiles")
+    told = [[(w.shape, w.bits, w.levels) for w in quantised(params)] for params in (planned, kept)]
+    assert told[0] == told[1]
+    needed = sum(array.nbytes for array in jax.tree.leaves(kept))
+    assert kept_bytes(files, config, "float32", "tiles") == needed
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    memory.check_weights(files, config, "float32", "auto")
+
+
 def test_without_kernels_blocks_are_to_be_expanded(medium, monkeypatch):
     files = resolve(str(medium))
     config = read_config(files)
-    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: None)
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda *_: None)
     assert automatic_mode(files, config, "bfloat16", of_platform("cpu")) == "auto"
     monkeypatch.setenv("JLLAMA_KERNELS", "0")
     assert automatic_mode(files, config, "bfloat16", of_platform("cpu")) == "none"

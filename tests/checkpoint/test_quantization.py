@@ -172,10 +172,10 @@ def blocks(tmp_path_factory):
 
 
 def test_blocks_stay_where_the_cpu_has_kernels_for_them(blocks, checkpoint, monkeypatch):
-    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: None)
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda *_: None)
     assert kept_on("cpu", blocks) == "auto"
     assert kept_on("cpu", checkpoint) == "none"
-    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda: "no C++ compiler")
+    monkeypatch.setattr("jllama.kernels.cpu.build.load", lambda *_: "no C++ compiler")
     assert kept_on("cpu", blocks) == "none"
 
 

@@ -1,5 +1,6 @@
 """What `--quantize=auto` means for a file on this machine, and what it takes."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from jllama import kernels, sharding
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.layout import layout as leaves
-from jllama.checkpoint.leaves.gguf_blocks import form_of, outline
+from jllama.checkpoint.leaves.block_types import bits_in_tiles
+from jllama.checkpoint.leaves.gguf_blocks import form_of, outline, types_of
 from jllama.checkpoint.reading import open_checkpoint
 from jllama.checkpoint.shards import split_layout
 from jllama.checkpoint.verify import verified
@@ -59,16 +61,22 @@ def kept_outline(
         form = form_of(leaf, checkpoint)
         if form is None:
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-        return outline(leaf, form, layout)
+        if layout != "tiles":
+            return outline(leaf, form, layout)
+        kinds = types_of(leaf, checkpoint)
+        levels = kinds == {"IQ4_NL"} and kernels.cpu.looks_up()
+        bits = 8 if kinds == {"IQ4_NL"} and not levels else bits_in_tiles(kinds)
+        return outline(leaf, dataclasses.replace(form, bits=bits), layout, levels)
 
     return jax.tree.map(shapes, leaves(config) if devices == 1 else split_layout(config, devices))
 
 
-def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str) -> int:
-    """Memory of the weights of a GGUF file as `auto` loads them; see `kept_outline`.
+def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str, layout: str = "rows") -> int:
+    """Memory of the weights of a GGUF file as `auto` loads them; see `kept_outline`. Tiles' last rows are not
+    counted where they pad.
 
     Raises:
       JllamaError: the file is not sound.
     """
-    arrays = jax.tree.leaves(kept_outline(files, config, dtype))
+    arrays = jax.tree.leaves(kept_outline(files, config, dtype, layout=layout))
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)

@@ -152,6 +152,16 @@ TYPES = {
 }
 
 
+def bits_in_tiles(kinds: set[str]) -> int:
+    """Of a weight whose tensors have these types, as the CPU kernels keep it; see `QTensor`.
+
+    IQ4_NL's levels alone take 4 where the processor looks them up (`kernels.cpu.looks_up`), else 8.
+    """
+    if common_form({TYPES[kind].form for kind in kinds}).bits == 4 or kinds == {"IQ4_NL"}:
+        return 4
+    return 8 if kinds & {"Q8_0", "IQ4_NL"} else 6
+
+
 def common_form(forms: set[Form]) -> Form:
     """The narrowest form that holds all of these exactly."""
     if len(forms) == 1:

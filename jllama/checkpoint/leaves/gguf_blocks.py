@@ -1,5 +1,6 @@
 """Keeps GGUF's blocks: a leaf becomes a `QTensor` of the same numbers, of 8 or 4 bits each."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -67,13 +68,18 @@ def fill(targets: dict[str, np.ndarray], blocks: np.ndarray, kind: BlockType, fo
 
 def form_of(leaf: Leaf, checkpoint: Checkpoint) -> Form | None:
     """How the leaf is kept quantised: in what all of its tensors fit in exactly; None: it can't be."""
-    kinds = {checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
+    kinds = types_of(leaf, checkpoint)
     if not leaf.is_matrix or not kinds <= set(TYPES):
         return None
     return common_form({TYPES[kind].form for kind in kinds})
 
 
-def outline(leaf: Leaf, form: Form, layout: str) -> QTensor:
+def types_of(leaf: Leaf, checkpoint: Checkpoint) -> set[str]:
+    """Of its tensors, as GGUF names them."""
+    return {checkpoint.tensors[part.name].encoding.name for part in leaf.parts}
+
+
+def outline(leaf: Leaf, form: Form, layout: str, levels: bool = False) -> QTensor:
     """The quantised leaf without its numbers: format and groups; the shapes are those of "rows"."""
     layout = "rows" if layout == "records" and form.scales != "int8" else layout
     rows = math.prod(leaf.shape[:-1])
@@ -81,8 +87,8 @@ def outline(leaf: Leaf, form: Form, layout: str) -> QTensor:
         name: jax.ShapeDtypeStruct((rows, length), dtype)
         for name, (length, dtype) in form.outline(leaf.shape[-1]).items()
     }
-    return _qtensor(arrays, leaf, form, layout)
+    return dataclasses.replace(_qtensor(arrays, leaf, form), layout=layout, levels=levels)
 
 
-def _qtensor(arrays: dict[str, Any], leaf: Leaf, form: Form, layout: str = "rows") -> QTensor:
-    return QTensor(**{"offsets": None, **arrays}, shape=leaf.shape, bits=form.bits, layout=layout)
+def _qtensor(arrays: dict[str, Any], leaf: Leaf, form: Form) -> QTensor:
+    return QTensor(**{"offsets": None, **arrays}, shape=leaf.shape, bits=form.bits)

@@ -15,6 +15,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
+from jllama.kernels.cpu.pack import looks_up as looks_up
 from jllama.kernels.cpu.pack import prepare as prepare
 from jllama.kernels.cpu.pack import tiles as tiles
 from jllama.kernels.cpu.step import Operands, forward, forward_refusal, weight_refusal
@@ -27,6 +28,7 @@ __all__ = [
     "empty_cache",
     "forward",
     "forward_refusal",
+    "looks_up",
     "prepare",
     "quantized_linear",
     "refusal",

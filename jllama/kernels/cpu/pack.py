@@ -83,12 +83,12 @@ def _narrowed(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, int]:
     """
     if all(part.min() >= -32 and part.max() < 32 for part in (values[:1], values)):
         return _by_tiles(_six_bits, words, 6), 6
-    if _looks_up() and all(_LEVEL_OF[part.view(np.uint8)].max() < 16 for part in (values[:1], values)):
+    if looks_up() and all(_LEVEL_OF[part.view(np.uint8)].max() < 16 for part in (values[:1], values)):
         return _by_tiles(_places, words, 4), 4
     return words, 8
 
 
-def _looks_up() -> bool:
+def looks_up() -> bool:
     """Whether the processor looks 16 bytes up in one instruction: without, levels are faster in 8 bits."""
     library = build.load()
     return not isinstance(library, str) and bool(library.jllama_looks_up())
