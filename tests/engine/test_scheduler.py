@@ -391,3 +391,25 @@ def test_whatever_happens_each_slot_holds_one_job_and_what_is_shared_is_there(da
         assert len(set(places)) == len(places)
         assert submitted == len(live) + len(ended) + len(scheduler.waiting)
         assert len(scheduler.free) == slots - len(live)
+
+
+def test_chunks_that_are_read_together_are_one_turn():
+    scheduler, long, short = Scheduler(2, 64), Job(np.arange(40)), Job(np.arange(50, 55))
+    scheduler.submit([long, short])
+    scheduler.admit()
+    scheduler.read(long, 8, together=True)
+    assert scheduler.next_reader() is long
+    scheduler.read(long, 8)
+    assert scheduler.next_reader() is short
+
+
+def test_a_text_that_crossed_a_border_shares_nothing_with_those_before_it():
+    scheduler = Scheduler(1, 64, side=lambda count: int(count > 40), worth_copying=1)
+    for crosses, count in ((True, 0), (False, 0), (False, 39)):
+        job = Job(np.arange(40))
+        scheduler.submit([job])
+        assert scheduler.admit()[0].count == count
+        scheduler.read(job, job.left)
+        if crosses:
+            scheduler.cross(job)
+        scheduler.release(job, [])
