@@ -20,6 +20,7 @@ from jllama.server.protocol.errors import ApiError
 from jllama.server.protocol.parsing import parse
 from jllama.server.protocol.sampling import StreamOptions
 from jllama.server.protocol.tokens import TokenizeRequest
+from jllama.server.protocol.tools import tool_use
 from jllama.server.reading import Piece
 from jllama.server.reasoning import Split
 from jllama.tools.definitions import Call
@@ -822,3 +823,8 @@ def test_where_nothing_is_shown_no_score_is():
     placing.push([TokenScore(97, -1.0, {}), TokenScore(98, -1.0, {})])
     assert [*placing.within(0)] == []
     assert [one.start for one in placing.within(None)] == [0, 1]
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "none"])
+def test_without_tools_none_is_called(choice):
+    assert tool_use(None, choice, None).choice == tool_use([], choice, True).choice == "none"
