@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jllama.layers.pieces import by_pieces
 from jllama.layers.qtensor import EXACT as EXACT
 from jllama.layers.qtensor import QTensor, dequantize, quantized_linear
 from jllama.layers.shards import Shards
-
-PIECE = 1 << 18  # numbers of a float16 weight that a CPU widens at a time
 
 
 def linear(
@@ -69,19 +68,16 @@ def _product(weight: Array, x: Array, dtype) -> Array:
     def narrow(x: Array, weight: Array) -> Array:
         return dot(x, weight, preferred_element_type=dtype)
 
-    def by_pieces(x: Array, weight: Array) -> Array:
-        return _by_pieces(PIECE, x, weight).astype(dtype)
-
     ways = {} if dtype == jnp.float32 else dict(cuda=narrow)
     if weight.dtype == jnp.float16:
-        ways["cpu"] = by_pieces
+        ways["cpu"] = lambda x, weight: by_pieces(x, weight).astype(dtype)
     return jax.lax.platform_dependent(x, weight, **ways, default=wide) if ways else wide(x, weight)
 
 
 def _matvec(weight: Array, x: Array) -> Array:
     """One row of `x`: multiply and reduce reads each weight once, without the upcast copy of a dot."""
     if weight.dtype == jnp.float16:
-        return jax.lax.platform_dependent(x, weight, cpu=partial(_by_pieces, PIECE), default=_reduced)
+        return jax.lax.platform_dependent(x, weight, cpu=by_pieces, default=_reduced)
     return _reduced(x, weight)
 
 
@@ -89,30 +85,3 @@ def _reduced(x: Array, weight: Array) -> Array:
     row = x.reshape((1,) * (weight.ndim - 1) + x.shape[-1:])
     y = jnp.sum(weight.astype(jnp.float32) * row.astype(jnp.float32), axis=-1)
     return y.reshape(x.shape[:-1] + weight.shape[:-1])
-
-
-def _by_pieces(numbers: int, x: Array, weight: Array) -> Array:
-    """Rows of both halves of a float16 weight at a time: XLA on a CPU widens a whole one into new memory.
-
-    What is widened of a piece stays in the caches, and two threads widen a half each.
-    """
-    columns, rows = weight.shape[-1], weight.size // weight.shape[-1]
-    halves = 2 if rows % 2 == 0 else 1
-    some = _divisor(rows // halves, numbers // columns // halves)
-    if some * columns * halves < numbers // 16:  # loops of their own would take longer
-        some = rows // halves
-    pieces, wide = weight.reshape(halves, -1, some, columns), x.reshape(-1, columns).astype(jnp.float32)
-
-    def product(i: Array) -> Array:
-        piece = jax.lax.dynamic_index_in_dim(pieces, i, 1, keepdims=False).astype(jnp.float32)
-        if len(wide) == 1:  # in this order: the other is three times as slow
-            return jnp.matmul(piece, wide[0], precision=EXACT)[None]
-        return jnp.einsum("mc,hrc->mhr", wide, piece, precision=EXACT)
-
-    y = jax.lax.map(product, jnp.arange(pieces.shape[1]))  # [pieces, rows of x, halves, some]
-    return jnp.moveaxis(y, 0, 2).reshape(x.shape[:-1] + weight.shape[:-1])
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is not above `most`; 1 if all are."""
-    return next((d for d in range(min(number, most), 0, -1) if number % d == 0), 1)

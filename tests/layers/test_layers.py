@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.layers import linear as layers_linear
+from jllama.layers import pieces
 from jllama.layers.attention import Attention, attend, attention, visible_positions
 from jllama.layers.cache import KVCache
 from jllama.layers.kind import ScoreRule
@@ -93,7 +93,7 @@ def test_linear_accumulates_in_float32(rows):
 @pytest.mark.parametrize("piece", [1 << 7, 1 << 10, 1 << 18])
 def test_float16_by_pieces_is_the_whole_product(monkeypatch, rows, out, piece):
     """Exact numbers, subnormal ones too: a sum's order changes nothing."""
-    monkeypatch.setattr(layers_linear, "PIECE", piece)
+    monkeypatch.setattr(pieces, "PIECE", piece)
     rng = np.random.default_rng(0)
     weight = np.ldexp(rng.integers(-9, 10, (*out, 32)), rng.choice([-24, -20, -14])).astype(np.float16)
     x = rng.integers(-9, 10, (1, rows, 32)).astype(np.float16)
