@@ -149,7 +149,8 @@ struct Wide {
 };
 constexpr int MANY_WIDE = LANES == 16 ? 6 : 4;  // sums of whole numbers, and of floats, stay in registers
 template <int SPANS, int M>
-static void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x, int64_t stride, float* y) {
+static __attribute__((noinline)) void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x,
+                                                 int64_t stride, float* y) {  // inlined it takes a tenth longer
   constexpr int WORDS = BLOCK / 2 / SPANS;
   F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
