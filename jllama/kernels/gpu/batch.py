@@ -16,7 +16,7 @@ from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
 from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged, refused_shards
 from jllama.kernels.gpu.family import layer_extras, layer_leaf
-from jllama.kernels.gpu.few_bits import few_bits_step
+from jllama.kernels.gpu.few_bits import few_bits_step, head_of
 from jllama.kernels.gpu.plan import weight_format
 from jllama.kernels.gpu.product import MAX_PLAIN, MAX_TOKENS, product, product_refusal
 from jllama.kernels.gpu.wide_batch import wide_refusal, wide_step
@@ -105,10 +105,6 @@ def weights_of(params: Params) -> list[Array | QTensor]:
         a, m = layer.attention, layer.mlp
         found += [a.qkv_proj, a.o_proj, m.gate_up_proj, m.down_proj]
     return [*found, head_of(params)]
-
-
-def head_of(params: Params) -> Array | QTensor:
-    return params.embed_tokens if params.lm_head is None else params.lm_head
 
 
 def weight_refusal(w: Array | QTensor, tokens: int = MAX_TOKENS) -> str | None:

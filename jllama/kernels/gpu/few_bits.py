@@ -30,7 +30,7 @@ def few_bits_step(
     with jax.named_scope("few_bits_step"):
         x = embed(config, params, tokens)[:, 0]
         _, normed, cache = few_bits_layers(config, params, x, cache, places)
-        (logits,) = wide_product(_head(params), normed, len(x), most=1)
+        (logits,) = wide_product(head_of(params), normed, len(x), most=1)
         logits = scaled(logits, 1 / config.logits_scaling)
         return soft_capped(logits, config.final_logit_softcapping)[:, None], cache
 
@@ -56,14 +56,15 @@ def few_bits_layers(
     return x, normed, cache
 
 
-def _head(params: Params) -> Array | QTensor:
+def head_of(params: Params) -> Array | QTensor:
+    """The head's weight `[V, D]`: the embedding table where there is no other."""
     return params.embed_tokens if params.lm_head is None else params.lm_head
 
 
 def _behind(params: Params, layer: int) -> tuple[Any, Array | QTensor]:
     """The norm that follows a layer, and the weight that it meets."""
     if layer + 1 == len(params.layers):
-        return params.norm, _head(params)
+        return params.norm, head_of(params)
     p = params.layers[layer + 1]
     return p.attn_norm, p.attention.qkv_proj
 
