@@ -6,13 +6,12 @@ from pathlib import Path
 from jllama import sharding
 from jllama.checkpoint.formats.saved import is_saved
 from jllama.checkpoint.leaves.automatic import kept_bytes
+from jllama.checkpoint.leaves.choose import kernel_layout
 from jllama.checkpoint.shards import device_share
 from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
-from jllama.kernels.target import of_platform
-from jllama.machine.devices import platform
 
 GIB = 2**30
 _FULL = 0.9  # of a device's memory; a cache and what programs need find room beside the weights
@@ -45,7 +44,7 @@ def weight_bytes(files: ModelFiles, config: ModelConfig, dtype: str, quantize: s
     elif quantize in _SHARE:
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
-        layout = of_platform(platform()).layout if devices == 1 else "rows"
+        layout = kernel_layout(None) if devices == 1 else "rows"
         needed = kept_bytes(files, config, dtype, layout)
     return needed if devices == 1 else int(needed * device_share(config, devices))
 

@@ -65,8 +65,8 @@ def kept_outline(
             return outline(leaf, form, layout)
         kinds = types_of(leaf, checkpoint)
         levels = kinds == {"IQ4_NL"} and kernels.cpu.looks_up()
-        bits = 8 if kinds == {"IQ4_NL"} and not levels else bits_in_tiles(kinds)
-        return outline(leaf, dataclasses.replace(form, bits=bits), layout, levels)
+        form = dataclasses.replace(form, bits=bits_in_tiles(kinds, levels))
+        return outline(leaf, form, layout, levels)
 
     return jax.tree.map(shapes, leaves(config) if devices == 1 else split_layout(config, devices))
 

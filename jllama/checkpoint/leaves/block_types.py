@@ -152,12 +152,12 @@ TYPES = {
 }
 
 
-def bits_in_tiles(kinds: set[str]) -> int:
+def bits_in_tiles(kinds: set[str], levels: bool) -> int:
     """Of a weight whose tensors have these types, as the CPU kernels keep it; see `QTensor`.
 
-    IQ4_NL's levels alone take 4 where the processor looks them up (`kernels.cpu.looks_up`), else 8.
+    `levels`: it keeps the places of IQ4_NL's levels.
     """
-    if common_form({TYPES[kind].form for kind in kinds}).bits == 4 or kinds == {"IQ4_NL"}:
+    if levels or common_form({TYPES[kind].form for kind in kinds}).bits == 4:
         return 4
     return 8 if kinds & {"Q8_0", "IQ4_NL"} else 6
 

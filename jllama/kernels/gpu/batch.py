@@ -3,7 +3,6 @@
 What a family has beyond that, norms of heads and behind the halves of a layer, is XLA's, between them.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax import Array
 from jllama.config import ModelConfig
 from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import ACTIVATIONS, rotary_dims
-from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
+from jllama.kernels.gpu.decode_attention import RowsAttend, attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged, refused_shards
 from jllama.kernels.gpu.family import layer_extras, layer_leaf
 from jllama.kernels.gpu.few_bits import few_bits_step, head_of
@@ -32,8 +31,6 @@ from jllama.layers.rope import Rope
 from jllama.layers.shards import Shards
 from jllama.model import Block, Params, Places, embed, readable, scaled
 
-# (qkv [B, 1, K, G + 2, H], cache, rope, scores) -> (mixed values of B rows, cache): as `decode_attend`.
-RowsAttend = Callable[..., tuple[Array, LayerCache]]
 MAX_ALONE = 32  # sequences that one GPU takes by `wide_step`: more were not measured
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from jllama.kernels.gpu import launch
 from jllama.kernels.gpu.constants import PLAIN, Arrangement, Constants, constants, rotary_refusal
 from jllama.layers.cache import LayerCache
 from jllama.layers.kind import ScoreRule
+
+# (qkv [B, 1, K, G + 2, H], cache, rope, scores) -> (mixed values of B rows, cache): as `decode_attend`.
+RowsAttend = Callable[..., tuple[Array, LayerCache]]
 
 # How the work is cut: see `Shape`. A block that has a multiprocessor for itself wants more warps.
 WARPS_ALONE, WARPS, MAX_RESIDENT, MIN_STAGES, MAX_STAGES, MAX_SPLITS = 8, 4, 4, 3, 8, 32

@@ -3,7 +3,6 @@
 Products are `wide_product.cu`'s; between them go slices of their sums, which the next kernel adds up.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jllama.config import ModelConfig
-from jllama.kernels.gpu.decode_attention import decode_attend
+from jllama.kernels.gpu.decode_attention import RowsAttend, decode_attend
 from jllama.kernels.gpu.exchange import exchanged_norm
 from jllama.kernels.gpu.wide_batch import norm_of
 from jllama.kernels.gpu.wide_product import arranged, arrangement, wide_product
@@ -42,7 +41,7 @@ def few_bits_layers(
     cache: KVCache,
     places: dict[Rope | None, Places],
     *,
-    attend: Callable[..., tuple[Array, LayerCache]] | None = None,
+    attend: RowsAttend | None = None,
 ) -> tuple[Array, Array, KVCache]:
     """`wide_batch.wide_layers`; the norm is arranged for the head."""
     begin = params.layers[0]
@@ -79,7 +78,7 @@ def _layer(
     kind: LayerKind,
     after: Any,
     following: Array | QTensor,
-    attend: Callable[..., tuple[Array, LayerCache]],
+    attend: RowsAttend,
 ) -> tuple[Array, Array, LayerCache]:
     """`model.block` on `x` `[B, D]` and its norm, which is arranged; gives both behind the layer, the norm by
     `after` as the weight `following` wants it.

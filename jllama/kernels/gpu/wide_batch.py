@@ -4,7 +4,6 @@ The products are cuBLAS's; between them one kernel adds up, adds the residual st
 On several GPUs up to 32 have products of our own (`stream.py`), all but gate and up, which send their sums.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.gpu.constants import rotary_dims
-from jllama.kernels.gpu.decode_attention import attention_refusal, decode_attend
+from jllama.kernels.gpu.decode_attention import RowsAttend, attention_refusal, decode_attend
 from jllama.kernels.gpu.exchange import Peers, exchanged_norm, fits
 from jllama.kernels.gpu.stream import streamed, taken_norm
 from jllama.layers.attention import Attention, normed_heads, scaled_queries
@@ -66,7 +65,7 @@ def wide_layers(
     places: dict[Rope | None, Places],
     peers: Peers | None = None,
     *,
-    attend: Callable[..., tuple[Array, LayerCache]] | None = None,
+    attend: RowsAttend | None = None,
 ) -> tuple[Array, Array, KVCache]:
     """`batch.batch_layers`; between `x` and the cache its norm by `params.norm`."""
     normed = norm_of(config)(params.layers[0].attn_norm, x)
@@ -103,7 +102,7 @@ def _layer(
     kind: LayerKind,
     peers: Peers | None,
     after: Array,
-    attend: Callable[..., tuple[Array, LayerCache]],
+    attend: RowsAttend,
 ) -> tuple[Array, Array, LayerCache]:
     """`model.block` on `x` `[B, D]` and its norm; gives both behind the layer, the norm by `after`."""
     a, m = p.attention, p.mlp
