@@ -636,6 +636,8 @@ def test_what_is_kept_quantised_is_decided_by_what_lies_on_each_device(monkeypat
     other = ModelFiles(description="x", directory=Path("x"))
     assert automatic.automatic_mode(other, "config", "bfloat16", target) == "none"
     assert len(asked) == 2
+    automatic.automatic_mode(files, "config", "bfloat16", dataclasses.replace(target, kernels=False))
+    assert asked[2] == dict(layout="rows", devices=devices)  # no kernel is compiled to be asked
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -37,7 +37,8 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     """
     if files.gguf is None:
         return "none"
-    params = kept_outline(files, config, dtype, layout=target.layout, devices=target.devices)
+    layout = target.layout if target.kernels else "rows"  # without kernels none is asked what it looks up
+    params = kept_outline(files, config, dtype, layout=layout, devices=target.devices)
     if target.mesh is not None:
         config = sharding.widened(config, target.devices)
     return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
