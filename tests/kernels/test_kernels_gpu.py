@@ -36,6 +36,7 @@ def shape(hidden, ffn, layers, heads, kv_heads, head_dim, vocab=130, **more) -> 
     )
 
 
+TOKENS = (7, 11, 42)  # of texts on a GPU
 SMALL = shape(256, 704, 1, 8, 2, 32)
 ODD = shape(288, 352, 1, 4, 2, 32)  # rows that end within a unit of 64
 TIED = shape(512, 1408, 1, 4, 4, 128, tie_word_embeddings=True)
@@ -182,6 +183,11 @@ def distance(a, b) -> float:
 plain_step = jax.jit(model.forward, static_argnums=0)
 
 
+def jitted_step(config):
+    """`step(params, tokens, cache)`: the kernel's, compiled."""
+    return jax.jit(lambda *given: decode.decode_step(config, *given, rope_of(config, given[2])))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def rope_of(config: ModelConfig, cache: KVCache):
     return decode_frequencies(config, cache.length + 1)
@@ -192,9 +198,33 @@ def agree(config, params, token, cache, logits, new) -> None:
     pairs = errors(config, params, token, cache, logits, new)
     if int(cache.length[0]) == cache.max_len:
         assert np.isnan(logits).all()
-        return
-    for ours, plain in pairs:
-        assert ours < 1.5 * plain + 1e-3
+    else:
+        near([pairs])
+
+
+def near(found: list[list[tuple[float, float]]]) -> None:
+    """Of logits and of each layer's keys and values, the errors of several tokens weighed together.
+
+    Single tokens' errors scatter, the plain model's too, and another card rounds that one otherwise.
+    """
+    ours, plain = np.sqrt(np.mean(np.square(found), axis=0)).T
+    assert (ours < 1.5 * plain + 1e-3).all(), (ours, plain)
+
+
+def steps_agree(step, config, params, cache) -> None:
+    """`step(params, tokens, cache)` gives the same bits each time, as near to float32 as the plain model."""
+    found = []
+    for token in TOKENS:
+        tokens = jnp.array([[token]], jnp.int32)
+        logits, new = step(params, tokens, cache)
+        for _ in range(3):
+            again, _ = step(params, tokens, cache)
+            np.testing.assert_array_equal(again, logits)
+        found.append(errors(config, params, token, cache, logits, new))
+        full = int(cache.length[0]) == cache.max_len
+        assert np.isnan(logits).all() == full
+    if not full:
+        near(found)
 
 
 def errors(config, params, token, cache, logits, new) -> list[tuple[float, float]]:
@@ -328,18 +358,16 @@ def test_decode(config, stored, dtype, max_len, lengths):
     params, tokens = weights(config, stored, dtype), jnp.array([[7]], jnp.int32)
     cache = filled(config, max_len, 0, dtype)
     assert decode.decode_refusal(config, params, cache, tokens) is None
-    step = jax.jit(functools.partial(decode.decode_step, config))
+    step = jitted_step(config)
     for length in lengths:
         cache = filled(config, max_len, length, dtype)
-        logits, new = step(params, tokens, cache, rope_of(config, cache))
-        for _ in range(3):
-            again, _ = step(params, tokens, cache, rope_of(config, cache))
-            np.testing.assert_array_equal(again, logits)
-        agree(config, params, 7, cache, logits, new)
+        steps_agree(step, config, params, cache)
+        logits, new = step(params, tokens, cache)
         apart = scattered(cache)
-        again, new = step(params, tokens, apart, rope_of(config, cache))
+        again, moved = step(params, tokens, apart)
         np.testing.assert_array_equal(again, logits)
-        agree(config, params, 7, cache, logits, gathered(new, apart))
+        for ours, same in zip(jax.tree.leaves(gathered(moved, apart)), jax.tree.leaves(new), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(same, np.float32))
 
 
 @pytest.mark.gpu

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jllama.checkpoint.random_params import random_params
@@ -14,7 +13,17 @@ from jllama.config import LayerKind, ModelConfig
 from jllama.kernels.gpu import decode, launch
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import Rope
-from tests.kernels.test_kernels_gpu import agree, emulate, errors, filled, rope_of, shape, weights
+from tests.kernels.test_kernels_gpu import (
+    emulate,
+    errors,
+    filled,
+    jitted_step,
+    near,
+    rope_of,
+    shape,
+    steps_agree,
+    weights,
+)
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
 
 TOKEN = jnp.zeros((1, 1), jnp.int32)
@@ -158,7 +167,6 @@ WIDE = [(name, stored) for name in SHIPPED for stored in ("bf16", "int8", "int4"
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "stored"), WIDE)
 def test_a_shape_of_known_models(name, stored):
-    """Eight layers of 16-bit roundings: single tokens' errors scatter, so that many are weighed together."""
     config = shipped(name, 8)
     params = family_weights(config, stored)
     step = jax.jit(functools.partial(decode.decode_step, config))
@@ -168,11 +176,7 @@ def test_a_shape_of_known_models(name, stored):
         for token in (7, 11, 42):
             logits, new = step(params, jnp.array([[token]], jnp.int32), cache, rope_of(config, cache))
             found.append(errors(config, params, token, cache, logits, new))
-    ours, plain = np.sqrt(
-        np.mean(np.square(found), axis=0)
-    ).T  # of the logits, of each layer's keys and values
-    print(name, stored, "logits", ours[0], plain[0], "cache at most", (ours / plain)[1:].max())
-    assert (ours < 1.5 * plain + 1e-3).all()
+    near(found)
 
 
 @pytest.mark.gpu
@@ -185,11 +189,6 @@ def test_a_family(family, lengths, max_len):
     if reason is not None and stored != "bf16":
         pytest.skip(reason)  # rows that are no multiple of a group
     assert reason is None
-    step = jax.jit(functools.partial(decode.decode_step, config))
+    step = jitted_step(config)
     for length in lengths:
-        cache = filled(config, max_len, length)
-        logits, new = step(params, token, cache, rope_of(config, cache))
-        for _ in range(3):
-            again, _ = step(params, token, cache, rope_of(config, cache))
-            np.testing.assert_array_equal(again, logits)
-        agree(config, params, 7, cache, logits, new)
+        steps_agree(step, config, params, filled(config, max_len, length))

@@ -1,10 +1,7 @@
 """The CUDA kernels as compute capability 8 has them, without copy engine: emulated, forced with `-m gpu`."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jllama.kernels.gpu import decode, decode_attention, launch, plan
@@ -18,11 +15,11 @@ from tests.kernels.test_kernels_gpu import (
     SMALL,
     STORED,
     TINYLLAMA,
-    agree,
     emulate,
     filled,
-    rope_of,
+    jitted_step,
     shape,
+    steps_agree,
     weights,
 )
 from tests.kernels.test_kernels_gpu import four_blocks as four_blocks
@@ -104,14 +101,9 @@ def test_decode_by_lanes(older, capability, stored):
     older(capability)
     config, params, tokens = TINYLLAMA, weights(TINYLLAMA, stored), jnp.array([[7]], jnp.int32)
     assert decode.decode_refusal(config, params, filled(config, 2048, 0), tokens) is None
-    step = jax.jit(functools.partial(decode.decode_step, config))
+    step = jitted_step(config)
     for length in (0, 100, 1900, 2048):
-        cache = filled(config, 2048, length)
-        logits, new = step(params, tokens, cache, rope_of(config, cache))
-        for _ in range(3):
-            again, _ = step(params, tokens, cache, rope_of(config, cache))
-            np.testing.assert_array_equal(again, logits)
-        agree(config, params, 7, cache, logits, new)
+        steps_agree(step, config, params, filled(config, 2048, length))
 
 
 @pytest.mark.gpu
