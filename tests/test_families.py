@@ -165,6 +165,18 @@ def test_the_text_part_of_a_model_that_sees(name, outer, prefix, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, others, params)
 
 
+def test_an_index_alone_is_a_checkpoint_that_lacks_its_shards(tmp_path):
+    """The tensors are to say whether the embeddings are tied: not that of a model without any."""
+    text = {
+        key: value for key, value in MODELS["ministral3"]["config"].items() if key != "tie_word_embeddings"
+    }
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="mistral3", text_config=text)))
+    index = {"weight_map": {"norm.weight": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(JllamaError, match=r"lacks the shards a\.safetensors; download them too"):
+        read_config(resolve(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("outer", "inner", "has_head", "tied"),
     [

@@ -1,11 +1,13 @@
 """A turn of a conversation on a session that does as it is told: what is asked, what is kept; no model."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from jllama.answer import OneAtATime, Result
 from jllama.chat import answering
+from jllama.chat.asking import NOT_RUN
 from jllama.chat.branches import Branch, Message, Round
 from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
@@ -253,3 +255,27 @@ def test_what_a_template_is_given_of_a_branch(system):
         ("tool", "7"),
     ]
     assert said == [("system", system)] * bool(system) + asked
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "seed"), [(5, {}, None), (None, {"seed": 7}, 7), (5, {"seed": 7}, 7)]
+)
+def test_another_answer_is_drawn_anew_unless_a_seed_is_given(before, changes, seed):
+    made = conversation("a")
+    list(made.retry(dataclasses.replace(SETTINGS, seed=before), **changes))
+    ((_, asked, _),) = made.branch.session.asked
+    assert asked.seed == seed
+
+
+def test_calls_that_nobody_ran_end_their_turn_with_all_that_was_before():
+    """The text beside them is their round's: the turn itself has none."""
+    first, second = (
+        Round("So.", (Call("1", "f", "{}"),), ("4",)),
+        (Call("2", "f", "{}"), Call("3", "g", "{}")),
+    )
+    waits = Message("assistant", "Hm.", rounds=(first,), calls=second)
+    made = conversation("a", messages=(*TURN, Message("user", "And?"), waits))
+    list(made.ask("Well?", SETTINGS))
+    unrun = Round("Hm.", second, (NOT_RUN, NOT_RUN))
+    settled = (*TURN, Message("user", "And?"), Message("assistant", "", rounds=(first, unrun)))
+    assert made.messages == (*settled, Message("user", "Well?"), Message("assistant", "a"))

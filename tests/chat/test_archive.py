@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import stat
 
 import numpy as np
@@ -466,3 +467,37 @@ def test_a_template_that_only_takes_questions_is_no_failing_one(talk, model, pat
     rewritten(path, lambda d: d.update(transcript=source))
     again, _ = loaded(model, path)
     assert again.transcript.source == source
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("odd"), safetensors.SafetensorError("odd"), ValueError("odd"), IndexError("odd")]
+)
+def test_whatever_is_wrong_with_a_saved_cache_is_a_remark(talk, model, path, monkeypatch, error):
+    archive.save(talk, SHORT, path, cache=True)
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(archive_cache, "_read", read)
+    again, (remark,) = loaded(model, path)
+    how = "cannot read {}: odd" if isinstance(error, OSError) else "{} is damaged: odd"
+    assert remark == f"the saved cache is not used: {how.format(archive.cache_path(path))}"
+    assert (again.context_used, again.messages) == (0, talk.messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("m" * 80 + "n", "m" * 80), ("a\x1b[2J", r"'a\\x1b\[2J'"), (None, "unknown")]
+)
+def test_the_model_that_a_cache_names_is_shown_cut_and_escaped(talk, model, path, monkeypatch, name, shown):
+    archive.save(talk, SHORT, path, cache=True)
+    metadata = {"fingerprint": "another"} | ({} if name is None else {"model": name})
+    monkeypatch.setattr(archive_cache, "_metadata", lambda path: metadata)
+    assert re.search(rf"another model, dtype or version of jllama \({shown}\)$", loaded(model, path)[1][0])
+
+
+def test_behind_the_rows_that_were_saved_there_are_zeros():
+    """What stands there is masked, but not a number times nought would be none."""
+    np.full((1, 2, 8, 4), np.nan, np.float32)  # NumPy hands out this memory again
+    saved = np.ones((1, 2, 3, 4), np.float32)
+    rows = np.asarray(archive_cache._padded(saved, np.zeros((1, 2, 8, 4), np.float32)))
+    np.testing.assert_array_equal(rows, np.pad(saved, [(0, 0), (0, 0), (0, 5), (0, 0)]))

@@ -56,7 +56,8 @@ def test_who_stops_reading_ends_the_answer():
         finally:
             closed.append(True)
 
-    told = asking.without_calls(pieces(), CallParser(HERMES, ["f"], lambda: "id"), "")
+    said = pieces()  # somebody else holds it: that nobody does is not what ends it
+    told = asking.without_calls(said, CallParser(HERMES, ["f"], lambda: "id"), "")
     assert next(told) == "a"
     told.close()
     assert closed == [True]

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import jax
@@ -358,3 +360,26 @@ def test_the_file_format_is_the_one_of_the_safetensors_package(tmp_path):
     (tmp_path / "theirs" / "config.json").write_text((tmp_path / "ours" / "config.json").read_text())
     save_file(tensors, tmp_path / "theirs" / "model.safetensors")
     assert_same(load(tmp_path / "theirs")[1], load(tmp_path / "ours")[1])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("mesh", [None, SimpleNamespace(size=2)])
+def test_what_a_load_asks_and_what_it_closes(tmp_path, monkeypatch, mesh, fails):
+    files = resolve(str(write_directory(tmp_path / "m", KEYS, random_tensors(KEYS))))
+    config, asked, closed = read_config(files), [], []
+    ends = [SimpleNamespace(close=partial(closed.append, name)) for name in "ab"]
+
+    def converter_for(mode, checkpoint, reader, dtype, bar, place):
+        asked.append((place.func, place.keywords))
+        return (lambda leaf, where: 1 // (not fails)), ends
+
+    monkeypatch.setattr(reading, "check_cuts", lambda *given: asked.append(given))
+    monkeypatch.setattr(reading, "numbers", lambda *_: 0)
+    monkeypatch.setattr(reading, "converter_for", converter_for)
+    monkeypatch.setattr(reading, "each_leaf", lambda config, placement, mesh, make: make((), None, None))
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        load_params(files, config, "float32", quantize="int8", pack=False, mesh=mesh, progress=False)
+    ((mode, *_, given_mesh), (place, options)) = asked
+    assert (mode, given_mesh, place) == ("int8", mesh, placed)
+    assert options == {"pack": False, "alone": mesh is None}
+    assert sorted(closed) == ["a", "b"]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path, there):
         assert directory.is_relative_to(output if there else output.parent)
         assert not (output / "config.json").exists()
     assert listed(tmp_path) == ["a", "a/b", "a/b/config.json"]
+    with appearing(tmp_path / "a" / "d" / "e" / "f") as directory:  # none of these is there
+        (directory / "config.json").touch()
+    assert listed(tmp_path / "a") == ["b", "b/config.json", "d", "d/e", "d/e/f", "d/e/f/config.json"]
+    shutil.rmtree(tmp_path / "a" / "d")
     other = tmp_path / "c"
     with pytest.raises(ZeroDivisionError), appearing(other) as directory:
         (directory / "config.json").write_text("x" * (1 // 0))

@@ -126,6 +126,26 @@ def test_who_begins_as_a_prompt_that_is_being_read_waits_for_it():
     assert (admitted[0].source, admitted[0].count) == (first.slot, len(first.prompt) - 1)
 
 
+def test_what_is_waited_for_will_be_held_by_a_slot_that_still_reads():
+    """All tokens but the last count, of the longest; what has been read whole is there already."""
+    scheduler = Scheduler(4, MAX_LEN)
+    first, second, whole = job(*range(40)), job(*range(50), 7), job(*range(60))
+    assert scheduler._soon(whole.prompt) == 0
+    for each in (whole, first, second):
+        scheduler.submit([each])
+        each.whole = True  # so it waits for none
+        scheduler.admit()
+    for each in (whole, first, second):
+        each.whole = False
+    assert [scheduler._soon(np.arange(count)) for count in (1, 30, 45, 61, 80)] == [0, 29, 44, 60, 60]
+    scheduler.read(whole, 60)
+    assert [scheduler._soon(np.arange(count)) for count in (30, 45, 61)] == [29, 44, 50]
+    alone = Scheduler(2, MAX_LEN, share=False)
+    alone.submit([first])
+    alone.admit()
+    assert alone._soon(first.prompt) == 0
+
+
 @pytest.mark.parametrize("shared", [WORTH_COPYING - 1, WORTH_COPYING])
 def test_only_a_beginning_that_is_worth_copying_is_waited_for(shared):
     scheduler = Scheduler(2, MAX_LEN)
