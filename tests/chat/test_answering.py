@@ -236,6 +236,21 @@ def test_a_cut_answer_goes_on_from_its_own_tokens():
     assert made.branch.session.asked[0][2]["begun"] == [*b"Hi"]
 
 
+def test_what_an_answer_began_with_is_encoded_as_its_middle():
+    """Neither a beginning token nor a first word's blank stands before it."""
+    made, given = conversation("b"), []
+    made.model.need_tokenizer().encode = lambda text, **how: given.append((text, how)) or [5]
+    [*made.resume(SETTINGS)]
+    assert given == [("Hi", {"add_special": False, "begins": False})]
+
+
+def test_where_nothing_was_asked_there_is_nothing_to_go_on_with():
+    made = conversation(messages=())
+    for what, act in {"reply to": made.reply, "redo": made.retry, "continue": made.resume}.items():
+        with pytest.raises(JllamaError, match=f"nothing to {what}: there is no turn yet"):
+            list(act([]) if act == made.reply else act())
+
+
 @pytest.mark.parametrize("system", [None, "", "Be kind."])
 def test_what_a_template_is_given_of_a_branch(system):
     """The system message first, and the calls behind the question."""

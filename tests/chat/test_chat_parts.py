@@ -299,8 +299,8 @@ def test_a_format_has_both_once_and_in_order(source):
         Transcript(Letters(), source)
 
 
-def ended(text, ids, reason="stop", stop=None):
-    return Result(text=text, token_ids=ids, finish_reason=reason, stop_string=stop)
+def ended(text, ids, reason="stop", stop=None, token=None):
+    return Result(text=text, token_ids=ids, finish_reason=reason, stop_string=stop, stop_token=token)
 
 
 A, B, C = map(ord, "abc")
@@ -309,6 +309,7 @@ KEPT = [
     (ended("ab", [A, B, 3, 2]), (A, B)),
     (ended("ab", [A, B]), (A, B)),
     (ended("ab", [A, B, 2], "length"), (A, B, 2)),
+    (ended("ab", [A, B, 9], token=9), (A, B)),  # one that the caller named ended it
     (ended("", [2]), ()),
     (ended("a", [A, B, C], "stop", "b"), (A,)),
     (ended("a", [A, 3], "stop", "<end>"), (A,)),
