@@ -209,6 +209,7 @@ BAD = [
     ({"x": entry(shape=(True, 2))}, 8, "makes no sense"),
     ({"x": entry(dtype=5)}, 8, "makes no sense"),
     ({"x": entry(begin=8, end=0)}, 8, "makes no sense"),
+    ({"x": entry(dtype="F6", begin=8, end=0)}, 8, "makes no sense"),  # of a type whose size nobody knows
     ({"x": entry(shape=[1] * 8 + [2])}, 8, "makes no sense"),
     ({"x": [1]}, 8, "makes no sense"),
     ({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, 8, "makes no sense"),

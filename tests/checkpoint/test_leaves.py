@@ -436,6 +436,7 @@ def test_tensors_lie_behind_the_header_where_it_is_aligned(tmp_path):
         ([], 0, {"general__alignment": 0}, "general.alignment=0 makes no sense"),
         ([], 0, {"general__alignment": 24}, "general.alignment=24 makes no sense"),
         ([], 0, {"general__alignment": 1}, None),
+        ([], 0, {"split__count": 0}, None),
         ([], 0, {"split__count": 1}, None),
         ([], 0, {"split__count": 2}, "is a part of a split GGUF, but its name is not"),
     ],

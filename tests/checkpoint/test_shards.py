@@ -223,7 +223,10 @@ def test_of_rows_that_are_quantised_each_device_reads_its_columns(tiny_config, b
     draw = np.random.default_rng(2)
     values, scales = (draw.integers(0, 99, (D, n)) for n in columns)
     held = Held(
-        {"p.values": values.astype(np.int8 if bits == 8 else np.uint8), "p.scales": scales.astype("f4")}
+        {
+            "layers.0.p.values": values.astype(np.int8 if bits == 8 else np.uint8),
+            "layers.0.p.scales": scales.astype("f4"),
+        }
     )
     for at in range(devices):
         own = by_name(shard_layout(config, devices, at))["o_proj"]
