@@ -56,6 +56,15 @@ def test_rms_norm_of_small_rows_needs_its_epsilon():
     assert np.all(np.asarray(rms_norm(as_jax(ones)[0], x * 0, 1e-6)) == 0)
 
 
+def test_rms_norm_rounds_once():
+    """Rounded before the weight, a quarter of the numbers would be others."""
+    x, weight = (as_jax(normal(64, 64, seed=seed), "bfloat16")[0] for seed in (0, 1))
+    wide, scale = (np.asarray(a, np.float32) for a in (x, weight[0]))
+    exact = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + np.float32(1e-6)) * scale
+    differ = np.asarray(rms_norm(weight[0], x, 1e-6)) != exact.astype(jnp.bfloat16)
+    assert differ.mean() < 0.02
+
+
 def test_rms_norm_squares_in_float32():
     x = jnp.full((1, 8), 300.0, jnp.float16)  # 300² is beyond float16
     np.testing.assert_array_equal(rms_norm(jnp.ones(8, jnp.float16), x, 1e-6), np.ones((1, 8)))

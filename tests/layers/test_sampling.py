@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jllama.layers.sampling import WINDOW, Sampling, TokenCounts, largest, largest_and_sum, sample
+from jllama.layers.sampling import (
+    WINDOW,
+    Sampling,
+    TokenCounts,
+    _pick_among,
+    largest,
+    largest_and_sum,
+    sample,
+)
 
 V = 500
 sample_fast = jax.jit(sample)
@@ -90,6 +98,28 @@ def test_what_has_no_share_is_never_drawn():
     uniform = jnp.full((B,), np.nextafter(np.float32(1), np.float32(0)))
     tokens = sample_fast(logits, sampling, empty_counts(B, many), uniform)
     assert shared[np.arange(B), tokens].all()
+
+
+def test_each_share_begins_where_the_one_before_ends():
+    """A number on the border falls into the share behind it."""
+    sampling = Sampling.build(batch=4, vocab_size=4, temperature=1.0)
+    tokens = sample_fast(
+        np.zeros((4, 4), np.float32), sampling, empty_counts(4, 4), np.arange(4, dtype="f4") / 4
+    )
+    assert tokens.tolist() == [0, 1, 2, 3]
+
+
+def test_a_window_that_all_that_is_kept_lies_in_is_enough():
+    """Else the whole vocabulary would be sorted: for what min_p or top_p ends before, and for top_k."""
+    batch, window = 5, 8
+    logits = np.tile(-np.arange(32, dtype=np.float32), (batch, 1))
+    cuts = [dict(top_p=0.9), dict(min_p=0.1), dict(top_k=window), dict(top_k=window + 1), dict(top_p=0.99999)]
+    rows = [Sampling.build(batch=1, vocab_size=32, temperature=1.0, **cut) for cut in cuts]
+    sampling = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+    log_total = np.log(np.exp(logits).sum(axis=-1))
+    uniform = np.full((batch,), 0.5, np.float32)
+    _, certain = jax.jit(_pick_among, static_argnums=4)(logits, log_total, sampling, uniform, window)
+    assert certain.tolist() == [True, True, True, False, False]
 
 
 def test_greedy_takes_the_lowest_of_equal_logits_and_mixes_with_drawn_rows():
