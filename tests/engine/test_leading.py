@@ -61,6 +61,21 @@ def test_a_plan_is_read_as_it_was_written(slots, operation, arguments):
     same(found[2], arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("int32", [1, -5]),
+        ("uint32", [7, 2**32 - 1]),
+        ("float32", [1.5, -0.25]),
+        ("bool", [True, False]),
+        ("int64", [7, -3]),
+    ],
+)
+def test_an_array_of_each_kind_comes_as_it_went(name, numbers):
+    array = np.array([numbers], name)
+    same(unpacked_call(packed_call(1, 2, (array,)), None)[2], [array])
+
+
 def test_numbers_of_numpy_and_what_process_0_alone_asks(tiny_config):
     """A row goes without what it must match: process 0 fills the masks."""
     row = dataclasses.replace(row_of(tiny_config, [3, 1]), constraint=object())

@@ -173,6 +173,17 @@ def test_nobody_waits_for_a_burst_that_never_comes_or_died(desk, begun):
     assert results(again, Program(desk, again, [[1]] * 4)) == [ALL]
 
 
+def test_what_a_burst_told_last_counts_though_it_has_ended_meanwhile(desk):
+    """Between two looks a program may tell its token and end."""
+    told = iter([False, True])
+    desk.has_told = lambda turn: next(told, True)
+    rows, served = [Held()], Served(4)
+    served.over = lambda: True
+    task = mask_server._Task(desk, served, 2, rows)
+    assert task._wait(2)
+    assert not mask_server._Task(SimpleNamespace(has_told=lambda turn: False), served, 2, rows)._wait(2)
+
+
 def test_a_desk_is_left_behind_the_last_burst(desk):
     server, rows = MaskServer(desk), [Held()]
     served = asked(server, rows)

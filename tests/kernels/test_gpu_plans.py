@@ -30,6 +30,8 @@ from jllama.kernels.gpu import (
 from jllama.kernels.gpu.constants import PLAIN, Arrangement
 from jllama.kernels.gpu.layout import Activations, Format, Tile, attention_map, block_map, rounded
 from jllama.kernels.target import Target
+from jllama.layers.attention import append_and_attend
+from jllama.layers.cache import LayerCache
 from jllama.layers.kind import ScoreRule
 from jllama.layers.qtensor import QTensor
 
@@ -499,6 +501,30 @@ def test_how_a_chunk_is_cut(gpu, tokens, head_dim, length, window, fresh, consum
     assert how["grid"] * how["threads"] >= tokens * 2 * head_dim // 16 > (how["grid"] - 1) * how["threads"]
 
 
+def test_where_memory_is_small_fewer_warps_ask_further_ahead(gpu):
+    gpu.room = 101376
+    shape = decode_attention.make_shape(1, 4, 4, 128, 4096, None, jnp.bfloat16)
+    assert (shape.WARPS, shape.STAGES, shape.RESIDENT) == (4, 3, 1)
+    assert shape.shared <= gpu.room
+
+
+def test_one_query_a_row_is_attended_to_as_by_the_plain_model(monkeypatch):
+    """What a prompt's last token gives, behind whatever its row held before."""
+    rng, (batch, tokens, keys, groups, width) = np.random.default_rng(0), (2, 3, 2, 2, 16)
+    qkv = jnp.asarray(rng.standard_normal((batch, tokens, keys, groups + 2, width)), jnp.float32)
+    held = rng.standard_normal((2, batch, keys, 9, width)).astype(np.float32)
+    length, only = np.array([0, 4], np.int32), jnp.array([1, 2], jnp.int32)
+    cache = LayerCache(keys=jnp.asarray(held[0]), values=jnp.asarray(held[1]), length=jnp.asarray(length))
+    angles = rng.standard_normal((batch, tokens, width // 2)).astype(np.float32)
+    rope = (jnp.cos(angles), jnp.sin(angles))
+    wanted, appended = append_and_attend(qkv, cache, rope, ScoreRule(), only)
+    monkeypatch.setattr(launch, "call", lambda *_, **__: (appended.keys, appended.values))
+    monkeypatch.setattr(chunk_attention, "chunk_source", lambda shape: "")
+    ours, left = chunk_attention.chunk_attend(qkv, cache, rope, ScoreRule(), only)
+    np.testing.assert_array_equal(ours, wanted)
+    np.testing.assert_array_equal(left.keys, appended.keys)
+
+
 def test_a_chunk_has_fewer_stages_where_memory_is_small(gpu):
     for room, stages in ((ROOM, 4), (101376, 1)):
         gpu.room = room
@@ -689,6 +715,13 @@ def test_activations_take_limbs(f, columns, size):
     assert (made.size, made.of(1)) == (size, size)
     assert made.text == rounded(size, 128) + (32 if f.group else 64)  # another bank for each text
     assert made.of(3) == 3 * made.text
+    floats = Activations(f, columns, floats=True)
+    assert floats.text == rounded(floats.size, 128) + 64
+
+
+@pytest.mark.parametrize(("bits", "columns", "rows"), [(16, 256, 16), (16, 264, 8), (8, 5632, 16)])
+def test_short_rows_lie_by_sixteen(bits, columns, rows):
+    assert Tile(Format(bits, 0, 4), columns, 1024, 2).rows == rows
 
 
 @pytest.mark.parametrize(
