@@ -378,7 +378,8 @@ class Taken(Exception):  # noqa: N818
 )
 def test_which_way_a_step_of_many_rows_goes(monkeypatch, tiny_config, rows, few_bits, peers, way):
     def raising(name):
-        def call(*given):
+        def call(config, params, tokens, *_):
+            assert (tokens == 7).all()
             raise Taken(name)
 
         return call
@@ -387,7 +388,7 @@ def test_which_way_a_step_of_many_rows_goes(monkeypatch, tiny_config, rows, few_
     monkeypatch.setattr(batch, "most_products", lambda params, few: 16)
     for name, said in (("embed", "product"), ("wide_step", "wide"), ("few_bits_step", "few bits")):
         monkeypatch.setattr(batch, name, raising(said))
-    monkeypatch.setattr(batch, "readable", lambda tokens, *_: tokens)
+    monkeypatch.setattr(batch, "readable", lambda tokens, *_: tokens + 7)
     cache = SimpleNamespace(length=np.zeros(rows, np.int32), max_len=2)
     with pytest.raises(Taken, match=f"^{way}$"):
         batch.batch_step(tiny_config, None, np.zeros((rows, 1), np.int32), cache, None, {}, peers)

@@ -786,6 +786,7 @@ def test_a_prompt_is_said_once_before_each_of_its_continuations():
 
 def test_continuations_stand_side_by_side_each_behind_its_prompt():
     task = continuations(echo=True, stop_token_ids=[5])
+    assert [choice._prompt for choice in task.choices] == [[65, 66], [65, 66], [67], [67]]
     whole = task.whole([Delta(letter) for letter in "wxyz"])
     assert [(one["index"], one["text"]) for one in whole["choices"]] == [
         *((0, "ABw"), (1, "ABx"), (2, "Cy"), (3, "Cz"))
