@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -501,3 +502,11 @@ def test_behind_the_rows_that_were_saved_there_are_zeros():
     saved = np.ones((1, 2, 3, 4), np.float32)
     rows = np.asarray(archive_cache._padded(saved, np.zeros((1, 2, 8, 4), np.float32)))
     np.testing.assert_array_equal(rows, np.pad(saved, [(0, 0), (0, 0), (0, 5), (0, 0)]))
+
+
+@pytest.mark.parametrize(("cache", "ids"), [(None, [5]), ("cache", [])])
+def test_a_cache_that_holds_nothing_is_none_to_save(tmp_path, cache, ids):
+    session = SimpleNamespace(snapshot=lambda: cache, ids=ids)
+    talk = SimpleNamespace(branch=SimpleNamespace(session=session))
+    with pytest.raises(JllamaError, match="there is no cache yet: ask something first"):
+        archive_cache.write(talk, tmp_path / "c")
