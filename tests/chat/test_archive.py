@@ -18,6 +18,7 @@ from jllama.chat.archive import archive, document
 from jllama.chat.archive import cache as archive_cache
 from jllama.chat.conversation import Conversation
 from jllama.errors import JllamaError
+from jllama.layers.cache import KVCache
 from jllama.settings import GenerationSettings
 from tests.support.tiny_checkpoint import END, TEMPLATE, write_tiny_model
 
@@ -510,3 +511,12 @@ def test_a_cache_that_holds_nothing_is_none_to_save(tmp_path, cache, ids):
     talk = SimpleNamespace(branch=SimpleNamespace(session=session))
     with pytest.raises(JllamaError, match="there is no cache yet: ask something first"):
         archive_cache.write(talk, tmp_path / "c")
+
+
+def test_a_cache_of_the_whole_context_may_be_read_again(model, tmp_path):
+    """The largest there can be, with its ids and its header."""
+    length = model.config.context_length
+    whole = KVCache.empty(model.config, batch=1, max_len=length, dtype=model.dtype)
+    tensors = {name: np.asarray(array) for name, array in archive_cache._named(whole).items()}
+    save_file(tensors | {"ids": np.zeros((length,), np.int32)}, tmp_path / "c", metadata={"model": "m" * 100})
+    assert archive_cache._most_bytes(model) >= (tmp_path / "c").stat().st_size

@@ -446,6 +446,10 @@ SOUND = {
 }
 
 
+ROUND = {"role": "assistant", "content": "b"}
+NO_CALLS = {"content": "", "calls": [], "results": []}
+
+
 def changed(**changes):
     return json.loads(json.dumps(SOUND)) | changes
 
@@ -495,6 +499,10 @@ def test_a_sound_file_is_read_as_it_was_written(tmp_path):
         (changed(settings={"logit_bias": {"x": 1}}), "logit_bias names 'x', which is no token id"),
         (changed(messages=[{"role": "system", "content": "a"}, SOUND["messages"][1]]), "role"),
         (changed(model="x" * 10, transcript=5), "transcript"),
+        (
+            changed(messages=[SOUND["messages"][0], ROUND | {"rounds": [NO_CALLS]}]),
+            "calls and their results are not",
+        ),
     ],
 )
 def test_what_is_unsound_in_a_file_is_named(tmp_path, data, words):

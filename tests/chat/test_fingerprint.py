@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_every_weight_counts_and_so_does_its_place(monkeypatch, tiny_config, tin
     assert len({of(changed) for changed in (table, *changes, *moves)}) == 9
     np.testing.assert_array_equal(module._checksum(table), module._checksum(module._whole_numbers(table)))
     module._checksum.clear_cache()
+
+
+def test_the_same_bits_of_another_dtype_are_other_weights(tiny_config, tiny_params):
+    bits = np.arange(tiny_params.embed_tokens.size, dtype=np.uint16).reshape(tiny_params.embed_tokens.shape)
+    tables = [jax.device_put(bits.view(dtype)) for dtype in (jnp.float16, jnp.bfloat16)]
+    assert len({fingerprint(model(tiny_config, with_table(tiny_params, table))) for table in tables}) == 2
 
 
 def test_quantised_weights_have_one_too(tiny_config, tiny_params):
