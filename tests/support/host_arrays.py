@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from tests.support import host_programs
+
 
 def without_programs() -> None:
     """From now on such an array is copied to the device, as it would be by the program."""
+    host_programs.without_programs()
     with contextlib.suppress(ImportError, AttributeError):  # not JAX's public interface; since jax 0.10
         from jax._src.core import stage_p
 
@@ -26,6 +29,7 @@ def without_programs() -> None:
 def as_for_users() -> Iterator[None]:
     """With those programs: where a test counts what is compiled."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(host_programs.as_for_users())
         with contextlib.suppress(ImportError, AttributeError):
             from jax._src.core import stage_p
 
