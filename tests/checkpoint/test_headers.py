@@ -271,7 +271,9 @@ def test_which_files_make_a_checkpoint(tmp_path):
     index.write_text(
         json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}})
     )
+    (tmp_path / "model.safetensors").mkdir()  # is no file
     both = open_safetensors(tmp_path)
+    (tmp_path / "model.safetensors").rmdir()
     assert (list(both.tensors), both.spell("x"), both.description) == (["x", "y"], "model.x", str(tmp_path))
     write(tmp_path / "b.safetensors", {"model.x": entry()}, 8)
     with pytest.raises(
