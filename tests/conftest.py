@@ -86,7 +86,8 @@ def _settle_jax() -> None:
         from tests.support.mlir_contexts import shared
 
         mlir.make_ir_context = shared(mlir.make_ir_context)
-    if jax.config.jax_platforms == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # where a directory's own conftest.py has imported JAX before
         importlib.import_module("tests.support.host_arrays").without_programs()
 
 
