@@ -723,6 +723,21 @@ def test_a_flagfile_without_its_name(known, typed):
         flagfiles.parse(known, ["x", *typed], ("model", "prompt"))
 
 
+def test_who_holds_a_pipe_open_and_has_yet_to_write_is_waited_for(tmp_path, monkeypatch):
+    """Nobody who writes is nothing read; somebody who does not yet is no answer."""
+    os.mkfifo(tmp_path / "late")
+    held, wait = os.open(tmp_path / "late", os.O_RDWR), os.set_blocking
+
+    def set_blocking(descriptor, blocks):
+        os.write(held, b"late")
+        os.close(held)
+        wait(descriptor, blocks)
+
+    monkeypatch.setattr(streams, "PATIENCE", 0)
+    monkeypatch.setattr(os, "set_blocking", set_blocking)
+    assert streams.read_text(str(tmp_path / "late")) == "late"
+
+
 def test_what_is_no_file_names_no_model(tmp_path):
     """What can be read once alone is not read here; what is not there is refused where it is read."""
     os.mkfifo(tmp_path / "pipe")

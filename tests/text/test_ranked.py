@@ -102,6 +102,14 @@ def test_llama3s_special_tokens_stand_behind_the_table(llama3):
     assert tokenizer.decode(asked) == "<|eot_id|>"
 
 
+def test_special_tokens_behind_the_table_are_no_words_of_it(llama3, tmp_path):
+    """What no text reaches need not be kept from any: one tokenizer serves, not two."""
+    llama3()
+    inner = ranked.read_tiktoken(tmp_path / "tokenizer.model", LLAMA3, {})
+    assert inner.get_vocab_size(with_added_tokens=False) == len(PIECES)
+    assert inner.get_vocab_size() == len(PIECES) + 256
+
+
 def test_files_beside_a_table_name_its_special_tokens(llama3):
     added = {str(len(PIECES) + at): {"content": text} for at, text in enumerate(("<s>", "<mark>", "</s>"))}
     settings = {
@@ -192,6 +200,11 @@ def test_tekken_names_its_special_tokens_and_cuts_its_vocabulary(tmp_path):
     assert tokenizer.special_id("<SPECIAL_4>") == 4
     assert tokenizer.vocab_size == 5 + len(PIECES) - 1
     assert len(tokenizer.encode(" wholly", add_special=False)) > 1
+
+
+def test_a_tekken_may_hold_special_tokens_alone(tmp_path):
+    tokenizer = from_tekken(tmp_path, tekken(room=5, size=5))
+    assert (tokenizer.vocab_size, tokenizer.encode("[INST]", parse_special=True)) == (5, [1, 3])
 
 
 @pytest.mark.parametrize(
