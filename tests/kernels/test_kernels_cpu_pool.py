@@ -11,6 +11,7 @@ from jllama.kernels.cpu import packaged
 PROGRAM = """
 #include "pool.h"
 #include <chrono>
+#include <thread>
 using namespace std::chrono;
 extern "C" {
 // Whether a helper that has gone to sleep takes one of two items: each waits until the other one has begun.

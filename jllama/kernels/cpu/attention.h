@@ -1,8 +1,5 @@
 // Attention.
 #pragma once
-#include <algorithm>
-#include <vector>
-
 #include "norms.h"
 #include "parts.h"
 
@@ -75,12 +72,11 @@ static __attribute__((noinline)) int64_t products(const float* q, const T* keys,
 // that will be read then.
 template <class T, int M>
 static void attend(const float* q, const T* keys, const T* values, const T* next, int64_t S, int64_t H,
-                   const Rule& rule, const int64_t* first, const int64_t* last, std::vector<float>& scratch,
+                   const Rule& rule, const int64_t* first, const int64_t* last, Buffer<float>& scratch,
                    float* out) {
-  const int64_t lo = *std::min_element(first, first + M), n = *std::max_element(last, last + M) + 1 - lo,
+  const int64_t lo = smallest(first, M), n = greatest(last, M) + 1 - lo,
                 stride = (n + 15) / 16 * 16;
-  if ((int64_t)scratch.size() < M * stride) scratch.resize(M * stride * 2);
-  float* s = scratch.data();
+  float* s = scratch.of(M * stride);
   const int64_t done = M == 1 || LANES == 16
                            ? products<T, M>(q, keys + lo * H, values + lo * H, n, S - lo, H, s, stride)
                            : 0;
@@ -94,14 +90,14 @@ static void attend(const float* q, const T* keys, const T* values, const T* next
   float norm[M];
   for (int i = 0; i < M; i++) {
     float* p = s + i * stride;
-    std::fill(p, p + (first[i] - lo), -INFINITY);
-    std::fill(p + (last[i] + 1 - lo), p + stride, -INFINITY);
-    F highest = F{} - INFINITY, total = {};
+    fill(p, p + (first[i] - lo), -INF);
+    fill(p + (last[i] + 1 - lo), p + stride, -INF);
+    F highest = F{} - INF, total = {};
     for (int64_t j = 0; j < stride; j += LANES) highest = load(p + j) > highest ? load(p + j) : highest;
     const float top = fold(highest, [](F a, F b) { return a > b ? a : b; });
     for (int64_t j = 0; j < stride; j += LANES) {
       F v = load(p + j), e = vexp((v - top) * scale);
-      e = v == -INFINITY ? F{} : e;  // exp is clamped: unseen positions weigh nothing at all
+      e = v == -INF ? F{} : e;  // exp is clamped: unseen positions weigh nothing at all
       *(F*)(p + j) = e;
       total += e;
     }
@@ -137,7 +133,7 @@ static void to_lanes(const Row& row, int64_t H, float* to) {
 template <class Row>
 static void from_lanes(const float* from, int64_t H, int64_t rows, const Row& row) {
   for (int64_t v = 0; v < rows; v += LANES) {
-    const int64_t some = std::min<int64_t>(LANES, rows - v);
+    const int64_t some = min<int64_t>(LANES, rows - v);
     int64_t h = 0;
     for (; h + LANES <= H; h += LANES) {
       F block[LANES];
@@ -159,22 +155,22 @@ static void widened(const T* from, int64_t n, int64_t H, float* to, int64_t stri
 // not look. `norm` is one over their sums. Almost all positions are seen by all lanes: they are not asked.
 static void weights(float* s, int64_t n, const int32_t* first, const int32_t* last, int64_t lo, float scale,
                     F (&norm)[VECTORS]) {
-  const int64_t begin = std::min(n, *std::max_element(first, first + PANEL) - lo),
-                end = std::max(begin, *std::min_element(last, last + PANEL) + 1 - lo);
+  const int64_t begin = min(n, greatest(first, PANEL) - lo),
+                end = max(begin, smallest(last, PANEL) + 1 - lo);
   F top[VECTORS], total[VECTORS] = {};
   auto each = [&](int64_t j, int64_t stop, const auto& work) {
     for (; j < stop; j++) UNROLL for (int v = 0; v < VECTORS; v++) work(j, v, *(F*)(s + j * PANEL + v * LANES));
   };
   auto hide = [&](int64_t j, int v, F& x) {
     const I from = loadi(first + v * LANES) - int32_t(lo), to = loadi(last + v * LANES) - int32_t(lo);
-    x = (int32_t(j) >= from) & (int32_t(j) <= to) ? x : F{} - INFINITY;
+    x = (int32_t(j) >= from) & (int32_t(j) <= to) ? x : F{} - INF;
   };
   auto raise = [&](int64_t, int v, F& x) { top[v] = x > top[v] ? x : top[v]; };
   auto weigh = [&](int64_t, int v, F& x) { total[v] += x = vexp((x - top[v]) * scale); };
   auto weigh_seen = [&](int64_t, int v, F& x) {  // exp is clamped: unseen positions weigh nothing at all
-    total[v] += x = x == -INFINITY ? F{} : vexp((x - top[v]) * scale);
+    total[v] += x = x == -INF ? F{} : vexp((x - top[v]) * scale);
   };
-  UNROLL for (int v = 0; v < VECTORS; v++) top[v] = F{} - INFINITY;
+  UNROLL for (int v = 0; v < VECTORS; v++) top[v] = F{} - INF;
   each(0, begin, hide), each(end, n, hide), each(0, n, raise);
   each(0, begin, weigh_seen), each(begin, end, weigh), each(end, n, weigh_seen);
   UNROLL for (int v = 0; v < VECTORS; v++) norm[v] = 1.f / total[v];
@@ -183,12 +179,11 @@ static void weights(float* s, int64_t n, const int32_t* first, const int32_t* la
 // The same for PANEL queries at once, one a lane: q [H, PANEL], out [H, PANEL]. For prompts.
 template <class T>
 static void attend_many(const float* q, const T* keys, const T* values, int64_t H, const Rule& rule,
-                        const int32_t* first, const int32_t* last, std::vector<float>& scratch, float* out) {
-  const int64_t lo = *std::min_element(first, first + PANEL),
-                n = *std::max_element(last, last + PANEL) + 1 - lo;
+                        const int32_t* first, const int32_t* last, Buffer<float>& scratch, float* out) {
+  const int64_t lo = smallest(first, PANEL),
+                n = greatest(last, PANEL) + 1 - lo;
   const int64_t stride = H + 16;  // a power of two apart they would fight for the same lines
-  scratch.resize(std::max<int64_t>(scratch.size(), n * (PANEL + stride)));
-  float *s = scratch.data(),
+  float *s = scratch.of(n * (PANEL + stride)),
         *wide = s + n * PANEL;  // scores [n, PANEL]; keys, then values, in float32 [n, stride]
   widened(keys + lo * H, n, H, wide, stride);
   by_rows<MANY_DENSE, 4, 1>(
@@ -199,7 +194,7 @@ static void attend_many(const float* q, const T* keys, const T* values, int64_t 
   weights(s, n, first, last, lo, scale, norm);
   for (int64_t j = 0; j < n; j += DEPTH)  // so many weights stay in the first-level cache
     by_rows<MANY_DENSE, 4, 1>(0, H, [&](auto M, int64_t h) {
-      const int64_t some = std::min<int64_t>(DEPTH, n - j);
+      const int64_t some = min<int64_t>(DEPTH, n - j);
       panel<M()>(s + j * PANEL, some, wide + j * stride + h, 1, stride, out + h * PANEL, j == 0);
     });
   for (int64_t h = 0; h < H; h++)
@@ -209,12 +204,11 @@ static void attend_many(const float* q, const T* keys, const T* values, int64_t 
 
 template <class C>
 static void attend_task(const Attention& p, int64_t task) {
-  static thread_local std::vector<float> q, out, scratch;
+  static thread_local Buffer<float> queries, results, scratch;
   const int64_t T = p.T, K = p.K, G = p.G, H = p.H, S = p.S, per_head = (G + 2) * H, width = K * per_head;
-  q.resize(PANEL * H);
-  out.resize(PANEL * H);
+  float *q = queries.of(PANEL * H), *out = results.of(PANEL * H);
   const int64_t bk = task / p.parts, b = bk / K, k = bk % K, begin = task % p.parts * p.most,
-                end = std::min(begin + p.most, (p.begins[b + 1] - p.begins[b]) * G);
+                end = min(begin + p.most, (p.begins[b + 1] - p.begins[b]) * G);
   if (begin >= end) return;
   const int64_t own = (p.cache_row[b] * K + k) * S * H;
   const C *keys = (const C*)p.keys + own, *values = (const C*)p.values + own;
@@ -222,23 +216,23 @@ static void attend_task(const Attention& p, int64_t task) {
   auto result = [&](int64_t i) { return &p.out[(p.begins[b] + i / G) * p.stride + (k * G + i % G) * H]; };
   auto range = [&](int64_t i, auto* first, auto* last) {
     const int64_t at = p.length[b] + p.place[p.begins[b] + i / G] % T;
-    *last = std::min(at, S - 1);
-    *first = p.window ? std::min(std::max<int64_t>(at - p.window + 1, 0), std::min(at, S - 1)) : 0;
+    *last = min(at, S - 1);
+    *first = p.window ? min(max<int64_t>(at - p.window + 1, 0), min(at, S - 1)) : 0;
   };
   if (p.most == PANEL) {
     int32_t first[PANEL], last[PANEL];
-    auto at = [&](int64_t j) { return std::min(begin + j, end - 1); };
+    auto at = [&](int64_t j) { return min(begin + j, end - 1); };
     for (int64_t j = 0; j < PANEL; j++) range(at(j), &first[j], &last[j]);
-    to_lanes([&](int64_t j) { return query(at(j)); }, H, q.data());
-    attend_many(q.data(), keys, values, H, p.rule, first, last, scratch, out.data());
-    return from_lanes(out.data(), H, end - begin, [&](int64_t j) { return result(begin + j); });
+    to_lanes([&](int64_t j) { return query(at(j)); }, H, q);
+    attend_many(q, keys, values, H, p.rule, first, last, scratch, out);
+    return from_lanes(out, H, end - begin, [&](int64_t j) { return result(begin + j); });
   }
-  const int64_t then = std::min(task + 1, p.B * K * p.parts - 1) / p.parts;
+  const int64_t then = min(task + 1, p.B * K * p.parts - 1) / p.parts;
   const C* next = (const C*)p.keys + (p.cache_row[then / K] * K + then % K) * S * H;
   by_rows<4, 3, 2, 1>(begin, end, [&](auto N, int64_t i) {
     int64_t first[N()], last[N()];
     for (int64_t j = 0; j < N(); j++) memcpy(&q[j * H], query(i + j), H * 4), range(i + j, &first[j], &last[j]);
-    attend<C, N()>(q.data(), keys, values, next, S, H, p.rule, first, last, scratch, out.data());
+    attend<C, N()>(q, keys, values, next, S, H, p.rule, first, last, scratch, out);
     for (int64_t j = 0; j < N(); j++) memcpy(result(i + j), &out[j * H], H * 4);
   });
 }

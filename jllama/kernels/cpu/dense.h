@@ -47,31 +47,30 @@ static void pack(const T* w, int64_t n, int64_t rows, int64_t depth,
 template <class T>
 static void many(const Weight& whole, const T* w, int64_t n, int64_t r0, int64_t r1, const Rows& in,
                  int64_t rows, const Out& out) {
-  static thread_local std::vector<float> packed, sums;  // [DEPTH, PANEL], [panels, rows, PANEL]
+  static thread_local Buffer<float> panels_room, sums_room;  // [DEPTH, PANEL], [panels, rows, PANEL]
   constexpr int64_t WIDE = DEPTH * sizeof(T) / 64, LINES = PANEL * WIDE;
   const int64_t halves = out.half ? 2 : 1, panels = (r1 - r0 + PANEL - 1) / PANEL * halves;
   auto row = [&](int64_t p) { return r0 + p / halves * PANEL + p % halves * out.half; };
-  packed.resize(PANEL * DEPTH);
-  sums.resize(panels * rows * PANEL);
+  float *packed = panels_room.of(PANEL * DEPTH), *sums = sums_room.of(panels * rows * PANEL);
   for (int64_t c = 0; c < n; c += DEPTH)
     for (int64_t p = 0; p < panels; p++) {
-      const int64_t r = row(p), wide = std::min<int64_t>(PANEL, r1 - row(p / halves * halves));
-      const int64_t depth = std::min<int64_t>(DEPTH, n - c);
-      const bool last = c + DEPTH >= n, rests = std::is_same_v<T, pair> && whole.rests(r, r + wide);
+      const int64_t r = row(p), wide = min<int64_t>(PANEL, r1 - row(p / halves * halves));
+      const int64_t depth = min<int64_t>(DEPTH, n - c);
+      const bool last = c + DEPTH >= n, rests = same<T, pair> && whole.rests(r, r + wide);
       const char* next = (const char*)(p + 1 < panels ? w + row(p + 1) * n + c
                                        : last         ? w + r1 * n
                                                       : w + r0 * n + c + DEPTH);
       float* y = &sums[p * rows * PANEL];
-      pack(w + r * n + c, n, wide, depth, packed.data());
+      pack(w + r * n + c, n, wide, depth, packed);
       by_rows<MANY_DENSE, SOME_DENSE, 4, 1>(0, rows, [&](auto M, int64_t m) {
         for (int64_t i = m * LINES / rows; i < (m + M()) * LINES / rows; i++)
           __builtin_prefetch(next + i / WIDE * n * sizeof(T) + i % WIDE * 64, 0, 2);
-        for (int64_t i = m + M(); last && !out.half && i < std::min(rows, m + 2 * M()); i++)
+        for (int64_t i = m + M(); last && !out.half && i < min(rows, m + 2 * M()); i++)
           for (int64_t k = 0; k < PANEL; k += 16) __builtin_prefetch(out.y + i * out.stride + r + k, 1);
         const float* x = in.x + m * in.stride + c;
         float* to = y + m * PANEL;
-        panel<M(), T>(packed.data(), depth, x, in.stride, 1, to, c == 0);
-        if (rests) panel<M(), T>(packed.data(), depth, x + n, in.stride, 1, to, false);
+        panel<M(), T>(packed, depth, x, in.stride, 1, to, c == 0);
+        if (rests) panel<M(), T>(packed, depth, x + n, in.stride, 1, to, false);
         if (last && !out.half) store_rows(out, m, m + M(), r, wide, to, PANEL);
         if (last && p % halves) store_gated(out, m, m + M(), r - out.half, wide, to - rows * PANEL, to);
       });
@@ -80,9 +79,9 @@ static void many(const Weight& whole, const T* w, int64_t n, int64_t r0, int64_t
 
 static void turn(const Weight& w, int64_t t, int64_t first, int64_t columns, char* out) {  // bfloat16
   const bf16* from = (const bf16*)w.values + t * TILE * w.cols + first * TILE_COLUMNS;
-  const int64_t rows = std::min<int64_t>(TILE, w.rows - t * TILE);
+  const int64_t rows = min<int64_t>(TILE, w.rows - t * TILE);
   for (int64_t b = 0; b < columns; b++, from += TILE_COLUMNS, out += TILE_BYTES) {
-    const int64_t some = std::min<int64_t>(TILE_COLUMNS, w.cols - (first + b) * TILE_COLUMNS);
+    const int64_t some = min<int64_t>(TILE_COLUMNS, w.cols - (first + b) * TILE_COLUMNS);
     const bool whole = rows == TILE && some == TILE_COLUMNS;
     if (!whole) {
       memset(out, 0, TILE_BYTES);

@@ -2,12 +2,6 @@
 //
 // Shapes use the letters of jllama/layers/__init__.py; M = B * T rows of activations, which stay in float32
 // (the cache is in the run dtype).
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <mutex>
-#include <numeric>
 #include <vector>
 
 #include "norms.h"
@@ -82,12 +76,17 @@ class Reader {  // walks the spec and the operands
 };
 
 static int thread_count = 1;
-static std::mutex pool_mutex;  // one call has the helpers; another at the same time goes on alone
-struct Turn {
-  std::unique_lock<std::mutex> lock{pool_mutex, std::try_to_lock};
+static pthread_mutex_t pool_mutex = PTHREAD_MUTEX_INITIALIZER;
+struct Turn {  // one call has the helpers; another at the same time goes on alone
+  const bool first = pthread_mutex_trylock(&pool_mutex) == 0;
+  Turn() = default;
+  Turn(const Turn&) = delete;
+  ~Turn() {
+    if (first) pthread_mutex_unlock(&pool_mutex);
+  }
   Pool& pool() {
     static Pool *all = new Pool(thread_count), *alone = new Pool(1);  // never destroyed: helpers outlive main
-    return lock ? *all : *alone;
+    return first ? *all : *alone;
   }
 };
 
@@ -102,12 +101,14 @@ struct Step : Spec {
   std::vector<int64_t> begins;   // [B + 1]: where each text's rows begin among those that are computed
   std::vector<int64_t> place;    // of a row that is computed among all, b * T + t
   std::vector<int64_t> lasts;    // texts whose last logits are computed
-  Room<float> x{M * D}, a{M * padded(std::max({D, K * G * H, F}))};
-  Room<float> wide{M * std::max({K * (G + 2) * H, 2 * F, D})};
-  std::unique_ptr<Room<Block>> blocks;
-  std::unique_ptr<Room<char>> tiles;
-  std::unique_ptr<Room<float>> passed;  // as `a`, and as `blocks`: of layers whose products gate
-  std::unique_ptr<Room<Block>> passed_blocks;
+  const int64_t widest = padded(max(D, max(K * G * H, F)));
+  Room<float> x{M * D}, a{M * widest};
+  Room<float> wide{M * max(K * (G + 2) * H, max(2 * F, D))};
+  Room<Block> blocks;
+  Room<char> tiles;
+  Room<float> passed;  // as `a`, and as `blocks`: of layers whose products gate
+  Room<Block> passed_blocks;
+  std::vector<Run> runs;  // see `looked_at`
 
   Step(Pool& p, Reader& r) : Spec(r.sizes<Spec>()), pool(p), in(r), layers(L) {
     table = in.weight();
@@ -131,23 +132,21 @@ struct Step : Spec {
     int64_t most_blocks = head.room_in_blocks(like_head()), most_bytes = head.room_in_tiles(like_head());
     for (const Layer& l : layers)
       for (const Weight* w : {&l.qkv, &l.o, &l.gate_up, &l.down}) {
-        most_blocks = std::max(most_blocks, w->room_in_blocks(M));
-        most_bytes = std::max(most_bytes, w->room_in_tiles(M));
+        most_blocks = max(most_blocks, w->room_in_blocks(M));
+        most_bytes = max(most_bytes, w->room_in_tiles(M));
       }
-    blocks = std::make_unique<Room<Block>>(most_blocks);
-    tiles = std::make_unique<Room<char>>(most_bytes);
-    auto any = [&](bool quantised) {
-      return std::any_of(layers.begin(), layers.end(),
-                         [&](auto& l) { return gates(l) && l.gate_up.quantised() == quantised; });
-    };
-    if (any(false)) passed = std::make_unique<Room<float>>(M * padded(std::max({D, K * G * H, F})));
-    if (any(true)) passed_blocks = std::make_unique<Room<Block>>(most_blocks);
+    blocks = Room<Block>(most_blocks);
+    tiles = Room<char>(most_bytes);
+    bool any[2] = {};  // of dense weights, of quantised ones
+    for (const Layer& l : layers) any[l.gate_up.quantised()] |= gates(l);
+    if (any[0]) passed = Room<float>(M * widest);
+    if (any[1]) passed_blocks = Room<Block>(most_blocks);
   }
   // Where last logits alone are asked for, tokens that count: the padding is not computed, nor a text without any.
   void take(const int32_t* n_valid) {
     begins = {0};
     for (int64_t b = 0; b < B; b++) {
-      const int64_t count = last_only ? std::clamp<int64_t>(n_valid[b], 0, T) : T;
+      const int64_t count = last_only ? min<int64_t>(max(n_valid[b], 0), T) : T;
       for (int64_t t = 0; t < count; t++) place.push_back(b * T + t);
       begins.push_back(begins.back() + count);
       if (count && last_only) lasts.push_back(b);
@@ -162,9 +161,9 @@ struct Step : Spec {
     const int64_t V = head.rows;
     for (int64_t b = B - 1, i = lasts.size() - 1; b >= 0 && b > i; b--) {
       if (i >= 0 && lasts[i] == b)
-        std::copy_n(logits + i-- * V, V, logits + b * V);
+        copy(logits + i-- * V, V, logits + b * V);
       else
-        std::fill_n(logits + b * V, V, 0.f);
+        fill(logits + b * V, logits + (b + 1) * V, 0.f);
     }
   }
   // Rows a power of two apart would fight for the same lines of the first-level cache.
@@ -177,20 +176,20 @@ struct Step : Spec {
   }
   // Readies row m of `a` for w.
   void ready(const Weight& w, int64_t m, int64_t rows) {
-    if (w.tiled(rows)) return to_tiles(w, &a[m * padded(w.cols)], m, tiles->data());
+    if (w.tiled(rows)) return to_tiles(w, &a[m * padded(w.cols)], m, tiles.data());
     if (w.paired(rows)) to_pairs(w, &a[m * padded(w.cols)]);
-    if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &(*blocks)[m * (w.cols / BLOCK)]);
+    if (w.quantised()) quantise(w, &a[m * padded(w.cols)], rows, &blocks[m * (w.cols / BLOCK)]);
   }
   void apply(const Weight& w, int64_t rows, int64_t like, float* y, const float* bias, bool add,
              const Weight& next) {
     pool.expect(next.values, next.tiles(), grain(pool, next, like), next.tile_bytes());
-    const Rows ready{a.data(), padded(w.cols), blocks->data(), tiles->data(), like};
+    const Rows ready{a.data(), padded(w.cols), blocks.data(), tiles.data(), like};
     product(pool, w, ready, rows, {y, w.rows, bias, add});
   }
 
   // Row m of the residual stream on its way into a product.
   void normed(int64_t m, const float* norm, float* y) const {
-    norm ? rms_norm(&x[m * D], norm, D, eps, y) : (void)std::copy_n(&x[m * D], D, y);
+    norm ? rms_norm(&x[m * D], norm, D, eps, y) : copy(&x[m * D], D, y);
   }
   // What half a layer adds to the residual stream: the product adds it itself, or leaves it in `wide` for
   // `settle` to normalise and scale.
@@ -229,8 +228,7 @@ struct Step : Spec {
       });
       apply(p.qkv, taken(), M, wide.data(), p.qkv_bias, false, p.o);
       typed(cache, in.ret(1 + l), [&](auto* keys) {
-        auto* own = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(keys)>>*>(keys);
-        append(own, l, p);
+        append(keys, l, p);
         if (l + 1 == L && last_only) narrow();
       });
       const Attention call = attention(in.ret(1 + l), l, p);
@@ -272,22 +270,22 @@ struct Step : Spec {
       });
     }
     const bool pairs = p.down.paired(M), quantised = p.gate_up.quantised();
-    const Rows ready{a.data(), padded(D), blocks->data(), nullptr, M};
+    const Rows ready{a.data(), padded(D), blocks.data(), nullptr, M};
     const Meeting meeting(p.down, M);
     pool.expect(p.down.values, p.down.tiles(), grain(pool, p.down, M), p.down.tile_bytes());
-    const Soon soon = quantised && T == 1 && l + 1 < L ? looked_at(l + 1) : Soon();
-    const Out out{quantised ? nullptr : passed->data(), padded(F), nullptr, false, F, act, pairs,
-                  quantised ? passed_blocks->data() : nullptr, &meeting, &soon};
+    const Soon soon = quantised && T == 1 && l + 1 < L ? looked_at(l + 1) : Soon{};
+    const Out out{quantised ? nullptr : passed.data(), padded(F), nullptr, false, F, act, pairs,
+                  quantised ? passed_blocks.data() : nullptr, &meeting, &soon};
     product(pool, p.gate_up, ready, taken(), out);
-    if (quantised) return std::swap(blocks, passed_blocks);
-    std::swap(a, *passed);
+    if (quantised) return swap(blocks, passed_blocks);
+    swap(a, passed);
     if (!pairs) each_row(taken(), [&](int64_t m) { this->ready(p.down, m, M); });
   }
   void finish(float* logits, int64_t n) {
     constexpr int64_t PIECE = 4096;  // that a thread takes at a time
     each_row((n + PIECE - 1) / PIECE, [&](int64_t i) {
       float* piece = logits + i * PIECE;
-      const int64_t some = std::min(PIECE, n - i * PIECE);
+      const int64_t some = min(PIECE, n - i * PIECE);
       logit_cap ? soft_cap(piece, some, logit_scale, logit_cap) : multiply(piece, some, logit_scale);
     });
   }
@@ -321,18 +319,18 @@ struct Step : Spec {
     for (int64_t i = 0; i < (int64_t)lasts.size(); i++) {
       const int64_t from = begins[lasts[i] + 1] - 1;  // never before i
       if (from == i) continue;
-      std::copy_n(&x[from * D], D, &x[i * D]);
-      std::copy_n(&wide[from * width], width, &wide[i * width]);
+      copy(&x[from * D], D, &x[i * D]);
+      copy(&wide[from * width], width, &wide[i * width]);
       place[i] = place[from];
     }
-    std::fill(begins.begin(), begins.end(), 0);
+    for (int64_t& begin : begins) begin = 0;
     for (int64_t b : lasts) begins[b + 1] = 1;
-    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    for (int64_t b = 0; b < B; b++) begins[b + 1] += begins[b];
   }
 
   template <class C>
-  void append(C* keys, int64_t l, const Layer& p) {
-    C* values = (C*)in.ret(1 + L + l);
+  void append(const C* kept, int64_t l, const Layer& p) {
+    C *keys = const_cast<C*>(kept), *values = (C*)in.ret(1 + L + l);
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
     const int64_t per_head = (G + 2) * H, width = K * per_head;
     each_row(taken(), [&](int64_t m) {  // positions past the end are dropped
@@ -348,12 +346,12 @@ struct Step : Spec {
   }
   // Keys and values that a step looks at in a layer, in the order of attention's tasks. They are more than a core's own
   // caches hold, but what falls out of these lies in the third level.
-  Soon looked_at(int64_t l) const {
+  Soon looked_at(int64_t l) {
     const int32_t *length = (int32_t*)in.arg(1), *cache_row = (int32_t*)in.arg(3);
     const int64_t item = cache == F32 ? 4 : 2, window = layers[l].window;
-    Soon runs;
+    runs.clear();
     for (int64_t b = 0; b < B; b++) {
-      const int64_t end = std::min<int64_t>(length[b], S), first = window ? std::max<int64_t>(end - window, 0) : 0;
+      const int64_t end = min<int64_t>(length[b], S), first = window ? max<int64_t>(end - window, 0) : 0;
       for (int64_t k = 0; k < K; k++)
         for (int64_t i : {l, L + l}) {
           const int64_t at = ((cache_row[b] * K + k) * S + first) * H * item;
@@ -361,7 +359,7 @@ struct Step : Spec {
           runs.push_back({(const char*)in.ret(1 + i) + at, lines});
         }
     }
-    return runs;
+    return {runs.data(), (int64_t)runs.size()};
   }
   // Of so many queries that share keys, how many look at these together: of many texts' all, up to 4, for each takes
   // a share of reading and widening the keys; of few texts' as many as leave each thread some tasks.
@@ -441,7 +439,7 @@ extern "C" XLA_FFI_Error* jllama_product(
 // large ones where it can: by then several threads write, and of a cache of many rows much never is.
 static void clear(char* p, int64_t bytes) {
 #if defined(__linux__)
-  const int64_t page = sysconf(_SC_PAGESIZE), before = std::min(-int64_t(p) & (page - 1), bytes),
+  const int64_t page = sysconf(_SC_PAGESIZE), before = min(-int64_t(p) & (page - 1), bytes),
                 whole = (bytes - before) & -page;
   if (whole && madvise(p + before, whole, MADV_DONTNEED) == 0) {
     madvise(p + before, whole, MADV_HUGEPAGE);

@@ -1,7 +1,5 @@
 // Products and embeddings, by the parts that know the weights.
 #pragma once
-#include <atomic>
-
 #include "parts.h"
 #include "pool.h"
 
@@ -41,19 +39,19 @@ static int64_t grain(const Pool& pool, const Weight& w, int64_t rows) {
   if (!w.few(rows) && !w.quantised()) return panels_grain(w.tiles(), pool.threads());
   const bool wide = !w.few(rows) || (w.quantised() && by_pairs(rows));
   const int64_t even = wide ? PANEL / TILE : w.quantised() || rows <= 2 ? 1 : 3;
-  return std::max(even, std::min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
+  return max(even, min((64 << 10) / w.tile_bytes(), w.tiles() / pool.threads() / 8) / even * even);
 }
 static void product(Pool& pool, const Weight& w, const Rows& in, int64_t rows, const Out& out) {
   constexpr int64_t EVEN = PANEL / TILE;
   const int64_t count = out.half ? w.tiles() / 2 : w.tiles(), most = grain(pool, w, in.like);
-  pool.run(count, out.half ? std::max(most / 2 / EVEN * EVEN, EVEN) : most,
+  pool.run(count, out.half ? max(most / 2 / EVEN * EVEN, EVEN) : most,
            [&](int64_t t0, int64_t t1) { part<Product>(part_of(w))(w, t0, t1, in, rows, out); });
 }
 
 // One row; NaN for a token outside the vocabulary.
 static void embed(const Weight& w, int32_t token, float* x) {
   if (token < 0 || token >= w.rows) {
-    std::fill(x, x + w.cols, NAN);
+    fill(x, x + w.cols, NOT_A_NUMBER);
     return;
   }
   if (!w.quantised())

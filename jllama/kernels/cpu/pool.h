@@ -1,25 +1,36 @@
 // The threads that share the work.
 #pragma once
-#include <algorithm>
+#include <pthread.h>
+
 #include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <mutex>
-#include <thread>
-#include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "plain.h"
+
+// A lock of the system's. <mutex> and <thread> take a quarter of a second to read.
+class Lock {
+ public:
+  explicit Lock(pthread_mutex_t* mutex) : mutex_(mutex) { pthread_mutex_lock(mutex); }
+  Lock(const Lock&) = delete;
+  ~Lock() { pthread_mutex_unlock(mutex_); }
+
+ private:
+  pthread_mutex_t* mutex_;
+};
 
 // A pool of threads. Each has a share of a phase's items and takes it from the front, so that it reads
 // memory in one long run; who is done takes from the back of the others' shares. The caller can finish alone:
 // a helper that the system does not run delays nothing but the few items it holds.
 class Pool {
  public:
-  explicit Pool(int threads) : shares_(threads) {
-    for (int i = 1; i < threads; i++) std::thread([this, i] { help(i); }).detach();
+  explicit Pool(int threads) : threads_(threads), shares_(new Share[threads]), helpers_(new Helper[threads]) {
+    for (int i = 1; i < threads; i++) {
+      helpers_[i] = {this, i};
+      pthread_t thread;
+      if (pthread_create(&thread, nullptr, Helper::run, &helpers_[i]) == 0) pthread_detach(thread);
+    }
   }
-  int threads() const { return int(shares_.size()); }
+  Pool(const Pool&) = delete;  // never destroyed: helpers outlive all
+  int threads() const { return threads_; }
   template <class Work>
   void run(int64_t n, int64_t grain, const Work& work) {  // work(begin, end) for pieces of 0..n-1
     if (n <= grain || threads() == 1) {
@@ -34,8 +45,8 @@ class Pool {
       shares_[t].range.store(packed(share(n, grain, t), share(n, grain, t + 1)));
     phase_.fetch_add(1);
     if (sleepers_.load()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
+      Lock lock(&mutex_);
+      pthread_cond_broadcast(&wake_);
     }
     take(0);
     for (Look look; left_.load();) look.ahead(*this, 0);
@@ -52,13 +63,22 @@ class Pool {
   struct alignas(64) Share {
     std::atomic<uint64_t> range{0};  // begin | end
   };
+  struct Helper {
+    Pool* pool;
+    int number;
+    static void* run(void* self) {
+      const Helper& helper = *(Helper*)self;
+      helper.pool->help(helper.number);
+      return nullptr;
+    }
+  };
   static uint64_t packed(int64_t begin, int64_t end) { return uint64_t(begin) << 32 | uint64_t(end); }
   int64_t share(int64_t n, int64_t grain, int64_t t) const {
     return t == threads() ? n : n * t / threads() / grain * grain;
   }
   static void pause() {
 #if defined(__x86_64__)
-    _mm_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
@@ -83,8 +103,8 @@ class Pool {
         const int64_t begin = r >> 32, end = uint32_t(r), grain = grain_.load();
         if (begin >= end) break;
         // Pieces begin at multiples of the grain from either end: who takes them changes no sum's order.
-        const int64_t from = i ? std::max(begin, (end - 1) / grain * grain) : begin,
-                      to = i ? end : std::min(begin + grain, end);
+        const int64_t from = i ? max(begin, (end - 1) / grain * grain) : begin,
+                      to = i ? end : min(begin + grain, end);
         if (!range.compare_exchange_weak(r, i ? packed(begin, from) : packed(to, end))) continue;
         call_(work_, from, to);
         left_.fetch_sub(to - from);
@@ -100,16 +120,18 @@ class Pool {
           look.ahead(*this, self);
           continue;
         }
-        std::unique_lock<std::mutex> lock(mutex_);
+        Lock lock(&mutex_);
         sleepers_.fetch_add(1);
-        wake_.wait(lock, [&] { return phase_.load() != seen; });
+        while (phase_.load() == seen) pthread_cond_wait(&wake_, &mutex_);
         sleepers_.fetch_sub(1);
       }
       seen = phase_.load();
       take(self);
     }
   }
-  std::vector<Share> shares_;
+  const int threads_;
+  Share* const shares_;
+  Helper* const helpers_;
   std::atomic<uint64_t> phase_{0};
   std::atomic<int64_t> left_{0}, grain_{1};
   std::atomic<int> sleepers_{0};
@@ -117,6 +139,6 @@ class Pool {
   const void* work_ = nullptr;
   std::atomic<const char*> next_from_{nullptr};
   std::atomic<int64_t> next_n_{0}, next_grain_{1}, next_bytes_{0};
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t wake_ = PTHREAD_COND_INITIALIZER;
 };

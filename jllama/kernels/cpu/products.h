@@ -1,10 +1,5 @@
 // Weights of every format times rows of activations.
 #pragma once
-#include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -38,20 +33,21 @@ class Room {
   explicit Room(int64_t n) {
     constexpr size_t PAGE = 2 << 20;
     const size_t bytes = n * sizeof(T), align = bytes < PAGE ? 64 : PAGE;
-    at_.reset((T*)std::aligned_alloc(align, (bytes + align) / align * align));
+    at_ = (T*)aligned_alloc(align, (bytes + align) / align * align);
     if (!at_) throw std::bad_alloc();
 #if defined(__linux__)
-    if (align == PAGE) madvise(at_.get(), bytes, MADV_HUGEPAGE);
+    if (align == PAGE) madvise(at_, bytes, MADV_HUGEPAGE);
 #endif
   }
-  T* data() const { return at_.get(); }
-  T& operator[](int64_t i) const { return at_.get()[i]; }
+  Room() = default;
+  Room(Room&& other) { swap(at_, other.at_); }
+  Room& operator=(Room&& other) { return swap(at_, other.at_), *this; }
+  ~Room() { free(at_); }
+  T* data() const { return at_; }
+  T& operator[](int64_t i) const { return at_[i]; }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T[], Free> at_;
+  T* at_ = nullptr;
 };
 enum Kind : int64_t { F32, BF16, F16, Q8, Q4, Q6, Q4_LEVELS };
 enum Scales : int64_t { WIDE, HALF, UNITS };  // float32, float16, int8 times a float16 for UNIT weights
@@ -179,7 +175,7 @@ static void to_tiles(const Weight& w, const float* x, int64_t m, char* out) {
   for (int64_t k = 0; k < columns; k++, out += parts * TILE_BYTES) {
     const float* from = x + k * TILE_COLUMNS;
     float last[TILE_COLUMNS] = {};
-    if ((k + 1) * TILE_COLUMNS > w.cols) std::copy(from, x + w.cols, last), from = last;
+    if ((k + 1) * TILE_COLUMNS > w.cols) copy(from, x + w.cols - from, last), from = last;
     UNROLL for (int i = 0; i < TILE_COLUMNS; i += LANES) {
       const F v = load(from + i);
       const I first = rounded(v);
@@ -193,9 +189,8 @@ static void to_tiles(const Weight& w, const float* x, int64_t m, char* out) {
 }
 // In place: the row's numbers in the first half of their memory, what rounding left of them in the second.
 static void to_pairs(const Weight& w, float* x) {
-  static thread_local std::vector<uint16_t> left;
-  left.resize(w.cols + LANES);
-  uint16_t *firsts = (uint16_t*)x, *rests = left.data();
+  static thread_local Buffer<uint16_t> left;
+  uint16_t *firsts = (uint16_t*)x, *rests = left.of(w.cols + LANES);
   auto some = [&](F v, int64_t c) {
     const I first = rounded(v);
     if (w.exact) *(U16*)(rests + c) = __builtin_convertvector(rest(v, first) >> 16, U16);
@@ -227,10 +222,10 @@ static void gated(int64_t act, const float* gate, const float* up, int64_t n, fl
     }
   for (; c < n; c++) {
     const float g = gate[c];
-    y[c] = up[c] * (act == SILU   ? g / (1 + std::exp(-g))
+    y[c] = up[c] * (act == SILU   ? g / (1 + __builtin_expf(-g))
                     : act == RELU ? (g < 0 ? 0 : g)
-                    : act == GELU ? g * 0.5f * std::erfc(g * -0.70710678f)
-                                  : 0.5f * g * (1 + std::tanh(0.79788456f * (g + 0.044715f * g * g * g))));
+                    : act == GELU ? g * 0.5f * __builtin_erfcf(g * -0.70710678f)
+                                  : 0.5f * g * (1 + __builtin_tanhf(0.79788456f * (g + 0.044715f * g * g * g))));
   }
 }
 
@@ -239,14 +234,17 @@ struct Run {
   const char* at;
   int64_t lines;
 };
-using Soon = std::vector<Run>;
+struct Soon {
+  const Run* runs;
+  int64_t count;
+};
 // What `some` of `parts` of a product fetch of it, in so many steps, each of so many lines: the part of a run.
 static Run share_of(const Soon& soon, int64_t part, int64_t some, int64_t parts, int64_t steps) {
-  const int64_t n = soon.size(), i = part * n / parts, within = part * n - i * parts;
+  const int64_t n = soon.count, i = part * n / parts, within = part * n - i * parts;
   if (i >= n) return {};
-  const int64_t from = soon[i].lines * within / parts,
-                to = std::min(soon[i].lines, soon[i].lines * (within + some * n) / parts);
-  return {soon[i].at + from * 64, (to - from + steps - 1) / steps};
+  const int64_t from = soon.runs[i].lines * within / parts,
+                to = min(soon.runs[i].lines, soon.runs[i].lines * (within + some * n) / parts);
+  return {soon.runs[i].at + from * 64, (to - from + steps - 1) / steps};
 }
 
 // y (+)= product + bias. Or, of a weight whose rows are `half` gates and as many others: what gates let pass, as
@@ -314,7 +312,7 @@ static __attribute__((noinline)) void panel(const float* w, int64_t depth, const
       F b = in_all(x + i * stride + c * next);
       IN_REGISTER(b);
       UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] =
-          std::is_same_v<T, pair> ? dot2(acc[i][v], k[v], b) : acc[i][v] + k[v] * b;
+          same<T, pair> ? dot2(acc[i][v], k[v], b) : acc[i][v] + k[v] * b;
     }
   }
   UNROLL for (int i = 0; i < M; i++)

@@ -13,7 +13,7 @@ constexpr int words(Form form) {  // of a block in memory
   return form == FOUR_BITS || form == OF_LEVELS ? 4 : six(form) ? 6 : 8;
 }
 template <Form FORM>
-using Of = std::integral_constant<Form, FORM>;
+using Of = Constant<Form, FORM>;
 template <Form FORM>
 INLINE I word(const char* p, int j) {  // word j of a block's eight: four weights of each row, see `dot4`
   if (six(FORM)) {  // the two high bits of four words lie in one
@@ -116,7 +116,7 @@ static void tile(const Weight& w, int64_t t, const char* p, const Block* x, int6
   constexpr int64_t BYTES = words(FORM) * TILE * 4;
   const int64_t blocks = w.cols / BLOCK;
   constexpr int V = LANES == 8 ? PARTS : 1;  // which share each activation that is put in all lanes
-  F acc[M][PARTS] = {};
+  alignas(64) F acc[M][PARTS] = {};
   Groups groups(w, t, 0);
   for (int64_t b = 0; b < blocks; b++, p += BYTES, groups.next()) {
     UNROLL for (int j = 0; j < words(FORM); j++)
@@ -136,7 +136,7 @@ static void tile(const Weight& w, int64_t t, const char* p, const Block* x, int6
       }
     }
   }
-  store_rows(out, m, m + M, t * TILE, std::min<int64_t>(TILE, w.rows - t * TILE), (const float*)acc, TILE);
+  store_rows(out, m, m + M, t * TILE, min<int64_t>(TILE, w.rows - t * TILE), (const float*)acc, TILE);
 }
 
 constexpr int MANY = LANES == 16 ? 8 : 2;  // as the registers allow
@@ -152,7 +152,7 @@ template <int SPANS, int M>
 static __attribute__((noinline)) void wide_panel(const Wide& w, bool offsets, int64_t blocks, const Block* x,
                                                  int64_t stride, float* y) {  // inlined it takes a tenth longer
   constexpr int WORDS = BLOCK / 2 / SPANS;
-  F acc[M][VECTORS];
+  alignas(64) F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = load(y + i * PANEL + v * LANES);
   for (int64_t s = 0; s < blocks * SPANS; s++) {
@@ -215,21 +215,21 @@ struct Beside {
   int64_t step, end, half;
   Beside(const Out& out, int64_t t1) : step(out.half ? 1 : PANEL / TILE), end(t1), half(out.half / TILE) {}
   // Tile k beside t. One behind the last is the last again, for nothing.
-  int64_t operator()(int64_t t, int64_t k) const { return half ? t + k * half : std::min(t + k, end - 1); }
+  int64_t operator()(int64_t t, int64_t k) const { return half ? t + k * half : min(t + k, end - 1); }
   int64_t across() const { return half ? half : 1; }  // from one to the next
 };
 template <Form FORM>
 static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
-  static thread_local std::vector<float> sums, passed;
+  static thread_local Buffer<float> sums_room, passed_room;
   alignas(64) static thread_local Wide panel;
   constexpr int64_t BYTES = words(FORM) * TILE * 4, LINES = Wide::BLOCKS * BYTES / 64;
   const int64_t blocks = w.cols / BLOCK;
   const Beside beside(out, t1);
-  if (out.half) passed.resize(rows * BLOCK);
+  float *sums = sums_room.of(rows * PANEL), *passed = out.half ? passed_room.of(rows * BLOCK) : nullptr;
   for (int64_t t = t0; t < t1; t += beside.step) {
-    sums.assign(rows * PANEL, 0.f);
+    fill(sums, sums + rows * PANEL, 0.f);
     for (int64_t b = 0; b < blocks; b += Wide::BLOCKS) {
-      const int64_t some = std::min<int64_t>(Wide::BLOCKS, blocks - b);
+      const int64_t some = min<int64_t>(Wide::BLOCKS, blocks - b);
       for (int64_t k = 0; k < PANEL / TILE; k++) widen<FORM>(w, beside(t, k), b, some, k * PARTS, &panel);
       const bool last = b + Wide::BLOCKS >= blocks;
       const int64_t ahead = last ? (t + beside.step) * blocks : t * blocks + b + Wide::BLOCKS;
@@ -243,11 +243,11 @@ static void many_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, 
       });
     }
     if (out.half) {
-      store_blocks(out, 0, rows, t, sums.data(), passed.data());
+      store_blocks(out, 0, rows, t, sums, passed);
       continue;
     }
-    const int64_t wide = std::min(std::min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
-    store_rows(out, 0, rows, t * TILE, wide, sums.data(), PANEL);
+    const int64_t wide = min(min(t1, t + PANEL / TILE) * TILE, w.rows) - t * TILE;
+    store_rows(out, 0, rows, t * TILE, wide, sums, PANEL);
   }
 }
 template <Form FORM>
@@ -315,7 +315,7 @@ static __attribute__((noinline)) void pair_of_tiles(const Weight& w, const Pair&
                 lines = (m + M) * pair.lines / rows - before;
   const char *p = pair.p, *next = pair.next + before * 64;
   const char* soon = pair.soon.at;
-  F acc[M][VECTORS];
+  alignas(64) F acc[M][VECTORS];
   UNROLL for (int i = 0; i < M; i++)
     UNROLL for (int v = 0; v < VECTORS; v++) acc[i][v] = pair.first ? F{} : load(y + i * PANEL + v * LANES);
   for (int64_t s = 0; s < pair.blocks * spans(FORM); p += BYTES, next += pair.lines * 64, x++) {
@@ -361,27 +361,26 @@ static void scales_of(const Weight& w, int64_t t, int64_t first, int v, Pair* ou
 }
 template <Form FORM>
 static void pairs_of_tiles(const Weight& w, int64_t t0, int64_t t1, const Block* x, int64_t rows, const Out& out) {
-  static thread_local std::vector<float> sums, passed;
+  static thread_local Buffer<float> sums_room, passed_room;
   alignas(64) static thread_local Pair pair;
   alignas(64) static thread_local char bytes[PAIR_BYTES];
   constexpr Form NEAR = as_bytes(FORM);
   constexpr int64_t BYTES = words(FORM) * TILE * 4, NEAR_BYTES = words(NEAR) * TILE * 4;
   const int64_t blocks = w.cols / BLOCK, pieces = (2 * blocks * NEAR_BYTES + PAIR_BYTES - 1) / PAIR_BYTES,
                 per = (blocks + pieces - 1) / pieces;
-  sums.resize(std::max<int64_t>(sums.size(), rows * PANEL));
+  float* sums = sums_room.of(rows * PANEL);
   const Beside beside(out, t1);
-  if (out.half) passed.resize(std::max<int64_t>(passed.size(), rows * BLOCK));
-  pair.passed = passed.data();
+  pair.passed = out.half ? passed_room.of(rows * BLOCK) : nullptr;
   for (int64_t t = t0; t < t1; t += beside.step) {
     const int64_t other = beside(t, 1);
     pair.cold = t == t0 && !packed(FORM);
-    pair.row = t * TILE, pair.wide = std::min((other + 1) * TILE, w.rows) - pair.row;
+    pair.row = t * TILE, pair.wide = min((other + 1) * TILE, w.rows) - pair.row;
     const int64_t apart = (other - t) * blocks * BYTES;
     pair.apart = packed(FORM) ? PAIR_BYTES / 2 : apart, pair.across = beside.across() * blocks * BYTES;
     pair.lines = BYTES / 64;
     for (int64_t b = 0; b < blocks; b += per) {
       pair.first = b == 0, pair.last = b + per >= blocks;
-      pair.blocks = std::min(per, blocks - b);
+      pair.blocks = min(per, blocks - b);
       pair.p = (const char*)w.values + (t * blocks + b) * BYTES;
       pair.next = pair.p + (pair.last ? beside.step * blocks - b : per) * BYTES;
       if (packed(FORM)) {
@@ -414,10 +413,10 @@ static void tiles(const Weight& w, int64_t t0, int64_t t1, const Rows& in, int64
       all(Of<FORM>(), t, p);
       continue;
     }
-    static thread_local std::vector<char> bytes;
-    bytes.resize(blocks * BLOCK * TILE);
-    to_bytes<FORM>(p, blocks, bytes.data());
-    all(Of<as_bytes(FORM)>(), t, bytes.data());
+    static thread_local Buffer<char> room;
+    char* bytes = room.of(blocks * BLOCK * TILE);
+    to_bytes<FORM>(p, blocks, bytes);
+    all(Of<as_bytes(FORM)>(), t, bytes);
   }
 }
 
@@ -446,7 +445,7 @@ static void expand(const Weight& w, int64_t t, int64_t first, int64_t columns, c
       constexpr int WORDS = BLOCK / 4 / spans(FORM);
       const F s = groups.scale(h, v);
       F o = w.offsets ? groups.offset(h, v) : s * -bias;
-      o = (s == s) & (o == o) ? o : F{} + NAN;  // a NaN that `put_pairs` keeps
+      o = (s == s) & (o == o) ? o : F{} + NOT_A_NUMBER;  // a NaN that `put_pairs` keeps
       UNROLL for (int j = h * WORDS; j < (h + 1) * WORDS; j++) {
         const I raw = packed(FORM) ? with_signs<FORM>(p + v * LANES * 4, j)
                                 : loadi(p + v * LANES * 4 + j % words(FORM) * TILE * 4);

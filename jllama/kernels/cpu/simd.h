@@ -1,13 +1,8 @@
 // Vectors of LANES numbers: everything is written once on them, and only `load`, `dot2` and `dot4` differ
-// between instruction sets.
+// between instruction sets. x86's are named as its assembler has them: to read immintrin.h takes 0.3 s.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
+#include "plain.h"
+#if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -20,12 +15,20 @@
 #endif
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define JLLAMA_WIDE 1
 constexpr int LANES = 16;
 #elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
 #define JLLAMA_AVX2 1
+#define JLLAMA_WIDE 1
 constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
+#endif
+// How instructions for products of bytes begin: AVX-512 has them, or AVX alone under the shorter encoding.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define JLLAMA_VNNI ""
+#elif defined(JLLAMA_AVX2) && defined(__AVXVNNI__)
+#define JLLAMA_VNNI "%{vex%} "
 #endif
 constexpr int TILE = 16, PARTS = TILE / LANES;  // rows of a quantised weight that lie interleaved
 constexpr int BLOCK = 32;                       // activations that share a scale
@@ -61,10 +64,10 @@ struct pair {
 INLINE F load(const float* p) { return *(const F*)p; }
 INLINE I loadi(const void* p) { return *(const I*)p; }
 INLINE F load(const bf16* p) {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (F)((I)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
-#elif defined(JLLAMA_AVX2)
-  return (F)((I)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
+#if defined(JLLAMA_WIDE)
+  I bits;
+  asm("vpmovzxwd %1, %0" : "=v"(bits) : "vm"(*(const U16*)p));
+  return (F)(bits << 16);
 #else
   return (F)(__builtin_convertvector(*(const U16*)p, I) << 16);
 #endif
@@ -104,10 +107,10 @@ static float one(half x) {  // no subnormal float32 on the way: XLA's threads ta
   return f;
 }
 INLINE F load(const half* p) {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(JLLAMA_AVX2)
-  return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#if defined(JLLAMA_WIDE)
+  F f;
+  asm("vcvtph2ps %1, %0" : "=v"(f) : "vm"(*(const U16*)p));
+  return f;
 #elif defined(__aarch64__)
   return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
 #else
@@ -115,10 +118,10 @@ INLINE F load(const half* p) {
 #endif
 }
 INLINE F load(const int8_t* p) {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-#elif defined(JLLAMA_AVX2)
-  return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#if defined(JLLAMA_WIDE)
+  I k;
+  asm("vpmovsxbd %1, %0" : "=v"(k) : "vm"(*(const Vec<int8_t>::type*)p));
+  return __builtin_convertvector(k, F);
 #else
   return __builtin_convertvector(*(const Vec<int8_t>::type*)p, F);
 #endif
@@ -149,7 +152,10 @@ static void put(half* p, float x) {
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr bool PAIRS = true;
-INLINE F dot2(F acc, F w, F x) { return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x); }
+INLINE F dot2(F acc, F w, F x) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
+}
 #else
 constexpr bool PAIRS = false;
 INLINE F dot2(F acc, F, F) { return acc; }
@@ -158,14 +164,15 @@ INLINE F dot2(F acc, F, F) { return acc; }
 // Adds to each int32 lane the dot product of its two int16 of w with the two of x. Nothing overflows: 16 such
 // products of an activation and a weight of 8 bits are less than 2^28.
 INLINE I dot2(I acc, I w, I x) {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (I)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
-#elif defined(JLLAMA_AVX2) && defined(__AVXVNNI__)
-  return (I)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)x);
+#if defined(JLLAMA_VNNI)
+  asm(JLLAMA_VNNI "vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
 #elif defined(JLLAMA_AVX2)
-  return acc + (I)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+  asm("vpmaddwd %2, %1, %0" : "=x"(w) : "x"(w), "x"(x));
+  return acc + w;
 #elif defined(__x86_64__)
-  return acc + (I)_mm_madd_epi16((__m128i)w, (__m128i)x);
+  asm("pmaddwd %1, %0" : "+x"(w) : "x"(x));
+  return acc + w;
 #else
   return acc + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16);
 #endif
@@ -173,14 +180,13 @@ INLINE I dot2(I acc, I w, I x) {
 // Where an instruction multiplies four bytes at once, few rows of activations meet the weights in two halves of
 // 8 bits: the weights' bytes need not be widened. dot4 adds to each int32 lane the dot product of its four bytes of
 // w, which are unsigned if FLIP is 128 (then int8 + 128 for 8 bit weights) and 0..15 for 4 bit, with those of x.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if defined(JLLAMA_VNNI)
 constexpr bool SPLIT = true;
 constexpr int FLIP = 128;
-INLINE I dot4(I acc, I w, I x) { return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x); }
-#elif defined(JLLAMA_AVX2) && defined(__AVXVNNI__)
-constexpr bool SPLIT = true;
-constexpr int FLIP = 128;
-INLINE I dot4(I acc, I w, I x) { return (I)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)x); }
+INLINE I dot4(I acc, I w, I x) {
+  asm(JLLAMA_VNNI "vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
+}
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 constexpr bool SPLIT = true;
 constexpr int FLIP = 0;
@@ -194,23 +200,26 @@ INLINE I dot4(I acc, I, I) { return acc; }
 // 16 such products are at most 30,720. Likewise four bytes a lane, but two sums in each.
 #if defined(JLLAMA_AVX2) && !defined(__AVXVNNI__)
 constexpr bool NIBBLES = true;
-INLINE I dot4_narrow(I acc, I w, I x) { return (I)((I16)acc + (I16)_mm256_maddubs_epi16((__m256i)w, (__m256i)x)); }
+INLINE I dot4_narrow(I acc, I w, I x) {
+  asm("vpmaddubsw %2, %1, %0" : "=x"(w) : "x"(w), "x"(x));
+  return (I)((I16)acc + (I16)w);
+}
 #else
 constexpr bool NIBBLES = false;
 INLINE I dot4_narrow(I acc, I, I) { return acc; }
 #endif
-// What IQ4_NL's 4 bits stand for.
-alignas(16) constexpr int8_t LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+// What IQ4_NL's 4 bits stand for; for each 16 bytes of a vector.
+#define SIXTEEN -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+alignas(64) constexpr int8_t LEVELS[64] = {SIXTEEN, SIXTEEN, SIXTEEN, SIXTEEN};
 #if defined(__aarch64__)
 constexpr bool LOOKS_UP = true;
 #else
 constexpr bool LOOKS_UP = LANES > 4;
 #endif
 INLINE I levels(I nibbles) {  // of each byte, which is 0..15
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-  return (I)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)nibbles);
-#elif defined(JLLAMA_AVX2)
-  return (I)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)nibbles);
+#if defined(JLLAMA_WIDE)
+  asm("vpshufb %1, %2, %0" : "=v"(nibbles) : "v"(nibbles), "v"(loadi(LEVELS)));
+  return nibbles;
 #elif defined(__aarch64__)
   return (I)vqtbl1q_s8(vld1q_s8(LEVELS), (uint8x16_t)nibbles);
 #else
@@ -284,7 +293,7 @@ INLINE F vtanh(F x) {  // to 3 ulp, small x too: a quotient of polynomials; a Na
 }
 
 template <int M>
-using Int = std::integral_constant<int, M>;
+using Int = Constant<int, M>;
 template <int N, int... Rest, class Work>
 INLINE void by_rows(int64_t m, int64_t end, const Work& work) {
   for (; m + N <= end; m += N) work(Int<N>(), m);  // as many at a time as there are left

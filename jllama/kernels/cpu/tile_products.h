@@ -54,11 +54,11 @@ static void by_tiles(const Weight& w, int64_t t0, int64_t t1, const char* x, int
                 next_sums = MOST_TILES * TILE_BYTES;
   UseTiles use;
   for (int64_t t = t0; t < t1; t += MOST_TILES) {
-    const int64_t some = std::min(MOST_TILES, t1 - t);
+    const int64_t some = min(MOST_TILES, t1 - t);
     for (int64_t m0 = 0; m0 < rows; m0 += SUMMED) {
-      const int64_t m1 = std::min(rows, m0 + SUMMED), high = (m1 - m0 + TILE - 1) / TILE;
+      const int64_t m1 = min(rows, m0 + SUMMED), high = (m1 - m0 + TILE - 1) / TILE;
       for (int64_t c = 0; c < columns; c += STEP) {
-        const int64_t deep = std::min(STEP, columns - c), next_b = deep * PB * TILE_BYTES;
+        const int64_t deep = min(STEP, columns - c), next_b = deep * PB * TILE_BYTES;
         for (int64_t i = 0; i < some; i++) fill(w, t + i, c, deep, panel + i * next_b);
         by_rows<2, 1>(0, high, [&](auto M, int64_t m) {
           const char* a = x + (m0 / TILE + m) * next_a + c * PA * TILE_BYTES;
@@ -71,7 +71,7 @@ static void by_tiles(const Weight& w, int64_t t0, int64_t t1, const char* x, int
       for (int64_t m = 0; m < high; m++)
         for (int64_t n = 0; n < some; n++) {
           const int64_t row = (t + n) * TILE, first = m0 + m * TILE;
-          store_rows(out, first, std::min(m1, first + TILE), row, std::min<int64_t>(TILE, w.rows - row),
+          store_rows(out, first, min(m1, first + TILE), row, min<int64_t>(TILE, w.rows - row),
                      (const float*)(sums + m * next_sums + n * TILE_BYTES), TILE);
         }
     }
