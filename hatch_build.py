@@ -1,7 +1,7 @@
 """Puts compiled CPU kernels into a wheel, for machines without a compiler.
 
 `JLLAMA_WHEEL_KERNELS=all hatchling build -t wheel`, where jllama's dependencies are installed; or names of
-`jllama/kernels/cpu/packaged.py`, with commas.
+`jllama/machine/native/packaged.py`, with commas.
 """
 
 import os
@@ -25,7 +25,7 @@ class KernelsHook(BuildHookInterface):
         if version == "editable" or not wanted:
             return
         sys.path.insert(0, self.root)
-        from jllama.kernels.cpu import compiling
+        from jllama.machine.native import compiling
 
         self.scratch = tempfile.mkdtemp(prefix="jllama-wheel-")
         names = () if wanted == "all" else wanted.split(",")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jllama.config import LayerKind, ModelConfig
-from jllama.kernels import kept
-from jllama.kernels.cpu import build, compiling, pack
+from jllama.kernels.cpu import build, pack
 from jllama.kernels.refusals import LLAMA_FIELDS, refused_field, refused_leaf
 from jllama.layers.qtensor import QTensor, dequantize
+from jllama.machine.native import compiling, kept
 
 DAY = 86400
 

@@ -20,7 +20,8 @@ import pytest
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
 from jllama.kernels import cpu
-from jllama.kernels.cpu import build, compiling, packaged
+from jllama.kernels.cpu import build
+from jllama.machine.native import compiling, packaged
 from tests.support.kernels_cpu import skip_without_kernels
 from tests.support.scripts_helpers import PATIENCE
 

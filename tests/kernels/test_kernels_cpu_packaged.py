@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from jllama.errors import JllamaError
-from jllama.kernels.cpu import build, compiling, packaged
+from jllama.kernels.cpu import build
+from jllama.machine.native import compiling, packaged
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = "sse2 avx2 fma f16c bmi2 movbe abm"

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from jllama.kernels.cpu import packaged
+from jllama.machine.native import packaged
 
 PROGRAM = """
 #include "pool.h"

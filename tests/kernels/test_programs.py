@@ -14,12 +14,12 @@ import pytest
 
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
-from jllama.kernels import kept
 from jllama.kernels.programs import key, program, shelf, store
 from jllama.kernels.programs.key import UntoldError, of_arrays, told
 from jllama.kernels.programs.program import Program, compiled_anew
 from jllama.kernels.target import Target
 from jllama.machine import devices
+from jllama.machine.native import kept
 
 COMPILED = []
 

@@ -16,9 +16,10 @@ import pytest
 from jllama.checkpoint.layout import layout
 from jllama.config import ModelConfig
 from jllama.kernels import cpu
-from jllama.kernels.cpu import build, compiling, packaged
+from jllama.kernels.cpu import build
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import LEVELS, QTensor
+from jllama.machine.native import compiling, packaged
 from jllama.model import places
 from tests.support.checkpoint_generator import named_tensors
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 
 from jllama.errors import JllamaError
-from jllama.kernels.cpu import packaged
-from jllama.kernels.cpu.compiling import CORE, PARTS, compiled, cores, symbol
+from jllama.machine.native import packaged
+from jllama.machine.native.compiling import CORE, PARTS, compiled, cores, symbol
 
 MOST_THREADS = 256
 TARGETS = ("jllama_forward", "jllama_product", "jllama_zeros", "jllama_copy_row")

@@ -21,7 +21,7 @@ from jax import Array
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
-from jllama.kernels import kept
+from jllama.machine.native import kept
 
 MEMORY_CLOCK, BUS_WIDTH = 36, 37  # CU_DEVICE_ATTRIBUTE_...: kHz, bits
 MINIMUM = (8, 0)  # compute capability

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from jllama.kernels.cpu.build import broken, load, threads
-from jllama.kernels.cpu.packaged import processor
 from jllama.machine import devices
+from jllama.machine.native.packaged import processor
 
 PACKAGE = Path(__file__).resolve().parents[2]
 LIBRARIES = ("jax", "jaxlib", "numpy", "ml_dtypes")

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import serialize_executable
 
 from jllama.files.paths import cache_dir
-from jllama.kernels import kept
+from jllama.machine.native import kept
 
 MAGIC = b"jllama program 1\n"
 SUFFIX, ORDER = ".program", ".order"

@@ -20,8 +20,7 @@ import jax
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
-from jllama.kernels import kept
-from jllama.kernels.cpu import packaged
+from jllama.machine.native import kept, packaged
 
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag

@@ -15,7 +15,7 @@ import jax
 
 from jllama.errors import JllamaError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[2] / "kernels" / "cpu"
 BUILT = HERE / "built"
 
 
