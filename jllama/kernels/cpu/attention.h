@@ -80,7 +80,7 @@ static void attend(const float* q, const T* keys, const T* values, const T* next
   const int64_t done = M == 1 || LANES == 16
                            ? products<T, M>(q, keys + lo * H, values + lo * H, n, S - lo, H, s, stride)
                            : 0;
-  by_rows<4, 1>(done, n, [&](auto R, int64_t r) {
+  by_rows<LANES == 16 ? 1 : 4, 1>(done, n, [&](auto R, int64_t r) {  // with wide registers few are left
     float y[R()][M];
     dots<T, R(), M, 1>(keys + (lo + r) * H, H, q, H, y);
     for (int k = 0; k < R(); k++)

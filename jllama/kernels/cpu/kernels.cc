@@ -23,6 +23,7 @@ struct Layer {
   const float *norm1, *post1, *norm2, *post2, *q_norm, *k_norm, *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
 };
 
+#define ONCE_COMPILED __attribute__((noinline))  // however many call it: inlined it would take the compiler seconds
 class Reader {  // walks the spec and the operands
  public:
   Reader(XLA_FFI_CallFrame* call) : call_(call) {
@@ -39,7 +40,7 @@ class Reader {  // walks the spec and the operands
   void* arg(int64_t i) { return i < 0 ? nullptr : ((XLA_FFI_Buffer*)call_->args.args[i])->data; }
   void* ret(int64_t i) { return ((XLA_FFI_Buffer*)call_->rets.rets[i])->data; }
   int64_t next() { return *at_++; }
-  Weight weight() {
+  ONCE_COMPILED Weight weight() {
     Weight w;
     w.kind = next();
     w.rows = next();
@@ -55,7 +56,8 @@ class Reader {  // walks the spec and the operands
     *columns = b ? b->dims[b->rank - 1] : 0;
     return b ? (const float*)b->data : nullptr;
   }
-  const float* vector(int64_t dtype, std::vector<std::vector<float>>& keep, float offset = 0) {  // as float32
+  // As float32.
+  ONCE_COMPILED const float* vector(int64_t dtype, std::vector<std::vector<float>>& keep, float offset = 0) {
     int64_t i = next();
     if (i < 0) return nullptr;
     auto* b = (XLA_FFI_Buffer*)call_->args.args[i];

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 template <class T>
 constexpr T min(T a, T b) { return b < a ? b : a; }
@@ -57,7 +56,7 @@ class Buffer {
       free(at_);
       room_ = n + n / 4;  // a text grows by a position a step
       at_ = (T*)aligned_alloc(64, (room_ * sizeof(T) + 63) / 64 * 64);
-      if (!at_) throw std::bad_alloc();
+      if (!at_) abort();
     }
     return at_;
   }

@@ -33,23 +33,7 @@ class Pool {
   int threads() const { return threads_; }
   template <class Work>
   void run(int64_t n, int64_t grain, const Work& work) {  // work(begin, end) for pieces of 0..n-1
-    if (n <= grain || threads() == 1) {
-      if (n) work(0, n);
-      return;
-    }
-    call_ = [](const void* w, int64_t begin, int64_t end) { (*(const Work*)w)(begin, end); };
-    work_ = &work;
-    grain_ = grain;
-    left_.store(n);
-    for (int t = 0; t < threads(); t++)
-      shares_[t].range.store(packed(share(n, grain, t), share(n, grain, t + 1)));
-    phase_.fetch_add(1);
-    if (sleepers_.load()) {
-      Lock lock(&mutex_);
-      pthread_cond_broadcast(&wake_);
-    }
-    take(0);
-    for (Look look; left_.load();) look.ahead(*this, 0);
+    share_out(n, grain, [](const void* w, int64_t begin, int64_t end) { (*(const Work*)w)(begin, end); }, &work);
   }
   // What the next product will read: n items of `bytes` each. Threads without work fetch the front of their
   // shares of it into their caches, so that memory is not idle between products. Mixed old and new numbers
@@ -60,6 +44,7 @@ class Pool {
   }
 
  private:
+  using Call = void(const void* work, int64_t begin, int64_t end);
   struct alignas(64) Share {
     std::atomic<uint64_t> range{0};  // begin | end
   };
@@ -96,6 +81,23 @@ class Pool {
       at += STEP;
     }
   };
+  void share_out(int64_t n, int64_t grain, Call* call, const void* work) {
+    if (n <= grain || threads() == 1) {
+      if (n) call(work, 0, n);
+      return;
+    }
+    call_ = call, work_ = work, grain_ = grain;
+    left_.store(n);
+    for (int t = 0; t < threads(); t++)
+      shares_[t].range.store(packed(share(n, grain, t), share(n, grain, t + 1)));
+    phase_.fetch_add(1);
+    if (sleepers_.load()) {
+      Lock lock(&mutex_);
+      pthread_cond_broadcast(&wake_);
+    }
+    take(0);
+    for (Look look; left_.load();) look.ahead(*this, 0);
+  }
   void take(int self) {  // who draws items knows that their phase still runs: it ends when all are done
     for (int i = 0; i < threads(); i++) {
       auto& range = shares_[(self + i) % threads()].range;
@@ -135,7 +137,7 @@ class Pool {
   std::atomic<uint64_t> phase_{0};
   std::atomic<int64_t> left_{0}, grain_{1};
   std::atomic<int> sleepers_{0};
-  void (*call_)(const void*, int64_t, int64_t) = nullptr;
+  Call* call_ = nullptr;
   const void* work_ = nullptr;
   std::atomic<const char*> next_from_{nullptr};
   std::atomic<int64_t> next_n_{0}, next_grain_{1}, next_bytes_{0};

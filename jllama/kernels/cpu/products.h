@@ -34,7 +34,7 @@ class Room {
     constexpr size_t PAGE = 2 << 20;
     const size_t bytes = n * sizeof(T), align = bytes < PAGE ? 64 : PAGE;
     at_ = (T*)aligned_alloc(align, (bytes + align) / align * align);
-    if (!at_) throw std::bad_alloc();
+    if (!at_) abort();
 #if defined(__linux__)
     if (align == PAGE) madvise(at_, bytes, MADV_HUGEPAGE);
 #endif
