@@ -6,6 +6,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jllama.files.model_files import ModelFiles
 from jllama.hub import ready_made
 from jllama.hub.references import resolve
 from jllama.machine import devices, processes
+from jllama.machine.native import units
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -126,7 +128,8 @@ def load(
     _check_settings(quantize, device, tensor_parallel)
     name, known_sha256 = ready_made.reference(name := _reference(reference)) or (name, None)
     files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
-    # A wrong reference is refused before jax is imported.
+    # A wrong reference is refused before jax is imported, which takes as long as a part of the kernels.
+    units.expect(dtype, device)
     from jllama.checkpoint import read_config
     from jllama.kernels import programs
 
@@ -211,12 +214,7 @@ def _on_devices(
 
 
 def _load_weights(
-    files: ModelFiles,
-    config: "ModelConfig",
-    dtype: str,
-    quantize: str,
-    progress: bool,
-    mesh: "Mesh | None",
+    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool, mesh: "Mesh | None"
 ) -> "Params":
     from jllama import kernels
     from jllama.checkpoint import automatic_mode, likeness, load_params, memory
@@ -226,13 +224,15 @@ def _load_weights(
     if is_saved(files) and quantize != "auto":
         raise JllamaError(f"{files.description} is quantised already: {quantize!r} can't change that")
     target = of_platform(devices.platform(), mesh)
-    if quantize == "auto":
-        quantize = automatic_mode(files, config, dtype, target)
+    mode = automatic_mode(files, config, dtype, target, waits=False) if quantize == "auto" else quantize
     if processes.group() is not None:
-        own: Any = dict(dtype=dtype, storage=quantize, devices=target.devices)
+        own: Any = dict(dtype=dtype, storage=mode, devices=target.devices)
         processes.agree(likeness.marks(config, likeness.sampled(files), **own))
-    memory.check_weights(files, config, dtype, quantize, devices=target.devices)
-    params = load_params(files, config, dtype, progress=progress, quantize=quantize, mesh=mesh)
+    memory.check_weights(files, config, dtype, mode, devices=target.devices)
+    read = partial(load_params, files, config, dtype, progress=progress, mesh=mesh)
+    params = read(quantize=mode)
+    if kernels.cpu.in_tiles(params) and kernels.failed(target):  # they were compiled meanwhile, or were to be
+        params = read(quantize="none" if quantize == "auto" else quantize)
     return kernels.joined(params)
 
 

@@ -18,12 +18,14 @@ from jllama.engine.borders import Borders
 from jllama.engine.decoder import Progress, raise_first, read_prompt
 from jllama.engine.rows import Row
 from jllama.engine.scheduler import check_fits
+from jllama.engine.slot_warm_up import prepare_beginning
 from jllama.engine.slots import STOPS, Slots
 from jllama.engine.state import Burst, DecodeState
 from jllama.errors import JllamaError
 from jllama.grammar.constraint import constraint_for, masks_for
 from jllama.layers.cache import KVCache
 from jllama.loading import Model, checked_max_seq_len, tokenizer_of
+from jllama.machine import devices
 from jllama.settings import GenerationSettings, build_settings
 from jllama.text.content_parts import Content
 from jllama.text.prompt import Prompt, Variables, encode_prompt
@@ -60,6 +62,7 @@ class Session:
         self.ids: list[int] = []
         self.result = Result()
         self._cache: KVCache | None = None
+        self._first = True  # text
         self._name = leading.number()  # by which other processes know the cache
         weakref.finalize(self, leading.forget, self._name)
         self._borders = Borders.of(model.config)
@@ -177,7 +180,9 @@ class Session:
         state = DecodeState.of_one(self._take_cache(reused))
         slots = Slots(self.model.config, self.model.params, state)
         slots.name = self._name
+        preparing = self._preparing(slots, row)
         logits = read_prompt(slots, row.prompt, reused, progress=progress)
+        preparing()
         self.result.reused_tokens = reused
         row = self._borders.stopping(row)
         if row.constraint is None:
@@ -185,6 +190,13 @@ class Session:
         masks = masks_for([row.constraint])
         raise_first([row.constraint])
         return slots, slots.begin_together([(0, row, 0)], logits, masks)
+
+    def _preparing(self, slots: Slots, row: Row) -> Callable[[], None]:
+        """Of the first text: the program behind the prompt's is made ready meanwhile; what waits for that."""
+        first, self._first = self._first, False
+        if not first or row.constraint is not None or not devices.keeps_programs():
+            return lambda: None
+        return prepare_beginning(slots, row).join
 
     def _take_cache(self, count: int) -> KVCache:
         """The cache, for its first `count` positions. It is the engine's now: until `_keep` we have none."""

@@ -37,6 +37,7 @@ BY_NAME = ("jllama.cli.main", "jllama.kernels.gpu")  # modules that import what 
 TEXT_ONLY = (
     *("jllama.text", "jllama.tools", "jllama.grammar", "jllama.hub", "jllama.files"),
     "jllama.families.tensor_names",
+    "jllama.machine.native",
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jllama
-from jllama import loading
+from jllama import checkpoint, loading
 from jllama.errors import JllamaError
 from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
 
@@ -122,7 +122,7 @@ def test_where_the_tokenizer_and_the_sampling_come_from(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("quantize", "used"), [("auto", "int8"), ("none", "none"), ("int4", "int4")])
 def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
     seen = []
-    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_: "int8")
+    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_, **__: "int8")
     monkeypatch.setattr(
         "jllama.checkpoint.memory.check_weights", lambda *given, devices: seen.append(given[3])
     )
@@ -131,6 +131,56 @@ def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
     )
     loading.load(str(directory), quantize=quantize)
     assert seen == [used, used]
+
+
+@pytest.mark.parametrize(("quantize", "anew"), [("auto", "none"), ("int8", "int8")])
+def test_weights_laid_out_for_kernels_that_fail_meanwhile_are_read_again(
+    monkeypatch, directory, quantize, anew
+):
+    read, modes = checkpoint.load_params, []
+    monkeypatch.setattr(
+        "jllama.checkpoint.load_params",
+        lambda *given, quantize, **rest: modes.append(quantize) or read(*given, quantize=quantize, **rest),
+    )
+    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_, **__: "auto")
+    monkeypatch.setattr("jllama.kernels.cpu.in_tiles", lambda params: True)
+    for fails in (False, True):
+        monkeypatch.setattr("jllama.kernels.failed", lambda target, fails=fails: fails)
+        loading.load(str(directory), quantize=quantize)
+    assert modes == [quantize, quantize, anew]
+
+
+@pytest.mark.parametrize(
+    ("device", "variables", "driven", "begun"),
+    [
+        ("auto", {}, False, ["float16"]),
+        ("auto", {}, True, []),
+        ("cpu", {}, True, ["float16"]),
+        ("cpu", {"JAX_PLATFORMS": "cuda"}, True, ["float16"]),
+        ("auto", {"JAX_PLATFORMS": "cpu"}, True, ["float16"]),
+        ("auto", {"JAX_PLATFORMS": "cuda"}, False, []),
+        ("auto", {"JLLAMA_KERNELS": "0"}, False, []),
+    ],
+)
+def test_compilers_begin_before_jax_is_imported_where_the_cpu_will_run_it(
+    monkeypatch, directory, device, variables, driven, begun
+):
+    for name in ("JAX_PLATFORMS", "JLLAMA_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    expected = []
+    monkeypatch.setattr(loading.units, "begun", expected.append)
+    monkeypatch.setattr(loading.units.packaged, "library", lambda: None)
+    monkeypatch.setattr(loading.devices, "Path", lambda path: SimpleNamespace(exists=lambda: driven))
+    monkeypatch.setattr(loading.devices, "configure", lambda device: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loading.load(str(directory), dtype="float16", device=device)
+    assert expected == [unit for dtype in begun for unit in ("core", f"attention_{dtype}")]
+    expected.clear()
+    with pytest.raises(JllamaError):
+        loading.load(str(directory / "nowhere"))
+    assert expected == [], "a wrong reference compiles nothing"
 
 
 def test_what_is_quantised_already_stays_so(monkeypatch, directory):
@@ -234,11 +284,13 @@ def test_a_device_is_chosen_before_the_first_use_and_a_gpu_before_anything_is_fe
 
 def test_what_auto_means_is_asked_for_the_place_of_the_weights(monkeypatch, directory):
     asked = []
-    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *given: asked.append(given) or "none")
+    monkeypatch.setattr(
+        "jllama.checkpoint.automatic_mode", lambda *given, waits: asked.append((*given, waits)) or "none"
+    )
     model = loading.load(str(directory), dtype="float16")
-    ((files, config, dtype, target),) = asked
+    ((files, config, dtype, target, waits),) = asked
     assert (files.directory, config, dtype) == (Path(directory), model.config, "float16")
-    assert (target.platform, target.mesh) == ("cpu", None)
+    assert (target.platform, target.mesh, waits) == ("cpu", None, False)
     asked.clear()
     loading.load(str(directory), quantize="none")
     assert asked == []

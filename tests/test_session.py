@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import threading
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import jllama
 from jllama.engine import leading
 from jllama.engine.slots import STOPS
 from jllama.errors import JllamaError
+from jllama.kernels.programs import program, shelf
+from jllama.machine import devices
 from jllama.session import Session
 from jllama.settings import GenerationSettings
 from tests.support.tiny_checkpoint import CONTEXT, KEYS, write_tiny_model
@@ -50,6 +53,28 @@ def test_the_result_says_it_all(session):
     assert result.text == session.model.tokenizer.decode(result.token_ids)
     assert result.prefill_seconds > 0 < result.decode_seconds
     assert session.ids == PROMPT + result.token_ids[:-1]
+
+
+def test_what_begins_the_first_text_is_made_ready_while_its_prompt_is_read(model, monkeypatch, tmp_path):
+    """And the call finds that very program."""
+    monkeypatch.setenv("JLLAMA_CACHE", str(tmp_path))
+    monkeypatch.setattr(devices, "keeps_programs", lambda: True)
+    monkeypatch.setattr(program, "surroundings", lambda: "here")
+    monkeypatch.setattr(program, "SHELF", shelf.Shelf())
+    made, kept = [], program.Program._kept
+
+    def noted(self, *given):
+        made.append((self.__name__, threading.current_thread().name))
+        return kept(self, *given)
+
+    monkeypatch.setattr(program.Program, "_kept", noted)
+    session = Session(model, max_seq_len=92)
+    first = run(session, PROMPT, temperature=1.0, seed=7)
+    assert [thread for name, thread in made if name == "begin"] == ["jllama beginning"]
+    assert first.token_ids == fresh(model, PROMPT, temperature=1.0, seed=7).token_ids
+    made.clear()
+    run(session, [*PROMPT, 33])
+    assert made == []
 
 
 def test_a_longer_prompt_computes_only_what_is_new(session, model):

@@ -3,7 +3,9 @@
 Those for answers that must match are apart: most engines are never asked for one.
 """
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jllama.engine import asking, masked_programs, slot_programs
+from jllama.engine.rows import Row
 from jllama.engine.slots import SCORED, Slots
 from jllama.engine.state import Way
 from jllama.grammar.constraint import mask_width
@@ -35,6 +38,26 @@ def compile_all(slots: Slots, *, masked: bool = False) -> int:
         else:
             program.lower(*arguments, **options).compile()  # type: ignore[attr-defined]
     return len(programs)
+
+
+def prepare_beginning(slots: Slots, row: Row) -> threading.Thread:
+    """A thread makes ready what begins a text that is alone, while its prompt's program is compiled.
+
+    Args:
+      slots: one.
+      row: what needs no mask. With more ids that end it than others have, its program is another.
+    """
+    how, V = slots.way(scores=row.scores, floors=row.floor > 0), slots.config.vocab_size
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), slots.before)
+    arguments = (state, *_beginning(slots, jax.ShapeDtypeStruct((1, V), jnp.float32), slots.max_len))
+
+    def prepare() -> None:
+        with contextlib.suppress(Exception):  # who calls the program hears of it
+            slot_programs.begin.prepare(*arguments, how=how)
+
+    thread = threading.Thread(target=prepare, name="jllama beginning", daemon=True)
+    thread.start()
+    return thread
 
 
 def _programs(slots: Slots) -> Iterator[Call]:
@@ -96,11 +119,18 @@ def _beginnings(slots: Slots, *, masked: bool = False) -> Iterator[Call]:
     rows = {1} if slots.alone else {1, slot_programs.GROUP}
     for how, size, b in itertools.product(_ways(slots, "scores", "floors"), sizes, rows):
         logits = jax.ShapeDtypeStruct((b, V), jnp.float32, sharding=sharding)
-        sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
-        numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
-        mask = np.zeros((b, mask_width(V)), np.int32) if masked else None
-        arguments = (state, logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling, mask)
-        yield slot_programs.begin, arguments, dict(how=how)
+        yield slot_programs.begin, (state, *_beginning(slots, logits, size, masked)), dict(how=how)
+
+
+def _beginning(
+    slots: Slots, logits: jax.ShapeDtypeStruct, size: int, masked: bool = False
+) -> tuple[Any, ...]:
+    """What `slot_programs.begin` takes behind the state, with places for prompts of that size."""
+    b, V = logits.shape
+    sampling, keys = Sampling.build(batch=b, vocab_size=V), np.zeros((b, 2), np.uint32)
+    numbers, stops = np.zeros((b, 5), np.int32), np.zeros((b, slots.stops), np.int32)
+    mask = np.zeros((b, mask_width(V)), np.int32) if masked else None
+    return logits, numbers, keys, stops, np.zeros((b, size), np.int32), sampling, mask
 
 
 def _ways(slots: Slots, *choices: str) -> set[Way]:

@@ -77,8 +77,10 @@ def forward(
     return logits, cache.advance(n_valid)
 
 
-def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, target: Target) -> str | None:
-    """In one line why no kernel runs this whole call, or None if one does."""
+def refusal(
+    config: ModelConfig, params: Params, tokens: Any, cache: KVCache, target: Target, *, waits: bool = True
+) -> str | None:
+    """In one line why no kernel runs this whole call, or None if one does; `waits` is the CPU kernels'."""
     if not target.kernels:
         return "JLLAMA_KERNELS=0"
     if target.on_gpu:
@@ -89,7 +91,7 @@ def refusal(config: ModelConfig, params: Params, tokens: Any, cache: KVCache, ta
         return "no kernel here runs a model that lies on several devices"
     if target.platform != "cpu":
         return f"no kernels for {target.platform}"
-    return cpu.forward_refusal(config, params, cache)
+    return cpu.forward_refusal(config, params, cache, waits=waits)
 
 
 def notice(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
@@ -97,7 +99,9 @@ def notice(config: ModelConfig, params: Params, dtype: str, target: Target) -> s
     return decode_refusal(config, params, dtype, target) if target.kernels else None
 
 
-def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Target) -> str | None:
+def decode_refusal(
+    config: ModelConfig, params: Params, dtype: str, target: Target, *, waits: bool = True
+) -> str | None:
     """Why no kernel decodes a single text, or None if one does; `params` may be shapes without numbers.
 
     On a mesh `config` and `params` are the whole model's, as a widened configuration has them.
@@ -110,7 +114,12 @@ def decode_refusal(config: ModelConfig, params: Params, dtype: str, target: Targ
         config = sharding.local(config, target.devices)
     cache = jax.eval_shape(partial(KVCache.empty, config, batch=1, max_len=32, dtype=dtype))
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return refusal(config, params, token, cache, target)
+    return refusal(config, params, token, cache, target, waits=waits)
+
+
+def failed(target: Target) -> bool:
+    """Whether the CPU's kernels were to run there and can't be compiled or loaded. Waits for them."""
+    return target.platform == "cpu" and target.mesh is None and target.kernels and not _on_cpu(target)
 
 
 def shards_of(params: Params, target: Target) -> Shards | None:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from pathlib import Path
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
@@ -37,6 +38,13 @@ def configure(device: str = "auto") -> None:
         _keep_programs()
     _check_device(device)
     _PROCESS.keeps_programs = _keeps_programs()
+
+
+def is_likely_cpu(device: str) -> bool:
+    """Whether programs and our kernels will run on the CPU, as far as can be told without jax."""
+    chosen = device if device != "auto" else os.environ.get("JAX_PLATFORMS") or device
+    driven = chosen == "auto" and Path("/proc/driver/nvidia").exists()
+    return chosen in ("auto", "cpu") and not driven and os.environ.get("JLLAMA_KERNELS") != "0"
 
 
 class _Process:

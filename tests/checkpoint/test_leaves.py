@@ -307,16 +307,16 @@ def test_a_shift_is_the_norms_alone(name, less):
 
 def test_a_quantised_leaf_lies_as_the_kernels_there_read(monkeypatch):
     leaf = weight_of(random_blocks(np.random.default_rng(0), "Q8_0", 4, 64), "Q8_0")
-    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda **_: None)
     monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
     assert placed(leaf).layout == "tiles"
     assert placed(leaf, pack=False).layout == "rows"
     bound = placed(leaf, jax.devices()[0])
     assert (bound.layout, bound.values.committed, placed(leaf).values.committed) == ("tiles", True, False)
     assert placed(leaf, alone=False).layout == "rows"
-    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: "no compiler")
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda **_: "no compiler")
     assert placed(leaf).layout == "rows"
-    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda: None)
+    monkeypatch.setattr("jllama.kernels.cpu.refusal", lambda **_: None)
     monkeypatch.setenv("JLLAMA_KERNELS", "0")
     assert placed(leaf).layout == "rows"
     two_levels = weight_of(random_blocks(np.random.default_rng(0), "Q4_K", 4, 256), "Q4_K")
@@ -619,20 +619,20 @@ def test_what_is_kept_quantised_is_decided_by_what_lies_on_each_device(monkeypat
         asked.append(given)
         return "outline"
 
-    def decode_refusal(config, params, dtype, where):
-        asked.append((config, params, dtype, where))
+    def decode_refusal(config, params, dtype, where, *, waits):
+        asked.append((config, params, dtype, where, waits))
         return refusal
 
     monkeypatch.setattr(automatic, "kept_outline", kept_outline)
     monkeypatch.setattr(automatic.kernels, "decode_refusal", decode_refusal)
     monkeypatch.setattr(automatic.sharding, "widened", lambda config, count: (config, count))
     files = ModelFiles(description="x", gguf=Path("x.gguf"))
-    mode = automatic.automatic_mode(files, "config", "bfloat16", target)
+    mode = automatic.automatic_mode(files, "config", "bfloat16", target, waits=False)
     assert mode == ("auto" if refusal is None else "none")
     config = ("config", 2) if devices > 1 else "config"
     assert asked == [
         dict(layout="records", devices=devices),
-        (config, "outline", "bfloat16", target),
+        (config, "outline", "bfloat16", target, False),
     ]
     other = ModelFiles(description="x", directory=Path("x"))
     assert automatic.automatic_mode(other, "config", "bfloat16", target) == "none"

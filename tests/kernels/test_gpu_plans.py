@@ -418,7 +418,7 @@ def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
 
     monkeypatch.setattr(kernels.gpu, "decode_refusal", lambda *_: "one")
     monkeypatch.setattr(kernels.gpu, "batch_refusal", lambda *_: "several")
-    monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *_: "cpu's")
+    monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *_, **__: "cpu's")
     assert reason(Target("gpu", False)) == reason(Target("cpu", False)) == "JLLAMA_KERNELS=0"
     assert (reason(Target("gpu")), reason(Target("gpu"), token=token[:1])) == ("several", "one")
     assert reason(Target("gpu"), token=np.zeros((1, 3), np.int32)) == "one"

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jllama import kernels
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
 from jllama.kernels import cpu
 from jllama.kernels.cpu import build
-from jllama.machine.native import compiling, packaged
+from jllama.kernels.target import Target
+from jllama.machine.native import compiling, packaged, units
 from tests.support.kernels_cpu import skip_without_kernels
 from tests.support.scripts_helpers import PATIENCE
 
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
     """As if nothing had been compiled or loaded in this process."""
-    monkeypatch.setattr(build, "_UNITS", {})
+    monkeypatch.setattr(units, "_UNITS", {})
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
@@ -240,11 +242,60 @@ def test_units_are_compiled_at_the_same_time_and_once(monkeypatch):
         met.wait(60)
         return Path(*units)
 
-    monkeypatch.setattr(build, "compiled", compiled)
-    monkeypatch.setattr(build, "_SLOTS", threading.Semaphore(2))
-    found = [build._begun(unit) for unit in ("core", "four_bits", "core")]
+    monkeypatch.setattr(units, "compiled", compiled)
+    monkeypatch.setattr(units, "_SLOTS", threading.Semaphore(2))
+    found = [units.begun(unit) for unit in ("core", "four_bits", "core")]
     assert [str(future.result(60)) for future in found] == ["core", "four_bits", "core"]
     assert sorted(asked) == ["core", "four_bits"]
+
+
+def test_what_every_model_needs_is_begun_unless_a_wheel_has_it(monkeypatch):
+    monkeypatch.delenv("JLLAMA_KERNELS", raising=False)
+    asked = []
+    monkeypatch.setattr(units, "compiled", lambda units: asked.extend(units) or Path(*units))
+    monkeypatch.setattr(packaged, "library", lambda: Path("a wheel's"))
+    units.expect("float16", "cpu")
+    assert units._UNITS == {}
+    monkeypatch.setattr(packaged, "library", lambda: None)
+    units.expect("float16", "cpu")
+    assert [str(units.begun(unit).result(60)) for unit in (compiling.CORE, "attention_float16")] == asked
+    monkeypatch.setattr(packaged, "library", refused)
+    units.expect("bfloat16", "cpu")
+    assert len(asked) == 2
+
+
+def refused():
+    raise JllamaError("JLLAMA_ISA='avx3'")
+
+
+def test_a_core_that_is_compiled_is_taken_for_granted_only_where_nobody_waits(monkeypatch):
+    may_end = threading.Event()
+
+    def compiled(units):
+        may_end.wait(60)
+        raise JllamaError("c++ failed")
+
+    monkeypatch.setattr(units, "compiled", compiled)
+    monkeypatch.setattr(packaged, "library", lambda: None)
+    monkeypatch.setattr(build, "_loaded", build._loaded.__wrapped__)
+    assert build.reason(["four_bits"], waits=False) is None
+    assert cpu.refusal(waits=False) is None
+    assert {compiling.CORE, "four_bits"} == {*units._UNITS}
+    may_end.set()
+    assert "c++ failed" in build.reason(["four_bits"])
+    assert "c++ failed" in build.reason(waits=False)
+    assert kernels.failed(Target("cpu"))
+    assert not kernels.failed(Target("cpu", False))
+    assert not kernels.failed(Target("gpu"))
+
+
+def test_the_compiler_reads_no_header_that_takes_long():
+    """<algorithm>, <memory>, <thread> and immintrin.h took half of a part's time."""
+    read = {*"cstdint cstdlib cstring pthread.h unistd.h arm_neon.h sys/mman.h sys/syscall.h atomic".split()}
+    files = {path.name: path.read_text("utf-8") for path in packaged.HERE.glob("*.[ch]*")}
+    lines = {line for text in files.values() for line in text.splitlines() if line.startswith("#include <")}
+    assert {line.split("<")[1].rstrip(">") for line in lines} == read | {"vector"}
+    assert [name for name, text in files.items() if "#include <vector>" in text] == ["kernels.cc"]
 
 
 def test_a_part_is_waited_for_when_it_is_called(monkeypatch):
@@ -256,11 +307,11 @@ def test_a_part_is_waited_for_when_it_is_called(monkeypatch):
         may_end.wait(60)
         return made
 
-    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(units, "compiled", compiled)
     monkeypatch.setattr(build, "_THERE", set())
     monkeypatch.setattr(build, "_WANTED", set())
     assert not isinstance(build.load(["six_halves"]), str)
-    assert not build._UNITS["six_halves"].done()
+    assert not units._UNITS["six_halves"].done()
     threading.Timer(0.1, may_end.set).start()
     build.settle()
     assert {"six_halves"} == build._THERE
@@ -274,7 +325,7 @@ def test_a_part_that_fails_is_an_error_once_and_then_a_reason(monkeypatch):
     def compiled(units):
         raise JllamaError(f"{units} failed")
 
-    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(units, "compiled", compiled)
     for name in ("_THERE", "_WANTED"):
         monkeypatch.setattr(build, name, set())
     monkeypatch.setattr(build, "_BROKEN", {})

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from jllama.errors import JllamaError
@@ -75,10 +76,11 @@ def test_a_library_of_another_source_or_interface_is_none(built, monkeypatch):
         changed.setattr(packaged, "source", lambda: b"another")
         assert packaged.library() is None
     with monkeypatch.context() as changed:
-        changed.setattr(packaged, "_interface", lambda: b"another")
+        changed.setattr(packaged, "interface", lambda: b"another")
         assert packaged.library() is None
-    assert b"MAJOR" in packaged._interface()
-    assert b"MINOR" in packaged._interface()
+    assert b"MAJOR" in packaged.interface()
+    assert b"MINOR" in packaged.interface()
+    assert packaged.headers() == jax.ffi.include_dir()
 
 
 @pytest.mark.parametrize("name", ["CXX", "JLLAMA_CXXFLAGS"])

@@ -21,7 +21,9 @@ from jllama.kernels.target import Target
 from jllama.model import Params
 
 
-def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: Target) -> str:
+def automatic_mode(
+    files: ModelFiles, config: ModelConfig, dtype: str, target: Target, *, waits: bool = True
+) -> str:
     """`auto` if a kernel decodes with a GGUF file's blocks as they are stored, else `none`.
 
     XLA expands blocks anew for each token, which is far slower than to expand them once.
@@ -31,6 +33,7 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
       config: what `read_config` made of them.
       dtype: the run dtype.
       target: where the weights will lie.
+      waits: False: takes kernels that are being compiled for granted; `kernels.failed` tells.
 
     Raises:
       JllamaError: the file is not sound.
@@ -41,7 +44,8 @@ def automatic_mode(files: ModelFiles, config: ModelConfig, dtype: str, target: T
     params = kept_outline(files, config, dtype, layout=layout, devices=target.devices)
     if target.mesh is not None:
         config = sharding.widened(config, target.devices)
-    return "auto" if kernels.decode_refusal(config, params, dtype, target) is None else "none"
+    refusal = kernels.decode_refusal(config, params, dtype, target, waits=waits)
+    return "auto" if refusal is None else "none"
 
 
 def kept_outline(

@@ -140,8 +140,10 @@ def placed(leaf: Any, where: Any = None, *, pack: bool = True, alone: bool = Tru
 
 
 def kernel_layout(where: Any) -> str:
-    """The layout of a `QTensor` that the kernels of a place, None for JAX's default device, read."""
+    """The layout of a `QTensor` that kernels of a place, None for JAX's default device, read, or will read
+    once they are compiled.
+    """
     target = of_platform(getattr(where or jax.devices()[0], "platform", "cpu"))
-    if not target.kernels or (target.layout == "tiles" and kernels.cpu.refusal() is not None):
+    if not target.kernels or (target.layout == "tiles" and kernels.cpu.refusal(waits=False) is not None):
         return "rows"
     return target.layout

@@ -15,6 +15,7 @@ from jax import Array
 
 from jllama.config import ModelConfig
 from jllama.kernels.cpu import build
+from jllama.kernels.cpu.pack import in_tiles as in_tiles
 from jllama.kernels.cpu.pack import looks_up as looks_up
 from jllama.kernels.cpu.pack import prepare as prepare
 from jllama.kernels.cpu.pack import tiles as tiles
@@ -28,6 +29,7 @@ __all__ = [
     "empty_cache",
     "forward",
     "forward_refusal",
+    "in_tiles",
     "looks_up",
     "prepare",
     "quantized_linear",
@@ -37,10 +39,11 @@ __all__ = [
 ]
 
 
-def refusal() -> str | None:
-    """None if the kernels are compiled and loaded (which this does), else in one line why not."""
-    library = build.load()
-    return library if isinstance(library, str) else None
+def refusal(*, waits: bool = True) -> str | None:
+    """None if the kernels are compiled and loaded (which this does), else in one line why not; `waits`: see
+    `build.reason`.
+    """
+    return build.reason(waits=waits)
 
 
 def empty_cache(config: ModelConfig, *, batch: int, max_len: int, dtype: str) -> KVCache:

@@ -1,25 +1,22 @@
-"""Loads the compiled C++: a wheel's (`packaged`), or what `compiling` compiles when it is first needed."""
+"""Loads the compiled C++: a wheel's (`packaged`), or what is compiled when it is first needed (`units`)."""
 
 import ctypes
 import functools
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
-from pathlib import Path
 
 import jax
 
 from jllama.errors import JllamaError
 from jllama.machine.native import packaged
-from jllama.machine.native.compiling import CORE, PARTS, compiled, cores, symbol
+from jllama.machine.native.compiling import CORE, PARTS, cores, symbol
+from jllama.machine.native.units import begun
 
 MOST_THREADS = 256
 TARGETS = ("jllama_forward", "jllama_product", "jllama_zeros", "jllama_copy_row")
 GAIN = "the CPU runs through XLA alone, which is several times slower"
-_ALONE, _BEGINNING = threading.RLock(), threading.Lock()
-_SLOTS = threading.Semaphore(cores())  # that many compilers at the same time
-_UNITS: dict[str, Future[Path]] = {}
+_ALONE = threading.RLock()
 _THERE, _WANTED = set[str](), set[str]()  # parts that are in the library, and those that are to be
 _BROKEN: dict[str, str] = {}  # parts that can't be, and why
 
@@ -33,15 +30,36 @@ def load(parts: Sequence[str] = ()) -> ctypes.CDLL | str:
     Raises:
       JllamaError: `$JLLAMA_THREADS` or `$JLLAMA_ISA` can't be followed.
     """
-    lacking = [part for part in parts if part not in _THERE]
-    if packaged.library() is None:
-        for unit in (CORE, *lacking):
-            _begun(unit)
+    lacking = _begin(parts)
     with _ALONE:
         library = _loaded()
         reasons = (_BROKEN[part] for part in lacking if part in _BROKEN)
         _WANTED.update(set(lacking) - _THERE - set(_BROKEN))
         return next(reasons, library)
+
+
+def reason(parts: Sequence[str] = (), *, waits: bool = True) -> str | None:
+    """`load`'s reason why there are no kernels with these parts, or None.
+
+    Args:
+      parts: as of `load`.
+      waits: False: None while the core is being compiled, too. Who relied on that asks again.
+    """
+    if not waits and packaged.library() is None:
+        _begin(parts)
+        if not begun(CORE).done():
+            return None
+    library = load(parts)
+    return library if isinstance(library, str) else None
+
+
+def _begin(parts: Sequence[str]) -> list[str]:
+    """Those that are not in the library; they are compiled if need be, and the core."""
+    lacking = [part for part in parts if part not in _THERE]
+    if packaged.library() is None:
+        for unit in (CORE, *lacking):
+            begun(unit)
+    return lacking
 
 
 def settle() -> None:
@@ -64,29 +82,11 @@ def broken() -> bool:
     return bool(_BROKEN)
 
 
-def _begun(unit: str) -> Future[Path]:
-    """The library of a unit, which a thread compiles if it was not; no process waits for that at its end."""
-    with _BEGINNING:
-        if unit not in _UNITS:
-            _UNITS[unit] = Future()
-            words: tuple[str, Future[Path]] = (unit, _UNITS[unit])
-            threading.Thread(target=_find, args=words, name=f"jllama {unit}", daemon=True).start()
-        return _UNITS[unit]
-
-
-def _find(unit: str, found: Future[Path]) -> None:
-    try:
-        with _SLOTS:
-            found.set_result(compiled(units=(unit,)))
-    except BaseException as error:  # for who waits
-        found.set_exception(error)
-
-
 @functools.cache
 def _loaded() -> ctypes.CDLL | str:
     threads(), packaged.suited()
     try:
-        library = ctypes.CDLL(str(packaged.library() or _begun(CORE).result()))
+        library = ctypes.CDLL(str(packaged.library() or begun(CORE).result()))
     except (JllamaError, OSError) as error:
         return f"no CPU kernels ({error}): {GAIN}"
     register(library)
@@ -101,7 +101,7 @@ def _added(part: str) -> str | None:
     if isinstance(library, str) or part in _THERE:
         return None
     try:
-        _connect(library, ctypes.CDLL(str(_begun(part).result())), part)
+        _connect(library, ctypes.CDLL(str(begun(part).result())), part)
     except (JllamaError, OSError) as error:
         _BROKEN[part] = f"a part of the CPU kernels is lacking ({error}); JLLAMA_KERNELS=0 does without them"
         return _BROKEN[part]

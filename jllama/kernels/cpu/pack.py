@@ -88,6 +88,12 @@ def _narrowed(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, int]:
     return words, 8
 
 
+def in_tiles(params) -> bool:
+    """Whether some leaf is in the layout "tiles"."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return any(isinstance(leaf, QTensor) and leaf.layout == "tiles" for leaf in leaves)
+
+
 def looks_up() -> bool:
     """Whether the processor looks 16 bytes up in one instruction: without, levels are faster in 8 bits."""
     library = build.load()

@@ -51,13 +51,17 @@ class Operands:
             self.spec += [KINDS[str(w.dtype)], rows, cols, 0, 0, self.add(w), -1, -1, -1, -1]
 
 
-def forward_refusal(config: ModelConfig, params: Params, cache: KVCache) -> str | None:
-    """Why the kernels cannot run this model; None if they can: what that takes is then wanted (`build`)."""
+def forward_refusal(config: ModelConfig, params: Params, cache: KVCache, *, waits: bool = True) -> str | None:
+    """Why the kernels cannot run this model; None if they can: what that takes is then wanted (`build`).
+
+    Args:
+      config: the architecture.
+      params: or their shapes.
+      cache: or its shapes.
+      waits: see `build.reason`.
+    """
     reason = _unknown(config, params, cache)
-    if reason:
-        return reason
-    library = build.load(_parts(params, cache))
-    return library if isinstance(library, str) else None
+    return reason or build.reason(_parts(params, cache), waits=waits)
 
 
 def _unknown(config: ModelConfig, params: Params, cache: KVCache) -> str | None:

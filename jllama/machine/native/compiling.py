@@ -16,8 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
 from jllama.machine.native import kept, packaged
@@ -68,8 +66,8 @@ def compiled(machine: tuple[str, ...] | None = None, units: Sequence[str] = (COR
     compiler = _compiler()
     machine = machine if machine is not None else native_flags()
     flags = (*FLAGS, *machine, *_more_flags())
-    told = (*compiler, *flags, *units, jax.__version__, packaged.processor())
-    key = hashlib.sha256("\0".join(told).encode() + packaged.source())
+    told = (*compiler, *flags, *units, packaged.processor())
+    key = hashlib.sha256("\0".join(told).encode() + packaged.source() + packaged.interface())
     name = f"cpu-{units[0] if len(units) == 1 else 'all'}-{key.hexdigest()[:24]}"
     return _kept(name) or _compiled_alone(compiler, flags, units, name)
 
@@ -97,7 +95,7 @@ def packages(directory: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def _more_flags() -> tuple[str, ...]:
-    return (*os.environ.get("JLLAMA_CXXFLAGS", "").split(), f"-I{jax.ffi.include_dir()}")
+    return (*os.environ.get("JLLAMA_CXXFLAGS", "").split(), f"-I{packaged.headers()}")
 
 
 def _compiler() -> tuple[str, ...]:

@@ -6,12 +6,11 @@ A source tree has none. `hatch_build.py` makes them where `JLLAMA_WHEEL_KERNELS`
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
 from pathlib import Path
-
-import jax
 
 from jllama.errors import JllamaError
 
@@ -30,7 +29,7 @@ class Variant:
     @property
     def file(self) -> str:
         """Of this source and this version of XLA's interface, which refuses libraries of any other."""
-        key = hashlib.sha256(source() + _interface())
+        key = hashlib.sha256(source() + interface())
         return f"{self.name}-{key.hexdigest()[:24]}.so"
 
     @property
@@ -113,6 +112,15 @@ def processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
-def _interface() -> bytes:
-    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text(encoding="utf-8")
+@functools.cache
+def headers() -> str:
+    """The directory of XLA's, as `jax.ffi.include_dir` has it."""
+    jaxlib = importlib.util.find_spec("jaxlib")
+    assert jaxlib is not None
+    return str(Path(str(jaxlib.origin)).parent / "include")
+
+
+def interface() -> bytes:
+    """The version of XLA's interface that libraries are compiled for."""
+    header = Path(headers(), "xla", "ffi", "api", "c_api.h").read_text(encoding="utf-8")
     return "".join(re.findall(r"#define XLA_FFI_API_M\w+ \d+", header)).encode()
