@@ -159,8 +159,23 @@ def test_programs_are_kept_on_one_cpu_where_jax_s_own_are(monkeypatch, tmp_path,
     assert devices._keeps_programs() is keeps
 
 
+@pytest.mark.parametrize(("variables", "wanted"), [({}, [(-8, 1)]), ({"MALLOC_ARENA_MAX": "4"}, [])])
+def test_threads_of_a_command_share_one_heap_unless_the_user_says_otherwise(monkeypatch, variables, wanted):
+    asked = []
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    library = SimpleNamespace(mallopt=lambda *given: asked.append(given))
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda path: library)
+    devices._share_memory()
+    assert asked == wanted
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda path: SimpleNamespace())
+    devices._share_memory()
+
+
 def test_a_command_says_when_its_process_began(monkeypatch):
     monkeypatch.setattr(devices._PROCESS, "began", None)
+    monkeypatch.setattr(devices, "_share_memory", lambda: None)
     assert devices.process_began() == 0
     devices.own_process()
     assert 0 <= time.time() - devices.process_began() < 600
