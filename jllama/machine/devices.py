@@ -64,7 +64,7 @@ def own_process() -> None:
 
 
 def _share_memory() -> None:
-    """All threads take memory from one heap. glibc gives each thread one, and what one of XLA's threads has freed
+    """All threads take memory from one heap. glibc gives each one, and what one of XLA's threads has freed
     others don't take: up to 20 MB in a start, 50 in one that compiles.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
