@@ -87,7 +87,7 @@ def _settle_jax() -> None:
 
         mlir.make_ir_context = shared(mlir.make_ir_context)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # where a directory's own conftest.py has imported JAX before
+        jax.config.update("jax_platforms", "cpu")  # JAX may be there: a directory's conftest.py imports it
         importlib.import_module("tests.support.host_arrays").without_programs()
 
 
