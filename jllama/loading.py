@@ -201,13 +201,14 @@ def _on_devices(
     """The weights on as many devices as are asked for, and the configuration that they have there."""
     from jllama import sharding
     from jllama.checkpoint import memory
+    from jllama.checkpoint.leaves.choose import cut_blocks
 
     count = tensor_parallel
     if isinstance(count, str):
         count = memory.devices_for(files, config, dtype, quantize)
     if count == 1:
         return config, _load_weights(files, config, dtype, quantize, progress, None)
-    sharding.check(config, count)
+    sharding.check(config, count, cut_blocks(quantize, config))
     mesh = sharding.mesh_of(count)
     params = _load_weights(files, config, dtype, quantize, progress, mesh)
     return sharding.widened(config, count), params

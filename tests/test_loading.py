@@ -245,7 +245,8 @@ def test_a_model_is_cut_for_as_many_devices_as_are_asked_for(monkeypatch, direct
     monkeypatch.setattr("jllama.checkpoint.memory.devices_for", devices_for)
     monkeypatch.setattr("jllama.checkpoint.load_params", load_params)
     monkeypatch.setattr("jllama.kernels.joined", lambda params: f"joined {params}")
-    monkeypatch.setattr("jllama.sharding.check", lambda config, count: told.append(("check", count)))
+    monkeypatch.setattr("jllama.sharding.check", lambda config, *asked: told.append(("check", *asked)))
+    monkeypatch.setattr("jllama.checkpoint.leaves.choose.cut_blocks", lambda mode, config: f"{mode}'s blocks")
     monkeypatch.setattr("jllama.sharding.mesh_of", lambda count: SimpleNamespace(size=count))
     monkeypatch.setattr("jllama.sharding.widened", lambda config, count: (config.vocab_size, count))
     monkeypatch.setattr(
@@ -257,7 +258,7 @@ def test_a_model_is_cut_for_as_many_devices_as_are_asked_for(monkeypatch, direct
     words = json.loads((place / "config.json").read_text())["vocab_size"]
     assert told == [
         *([] if fitting is None else [("for", place, words, "float32", "int8")]),
-        *([] if used == 1 else [("check", used)]),
+        *([] if used == 1 else [("check", used, "int8's blocks")]),
         ("room", "float32", "int8", used),
         ("read", place, "float32", True, "int8", mesh),
     ]

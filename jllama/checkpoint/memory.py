@@ -45,7 +45,7 @@ def weight_bytes(files: ModelFiles, config: ModelConfig, dtype: str, quantize: s
         needed = int(parameter_bytes(config, "bfloat16") * _SHARE[quantize])
     elif quantize == "auto" and files.gguf is not None:
         layout = kernel_layout(None) if devices == 1 else "rows"
-        needed = kept_bytes(files, config, dtype, layout)
+        return kept_bytes(files, config, dtype, layout, devices)
     return needed if devices == 1 else int(needed * device_share(config, devices))
 
 

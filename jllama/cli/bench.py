@@ -179,7 +179,7 @@ def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
     """
     from jllama import kernels, sharding
     from jllama.checkpoint import likeness
-    from jllama.checkpoint.leaves.choose import placed, scheme_for
+    from jllama.checkpoint.leaves.choose import cut_blocks, placed, scheme_for
     from jllama.checkpoint.random_params import random_params
     from jllama.layers.quantization import SCHEMES, quantize
     from jllama.machine import processes
@@ -187,7 +187,7 @@ def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
     devices = parallel.devices()
     if isinstance(devices, str):
         raise JllamaError("--tensor_parallel=auto needs --model: give the number of devices")
-    sharding.check(config, devices)
+    sharding.check(config, devices, cut_blocks(storage, config))
     own = dict(dtype=FLAGS.dtype, storage=storage, devices=devices)
     processes.agree(likeness.marks(config, f"random {FLAGS.seed}", **own))
     mesh = sharding.mesh_of(devices) if devices > 1 else None

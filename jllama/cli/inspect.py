@@ -1,6 +1,5 @@
 """Shows what a model, or a config.json alone, is made of, and the memory that it takes."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -40,23 +39,26 @@ def main() -> None:
     if FLAGS.max_seq_len is not None and FLAGS.max_seq_len < 1:
         raise JllamaError(f"--max_seq_len={FLAGS.max_seq_len} must be at least 1")
     devices = positive(FLAGS.tensor_parallel, "--tensor_parallel", ": no device is looked at here")
-    config, tensors, source, kept = read_model(FLAGS.model, FLAGS.model_sha256)
+    alike = devices if FLAGS.quantize == "auto" else 1
+    config, tensors, source, kept = read_model(FLAGS.model, FLAGS.model_sha256, alike)
     report = describe(config, tensors, FLAGS.max_seq_len or config.context_length, FLAGS.batch)
-    report["parameter_bytes"] |= {} if kept is None else {"auto": kept}
+    report["parameter_bytes"] |= {} if kept is None else {"auto": kept[0]}
     report["parameter_bytes"] |= quantized(config, FLAGS.quantize, 1)
     if devices > 1:
-        stored = kept if FLAGS.quantize == "auto" else None
+        stored = kept[1] if kept is not None and FLAGS.quantize == "auto" else None
         report["each_device"] = each_device(config, report["kv_cache"], devices, FLAGS.quantize, stored)
     report = {"model": FLAGS.model, "tensors_from": source, **report}
     print(json.dumps(report, indent=2) if FLAGS.json else as_text(report, FLAGS.tensors))
 
 
-def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, Any]], str, int | None]:
-    """Configuration, tensors, whether these come from the files or follow from the configuration, and the
-    bytes of a GGUF file's weights as a CPU's kernels keep them.
+def read_model(
+    reference: str, sha256: str | None, devices: int
+) -> tuple[Any, list[dict[str, Any]], str, tuple[int, int] | None]:
+    """Configuration, tensors, whether these come from the files or follow from the configuration, and
+    `kept_size`.
 
     Raises:
-      JllamaError: the reference, the configuration or a header is not sound.
+      JllamaError: the reference, the configuration or a header is not sound; what is kept can't be cut.
     """
     if reference.endswith(".json") or ready_made.is_shape(reference):
         from jllama.config import ModelConfig
@@ -78,16 +80,27 @@ def read_model(reference: str, sha256: str | None) -> tuple[Any, list[dict[str, 
         return config, planned_tensors(config, family_of(files.config_path)), "config.json", None
     stored = open_checkpoint(files).tensors.values()
     tensors = [tensor(s.name, s.shape, s.encoding.name, s.nbytes) for s in stored]
-    return config, tensors, "files", kept_size(files, config)
+    return config, tensors, "files", kept_size(files, config, devices)
 
 
-def kept_size(files: Any, config: Any) -> int | None:
-    """Bytes of the weights under `--quantize=auto`, the rest in bfloat16; None: nothing is kept."""
-    from jllama.checkpoint.leaves.automatic import kept_bytes
+def kept_size(files: Any, config: Any, devices: int) -> tuple[int, int] | None:
+    """Bytes of a GGUF file's weights under `--quantize=auto`, the rest in bfloat16: all of them, and those of
+    each of several devices; None: nothing is kept.
 
-    with contextlib.suppress(JllamaError):  # a file that doesn't fit its configuration is shown all the same
-        return None if files.gguf is None else kept_bytes(files, config, "bfloat16")
-    return None
+    Raises:
+      JllamaError: they can't be cut for so many.
+    """
+    from jllama.checkpoint.leaves.automatic import check_kept, kept_bytes
+
+    if files.gguf is None:
+        return None
+    try:
+        whole = kept_bytes(files, config, "bfloat16")
+    except JllamaError:  # a file that doesn't fit its configuration is shown all the same
+        return None
+    if devices > 1:
+        check_kept(files, config, devices)
+    return whole, kept_bytes(files, config, "bfloat16", devices=devices)
 
 
 def planned_tensors(config: Any, family: Any) -> list[dict[str, Any]]:
@@ -138,21 +151,21 @@ def each_device(
       cache: its `batch` and `max_seq_len`.
       devices: how many there are.
       storage: what `--quantize` says.
-      kept: bytes of a GGUF file's weights that are kept as they are; None: they are not.
+      kept: bytes that each device takes of a GGUF file's weights kept as they are; None: they are not.
 
     Raises:
       JllamaError: the model's sizes can't be cut for so many.
     """
     from jllama import sharding
+    from jllama.checkpoint.leaves.choose import cut_blocks
     from jllama.checkpoint.shards import device_share
     from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 
-    sharding.check(config, devices)
+    sharding.check(config, devices, cut_blocks(storage, config))
     wide = sharding.widened(config, devices)
     room = dict(batch=cache["batch"], max_len=cache["max_seq_len"], dtype="bfloat16")
-    stored = parameter_bytes(config, "bfloat16") if kept is None else kept
-    share = round(stored * device_share(config, devices))
-    weights = quantized(config, storage, devices).get(storage, share)
+    whole = round(parameter_bytes(config, "bfloat16") * device_share(config, devices))
+    weights = quantized(config, storage, devices).get(storage, whole) if kept is None else kept
     places = cache_bytes(wide, **room) // devices
     as_stored = "bfloat16" if storage == "none" or (storage == "auto" and kept is None) else storage
     sizes = dict(weights=weights, kv_cache=places, together=weights + places)
@@ -180,6 +193,7 @@ def as_text(report: dict[str, Any], with_tensors: bool) -> str:
     lines += [f"  {dtype:<10} {mib(size)}" for dtype, size in plan["bytes"].items()]
     if each := report.get("each_device"):
         kind = "" if each["stored"] == "bfloat16" else f", weights {each['stored']}"
+        kind += " as GPUs keep them (CPUs together: bfloat16)" if each["stored"] == "auto" else ""
         lines += ["", f"each of {each['devices']} devices, in bfloat16{kind}"]
         lines += [f"  {name:<10} {mib(each[name])}" for name in ("weights", "kv_cache", "together")]
     return "\n".join(lines)

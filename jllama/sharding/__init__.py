@@ -6,6 +6,7 @@ results are sums over the devices. Norms, biases of such sums and the embedding 
 """
 
 from jllama.sharding.cuts import WHOLE as WHOLE
+from jllama.sharding.cuts import Blocks as Blocks
 from jllama.sharding.cuts import check as check
 from jllama.sharding.cuts import check_groups as check_groups
 from jllama.sharding.cuts import cut_axis as cut_axis

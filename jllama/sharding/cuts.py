@@ -34,18 +34,49 @@ def refusal(config: ModelConfig, devices: int) -> str | None:
     return f"num_key_value_heads={K}" if K % devices and devices % K else None
 
 
-def check(config: ModelConfig, devices: int) -> None:
-    """Refuses a number of devices that a model's sizes do not allow.
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A row that is cut and consists of blocks, whose weights share a scale."""
+
+    name: str  # of the leaf
+    C: int  # weights in a row
+    counts: tuple[int, ...]  # of everything that a row consists of; empty: of single weights
+
+    def allow(self, devices: int) -> bool:
+        """Each device gets whole blocks."""
+        return not any(count % devices for count in self.counts)
+
+    @property
+    def text(self) -> str:
+        """What can't be cut."""
+        return f"{self.name}: rows of {self.C} weights in blocks of {self.C // min(self.counts)}"
+
+
+def check(config: ModelConfig, devices: int, blocks: Sequence[Blocks] = ()) -> None:
+    """Refuses a number of devices that a model's sizes or blocks do not allow.
 
     Raises:
-      JllamaError: says which size, and which numbers would do.
+      JllamaError: says which, and which numbers would do.
     """
     reason = refusal(config, devices)
     if reason is not None:
-        fit = ", ".join(str(n) for n in range(1, MOST + 1) if refusal(config, n) is None)
-        raise JllamaError(
-            f"{reason} can't be cut into {devices} equal parts: use --tensor_parallel with one of {fit}"
-        )
+        reason += _ADVICE.format(devices, _fit(blocks, config))
+    else:
+        unfit = next((row for row in blocks if not row.allow(devices)), None)
+        if unfit is None:
+            return
+        reason = unfit.text + _ADVICE.format(devices, _fit(blocks, config)) + _OR_WHOLE
+    raise JllamaError(reason)
+
+
+_ADVICE = " can't be cut into {} equal parts: use --tensor_parallel with one of {}"
+_OR_WHOLE = ", or --quantize=none"
+
+
+def _fit(blocks: Sequence[Blocks], config: ModelConfig | None = None) -> str:
+    """The numbers of devices that would do."""
+    numbers = (n for n in range(1, MOST + 1) if all(row.allow(n) for row in blocks))
+    return ", ".join(str(n) for n in numbers if config is None or refusal(config, n) is None)
 
 
 def widened(config: ModelConfig, devices: int) -> ModelConfig:
@@ -150,9 +181,6 @@ def check_groups(name: str, C: int, counts: Sequence[int], devices: int) -> None
     Raises:
       JllamaError: says into how many it could be.
     """
-    if any(count % devices for count in counts):
-        fit = ", ".join(str(n) for n in range(1, MOST + 1) if not any(count % n for count in counts))
-        raise JllamaError(
-            f"{name}: rows of {C} weights in blocks of {C // min(counts)} can't be cut into "
-            f"{devices} equal parts: use --tensor_parallel with one of {fit}, or --quantize=none"
-        )
+    row = Blocks(name, C, tuple(counts))
+    if not row.allow(devices):
+        raise JllamaError(row.text + _ADVICE.format(devices, _fit([row])) + _OR_WHOLE)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as GgmlType
 
+from jllama import sharding
 from jllama.checkpoint import automatic_mode, load_params, memory, read_config
 from jllama.checkpoint.formats.saved import save
-from jllama.checkpoint.leaves.automatic import kept_bytes, kept_outline
+from jllama.checkpoint.leaves.automatic import check_kept, kept_bytes, kept_outline
 from jllama.checkpoint.leaves.block_types import TYPES, common_form
 from jllama.checkpoint.leaves.gguf_blocks import fill
 from jllama.checkpoint.reading import open_checkpoint
@@ -201,6 +202,27 @@ def test_what_a_file_takes_is_known_before_it_is_read(medium, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     with pytest.raises(JllamaError, match="weights need"):
         memory.check_weights(files, config, "float32", "auto")
+
+
+def test_what_each_of_several_devices_takes_of_a_file(tmp_path, medium):
+    """Halves of what is cut; blocks of a row are not parted."""
+    skip_without_kernels()
+    path = write_mixed_gguf(tmp_path / "x.gguf", WIDE, random_tensors(WIDE), {"proj": "Q4_1", "": "Q8_0"}, 0)
+    files = resolve(str(path))
+    config = read_config(files)
+    kept, each = load_params(files, config, "float32", quantize="auto", pack=False), 0.0
+    leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    for at, leaf in leaves:
+        parts = 1 if sharding.cut_axis(at, leaf, 2) is None else 2
+        each += sum(array.nbytes for array in jax.tree.leaves(leaf)) / parts
+    assert kept_bytes(files, config, "float32", devices=2) == each
+    assert memory.weight_bytes(files, config, "float32", "auto", 2) == each
+    check_kept(files, config, 2)
+    check_kept(files, config, 4)
+    with pytest.raises(JllamaError, match=r"can't be cut into 3 equal parts: use .* one of 1, 2, 4, 8$"):
+        check_kept(files, config, 3)
+    with pytest.raises(JllamaError, match=r"^o_proj: rows of 256 weights in blocks of 256 .* one of 1, or"):
+        check_kept(resolve(str(medium)), config, 2)
 
 
 FILES = [

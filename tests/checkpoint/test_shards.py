@@ -14,7 +14,7 @@ from jllama.checkpoint.formats.saved_check import leaf_name
 from jllama.checkpoint.formats.saved_parts import read_part, stored_name
 from jllama.checkpoint.formats.stored import PLAIN, Encoding, Stored
 from jllama.checkpoint.layout import layout, parts
-from jllama.checkpoint.leaves.choose import check_cuts, quantized_bytes
+from jllama.checkpoint.leaves.choose import check_cuts, cut_blocks, quantized_bytes
 from jllama.checkpoint.shards import device_share, each_leaf, leaf_rows, numbers, shard_layout
 from jllama.errors import JllamaError
 
@@ -120,19 +120,27 @@ def test_groups_that_share_a_scale_are_not_planned_apart(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("mode", "devices", "asked"),
+    ("mode", "blocks"),
     [
-        ("int4", 2, [("o_proj", 32, [1]), ("down_proj", 48, [1])] * 2),
-        ("int8", 2, [("o_proj", 32, []), ("down_proj", 48, [])] * 2),
-        ("none", 2, []),
-        ("int4", 1, []),
+        ("int4", [("o_proj", 32, (1,)), ("down_proj", 48, (1,))]),
+        ("int8", [("o_proj", 32, ()), ("down_proj", 48, ())]),
+        ("none", []),
+        ("auto", []),  # without a file
     ],
 )
-def test_what_is_cut_along_its_rows_must_not_part_groups(tiny_config, mode, devices, asked, monkeypatch):
-    found = []
-    monkeypatch.setattr(sharding, "check_groups", lambda *given: found.append(given))
-    check_cuts(mode, tiny_config, None, SimpleNamespace(size=devices) if devices > 1 else None)
-    assert found == [(*one, devices) for one in asked]
+def test_what_is_cut_along_its_rows_must_not_part_groups(tiny_config, mode, blocks):
+    """Of all layers alike, each once."""
+    assert cut_blocks(mode, tiny_config) == [sharding.Blocks(*row) for row in blocks]
+    check_cuts(mode, tiny_config, None, None)
+    four = sized(tiny_config, num_attention_heads=4, head_dim=32, intermediate_size=192)
+    if mode != "int4":
+        return check_cuts(mode, four, None, SimpleNamespace(size=4))
+    with pytest.raises(JllamaError, match=r"^down_proj: rows of 192 .* one of 1, 2, or --quantize=none$"):
+        check_cuts(mode, four, None, SimpleNamespace(size=4))
+    check_cuts(mode, four, None, SimpleNamespace(size=2))
+    with pytest.raises(JllamaError, match=r"^num_attention_heads=4 .* one of 1, 2$"):
+        check_cuts(mode, four, None, SimpleNamespace(size=3))  # which 192 weights in groups of 32 allow
+    return None
 
 
 def test_how_many_numbers_a_process_and_a_device_make(tiny_config):

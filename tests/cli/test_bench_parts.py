@@ -461,6 +461,7 @@ def test_random_weights_lie_as_loaded_ones_would(given, monkeypatch, devices, st
     monkeypatch.setattr("jllama.sharding.widened", told("wide", 0, 1))
     monkeypatch.setattr("jllama.kernels.joined", told("joined", 0))
     monkeypatch.setattr("jllama.checkpoint.leaves.choose.placed", told("placed", 0))
+    monkeypatch.setattr("jllama.checkpoint.leaves.choose.cut_blocks", told("blocks", 0, 1))
     monkeypatch.setattr("jllama.checkpoint.leaves.choose.scheme_for", lambda leaf, asked: scheme)
     monkeypatch.setattr("jllama.layers.quantization.quantize", told("quantized", 0, 1))
     monkeypatch.setattr("jllama.machine.processes.agree", order.append)
@@ -478,7 +479,7 @@ def test_random_weights_lie_as_loaded_ones_would(given, monkeypatch, devices, st
         assert found == ("wide(config,2)", f"joined(headed({made},mesh of 2))")
     own = dict(dtype="float32", storage=storage, devices=devices)
     agreed = ("config", "random 5", own)
-    assert order == [("config", devices), agreed, ("config", "float32", 5)]
+    assert order == [("config", devices, f"blocks({storage},config)"), agreed, ("config", "float32", 5)]
 
 
 @pytest.mark.parametrize(

@@ -542,7 +542,7 @@ def test_a_perplexity_needs_a_text(monkeypatch, tmp_path, text):
     ("flags_", "listed", "each"),
     [
         (dict(max_seq_len=None, tensor_parallel="1", quantize="auto"), (77, 2), False),
-        (dict(max_seq_len=1, tensor_parallel="2", quantize="auto"), (1, 2), [9]),
+        (dict(max_seq_len=1, tensor_parallel="2", quantize="auto"), (1, 2), [5]),
         (dict(max_seq_len=1, tensor_parallel="2", quantize="none"), (1, 2), [None]),
     ],
 )
@@ -550,7 +550,7 @@ def test_what_is_inspected(monkeypatch, capsys, flags_, listed, each):
     usual = dict(model="m", model_sha256="d", batch=2, json=True, tensors=False) | flags_
     config = SimpleNamespace(context_length=77)
     monkeypatch.setattr(inspect, "FLAGS", flags_of(**usual))
-    monkeypatch.setattr(inspect, "read_model", lambda *given: (config, [*given], "files", 9))
+    monkeypatch.setattr(inspect, "read_model", lambda *given: (config, [*given], "files", (9, 5)))
     describe = lambda config, tensors, length, batch: {  # noqa: E731
         "tensors": tensors,
         "parameter_bytes": {"float32": 4},
@@ -559,7 +559,8 @@ def test_what_is_inspected(monkeypatch, capsys, flags_, listed, each):
     monkeypatch.setattr(inspect, "describe", describe)
     monkeypatch.setattr(inspect, "each_device", lambda config, *given: [*given])
     inspect.main()
-    report = dict(model="m", tensors_from="files", tensors=["m", "d"], kv_cache=[*listed])
+    alike = 2 if each == [5] else 1
+    report = dict(model="m", tensors_from="files", tensors=["m", "d", alike], kv_cache=[*listed])
     report |= dict(parameter_bytes={"float32": 4, "auto": 9})
     report |= dict(each_device=[[*listed], 2, flags_["quantize"], *each]) if each else {}
     assert json.loads(capsys.readouterr().out) == report
@@ -587,7 +588,7 @@ def test_what_each_of_several_devices_takes(monkeypatch):
     weights = round(parameter_bytes(config, "bfloat16") / 4)
     assert told["kv_cache"] == pytest.approx(kept, abs=64)  # and a few lengths
     assert (told["devices"], told["weights"], told["together"]) == (2, weights, weights + told["kv_cache"])
-    assert inspect.each_device(config, cache, 2, "auto", 1000)["weights"] == 250, "a file's own blocks"
+    assert inspect.each_device(config, cache, 2, "auto", 1000)["weights"] == 1000, "a file's own blocks"
     with pytest.raises(JllamaError):
         inspect.each_device(config, cache, 3, "none", None)
     few = dataclasses.replace(config, num_key_value_heads=2)  # of four devices each has one of its own
@@ -2409,16 +2410,24 @@ def test_keys_of_flags_and_a_file(serving, tmp_path, typed, text, keys):
 
 
 def test_what_a_model_takes_as_it_is_stored_is_told_of_files_that_fit(monkeypatch):
-    def kept_bytes(files, config, dtype):
+    def kept_bytes(files, config, dtype, devices=1):
         if config == "another":
             raise JllamaError("it does not fit")
-        return 5 if (files, config, dtype) == (gguf, "config", "bfloat16") else 1 / 0
+        return 5 * devices if (files, config, dtype) == (gguf, "config", "bfloat16") else 1 / 0
+
+    def check_kept(files, config, devices):
+        if devices == 3:
+            raise JllamaError("blocks can't be cut")
 
     gguf = SimpleNamespace(gguf="a file")
     monkeypatch.setattr("jllama.checkpoint.leaves.automatic.kept_bytes", kept_bytes)
-    assert inspect.kept_size(gguf, "config") == 5
-    assert inspect.kept_size(gguf, "another") is None  # it is shown all the same
-    assert inspect.kept_size(SimpleNamespace(gguf=None), "config") is None
+    monkeypatch.setattr("jllama.checkpoint.leaves.automatic.check_kept", check_kept)
+    assert inspect.kept_size(gguf, "config", 1) == (5, 5)
+    assert inspect.kept_size(gguf, "config", 2) == (5, 10)
+    with pytest.raises(JllamaError, match="can't be cut"):
+        inspect.kept_size(gguf, "config", 3)
+    assert inspect.kept_size(gguf, "another", 3) is None  # it is shown all the same
+    assert inspect.kept_size(SimpleNamespace(gguf=None), "config", 1) is None
 
 
 def test_kinds_of_layers_are_told_in_words():

@@ -114,8 +114,8 @@ def test_a_tool_that_is_stopped_gives_that():
     [
         ("auto", None, ""),
         ("none", None, ""),
-        ("int8", 9999, ", weights int8"),
-        ("auto", 9999, ", weights auto"),
+        ("int8", None, ", weights int8"),
+        ("auto", 9999, ", weights auto as GPUs keep them (CPUs together: bfloat16)"),
     ],
 )
 def test_what_each_device_takes_is_a_part_of_the_report(tiny_config, storage, kept, words):
@@ -131,6 +131,7 @@ def test_what_each_device_takes_is_a_part_of_the_report(tiny_config, storage, ke
         f"  {name:<10} {inspect.mib(told[name])}" for name in ("weights", "kv_cache", "together")
     ]
     assert told["together"] == told["weights"] + told["kv_cache"]
+    assert kept is None or told["weights"] == kept
 
 
 def test_the_exact_model_has_the_very_weights():

@@ -11,9 +11,10 @@ from jllama import kernels, sharding
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.layout import layout as leaves
 from jllama.checkpoint.leaves.block_types import bits_in_tiles
+from jllama.checkpoint.leaves.choose import cut_blocks
 from jllama.checkpoint.leaves.gguf_blocks import form_of, outline, types_of
 from jllama.checkpoint.reading import open_checkpoint
-from jllama.checkpoint.shards import split_layout
+from jllama.checkpoint.shards import shard_layout, split_layout
 from jllama.checkpoint.verify import verified
 from jllama.config import ModelConfig
 from jllama.files.model_files import ModelFiles
@@ -60,6 +61,12 @@ def kept_outline(
     Raises:
       JllamaError: the file is not sound.
     """
+    tree = leaves(config) if devices == 1 else split_layout(config, devices)
+    return _outlined(files, config, dtype, layout, tree)
+
+
+def _outlined(files: ModelFiles, config: ModelConfig, dtype: str, layout: str, tree: Any) -> Any:
+    """What becomes of each `Leaf` of a tree."""
     checkpoint = verified(open_checkpoint(files), config)
 
     def shapes(leaf: Leaf) -> Any:
@@ -73,15 +80,28 @@ def kept_outline(
         form = dataclasses.replace(form, bits=bits_in_tiles(kinds, levels))
         return outline(leaf, form, layout, levels)
 
-    return jax.tree.map(shapes, leaves(config) if devices == 1 else split_layout(config, devices))
+    return jax.tree.map(shapes, tree)
 
 
-def kept_bytes(files: ModelFiles, config: ModelConfig, dtype: str, layout: str = "rows") -> int:
-    """Memory of the weights of a GGUF file as `auto` loads them; see `kept_outline`. Tiles' last rows are not
-    counted where they pad.
+def kept_bytes(
+    files: ModelFiles, config: ModelConfig, dtype: str, layout: str = "rows", devices: int = 1
+) -> int:
+    """Memory that the weights of a GGUF file take, as `auto` loads them, of each of the devices that hold
+    them; see `kept_outline`. Tiles' last rows are not counted where they pad.
 
     Raises:
       JllamaError: the file is not sound.
     """
-    arrays = jax.tree.leaves(kept_outline(files, config, dtype, layout=layout))
+    tree = leaves(config) if devices == 1 else shard_layout(config, devices, 0)
+    arrays = jax.tree.leaves(_outlined(files, config, dtype, layout, tree))
     return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+
+
+def check_kept(files: ModelFiles, config: ModelConfig, devices: int) -> None:
+    """Refuses a number of devices that the sizes or the blocks of a GGUF file do not allow.
+
+    Raises:
+      JllamaError: says which, and which numbers would do; the file is not sound.
+    """
+    checkpoint = verified(open_checkpoint(files), config)
+    sharding.check(config, devices, cut_blocks("auto", config, checkpoint))

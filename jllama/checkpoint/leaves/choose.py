@@ -14,7 +14,7 @@ from jllama.checkpoint.formats.stored import Checkpoint, Reader
 from jllama.checkpoint.layout import Leaf, layout
 from jllama.checkpoint.leaves.dense import DenseConverter
 from jllama.checkpoint.leaves.gguf_blocks import QuantizedConverter, form_of
-from jllama.checkpoint.shards import shard_layout, split_layout
+from jllama.checkpoint.shards import shard_layout
 from jllama.config import ModelConfig
 from jllama.families.tensor_names import EMBED, HEAD
 from jllama.kernels.target import of_platform
@@ -82,19 +82,32 @@ def check_cuts(mode: str, config: ModelConfig, checkpoint: Checkpoint, mesh: Mes
     Raises:
       JllamaError: names the leaf, and the numbers of devices that would do.
     """
-    if mesh is None or mode == "none":
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(split_layout(config, mesh.size)):
-        C, axis = leaf.shape[-1], sharding.cut_axis(path, leaf, mesh.size)
+    if mesh is not None:
+        sharding.check(config, mesh.size, cut_blocks(mode, config, checkpoint))
+
+
+def cut_blocks(mode: str, config: ModelConfig, checkpoint: Checkpoint | None = None) -> list[sharding.Blocks]:
+    """The rows that several devices part, as far as weights in them share a scale.
+
+    Args:
+      mode: a key of `SCHEMES`, `none`, or `auto`: as `checkpoint` has them, or nothing without one.
+    """
+    if mode == "none" or (mode == "auto" and checkpoint is None):
+        return []
+    found: dict[sharding.Blocks, None] = {}  # each once, in the layers' order
+    for path, leaf in jax.tree_util.tree_leaves_with_path(layout(config)):
+        C, axis = leaf.shape[-1], sharding.cut_axis(path, leaf, 1)
         if axis != len(leaf.shape) - 1 or not leaf.is_matrix:
             continue
         if mode == "auto":
+            assert checkpoint is not None
             form = form_of(leaf, checkpoint)
             counts = [length for length, _ in form.outline(C).values()] if form else []
         else:
             scheme = scheme_for(leaf, mode)
             counts = [C // scheme.group] if scheme and scheme.group else []
-        sharding.check_groups(path[-1].name, C, counts, mesh.size)
+        found[sharding.Blocks(path[-1].name, C, tuple(counts))] = None
+    return list(found)
 
 
 def scheme_for(leaf: Leaf, mode: str) -> Scheme | None:
