@@ -16,7 +16,7 @@ from jllama.files.json_files import read_object
 from jllama.files.model_files import ModelFiles
 from jllama.hub import ready_made
 from jllama.hub.references import resolve
-from jllama.machine import devices, processes
+from jllama.machine import agreement, devices, processes
 from jllama.machine.native import units
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _on_devices(
 def _load_weights(
     files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool, mesh: "Mesh | None"
 ) -> "Params":
-    from jllama import kernels
+    from jllama import kernels, sharding
     from jllama.checkpoint import automatic_mode, likeness, load_params, memory
     from jllama.checkpoint.formats.saved import is_saved
     from jllama.kernels.target import of_platform
@@ -228,7 +228,8 @@ def _load_weights(
     mode = automatic_mode(files, config, dtype, target, waits=False) if quantize == "auto" else quantize
     if processes.group() is not None:
         own: Any = dict(dtype=dtype, storage=mode, devices=target.devices)
-        processes.agree(likeness.marks(config, likeness.sampled(files), **own))
+        agreement.agree(likeness.marks(config, likeness.sampled(files), **own))
+        sharding.acquaint(mesh)
     memory.check_weights(files, config, dtype, mode, devices=target.devices)
     read = partial(load_params, files, config, dtype, progress=progress, mesh=mesh)
     params = read(quantize=mode)

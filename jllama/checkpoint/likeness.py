@@ -13,7 +13,7 @@ from jllama.checkpoint.formats.stored import Reader, Stored
 from jllama.config import ModelConfig
 from jllama.files.model_files import ModelFiles
 
-SAMPLE = 1024  # bytes of each tensor's beginning, and of its middle
+SAMPLE = 1024  # bytes of each tensor's beginning, of its middle and of its end
 
 
 def marks(config: ModelConfig, weights: str, *, dtype: str, storage: str, devices: int) -> dict[str, str]:
@@ -46,7 +46,7 @@ def sampled(files: ModelFiles) -> str:
         for stored in _stored(files):
             digest.update(f"{stored.name} {stored.shape} {stored.encoding.name} {stored.nbytes}".encode())
             reader.open(stored.path)
-            for start in (0, stored.nbytes // 2):
+            for start in (0, stored.nbytes // 2, max(stored.nbytes - SAMPLE, 0)):
                 sample = np.empty(min(SAMPLE, stored.nbytes - start), np.uint8)
                 reader.read(stored, start, sample)
                 digest.update(sample.data)

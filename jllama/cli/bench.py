@@ -167,8 +167,8 @@ def load(storage: str | None = None) -> tuple[str, Any, Any]:
     parallel.join_processes()
     devices.configure(FLAGS.device)
     path = ready_made.shape(FLAGS.random_config)
-    config = ModelConfig.from_hf(path)
-    config, params = random_weights(config, storage or FLAGS.quantize)
+    with parallel.telling():
+        config, params = random_weights(ModelConfig.from_hf(path), storage or FLAGS.quantize)
     parallel.follow(config, params, FLAGS.dtype)
     return f"random {path.stem}", config, params
 
@@ -182,15 +182,16 @@ def random_weights(config: Any, storage: str) -> tuple[Any, Any]:
     from jllama.checkpoint.leaves.choose import cut_blocks, placed, scheme_for
     from jllama.checkpoint.random_params import random_params
     from jllama.layers.quantization import SCHEMES, quantize
-    from jllama.machine import processes
+    from jllama.machine import agreement
 
     devices = parallel.devices()
     if isinstance(devices, str):
         raise JllamaError("--tensor_parallel=auto needs --model: give the number of devices")
     sharding.check(config, devices, cut_blocks(storage, config))
-    own = dict(dtype=FLAGS.dtype, storage=storage, devices=devices)
-    processes.agree(likeness.marks(config, f"random {FLAGS.seed}", **own))
     mesh = sharding.mesh_of(devices) if devices > 1 else None
+    own = dict(dtype=FLAGS.dtype, storage=storage, devices=devices)
+    agreement.agree(likeness.marks(config, f"random {FLAGS.seed}", **own))
+    sharding.acquaint(mesh)
 
     def finish(path: Any, leaf: Any, array: Any) -> Any:
         scheme = scheme_for(leaf, storage) if storage in SCHEMES else None

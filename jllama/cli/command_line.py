@@ -78,7 +78,7 @@ def load_model(quantize: str | None = None, *, tokenizer: bool = True) -> Any:
         raise JllamaError("no model: give --model=REFERENCE, or smollm2 as a word")
     ready_made.check(FLAGS.model)
     parallel.join_processes()
-    with _nothing_is_garbage():
+    with _nothing_is_garbage(), parallel.telling():
         from jllama.loading import load
 
         model = load(

@@ -17,6 +17,13 @@ SHARED = frozenset(
     "ignore_eos transcript on_overflow max_seq_len dtype device threads quantize verbose".split()
 )
 
+# What absl says of a value that is no number, and what we do.
+_NUMBERS = {
+    r"invalid literal for int\(\) with base \d+: .*": "give a whole number",
+    r"could not convert string to float: .*": "give a number",
+    r": \S+ is not integer >= (-?\d+)$": r": give a whole number from \1",
+}
+
 RIVALS = frozenset(["prompt", "prompt_file"])  # the one given last wins, as of one flag given twice
 
 
@@ -41,10 +48,17 @@ def parse(
             words = _last_rival(known, [*_expanded(known, [_ready_made(default_model)]), *words])
         rest = known([argv[0], *words])
     except (flags.Error, ValueError) as error:  # absl raises the latter for --noNAME=VALUE
-        raise JllamaError(str(error)) from None
+        raise JllamaError(_plainly(str(error))) from None
     assert not rest[1:], rest  # all words have become flags
     if is_default:
         streams.say(f"no model named: taking {default_model}; the first word names another")
+
+
+def _plainly(message: str) -> str:
+    """absl's message without Python's words for numbers."""
+    for theirs, ours in _NUMBERS.items():
+        message = re.sub(theirs, ours, message, flags=re.DOTALL)
+    return message
 
 
 def _named(known: flags.FlagValues, typed: list[str], places: Sequence[str]) -> list[str]:

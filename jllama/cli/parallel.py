@@ -1,5 +1,8 @@
 """On how many devices and in how many processes a program runs."""
 
+import contextlib
+import os
+import re
 from typing import Any
 
 from absl import flags
@@ -17,7 +20,14 @@ class Followed(Exception):  # noqa: N818
 
 
 def prepare() -> None:
-    """Before anything imports JAX: of several processes no line of JAX's own hides what is said."""
+    """Before anything imports JAX: of several processes no line of JAX's own hides what is said.
+
+    Raises:
+      JllamaError: a variable says what JAX can't bear.
+    """
+    count = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not re.fullmatch("-1|0*[1-9][0-9]*", count):
+        raise JllamaError(f"JAX_NUM_CPU_DEVICES={count}: give a whole number from 1")
     if "num_processes" in FLAGS:
         from jllama.machine import joining
 
@@ -39,7 +49,8 @@ def join_processes() -> None:
         raise JllamaError(f"--num_processes={FLAGS.num_processes} wants --tensor_parallel=2 or more, or auto")
     who = FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
     try:
-        joining.start(*who, device=FLAGS.device, say=say)
+        marks = {"--tensor_parallel": str(devices()), "--dtype": FLAGS.dtype}
+        joining.start(*who, device=FLAGS.device, marks=marks, say=say)
     except joining.NobodyCameError as error:
         say(f"error: {error}")
         interrupts.leave(2)
@@ -62,6 +73,15 @@ def follow(config: Any, params: Any, dtype: str) -> None:
 
         follow(config, params, dtype)
         raise Followed
+
+
+def telling() -> contextlib.AbstractContextManager[None]:
+    """Where a model is loaded: errors before all processes agree on it are told to all of them."""
+    if "num_processes" not in FLAGS:
+        return contextlib.nullcontext()
+    from jllama.machine import agreement
+
+    return agreement.telling()
 
 
 def settle() -> None:

@@ -3,14 +3,13 @@
 import contextlib
 import ctypes
 import os
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jllama.errors import JllamaError
-from jllama.machine import devices, processes
+from jllama.machine import devices, meeting, processes
 
 SOON = 2.0  # seconds after which a person is told what is waited for
 _LONGER = 3600  # JAX's own limit: when it is over JAX ends the process with a trace of its stack
@@ -26,6 +25,7 @@ def start(
     rank: int | None,
     *,
     device: str = "auto",
+    marks: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Joins this process to others, before JAX's first use; does nothing where there are none.
@@ -35,6 +35,7 @@ def start(
       count: how many processes there are; likewise.
       rank: which of them this one is, from 0; likewise.
       device: see `devices.configure`, which this calls between two steps.
+      marks: flags that must have the same values in all processes, by their names.
       say: is told, after a moment, what is waited for.
 
     Raises:
@@ -46,11 +47,15 @@ def start(
         return
     if any(given) and not all(given):
         raise JllamaError("give --coordinator_address, --num_processes and --process_id, all or none of them")
+    meet = None
     if coordinator is not None and rank is not None and count is not None:
-        _check(coordinator, count, rank)
+        meet = _meeting(coordinator, count, rank, {"--num_processes": str(count), **(marks or {})})
     import jax  # noqa: F401  # here: it takes a second that is no wait for others
 
-    _awaited(lambda: _join(coordinator, count, rank, device), _waits(coordinator, count, rank), say)
+    waits = _waits(coordinator, count, rank)
+    if meet is not None:
+        _awaited(meet, waits, say)
+    _awaited(lambda: _join(coordinator, count, rank, device), waits, say)
 
 
 def hush() -> None:
@@ -58,27 +63,16 @@ def hush() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _check(coordinator: str, count: int, rank: int) -> None:
-    host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
-        raise JllamaError(f"--coordinator_address={coordinator}: give HOST:PORT of process 0")
+def _meeting(coordinator: str, count: int, rank: int, marks: Mapping[str, str]) -> Callable[[], None]:
+    """What waits for the others. Whatever can be refused without them is refused here."""
+    host, port = meeting.split(coordinator, "--coordinator_address")
     if not 0 <= rank < count:
         raise JllamaError(f"--process_id={rank}: of --num_processes={count} it is one from 0 to {count - 1}")
-    if rank == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
-        _check_free(int(port))
-
-
-def _check_free(port: int) -> None:
-    """JAX's service listens there, on all addresses: its native code crashes where it can't."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise JllamaError(
-            f"process 0 can't listen on port {port} of --coordinator_address: {reason}"
-        ) from None
+    if rank == 0:
+        server = meeting.listening(host, port)
+        return lambda: meeting.lead(server, count, marks)
+    meeting.resolved(host)
+    return lambda: meeting.follow(host, port, rank, marks)
 
 
 def _waits(coordinator: str | None, count: int | None, rank: int | None) -> str:
@@ -121,14 +115,14 @@ def _join(coordinator: str | None, count: int | None, rank: int | None, device: 
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise JllamaError(f"the processes did not find each other: {reason}") from None
-    with _quiet():
+    with quiet():
         devices.configure(device)
         if jax.process_count() > 1:
             processes.form(jax.process_index(), jax.process_count())
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """stdout is the answer's: native code's lines (Gloo says whom it knows) are lost, or go to stderr.
 
     To stderr where somebody asks NCCL to speak, which does so on stdout.

@@ -6,7 +6,6 @@ process 0: plans go along it, and its end is how the others learn that a process
 
 import atexit
 import contextlib
-import hashlib
 import os
 import queue
 import secrets
@@ -15,7 +14,6 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -25,7 +23,6 @@ SILENCE = 20.0  # seconds after which a process that says nothing is taken for d
 BEAT = 4.0  # seconds between two signs of life
 START = 120  # seconds for all processes to appear
 END_SECONDS = 15  # for all to end
-_MARK = 16  # bytes of a digest
 SETTLE = 2  # seconds in which the end of a process is known to all
 END = -1  # a plan: nothing follows
 _HELLO = struct.Struct("<16sI")
@@ -43,6 +40,7 @@ class Group:
         self._plans: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self.agreed = False  # on what to run, or that it can't be
 
     def connect(self) -> None:
         """Joins everyone to process 0. All call it together.
@@ -211,33 +209,3 @@ def form(rank: int, count: int) -> None:
     _group = Group(rank, count)
     _group.connect()
     atexit.register(_group.end)
-
-
-def agree(marks: Mapping[str, str]) -> None:
-    """Compares what the processes are about to run; alone, does nothing. All call it together.
-
-    Args:
-      marks: by what they are called, the same names in the same order everywhere.
-
-    Raises:
-      JllamaError: a process has another one than process 0; raised in all of them.
-    """
-    if _group is None:
-        return
-    own = b"".join(hashlib.sha256(mark.encode()).digest()[:_MARK] for mark in marks.values())
-    first, *rest = _gathered(np.frombuffer(own, np.uint8)).reshape(_group.count, len(marks), _MARK)
-    for rank, theirs in enumerate(rest, 1):
-        others = [name for name, differ in zip(marks, (first != theirs).any(-1), strict=True) if differ]
-        if others:
-            _group.part()
-            raise JllamaError(
-                f"process {rank} has another {', another '.join(others)} than process 0: "
-                "give all processes the same model and flags"
-            )
-
-
-def _gathered(words: np.ndarray) -> np.ndarray:
-    """uint8 `[n]` of each process, as int32 `[processes, n]`."""
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(words.astype(np.int32)))

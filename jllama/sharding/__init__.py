@@ -15,6 +15,7 @@ from jllama.sharding.cuts import refusal as refusal
 from jllama.sharding.cuts import specs as specs
 from jllama.sharding.cuts import widened as widened
 from jllama.sharding.mesh import CACHE as CACHE
+from jllama.sharding.mesh import acquaint as acquaint
 from jllama.sharding.mesh import beside as beside
 from jllama.sharding.mesh import devices_under as devices_under
 from jllama.sharding.mesh import empty_cache as empty_cache

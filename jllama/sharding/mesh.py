@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -16,6 +17,7 @@ from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import QTensor
 from jllama.layers.shards import AXIS
+from jllama.machine import joining
 from jllama.model import Params
 from jllama.sharding.cuts import WHOLE, array_spec, cut_axis, map_leaves, specs
 
@@ -33,7 +35,8 @@ def mesh_of(devices: int) -> Mesh:
     if devices > len(there):
         hint = f"use --tensor_parallel={len(there)}"
         if there[0].platform == "cpu":
-            hint += f", or set JAX_NUM_CPU_DEVICES={devices} to try it on a CPU"
+            each = "" if processes == 1 else " in each process"
+            hint += f", or set JAX_NUM_CPU_DEVICES={-(-devices // processes)}{each} to try it on a CPU"
         wanted = f"tensor_parallel={devices} needs so many devices"
         raise JllamaError(f"{wanted} and JAX sees {len(there)}: {hint}")
     if devices % processes:
@@ -42,6 +45,16 @@ def mesh_of(devices: int) -> Mesh:
         )
     each, own = devices // processes, itertools.groupby(there, lambda device: device.process_index)
     return Mesh(np.asarray([device for _, group in own for device in list(group)[:each]]), (AXIS,))
+
+
+def acquaint(mesh: Mesh | None) -> None:
+    """A first sum over a mesh of several processes: native code may say on stdout whom it found for it."""
+    if mesh is None or jax.process_count() == 1:
+        return
+    zeros: Any = np.zeros(mesh.size, np.float32)
+    zeros = put(NamedSharding(mesh, PartitionSpec(AXIS)), zeros)
+    with joining.quiet():
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, WHOLE))(zeros))
 
 
 def mesh_under(tree: Any) -> Mesh | None:

@@ -38,7 +38,7 @@ def test_processes_of_a_group_agree_on_their_files_before_they_read_them(copied,
         raise JllamaError("they differ")
 
     monkeypatch.setattr(loading.processes, "group", object)
-    monkeypatch.setattr(loading.processes, "agree", agree)
+    monkeypatch.setattr(loading.agreement, "agree", agree)
     with pytest.raises(JllamaError, match="they differ"):
         loading._load_weights(copied[0], tiny_config, "float32", "none", False, None)
     own = dict(dtype="float32", storage="none", devices=1)
@@ -46,12 +46,12 @@ def test_processes_of_a_group_agree_on_their_files_before_they_read_them(copied,
 
 
 def test_each_tensor_counts(copied):
-    """By its first bytes, and by some in its middle."""
+    """By its first bytes, by some in its middle and by its last."""
     files, path = copied
     whole, before = path.read_bytes(), likeness.sampled(files)
     for stored in read_header(path):
         half, last = stored.nbytes // 2, min(likeness.SAMPLE, stored.nbytes // 2) - 1
-        for start in (0, last, half, half + last):
+        for start in (0, last, half, half + last, stored.nbytes - 1):
             data = bytearray(whole)
             data[stored.offset + start] ^= 1
             path.write_bytes(data)

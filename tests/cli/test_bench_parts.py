@@ -464,7 +464,7 @@ def test_random_weights_lie_as_loaded_ones_would(given, monkeypatch, devices, st
     monkeypatch.setattr("jllama.checkpoint.leaves.choose.cut_blocks", told("blocks", 0, 1))
     monkeypatch.setattr("jllama.checkpoint.leaves.choose.scheme_for", lambda leaf, asked: scheme)
     monkeypatch.setattr("jllama.layers.quantization.quantize", told("quantized", 0, 1))
-    monkeypatch.setattr("jllama.machine.processes.agree", order.append)
+    monkeypatch.setattr("jllama.machine.agreement.agree", order.append)
     monkeypatch.setattr("jllama.checkpoint.likeness.marks", lambda *what, **own: (*what, own))
 
     def random_params(config, dtype, *, seed, finish):

@@ -301,7 +301,7 @@ def test_no_number_of_devices(monkeypatch, given):
         parallel.devices()
 
 
-WHO = dict(coordinator_address="h:1", num_processes=2, process_id=1)
+WHO = dict(dtype="float32", coordinator_address="h:1", num_processes=2, process_id=1)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +326,27 @@ def test_jax_is_told_to_say_less_where_there_are_several_processes(monkeypatch, 
         assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0", "as the user has it"
 
 
+@pytest.mark.parametrize(
+    ("count", "sound"), [("2", True), ("-1", True), ("0", False), ("x", False), ("", False), ("1.5", False)]
+)
+def test_the_number_of_devices_on_a_cpu_is_one(monkeypatch, count, sound):
+    """Else JAX ends with its own trace of the stack, as soon as it is imported or later."""
+    monkeypatch.setattr(parallel, "FLAGS", flags_of())
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", count)
+    words = f"^JAX_NUM_CPU_DEVICES={re.escape(count)}: give a whole number from 1$"
+    with contextlib.nullcontext() if sound else pytest.raises(JllamaError, match=words):
+        parallel.prepare()
+
+
+def test_errors_are_told_where_there_may_be_others(monkeypatch):
+    told = contextlib.nullcontext()
+    monkeypatch.setattr("jllama.machine.agreement.telling", lambda: told)
+    monkeypatch.setattr(parallel, "FLAGS", flags_of())
+    assert parallel.telling() is not told
+    monkeypatch.setattr(parallel, "FLAGS", flags_of(**WHO))
+    assert parallel.telling() is told
+
+
 def test_other_processes_are_joined_where_flags_may_name_them(monkeypatch):
     joined = []
     monkeypatch.setattr("jllama.machine.joining.start", lambda *who, **how: joined.append((*who, how)))
@@ -335,7 +356,13 @@ def test_other_processes_are_joined_where_flags_may_name_them(monkeypatch):
     for count in ("2", "auto"):
         monkeypatch.setattr(parallel, "FLAGS", flags_of(device="cpu", tensor_parallel=count, **WHO))
         parallel.join_processes()
-    assert joined == [("h:1", 2, 1, dict(device="cpu", say=parallel.say))] * 2
+    assert joined == [
+        (
+            *("h:1", 2, 1),
+            dict(device="cpu", marks={"--tensor_parallel": count, "--dtype": "float32"}, say=parallel.say),
+        )
+        for count in ("2", "auto")
+    ]
 
 
 def test_several_processes_want_several_devices(monkeypatch):

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,22 +48,6 @@ def test_a_rank_is_one_of_them(rank):
         joining.start("a:1", 2, rank)
 
 
-@pytest.mark.parametrize(
-    "given", ["nonsense", "", ":1", "host:", "host:x", "host:0", "host:65536", "host:-1", "host:\u0661"]
-)
-def test_an_address_has_a_host_and_a_port(given):
-    with pytest.raises(JllamaError, match=r"^--coordinator_address=.*: give HOST:PORT of process 0"):
-        joining.start(given, 2, 0)
-
-
-@pytest.mark.parametrize("given", ["host:1", "10.0.0.1:9911", "[::1]:65535"])
-def test_addresses(monkeypatch, given):
-    waited = []
-    monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: waited.append(waits))
-    joining.start(given, 2, 1)
-    assert waited == [f"waiting for process 0 at {given} (this is process 1 of 2)"]
-
-
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_launcher_says_what_no_flag_does(monkeypatch, launched):
     waited = []
@@ -74,20 +57,17 @@ def test_a_launcher_says_what_no_flag_does(monkeypatch, launched):
     assert waited == (["waiting for the other processes"] if launched else [])
 
 
-def test_process_0_needs_its_port(monkeypatch):
-    """Native code would crash there. The others only call it."""
-    monkeypatch.setattr(joining, "_awaited", lambda join, waits, say: None)
-    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        words = f"^process 0 can't listen on port {port} of --coordinator_address: Address already in use$"
-        with pytest.raises(JllamaError, match=words):
-            joining.start(f"127.0.0.1:{port}", 2, 0)
-        joining.start(f"127.0.0.1:{port}", 2, 1)
-        monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"10.0.0.1:{port}")
-        joining.start(f"127.0.0.1:{port}", 2, 0)
-    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS")
-    joining.start(f"127.0.0.1:{port}", 2, 0)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_has_met_joins(monkeypatch, rank):
+    done = []
+    monkeypatch.setattr(joining.meeting, "listening", lambda *where: where)
+    monkeypatch.setattr(joining.meeting, "resolved", lambda host: None)
+    monkeypatch.setattr(joining.meeting, "lead", lambda *given: done.append(given))
+    monkeypatch.setattr(joining.meeting, "follow", lambda *given: done.append(given))
+    monkeypatch.setattr(joining, "_join", lambda *given: done.append(given))
+    joining.start("node0:9911", 2, rank, device="cpu", marks={"--dtype": "x"})
+    met = (("node0", 9911), 2) if rank == 0 else ("node0", 9911, 1)
+    assert done == [(*met, {"--num_processes": "2", "--dtype": "x"}), ("node0:9911", 2, rank, "cpu")]
 
 
 def test_who_joins_at_once_says_nothing():
@@ -161,7 +141,7 @@ def test_native_buffers_are_emptied_before_stdout_is_back(monkeypatch, capfd):
     seen = []
     library = SimpleNamespace(fflush=lambda stream: seen.append((stream, is_stderr())))
     monkeypatch.setattr(joining.ctypes, "CDLL", lambda name: library)
-    with joining._quiet():
+    with joining.quiet():
         assert is_stderr()
     assert seen == [(None, True)]
     assert not is_stderr()
@@ -173,7 +153,7 @@ def test_what_native_code_writes_meanwhile_is_not_the_answers(monkeypatch, capfd
     if nccl:
         monkeypatch.setenv("NCCL_DEBUG", "INFO")
     print("before")
-    with joining._quiet():
+    with joining.quiet():
         ctypes.CDLL(None).puts(b"native")
         os.write(1, b"raw\n")
     print("behind", flush=True)
@@ -185,6 +165,6 @@ def test_what_native_code_writes_meanwhile_is_not_the_answers(monkeypatch, capfd
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells which descriptors are open")
 def test_no_descriptor_stays_open(capfd):
     before = os.listdir("/proc/self/fd")
-    with joining._quiet():
+    with joining.quiet():
         pass
     assert os.listdir("/proc/self/fd") == before

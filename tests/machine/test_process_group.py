@@ -1,7 +1,6 @@
 """What processes that hold one model together say to each other: along a pair of sockets, in this process."""
 
 import contextlib
-import hashlib
 import socket
 import struct
 import threading
@@ -241,60 +240,6 @@ def test_where_process_0_is_to_be_found(monkeypatch, here):
     monkeypatch.setattr("socket.gethostname", lambda: here)
     hosts = ["127.0.0.1", "node1"] if here == "node1" else ["node1"]
     assert processes._announced() == (hosts, 4321, bytes(range(16)))
-
-
-@pytest.fixture
-def group_of(monkeypatch):
-    """`group_of(*marks)`: process 0 of a group that has these marks, its own first."""
-
-    def make(*marks):
-        def gathered(own):
-            rows = []
-            for one in marks:
-                digests = [hashlib.sha256(value.encode()).digest()[:16] for value in one.values()]
-                rows.append(np.frombuffer(b"".join(digests), np.uint8).astype(np.int32))
-            assert np.array_equal(own, rows[0])
-            return np.stack(rows)
-
-        group = Group(0, len(marks))
-        monkeypatch.setattr(processes, "_group", group)
-        monkeypatch.setattr(processes, "_gathered", gathered)
-        return group
-
-    return make
-
-
-def test_processes_that_run_the_same_agree(group_of):
-    marks = {"model": "a", "dtype": "b"}
-    group = group_of(marks, marks, marks)
-    processes.agree(marks)
-    assert not group._ended.is_set()
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        ({"model": "x", "dtype": "b"}, "process 2 has another model than process 0"),
-        ({"model": "a", "dtype": "x"}, "process 2 has another dtype than process 0"),
-        ({"model": "b", "dtype": "a"}, "process 2 has another model, another dtype than process 0"),
-    ],
-)
-def test_who_runs_something_else_is_named_and_all_end(group_of, other, words):
-    marks = {"model": "a", "dtype": "b"}
-    here, there = socket.socketpair()
-    group = group_of(marks, marks, other)
-    group._links = [here]
-    with here, there:
-        with pytest.raises(JllamaError, match=f"^{words}: "):
-            processes.agree(marks)
-        assert struct.unpack("<Ii", there.recv(99)) == (4, END), "else the first to end is taken for dead"
-    assert group._ended.is_set()
-
-
-def test_alone_one_agrees(monkeypatch):
-    monkeypatch.setattr(processes, "_group", None)
-    monkeypatch.setattr(processes, "_gathered", None)
-    processes.agree({"model": "a"})
 
 
 @pytest.mark.parametrize(("joined", "waited"), [(None, []), ("a group", [processes.SETTLE])])

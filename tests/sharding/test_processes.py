@@ -22,25 +22,28 @@ def free_port():
         return server.getsockname()[1]
 
 
-def started(rank, port, model, *arguments):
-    flags = ["--tensor_parallel=2", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
+def started(rank, port, model, *arguments, devices=1):
+    """Process 0 or 1 of two with so many devices each."""
+    flags = [f"--tensor_parallel={2 * devices}", "--num_processes=2"]
+    flags.append(f"--coordinator_address=127.0.0.1:{port}")
     command = [sys.executable, "-m", "jllama", "generate", f"--model={model}", "--dtype=float32", *flags]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX sets it, in this process too
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([*command, f"--process_id={rank}", *arguments], env=environment, **pipes)
 
 
-def both(model, *arguments):
+def both(model, *arguments, devices=1):
     port = free_port()
-    return [started(rank, port, model, *arguments) for rank in range(2)]
+    return [started(rank, port, model, *arguments, devices=devices) for rank in range(2)]
 
 
 def test_two_processes_stream_the_text_of_one(plain_dir):
+    """And nothing else, though native code says on stdout whom it has found for four devices."""
     arguments = ("--max_new_tokens=8", "--temperature=0.7", "--seed=3", "Once upon a time")
     alone = [sys.executable, "-m", "jllama", "generate", f"--model={plain_dir}", "--dtype=float32"]
     wanted = subprocess.run([*alone, *arguments], capture_output=True, text=True, check=True).stdout
-    two = both(plain_dir, *arguments)
+    two = both(plain_dir, *arguments, devices=2)
     (text, errors), (nothing, more) = [process.communicate() for process in two]
     assert (text, nothing, [process.returncode for process in two]) == (wanted, "", [0, 0]), errors + more
     noise = [line for line in (errors + more).splitlines() if not line.startswith("note: ")]

@@ -66,6 +66,13 @@ def test_more_devices_than_there_are(tiny_config):
         sharding.mesh_of(2)
 
 
+def test_more_devices_than_several_processes_have(monkeypatch):
+    """Each of them is to have its share."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(JllamaError, match=r" set JAX_NUM_CPU_DEVICES=4 in each process to try it on a CPU$"):
+        sharding.mesh_of(7)
+
+
 def test_key_heads_are_repeated_and_the_head_is_untied(tiny_config):
     tied = dataclasses.replace(tiny_config, vocab_size=64, tie_word_embeddings=True)
     wide = sharding.widened(tied, 4)
