@@ -130,6 +130,8 @@ def _let_in(link: socket.socket, links: dict[int, socket.socket], marks: Mapping
     said = _line(link, _MOMENT)
     try:
         rank, theirs = json.loads(said or "")
+        if not (type(rank) is int and rank > 0):
+            raise ValueError(rank)
         differ = [
             f"{name} ({theirs.get(name)}, not {own})"
             for name, own in marks.items()

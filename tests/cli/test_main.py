@@ -257,3 +257,20 @@ def test_the_wheel_takes_the_settings_along():
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     assert '"configs" = "jllama/configs"' in project
     assert 'jllama = "jllama.cli.main:main"' in project
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("--count=abc", "flag --count=abc: give a whole number"),
+        ("--count=1", "flag --count=1: give a whole number from 2"),
+        ("--max_new_tokens=1.5", "flag --max_new_tokens=1.5: give a whole number"),
+        ("--temperature=x", "flag --temperature=x: give a number"),
+        ("--temperature=a\nb", "flag --temperature=a\nb: give a number"),
+    ],
+)
+def test_what_is_no_number_is_told_without_pythons_words(known, typed, words):
+    flags.DEFINE_integer("count", None, "", lower_bound=2, flag_values=known)
+    with pytest.raises(JllamaError) as raised:
+        parsed(known, typed)
+    assert str(raised.value) == words

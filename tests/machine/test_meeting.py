@@ -96,7 +96,8 @@ def test_who_has_waited_and_ended_may_come_again(server):
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", b"jllama {}\n", b"jllama [1, 2]\n", b"jllama", b""]
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", b"jllama {}\n", b"jllama [1, 2]\n", b"jllama [[], {}]\n", b"jllama", b""],
 )
 def test_strangers_are_nobody(server, data):
     port = server.getsockname()[1]
@@ -188,11 +189,11 @@ def test_process_0_needs_its_port(server, monkeypatch):
     words = f"^process 0 can't listen on port {port} of --coordinator_address: Address already in use "
     with pytest.raises(JllamaError, match=words):
         meeting.listening(HOST, port)
-    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"127.0.0.2:{port}")
-    with meeting.listening("elsewhere", 1) as other:
-        assert other.getsockname() == ("127.0.0.2", port)
-    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS")
     server.close()
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"{HOST}:{port}")
+    with meeting.listening("elsewhere", 1) as other:
+        assert other.getsockname() == (HOST, port)
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS")
     with meeting.listening(HOST, port) as own:
         assert own.getsockname()[1] == port
 
