@@ -57,7 +57,7 @@ def parse(
 def _plainly(message: str) -> str:
     """absl's message without Python's words for numbers."""
     for theirs, ours in _NUMBERS.items():
-        message = re.sub(theirs, ours, message, flags=re.DOTALL)
+        message = re.sub(theirs, ours, message)
     return message
 
 

@@ -266,7 +266,6 @@ def test_the_wheel_takes_the_settings_along():
         ("--count=1", "flag --count=1: give a whole number from 2"),
         ("--max_new_tokens=1.5", "flag --max_new_tokens=1.5: give a whole number"),
         ("--temperature=x", "flag --temperature=x: give a number"),
-        ("--temperature=a\nb", "flag --temperature=a\nb: give a number"),
     ],
 )
 def test_what_is_no_number_is_told_without_pythons_words(known, typed, words):
