@@ -44,11 +44,17 @@ class Model:
     name: str
     dtype: str
     generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the file's, as it is
+    checkpoint_config: "ModelConfig | None" = None  # the file's; None: so is `config`
 
     def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.dtype}, {self.parameters:,} parameters)"
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the checkpoint's model is made of; what several devices hold twice counts once."""
         from jllama.checkpoint.sizes import parameter_count
 
-        return f"Model({self.name!r}, {self.dtype}, {parameter_count(self.config):,} parameters)"
+        return parameter_count(self.checkpoint_config or self.config)
 
     def need_tokenizer(self) -> "Tokenizer":
         """The tokenizer, for what can't do without.
@@ -137,9 +143,9 @@ def load(
     config = read_config(files)
     programs.expect(config, dtype, quantize)
     words = _matching_tokenizer(files, config) if tokenizer else None
-    config, params = _on_devices(files, config, dtype, quantize, progress, tensor_parallel)
+    held, params = _on_devices(files, config, dtype, quantize, progress, tensor_parallel)
     rest: Any = dict(name=name, dtype=dtype, generation_config=_generation_config(files))
-    return Model(config=config, params=params, tokenizer=words, **rest)
+    return Model(config=held, params=params, tokenizer=words, checkpoint_config=config, **rest)
 
 
 def _reference(given: Any) -> str:
@@ -191,19 +197,13 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def _on_devices(
-    files: ModelFiles,
-    config: "ModelConfig",
-    dtype: str,
-    quantize: str,
-    progress: bool,
-    tensor_parallel: int | str,
+    files: ModelFiles, config: "ModelConfig", dtype: str, quantize: str, progress: bool, count: int | str
 ) -> "tuple[ModelConfig, Params]":
     """The weights on as many devices as are asked for, and the configuration that they have there."""
     from jllama import sharding
     from jllama.checkpoint import memory
     from jllama.checkpoint.leaves.choose import cut_blocks
 
-    count = tensor_parallel
     if isinstance(count, str):
         count = memory.devices_for(files, config, dtype, quantize)
     if count == 1:

@@ -10,6 +10,7 @@ import pytest
 
 import jllama
 from jllama import checkpoint, loading
+from jllama.checkpoint.sizes import parameter_count
 from jllama.errors import JllamaError
 from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
 
@@ -263,6 +264,8 @@ def test_a_model_is_cut_for_as_many_devices_as_are_asked_for(monkeypatch, direct
         ("read", place, "float32", True, "int8", mesh),
     ]
     assert model.params == "joined weights"
+    assert model.parameters == parameter_count(model.checkpoint_config)
+    assert model.checkpoint_config.vocab_size == words
     assert (model.config.vocab_size if used == 1 else model.config) == (words if used == 1 else (words, used))
 
 

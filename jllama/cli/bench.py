@@ -79,7 +79,7 @@ def main() -> None:
     if FLAGS.profile:
         profile(config, params, tests)
     report = {
-        **environment(name),
+        **environment(name, params),
         "weight_bits": measure.weight_bits(params),
         "read_gb_per_second": limits.read_bytes_per_second / 1e9,
         "matrix_tflops": limits.matrix_flops_per_second / 1e12,
@@ -88,7 +88,8 @@ def main() -> None:
         "peak_memory_mib": measure.peak_memory_bytes() / 2**20,
         "tests": [with_shares(row, limits, rows) for row in rows],
     }
-    print(json.dumps(report, indent=1) if FLAGS.json else as_table(report, FLAGS.markdown))
+    as_json = json.dumps(report, indent=1, ensure_ascii=False)
+    print(as_json if FLAGS.json else as_table(report, FLAGS.markdown))
 
 
 def sweep_all() -> None:
@@ -125,7 +126,7 @@ def sweep_storage(record: sweep.Record, storage: str, points: list[sweep.Point])
 
     from jllama.cli import measure
 
-    record.begin(environment(name))
+    record.begin(environment(name, params))
     limits = measure.ceilings(FLAGS.dtype, jax.devices()[0].platform)
     for number, point in enumerate(points, 1):
         test = point.test
@@ -215,19 +216,19 @@ def profile(config: Any, params: Any, tests: list[Any]) -> None:
             run_test(config, params, test, 1)
 
 
-def environment(name: str) -> dict[str, Any]:
+def environment(name: str, params: Any) -> dict[str, Any]:
     """What a figure means nothing without."""
     import jax
 
-    from jllama import __version__
+    from jllama import __version__, sharding
     from jllama.machine.devices import describe_device
 
     return {
         "model": name,
         "dtype": FLAGS.dtype,
         "quantize": FLAGS.quantize,
-        "tensor_parallel": FLAGS.tensor_parallel,
-        "device": describe_device(),
+        "tensor_parallel": sharding.devices_under(params),
+        "device": describe_device(params),
         "jllama": __version__,
         "jax": jax.__version__,
         "seed": FLAGS.seed,

@@ -157,9 +157,8 @@ def _banner(model: Any) -> str:
 
     has_template = model.need_tokenizer().chat_template is not None
     kind = "" if has_template else " · a base model: it continues a transcript (--system, --transcript)"
-    return (
-        f"{model.name} · {model.dtype} · {describe_device()}{kind}\n/help lists the commands, Ctrl-D leaves"
-    )
+    place = describe_device(model.params)
+    return f"{model.name} · {model.dtype} · {place}{kind}\n/help lists the commands, Ctrl-D leaves"
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -117,16 +117,22 @@ def _nothing_is_garbage() -> Iterator[None]:
 
 
 def banner(model: Any) -> str:
-    """Model, device, dtype and versions, in one line; of a CPU the instruction set and the threads, too."""
+    """Model, devices, dtype and versions, in one line; of a CPU whose kernel runs the model the instruction
+    set and the threads, too.
+    """
     import jax
 
-    from jllama import __version__
+    from jllama import __version__, kernels
     from jllama.kernels.cpu.build import describe
+    from jllama.kernels.target import target_of
     from jllama.machine.devices import describe_device
 
-    device = describe_device() if jax.default_backend() != "cpu" else f"{describe_device()} · {describe()}"
+    place, target = describe_device(model.params), target_of(model.params)
+    held = model.config, model.params, model.dtype
+    if target.platform == "cpu" and kernels.decode_refusal(*held, target) is None:
+        place += f" · {describe()}"
     return (
-        f"{model.name} · {model.dtype} · {device} · "
+        f"{model.name} · {model.dtype} · {place} · "
         f"jllama {__version__} · jax {jax.__version__} · context {model.config.context_length}"
     )
 

@@ -79,7 +79,7 @@ def main() -> int:
     code = show(_noting(pieces, preparation, prepared))
     report = {
         **summary(session.result),
-        "device": describe_device(),
+        "device": describe_device(model.params),
         "dtype": model.dtype,
         "model": model.name,
     }

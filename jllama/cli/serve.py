@@ -153,17 +153,18 @@ def _sampling(model: Any) -> dict[str, Any]:
 
 
 def _banner(engine: Any, url: str) -> list[str]:
-    import jax
-
+    from jllama import sharding
     from jllama.checkpoint.sizes import cache_bytes
     from jllama.machine.devices import describe_device
 
     model, slots = engine.model, FLAGS.slots
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    cache = cache_bytes(model.config, batch=slots, max_len=engine.max_seq_len, dtype=model.dtype)
+    devices, weights = sharding.devices_under(model.params), sharding.bytes_on_each(model.params)
+    room = dict(batch=slots, max_len=engine.max_seq_len, dtype=model.dtype)
+    cache = cache_bytes(model.config, **room) // devices
+    each = f"on each of {devices} devices: " * (devices > 1)
     return [
-        f"{model.name} · {model.dtype} · {describe_device()}",
-        f"weights {weights / 2**30:.2f} GiB, cache {cache / 2**30:.2f} GiB: {slots} slots of "
+        f"{model.name} · {model.dtype} · {describe_device(model.params)}",
+        f"{each}weights {weights / 2**30:.2f} GiB, cache {cache / 2**30:.2f} GiB: {slots} slots of "
         f"{engine.max_seq_len} tokens",
         f"{url} is the chat page, {url}/v1 the API; Ctrl-C ends it",
     ]

@@ -88,7 +88,7 @@ class Record:
           JllamaError: something differs, or the file can't be written.
         """
         for name in SAME if self.points else ():
-            if self.run.get(name) != run[name]:
+            if str(self.run.get(name)) != str(run[name]):  # older files have the devices' number as text
                 raise JllamaError(
                     f"{self.path} holds points of {name} {self.run.get(name)}, this run has {run[name]}: "
                     "give another file"

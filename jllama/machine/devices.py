@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir
@@ -147,9 +148,11 @@ def platform() -> str:
     return jax.devices()[0].platform
 
 
-def describe_device() -> str:
-    """What the model runs on, for banners: `cpu` or the GPU's name."""
+def describe_device(arrays: Any) -> str:
+    """What holds a tree of JAX's arrays, for banners: `cpu` or the GPU's name; `2 × cpu` where two do."""
     import jax
 
-    device = jax.devices()[0]
-    return device.device_kind if device.platform == "gpu" else device.platform
+    held = jax.tree.leaves(arrays)[0].devices()  # those of other processes, too
+    device = next(iter(held))
+    name = device.device_kind if device.platform == "gpu" else device.platform
+    return name if len(held) == 1 else f"{len(held)} × {name}"

@@ -17,6 +17,7 @@ from jllama.sharding.cuts import widened as widened
 from jllama.sharding.mesh import CACHE as CACHE
 from jllama.sharding.mesh import acquaint as acquaint
 from jllama.sharding.mesh import beside as beside
+from jllama.sharding.mesh import bytes_on_each as bytes_on_each
 from jllama.sharding.mesh import devices_under as devices_under
 from jllama.sharding.mesh import empty_cache as empty_cache
 from jllama.sharding.mesh import everywhere as everywhere

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -69,6 +70,12 @@ def devices_under(tree: Any) -> int:
     """How many devices hold a tree's arrays together."""
     mesh = mesh_under(tree)
     return 1 if mesh is None else mesh.size
+
+
+def bytes_on_each(tree: Any) -> int:
+    """Memory that a tree's arrays take on each of the devices that hold them, or on the only one."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def on_mesh(mesh: Mesh, tree: Any) -> Any:

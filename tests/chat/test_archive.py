@@ -497,6 +497,32 @@ def test_the_model_that_a_cache_names_is_shown_cut_and_escaped(talk, model, path
     assert re.search(rf"another model, dtype or version of jllama \({shown}\)$", loaded(model, path)[1][0])
 
 
+@pytest.mark.parametrize("held", ["2", "a\x1b[2J"])
+def test_a_cache_of_another_number_of_devices_is_not_used(talk, model, path, monkeypatch, held):
+    archive.save(talk, SHORT, path, cache=True)
+    kept = archive_cache._metadata(archive.cache_path(path))
+    assert kept["devices"] == "1"
+    monkeypatch.setattr(archive_cache, "_metadata", lambda path: kept | {"devices": held})
+    again, (remark,) = loaded(model, path)
+    shown = held if held.isprintable() else repr(held)
+    assert remark.endswith(f".safetensors was computed with tensor_parallel={shown}, and here it is 1")
+    assert (again.context_used, again.messages) == (0, talk.messages)
+    monkeypatch.setattr(archive_cache, "_metadata", lambda path: {"fingerprint": kept["fingerprint"]})
+    assert loaded(model, path)[1] == []  # files of before do not say it
+
+
+def test_several_processes_save_no_cache_and_use_none(talk, model, path, monkeypatch):
+    archive.save(talk, SHORT, path, cache=True)
+    kept = path.read_text()
+    monkeypatch.setattr("jllama.engine.leading.followed", lambda: True)
+    words = "^a chat of several processes saves no cache: save without it$"
+    with pytest.raises(JllamaError, match=words):
+        archive.save(talk, SHORT, path, cache=True)
+    assert path.read_text() == kept
+    words = "the saved cache is not used: a chat of several processes reads its conversation anew"
+    assert loaded(model, path)[1] == [words]
+
+
 def test_behind_the_rows_that_were_saved_there_are_zeros():
     """What stands there is masked, but not a number times nought would be none."""
     np.full((1, 2, 8, 4), np.nan, np.float32)  # NumPy hands out this memory again

@@ -52,7 +52,7 @@ def order(monkeypatch):
     limits = measure.Ceilings(read_bytes_per_second=4e9, matrix_flops_per_second=3e12)
     monkeypatch.setattr(command_line, "count_compile_seconds", lambda: [1.5, 0.5])
     monkeypatch.setattr(bench, "load", note("load", ("m", CONFIG, "params")))
-    monkeypatch.setattr(bench, "environment", lambda name: {"model": name})
+    monkeypatch.setattr(bench, "environment", lambda name, params: {"model": name, "of": params})
     monkeypatch.setattr(measure, "check_memory", note("memory"))
     monkeypatch.setattr(measure, "ceilings", note("ceilings", limits))
     monkeypatch.setattr(measure, "weight_bits", note("bits", [4, 8]))
@@ -78,6 +78,7 @@ def test_a_model_is_measured_and_reported(given, order, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out) == {
         "model": "m",
+        "of": "params",
         "weight_bits": [4, 8],
         "read_gb_per_second": 4.0,
         "matrix_tflops": 3.0,
@@ -186,13 +187,14 @@ def test_what_is_loaded(given, monkeypatch, tmp_path):
 
 
 def test_what_a_figure_means_nothing_without(given):
-    told = bench.environment("m")
+    given(tensor_parallel="auto")
+    told = bench.environment("m", jax.numpy.ones(3))
     assert len(told.pop("date")) == 10
     assert told == dict(
         model="m",
         dtype="float32",
         quantize="int8",
-        tensor_parallel="1",
+        tensor_parallel=1,
         device="cpu",
         jllama=__version__,
         jax=jax.__version__,
@@ -228,7 +230,7 @@ def test_a_sweep_goes_storage_by_storage_and_is_drawn(given, order, monkeypatch,
         return dict(zip(("storage", "test", "batch", "choice"), point.key, strict=True))
 
     about = dict.fromkeys(sweep.SAME, "x")
-    monkeypatch.setattr(bench, "environment", lambda name: about)
+    monkeypatch.setattr(bench, "environment", lambda name, params: about)
     monkeypatch.setattr(sweep, "measured", measured)
     monkeypatch.setattr(sweep_picture, "check", lambda: order.append("checked"))
     monkeypatch.setattr(

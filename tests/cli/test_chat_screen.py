@@ -24,6 +24,7 @@ from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.layers.qtensor import QTensor
 from jllama.layers.rope import Rope
+from jllama.loading import Model
 
 ANSI = re.compile(r"\x1b\[[\d;]*m")
 
@@ -309,7 +310,7 @@ def test_which_part_is_stored_in_how_many_bits(leaves, words):
 
 
 @pytest.mark.parametrize(("window", "family"), [(None, "llama"), (4096, "mistral (a window of 4,096)")])
-def test_what_is_loaded(window, family):
+def test_what_is_loaded(monkeypatch, window, family):
     config = ModelConfig(
         vocab_size=10,
         hidden_size=8,
@@ -321,10 +322,8 @@ def test_what_is_loaded(window, family):
         sliding_window=window,
         rope=Rope(),
     )
-    model = SimpleNamespace(
-        config=config, params=[SimpleNamespace(nbytes=3 << 20)], dtype="float32", name="m"
-    )
-    model.params = [np.zeros(3 << 20, np.int8)]
+    params = [jnp.zeros(3 << 20, jnp.int8)]
+    model = Model(config=config, params=params, tokenizer=None, dtype="float32", name="m")
     conversation = SimpleNamespace(model=model, max_seq_len=1024, context_used=17)
     lines = dict(line.split(maxsplit=1) for line in loaded(conversation).splitlines())
     assert lines["family"] == f"{family}, 2 layers of 8"
@@ -335,6 +334,10 @@ def test_what_is_loaded(window, family):
         2 * 8 * 4 * 512 + 2 * 8 * 2 * 512 + 3 * 8 * 12 + 2 * 8
     )  # q and o, k and v, gate, up and down, norms
     assert lines["parameters"] == f"{2 * layer + 8 + 2 * 10 * 8:,}"
+    monkeypatch.setattr("jllama.sharding.devices_under", lambda params: 2)
+    assert "  on each of 2 devices: weights 3 MiB, cache 8 MiB a branch that goes on\n" in loaded(
+        conversation
+    )
 
 
 @pytest.mark.parametrize("begins", ["|", "  |", "#" * 7, "-" * 9])

@@ -457,13 +457,22 @@ def test_garbage_is_looked_for_again_behind_a_model_that_does_not_load(monkeypat
     assert (looked, gc.isenabled()) == ([False, False], True)
 
 
-def test_a_banner_says_what_runs(monkeypatch):
-    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda: "a device")
+@pytest.mark.parametrize(
+    ("platform", "refusal", "kernel"),
+    [("cpu", None, "avx2, 3 threads · "), ("cpu", "several devices", ""), ("gpu", None, "")],
+)
+def test_a_banner_says_what_runs(monkeypatch, platform, refusal, kernel):
+    """The instruction set and the threads are those of a CPU's kernel, where one runs."""
+    config = SimpleNamespace(context_length=77)
+    model = SimpleNamespace(name="n", dtype="float32", config=config, params="p")
+    target = SimpleNamespace(platform=platform)
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda arrays: f"holds {arrays}")
     monkeypatch.setattr("jllama.kernels.cpu.build.describe", lambda: "avx2, 3 threads")
-    model = SimpleNamespace(name="n", dtype="float32", config=SimpleNamespace(context_length=77))
+    monkeypatch.setattr("jllama.kernels.target.target_of", lambda params: target)
+    whole = config, "p", "float32", target
+    monkeypatch.setattr("jllama.kernels.decode_refusal", lambda *held: refusal if held == whole else 1 / 0)
     assert command_line.banner(model) == (
-        "n · float32 · a device · avx2, 3 threads · "
-        f"jllama {__version__} · jax {jax.__version__} · context 77"
+        f"n · float32 · holds p · {kernel}jllama {__version__} · jax {jax.__version__} · context 77"
     )
 
 
@@ -548,11 +557,11 @@ def test_a_conversation_is_as_the_flags_say(monkeypatch):
 
 @pytest.mark.parametrize("template", ["x", "", None])
 def test_a_chat_says_what_it_talks_with(monkeypatch, template):
-    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda: "a device")
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda arrays: f"holds {arrays}")
     tokenizer = SimpleNamespace(chat_template=template)
-    model = SimpleNamespace(name="n", dtype="float32", need_tokenizer=lambda: tokenizer)
+    model = SimpleNamespace(name="n", dtype="float32", need_tokenizer=lambda: tokenizer, params="p")
     base = " · a base model: it continues a transcript (--system, --transcript)" if template is None else ""
-    assert chat._banner(model) == (f"n · float32 · a device{base}\n/help lists the commands, Ctrl-D leaves")
+    assert chat._banner(model) == (f"n · float32 · holds p{base}\n/help lists the commands, Ctrl-D leaves")
 
 
 @pytest.mark.parametrize("text", [None, ""])
@@ -1446,7 +1455,8 @@ def one_prompt(monkeypatch):
         held.rooms.append(asked)
         return 77
 
-    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer", dtype="float32", name="m")
+    model = SimpleNamespace(need_tokenizer=lambda: "tokenizer", dtype="float32", name="m", params="p")
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda arrays: f"holds {arrays}")
     monkeypatch.setattr(generate, "FLAGS", held)
     monkeypatch.setattr(command_line, "sampling_settings", lambda: held.settings)
     monkeypatch.setattr(command_line, "load_model", lambda: model)
@@ -1498,7 +1508,7 @@ def test_what_is_told_of_an_answer(one_prompt, capsys, settings, code):
     assert generate.main() == code
     out, err = capsys.readouterr()
     report = json.loads(out)
-    assert (report["model"], report["dtype"], report["device"], report["seed"]) == ("m", "float32", "cpu", 1)
+    assert [report[name] for name in ("model", "dtype", "device", "seed")] == ["m", "float32", "holds p", 1]
     assert err == ""
 
 
@@ -2309,16 +2319,19 @@ def test_a_ready_made_model_has_its_short_name_first(serving):
         ("localhost", True, False),
     ],
 )
-def test_what_a_server_says_first(serving, host, keyless, warned):
+@pytest.mark.parametrize(("devices", "each"), [(1, ""), (2, "on each of 2 devices: ")])
+def test_what_a_server_says_first(serving, monkeypatch, host, keyless, warned, devices, each):
     serving["host"].value, serving["slots"] = host, SimpleNamespace(value=3)
     config = ModelConfig.from_hf({"model_type": "llama", "num_hidden_layers": 1})
-    weights = SimpleNamespace(nbytes=3 << 29)
-    model = SimpleNamespace(name="m", dtype="float32", params={"w": weights}, config=config)
+    model = SimpleNamespace(name="m", dtype="float32", params="p", config=config)
+    monkeypatch.setattr("jllama.machine.devices.describe_device", lambda arrays: f"holds {arrays}")
+    monkeypatch.setattr("jllama.sharding.devices_under", {"p": devices}.get)
+    monkeypatch.setattr("jllama.sharding.bytes_on_each", {"p": 3 << 29}.get)
     serving["max_queue"] = SimpleNamespace(value=5)
     lines = serve._banner(SimpleNamespace(model=model, max_seq_len=2**15), "http://x")
-    cache = 2 * 3 * 2**15 * 32 * 128 * 4 / 2**30  # keys and values of three slots, 32 heads of 128
-    assert lines[0] == "m · float32 · cpu"
-    assert lines[1] == f"weights 1.50 GiB, cache {cache:.2f} GiB: 3 slots of 32768 tokens"
+    cache = 2 * 3 * 2**15 * 32 * 128 * 4 / 2**30 / devices  # keys and values of three slots, 32 heads of 128
+    assert lines[0] == "m · float32 · holds p"
+    assert lines[1] == f"{each}weights 1.50 GiB, cache {cache:.2f} GiB: 3 slots of 32768 tokens"
     assert lines[2] == "http://x is the chat page, http://x/v1 the API; Ctrl-C ends it"
     assert len(lines) == 3
     said = list(serve._warnings(8, open_to_all=keyless))

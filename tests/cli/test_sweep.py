@@ -17,7 +17,7 @@ from jllama.errors import JllamaError
 from tests.support.scripts_helpers import assert_explained
 from tests.support.tiny_checkpoint import KEYS
 
-RUN = dict(model="m", dtype="float32", device="cpu", tensor_parallel="1", jllama="1", jax="2")
+RUN = dict(model="m", dtype="float32", device="cpu", tensor_parallel=1, jllama="1", jax="2")
 
 
 def point(test="tg8", batch=1, choice="greedy", storage="none", **more):
@@ -57,7 +57,7 @@ def test_a_record_keeps_each_point_and_refuses_another_run(tmp_path):
     record.begin(RUN | {"date": "1"})
     record.add(point())
     again = sweep.Record(record.path)
-    again.begin(RUN | {"date": "2"})
+    again.begin(RUN | {"date": "2", "tensor_parallel": "1"})  # as files of before have it
     again.add(point(batch=2))
     held = json.loads(record.path.read_text())
     assert held == {"run": RUN | {"date": "1"}, "points": [point(), point(batch=2)]}

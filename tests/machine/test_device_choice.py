@@ -126,10 +126,19 @@ def test_a_damaged_program_that_can_not_be_removed_stays(asked, monkeypatch):
     assert (place / "jit_f-0-cache").exists()
 
 
-def test_what_a_model_runs_on(asked):
-    assert (devices.platform(), devices.describe_device()) == ("cpu", "cpu")
+def test_where_jax_puts_arrays(asked):
+    assert devices.platform() == "cpu"
     asked.platform = "gpu"
-    assert (devices.platform(), devices.describe_device()) == ("gpu", "A GPU")
+    assert devices.platform() == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("platform", "count", "words"),
+    [("cpu", 1, "cpu"), ("cpu", 2, "2 × cpu"), ("gpu", 1, "A GPU"), ("gpu", 8, "8 × A GPU")],
+)
+def test_what_holds_a_model(platform, count, words):
+    held = [SimpleNamespace(platform=platform, device_kind="A GPU") for _ in range(count)]
+    assert devices.describe_device([SimpleNamespace(devices=lambda: held)]) == words
 
 
 KEPT = dict(began=5.0, enabled=True, place="xla", platforms=["cpu"])

@@ -17,7 +17,7 @@ devices.configure({arguments})
 import jax
 jax.numpy.ones(3).block_until_ready()
 print(json.dumps(dict(
-    platform=jax.devices()[0].platform, described=devices.describe_device(),
+    platform=jax.devices()[0].platform, described=devices.describe_device(jax.numpy.ones(3)),
     directory=jax.config.jax_compilation_cache_dir,
     seconds=jax.config.jax_persistent_cache_min_compile_time_secs,
     preallocate=os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"])))

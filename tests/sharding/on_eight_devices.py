@@ -12,6 +12,7 @@ import pytest
 
 from jllama import kernels, sharding
 from jllama.checkpoint.random_params import random_params
+from jllama.checkpoint.sizes import parameter_count
 from jllama.config import ModelConfig
 from jllama.engine import slot_programs
 from jllama.engine.decoder import read_prompt
@@ -20,6 +21,8 @@ from jllama.engine.state import Way, largest_of_all
 from jllama.kernels.target import target_of
 from jllama.layers.quantization import SCHEMES, quantize
 from jllama.layers.shards import AXIS, Shards
+from jllama.loading import Model
+from jllama.machine.devices import describe_device
 from jllama.model import forward
 from tests.support.decoding import started, texts
 from tests.support.family_models import BASE, FAMILY_MODELS
@@ -91,6 +94,18 @@ def test_logits_and_tokens_are_those_of_one_device(case):
     fields, devices = CASES[case]
     config = changed(**fields)
     assert_same(config, random_params(config, "float32"), devices)
+
+
+def test_what_is_told_of_the_devices():
+    """Each has its part of what is cut and the whole of what is not; a repeated key head is no parameter."""
+    config = changed(**ONE)
+    wide, params = split(config, random_params(config, "float32"), 4)
+    assert (sharding.devices_under(params), describe_device(params)) == (4, "4 × cpu")
+    own = 64 * 32 + 3 * 32 + 2 * 8 * 2 * 32 + 2 * 8 * 32 + 3 * 12 * 32 + 16 * 32
+    assert sharding.bytes_on_each(params) == 4 * own
+    held = dict(params=params, tokenizer=None, name="m", dtype="float32")
+    model = Model(config=wide, checkpoint_config=config, **held)
+    assert model.parameters == parameter_count(config) < Model(config=wide, **held).parameters
 
 
 @pytest.mark.parametrize("family", ["gemma2_caps", "llama_biases", "olmo2"])

@@ -16,10 +16,12 @@ from jllama.chat.archive.fingerprint import fingerprint
 from jllama.chat.conversation import Conversation
 from jllama.checkpoint.memory import check_cache
 from jllama.checkpoint.sizes import cache_bytes
+from jllama.engine import leading
 from jllama.errors import JllamaError
 from jllama.layers.cache import KVCache
 from jllama.loading import Model
 from jllama.session import Session
+from jllama.sharding import devices_under
 
 FORMAT = "jllama cache 1"
 _DTYPES = {"int32": "I32", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -29,8 +31,10 @@ def write(conversation: Conversation, path: Path) -> str:
     """Writes the current branch's cache; returns the file's SHA-256.
 
     Raises:
-      JllamaError: there is none yet.
+      JllamaError: there is none yet, or several processes hold it.
     """
+    if leading.followed():
+        raise JllamaError("a chat of several processes saves no cache: save without it")
     session = conversation.branch.session
     cache = session.snapshot()
     if cache is None or not session.ids:
@@ -39,7 +43,9 @@ def write(conversation: Conversation, path: Path) -> str:
     for name, array in _named(cache).items():
         tensors[name] = np.ascontiguousarray(np.asarray(array)[:, :, : len(session.ids)])
     name = session.model.name.encode("utf-8", "replace").decode()  # a path may be no UTF-8
-    metadata = {"format": FORMAT, "fingerprint": fingerprint(session.model), "model": name}
+    devices = str(devices_under(session.model.params))
+    marks = {"fingerprint": fingerprint(session.model), "devices": devices}
+    metadata = {"format": FORMAT, "model": name, **marks}
     save_file(tensors, path, metadata=metadata)
     return _sha256(path)
 
@@ -67,22 +73,35 @@ def read_into(session: Session, path: Path, sha256: str) -> None:
     """Lets a session go on from a saved cache.
 
     Raises:
-      JllamaError: the file is not there, is damaged, or is the cache of another model or a longer context.
+      JllamaError: the file is not there, is damaged, or is the cache of another model, another number of
+        devices or a longer context; or several processes run the chat.
     """
+    if leading.followed():
+        raise JllamaError("a chat of several processes reads its conversation anew")
     with _reported(path):
         if not path.is_file() and path.exists():
             raise JllamaError(f"{path} is not a file")
         if path.stat().st_size > _most_bytes(session.model) or _sha256(path) != sha256:
             raise JllamaError(f"{path} is damaged, or of another conversation")
-        metadata = _metadata(path)
-        if metadata.get("fingerprint") != fingerprint(session.model):
-            name = metadata.get("model", "unknown")[:80]
-            raise JllamaError(
-                f"{path} is the cache of another model, dtype or version of jllama "
-                f"({name if name.isprintable() else repr(name)})"
-            )
+        _check_origin(path, session.model)
         ids, cache = _read(session, path)
     session.adopt(ids, cache)
+
+
+def _check_origin(path: Path, model: Model) -> None:
+    """Refuses what this very model, in this dtype and on as many devices, did not compute."""
+    metadata, here = _metadata(path), str(devices_under(model.params))
+    if (there := metadata.get("devices", here)) != here:
+        raise JllamaError(f"{path} was computed with tensor_parallel={_shown(there)}, and here it is {here}")
+    if metadata.get("fingerprint") != fingerprint(model):
+        name = _shown(metadata.get("model", "unknown"))
+        raise JllamaError(f"{path} is the cache of another model, dtype or version of jllama ({name})")
+
+
+def _shown(text: str) -> str:
+    """What a file says, which may be anything."""
+    text = text[:80]
+    return text if text.isprintable() else repr(text)
 
 
 def _read(session: Session, path: Path) -> tuple[list[int], KVCache]:

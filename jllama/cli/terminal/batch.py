@@ -88,7 +88,7 @@ def _ran(conversation: Conversation, call: Call) -> str:
 
 def _report(conversation: Conversation) -> dict[str, Any]:
     model, answer = conversation.model, conversation.messages[-1]
-    names = {"device": describe_device(), "dtype": model.dtype, "model": model.name}
+    names = {"device": describe_device(model.params), "dtype": model.dtype, "model": model.name}
     pairs = [pair for one in answer.rounds for pair in zip(one.calls, one.results, strict=True)]
     calls = [{"name": call.name, "arguments": call.arguments, "result": result} for call, result in pairs]
     told = {"calls": calls} if conversation.toolbox.tools else {}

@@ -4,8 +4,9 @@ import math
 
 import jax
 
+from jllama import sharding
 from jllama.chat.conversation import Conversation
-from jllama.checkpoint.sizes import cache_bytes, parameter_count
+from jllama.checkpoint.sizes import cache_bytes
 from jllama.config import ModelConfig
 from jllama.layers.qtensor import QTensor
 from jllama.loading import Model
@@ -18,18 +19,20 @@ def loaded(conversation: Conversation) -> str:
     """Name, family, size, precision, context, memory and device, a line each."""
     model = conversation.model
     config, size = model.config, conversation.max_seq_len
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    cache = cache_bytes(config, batch=1, max_len=size, dtype=model.dtype)
+    devices, weights = sharding.devices_under(model.params), sharding.bytes_on_each(model.params)
+    cache = cache_bytes(config, batch=1, max_len=size, dtype=model.dtype) // devices
+    each = f"on each of {devices} devices: " * (devices > 1)
     lines = {
         "model": model.name,
         "family": f"{_family(config)}, {config.num_hidden_layers} layers of {config.hidden_size}",
-        "parameters": f"{parameter_count(config):,}",
+        "parameters": f"{model.parameters:,}",
         "dtype": model.dtype,
         "quantised": quantisation(model),
         "context": f"{size:,} tokens, {conversation.context_used:,} in use (the model: "
         f"{config.context_length:,})",
-        "memory": f"weights {weights / MIB:,.0f} MiB, cache {cache / MIB:,.0f} MiB a branch that goes on",
-        "device": describe_device(),
+        "memory": f"{each}weights {weights / MIB:,.0f} MiB, cache {cache / MIB:,.0f} MiB a branch that "
+        "goes on",
+        "device": describe_device(model.params),
     }
     return "\n".join(f"  {name:<11} {text}" for name, text in lines.items())
 
