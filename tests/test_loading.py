@@ -74,8 +74,6 @@ def test_what_is_asked_for_is_handed_on(monkeypatch, directory):
 
 
 def jllama_count(model):
-    from jllama.checkpoint.sizes import parameter_count
-
     return parameter_count(model.config)
 
 
