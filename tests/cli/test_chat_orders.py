@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from jllama.chat.branches import Branch, Branches, Message, Round
@@ -361,7 +362,7 @@ class Piped(io.StringIO):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_answer_in_a_pipe_is_seen_as_it_comes(monkeypatch, as_json):
     talk, pipe = Talk(), Piped()
-    talk.model = SimpleNamespace(dtype="float32", name="tiny")
+    talk.model = SimpleNamespace(dtype="float32", name="tiny", params=jnp.zeros(1))
     talk.result = SimpleNamespace(summary=lambda: {"finish_reason": "stop"})
 
     def ask(text, settings):

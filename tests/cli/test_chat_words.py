@@ -4,6 +4,7 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -48,6 +49,7 @@ class Talk:
         encode = lambda text, add_special=True: [0] * (len(text) + add_special)  # noqa: E731
         tokenizer = SimpleNamespace(encode=encode)
         words = dict(dtype="float32", name="tiny", config=SimpleNamespace(context_length=9))
+        words |= dict(params=jnp.zeros(1))
         self.model = SimpleNamespace(need_tokenizer=lambda: tokenizer, **words)
         self.answers, self.asked = [], []
 

@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def anew(monkeypatch):
     """As if nothing had been compiled or loaded in this process."""
     monkeypatch.setattr(units, "_UNITS", {})
+    for name, empty in (("_THERE", set()), ("_WANTED", set()), ("_BROKEN", {})):
+        monkeypatch.setattr(build, name, empty)
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
