@@ -131,14 +131,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process more than cores: some wait for what they started, or for a clock of the program's."""
-    if wants_gpu(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return None
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str, sched) -> None:
     """A test that ended its process has failed: xdist would try it in the next process, and the next."""
     for unit in sched.workqueue.values():
