@@ -45,6 +45,6 @@ COMPILER
 [ -e "$there/site/jaxlib" ] || fetch_packages
 write_compiler
 # XLA_FLAGS: else the tests ask in a child process which flags XLA knows.
-export PYTHONPATH="$there/site" CXX="$there/g++" JLLAMA_CACHE="$there/cache" XLA_FLAGS="--xla_backend_optimization_level=0"
+export PYTHONPATH="$there/site" CXX="$there/g++" JLLAMA_CACHE="$there/cache${ARM_FLAGS:-}" XLA_FLAGS="--xla_backend_optimization_level=0"
 exec qemu-aarch64 -L "$root" "$root/usr/bin/python$version" -m pytest -p no:cacheprovider \
   -o addopts="--strict-markers --import-mode=importlib" "$@"
