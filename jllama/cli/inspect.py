@@ -90,7 +90,7 @@ def kept_size(files: Any, config: Any, devices: int) -> tuple[int, int] | None:
     Raises:
       JllamaError: they can't be cut for so many.
     """
-    from jllama.checkpoint.leaves.automatic import check_kept, kept_bytes
+    from jllama.checkpoint.leaves.automatic import kept_bytes
 
     if files.gguf is None:
         return None
@@ -98,9 +98,7 @@ def kept_size(files: Any, config: Any, devices: int) -> tuple[int, int] | None:
         whole = kept_bytes(files, config, "bfloat16")
     except JllamaError:  # a file that doesn't fit its configuration is shown all the same
         return None
-    if devices > 1:
-        check_kept(files, config, devices)
-    return whole, kept_bytes(files, config, "bfloat16", devices=devices)
+    return whole, whole if devices == 1 else kept_bytes(files, config, "bfloat16", devices=devices)
 
 
 def planned_tensors(config: Any, family: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jllama import kernels, sharding
+from jllama.checkpoint.formats.stored import Checkpoint
 from jllama.checkpoint.layout import Leaf
 from jllama.checkpoint.layout import layout as leaves
 from jllama.checkpoint.leaves.block_types import bits_in_tiles
@@ -62,12 +63,11 @@ def kept_outline(
       JllamaError: the file is not sound.
     """
     tree = leaves(config) if devices == 1 else split_layout(config, devices)
-    return _outlined(files, config, dtype, layout, tree)
+    return _outlined(verified(open_checkpoint(files), config), dtype, layout, tree)
 
 
-def _outlined(files: ModelFiles, config: ModelConfig, dtype: str, layout: str, tree: Any) -> Any:
+def _outlined(checkpoint: Checkpoint, dtype: str, layout: str, tree: Any) -> Any:
     """What becomes of each `Leaf` of a tree."""
-    checkpoint = verified(open_checkpoint(files), config)
 
     def shapes(leaf: Leaf) -> Any:
         form = form_of(leaf, checkpoint)
@@ -90,18 +90,11 @@ def kept_bytes(
     them; see `kept_outline`. Tiles' last rows are not counted where they pad.
 
     Raises:
-      JllamaError: the file is not sound.
-    """
-    tree = leaves(config) if devices == 1 else shard_layout(config, devices, 0)
-    arrays = jax.tree.leaves(_outlined(files, config, dtype, layout, tree))
-    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
-
-
-def check_kept(files: ModelFiles, config: ModelConfig, devices: int) -> None:
-    """Refuses a number of devices that the sizes or the blocks of a GGUF file do not allow.
-
-    Raises:
-      JllamaError: says which, and which numbers would do; the file is not sound.
+      JllamaError: the file is not sound; its sizes or blocks can't be cut for so many devices.
     """
     checkpoint = verified(open_checkpoint(files), config)
-    sharding.check(config, devices, cut_blocks("auto", config, checkpoint))
+    if devices > 1:
+        sharding.check(config, devices, cut_blocks("auto", config, checkpoint))
+    tree = leaves(config) if devices == 1 else shard_layout(config, devices, 0)
+    arrays = jax.tree.leaves(_outlined(checkpoint, dtype, layout, tree))
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
