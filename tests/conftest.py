@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start would compile its modules each time
     if wants_gpu(config):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # xdist's processes share it
+        os.environ.setdefault("XLA_FLAGS", quick_compiling.GPU_FLAGS)
     else:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         if "XLA_FLAGS" not in os.environ:  # child processes have it too

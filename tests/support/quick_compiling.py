@@ -14,6 +14,10 @@ _FLAGS = (
     f"--{_EMITTERS}=false",
 )
 
+# On a GPU XLA would time several programs of every product, next to the other processes' tests.
+# Without that, cuBLAS's first choice runs.
+GPU_FLAGS = "--xla_gpu_autotune_level=0"
+
 
 def flags() -> str:
     """For `XLA_FLAGS`: those that this XLA knows."""
