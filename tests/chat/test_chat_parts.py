@@ -553,12 +553,22 @@ def test_a_file_has_a_size_at_most(tmp_path, monkeypatch, over):
             read_document(tmp_path / "b")
         with pytest.raises(JllamaError, match="undo turns or clear branches"):
             write_document(read, tmp_path / "c")
+        assert not (tmp_path / "c").exists()
         with pytest.raises(JllamaError, match="exists and is no conversation"):
             check_overwrite(tmp_path / "b")
     else:
         read_document(tmp_path / "b")
         write_document(read, tmp_path / "b")
         check_overwrite(tmp_path / "b")
+
+
+def test_how_large_a_conversation_may_be_is_said_in_mebibytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "MAX_BYTES", 3 << 20)
+    (tmp_path / "a").write_text(json.dumps(SOUND))
+    read, _ = read_document(tmp_path / "a")
+    large = msgspec.structs.replace(read, model="x" * document.MAX_BYTES)
+    with pytest.raises(JllamaError, match=r"^the conversation has more than 3 MiB: undo"):
+        write_document(large, tmp_path / "c")
 
 
 def test_what_can_not_be_read_is_told(tmp_path):

@@ -50,6 +50,13 @@ def test_a_question_alone_may_use_the_reserve_and_no_more():
                 fit(encode, turns=turns, dropped=turns, wanted=9, size=SIZE, policy=policy)
 
 
+@pytest.mark.parametrize(("size", "gone"), [(3, 0), (4, 1)])
+def test_of_fewer_than_four_tokens_no_quarter_is_kept(size, gone):
+    """A turn that fills the context stays where a quarter of it is none."""
+    encode = prompt_of(1, length=size - 1, question=1)
+    assert fit(encode, turns=1, dropped=0, wanted=9, size=size, policy="drop_oldest") == (encode(gone), gone)
+
+
 def test_or_it_is_refused_with_what_would_help():
     with pytest.raises(JllamaError, match="the context is full: the conversation would have 105 tokens"):
         fit(prompt_of(10), turns=10, dropped=0, wanted=5, size=SIZE, policy="stop")

@@ -215,7 +215,9 @@ def test_rope_factors_of_a_gguf_reach_the_configuration(tmp_path):
         writer.add_tensor(stored.name, np.array(stored.data))
     writer.add_tensor("rope_freqs.weight", factors)
     finish(writer)
+    before = sorted(Path("/proc/self/fd").iterdir())
     config, params = load(tmp_path / "m.gguf")
+    assert sorted(Path("/proc/self/fd").iterdir()) == before, "it has read them from the file"
     assert config.rope.frequency_factors == tuple(factors.tolist())
     assert_same(params, load(plain)[1])
 

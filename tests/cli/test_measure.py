@@ -48,6 +48,8 @@ def test_a_steps_bytes():
     assert measure.kv_bytes(CONFIG, params, bench_test(depth=10, batch=3)) == 3 * mean * per_position
     window = dataclasses.replace(CONFIG, sliding_window=8)
     assert measure.kv_bytes(window, params, bench_test(depth=10)) == 8 * per_position
+    wide = dataclasses.replace(CONFIG, sliding_window=1000)
+    assert measure.kv_bytes(wide, params, bench_test(depth=10)) == mean * per_position
     table = CONFIG.vocab_size * CONFIG.hidden_size * 4
     total = sum(array.nbytes for array in random_tensors(KEYS).values())
     assert measure.weight_bytes(params) == total - table

@@ -359,6 +359,9 @@ def test_attention_of_one_token(calls):
     shared = calls[1]
     assert shared.shape.P > 1
     assert shared.results[3].shape == (4 * shared.shape.P, 4 * 66)
+    two = dataclasses.replace(cache, keys=long.keys[:, :, :512], values=long.values[:, :, :512])
+    decode_attention.decode_attend(one, two, rope, ScoreRule())
+    assert (calls[2].shape.P, len(calls[2].results), len(made.results)) == (2, 4, 3)
 
 
 @pytest.mark.parametrize(("H", "warps", "resident"), [(64, 8, 4), (128, 8, 4), (160, 4, 2), (256, 4, 2)])

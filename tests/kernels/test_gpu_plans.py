@@ -25,6 +25,7 @@ from jllama.kernels.gpu import (
     prefill,
     product,
     sample,
+    stream,
     wide_product,
 )
 from jllama.kernels.gpu.constants import PLAIN, Arrangement
@@ -526,7 +527,8 @@ def test_one_query_a_row_is_attended_to_as_by_the_plain_model(monkeypatch):
 
 
 def test_a_chunk_has_fewer_stages_where_memory_is_small(gpu):
-    for room, stages in ((ROOM, 4), (101376, 1)):
+    whole = chunk_attention.make_shape(1, 64, 2, 4, 128, 4096, None, jnp.bfloat16).shared
+    for room, stages in ((ROOM, 3), (whole, 3), (whole - 1, 2), (101376, 1)):
         gpu.room = room
         shape = chunk_attention.make_shape(1, 64, 2, 4, 128, 4096, None, jnp.bfloat16)
         assert shape.shared <= room
@@ -671,6 +673,60 @@ def test_without_clusters_a_product_takes_what_a_block_has_room_for(gpu, monkeyp
 # Where things lie.
 
 
+def product_shape(**sizes):
+    plain = dict(TOKENS=3, ROWS=64, COLUMNS=512, MT=1, CL=1, CLUSTERS=4, WARPS=16, STAGES=4, BITS=16, GROUP=0)
+    plain |= dict(SCALE_BYTES=0, OFFSETS=0, RECORD=0, NORM=0, EPS="0", AFTER=0, WIDE=0, FP16=0)
+    return product.Shape(**plain | sizes)
+
+
+def wide_shape(**sizes):
+    plain = dict(TOKENS=33, ROWS=64, COLUMNS=512, BITS=8, GROUP=0, SCALE_BYTES=4, OFFSETS=0, GATED=0)
+    return wide_product.Shape(**plain | dict(OUT_BITS=0, BIAS=0, ACTIVATION=0, FP16=0) | sizes)
+
+
+FEW = dict(BITS=4, GROUP=32, SCALE_BYTES=2, OFFSETS=1)
+ROWS_OF = dict(SCALE="1", CAP="0", ROTARY=0, FP16=0, WINDOW=0)
+SHARED = [
+    (product_shape(), 8 * (1024 + 64) + 16 * (512 + 4 * 1024) + 4 * 16),
+    (product_shape(TOKENS=9, MT=2, WARPS=8), 16 * (1024 + 64) + 8 * (2 * 1024 + 4 * 1024) + 4 * 16),
+    (product_shape(TOKENS=17, WARPS=8, STAGES=5), 24 * (1024 + 64) + 8 * (1536 + 5 * 1024) + 4 * 24),
+    (product_shape(COLUMNS=2048, CL=4, **FEW), 8 * (1024 + 32) + 16 * (512 + 4 * (1024 + 512)) + 4 * 16),
+    (product_shape(BITS=8, GROUP=32), 8 * (1024 + 16) + 16 * (512 + 4 * (1024 + 256)) + 4 * 16),
+    (product_shape(BITS=8, GROUP=16, RECORD=32), 8 * (1024 + 16) + 16 * (512 + 4 * (1024 + 512)) + 4 * 16),
+    (wide_shape(), 4 * 40 * 128 + 4 * 4 * 1024 + 16 * 4),
+    (wide_shape(WM=2, X_STAGES=5), 5 * 40 * 128 + 4 * 2 * 4 * 1024 + 16 * 5),
+    (wide_shape(WK=2, W_STAGES=3, **FEW), 4 * 40 * 128 + 4 * 2 * 3 * 1536 + 40 * 256 * 2 + 16 * 4),
+    (stream.Shape(20, 64, 512, MT=2, STAGES=5), 8 * 5 * (2 * 1024 + 24 * 64) + 24 * 16 * 2 * 4),
+    (stream.Shape(20, 64, 512, MT=2, CL=1, WARPS=16), 16 * 3 * (2 * 1024 + 24 * 64)),
+    (
+        decode_attention.Shape(B=1, K=2, G=4, H=64, S=99, P=1, WARPS=8, STAGES=5, RESIDENT=1, **ROWS_OF),
+        8 * (5 * (4096 + 8) + 128) + 6 * 64 * 2 + 16,
+    ),
+    (
+        chunk_attention.Shape(B=1, TOKENS=9, K=2, G=4, H=96, S=99, CONSUMERS=2, STAGES=3, P=1, **ROWS_OF),
+        256 * (64 * 2 + 2 * 3 * 128) + 4 * 3 * 8 + 16,
+    ),
+    (
+        chunk_attention.Shape(B=1, TOKENS=9, K=2, G=4, H=256, S=99, CONSUMERS=2, STAGES=1, P=1, **ROWS_OF),
+        512 * (64 * 2 + 2 * 64) + 4 * 8 + 16,
+    ),
+    (
+        sample.Shape(V=1001, CLUSTER=2, NT=512, STOPS=4),
+        2016 + (2048 * 16 + 1024 * 16 + 8192) + (16 + 4) * 16 + 96 + 3 * 128 * 16 + 16 + 48,
+    ),
+    (
+        sample.Shape(V=1001, CLUSTER=1, NT=512, STOPS=4, APART=1),
+        16 + (2048 * 16 + 2048 * 16 + 8192) + (16 + 2) * 16 + 96 + 2 * 128 * 16 + 16 + 48,
+    ),
+]
+
+
+@pytest.mark.parametrize(("shape", "size"), SHARED)
+def test_bytes_that_a_kernel_shares(shape, size):
+    """Rings of weights and activations, sums, barriers: as the sources lay them out."""
+    assert shape.shared == size
+
+
 @pytest.mark.parametrize(("size", "unit", "whole"), [(0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16)])
 def test_a_size_is_rounded_up(size, unit, whole):
     assert rounded(size, unit) == whole
@@ -747,6 +803,39 @@ def test_a_tile_holds_its_rows_and_scales(f, columns):
     assert f.row_scales(columns) == sizes
     assert f.lists == (0 if not f.group else 1 if f.record or not f.offsets else 2)
     assert f.unit == (f.group * f.bits // 2 if f.group else 64)
+
+
+@pytest.mark.parametrize(
+    ("f", "columns", "texts", "lies"),
+    [
+        (Format(16, 0, 0), 256, 1, (16, 8, 1, 576, 0, 9216)),
+        (Format(16, 0, 0), 2048, 4, (8, 16, 4, 1088, 0, 8704)),
+        (Format(8, 0, 4), 5632, 2, (16, 15, 6, 1088, 0, 17408)),
+        (Format(8, 32, 2), 2048, 1, (16, 16, 2, 1040, 0, 17920)),  # slices that both groups share
+        (Format(4, 32, 2, True), 2048, 1, (16, 16, 1, 1088, 0, 22016)),  # or one, whole
+        (Format(4, 32, 2, True), 2048, 4, (16, 16, 1, 1040, 0, 21248)),  # by words, with offsets
+        (Format(4, 32, 2), 5632, 1, (16, 12, 4, 832, 0, 15104)),  # four, though three would do
+        (Format(4, 128, 2), 256, 1, (16, 4, 1, 144, 64, 2432)),  # 4 bytes of scales: copied in one piece
+        (Format(8, 16, 0, True, 32), 2304, 1, (16, 12, 3, 832, 0, 15104)),
+        (Format(4, 32, 2), 2080, 1, (16, 12, 2, 832, 1072, 15456)),
+        (Format(8, 64, 2), 2304, 1, (16, 12, 3, 784, 608, 13760)),  # 72 bytes: no multiple of 16
+    ],
+)
+def test_how_a_tile_lies(f, columns, texts, lies):
+    """Rows, units of 64 bytes, slices of a row, bytes between rows, where the up rows' scales begin, size."""
+    tile = Tile(f, columns, 1024, 2, texts)
+    assert (tile.rows, tile.units, tile.slices, tile.stride, tile.second, tile.size) == lies
+    scales = f.row_scales(columns)
+    assert tile.scale_stride == (scales if tile.second else f.row_scales(tile.units * 512 // f.bits) + 16)
+
+
+def test_parts_are_smaller_from_five_texts_on():
+    """And a text's begins on another bank than the one before."""
+    sizes = {}
+    for texts in (1, 2, 4, 5, 8):
+        places, _ = block_map(3, 1000, 129, 8, 64, 2, 4, texts=texts)
+        sizes[texts] = places["OFF_RES"] - places["OFF_PART"]
+    assert sizes == {1: 2048, 2: 2 * 2064, 4: 4 * 2064, 5: 5 * 1040, 8: 8 * 1040}
 
 
 def test_every_pointer_is_stored_once():

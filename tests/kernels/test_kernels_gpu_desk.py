@@ -108,12 +108,16 @@ def test_a_desk_has_its_places_where_the_kernels_look(made):
     assert found.told.tolist() == [[5, 1, 0], [-1, 0, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("turn", [3, 2**31 - 1, 2**32 + 1])
+@pytest.mark.parametrize("turn", [3, 2**31 - 1, 2**31 + 5, 2**32 - 1, 2**32 + 1])
 def test_turns_go_on_for_ever(made, turn):
     found, (room,) = made()
     found.answer(turn)
     assert room[desk.READY] == turn % 2**32
-    for told, wanted in ((turn - 1, False), (turn, True), (turn + 15, True)):
+    half = 2**31
+    for told, wanted in (
+        *((turn - 1, False), (turn, True), (turn + 15, True)),
+        *((turn + half - 1, True), (turn + half, False)),
+    ):
         room[desk.TOLD_TURN] = told % 2**32
         assert found.has_told(turn) is wanted
     for last in (turn, turn + 4):

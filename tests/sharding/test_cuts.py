@@ -214,6 +214,15 @@ def test_how_many_devices_hold_a_tree(monkeypatch):
         assert sharding.devices_under("tree") == count
 
 
+def test_a_mesh_that_others_made_is_none_of_ours():
+    one = jax.devices()[:1]
+    for name, ours in ((meshes.AXIS, True), ("data", False)):
+        mesh = jax.make_mesh((1,), (name,), devices=one)
+        array = jax.device_put(np.zeros(2, np.float32), jax.NamedSharding(mesh, jax.P()))
+        assert meshes.mesh_under([array]) == (mesh if ours else None)
+    assert meshes.mesh_under([np.zeros(2)]) is None
+
+
 def test_gate_and_up_rows_of_a_device_follow_one_another():
     gate_up = jnp.arange(12).reshape(2, 6, 1)
     made = _device_by_device(gate_up, 3)

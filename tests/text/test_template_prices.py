@@ -131,6 +131,14 @@ def test_static_text_is_paid_each_time(source):
     assert 20 * 500 <= spent(source) <= 20 * 2500
 
 
+@pytest.mark.parametrize("given", ["x, x", "b=x, a=x", "*[x, x]"])
+def test_what_a_macro_is_given_is_paid(given):
+    """It finds it again as one tuple or dictionary, which no literal paid for."""
+    macro = "{% macro m() %}{% set a = (varargs | length) + (kwargs | length) %}{% endmacro %}"
+    nothing = spent(macro + "{% set y = m() %}")
+    assert 2000 <= spent(macro + "{% set y = m(" + given + ") %}") - nothing <= 20_000
+
+
 @pytest.mark.parametrize("walk", ["{% for i in x %}{% break %}{% endfor %}", "{% set a = '{}'.format(*x) %}"])
 def test_who_walks_through_a_text_pays_for_a_list_of_it(walk):
     assert spent(walk) >= 1000 * UNITS_PER_NODE
