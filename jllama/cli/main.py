@@ -2,9 +2,9 @@
 
 import difflib
 import importlib
+import os
 import re
 import sys
-from pathlib import Path
 
 from jllama import __version__
 from jllama.cli import command_line, ready_made
@@ -66,7 +66,7 @@ def _refused(word: str) -> int:
     begun = [name for name in COMMANDS if word and name.startswith(word)]
     near = begun or difflib.get_close_matches(word, COMMANDS, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-    if word in ready_made.names() or (word and Path(word).exists()):
+    if word in ready_made.names() or os.path.exists(word):
         hint = f"it goes behind one, as in jllama chat {word[:40]}"
     command_line.say(f"error: {word[:40]!r} is no command: {hint}")
     return command_line.USER_ERROR

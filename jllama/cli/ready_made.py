@@ -1,5 +1,6 @@
 """The settings that come with jllama: flagfiles of models to try, and configurations to measure."""
 
+import os
 import re
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def check(model: str) -> None:
 def may_be_a_model(word: str) -> bool:
     """Whether a word looks like a model's reference rather than like a prompt."""
     looks_so = re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?|pypi:\S+|\S+\.gguf", word) is not None
-    return looks_so or word in names() or expanded(word).exists()
+    # A prompt may be longer than any name, or begin with ~.
+    return looks_so or word in names() or os.path.exists(os.path.expanduser(word))
 
 
 def hidden(model: str | None) -> bool:

@@ -48,6 +48,20 @@ def test_every_weight_counts_and_so_does_its_place(monkeypatch, tiny_config, tin
     module._checksum.clear_cache()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "numbers"),
+    [
+        ("uint8", 5, [3411766510, 3381377242]),
+        ("uint16", 262144, [1132521155, 1175423241]),  # each lane takes in one
+        ("uint32", 524295, [45154859, 1287385587]),  # or three, some of them twice
+        ("float32", 524295, [2451847204, 3430861616]),
+    ],
+)
+def test_a_saved_cache_is_known_to_later_versions(dtype, size, numbers):
+    bits = (np.arange(size, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(7)).astype(dtype)
+    assert np.asarray(module._checksum(jnp.asarray(bits))).tolist() == numbers
+
+
 def test_the_same_bits_of_another_dtype_are_other_weights(tiny_config, tiny_params):
     bits = np.arange(tiny_params.embed_tokens.size, dtype=np.uint16).reshape(tiny_params.embed_tokens.shape)
     tables = [jax.device_put(bits.view(dtype)) for dtype in (jnp.float16, jnp.bfloat16)]

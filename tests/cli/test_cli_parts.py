@@ -967,6 +967,14 @@ def test_a_word_that_is_no_command(monkeypatch, capsys, tmp_path, word, told):
     assert capsys.readouterr().err.startswith(f"error: {word!r} is no command: {told}")
 
 
+@pytest.mark.parametrize("length", [41, 300, 5000])
+def test_a_word_that_no_file_can_be_named_is_no_command_either(monkeypatch, capsys, length):
+    monkeypatch.setattr(sys, "argv", ["jllama", "x" * length])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().err.startswith(f"error: '{'x' * 40}' is no command: there are")
+
+
 # Streams.
 
 
@@ -1615,6 +1623,8 @@ def test_a_ready_made_name_is_told_from_a_file(tmp_path, monkeypatch):
     words = ("absent", name, "a/b", "a/b:c.gguf", "pypi:x", "x.gguf")
     assert all(map(ready_made.may_be_a_model, words))
     assert not any(map(ready_made.may_be_a_model, ("nothing", "Why is it?", "a/b c", "gguf")))
+    prompts = ("word " * 100, "x" * 300, "~5 apples and", "~" + "x" * 300, "a\0b")
+    assert not any(map(ready_made.may_be_a_model, prompts))
 
 
 # Measurements.

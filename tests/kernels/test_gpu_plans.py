@@ -169,6 +169,9 @@ def test_a_kernel_is_called_with_its_sizes(monkeypatch):
         assert tuple(int(attributes[f"grid_{axis}"]) for axis in "xyz") == sizes
         assert tuple(int(attributes[f"block_{axis}"]) for axis in "xyz") == (64, 1, 1)
         assert int(attributes["shared_mem_bytes"]) == 5
+    asked.clear()
+    launch.call("src", "f", [1], [2], grid=1, threads=32)
+    assert (asked[0][2]["input_output_aliases"], int(asked[1][1]["shared_mem_bytes"])) == ({}, 0)
 
 
 def test_a_source_is_its_sizes_and_its_files():
@@ -282,6 +285,15 @@ def test_how_a_product_of_arranged_activations_is_cut(gpu, rows, most, cut):
     shape = wide_product.make_shape(32, rows, 4096, Format(8, 0, 4), most)
     assert {name: getattr(shape, name) for name in cut} == cut
     assert shape.tiles == -(-rows // (64 * shape.WM))
+
+
+@pytest.mark.parametrize(("tokens", "stages"), [(8, (16, 16)), (128, (9, 8))])
+def test_as_much_is_on_its_way_as_there_is_room_for(gpu, tokens, stages):
+    """Activations and weights by turns, sixteen stages of each at most."""
+    shape = wide_product.make_shape(tokens, 64 * 200, 4096, Format(4, 32, 2))
+    assert stages == (shape.X_STAGES, shape.W_STAGES)
+    assert shape.shared <= ROOM
+    assert tokens == 8 or dataclasses.replace(shape, W_STAGES=shape.W_STAGES + 1).shared > ROOM
 
 
 @pytest.mark.parametrize(
@@ -524,6 +536,12 @@ def test_one_query_a_row_is_attended_to_as_by_the_plain_model(monkeypatch):
     ours, left = chunk_attention.chunk_attend(qkv, cache, rope, ScoreRule(), only)
     np.testing.assert_array_equal(ours, wanted)
     np.testing.assert_array_equal(left.keys, appended.keys)
+    nothing = dataclasses.replace(cache, length=jnp.zeros(2, jnp.int32))
+    for index in (only, jnp.zeros(2, jnp.int32)):
+        ours, left = prefill.prefill_attend(qkv, nothing, rope, ScoreRule(2), index)
+        wanted, appended = append_and_attend(qkv, nothing, rope, ScoreRule(2), index)
+        np.testing.assert_array_equal(ours, wanted)
+        np.testing.assert_array_equal(left.keys, appended.keys)
 
 
 def test_a_chunk_has_fewer_stages_where_memory_is_small(gpu):
