@@ -125,6 +125,9 @@ def test_layers_may_be_stored_in_a_few_ways(four_blocks):
     assert cut.stored == tuple((which,) * 4 for which in (0, 1, 2, 1, 0))
     assert [len(formats) for formats in cut.formats] == [3, 3, 3, 3, 1]
     assert plan._formats_of_layers(cut) == "{0, 85, 170, 85, 0}"
+    untied = dataclasses.replace(params, lm_head=weights(SMALL, "int8").layers[0].mlp.down_proj)
+    assert plan.make_plan(config, untied).head_rows == SMALL.hidden_size
+    assert plan.make_plan(config, untied).formats[4] == cut.formats[3][1:2]
     assert "in more than 4 ways" in decode.decode_refusal(config, made(each), cache, TOKEN)
 
 
