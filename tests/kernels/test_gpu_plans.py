@@ -634,6 +634,14 @@ def test_parts_beside_4_bits_are_joined_by_one_block(gpu, head, texts, joined):
     assert dataclasses.replace(made, formats=(*made.formats[:4], (head,)), texts=texts).joined == joined
 
 
+@pytest.mark.parametrize(("head", "texts", "slots"), [(FOUR, 1, 8), (EIGHT, 1, 11), (FOUR, 2, 9)])
+def test_one_text_with_4_bits_leaves_a_ninth_slot_out(gpu, head, texts, slots):
+    made = plan_of("tinyllama-1.1b")
+    each = tuple((head,) for _ in made.formats)
+    made = dataclasses.replace(made, formats=each, stored=((0,) * 4,) * 2, texts=texts)
+    assert made.slots == slots
+
+
 def test_four_texts_of_narrow_rows_join_their_parts_whatever_the_bits(gpu):
     made = plan_of("qwen2.5-0.5b")  # 896 columns of o
     formats = (*made.formats[:4], (FOUR,))
