@@ -538,6 +538,8 @@ def test_a_quotation_of_a_file_is_short(tmp_path):
     said = str(error.value).partition("conversation: ")[2]
     assert len(said) == 200
     assert said.endswith("…")
+    for length, ending in ((200, "xx"), (201, "x…")):
+        assert str(document.damaged(tmp_path, "x" * length)).endswith(": " + "x" * 198 + ending)
 
 
 @pytest.mark.parametrize("over", [0, 1])

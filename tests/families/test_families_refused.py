@@ -75,6 +75,7 @@ def test_a_key_left_out_means_what_the_familys_own_class_says(given):
         ("qwen2_window", dict(layer_types=[FULL] * 5), "5 layer_types for num_hidden_layers=4"),
         ("gemma2", dict(layer_types=[FULL, "chunked_attention"] * 2), "chunked_attention"),
         ("gemma2", dict(layer_types="full_attention"), "layer_types"),
+        ("gemma2", dict(layer_types={FULL: 1, SLIDING: 2}), "layer_types of kinds"),
         ("gemma3", dict(layer_types=None, sliding_window_pattern=0), "pattern of 0 layers"),
         ("smollm3_list", dict(no_rope_layers=[1, 0]), r"no_rope_layers=\[1, 0\] must be a list of 4 numbers"),
         ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=-1), "pattern of -1 layers"),
