@@ -13,6 +13,7 @@ from jllama import checkpoint, loading
 from jllama.checkpoint.sizes import parameter_count
 from jllama.errors import JllamaError
 from jllama.files.model_files import TOKENIZER_GGUF, ModelFiles
+from jllama.kernels.target import Target
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +121,24 @@ def test_where_the_tokenizer_and_the_sampling_come_from(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("quantize", "used"), [("auto", "int8"), ("none", "none"), ("int4", "int4")])
 def test_auto_takes_what_a_kernel_runs(monkeypatch, directory, quantize, used):
-    seen = []
-    monkeypatch.setattr("jllama.checkpoint.automatic_mode", lambda *_, **__: "int8")
+    seen, asked = [], []
+
+    def check_weights(files, config, dtype, mode, *, devices):
+        seen.append((dtype, mode, devices))
+
+    def load_params(files, config, dtype, *, quantize, progress, mesh, **rest):
+        seen.append((dtype, quantize, progress, mesh))
+        return jnp.zeros(1)
+
     monkeypatch.setattr(
-        "jllama.checkpoint.memory.check_weights", lambda *given, devices: seen.append(given[3])
+        "jllama.checkpoint.automatic_mode",
+        lambda *given, waits: asked.append((*given[2:], waits)) or "int8",
     )
-    monkeypatch.setattr(
-        "jllama.checkpoint.load_params", lambda *_, quantize, **rest: seen.append(quantize) or jnp.zeros(1)
-    )
-    loading.load(str(directory), quantize=quantize)
-    assert seen == [used, used]
+    monkeypatch.setattr("jllama.checkpoint.memory.check_weights", check_weights)
+    monkeypatch.setattr("jllama.checkpoint.load_params", load_params)
+    loading.load(str(directory), quantize=quantize, dtype="float16", progress=True)
+    assert seen == [("float16", used, 1), ("float16", used, True, None)]
+    assert asked == ([("float16", Target("cpu"), False)] if quantize == "auto" else [])
 
 
 @pytest.mark.parametrize(("quantize", "anew"), [("auto", "none"), ("int8", "int8")])

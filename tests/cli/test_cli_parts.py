@@ -1573,6 +1573,17 @@ def test_who_ends_a_run_hears_what_is_there(file_of_prompts, capsys, ending):
     assert capsys.readouterr().err == f"ended early: 1 answers are in {path}; the same command goes on\n"
 
 
+def stand_in_for_typed_names(monkeypatch, typed, places):
+    """Of what stands behind the program's name."""
+
+    def typed_names(known, words, given):
+        assert (words, given) == (typed, places)
+        return frozenset(word.lstrip("-").partition("=")[0] for word in words)
+
+    monkeypatch.setattr(sys, "argv", ["jllama", *typed])
+    monkeypatch.setattr(flagfiles, "typed_names", typed_names)
+
+
 @pytest.mark.parametrize(
     ("flags", "typed", "words"),
     [
@@ -1585,9 +1596,7 @@ def test_who_ends_a_run_hears_what_is_there(file_of_prompts, capsys, ending):
 )
 def test_flags_that_do_not_go_with_a_file_of_prompts(file_of_prompts, monkeypatch, flags, typed, words):
     vars(file_of_prompts.flags).update(flags)
-    monkeypatch.setattr(
-        generate.flagfiles, "typed_names", lambda *given: {w.strip("-").partition("=")[0] for w in typed}
-    )
+    stand_in_for_typed_names(monkeypatch, typed, generate.PLACES)
     with pytest.raises(JllamaError, match=words):
         generate.main()
     assert not file_of_prompts.ran
@@ -2066,10 +2075,16 @@ def pieces_of_chat(monkeypatch, **changes):
     monkeypatch.setattr(command_line, "sampling_settings", lambda given=None: "settings")
     monkeypatch.setattr(command_line, "load_model", lambda: "model")
     monkeypatch.setattr(command_line, "template_variables", lambda: None)
-    monkeypatch.setattr(chat, "_conversation", lambda *_: SimpleNamespace(branches={}, progress=None))
-    monkeypatch.setattr(chat, "_settings", lambda model: "settings")
-    monkeypatch.setattr(chat, "_banner", lambda model: "banner")
-    monkeypatch.setattr("jllama.cli.terminal.batch.run", lambda *given, **how: ("batch", given[2], how))
+    talk = SimpleNamespace(branches={}, progress=None)
+    monkeypatch.setattr(chat, "_conversation", lambda *given: talk if given == ("model", []) else None)
+    monkeypatch.setattr(chat, "_settings", lambda model: f"settings of {model}")
+    monkeypatch.setattr(chat, "_banner", lambda model: f"banner of {model}")
+
+    def run(conversation, settings, messages, **how):
+        assert (conversation, settings) == (talk, "settings of model")
+        return "batch", messages, how
+
+    monkeypatch.setattr("jllama.cli.terminal.batch.run", run)
     monkeypatch.setattr(
         "jllama.cli.terminal.loop.run", lambda made, banner: ("loop", made.show_stats, banner)
     )
@@ -2101,7 +2116,7 @@ def test_a_chat_needs_a_terminal_on_both_sides(monkeypatch, flags_, stdin, stdou
         how = {"as_json": flags_.get("json", False), "stats": False}
         assert ran[1:] == (flags_.get("message", []), how)
     else:
-        assert ran[1:] == (flags_.get("stats", False), "banner")
+        assert ran[1:] == (flags_.get("stats", False), "banner of model")
 
 
 def test_leave_to_run_tools_needs_tools(monkeypatch):
@@ -2163,8 +2178,7 @@ def test_what_was_typed_wins_over_what_was_saved(monkeypatch, capsys, typed, kep
         return GenerationSettings(top_k=1), ["a\nb"]
 
     monkeypatch.setattr("jllama.chat.archive.archive.load", load)
-    names = frozenset(word.lstrip("-").partition("=")[0] for word in typed)
-    monkeypatch.setattr(flagfiles, "typed_names", lambda *given: names)
+    stand_in_for_typed_names(monkeypatch, typed, chat.PLACES)
     settings = chat._load(talk, GenerationSettings(top_k=2))
     assert (talk.transcript, talk.on_overflow, talk.system, settings.top_k) == kept
     assert capsys.readouterr().err == said

@@ -136,13 +136,19 @@ def test_a_point_without_room_is_left_out(monkeypatch):
 
 
 def test_the_share_of_the_limit_is_that_of_the_middle_repetition(monkeypatch):
-    monkeypatch.setattr(measure, "check_memory", lambda *_: None)
-    monkeypatch.setattr(measure, "run_test", lambda *_: {"seconds": [9.0, 1.0, 4.0]})
-    monkeypatch.setattr(measure, "limit_seconds", lambda *_: 2.0)
+    asked = []
+    for name, gives in (
+        *(("check_memory", None), ("run_test", {"seconds": [9.0, 1.0, 4.0]}), ("limit_seconds", 2.0)),
+    ):
+        monkeypatch.setattr(measure, name, lambda *given, gives=gives: asked.append(given) or gives)
     limits = SimpleNamespace(read_bytes_per_second=3e9, matrix_flops_per_second=5e12)
     params = SimpleNamespace(norm=np.zeros(1, np.float32))
     (one,) = sweep.grid(["none"], ["tg8"], [1], {})
-    row = sweep.measured(one, None, params, limits, 3, 0)
+    row = sweep.measured(one, "config", params, limits, 3, 7)
+    assert asked == [
+        *(("config", "float32", [one.test]), ("config", params, one.test, 3, 7)),
+        ("config", params, one.test, limits),
+    ]
     assert (row["limit_share"], row["seconds"]) == (0.5, [9.0, 1.0, 4.0])
     assert (row["read_gb_per_second"], row["matrix_tflops"]) == (3.0, 5.0)
 

@@ -425,11 +425,15 @@ def test_a_plan_has_slots_for_a_turn(monkeypatch, tiny_config, changes, words):
     f = Format(16, 0, 0)
     made = dict(slots=8, turn=5, head_rows=130, embed=f, formats=((f,),) * 5, columns=(64,) * 5)
     made |= dict(row_bytes=1024)
-    monkeypatch.setattr(decode, "make_plan", lambda *_: SimpleNamespace(**made | changes))
+    asked = []
+    monkeypatch.setattr(
+        decode, "make_plan", lambda *given: asked.append(given) or SimpleNamespace(**made | changes)
+    )
     config = dataclasses.replace(tiny_config, hidden_size=64)
     params = SimpleNamespace(norm=jnp.zeros(1, HALF), layers=(1, 2))
     cache = KVCache.empty(config, batch=1, max_len=2, dtype="bfloat16")
-    reason = decode._array_refusal(config, params, cache, 1, 1)
+    reason = decode._array_refusal(config, params, cache, 2, 1)
+    assert asked == [(config, params, 2, 1)]
     assert reason is None if words is None else words in reason
 
 
