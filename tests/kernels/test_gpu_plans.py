@@ -431,7 +431,8 @@ def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
 
     monkeypatch.setattr(kernels.gpu, "decode_refusal", lambda *_: "one")
     monkeypatch.setattr(kernels.gpu, "batch_refusal", lambda *_: "several")
-    monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *_, **__: "cpu's")
+    told = []
+    monkeypatch.setattr(kernels.cpu, "forward_refusal", lambda *given, waits: told.append(waits) or "cpu's")
     assert reason(Target("gpu", False)) == reason(Target("cpu", False)) == "JLLAMA_KERNELS=0"
     assert (reason(Target("gpu")), reason(Target("gpu"), token=token[:1])) == ("several", "one")
     assert reason(Target("gpu"), token=np.zeros((1, 3), np.int32)) == "one"
@@ -442,6 +443,8 @@ def test_why_no_kernel_runs_a_call(monkeypatch, tiny_config, tiny_params):
     assert reason(Target("cpu")) == "cpu's"
     assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu")) == "cpu's"
     assert kernels.notice(tiny_config, tiny_params, "float32", Target("cpu", False)) is None
+    assert kernels.decode_refusal(tiny_config, tiny_params, "float32", Target("cpu"), waits=False) == "cpu's"
+    assert told == [True, True, False]
 
 
 # How the work is cut.

@@ -204,8 +204,10 @@ def test_which_programs_ask_for_masks(monkeypatch, target, refused, asks):
     ("target", "refused", "skips"), [(CPU, None, True), (CPU, "no compiler", False), (GPU, None, False)]
 )
 def test_where_padding_costs_nothing(monkeypatch, target, refused, skips):
-    monkeypatch.setattr(kernels, "refusal", lambda *given: refused)
+    asked = []
+    monkeypatch.setattr(kernels, "refusal", lambda *given: asked.append(given) or refused)
     assert kernels.skips_padding(CONFIG, "params", "cache", target) is skips
+    assert asked == [(CONFIG, "params", None, "cache", target)] * (target == CPU)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +223,11 @@ def test_where_padding_costs_nothing(monkeypatch, target, refused, skips):
 def test_whose_memory_a_cache_begins_in(monkeypatch, target, refused, whose):
     monkeypatch.setattr(kernels, "target_of", lambda tree: target)
     monkeypatch.setattr(kernels.cpu, "refusal", lambda: refused)
-    monkeypatch.setattr(kernels.cpu, "empty_cache", lambda config, **room: ("the kernels'", room))
-    monkeypatch.setattr(kernels.sharding, "empty_cache", lambda config, params, **room: ("anyone's", room))
-    assert kernels.empty_cache(CONFIG, "params", batch=2, max_len=9) == (whose, dict(batch=2, max_len=9))
+    monkeypatch.setattr(kernels.cpu, "empty_cache", lambda *given, **room: ("the kernels'", given, room))
+    monkeypatch.setattr(kernels.sharding, "empty_cache", lambda *given, **room: ("anyone's", given, room))
+    given = (CONFIG,) if whose == "the kernels'" else (CONFIG, "params")
+    room = dict(batch=2, max_len=9)
+    assert kernels.empty_cache(CONFIG, "params", **room) == (whose, given, room)
 
 
 @pytest.mark.parametrize(
