@@ -62,6 +62,16 @@ def test_whoever_fails_makes_place_for_the_next(monkeypatch):
     assert compiler._in_thread(vocabulary(), "regex", "good") == "good"
 
 
+@pytest.mark.parametrize("error", [ValueError("an odd rule"), RecursionError("an odd rule")])
+def test_what_the_library_can_not_read_is_told_in_a_line(monkeypatch, error):
+    def library_grammar(kind, text):
+        raise error
+
+    monkeypatch.setattr(compiler, "library_grammar", library_grammar)
+    with pytest.raises(JllamaError, match="regex can't be used: an odd rule"):
+        compiler._make(vocabulary(), "regex", "a")
+
+
 def test_the_stack_is_deep_for_that_thread_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(compiler, "_make", lambda *_: asked.append("made"))

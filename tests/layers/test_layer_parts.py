@@ -23,7 +23,7 @@ from jllama.layers.attention import (
 from jllama.layers.cache import KVCache
 from jllama.layers.linear import linear
 from jllama.layers.norm import rms_norm
-from jllama.layers.qtensor import QTensor
+from jllama.layers.qtensor import QTensor, _six_bits
 from jllama.layers.quantization import SCHEMES, Scheme, quantize
 from jllama.layers.rope import Rope, attention_factor, inverse_frequencies, query_scale, rope_frequencies
 from jllama.layers.sampling import (
@@ -450,3 +450,15 @@ def test_a_quantised_leaf_is_a_pytree_of_its_arrays():
     leaves, tree = jax.tree.flatten(made)
     assert len(leaves) == 2
     assert isinstance(jax.tree.unflatten(tree, leaves), QTensor)
+
+
+def test_numbers_of_six_bits_lie_as_it_is_said():
+    """Low halves as of 4 bit; then byte 4h + i has the high bits of element 16h + 4k + i at bit 2k."""
+    numbers = np.random.default_rng(0).integers(-32, 32, (3, 2, 32))
+    raised = numbers + 32
+    packed = np.zeros((3, 2, 24), np.uint8)
+    packed[..., :16] = raised[..., :16] & 15 | (raised[..., 16:] & 15) << 4
+    for h, i, k in np.ndindex(2, 4, 4):
+        packed[..., 16 + 4 * h + i] |= (raised[..., 16 * h + 4 * k + i] >> 4 << 2 * k).astype(np.uint8)
+    found = _six_bits(jnp.asarray(packed.reshape(3, 48)))
+    np.testing.assert_array_equal(found, numbers.reshape(3, 64))

@@ -13,7 +13,7 @@ from jllama.server.chat_completions import ChatTask
 from jllama.server.choice import Choice, Delta
 from jllama.server.completions import CompletionTask
 from jllama.server.envelope import Envelope
-from jllama.server.protocol import completions, errors, messages
+from jllama.server.protocol import completions, drawing, errors, messages
 from jllama.server.protocol.chat import ChatRequest
 from jllama.server.protocol.completions import CompletionRequest
 from jllama.server.protocol.errors import ApiError
@@ -829,3 +829,11 @@ def test_where_nothing_is_shown_no_score_is():
 @pytest.mark.parametrize("choice", [None, "auto", "none"])
 def test_without_tools_none_is_called(choice):
     assert tool_use(None, choice, None).choice == tool_use([], choice, True).choice == "none"
+
+
+def test_what_is_drawn_has_its_size():
+    ids, seeds = ([draw() for _ in range(60)] for draw in (drawing.drawn_id, drawing.drawn_seed))
+    assert len({*ids}) == len({*seeds}) == 60
+    assert all(len(one) == 24 and one.isalnum() and one == one.lower() for one in ids)
+    assert any(one[0] > "7" for one in ids)  # no bit is left out
+    assert 2**31 < max(seeds) < 2**32
