@@ -12,6 +12,7 @@ static void faulty(int* mode, int* out, int* none) {
   if (*mode == 1) *none = 1;
   if (*mode == 2) abort();
   while (*mode == 3) pause_fiber();
+  if (*mode == 4 && threadIdx.x == 5) __syncwarp();
   const int sum = __shfl_xor_sync(~0u, threadIdx.x, 1);
   __syncthreads();
   out[threadIdx.x] += sum;
@@ -32,7 +33,8 @@ def test_a_crash_or_a_hang_is_an_error_with_the_kernels_name(tmp_path, monkeypat
     mode, out = np.array([0], np.int32), np.full(64, 100, np.int32)
     kernel([mode, out, None])
     np.testing.assert_array_equal(out, 100 + (np.arange(64) ^ 1))
-    for mode[0], how in ((1, "SIGSEGV"), (2, "SIGABRT")):
+    waits = "SIGABRT: all threads wait for each other"
+    for mode[0], how in ((1, "SIGSEGV"), (2, "SIGABRT"), (4, waits)):
         with pytest.raises(AssertionError, match=f"faulty ended with {how}"):
             kernel([mode, out, None])
     mode[0] = 3

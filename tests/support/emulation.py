@@ -1,4 +1,4 @@
-"""Runs a CUDA kernel of this project on a CPU, through `emulated_cuda.h` and the machine's C++ compiler."""
+"""Runs a CUDA kernel of this project on a CPU, through `emulated_cuda.cc` and the machine's C++ compiler."""
 
 import atexit
 import dataclasses
@@ -13,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-HEADER = Path(__file__).resolve().parent / "emulated_cuda.h"
+HEADER, SIZES, RUNNER = (
+    Path(__file__).resolve().parent / name
+    for name in ("emulated_cuda.h", "emulated_sizes.h", "emulated_cuda.cc")
+)
 COMPILER = shutil.which("g++")
 SECONDS = 500  # no kernel here takes a tenth of that
 _SHARED_BEGINS = "// What the kernels share"  # the first line of primitives.cu, behind the sizes
-_FLAGS = ["-Og", "-std=c++20", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]  # jumps between stacks
+_JUMPS = ["-fno-strict-aliasing", "-U_FORTIFY_SOURCE"]  # between stacks
+_FLAGS = ["-Og", "-std=c++20", "-w", "-fno-exceptions", *_JUMPS]
 _MEMORY = 0x600000000000  # the address of a kernel's arrays, all behind one another
 _PAGE = 4096  # arrays begin where a device allocation would: at a multiple of 256 bytes
 
@@ -36,9 +40,9 @@ class Kernel:
 
     @property
     def launch(self) -> str:
-        """In C++, on the pointers `a`."""
-        arguments = ", ".join(f"Any{{a[{i}]}}" for i in range(self.count))
-        return f"run_kernel({self.grid}, {self.threads}, {self.shared}, [=] {{ {self.name}({arguments}); }});"
+        """In C++."""
+        arguments = ", ".join(f"Any{{emulated_arrays[{i}]}}" for i in range(self.count))
+        return f"run_kernel({self.grid}, {self.threads}, {self.shared}, [] {{ {self.name}({arguments}); }});"
 
 
 Pointers = Sequence[tuple[np.ndarray, Sequence[np.ndarray]]]  # an array, whose addresses it holds
@@ -50,7 +54,7 @@ class Emulated:
     def __init__(self, directory: Path, source: str, name: str, count: int, **launch: int) -> None:
         """`launch`: see `Kernel`."""
         kernel = Kernel(name, count, **launch)
-        self._begin(_compiled(directory, source, [kernel]), name, 0)
+        self._begin(_compiled(directory, source, [kernel]), kernel, 0)
 
     @classmethod
     def several(cls, directory: Path, source: str, kernels: Sequence[Kernel]) -> "list[Emulated]":
@@ -58,11 +62,11 @@ class Emulated:
         program = _compiled(directory, source, kernels)
         found = [cls.__new__(cls) for _ in kernels]
         for which, (made, kernel) in enumerate(zip(found, kernels, strict=True)):
-            made._begin(program, kernel.name, which)
+            made._begin(program, kernel, which)
         return found
 
-    def _begin(self, program: Path, name: str, which: int) -> None:
-        self._program, self._name, self._which = program, name, which
+    def _begin(self, program: Path, kernel: Kernel, which: int) -> None:
+        self._program, self._name, self._which, self._gpus = program, kernel.name, which, kernel.gpus
         self._calls = int(program.name, 16)  # what runs once alone runs in either order, by its source
 
     def __call__(self, arrays: Sequence[np.ndarray | None], pointers: Pointers = ()) -> None:
@@ -92,7 +96,8 @@ class Emulated:
             parts[key][...] = _bytes(array)
         self._calls += 1  # the seed: copies land in another order each time, and threads run in the other one
         places = [str(-1 if array is None else offsets[id(array)]) for array in arrays]
-        self._run([str(self._program), str(self._which), str(file), str(self._calls % 2**31), *places])
+        how = (self._which, self._gpus, file, _MEMORY, self._calls % 2**31)
+        self._run([str(self._program), *map(str, how), *places])
         for key, array in different.items():
             _bytes(array)[...] = parts[key]
 
@@ -111,29 +116,29 @@ def _compiled(directory: Path, source: str, kernels: Sequence[Kernel]) -> Path:
     sizes, rest = source.split(_SHARED_BEGINS, 1)
     cases = " ".join(f"case {at}: {kernel.launch} break;" for at, kernel in enumerate(kernels))
     text = (
-        f'{sizes}\n#define MEMORY {_MEMORY}ull\n#include "{HEADER.name}"\n//{rest}\n'
-        "int main(int count, char** arguments) "
-        f"{{ return run_on_file({kernels[0].gpus}, count - 1, arguments + 1, [=](void** a) "
-        f"{{ switch (atoi(arguments[1])) {{ {cases} }} }}); }}\n"
+        f'{sizes}\nnamespace {{\n#include "{SIZES.name}"\n//{rest}\nvoid** emulated_arrays;\n}}\n'
+        "void launch(int which, void** arrays) "
+        f"{{ emulated_arrays = arrays; switch (which) {{ {cases} }} }}\n"
     )
     program = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
     path = program.with_suffix(".cpp")
     path.write_text(text, encoding="utf-8")
-    headers = ["-include", _system_headers(), f"-I{HEADER.parent}"]
-    subprocess.run([COMPILER, *_FLAGS, *headers, "-o", program, path], check=True)
+    header, runner = _compiled_once()
+    headers = ["-include", header, f"-I{HEADER.parent}"]
+    subprocess.run([COMPILER, *_FLAGS, *headers, "-o", program, path, runner], check=True)
     return program
 
 
 @functools.cache
-def _system_headers() -> Path:
-    """What `emulated_cuda.h` includes, compiled once: a third of a kernel's compilation."""
+def _compiled_once() -> tuple[Path, Path]:
+    """The header, precompiled beside itself, and what runs kernels."""
     directory = Path(tempfile.mkdtemp(prefix="jllama-emulated-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    header = directory / "system.h"
-    lines = HEADER.read_text("utf-8").splitlines(keepends=True)
-    header.write_text("".join(line for line in lines if line.startswith("#include <")), "utf-8")
+    header, runner = directory / HEADER.name, directory / "runner.o"
+    shutil.copy(HEADER, header)
     subprocess.run([COMPILER, *_FLAGS, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
-    return header
+    subprocess.run([COMPILER, *_FLAGS, "-O2", "-c", RUNNER, "-o", runner], check=True)
+    return header, runner
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
