@@ -2,12 +2,15 @@
 
 import base64
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from jllama.errors import JllamaError
+from jllama.text import tokenizer_files
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies.spm_file import read_model
 from jllama.text.vocabularies.tokenizer_json import read_json_vocabulary
@@ -220,6 +223,26 @@ def test_a_first_token_that_config_json_alone_names_is_special(tmp_path, given, 
     tokens = tokens_of(byte_level_json(added=[("<b>", False)]))
     made = Tokenizer.from_dir(write_directory(tmp_path, tokenizer=tokens, config={"bos_token_id": given}))
     assert (made.bos_id, made.special_id("<b>")) == (bos, bos)
+
+
+@pytest.mark.parametrize(
+    ("named", "model", "bos"),
+    [
+        ({}, None, 7),
+        ({}, 5, 5),  # a tokenizer.model knows its own,
+        ({}, "none", None),  # also that it has none
+        ({"bos_token": "<b>"}, 5, 3),
+        ({"bos_token": None}, 5, None),
+        ({"bos_token": "<x>"}, None, None),
+    ],
+)
+def test_whose_first_token_counts(named, model, bos):
+    """That of tokenizer_config.json, of the model, of config.json, in this order."""
+    directory = tokenizer_files.Directory(Path("here"))
+    directory._read.update({"tokenizer_config.json": named, "special_tokens_map.json": {}})
+    directory._read["config.json"] = {"bos_token_id": 7}
+    made = model and SimpleNamespace(bos_id=None if model == "none" else model)
+    assert tokenizer_files._bos_id(directory, {"<b>": 3}, made) == bos
 
 
 def numbered(*specials, special=False, begins=""):
