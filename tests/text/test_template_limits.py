@@ -143,6 +143,11 @@ def test_what_is_refused_before_it_renders_is_told_too(source):
         ChatTemplate("\n" + source)
 
 
+@pytest.mark.parametrize("messages", [None, [], ()])
+def test_a_conversation_may_have_no_messages(messages):
+    assert ChatTemplate("{{ messages }}{{ messages | length }}").render(messages) == "[]0"
+
+
 def test_known_roles_are_the_programs_and_others_are_given():
     template = ChatTemplate("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
     talk = [
