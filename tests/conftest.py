@@ -111,12 +111,24 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))  # keeps the order within a file
-    marked = [item for item in items if "gpu" in item.keywords]
-    if not marked or (wants_gpu(config) and _has_gpu()):
-        return
-    reason = "needs an NVIDIA GPU" if wants_gpu(config) else "a GPU test: run pytest -m gpu"
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason=reason))
+    for name, why_not in (("gpu", _without_gpu), ("neon", _without_neon)):
+        marked = [item for item in items if item.get_closest_marker(name)]
+        if marked and (reason := why_not(config)):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _without_gpu(config: pytest.Config) -> str | None:
+    if not wants_gpu(config):
+        return "a GPU test: run pytest -m gpu"
+    return None if _has_gpu() else "needs an NVIDIA GPU"
+
+
+def _without_neon(config: pytest.Config) -> str | None:
+    from tests.support import aarch64
+
+    wanted = config.getoption("markexpr") == "neon"
+    return aarch64.lacking() or (None if wanted else "NEON under an emulator: run pytest -m neon")
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

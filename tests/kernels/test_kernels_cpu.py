@@ -12,6 +12,7 @@ from jllama.kernels import cpu
 from jllama.layers.cache import KVCache
 from jllama.layers.rope import Rope
 from jllama.model import forward
+from tests.support import aarch64
 from tests.support.helpers import AS_FOR_USERS, random_params
 from tests.support.kernels_cpu import (
     BASE,
@@ -20,6 +21,7 @@ from tests.support.kernels_cpu import (
     filled_cache,
     kernel_step,
     machines,
+    marked,
     params_of,
     random_weight,
     register_copy,
@@ -63,8 +65,8 @@ def assert_same_step(config, params, lengths, T, max_len, suffix, dtype="float32
 
 # Elsewhere only the models whose sizes meet each loop's remainders.
 CASES = [
-    (machine, name)
-    for machine in machines()
+    marked(machine, name)
+    for machine in (*machines(), *aarch64.PROCESSORS)
     for name in MODELS
     if machine == "native" or name in ("window", "odd_sizes", "eight_queries")
 ]
@@ -161,16 +163,16 @@ def test_numbers_are_narrowed_and_widened_as_numpy_does(dtype):
         np.testing.assert_array_equal(values[known], wanted[known])
 
 
+@pytest.mark.parametrize("machine", [marked(name) for name in ("native", *aarch64.PROCESSORS)])
 @pytest.mark.parametrize(("bits", "group", "offset"), FORMATS[1::2])
-def test_step_with_quantised_weights(bits, group, offset):
-    skip_without_kernels()
+def test_step_with_quantised_weights(machine, bits, group, offset):
     rng = np.random.default_rng(0)
     config = dataclasses.replace(BASE, intermediate_size=192)
     params = weights_like(
         random_params(config), rng, lambda shape: random_weight(rng, shape, bits, group, offset)
     )
     for lengths, T in (((7, 3), 1), ((2,), 9), ((2,), 40)):
-        assert_same_step(config, params, lengths, T, 48, "", rtol=2e-4)
+        assert_same_step(config, params, lengths, T, 48, suffix_of(machine), rtol=2e-4)
 
 
 @every_machine
@@ -283,7 +285,7 @@ def test_what_pads_a_chunk_is_neither_computed_nor_kept(machine, T):
                 np.testing.assert_array_equal(mine[b, :, end:], before[b, :, end:])
 
 
-@pytest.mark.parametrize("machine", ["native", "plain_tiles"])
+@pytest.mark.parametrize("machine", [marked(name) for name in ("native", "plain_tiles", *aarch64.PROCESSORS)])
 def test_any_number_of_threads_makes_the_same_numbers(machine, tmp_path, monkeypatch):
     """Bit for bit; the matrices that add to the residual stream have an odd number of 16 rows. Of nine texts'
     seven queries four and three look at keys together, unless five threads have too little to do so.

@@ -16,6 +16,7 @@ from jllama.layers.cache import KVCache
 from jllama.layers.kind import LayerKind
 from jllama.layers.rope import Rope
 from jllama.model import forward, places
+from tests.support import aarch64
 from tests.support.checkpoint_generator import random_tokens
 from tests.support.decoding import CPU
 from tests.support.family_files import GOLDENS, write_hf
@@ -28,6 +29,7 @@ from tests.support.kernels_cpu import (
     filled_cache,
     kernel_step,
     machines,
+    marked,
     params_of,
     random_weight,
     skip_without_kernels,
@@ -91,8 +93,8 @@ STEP, FEW, MANY = CALLS = (  # lengths, tokens that count, tokens
 MAX_LEN = 48
 # Elsewhere only what meets each loop's remainders and all fields at once.
 CASES = [
-    (machine, name)
-    for machine in machines()
+    marked(machine, name)
+    for machine in (*machines(), *aarch64.PROCESSORS)
     for name in FIELDS
     if machine == "native" or name in ("all", "all_odd", "head_80")
 ]

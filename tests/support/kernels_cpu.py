@@ -21,6 +21,7 @@ from jllama.layers.cache import KVCache
 from jllama.layers.qtensor import LEVELS, QTensor
 from jllama.machine.native import compiling, packaged
 from jllama.model import places
+from tests.support import aarch64
 from tests.support.checkpoint_generator import named_tensors
 
 BASE = ModelConfig(
@@ -65,22 +66,30 @@ def machines() -> dict[str, tuple[str, ...] | None]:
     return sets
 
 
-every_machine = pytest.mark.parametrize("machine", machines())
+def marked(machine: str, *more: object):
+    """A case of a test: of an emulated processor it is for `pytest -m neon`."""
+    return pytest.param(machine, *more, marks=[pytest.mark.neon] if machine in aarch64.PROCESSORS else [])
+
+
+every_machine = pytest.mark.parametrize(
+    "machine", [marked(name) for name in (*machines(), *aarch64.PROCESSORS)]
+)
 
 
 @functools.cache
 def suffix_of(machine: str) -> str:
     """What the names of the kernels compiled for this instruction set end in; skips without a compiler."""
     skip_without_kernels()
-    flags = machines()[machine]
-    if flags is None:
+    if machines().get(machine, ()) is None:
         return ""
-    build.register(_loaded(flags), f"_{machine}")
+    build.register(_library(machine), f"_{machine}")
     return f"_{machine}"
 
 
 def register_copy(machine: str, path: Path, suffix: str) -> None:
     """Registers a copy of the kernels, which has threads of its own."""
+    if machine in aarch64.PROCESSORS:
+        return build.register(aarch64.connected(machine, QUICKLY), suffix)
     flags = machines()[machine]
     library = ctypes.CDLL(shutil.copy(_compiled(flags), path))
     build.register(library, suffix)
@@ -117,7 +126,10 @@ def rounds(machine: str, columns: int) -> bool:
     return has_tiles(machine) or (columns % 2 == 0 and bool(_library(machine).jllama_pairs()))
 
 
+@functools.cache
 def _library(machine: str) -> ctypes.CDLL:
+    if machine in aarch64.PROCESSORS:
+        return aarch64.connected(machine, QUICKLY)
     flags = machines()[machine]
     if flags is None:
         library = build.load()
