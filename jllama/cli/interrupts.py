@@ -9,6 +9,8 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn
 
+from jllama.machine.native import compiling
+
 EXIT_CODE, TERMINATED = 130, 143
 _raised: list[int] = []  # signals that became exceptions
 
@@ -42,7 +44,7 @@ def leave(code: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         sys.stdout.flush()
-    os._exit(code)
+    _exit(code)
 
 
 def end(code: int) -> NoReturn:
@@ -62,11 +64,16 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _exit(code: int) -> NoReturn:
+    compiling.end()
+    os._exit(code)
+
+
 def _raise_or_leave(number: int, frame: FrameType | None) -> None:
     """Raises, but not inside an import: NumPy's and JAX's C code turn that into an ImportError or a crash."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os._exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
+            _exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
         frame = frame.f_back
     _raised.append(number)
     _raise(number)
@@ -83,6 +90,6 @@ def _again(unraisable: Any) -> None:
     if unraisable.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
     elif issubclass(unraisable.exc_type, SystemExit):
-        os._exit(TERMINATED)
+        _exit(TERMINATED)
     else:
         sys.__unraisablehook__(unraisable)

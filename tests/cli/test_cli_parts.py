@@ -2258,6 +2258,7 @@ def test_amid_an_import_the_process_ends(monkeypatch, number, code):
         raise SystemExit(f"left {code}")
 
     monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(interrupts.compiling, "end", lambda: None)
     importing = SimpleNamespace(
         f_code=SimpleNamespace(co_filename="<frozen importlib._bootstrap>"), f_back=None
     )
@@ -2275,6 +2276,7 @@ def test_what_a_destructor_swallows_comes_once_more(monkeypatch, kind, asked):
     soon = lambda which, seconds: which == signal.ITIMER_REAL and 0 < seconds < 1  # noqa: E731
     monkeypatch.setattr(signal, "setitimer", lambda *when: seen.append("again" if soon(*when) else when))
     monkeypatch.setattr(os, "_exit", lambda code: seen.append(f"left {code}"))
+    monkeypatch.setattr(interrupts.compiling, "end", lambda: None)
     monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: seen.append("shown"))
     interrupts._again(SimpleNamespace(exc_type=kind))
     assert seen == asked
@@ -2294,9 +2296,11 @@ def test_leaving_flushes_first(monkeypatch):
     seen = []
     monkeypatch.setattr(signal, "signal", lambda number, what: seen.append((number, what)))
     monkeypatch.setattr(os, "_exit", lambda code: seen.append(code))
+    monkeypatch.setattr(interrupts.compiling, "end", lambda: seen.append("compilers"))
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=lambda: seen.append("flushed")))
     interrupts.leave(130)
-    assert seen == [(signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN), "flushed", 130]
+    ignored = [(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert seen == [*ignored, "flushed", "compilers", 130]
     monkeypatch.setattr(sys, "stdout", None)
     interrupts.leave(130)
     assert seen[-1] == 130

@@ -112,6 +112,7 @@ def test_amid_an_import_the_end_is_quiet_and_its_code_right(monkeypatch, number,
         frames = SimpleNamespace(f_code=SimpleNamespace(co_filename=file), f_back=frames)
     left = []
     monkeypatch.setattr(os, "_exit", lambda code: left.append(code) or sys.exit())
+    monkeypatch.setattr(interrupts.compiling, "end", lambda: None)
     with pytest.raises(SystemExit):
         interrupts._raise_or_leave(number, frames)
     assert left == [code]

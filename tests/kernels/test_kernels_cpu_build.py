@@ -230,10 +230,53 @@ def test_where_one_compilation_fails_the_others_are_not_waited_for(monkeypatch):
 
     started = []
     monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(compiling, "_kill", Process.kill)
     monkeypatch.setattr(compiling, "cores", lambda: 3)
     with pytest.raises(subprocess.SubprocessError, match=r"^a\.cc:1: error: no$"):
         compiling._run_all([["0"], ["1"], ["0"], ["0"]])
     assert [process.killed for process in started] == [True] * 3, "the fourth has not begun"
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from jllama.cli import interrupts
+from jllama.machine.native import units
+units.begun("core"), units.begun("four_bits")
+while not (Path(sys.argv[1]).exists() and Path(sys.argv[1]).read_text().count("\\n") == 2):
+    time.sleep(0.01)
+getattr(interrupts, sys.argv[2])(2)
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "leave"])
+def test_compilers_end_with_their_process(how, tmp_path):
+    """And what they had others do: `sleep` stands for what g++ runs, which has nobody else to end it."""
+    compiler, pids = tmp_path / "compiler", tmp_path / "pids"
+    lines = "#!/bin/sh", '[ "$1" = --version ] && exit', f"sleep 600 & echo $! >>{pids}", "wait"
+    compiler.write_text("\n".join(lines))
+    compiler.chmod(0o700)
+    variables = dict(os.environ, CXX=str(compiler), JLLAMA_CACHE=str(tmp_path / "cache"))
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, pids, how],
+        env=variables,
+        cwd=ROOT,
+        timeout=PATIENCE,
+        capture_output=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert not done.stderr
+    deadline = time.monotonic() + PATIENCE
+    while any(_runs(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False
 
 
 def test_units_are_compiled_at_the_same_time_and_once(monkeypatch):

@@ -4,6 +4,8 @@ There is a core, and parts for one kind of weights or caches each. A model needs
 takes longer than all the rest of a first start.
 """
 
+import atexit
+import contextlib
 import errno
 import functools
 import hashlib
@@ -11,10 +13,13 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
@@ -25,6 +30,9 @@ GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuse
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 600  # seconds: a busy machine compiles for minutes
 CORE = "core"
+_STARTING = threading.RLock()  # one that a signal's handler interrupts has it already
+_RUNNING = set["subprocess.Popen[str]"]()
+_ENDED: list[bool] = []
 TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "half"}
 FORMS = ("eight_bits", "four_bits", "of_levels", "six_bits", "halves", "six_halves")
 # In the order of their numbers in parts.h.
@@ -194,10 +202,7 @@ def _run_all(commands: list[list[str]]) -> None:
 
 
 def _run_together(commands: list[list[str]]) -> None:
-    running = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
+    running = [_started(command) for command in commands]
     try:
         for process in running:
             message = process.communicate(timeout=PATIENCE)[1]
@@ -206,6 +211,32 @@ def _run_together(commands: list[list[str]]) -> None:
                 raise subprocess.SubprocessError(first.strip() or process.returncode)
     finally:
         for process in running:
-            process.kill()  # does nothing to one that has ended
+            _kill(process)
             with process:  # closes its pipe, waits
                 pass
+            _RUNNING.discard(process)
+
+
+def _started(command: list[str]) -> "subprocess.Popen[str]":
+    """In a group of its own: g++ has others do its work, which would go on without it."""
+    pipes: Any = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with _STARTING:
+        if _ENDED:
+            raise subprocess.SubprocessError("this process ends")
+        _RUNNING.add(process := subprocess.Popen(command, process_group=0, **pipes))
+    return process
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@atexit.register
+def end() -> None:
+    """This process ends: so do its compilers, and none begins any more. What they left is swept later."""
+    with _STARTING:
+        _ENDED.append(True)
+    for process in [*_RUNNING]:
+        _kill(process)
