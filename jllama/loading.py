@@ -136,6 +136,7 @@ def load(
     files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
     # A wrong reference is refused before jax is imported, which takes as long as a part of the kernels.
     units.expect(dtype, device)
+    devices.import_jax()
     from jllama.checkpoint import read_config
     from jllama.kernels import programs
 

@@ -54,6 +54,8 @@ def _command(words: list[str]) -> str:
 
 def run(command: str) -> None:
     """Runs a command with the flags that stand in `sys.argv`, and exits."""
+    # NumPy's import starts a thread a core, which spins for a while beside ours: no command needs them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command_line.run(importlib.import_module(f"jllama.cli.{re.sub('[ -]', '_', command)}"))
 
 

@@ -526,8 +526,21 @@ def test_threads_of_the_flag_are_the_kernels_(monkeypatch, values, chosen):
     assert os.environ.get("JLLAMA_THREADS") == chosen
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, "1"), ("3", "3")])
+def test_numpy_has_one_thread_before_a_program_imports_it(monkeypatch, given, wanted):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", given or "")  # so that it is put back
+    if given is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    seen = []
+    monkeypatch.setattr(main.importlib, "import_module", lambda _: seen.append(dict(os.environ)))
+    monkeypatch.setattr(command_line, "run", lambda program: None)
+    main.run("generate")
+    assert seen[0]["OPENBLAS_NUM_THREADS"] == wanted
+
+
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_each_command_is_the_program_of_its_name(monkeypatch, name):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     ran = []
     monkeypatch.setattr(main.importlib, "import_module", lambda module: module)
     monkeypatch.setattr(command_line, "run", ran.append)
