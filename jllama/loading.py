@@ -136,11 +136,10 @@ def load(
     files = resolve(name, sha256=sha256 or known_sha256, progress=progress)
     # A wrong reference is refused before jax is imported, which takes as long as a part of the kernels.
     units.expect(dtype, device)
-    devices.import_jax()
+    devices.configure(device)
     from jllama.checkpoint import read_config
     from jllama.kernels import programs
 
-    devices.configure(device)
     config = read_config(files)
     programs.expect(config, dtype, quantize)
     words = _matching_tokenizer(files, config) if tokenizer else None

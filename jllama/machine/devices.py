@@ -34,6 +34,7 @@ def configure(device: str = "auto") -> None:
     if device not in DEVICES:
         raise JllamaError(f"device {device!r} is unknown; use {', '.join(DEVICES)}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _import_jax()
     import jax
 
     if device != "auto":
@@ -44,7 +45,7 @@ def configure(device: str = "auto") -> None:
     _PROCESS.keeps_programs = _keeps_programs()
 
 
-def import_jax() -> None:
+def _import_jax() -> None:
     """Imports jax; in a process of ours past what other packages say of themselves."""
     with _known_by_name() if _PROCESS.began is not None else contextlib.nullcontext():
         import jax  # noqa: F401
