@@ -120,7 +120,7 @@ class TestIndex:
         entry = {"filename": name, "url": f"../files/{name}", "size": len(body)}
         entry["hashes"] = {"sha256": hashlib.sha256(body).hexdigest()}
         httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{httpd.server_port}/simple")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
