@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -76,6 +77,8 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
             _exit(TERMINATED if number == signal.SIGTERM else EXIT_CODE)
         frame = frame.f_back
     _raised.append(number)
+    # Between `open` and the `with` that would close it a file is nobody's: who ended us is not told of it.
+    warnings.simplefilter("ignore", ResourceWarning)
     _raise(number)
 
 

@@ -137,6 +137,23 @@ def test_a_closed_pipe(begin):
     assert (process.wait(timeout=PATIENCE), err) == (141, b"")
 
 
+@pytest.mark.parametrize("warnings", ["default", "error"])
+def test_a_file_that_was_opened_and_is_nobodys_yet_is_not_spoken_of(warnings):
+    """As where the signal comes between `open` and its `with`."""
+    program = """
+import os, signal
+from jllama.cli import interrupts
+interrupts.catch()
+try:
+    [open(os.devnull), os.kill(os.getpid(), signal.SIGINT)]
+except KeyboardInterrupt:
+    interrupts.leave(interrupts.EXIT_CODE)
+"""
+    line = [sys.executable, "-W", warnings, "-c", program]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 @pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
 def test_what_a_destructor_swallows_still_ends_the_script(error, code):
     program = f"""
