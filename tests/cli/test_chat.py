@@ -27,7 +27,7 @@ from jllama.cli.terminal.state import Chat, LeaveError
 from jllama.errors import JllamaError
 from jllama.settings import GenerationSettings
 from tests.support.screens import PlainScreen, cut
-from tests.support.scripts_helpers import PATIENCE, ROOT, environment, start
+from tests.support.scripts_helpers import PATIENCE, ROOT
 from tests.support.terminal import command
 
 STYLES = re.compile(r"</?[a-z ]*>")
@@ -531,34 +531,25 @@ def flags(plain_dir: Path) -> list[str]:
     return ["--flagfile=configs/story.cfg", f"--model={plain_dir}", "--temperature=0", "--nostats"]
 
 
-def test_each_line_is_a_message_and_nothing_else_is_on_stdout(plain_dir, tmp_path):
-    env = environment(tmp_path)
+def test_each_line_is_a_message_and_nothing_else_is_on_stdout(plain_dir, server):
     lines = b"Hello\n\n  \nWho are you? \xff\n" + b"word " * 2000 + b"\nBye"
-    done = start("chat.py", *flags(plain_dir), "--json", "--max_new_tokens=6", env=env, stdin=lines)
+    done = server.run("chat.py", *flags(plain_dir), "--json", "--max_new_tokens=6", stdin=lines)
     reports = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 2
     assert [list(report) == ["error"] for report in reports] == [False, False, True, False]
     assert reports[1]["reused_tokens"] > 0
     assert done.err.count("\n") == 1
-    plain = start(
-        *(
-            "chat.py",
-            *flags(plain_dir),
-            "--max_new_tokens=6",
-            "--message=Hello",
-            "--message=Who are you? \ufffd",
-        ),
-        env=env,
-    )
+    messages = ["--message=Hello", "--message=Who are you? \ufffd"]
+    plain = server.run("chat.py", *flags(plain_dir), "--max_new_tokens=6", *messages)
     assert (plain.code, plain.err) == (0, "")
     assert plain.out == "".join(report["text"] + "\n" for report in reports[:2])
 
 
-def test_a_closed_pipe_ends_it_quietly(plain_dir, tmp_path):
+def test_a_closed_pipe_ends_it_quietly(plain_dir, server):
     chat = " ".join([*command("chat.py", *flags(plain_dir), "--max_new_tokens=100")])
     done = subprocess.run(
         ["sh", "-c", f"yes Hello | {chat} | head -1"],
-        env=environment(tmp_path),
+        env=server.env,
         capture_output=True,
         cwd=ROOT,
         timeout=PATIENCE,
@@ -569,7 +560,7 @@ def test_a_closed_pipe_ends_it_quietly(plain_dir, tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["--transcript=nothing", "--load=/no/such/file", "--max_seq_len=100000000"])
-def test_a_mistake_at_the_start_is_one_line_and_code_2(plain_dir, tmp_path, bad):
-    done = start("chat.py", *flags(plain_dir), bad, "--message=x", env=environment(tmp_path))
+def test_a_mistake_at_the_start_is_one_line_and_code_2(plain_dir, server, bad):
+    done = server.run("chat.py", *flags(plain_dir), bad, "--message=x")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("error: ")

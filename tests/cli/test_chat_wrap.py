@@ -11,7 +11,6 @@ from jllama.cli.terminal import wrap
 from jllama.cli.terminal.markdown import MarkdownStream
 from tests.support.emulator import Emulator
 from tests.support.screens import cut
-from tests.support.scripts_helpers import environment
 from tests.support.terminal import PROMPT_BEGINS, Terminal, command
 from tests.support.tiny_checkpoint import TEMPLATE, write_tiny_model
 
@@ -164,13 +163,13 @@ def test_a_terminal_that_does_not_move_its_cursor_gets_line_ends(capsys):
     assert "\x1b" not in shown
 
 
-def test_an_answer_is_copied_whole_out_of_a_real_terminal(tmp_path):
+def test_an_answer_is_copied_whole_out_of_a_real_terminal(tmp_path, server):
     """Its bytes, read back in an emulated window, are the lines that the conversation holds."""
     model = write_tiny_model(tmp_path / "tiny", template=TEMPLATE)
     bias = [f"--logit_bias={ord(letter) - 33}=60" for letter in "abcdefghijkl"]  # the byte-level alphabet
     bias += [f"--logit_bias={220}=61"]
     flags = (f"--model={model}", "--dtype=float32", "--max_new_tokens=200", "--ignore_eos", "--seed=1", *bias)
-    terminal = Terminal(command("chat.py", *flags, "--temperature=5"), environment(tmp_path), columns=33)
+    terminal = Terminal(command("chat.py", *flags, "--temperature=5"), server.env, columns=33)
     try:
         terminal.wait_for("/help lists")
         terminal.type("Hello\r")

@@ -12,12 +12,17 @@ GENERATE, INSPECT, MAKE = "generate.py", "inspect_model.py", "make_random_checkp
 
 @pytest.fixture(scope="module")
 def without_jax(tmp_path_factory):
-    """Runs scripts where importing jax fails: what is refused there is refused at once."""
+    """Runs scripts where importing jax fails: what is refused there is refused at once.
+
+    What they import before that is there already: each would need 0.12 s for it.
+    """
     place = tmp_path_factory.mktemp("without_jax")
     (place / "jax").mkdir()
     (place / "jax" / "__init__.py").write_text("raise RuntimeError('jax was imported')")
     paths = f"{place}:{environment(place)['PYTHONPATH']}"
-    server = ScriptServer(place, ["jllama.cli.main"], PYTHONPATH=paths)
+    server = ScriptServer(
+        place, ["jllama.cli.main", "jllama.cli.answers", "jllama.loading"], PYTHONPATH=paths
+    )
     yield server
     server.close()
 

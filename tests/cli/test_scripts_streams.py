@@ -135,13 +135,13 @@ def test_a_full_disk_under_the_output(script, arguments, server, model):
 
 
 @pytest.mark.parametrize("redirect", ["2>/dev/full", "2> >(true)"])
-def test_a_stderr_that_takes_nothing_costs_no_answer(redirect, tmp_path, model):
+def test_a_stderr_that_takes_nothing_costs_no_answer(redirect, server, model):
     """A pipe is closed as soon as `true` ends."""
     flags = f"--model={model} --prompt=x --max_new_tokens=2 --dtype=float32 --verbose --stats"
     for line, code in ((flags, 0), (f"{flags} --top_p=7", 2)):
         line = f"{sys.executable} scripts/generate.py {line} {redirect}"
         done = subprocess.run(
-            ["bash", "-c", line], env=environment(tmp_path), cwd=ROOT, capture_output=True, check=False
+            ["bash", "-c", line], env=server.env, cwd=ROOT, capture_output=True, check=False
         )
         assert (done.returncode, bool(done.stdout)) == (code, code == 0)
 

@@ -103,12 +103,18 @@ class ScriptServer:
         )
 
     def run(
-        self, script: str, *arguments: str, stdout: str | None = None, cwd: Path = ROOT, **env: str
+        self,
+        script: str,
+        *arguments: str,
+        stdin: bytes = b"",
+        stdout: str | None = None,
+        cwd: Path = ROOT,
+        **env: str,
     ) -> Outcome:
-        """One script; `stdout` names another file for its output."""
+        """One script, whose standard input is a file; `stdout` names another file for its output."""
         files = {name: self.scratch / name for name in ("stdin", "stdout", "stderr")}
         for file in files.values():
-            file.write_bytes(b"")
+            file.write_bytes(stdin if file.name == "stdin" else b"")
         request = {name: str(file) for name, file in files.items()}
         request |= {"stdout": stdout} if stdout else {}
         request |= dict(argv=[str(ROOT / "scripts" / script), *arguments], env=self.env | env, cwd=str(cwd))
