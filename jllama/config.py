@@ -1,6 +1,7 @@
 """The architecture of a model, as `config.json` or GGUF metadata states it."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class ModelConfig:
         Raises:
           JllamaError: unreadable, not JSON, a model type, key or value that is not supported.
         """
+        if not isinstance(source, str | os.PathLike | Mapping):
+            kind = type(source).__name__
+            raise JllamaError(f"a configuration is read from a path or a dictionary, not from {kind}")
         keys = dict(source) if isinstance(source, Mapping) else read_object(Path(source))
         with types_checked("config.json"):
             return cls(**hf_fields(keys))

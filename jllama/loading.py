@@ -182,7 +182,7 @@ def _matching_tokenizer(files: ModelFiles, config: "ModelConfig") -> "Tokenizer"
 def _generation_config(files: ModelFiles) -> dict[str, Any]:
     """What generation_config.json holds; nothing if there is none."""
     path = files.directory and files.directory / "generation_config.json"
-    return read_object(path) if path and path.is_file() else {}
+    return read_object(path) if path and os.path.lexists(path) else {}
 
 
 def _dtype_name(dtype: Any) -> str:

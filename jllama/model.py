@@ -124,8 +124,10 @@ def forward(
       that finds the cache full is not kept, and its logits are NaN.
 
     Raises:
-      JllamaError: tokens are no such array; or, where lengths are known, do not fit in the cache (else NaN).
+      JllamaError: tokens are no such array, or config or cache none; or, where lengths are known, the tokens
+        do not fit in the cache (else NaN).
     """
+    _check_kinds(config, cache)
     B, T = checked_shape(tokens, rows=cache.batch)
     n_valid = jnp.full((B,), T, jnp.int32) if n_valid is None else n_valid
     check_room(cache, n_valid)
@@ -173,6 +175,15 @@ def places(config: ModelConfig, positions: Array, context: Array) -> dict[Rope |
         rope: (rope_tables(rope, H, positions, context) if rope else None, query_scale(rope, positions))
         for rope in kinds
     }
+
+
+def _check_kinds(config: ModelConfig, cache: KVCache) -> None:
+    for name, value, kind in (("config", config, ModelConfig), ("cache", cache, KVCache)):
+        if not isinstance(value, kind):
+            raise JllamaError(
+                f"{name} is a {type(value).__name__}, not a {kind.__name__}: "
+                "forward takes config, params, tokens, cache, such as those of a Model and KVCache.empty"
+            )
 
 
 def checked_shape(tokens: Array, *, rows: int) -> tuple[int, int]:

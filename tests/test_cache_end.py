@@ -115,6 +115,16 @@ def test_tokens_of_another_shape_or_kind_are_refused(tiny_config, tiny_params, t
         jllama.forward(tiny_config, tiny_params, tokens, cache)
 
 
+def test_arguments_in_another_order_are_refused(tiny_config, tiny_params):
+    tokens, cache = ints([[1]]), KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")
+    with pytest.raises(jllama.JllamaError, match=r"cache is a .*, not a KVCache: forward takes config"):
+        jllama.forward(tiny_config, tiny_params, cache, tokens)
+    with pytest.raises(jllama.JllamaError, match="cache is a NoneType"):
+        jllama.forward(tiny_config, tiny_params, tokens, None)
+    with pytest.raises(jllama.JllamaError, match=r"config is a .*, not a ModelConfig"):
+        jllama.forward(tiny_params, tiny_config, tokens, cache)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
 def test_tokens_may_be_whole_numbers_of_any_width(tiny_config, tiny_params, dtype):
     cache = KVCache.empty(tiny_config, batch=1, max_len=S, dtype="float32")

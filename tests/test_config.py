@@ -303,6 +303,12 @@ def test_files_that_are_no_configuration(tmp_path, content, says):
         ModelConfig.from_hf(tmp_path / "elsewhere.json")
 
 
+@pytest.mark.parametrize("source", [None, 5, [("model_type", "llama")]])
+def test_what_no_configuration_is_read_from(source):
+    with pytest.raises(JllamaError, match=f"not from {type(source).__name__}"):
+        ModelConfig.from_hf(source)
+
+
 def test_a_file_reads_as_its_content_does(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BASE), encoding="utf-8")
     assert ModelConfig.from_hf(str(tmp_path / "config.json")) == read()

@@ -12,6 +12,8 @@ from jax import Array
 
 from jllama.errors import JllamaError
 
+MOST_POSITIONS = 2**31 - 1  # positions are int32
+
 
 class CacheShape(Protocol):
     """What a cache must know of a model (a `ModelConfig` is one)."""
@@ -167,8 +169,10 @@ def _check_size(batch: int, max_len: int, dtype) -> None:
     for name, value in (("batch", batch), ("max_len", max_len)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise JllamaError(f"{name}={value!r} of a cache must be a whole number from 1")
+        if value > MOST_POSITIONS:
+            raise JllamaError(f"{name}={value} of a cache is beyond {MOST_POSITIONS}: give less")
     try:
-        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        is_float = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
         is_float = False
     if not is_float:

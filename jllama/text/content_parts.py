@@ -35,11 +35,11 @@ def settle_parts(messages: Sequence[Mapping[str, Any]], render: Callable[[Messag
         render: the template.
 
     Raises:
-        JllamaError: a part is no text, or a message no mapping.
+        JllamaError: a part is no text, a message no mapping, or its role or content of another kind.
     """
     if not all(isinstance(message, Mapping) for message in messages):
         raise JllamaError('a message must be a dictionary such as {"role": "user", "content": "Hello"}')
-    found = [dict(message) for message in messages]
+    found = [_checked(message, f"messages[{at}]: ") for at, message in enumerate(messages)]
     lists = [at for at, message in enumerate(found) if _has_parts(message)]
     if not lists:
         return found
@@ -47,6 +47,27 @@ def settle_parts(messages: Sequence[Mapping[str, Any]], render: Callable[[Messag
         parts = found[at]["content"]
         found[at]["content"] = [{"type": "text", "text": _text(part, f"messages[{at}]: ")} for part in parts]
     return _joined(found, set(lists) - _taken_as_lists(found, lists, render))
+
+
+def _checked(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A message of its own whose role is a text, and its content one or a list: a template would fail on it.
+
+    A content of None beside calls of tools, as OpenAI's servers write it, is none.
+    """
+    found = dict(message)
+    if not isinstance(found.get("role", ""), str):
+        raise JllamaError(f"{where}the role must be a text such as 'user', not {_kind(found['role'])}")
+    if found.get("content", "") is None and found.get("tool_calls"):
+        del found["content"]
+    content, own = found.get("content", ""), found.get("role") in TOOL_ROLES
+    parts = isinstance(content, list) and all(map(_is_part, content))
+    if not own and not parts and not isinstance(content, str):
+        raise JllamaError(f"{where}the content must be a text or a list of text parts, not {_kind(content)}")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "a list of something else" if isinstance(value, list) else type(value).__name__
 
 
 def _taken_as_lists(messages: Messages, lists: list[int], render: Callable[[Messages], str]) -> set[int]:

@@ -34,7 +34,7 @@ class Detokenizer:
             return b""
         found = self._cache.get(token)
         if found is None:
-            found = self._cache[token] = self._token_bytes(token)
+            found = self._cache[token] = self._token_bytes(token) if token >= 0 else b""
         return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -1,6 +1,7 @@
 """Text to token ids and back, for every tokenizer a Llama-family checkpoint comes with."""
 
 import contextlib
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
@@ -167,12 +168,20 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 show as U+FFFD."""
-        return self._detokenizer.decode(ids, skip_special)
+        """The text of `ids`; bytes that are no UTF-8 show as U+FFFD, and ids that name no token as nothing.
+
+        Raises:
+            JllamaError: they are no whole numbers.
+        """
+        return self._detokenizer.decode(_whole_numbers(ids), skip_special)
 
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:
-        """What one id stands for: maybe a part of a character; nothing for an unknown or a special one."""
-        return self._detokenizer.bytes_of(token, skip_special)
+        """What one id stands for: maybe a part of a character; nothing for an unknown or a special one.
+
+        Raises:
+            JllamaError: it is no whole number.
+        """
+        return self._detokenizer.bytes_of(_whole_numbers([token])[0], skip_special)
 
     def stream(self, prompt_ids: Iterable[int] = (), shown: Collection[int] = ()) -> StreamDecoder:
         """A decoder for ids that come one by one, continuing the text of `prompt_ids`.
@@ -224,6 +233,13 @@ class Tokenizer:
         if source not in self._compiled:
             self._compiled[source] = self.compile_template(source)
         return self._compiled[source]
+
+
+def _whole_numbers(ids: Iterable[int]) -> list[int]:
+    try:
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise JllamaError("token ids must be whole numbers, in a list") from None
 
 
 def _read(read: Callable[[Any], tuple[Vocabulary, Settings]], source: Any, name: str) -> tuple:

@@ -1,5 +1,6 @@
 """The tokenizer in a Hugging Face directory."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,8 +10,9 @@ from typing import Any
 import tokenizers
 
 from jllama.errors import JllamaError
+from jllama.files.errors import file_errors
 from jllama.files.json_files import read_object
-from jllama.files.paths import check_no_other_kind
+from jllama.files.paths import check_file, check_no_other_kind
 from jllama.text.special_tokens import Special
 from jllama.text.template.sandbox import MAX_SOURCE_CHARS
 from jllama.text.vocabularies import ranked
@@ -33,7 +35,7 @@ class Directory:
     def json(self, name: str) -> dict[str, Any]:
         if name not in self._read:
             path = self.path / name
-            self._read[name] = read_object(path) if path.exists() else {}
+            self._read[name] = read_object(path) if os.path.lexists(path) else {}
         return self._read[name]
 
     @cached_property
@@ -201,7 +203,7 @@ def _templates(directory: Directory) -> dict[str, str]:
     files = {"default": directory.path / "chat_template.jinja"}
     more = directory.path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))}
-    return {**given, **{name: _template(file) for name, file in files.items() if file.is_file()}}
+    return {**given, **{name: _template(file) for name, file in files.items() if os.path.lexists(file)}}
 
 
 def _given_templates(directory: Directory) -> dict[str, str]:
@@ -223,5 +225,7 @@ def _given_templates(directory: Directory) -> dict[str, str]:
 
 def _template(file: Path) -> str:
     """The text of a template; of one that is too long to be compiled, enough to say so."""
-    with file.open(encoding="utf-8") as source:
-        return source.read(MAX_SOURCE_CHARS + 1)
+    with file_errors(file):
+        check_file(file)
+        with file.open(encoding="utf-8") as source:
+            return source.read(MAX_SOURCE_CHARS + 1)

@@ -18,7 +18,7 @@ from jllama.checkpoint.formats import gguf
 from jllama.checkpoint.formats.saved import WEIGHTS, _quantized, is_saved, saved_config
 from jllama.checkpoint.formats.stored import PLAIN, Checkpoint, Encoding, Reader, Stored
 from jllama.checkpoint.layout import Leaf, Part, layout
-from jllama.checkpoint.leaves import automatic, dense
+from jllama.checkpoint.leaves import automatic, choose, dense
 from jllama.checkpoint.leaves.block_types import TYPES, Form
 from jllama.checkpoint.leaves.choose import converter_for, placed, scheme_for
 from jllama.checkpoint.leaves.dense import DenseConverter, aligned_empty, all_finite
@@ -253,14 +253,15 @@ def test_what_each_mode_makes_of_each_leaf():
 )
 def test_a_mode_s_converter(mode, kinds):
     table, norm = np.ones((3, 32), np.float32), np.ones(32, np.float32)
-    bar, placed_ = SimpleNamespace(advance=lambda count: None), []
+    steps, placed_ = [], []
+    bar = SimpleNamespace(advance=steps.append)
 
     def place(leaf, where):
         placed_.append(where)
         return leaf
 
     convert, ends = converter_for(
-        mode, checkpoint(t=table, n=norm), Numbers(t=table, n=norm), np.dtype(np.float32), bar, place
+        mode, checkpoint(t=table, n=norm), Numbers(t=table, n=norm), np.dtype(np.float16), bar, place
     )
     leaves = [
         Leaf(shape=t.shape, parts=(Part(name=name, shape=t.shape),))
@@ -270,9 +271,21 @@ def test_a_mode_s_converter(mode, kinds):
     assert tuple(isinstance(leaf, QTensor) for leaf in made) == kinds
     assert placed_ == [None] * sum(kinds)
     np.testing.assert_array_equal(made[1], norm)
+    assert sum(steps) == 2 * (table.size + norm.size)  # whatever a leaf becomes: bytes of the run dtype
     assert len(ends) == (2 if mode == "int8" else 1)
     for end in ends:
         end.close()
+
+
+def test_blocks_that_are_kept_count_in_the_bar_too(monkeypatch):
+    table, steps = np.ones((3, 32), np.float32), []
+    monkeypatch.setattr(choose, "form_of", lambda leaf, checkpoint: "a form")
+    monkeypatch.setattr(choose, "QuantizedConverter", lambda *given: lambda leaf, form: form)
+    given = (checkpoint(t=table), Numbers(t=table), np.dtype("f2"), SimpleNamespace(advance=steps.append))
+    convert, (end,) = converter_for("auto", *given, lambda leaf, where: leaf)
+    assert convert(Leaf(shape=(3, 32), parts=(Part(name="t", shape=(3, 32)),)), None) == "a form"
+    assert steps == [2 * 3 * 32]
+    end.close()
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 32), (32, 64)])

@@ -356,6 +356,8 @@ def test_a_length_that_is_none(length):
         ((1.5, 8, "float32"), "batch=1.5"),
         ((1, 8, "int32"), "dtype='int32'"),
         ((1, 8, "x"), "dtype='x'"),
+        ((1, 8, None), "dtype=None"),
+        ((1, 2**31, "float32"), "max_len=2147483648 of a cache is beyond 2147483647"),
     ],
 )
 def test_a_cache_of_no_size(sizes, words):

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from jllama.chat.transcript import Transcript
+from jllama.errors import JllamaError
 from jllama.text.tokenizer import Tokenizer
 from jllama.text.vocabularies.spm import USER_DEFINED
 from jllama.text.vocabularies.spm_file import read_model
@@ -174,6 +176,20 @@ FEW_KINDS = [
     "json-unigram-first-True",
     "json-bpe-first-False",
 ]
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS)
+def test_ids_that_name_no_token_are_nothing_and_what_is_none_is_refused(kind, tmp_path):
+    made = KINDS[kind](tmp_path / "model")
+    ids = made.encode("im")
+    text = made.decode(ids)
+    assert made.decode(np.array(ids)) == made.decode(np.array([-100, *ids, -1, 2**40])) == text
+    assert {made.token_bytes(token) for token in (-1, np.int64(-5), 2**31, 2**40)} == {b""}
+    for wrong in ("im", ["a"], [1.5], [None], [[1]], None, 5, np.array([[1, 2]])):
+        with pytest.raises(JllamaError, match="token ids must be whole numbers, in a list"):
+            made.decode(wrong)
+    with pytest.raises(JllamaError, match="token ids must be whole numbers"):
+        made.token_bytes("a")
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS)

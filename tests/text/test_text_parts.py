@@ -173,6 +173,32 @@ def test_a_part_that_is_no_text_is_named_with_its_message(part, words):
     assert str(error.value).startswith(f"messages[1]: {words}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"content": None}, "the content must be a text or a list of text parts, not NoneType"),
+        ({"content": 5}, "the content must be .*, not int"),
+        ({"content": {"type": "text", "text": "a"}}, "the content must be .*, not dict"),
+        ({"content": [5]}, "the content must be .*, not a list of something else"),
+        ({"role": 5}, "the role must be a text such as 'user', not int"),
+        ({"role": None}, "the role must be .*, not NoneType"),
+    ],
+)
+def test_a_message_of_another_kind_is_named_and_not_its_template(changes, words):
+    with pytest.raises(JllamaError, match=rf"^messages\[1\]: {words}"):
+        settle_parts([USER, {**USER, **changes}], lambda messages: 1 / 0)
+
+
+def test_no_content_beside_calls_is_none():
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert settle_parts([called], lambda messages: 1 / 0) == [
+        {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    ]
+    assert called["content"] is None
+    with pytest.raises(JllamaError, match="not NoneType"):
+        settle_parts([{**called, "tool_calls": []}], lambda messages: 1 / 0)
+
+
 def parts(*texts):
     return [{"type": "text", "text": text} for text in texts]
 

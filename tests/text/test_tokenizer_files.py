@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -523,3 +525,21 @@ def test_of_two_names_for_one_token_beside_a_model_tokenizer_config_s_counts(tmp
     made = Tokenizer.from_dir(spm_directory(tmp_path, "bpe", **files))
     assert [made.special_id(text) for text in ("<old>", "<new>", "<kept>")] == [None, count, count + 1]
     assert made.decode([count, count + 1], skip_special=False) == "<new><kept>"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenizer_config.json", "config.json"],
+)
+@pytest.mark.parametrize("kind", ["a FIFO", "a loop"])
+def test_what_is_there_in_place_of_an_optional_file_is_named(tmp_path, name, kind):
+    """Passed over in silence, a template would be lost."""
+    directory = write_directory(tmp_path / "model", tokenizer=numbered("<a>"))
+    file = directory / name
+    file.parent.mkdir(exist_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(file.name)
+    with pytest.raises(JllamaError, match=re.escape(str(file))):
+        _ = Tokenizer.from_dir(directory).chat_templates

@@ -48,10 +48,14 @@ def converter_for(
 
         def keep(leaf: Leaf, where: Any) -> Any:
             form = form_of(leaf, checkpoint)
-            return dense(leaf, where) if form is None else place(stored(leaf, form), where)
+            if form is None:
+                return dense(leaf, where)
+            kept = place(stored(leaf, form), where)
+            bar.advance(math.prod(leaf.shape) * dtype.itemsize)
+            return kept
 
         return keep, [dense]
-    wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), bar)
+    wide = DenseConverter(checkpoint, reader, np.dtype(np.float32), bar, counted=dtype)
 
     def shrink(leaf: Leaf, where: Any) -> Any:
         scheme = scheme_for(leaf, mode)

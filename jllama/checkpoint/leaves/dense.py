@@ -33,9 +33,17 @@ class DenseConverter:
     So loading needs the parameters themselves and a few chunks, on a CPU; one or two more leaves elsewhere.
     """
 
-    def __init__(self, checkpoint: Checkpoint, reader: Reader, dtype: np.dtype, bar: ByteBar) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        reader: Reader,
+        dtype: np.dtype,
+        bar: ByteBar,
+        counted: np.dtype | None = None,
+    ) -> None:
+        """`counted`: what the bar takes the numbers for; `dtype` when None."""
         self._checkpoint, self._reader, self._bar = checkpoint, reader, bar
-        self._dtype = dtype
+        self._dtype, self._counted = dtype, counted or dtype
         self._pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
         self._before: jax.Array | None = None
 
@@ -89,7 +97,7 @@ class DenseConverter:
                 np.copyto(out, numbers, casting="unsafe")
         if not all_finite(out):
             raise JllamaError(not_finite(stored, numbers, self._dtype))
-        self._bar.advance(out.nbytes)
+        self._bar.advance(out.size * self._counted.itemsize)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -56,7 +56,7 @@ def vocabulary_of(
     texts = {at: token.content for at, token in added.items()}
 
     def text_of(token: int) -> str:
-        return texts.get(token) or (inner.id_to_token(token) if token in range(1 << 32) else None) or ""
+        return texts.get(token) or (inner.id_to_token(token) if 0 <= token < 1 << 32 else None) or ""
 
     def token_bytes(token: int) -> bytes:
         # An added token is plain text, not in the alphabet that stands for bytes.
