@@ -160,7 +160,10 @@ class Conversation(Answering):
           JllamaError: there are not so many.
         """
         self.branch.streams.end()
-        self._check_turn(count, "nothing to undo")
+        self._check_turn(self.turns, "nothing to undo")
+        if not 1 <= count <= self.turns:
+            most = "1 turn" if self.turns == 1 else f"1 to {self.turns} turns"
+            raise JllamaError(f"undo takes back {most} here, not {count}")
         kept = len(self.messages) - 2 * count
         undone = self.messages[kept:]
         self._set_messages(self.messages[:kept])

@@ -147,9 +147,13 @@ def test_undo_goes_back_any_number_of_turns_and_reuses_the_cache(talk):
     assert [message.content for message in talk.undo(2)] == answers[2:]
     assert ask(talk, "Who are you?") == answers[3]
     assert prefilled(talk) == 1
-    with pytest.raises(JllamaError, match="from 1 to 2"):
-        talk.undo(3)
-    talk.undo(2)
+    for count in (3, 0, -1):
+        with pytest.raises(JllamaError, match=f"^undo takes back 1 to 2 turns here, not {count}$"):
+            talk.undo(count)
+    talk.undo(1)
+    with pytest.raises(JllamaError, match=r"^undo takes back 1 turn here, not 99$"):
+        talk.undo(99)
+    talk.undo()
     with pytest.raises(JllamaError, match="no turn yet"):
         talk.undo()
 

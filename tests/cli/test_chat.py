@@ -175,6 +175,7 @@ def test_fork_switch_tree_show_tokens_clear(chat):
     assert "> Right" in said(chat, "/show 3")
     assert said(chat, "/tokens").count("answer") == 3
     assert "tok/s" in said(chat, "/stats")
+    assert said(chat, "/clear") == "1 turn is not saved (/save FILE): /clear again drops it"
     assert said(chat, "/clear") == "cleared"
     assert said(chat, "/tree").count("◆") == 2
     assert said(chat, "/show") == "nothing was said yet"
@@ -189,6 +190,7 @@ def test_system_help_exit(chat):
     for name in commands.COMMANDS:
         assert said(chat, f"/help {name[1:]}").startswith("/")
     for name in ("/exit", "/quit"):
+        assert said(chat, name) == "2 turns are not saved (/save FILE): /exit again drops them"
         with pytest.raises(LeaveError):
             loop.handle(chat, name)
 
@@ -227,7 +229,8 @@ def test_what_is_not_saved_is_counted_once(chat, tmp_path):
     assert chat.unsaved_turns() == 0
     said(chat, "/retry")
     assert chat.unsaved_turns() == 1
-    said(chat, f"/load {tmp_path}/a.json")
+    assert said(chat, f"/load {tmp_path}/a.json").startswith("1 turn is not saved (/save FILE): /load again")
+    assert said(chat, f"/load {tmp_path}/a.json").startswith("on branch other, 3 turns")
     assert chat.unsaved_turns() == 0
     again = Chat(chat.conversation, chat.settings, chat.screen, file=f"{tmp_path}/a.json")
     assert again.unsaved_turns() == 0
@@ -299,7 +302,7 @@ def test_copy(chat, monkeypatch, tmp_path):
     assert clipboard.osc52("x" * 75_000).startswith("\x1b]52;c;")
     assert clipboard.osc52("x" * 75_001) == ""
     assert clipboard.osc52("\u00e9\udcff") == "\x1b]52;c;w6k/\a"
-    said(chat, "/clear")
+    chat.conversation.clear()
     assert said(chat, "/copy").startswith("error: nothing to copy")
 
 

@@ -104,6 +104,8 @@ def test_a_branch_is_deleted_but_not_the_current_one(chat):
     said(chat, "/fork third")
     assert said(chat, "/delete other") == "deleted other"  # third has its turns
     said(chat, "/switch main")
+    lost = "1 turn is not saved (/save FILE): /delete third again drops it"
+    assert said(chat, "/delete third") == lost
     assert said(chat, "/delete third") == "deleted third, with 1 turn that no other branch has"
     assert list(chat.conversation.branches) == ["main"]
     assert said(chat, "/delete") == "error: which branch? /delete NAME; there is no other one"

@@ -122,8 +122,10 @@ def said(chat, text):
     [
         ("/show 1", ["> one", "1"]),
         ("/show 3", ["> three", "3"]),
-        ("/show 0", ["error: turn 0 does not exist: there are 3"]),
-        ("/show 4", ["error: turn 4 does not exist: there are 3"]),
+        ("/show 0", ["error: turn 0 does not exist: there are 3 turns"]),
+        ("/show 4", ["error: turn 4 does not exist: there are 3 turns"]),
+        ("/edit 0", ["error: turn 0 does not exist: there are 3 turns"]),
+        ("/edit 4 x", ["error: turn 4 does not exist: there are 3 turns"]),
         ("/show", ["  1  one\n     ↳ 1\n  2  two\n     ↳ 2\n  3  three\n     ↳ 3"]),
         (
             "/stats",
@@ -253,8 +255,8 @@ def test_an_answer_that_goes_on_begins_with_what_stands_there(chat):
         ("/edit 2 new  words", ("edit", 2, "new  words"), ""),
         ("/edit 1", None, "/edit 1 one"),
         ("/edit 3", None, "/edit 3 three"),
-        ("/edit 4", ("edit", 4, ""), ""),
-        ("/edit 0", ("edit", 0, ""), ""),
+        ("/edit 4", None, ""),
+        ("/edit 0", None, ""),
     ],
 )
 def test_a_turn_is_edited_or_laid_before_the_user(chat, text, asked, prefill):
@@ -325,6 +327,68 @@ def test_loading_tells_where_one_is(chat, monkeypatch):
     monkeypatch.setattr(keeping.archive, "load", lambda conversation, path: (GenerationSettings(), []))
     assert said(chat, "/load x") == ["on branch b, 3 turns"]
     assert said(chat, "/load")[0].startswith("error: give a file: /load FILE")
+
+
+WARNED = "{} not saved (/save FILE): {} again drops {}"
+
+
+@pytest.fixture
+def talked(chat, monkeypatch, tmp_path):
+    """A turn on `main` is not saved, and two on `b` of which `c` has one."""
+    for text in ("/fork b", "four", "/fork c", "/switch b", "five", "/switch main", "six"):
+        said(chat, text)
+    monkeypatch.setattr(keeping, "read_document", lambda path: None)
+    monkeypatch.setattr(keeping.archive, "load", lambda *given: (GenerationSettings(), []))
+    return chat
+
+
+@pytest.mark.parametrize(
+    ("command", "lost", "done"),
+    [
+        ("/load", "3 turns are", "on branch main, 4 turns, 3 branches"),
+        ("/clear", "1 turn is", "cleared"),
+        ("/delete b", "1 turn is", "deleted b, with 1 turn that no other branch has"),
+    ],
+)
+def test_what_is_not_saved_is_dropped_at_the_second_word(talked, command, lost, done):
+    text = f"{command} a.json" if command == "/load" else command
+    warning = WARNED.format(lost, command, "it" if lost == "1 turn is" else "them")
+    before = talked.conversation.tree()
+    for between in ("/tree", "/help", "/load other.json" if command != "/load" else "/clear"):
+        assert said(talked, text) == [warning]
+        said(talked, between)  # so the next one is a first one
+    assert talked.conversation.tree() == before
+    assert said(talked, text) == [warning]
+    said(talked, " ")  # is no input
+    assert said(talked, text) == [done]
+
+
+def test_leaving_with_turns_that_are_not_saved_takes_two_words(talked):
+    for text in ("/exit", "/tree", "/quit"):
+        said(talked, text)
+    assert talked.screen.lines == [WARNED.format("3 turns are", "/exit", "them")]
+    with pytest.raises(LeaveError):
+        loop.handle(talked, "/exit")
+
+
+def test_what_drops_nothing_for_good_warns_of_nothing(talked, monkeypatch):
+    assert said(talked, "/delete c") == ["deleted c"]  # b has its turn
+    assert said(talked, "/delete main") == [
+        "error: 'main' is the current branch: switch to another one first"
+    ]
+    assert said(talked, "/delete nowhere")[0].startswith("error: no branch 'nowhere'")
+    monkeypatch.undo()
+    assert said(talked, "/load nowhere.json")[0].startswith("error: cannot read ")
+    talked.mark_saved("a.json")
+    assert said(talked, "/delete b") == ["deleted b, with 2 turns that no other branch has"]
+    assert said(talked, "/clear") == ["cleared"]
+
+
+def test_another_file_s_name_is_a_second_word_too(talked, monkeypatch):
+    assert said(talked, "/load a.json")[0].startswith("3 turns are not saved")
+    monkeypatch.setattr(keeping.archive, "load", None)
+    with pytest.raises(TypeError):  # it is called
+        loop.handle(talked, "/load b.json")
 
 
 def test_leaving_and_what_is_no_mistake_of_the_user(chat):

@@ -647,7 +647,12 @@ def test_what_is_saved_is_told_by_the_messages_themselves():
         ("a b --cache", "", "a b", True),
         ("--cache", "old.json", "old.json", True),
         ("'a b' --cache", "", "a b", True),
-        ("--cache x", "", "--cache x", False),
+        ("--cache x", "", "x", True),
+        ("--cache 'a b'", "", "a b", True),
+        ("--cache a b", "", "a b", True),
+        ("'a --b'", "", "a --b", False),
+        ('"--cache"', "", "--cache", False),
+        ("./--cache", "", "./--cache", False),
         ("a--cache", "", "a--cache", False),
     ],
 )
@@ -662,6 +667,26 @@ def test_a_conversation_is_saved_where_it_was_typed(monkeypatch, typed, file, pa
     keeping.save(chat, typed)
     assert asked == [(path, cache)]
     assert (chat.file, chat.screen.lines) == (path, ["saved a file and another"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("b.json --cach", "--cach"),
+        ("--force b.json", "--force"),
+        ("b.json --force --cache", "--force"),
+        ("a --cache b", "--cache"),
+        ("'a' --b", "--b"),
+        ("a --b'", "--b'"),
+    ],
+)
+def test_what_looks_like_a_flag_is_no_part_of_a_file_s_name(monkeypatch, typed, named):
+    monkeypatch.setattr(keeping.archive, "save", None)
+    with pytest.raises(JllamaError) as error:
+        keeping.save(Chat(Talk(), GenerationSettings(), PlainScreen()), typed)
+    assert str(error.value) == (
+        f"{named!r} is no part of a file's name: /save [FILE] [--cache], or quotes around the name"
+    )
 
 
 @pytest.mark.parametrize("typed", ["", "--cache", "a\0b"])

@@ -108,7 +108,7 @@ def talking():
     said = []
     screen = SimpleNamespace(say=said.append)
     conversation = SimpleNamespace(current="main", branches={"main": 0})
-    chat = SimpleNamespace(conversation=conversation, prefill="", screen=screen, said=said)
+    chat = SimpleNamespace(conversation=conversation, prefill="", screen=screen, said=said, inputs=0)
     chat.unsaved_turns = lambda: 0
     return chat
 

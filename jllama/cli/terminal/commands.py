@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jllama.chat.branches import Turn
 from jllama.chat.conversation import Conversation
 from jllama.cli.terminal import clipboard, keeping, wording
 from jllama.cli.terminal import settings as chat_settings
@@ -59,7 +60,8 @@ def help_(chat: Chat, argument: str) -> None:
 
 def exit_(chat: Chat, argument: str) -> None:
     """/exit: leaves, as Ctrl-D does"""
-    raise LeaveError
+    if chat.may_drop("/exit"):
+        raise LeaveError
 
 
 def system(chat: Chat, argument: str) -> None:
@@ -83,10 +85,7 @@ def show(chat: Chat, argument: str) -> None:
     if not argument:
         chat.screen.say(wording.history(chat.conversation) or "nothing was said yet")
         return
-    number, turns = _number(argument, "/show N"), chat.conversation.branch.turns
-    if not 1 <= number <= len(turns):
-        raise JllamaError(f"turn {number} does not exist: there are {len(turns)}")
-    question, answer = turns[number - 1]
+    question, answer = _turn(chat, _number(argument, "/show N"))
     chat.screen.say(f"> {question.content}")
     for one in answer.rounds:
         for call, result in zip(one.calls, one.results, strict=True):
@@ -112,6 +111,8 @@ def tokens(chat: Chat, argument: str) -> None:
 
 def clear(chat: Chat, argument: str) -> None:
     """/clear: forgets this branch's messages; the system message stays"""
+    if not chat.may_drop("/clear", chat.conversation.current):
+        return
     chat.conversation.clear()
     chat.attached.clear()
     chat.screen.say("cleared")
@@ -189,11 +190,20 @@ def model(chat: Chat, argument: str) -> None:
 def edit(chat: Chat, argument: str) -> None:
     """/edit N [TEXT]: asks turn N again with another text, and forgets the turns after it"""
     first, _, text = argument.partition(" ")
-    number, turns = _number(first, "/edit N TEXT"), chat.conversation.branch.turns
-    if text.strip() or not 1 <= number <= len(turns):
+    number = _number(first, "/edit N TEXT")
+    question, _ = _turn(chat, number)
+    if text.strip():
         chat.answer(chat.conversation.edit(number, text.strip(), chat.settings))
     else:
-        chat.prefill = f"/edit {number} {turns[number - 1][0].content}"
+        chat.prefill = f"/edit {number} {question.content}"
+
+
+def _turn(chat: Chat, number: int) -> Turn:
+    turns = chat.conversation.branch.turns
+    if not 1 <= number <= len(turns):
+        there = f"there {'is' if len(turns) == 1 else 'are'} {wording.turns(len(turns))}"
+        raise JllamaError(f"turn {number} does not exist: {there}")
+    return turns[number - 1]
 
 
 def _number(text: str, usage: str) -> int:

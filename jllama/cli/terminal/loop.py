@@ -55,6 +55,7 @@ def handle(chat: Chat, text: str) -> None:
     """Obeys or answers one input; says what is wrong with it if something is."""
     if not text.strip():
         return
+    chat.inputs += 1
     try:
         with contextlib.suppress(KeyboardInterrupt):
             command = commands.find(text)

@@ -1,6 +1,6 @@
 """What a command of the chat may look at and change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jllama.chat.asking import MOST_ROUNDS
 from jllama.chat.branches import Message
@@ -35,21 +35,41 @@ class Chat:
         self.prefill = ""  # stands at the next prompt, to be edited
         self.attached: list[Attachment] = []  # files that go before the next message
         self.file = file  # of the last /save or /load
+        self.inputs = 0  # messages and commands so far
+        self._warned = ("", 0)  # a command that would drop turns, and at which input that was said
         self._saved = self._messages()
 
     def mark_saved(self, file: str) -> None:
         """From now on `file` holds the conversation as it is."""
         self.file, self._saved = file, self._messages()
 
-    def unsaved_turns(self) -> int:
-        """How many turns of all branches would be lost."""
-        kept = {id(message) for message in self._saved}
+    def may_drop(self, command: str, branch: str | None = None) -> bool:
+        """Whether a command may drop what it would drop for good; says so once if turns are not saved.
+
+        Args:
+          command: as it is typed; the second in a row goes on.
+          branch: the one that it drops; None: all of them.
+        """
+        lost = self.unsaved_turns(branch)
+        if not lost or self._warned == (command, self.inputs - 1):
+            return True
+        self._warned = command, self.inputs
+        self.screen.say(f"{wording.unsaved(lost)}{command} again drops {'it' if lost == 1 else 'them'}")
+        return False
+
+    def unsaved_turns(self, branch: str | None = None) -> int:
+        """How many turns would be lost with one branch, or (None) with all."""
+        stays = [name for name in self.conversation.branches if branch not in (None, name)]
+        kept = {id(message) for message in [*self._saved, *self._messages(stays)]}
         return sum(message.role == "assistant" and id(message) not in kept for message in self._messages())
 
-    def _messages(self) -> list[Message]:
-        """Of all branches, what they share once."""
-        branches = self.conversation.branches.values()
-        return [*{id(message): message for branch in branches for message in branch.messages}.values()]
+    def _messages(self, names: Iterable[str] | None = None) -> list[Message]:
+        """Of these branches or (None) of all, what they share once."""
+        branches = self.conversation.branches
+        said = (
+            message for name in (branches if names is None else names) for message in branches[name].messages
+        )
+        return [*{id(message): message for message in said}.values()]
 
     def ask(self, text: str) -> None:
         """Sends a message behind the files that wait for one, and shows the answer.
