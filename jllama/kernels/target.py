@@ -1,7 +1,6 @@
 """Where a program runs, and everything that this decides. Read once, outside of any trace."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 
 from jllama import sharding
 from jllama.layers.shards import Shards
+from jllama.machine import devices
 
 CHUNK_SIZES = {"gpu": (64, 128, 256, 512, 1024, 2048)}  # a GPU reads all weights for any chunk, however short
 SHORT_SIZES = (16, 32)  # of a GPU's chunks, where `kernels.short_refusal` has nothing against them
@@ -81,7 +81,7 @@ class Target:
 
 def of_platform(platform: str, mesh: Mesh | None = None) -> Target:
     """The target of a platform as the environment wants it."""
-    return Target(platform.replace("cuda", "gpu"), os.environ.get("JLLAMA_KERNELS", "1") != "0", mesh)
+    return Target(platform.replace("cuda", "gpu"), devices.kernels_wanted(), mesh)
 
 
 def target_of(tree: Any) -> Target:

@@ -74,7 +74,19 @@ def is_likely_cpu(device: str) -> bool:
     """Whether programs and our kernels will run on the CPU, as far as can be told without jax."""
     chosen = device if device != "auto" else os.environ.get("JAX_PLATFORMS") or device
     driven = chosen == "auto" and Path("/proc/driver/nvidia").exists()
-    return chosen in ("auto", "cpu") and not driven and os.environ.get("JLLAMA_KERNELS") != "0"
+    return kernels_wanted() and chosen in ("auto", "cpu") and not driven
+
+
+def kernels_wanted() -> bool:
+    """Whether hand-written kernels may run: `$JLLAMA_KERNELS` is not 0.
+
+    Raises:
+      JllamaError: it is something else than 0, 1 or nothing.
+    """
+    asked = os.environ.get("JLLAMA_KERNELS", "")
+    if asked not in ("", "0", "1"):
+        raise JllamaError(f"JLLAMA_KERNELS={asked!r} is neither 0 (everything by XLA) nor 1 (as without it)")
+    return asked != "0"
 
 
 class _Process:

@@ -504,3 +504,6 @@ def test_a_platform_decides_how_programs_run(monkeypatch):
     for said, runs in (("0", False), ("1", True), ("", True)):
         monkeypatch.setenv("JLLAMA_KERNELS", said)
         assert of_platform("cpu").kernels is runs
+    monkeypatch.setenv("JLLAMA_KERNELS", "off")
+    with pytest.raises(JllamaError, match=r"JLLAMA_KERNELS='off' is neither 0 .* nor 1"):
+        of_platform("cpu")

@@ -110,7 +110,7 @@ def _chosen(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _library() -> str:
-    if os.environ.get("JLLAMA_KERNELS") == "0":
+    if not devices.kernels_wanted():
         return "none"
     library = load()
     return library if isinstance(library, str) else Path(library._name).name
