@@ -175,6 +175,16 @@ def clean(cache: KVCache) -> KVCache:
     )
 
 
+def cleaned(cache: KVCache, dtype=None) -> KVCache:
+    """The same in a dtype, by NumPy: two programs less."""
+
+    def leaf(a):
+        return jnp.asarray(np.nan_to_num(np.asarray(a, np.float32)).astype(dtype or a.dtype))
+
+    keys, values = (tuple(map(leaf, leaves)) for leaves in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values)
+
+
 def distance(a, b) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -233,9 +243,9 @@ def errors(config, params, token, cache, logits, new) -> list[tuple[float, float
     Nothing else in the cache may have changed.
     """
     tokens, length = jnp.array([[token]], jnp.int32), int(cache.length[0])
-    twin, twin_cache = plain_step(config, params, tokens, clean(cache))
+    twin, twin_cache = plain_step(config, params, tokens, cleaned(cache))
     with jax.default_matmul_precision("highest"):
-        exact, exact_cache = plain_step(config, wide(params), tokens, wide(clean(cache)))
+        exact, exact_cache = plain_step(config, wide(params), tokens, cleaned(cache, np.float32))
     found = [(distance(logits, exact), distance(twin, exact))]
     others = np.arange(cache.max_len) != length
     caches = (new, cache, twin_cache, exact_cache)
