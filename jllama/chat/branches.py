@@ -113,22 +113,21 @@ class Branches:
         self.branches[name] = self.branch.fork()
         self.current = name
 
-    def switch(self, name: str) -> None:
-        """Goes to another branch.
+    def switch(self, branch: str | Branch) -> None:
+        """Goes to another branch, given by its name or by itself.
 
         Raises:
           JllamaError: there is none of that name.
         """
-        self._check_known(name)
-        self.current = name
+        self.current = self._name_of(branch)
 
-    def delete(self, name: str) -> tuple[Turn, ...]:
-        """Forgets a branch, and returns the turns that no other branch has.
+    def delete(self, branch: str | Branch) -> tuple[Turn, ...]:
+        """Forgets a branch, given by its name or by itself, and returns the turns that no other branch has.
 
         Raises:
           JllamaError: there is none of that name, or it is the current one.
         """
-        self._check_known(name)
+        name = self._name_of(branch)
         if name == self.current:
             last = len(self.branches) == 1
             advice = "/clear begins anew" if last else "switch to another one first"
@@ -142,10 +141,16 @@ class Branches:
         """All branches, their common past once."""
         return build_tree({name: branch.turns for name, branch in self.branches.items()})
 
-    def _check_known(self, name: str) -> None:
+    def _name_of(self, given: str | Branch) -> str:
+        name = next((name for name, branch in self.branches.items() if branch is given), given)
+        there = f"there are {', '.join(self.branches)}"
+        if isinstance(name, Branch):
+            raise JllamaError(f"this branch is none of the conversation's, or was deleted; {there}")
+        if not isinstance(name, str):
+            raise JllamaError(f"give a branch by its name, not by a {type(name).__name__}; {there}")
         if name not in self.branches:
-            hint = nearest(name, self.branches)
-            raise JllamaError(f"no branch {name!r}{hint}; there are {', '.join(self.branches)}")
+            raise JllamaError(f"no branch {name!r}{nearest(name, self.branches)}; {there}")
+        return name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,5 +188,7 @@ def _key(turn: Turn) -> tuple[int, int]:
 
 def check_name(name: str) -> None:
     """Refuses what can't be typed as a branch's name."""
+    if not isinstance(name, str):
+        raise JllamaError(f"a branch's name must be a text, not {type(name).__name__}")
     if not name or len(name) > 40 or any(letter.isspace() or not letter.isprintable() for letter in name):
         raise JllamaError(f"branch name {name[:40]!r}: give 1 to 40 letters without blanks")

@@ -4,7 +4,8 @@ The history is what the model read and wrote, token by token, while the chat tem
 computes its new message alone. Where the template drops an answer's thoughts, its own text is read again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jllama.chat.answering import Answering
@@ -97,6 +98,8 @@ class Conversation(Answering):
 
     def run(self, call: Call) -> str:
         """Calls the function; gives what it returned, or what went wrong, as the model is to read it."""
+        if not isinstance(call, Call):
+            raise JllamaError(f"call must be one of `conversation.calls`, not {type(call).__name__}")
         return self.toolbox.run(call)[0]
 
     def reply(
@@ -110,6 +113,8 @@ class Conversation(Answering):
         chosen = settings_of(settings, changes)
         self.branch.streams.end()
         self._check_turn(self.turns, "nothing to reply to")
+        if isinstance(results, str) or not isinstance(results, Iterable):
+            raise JllamaError(f"results must be a list of texts, not {type(results).__name__}")
         rounds = answered(self.messages[-1], tuple(results))
         yield from self._answer(self.messages[:-1], chosen, rounds=rounds)
 
@@ -161,9 +166,9 @@ class Conversation(Answering):
         """
         self.branch.streams.end()
         self._check_turn(self.turns, "nothing to undo")
-        if not 1 <= count <= self.turns:
+        if not (isinstance(count, numbers.Integral) and 1 <= count <= self.turns):
             most = "1 turn" if self.turns == 1 else f"1 to {self.turns} turns"
-            raise JllamaError(f"undo takes back {most} here, not {count}")
+            raise JllamaError(f"undo takes back {most} here, not {count!r}")
         kept = len(self.messages) - 2 * count
         undone = self.messages[kept:]
         self._set_messages(self.messages[:kept])
@@ -199,6 +204,8 @@ class Conversation(Answering):
     def _check_turn(self, turn: int, what: str) -> None:
         if not self.turns:
             raise JllamaError(f"{what}: there is no turn yet")
+        if not isinstance(turn, numbers.Integral):
+            raise JllamaError(f"a turn is given by its number, not by a {type(turn).__name__}")
         if not 1 <= turn <= self.turns:
             raise JllamaError(f"turn {turn} does not exist: give a number from 1 to {self.turns}")
 

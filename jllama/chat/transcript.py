@@ -35,9 +35,12 @@ class Transcript:
         r"""A base model without a template gets `PLAIN`. In a format, `\n` stands for a line's end.
 
         Raises:
-          JllamaError: the format lacks `{user}` or `{ai}`, the template does not compile, or variables come
-            without a template.
+          JllamaError: `source` is no text; the format lacks `{user}` or `{ai}`, the template does not
+            compile, or variables come without a template.
         """
+        if not isinstance(source, str | None):
+            kind = type(source).__name__
+            raise JllamaError(f"transcript must be a text such as {PLAIN!r}, or a jinja template, not {kind}")
         self.source = source
         self.variables = checked_variables(variables)
         self.stops: tuple[str, ...] = ()

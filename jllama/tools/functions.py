@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +28,8 @@ class Toolbox:
         Raises:
           JllamaError: a hint is missing or of a kind that can't be told to a model; two names are the same.
         """
+        if isinstance(functions, str) or not isinstance(functions, Collection):
+            raise JllamaError(f"tools must be a list of functions, not {type(functions).__name__}")
         self.tools = check_tools([tool_of(function) for function in functions])
         self._functions = dict(zip((tool.name for tool in self.tools), functions, strict=True))
 

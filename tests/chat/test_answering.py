@@ -98,6 +98,27 @@ def test_whatever_changes_a_branch_ends_the_answer_that_is_being_read(name):
     assert streams.ended == 1
 
 
+OF_ANOTHER_KIND = {
+    "edit None": (lambda made: [*made.edit(None, "x")], "a turn is given by its number, not by a NoneType"),
+    "edit 1.0": (lambda made: [*made.edit(1.0, "x")], "a turn is given by its number, not by a float"),
+    "undo": (lambda made: made.undo("1"), "undo takes back 1 turn here, not '1'"),
+    "undo 1.0": (lambda made: made.undo(1.0), "undo takes back 1 turn here, not 1.0"),
+    "reply": (lambda made: [*made.reply("1")], "results must be a list of texts, not str"),
+    "reply None": (lambda made: [*made.reply(None)], "results must be a list of texts, not NoneType"),
+    "run": (lambda made: made.run("f"), "call must be one of `conversation.calls`, not str"),
+    "tools": (lambda made: Toolbox(5), "tools must be a list of functions, not int"),
+    "tools None": (lambda made: Toolbox("f"), "tools must be a list of functions, not str"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_what_is_of_another_kind_is_named(name):
+    made, (call, words) = conversation("a"), OF_ANOTHER_KIND[name]
+    with pytest.raises(JllamaError) as error:
+        call(made)
+    assert (str(error.value), made.messages) == (words, TURN)
+
+
 REFUSED = {
     "ask": lambda made: [*made.ask(" ", SETTINGS)],
     "ask so": lambda made: [*made.ask("Why?", top_p=7)],

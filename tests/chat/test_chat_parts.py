@@ -77,6 +77,35 @@ def test_branches_are_born_at_the_current_one_and_know_only_their_own():
     assert list(talk.branches) == ["main"]
 
 
+def test_a_branch_is_given_by_its_name_or_by_itself():
+    talk = Branches(NoSession())
+    main = talk.branch
+    talk.fork("other")
+    other = talk.branch
+    with pytest.raises(JllamaError, match="'other' is the current branch"):
+        talk.delete(talk.branch)
+    talk.switch(main)
+    assert talk.current == "main"
+    assert talk.delete(other) == ()
+    for call in (talk.switch, talk.delete):
+        with pytest.raises(
+            JllamaError, match="is none of the conversation's, or was deleted; there are main"
+        ):
+            call(other)
+    assert list(talk.branches) == ["main"]
+
+
+@pytest.mark.parametrize("given", [5, None, [], b"main", True, {}])
+def test_what_gives_no_branch_is_named(given):
+    talk, kind = Branches(NoSession()), type(given).__name__
+    for call in (talk.switch, talk.delete):
+        with pytest.raises(JllamaError, match=f"give a branch by its name, not by a {kind}; there are main"):
+            call(given)
+    with pytest.raises(JllamaError, match=f"a branch's name must be a text, not {kind}"):
+        talk.fork(given)
+    assert list(talk.branches) == ["main"]
+
+
 def test_what_is_being_said_ends_with_its_branch():
     talk, said = Branches(NoSession()), []
 
@@ -296,6 +325,12 @@ def test_a_format_without_a_beginning_token():
 )
 def test_a_format_has_both_once_and_in_order(source):
     with pytest.raises(JllamaError, match=r"give \{user\} and then \{ai\}, each once"):
+        Transcript(Letters(), source)
+
+
+@pytest.mark.parametrize("source", [5, [], b"{user}{ai}", True])
+def test_a_format_is_a_text(source):
+    with pytest.raises(JllamaError, match=f"^transcript must be a text .*, not {type(source).__name__}$"):
         Transcript(Letters(), source)
 
 

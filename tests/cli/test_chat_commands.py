@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
@@ -88,6 +89,36 @@ def test_redo_is_also_retry_and_listed_once(chat):
     assert "/retry" not in helped
     for name in ("/continue", "/redo", "/delete NAME", "/model", "/read FILE [TEXT]"):
         assert f"  {name} " in helped
+
+
+# /set.
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("regex=(", "regex can't be used: "),
+        ("grammar=start: (", "grammar can't be used: "),
+        ("grammar=root ::= (", "grammar can't be used: "),
+        ('json_schema={"type": "no such"}', "json_schema can't be used: "),
+        ("json_schema={", "json_schema is no JSON"),
+    ],
+)
+def test_what_no_answer_can_match_is_refused_at_once(chat, typed, words):
+    pytest.importorskip("llguidance")
+    before = chat.settings = GenerationSettings()
+    assert said(chat, f"/set {typed}").startswith(f"error: {words}")
+    assert chat.settings is before
+    assert said(chat, "/set regex=[ab]{3}") == "regex=[ab]{3}"
+    assert said(chat, "/set regex=none") == "regex=none"
+
+
+def test_without_the_library_nothing_is_set_that_must_match(chat, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    before = chat.settings = GenerationSettings()
+    for typed in ("regex=a{7}", 'json_schema={"const": 7}', 'grammar=start: "a" "b"', "json_object=on"):
+        assert "pip install jllama[grammar]" in said(chat, f"/set {typed}")
+    assert chat.settings is before
 
 
 # /delete.

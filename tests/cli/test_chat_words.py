@@ -182,9 +182,22 @@ def test_the_tree_of_branches():
 # Settings as they are typed.
 
 
+@pytest.fixture(autouse=True)
+def matched(monkeypatch):
+    """What was compiled: the tokenizer, the size of the vocabulary, and what must match."""
+    seen = []
+    monkeypatch.setattr(
+        chat_settings,
+        "matcher_for",
+        lambda words, size, settings: seen.append((words, size, settings.constraint)),
+    )
+    return seen
+
+
 def settings_chat(**fields):
     screen = SimpleNamespace(markdown=True)
-    talk = SimpleNamespace(on_overflow="drop")
+    model = SimpleNamespace(need_tokenizer=lambda: "words", config=SimpleNamespace(vocab_size=9))
+    talk = SimpleNamespace(on_overflow="drop", model=model)
     return SimpleNamespace(
         settings=GenerationSettings(**fields), conversation=talk, screen=screen, show_stats=False
     )
@@ -260,6 +273,30 @@ def test_what_an_answer_must_match_is_a_text_or_a_file_and_one_at_a_time(tmp_pat
     assert chat.settings.constraint == ("grammar", 'root ::= "a"')
     chat_settings.change(chat, 'grammar=root ::= "b"')
     assert chat.settings.constraint == ("grammar", 'root ::= "b"')
+
+
+@pytest.mark.parametrize(
+    ("typed", "constraint"),
+    [("regex=(", ("regex", "(")), ("json_object=on", ("json_object", '{"type": "object"}'))],
+)
+def test_what_can_not_be_matched_is_refused_at_once(monkeypatch, matched, typed, constraint):
+    chat = settings_chat(temperature=0.5)
+    before = chat.settings
+    for other in ("top_k=3", "regex=none", "json_object=off"):
+        chat_settings.change(chat, other)
+    assert matched == []
+    chat.settings = before
+    chat_settings.change(chat, typed)
+    assert (matched, chat.settings.constraint) == ([("words", 9, constraint)], constraint)
+    chat.settings = before
+
+    def refuse(*given):
+        raise JllamaError("unclosed")
+
+    monkeypatch.setattr(chat_settings, "matcher_for", refuse)
+    with pytest.raises(JllamaError, match="unclosed"):
+        chat_settings.change(chat, typed)
+    assert chat.settings is before
 
 
 def test_the_chats_own_settings():

@@ -9,6 +9,7 @@ from jllama.chat.overflow import check_policy
 from jllama.cli import constraints
 from jllama.cli.terminal.state import Chat
 from jllama.errors import JllamaError, nearest
+from jllama.grammar.constraint import matcher_for
 from jllama.settings import CONSTRAINTS, GenerationSettings
 
 _FIELDS = {field.name: field for field in dataclasses.fields(GenerationSettings)}
@@ -59,7 +60,11 @@ def change(chat: Chat, argument: str) -> str:
         if name in CONSTRAINTS and given and held and held[0] != name:
             off = "off" if held[0] == "json_object" else "none"
             raise JllamaError(f"{held[0]} holds already: /set {held[0]}={off} first")
-        chat.settings = dataclasses.replace(chat.settings, **{name: given})
+        settings = dataclasses.replace(chat.settings, **{name: given})
+        if name in CONSTRAINTS and given:
+            model = chat.conversation.model
+            matcher_for(model.need_tokenizer(), model.config.vocab_size, settings)  # refuses what can't be
+        chat.settings = settings
     return name
 
 
