@@ -6,7 +6,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ def configure(device: str = "auto") -> None:
     if device not in DEVICES:
         raise JllamaError(f"device {device!r} is unknown; use {', '.join(DEVICES)}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    _import_jax()
     import jax
 
     if device != "auto":
@@ -43,31 +41,6 @@ def configure(device: str = "auto") -> None:
         _keep_programs()
     _check_device(device)
     _PROCESS.keeps_programs = _keeps_programs()
-
-
-def _import_jax() -> None:
-    """Imports jax; in a process of ours past what other packages say of themselves."""
-    with _known_by_name() if _PROCESS.began is not None else contextlib.nullcontext():
-        import jax  # noqa: F401
-
-
-@contextlib.contextmanager
-def _known_by_name() -> Iterator[None]:
-    """JAX's first import reads what each installed package says of itself, to find one that is called
-    `jax-rocm…-plugin`. The names of their directories tell those that it can't be.
-    """
-    from importlib import metadata
-
-    every = metadata.distributions
-    metadata.distributions = lambda **which: filter(_may_be_rocm, every(**which))
-    try:
-        yield
-    finally:
-        metadata.distributions = every
-
-
-def _may_be_rocm(package: Any) -> bool:
-    return "rocm" in str(getattr(package, "_path", "rocm"))
 
 
 def is_likely_cpu(device: str) -> bool:

@@ -58,7 +58,7 @@ def test_a_step(suffix):
 def test_a_processor_runs_what_it_has(variant):
     """The one without dot products ends a program that has them: what runs on it has none."""
     name = f"_{variant}_on_the_least"
-    build.register(aarch64.connected(variant, "-O1", aarch64.PROCESSORS["neon"]), name)
+    build.register(aarch64.connected(variant, processor=aarch64.PROCESSORS["neon"]), name)
     w = cpu.prepare(random_weight(np.random.default_rng(0), (16, 96), 8, 32, False))
     call = partial(cpu.quantized_linear, w, jnp.ones((1, 96)), target=f"jllama_product{name}")
     if variant == "neon":

@@ -1,11 +1,8 @@
 """What is asked of JAX, and what is made of its answers: in this process, with JAX's settings replaced."""
 
-import contextlib
 import math
 import os
 import time
-from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -191,20 +188,3 @@ def test_a_command_says_when_its_process_began(monkeypatch):
     assert devices.process_began() == 0
     devices.own_process()
     assert 0 <= time.time() - devices.process_began() < 600
-
-
-def test_while_jax_is_imported_other_packages_are_known_by_their_directories(monkeypatch):
-    rocm, other, strange = (
-        SimpleNamespace(_path=Path("/site/jax_rocm7_plugin-1.dist-info")),
-        SimpleNamespace(_path=Path("/site/numpy-2.dist-info")),
-        SimpleNamespace(),  # of another finder
-    )
-
-    def given(**_):
-        return iter((rocm, other, strange))
-
-    monkeypatch.setattr(metadata, "distributions", given)
-    with contextlib.suppress(ImportError), devices._known_by_name():
-        assert [*metadata.distributions()] == [rocm, strange]
-        raise ImportError
-    assert metadata.distributions is given

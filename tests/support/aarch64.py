@@ -34,12 +34,12 @@ def lacking() -> str | None:
     return None
 
 
-def connected(variant: str, optimised: str, processor: str = "") -> ctypes.CDLL:
+def connected(variant: str, optimised: str = "-O1", processor: str = "") -> ctypes.CDLL:
     """A library as the kernels' own, whose calls a new program under QEMU does.
 
     Args:
       variant: of `PROCESSORS`.
-      optimised: the compiler's flag, -O1: what QEMU needs for a call is little beside the compiler's time.
+      optimised: the compiler's flag; with -O0 many calls take twice as long under QEMU.
       processor: instead of the variant's.
     """
     command = [_emulator(), "-cpu", processor or PROCESSORS[variant], _program(variant, optimised)]

@@ -89,7 +89,7 @@ def suffix_of(machine: str) -> str:
 def register_copy(machine: str, path: Path, suffix: str) -> None:
     """Registers a copy of the kernels, which has threads of its own."""
     if machine in aarch64.PROCESSORS:
-        return build.register(aarch64.connected(machine, QUICKLY), suffix)
+        return build.register(aarch64.connected(machine), suffix)
     flags = machines()[machine]
     library = ctypes.CDLL(shutil.copy(_compiled(flags), path))
     build.register(library, suffix)
@@ -129,7 +129,7 @@ def rounds(machine: str, columns: int) -> bool:
 @functools.cache
 def _library(machine: str) -> ctypes.CDLL:
     if machine in aarch64.PROCESSORS:
-        return aarch64.connected(machine, QUICKLY)
+        return aarch64.connected(machine)
     flags = machines()[machine]
     if flags is None:
         library = build.load()
