@@ -52,14 +52,15 @@ def settle_parts(messages: Sequence[Mapping[str, Any]], render: Callable[[Messag
 def _checked(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A message of its own whose role is a text, and its content one or a list: a template would fail on it.
 
-    A content of None beside calls of tools, as OpenAI's servers write it, is none.
+    A content of None beside calls of tools, as OpenAI's servers write it, is none. Where `token_ids` stand
+    for it, it may be anything.
     """
     found = dict(message)
     if not isinstance(found.get("role", ""), str):
         raise JllamaError(f"{where}the role must be a text such as 'user', not {_kind(found['role'])}")
     if found.get("content", "") is None and found.get("tool_calls"):
         del found["content"]
-    content, own = found.get("content", ""), found.get("role") in TOOL_ROLES
+    content, own = found.get("content", ""), found.get("role") in TOOL_ROLES or "token_ids" in found
     parts = isinstance(content, list) and all(map(_is_part, content))
     if not own and not parts and not isinstance(content, str):
         raise JllamaError(f"{where}the content must be a text or a list of text parts, not {_kind(content)}")
