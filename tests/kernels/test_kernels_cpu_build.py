@@ -24,6 +24,7 @@ from jllama.kernels import cpu
 from jllama.kernels.cpu import build
 from jllama.kernels.target import Target
 from jllama.machine.native import compiling, packaged, units
+from jllama.machine.native.cores import cores
 from tests.support.kernels_cpu import skip_without_kernels
 from tests.support.scripts_helpers import PATIENCE
 
@@ -423,7 +424,7 @@ def test_sanitizers_find_nothing(monkeypatch):
     monkeypatch.setenv("JLLAMA_CXXFLAGS", "-fsanitize=address,undefined -fno-sanitize-recover=all -O0")
     # Here: a compiler under the sanitizers takes thrice as long.
     parts = ("attention_float32", "dense_float32", "dense_bfloat16", "eight_bits", "four_bits")
-    with ThreadPoolExecutor(compiling.cores()) as together:
+    with ThreadPoolExecutor(cores()) as together:
         list(together.map(lambda unit: compiling.compiled(units=(unit,)), (compiling.CORE, *parts)))
     environment = {
         **os.environ,

@@ -10,7 +10,8 @@ import jax
 
 from jllama.errors import JllamaError
 from jllama.machine.native import packaged
-from jllama.machine.native.compiling import CORE, PARTS, cores, symbol
+from jllama.machine.native.compiling import CORE, PARTS, symbol
+from jllama.machine.native.cores import cores
 from jllama.machine.native.units import begun
 
 MOST_THREADS = 256

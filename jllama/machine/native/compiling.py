@@ -24,6 +24,7 @@ from typing import Any
 from jllama.errors import JllamaError
 from jllama.files.paths import cache_dir, locked
 from jllama.machine.native import kept, packaged
+from jllama.machine.native.cores import cores
 
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-pthread", "-fno-math-errno")
 GCC_FLAGS = ("-fvect-cost-model=dynamic",)  # clang does so by itself and refuses the flag
@@ -187,12 +188,6 @@ def _put(whole: Path, library: Path) -> None:
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(whole, library)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _run_all(commands: list[list[str]]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from jllama.errors import JllamaError
 from jllama.machine import devices
 from jllama.machine.native import packaged
-from jllama.machine.native.compiling import CORE, compiled, cores
+from jllama.machine.native.compiling import CORE, compiled
+from jllama.machine.native.cores import cores
 
 _BEGINNING = threading.Lock()
 _SLOTS = threading.Semaphore(cores())  # that many compilers at the same time
