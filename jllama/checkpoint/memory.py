@@ -12,6 +12,7 @@ from jllama.checkpoint.sizes import cache_bytes, parameter_bytes
 from jllama.config import ModelConfig
 from jllama.errors import JllamaError
 from jllama.files.model_files import ModelFiles
+from jllama.model import Params
 
 GIB = 2**30
 _FULL = 0.9  # of a device's memory; a cache and what programs need find room beside the weights
@@ -47,6 +48,15 @@ def weight_bytes(files: ModelFiles, config: ModelConfig, dtype: str, quantize: s
         layout = kernel_layout(None) if devices == 1 else "rows"
         return kept_bytes(files, config, dtype, layout, devices)
     return needed if devices == 1 else int(needed * device_share(config, devices))
+
+
+def held_on_each(
+    config: ModelConfig, params: Params, *, batch: int, max_len: int, dtype: str
+) -> tuple[int, int, int]:
+    """How many devices hold a model, and the bytes that its weights and a cache take of each of them."""
+    devices = sharding.devices_under(params)
+    cache = cache_bytes(config, batch=batch, max_len=max_len, dtype=dtype)
+    return devices, sharding.bytes_on_each(params), cache // devices
 
 
 def check_weights(

@@ -153,14 +153,12 @@ def _sampling(model: Any) -> dict[str, Any]:
 
 
 def _banner(engine: Any, url: str) -> list[str]:
-    from jllama import sharding
-    from jllama.checkpoint.sizes import cache_bytes
+    from jllama.checkpoint.memory import held_on_each
     from jllama.machine.devices import describe_device
 
     model, slots = engine.model, FLAGS.slots
-    devices, weights = sharding.devices_under(model.params), sharding.bytes_on_each(model.params)
     room = dict(batch=slots, max_len=engine.max_seq_len, dtype=model.dtype)
-    cache = cache_bytes(model.config, **room) // devices
+    devices, weights, cache = held_on_each(model.config, model.params, **room)
     each = f"on each of {devices} devices: " * (devices > 1)
     return [
         f"{model.name} · {model.dtype} · {describe_device(model.params)}",

@@ -4,9 +4,8 @@ import math
 
 import jax
 
-from jllama import sharding
 from jllama.chat.conversation import Conversation
-from jllama.checkpoint.sizes import cache_bytes
+from jllama.checkpoint.memory import held_on_each
 from jllama.config import ModelConfig
 from jllama.layers.qtensor import QTensor
 from jllama.loading import Model
@@ -19,8 +18,7 @@ def loaded(conversation: Conversation) -> str:
     """Name, family, size, precision, context, memory and device, a line each."""
     model = conversation.model
     config, size = model.config, conversation.max_seq_len
-    devices, weights = sharding.devices_under(model.params), sharding.bytes_on_each(model.params)
-    cache = cache_bytes(config, batch=1, max_len=size, dtype=model.dtype) // devices
+    devices, weights, cache = held_on_each(config, model.params, batch=1, max_len=size, dtype=model.dtype)
     each = f"on each of {devices} devices: " * (devices > 1)
     lines = {
         "model": model.name,

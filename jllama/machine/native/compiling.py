@@ -192,8 +192,9 @@ def _put(whole: Path, library: Path) -> None:
 
 def _run_all(commands: list[list[str]]) -> None:
     """As many at the same time as there are cores; the first error of the first that fails is raised."""
-    for start in range(0, len(commands), cores()):
-        _run_together(commands[start : start + cores()])
+    at_once = cores()
+    for start in range(0, len(commands), at_once):
+        _run_together(commands[start : start + at_once])
 
 
 def _run_together(commands: list[list[str]]) -> None:
